@@ -1,0 +1,149 @@
+//! The journal: the log that binds each epoch to its inputs.
+//!
+//! * A [`Bound`] says what one epoch took from one partition: up to which offset, and with which watermark and flags.
+//! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing.
+//!
+//! Invariants: a worker appends the frames of its epochs in order; a worker's capability for an epoch outlives the sync
+//! of its frame for that epoch; equal frames give equal output, on any number of workers.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::time::{Epoch, EventTime};
+
+/// What an epoch took from a partition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Bound {
+    /// The name under which the flow reads the source.
+    pub source: String,
+    /// The partition.
+    pub partition: u32,
+    /// Where reading began, if the partition was found in this epoch.
+    pub found_at: Option<u64>,
+    /// The offset of the first record that the epoch did not take.
+    pub next: u64,
+    /// The partition's watermark after the epoch's records.
+    pub watermark: EventTime,
+    /// Whether the partition is idle at the end of the epoch.
+    pub idle: bool,
+    /// The offset at which the partition ends for this job, where that was fixed.
+    pub until: Option<u64>,
+    /// Whether it has reached that offset.
+    pub ended: bool,
+}
+
+/// What one worker bound to one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Frame {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// What it took, from the partitions in which something changed.
+    pub bounds: Vec<Bound>,
+}
+
+/// Where frames go. Shared by the workers of a process.
+pub trait Journal: Send + Sync {
+    /// Takes a frame of `worker`, without waiting for the disk.
+    ///
+    /// # Errors
+    /// When the journal can take no more.
+    fn append(&self, worker: usize, frame: Frame) -> Result<()>;
+
+    /// The greatest epoch of `worker` whose frame, and all before it, are on record for good; `None` before the first.
+    fn synced(&self, worker: usize) -> Option<Epoch>;
+}
+
+/// A journal that holds what it is told in memory: at once "synced", and gone with the process.
+#[derive(Debug, Default)]
+pub struct MemoryJournal {
+    inner: Mutex<Inner>,
+    forgetful: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    frames: Vec<Frame>,
+    synced: Vec<Option<Epoch>>,
+}
+
+impl MemoryJournal {
+    /// A journal that only acknowledges: for a job without state, where nothing would read the frames.
+    pub fn forgetful() -> Self {
+        MemoryJournal { forgetful: true, ..MemoryJournal::default() }
+    }
+
+    /// The frames so far, of all workers, by epoch; those of one epoch as one frame, bounds sorted.
+    pub fn frames(&self) -> Vec<Frame> {
+        let mut by_epoch = std::collections::BTreeMap::<Epoch, Vec<Bound>>::new();
+        for frame in &self.inner.lock().unwrap_or_else(PoisonError::into_inner).frames {
+            by_epoch.entry(frame.epoch).or_default().extend(frame.bounds.iter().cloned());
+        }
+        let merged = by_epoch.into_iter().map(|(epoch, mut bounds)| {
+            bounds.sort();
+            Frame { epoch, bounds }
+        });
+        merged.collect()
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn append(&self, worker: usize, frame: Frame) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.synced.len() <= worker {
+            inner.synced.resize(worker + 1, None);
+        }
+        assert!(inner.synced[worker] < Some(frame.epoch), "a worker binds its epochs in order, each once");
+        inner.synced[worker] = Some(frame.epoch);
+        if !self.forgetful {
+            inner.frames.push(frame);
+        }
+        Ok(())
+    }
+
+    fn synced(&self, worker: usize) -> Option<Epoch> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.synced.get(worker).copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(epoch: u64, partition: u32) -> Frame {
+        let bound = Bound {
+            source: "s".into(),
+            partition,
+            found_at: None,
+            next: 7,
+            watermark: EventTime::MIN,
+            idle: false,
+            until: None,
+            ended: false,
+        };
+        Frame { epoch: Epoch(epoch), bounds: vec![bound] }
+    }
+
+    #[test]
+    fn frames_of_an_epoch_are_read_back_as_one() {
+        let journal = MemoryJournal::default();
+        assert_eq!(journal.synced(1), None);
+        journal.append(1, frame(2, 1)).unwrap();
+        journal.append(0, frame(2, 0)).unwrap();
+        journal.append(0, frame(4, 0)).unwrap();
+        assert_eq!((journal.synced(0), journal.synced(1)), (Some(Epoch(4)), Some(Epoch(2))));
+        let read: Vec<_> =
+            journal.frames().iter().map(|f| (f.epoch.0, f.bounds.iter().map(|b| b.partition).collect())).collect();
+        assert_eq!(read, [(2, vec![0, 1]), (4, vec![0])]);
+    }
+
+    #[test]
+    #[should_panic(expected = "in order")]
+    fn an_epoch_is_bound_once() {
+        let journal = MemoryJournal::default();
+        journal.append(0, frame(4, 0)).unwrap();
+        journal.append(0, frame(4, 0)).unwrap();
+    }
+}

@@ -1,0 +1,113 @@
+//! One error for all of Tidegate: what failed, where, and what to do.
+//!
+//! Invariant: an error prints as one line that a user can act on; it never prints a value in its `Debug` form.
+
+use std::fmt;
+
+/// The result of everything here that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Who has to act, which decides the exit code of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something that was asked for could not be done (exit code 1).
+    Failed,
+    /// What was asked for makes no sense (exit code 2).
+    Usage,
+}
+
+/// What failed, where, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Inner {
+    kind: Kind,
+    what: String,
+    place: Option<String>,
+    cause: Option<String>,
+    remedy: Option<String>,
+}
+
+impl Error {
+    /// Something failed: `what` is a clause without a full stop, such as "cannot open the results file".
+    pub fn new(what: impl Into<String>) -> Self {
+        let inner = Inner { kind: Kind::Failed, what: what.into(), place: None, cause: None, remedy: None };
+        Error { inner: Box::new(inner) }
+    }
+
+    /// Something was asked for that makes no sense.
+    pub fn usage(what: impl Into<String>) -> Self {
+        let mut error = Error::new(what);
+        error.inner.kind = Kind::Usage;
+        error
+    }
+
+    /// Where: a file, a topic and partition, a step of the query.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.inner.place = Some(place.to_string());
+        self
+    }
+
+    /// Why: what the operating system or a library said.
+    #[must_use]
+    pub fn because(mut self, cause: impl fmt::Display) -> Self {
+        self.inner.cause = Some(cause.to_string());
+        self
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn help(mut self, remedy: impl fmt::Display) -> Self {
+        self.inner.remedy = Some(remedy.to_string());
+        self
+    }
+
+    /// Who has to act.
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// The exit code of a program that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self.inner.kind {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { what, place, cause, remedy, .. } = &*self.inner;
+        let mut line = what.clone();
+        if let Some(place) = place {
+            line.push_str(&format!(" ({place})"));
+        }
+        if let Some(cause) = cause {
+            line.push_str(&format!(": {cause}"));
+        }
+        if let Some(remedy) = remedy {
+            line.push_str(&format!("; {remedy}"));
+        }
+        // One line, whatever a library put into its own message.
+        f.write_str(&line.replace(['\n', '\r'], " "))
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_says_what_where_why_and_what_to_do() {
+        let error = Error::new("cannot open the input").at("a.csv").because("no\nsuch file").help("check --csv");
+        assert_eq!(error.to_string(), "cannot open the input (a.csv): no such file; check --csv");
+        assert_eq!((error.exit_code(), Error::usage("no").exit_code()), (1, 2));
+    }
+}

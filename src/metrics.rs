@@ -1,0 +1,293 @@
+//! Counters that every layer may raise, and the account at the end of a run.
+//!
+//! A [`Metrics`] belongs to one job in one process; all of its workers share it. Counters only grow. The account that
+//! [`Summary::check_conservation`] makes compares counters that are raised in *different* places of the code, so that a
+//! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
+//! into a window step is what its rows counted and what was late.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::time::EventTime;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The sum of all that was added.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A point of event time that moves.
+#[derive(Debug)]
+pub struct TimeGauge(AtomicI64);
+
+impl Default for TimeGauge {
+    fn default() -> Self {
+        TimeGauge(AtomicI64::new(EventTime::MIN.millis()))
+    }
+}
+
+impl TimeGauge {
+    /// Moves it.
+    pub fn set(&self, time: EventTime) {
+        self.0.store(time.millis(), Ordering::Relaxed);
+    }
+
+    /// Where it is.
+    pub fn get(&self) -> EventTime {
+        EventTime::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// What happened at a source.
+#[derive(Debug, Default)]
+pub struct SourceMetrics {
+    /// Records that were taken from the source, good or bad.
+    pub read: Counter,
+    /// Bytes of those records, as the source holds them.
+    pub bytes: Counter,
+    /// Records that were given on to the flow.
+    pub accepted: Counter,
+    /// Records that were rejected.
+    pub rejected: Counter,
+    /// The watermark of the source's stream.
+    pub watermark: TimeGauge,
+}
+
+/// What happened at a window step.
+#[derive(Debug, Default)]
+pub struct StepMetrics {
+    /// Records that came in, each counted once for every window it belongs to.
+    pub taken: Counter,
+    /// Of those, the ones that are counted in a row of a window.
+    pub counted: Counter,
+    /// Of those, the ones that were late.
+    pub late: Counter,
+    /// Rows of windows that closed.
+    pub closed_rows: Counter,
+}
+
+/// What happened at a sink.
+#[derive(Debug, Default)]
+pub struct SinkMetrics {
+    /// Rows that were shown.
+    pub rows: Counter,
+    /// Epochs in which rows were shown.
+    pub epochs: Counter,
+}
+
+/// A list of named things of one kind, in the order in which they were first asked for.
+#[derive(Debug)]
+struct Named<M>(Mutex<Vec<(String, Arc<M>)>>);
+
+impl<M> Default for Named<M> {
+    fn default() -> Self {
+        Named(Mutex::new(Vec::new()))
+    }
+}
+
+impl<M: Default> Named<M> {
+    fn get(&self, name: &str) -> Arc<M> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = all.iter().find(|(known, _)| known == name) {
+            return Arc::clone(found);
+        }
+        let new = Arc::<M>::default();
+        all.push((name.to_owned(), Arc::clone(&new)));
+        new
+    }
+
+    fn all(&self) -> Vec<(String, Arc<M>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// All counters of a job in this process.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    sources: Named<SourceMetrics>,
+    steps: Named<StepMetrics>,
+    sinks: Named<SinkMetrics>,
+    /// Epochs that were begun.
+    pub epochs: Counter,
+}
+
+impl Metrics {
+    /// The counters of the source that the flow reads under `name`.
+    pub fn source(&self, name: &str) -> Arc<SourceMetrics> {
+        self.sources.get(name)
+    }
+
+    /// The counters of the window step of this name.
+    pub fn step(&self, name: &str) -> Arc<StepMetrics> {
+        self.steps.get(name)
+    }
+
+    /// The counters of the sink that the flow writes under `name`.
+    pub fn sink(&self, name: &str) -> Arc<SinkMetrics> {
+        self.sinks.get(name)
+    }
+
+    /// The figures as they are now.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            epochs: self.epochs.get(),
+            sources: (self.sources.all().into_iter())
+                .map(|(name, source)| SourceSummary {
+                    name,
+                    read: source.read.get(),
+                    bytes: source.bytes.get(),
+                    accepted: source.accepted.get(),
+                    rejected: source.rejected.get(),
+                    watermark: source.watermark.get(),
+                })
+                .collect(),
+            steps: (self.steps.all().into_iter())
+                .map(|(name, step)| StepSummary {
+                    name,
+                    taken: step.taken.get(),
+                    counted: step.counted.get(),
+                    late: step.late.get(),
+                    closed_rows: step.closed_rows.get(),
+                })
+                .collect(),
+            sinks: (self.sinks.all().into_iter())
+                .map(|(name, sink)| SinkSummary { name, rows: sink.rows.get(), epochs: sink.epochs.get() })
+                .collect(),
+        }
+    }
+}
+
+/// The figures of a source in a [`Summary`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSummary {
+    /// The name under which the flow reads it.
+    pub name: String,
+    /// Records taken from the source.
+    pub read: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Records given on.
+    pub accepted: u64,
+    /// Records rejected.
+    pub rejected: u64,
+    /// The watermark of its stream.
+    pub watermark: EventTime,
+}
+
+/// The figures of a window step in a [`Summary`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepSummary {
+    /// The step's name.
+    pub name: String,
+    /// Records that came in, once for every window they belong to.
+    pub taken: u64,
+    /// Of those, the ones counted in a row.
+    pub counted: u64,
+    /// Of those, the late ones.
+    pub late: u64,
+    /// Rows of closed windows.
+    pub closed_rows: u64,
+}
+
+/// The figures of a sink in a [`Summary`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSummary {
+    /// The name under which the flow writes it.
+    pub name: String,
+    /// Rows shown.
+    pub rows: u64,
+    /// Epochs in which rows were shown.
+    pub epochs: u64,
+}
+
+/// What a job has done, at the end or so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Epochs that were begun.
+    pub epochs: u64,
+    /// The sources, in the flow's order.
+    pub sources: Vec<SourceSummary>,
+    /// The window steps, in the flow's order.
+    pub steps: Vec<StepSummary>,
+    /// The sinks, in the flow's order.
+    pub sinks: Vec<SinkSummary>,
+}
+
+impl Summary {
+    /// Checks that no record was lost or counted twice: at every source, read = accepted + rejected; at every window
+    /// step, in = counted + late.
+    ///
+    /// # Errors
+    /// Names the source or step whose figures disagree. That is a fault of Tidegate, never of the data.
+    pub fn check_conservation(&self) -> Result<()> {
+        let fault = |place: String, figures: String| {
+            let error = Error::new("records were lost or counted twice").at(place).because(figures);
+            Err(error.help("this is a fault in Tidegate: do not use the results, and report it with these figures"))
+        };
+        for source in &self.sources {
+            if source.read != source.accepted + source.rejected {
+                let SourceSummary { read, accepted, rejected, .. } = source;
+                let figures = format!("{read} read, but {accepted} accepted and {rejected} rejected");
+                return fault(format!("source `{}`", source.name), figures);
+            }
+        }
+        for step in &self.steps {
+            if step.taken != step.counted + step.late {
+                let StepSummary { taken, counted, late, .. } = step;
+                let figures = format!("{taken} in, but {counted} counted and {late} late");
+                return fault(format!("step `{}`", step.name), figures);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One line for each source, step and sink.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = Vec::new();
+        for source in &self.sources {
+            let SourceSummary { name, read, accepted, rejected, .. } = source;
+            lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
+        }
+        for step in &self.steps {
+            let StepSummary { name, taken, counted, late, closed_rows } = step;
+            lines.push(format!("{name}: {taken} in = {counted} counted + {late} late; {closed_rows} rows closed"));
+        }
+        for sink in &self.sinks {
+            let SinkSummary { name, rows, epochs } = sink;
+            lines.push(format!("{name}: {rows} rows written in {epochs} of {} epochs", self.epochs));
+        }
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_record_is_named() {
+        let metrics = Metrics::default();
+        metrics.step("totals").taken.add(10);
+        metrics.step("totals").counted.add(7);
+        metrics.step("totals").late.add(3);
+        assert_eq!(metrics.summary().check_conservation(), Ok(()));
+        metrics.step("totals").taken.add(1);
+        let error = metrics.summary().check_conservation().unwrap_err().to_string();
+        assert!(error.contains("step `totals`") && error.contains("11 in, but 7 counted and 3 late"), "{error}");
+    }
+}

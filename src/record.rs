@@ -1,0 +1,168 @@
+//! What flows: records, the events that carry them, and number types that records may hold.
+//!
+//! * [`Record`]: the bounds on everything that users put into a flow, in one trait.
+//! * [`Event`]: a record of a stream with its event time, its origin and its partition's watermark just before it.
+//! * [`Real`]: an ordered floating-point number; compared and grouped by, never summed, because a floating-point sum
+//!   depends on the order of its terms.
+//! * [`Decimal`]: exact decimal numbers, of the `rust_decimal` crate.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::time::EventTime;
+use crate::time::watermark::PartitionId;
+
+pub use rust_decimal::Decimal;
+
+/// What can flow: any owned value that can be compared, hashed and serialised.
+///
+/// It is implemented for every type that derives
+/// `Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize`, and for tuples of such types.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a record of a flow",
+    label = "not a `Record`",
+    note = "derive `Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize` for it",
+    note = "`f32` and `f64` have no total order: hold a `tidegate::Real` instead, or a `tidegate::Decimal` for money"
+)]
+pub trait Record: Clone + fmt::Debug + Ord + Hash + Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+impl<T> Record for T where T: Clone + fmt::Debug + Ord + Hash + Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+/// Where a record came from. Ordered by source, partition, offset: the order in which ties are broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Origin {
+    /// Which source, in the order in which the flow reads them.
+    pub source: u16,
+    /// The partition's floor may still decide whether the record is late: see [`crate::time::watermark`].
+    pub(crate) fresh: bool,
+    /// Which partition.
+    pub partition: u32,
+    /// Which record of the partition: Kafka's offset, or the first byte's position in a file.
+    pub offset: u64,
+}
+
+impl Origin {
+    pub(crate) fn partition_id(self) -> PartitionId {
+        PartitionId { source: u32::from(self.source), partition: self.partition }
+    }
+
+    /// The origin as what breaks ties.
+    pub(crate) fn place(self) -> (u16, u32, u64) {
+        (self.source, self.partition, self.offset)
+    }
+}
+
+/// A record of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Event<D> {
+    /// When it happened.
+    pub time: EventTime,
+    /// Its own partition's watermark just before it.
+    pub mark: EventTime,
+    /// Where it came from.
+    pub origin: Origin,
+    /// The record.
+    pub data: D,
+}
+
+impl<D> Event<D> {
+    /// The same event of another record.
+    #[inline]
+    pub fn with<D2>(self, change: impl FnOnce(D) -> D2) -> Event<D2> {
+        Event { time: self.time, mark: self.mark, origin: self.origin, data: change(self.data) }
+    }
+}
+
+/// An ordered floating-point number, for keys and comparisons.
+///
+/// The order is IEEE 754's `totalOrder`, except that −0 equals 0 and all NaNs are equal (and greatest): equal values
+/// are one group. There is no sum over `Real`s, as a sum of floating-point numbers depends on the order of its terms;
+/// sum integers or [`Decimal`]s.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Real(f64);
+
+impl Real {
+    /// The ordered form of a number.
+    pub const fn new(value: f64) -> Self {
+        Real(value)
+    }
+
+    /// The number.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+
+    fn canonical(self) -> f64 {
+        if self.0.is_nan() {
+            f64::NAN
+        } else if self.0 == 0.0 {
+            0.0
+        } else {
+            self.0
+        }
+    }
+}
+
+impl From<f64> for Real {
+    fn from(value: f64) -> Self {
+        Real(value)
+    }
+}
+
+impl fmt::Debug for Real {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Real {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Ord for Real {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.canonical().total_cmp(&other.canonical())
+    }
+}
+
+impl PartialOrd for Real {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Real {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Real {}
+
+impl Hash for Real {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.canonical().to_bits().hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_reals_are_one_group() {
+        use std::hash::{BuildHasher, RandomState};
+        let (hashed, nan) = (RandomState::new(), -f64::NAN);
+        for (a, b) in [(0.0, -0.0), (nan, f64::NAN), (1.5, 1.5)] {
+            assert_eq!(Real(a), Real(b));
+            assert_eq!(hashed.hash_one(Real(a)), hashed.hash_one(Real(b)));
+        }
+        assert!(Real(f64::INFINITY) < Real(f64::NAN) && Real(-1.0) < Real(0.0));
+    }
+}

@@ -1,0 +1,117 @@
+//! Records that are in memory already: for tests, examples and measurements.
+//!
+//! A [`Records`] has partitions of records; the offset of a record is its index. It ends where its records end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::durable::journal::Bound;
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::source::{Found, Intake, Place, Polled, Reader, Slot, Source, TimeOf};
+use crate::time::Epoch;
+
+/// Records in memory, in partitions.
+#[derive(Clone)]
+pub struct Records<D> {
+    partitions: Arc<Vec<Vec<D>>>,
+    time_of: TimeOf<D>,
+    out_of_order: Option<Duration>,
+}
+
+impl<D: Record> Records<D> {
+    /// A source of these partitions, each in the order in which it is to be read; `event_time` gives a record's time in
+    /// milliseconds since 1970.
+    pub fn new(partitions: Vec<Vec<D>>, event_time: impl Fn(&D) -> i64 + Send + Sync + 'static) -> Self {
+        Records { partitions: Arc::new(partitions), time_of: Arc::new(event_time), out_of_order: None }
+    }
+
+    /// How far records may be behind the greatest event time of their partition.
+    #[must_use]
+    pub fn out_of_order(mut self, disorder: Duration) -> Self {
+        self.out_of_order = Some(disorder);
+        self
+    }
+}
+
+impl<D: Record> Source for Records<D> {
+    type Item = D;
+
+    fn describe(&self) -> String {
+        format!("{} partitions of records in memory", self.partitions.len())
+    }
+
+    fn event_time(&self) -> TimeOf<D> {
+        Arc::clone(&self.time_of)
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        self.out_of_order
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<D>>> {
+        let mine = (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
+        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), mine, turn: 0 }))
+    }
+}
+
+struct MemoryReader<D> {
+    partitions: Arc<Vec<Vec<D>>>,
+    /// This worker's partitions, and where the intake follows them once they are found.
+    mine: Vec<(u32, Option<Slot>)>,
+    turn: usize,
+}
+
+impl<D: Record> MemoryReader<D> {
+    fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
+        let from = intake.next(slot);
+        let records = &self.partitions[id as usize][from as usize..end as usize];
+        intake.events.reserve(records.len());
+        for (offset, record) in (from..).zip(records) {
+            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            intake.accept(epoch, slot, found, record.clone())?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Record> Reader<D> for MemoryReader<D> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
+        intake.all_found();
+        for (id, slot) in &mut self.mine {
+            let end = self.partitions[*id as usize].len() as u64;
+            slot.get_or_insert_with(|| intake.find(epoch, *id, 0, Some(end)));
+        }
+        // Partitions take turns, so that none runs ahead of the others.
+        for _ in 0..self.mine.len() {
+            self.turn = (self.turn + 1) % self.mine.len();
+            let (id, slot) = self.mine[self.turn];
+            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
+            let end = (self.partitions[id as usize].len() as u64).min(intake.next(slot) + budget as u64);
+            self.take(epoch, id, slot, end, intake)?;
+            return Ok(Polled { epoch, busy: true });
+        }
+        Ok(Polled { epoch, busy: false })
+    }
+
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+        intake.all_found();
+        intake.begin(epoch);
+        for bound in bounds {
+            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
+            let id = bound.partition;
+            if self.partitions[id as usize].len() < bound.next as usize {
+                let error = Error::new("the journal names records that are not there");
+                return Err(error.at(format!("source `{}`, partition {id}, offset {}", intake.name(), bound.next)));
+            }
+            let slot = match self.mine[at].1 {
+                Some(slot) => slot,
+                None => intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until),
+            };
+            self.mine[at].1 = Some(slot);
+            self.take(epoch, id, slot, bound.next, intake)?;
+            intake.repeat(slot, bound);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,583 @@
+//! Sources: where records come from, and how their partitions are followed.
+//!
+//! * A [`Source`] is a value made before a job runs; each worker opens a [`Reader`] of it.
+//! * A reader takes records of its partitions, in order of offset, and hands them to its [`Intake`], which decides what
+//!   is rejected, follows the partitions' watermarks and keeps what is bound to the current epoch.
+//! * [`Rejected`] is what is kept of a record that cannot be used.
+//!
+//! Invariants: of every partition, each epoch takes a contiguous piece, and pieces of later epochs come later; a
+//! record's place (source, partition, offset) is unique; a reader reads no clock to decide what a record means.
+//! A source does not know timely: it is driven by whoever owns the intake.
+
+pub mod memory;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable::journal::Bound;
+use crate::error::{Error, Result};
+use crate::metrics::SourceMetrics;
+use crate::record::{Event, Origin, Record};
+use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
+use crate::time::{Epoch, EventTime, Span};
+
+/// The event time of a record, in milliseconds since 1970.
+pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
+
+/// Where records come from: a value made before a job runs, shared by its workers.
+pub trait Source: Send + Sync + 'static {
+    /// What a record of it is.
+    type Item: Record;
+
+    /// What it is, for people: "topic transaction at localhost:9092".
+    fn describe(&self) -> String;
+
+    /// The record's event time.
+    fn event_time(&self) -> TimeOf<Self::Item>;
+
+    /// How far records may be behind the greatest event time of their partition; `None` to go by the job's options.
+    fn out_of_order(&self) -> Option<Duration>;
+
+    /// Opens it for one worker: connects, finds the partitions and decides which of them are the worker's.
+    ///
+    /// # Errors
+    /// When the source is not there or cannot be read.
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
+}
+
+/// Which worker opens a source, and what all of a job's sources go by.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// This worker, from 0.
+    pub worker: usize,
+    /// All workers of the job.
+    pub workers: usize,
+    /// The job's name.
+    pub job: String,
+    /// What holds for all sources of the job.
+    pub options: Options,
+}
+
+impl Place {
+    /// Whether a partition is this worker's to read.
+    pub fn owns(&self, partition: u32) -> bool {
+        partition as usize % self.workers == self.worker
+    }
+}
+
+/// What all sources of a job go by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Stop at the end that the source had at the start.
+    pub until_end: bool,
+    /// How far records may be behind the greatest event time of their partition, where the source does not say.
+    pub out_of_order: Duration,
+    /// After how long without records a partition no longer holds the watermark back.
+    pub idle_timeout: Duration,
+    /// How far a partition's watermark may be ahead of the stream's before the partition is paused.
+    pub max_drift: Duration,
+    /// How far an event time may be ahead of the record's own Kafka timestamp; more is rejected.
+    pub max_ahead: Duration,
+    /// End the job at the first rejected record.
+    pub fail_on_reject: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            until_end: false,
+            out_of_order: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(30),
+            max_drift: Duration::from_secs(3600),
+            max_ahead: Duration::from_secs(24 * 3600),
+            fail_on_reject: false,
+        }
+    }
+}
+
+/// What a reader did when it was polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// The epoch that the intake's new events belong to: the one polled with, or an earlier one that is not bound yet.
+    pub epoch: Epoch,
+    /// Whether there may be more to read at once.
+    pub busy: bool,
+}
+
+/// What one worker bound to an epoch, and what it says of its partitions at the end of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// For the journal: the partitions in which something changed.
+    pub bounds: Vec<Bound>,
+    /// For the stream's watermark.
+    pub mark: WorkerMark,
+}
+
+/// Reads one worker's part of a source.
+///
+/// The caller polls with epochs that never go back; `bind` is called once for each epoch, in order, after the last poll
+/// with it, and again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
+pub trait Reader<D: Record> {
+    /// Takes what is there, about `budget` records at most, into the intake, without waiting.
+    ///
+    /// # Errors
+    /// When the source fails for good, or a record is rejected and that is to end the job.
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled>;
+
+    /// Ends an epoch. `None` while records of it are still being read on another thread: the caller asks again, and
+    /// goes on polling with later epochs meanwhile.
+    ///
+    /// # Errors
+    /// When the source fails for good.
+    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<D>) -> Result<Option<Binding>> {
+        Ok(Some(intake.bind(epoch)))
+    }
+
+    /// Takes what an epoch of a journal took: for each partition of `bounds` that this worker owns, everything before
+    /// `next` that was not taken yet. Answers whether all of it has been taken; if not, the caller asks again.
+    ///
+    /// # Errors
+    /// When what the journal names is no longer there.
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool>;
+
+    /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
+    fn shown(&mut self, _epoch: Epoch) {}
+}
+
+/// What a flow publishes of a stream's watermark to the worker's readers, for pausing and floors.
+#[derive(Debug, Default)]
+pub struct StreamView {
+    watermark: Cell<Option<EventTime>>,
+    complete: Cell<Option<Epoch>>,
+}
+
+impl StreamView {
+    /// Says that the stream's watermark is known at all epochs up to `epoch`, and is `watermark`.
+    pub fn publish(&self, epoch: Epoch, watermark: EventTime) {
+        self.watermark.set(Some(watermark));
+        self.complete.set(Some(epoch));
+    }
+
+    /// The stream's watermark, as far as this worker knows; [`EventTime::MIN`] before anything is known.
+    pub fn watermark(&self) -> EventTime {
+        self.watermark.get().unwrap_or(EventTime::MIN)
+    }
+
+    /// The last epoch at which it is known.
+    pub fn complete(&self) -> Option<Epoch> {
+        self.complete.get()
+    }
+}
+
+/// A record that could not be used, where it was, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rejected {
+    /// The name under which the flow reads the source.
+    pub source: String,
+    /// The file, or the topic.
+    pub place: String,
+    /// The partition; 0 for a file.
+    pub partition: u32,
+    /// Kafka's offset, or the position of the first byte in the file.
+    pub offset: u64,
+    /// The line in the file, from 1; 0 where there are no lines.
+    pub line: u64,
+    /// Why it was rejected.
+    pub reason: String,
+    /// How `record` is written: `text`, or `hex` if the bytes are not UTF-8.
+    pub encoding: String,
+    /// The record itself.
+    pub record: String,
+}
+
+/// A partition that a worker reads.
+#[derive(Debug)]
+struct Partition {
+    id: u32,
+    clock: PartitionClock,
+    /// The offset of the next record to take.
+    next: u64,
+    found_at: Option<u64>,
+    /// When the partition was found or woken, while its floor may still matter.
+    fresh_since: Option<Epoch>,
+    woken: bool,
+    idle: bool,
+    until: Option<u64>,
+    ended: bool,
+    changed: bool,
+    /// Its first watermark: what drift is measured from while the stream has none.
+    first_mark: Option<EventTime>,
+}
+
+/// Which of an intake's partitions is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(usize);
+
+/// A record as a reader found it, before it is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// Its offset in the partition.
+    pub offset: u64,
+    /// The offset of the record after it, as far as is known: one more in Kafka, the next line's position in a file.
+    pub next: u64,
+    /// When the broker or the producer says it was written, in milliseconds since 1970, where that is known.
+    pub stamped: Option<i64>,
+    /// The line in a file, from 1; 0 where there are no lines.
+    pub line: u64,
+    /// Its bytes, for the rejects file and for counting.
+    pub bytes: &'a [u8],
+}
+
+/// Takes one worker's records of one source in: judges, stamps and binds them.
+pub struct Intake<D> {
+    /// Events for the flow, of the epoch that the last poll named. Whoever drives the reader takes them out.
+    pub events: Vec<Event<D>>,
+    /// Rejected records, likewise.
+    pub rejects: Vec<Event<Rejected>>,
+    name: String,
+    place: String,
+    index: u16,
+    time_of: TimeOf<D>,
+    disorder: Span,
+    drift: Span,
+    ahead: Span,
+    fail_on_reject: bool,
+    partitions: Vec<Partition>,
+    first_epoch: Option<Epoch>,
+    all_found: bool,
+    stream: Rc<StreamView>,
+    metrics: Arc<SourceMetrics>,
+}
+
+impl<D: Record> Intake<D> {
+    /// The intake of the flow's `index`-th source, read under `name`.
+    pub fn new(
+        name: &str,
+        index: u16,
+        source: &impl Source<Item = D>,
+        options: &Options,
+        stream: Rc<StreamView>,
+        metrics: Arc<SourceMetrics>,
+    ) -> Self {
+        Intake {
+            events: Vec::new(),
+            rejects: Vec::new(),
+            name: name.to_owned(),
+            place: source.describe(),
+            index,
+            time_of: source.event_time(),
+            disorder: source.out_of_order().unwrap_or(options.out_of_order).into(),
+            drift: options.max_drift.into(),
+            ahead: options.max_ahead.into(),
+            fail_on_reject: options.fail_on_reject,
+            partitions: Vec::new(),
+            first_epoch: None,
+            all_found: false,
+            stream,
+            metrics,
+        }
+    }
+
+    /// The name under which the flow reads the source.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How far records may be behind the greatest event time of their partition.
+    pub fn disorder(&self) -> Span {
+        self.disorder
+    }
+
+    /// What the flow knows of the stream's watermark.
+    pub fn stream(&self) -> &StreamView {
+        &self.stream
+    }
+
+    /// Says that no partition will be found any more: the worker has ended when all it has have ended.
+    pub fn all_found(&mut self) {
+        self.all_found = true;
+    }
+
+    /// Begins to follow a partition that is found in `epoch`, from the record at `start` on, up to `until` if that is
+    /// fixed.
+    pub fn find(&mut self, epoch: Epoch, id: u32, start: u64, until: Option<u64>) -> Slot {
+        // What a stream begins with has no floor: nothing can have closed before.
+        let first = *self.first_epoch.get_or_insert(epoch);
+        let late_comer = epoch > first;
+        self.partitions.push(Partition {
+            id,
+            clock: PartitionClock::new(EventTime::MIN, self.disorder),
+            next: start,
+            found_at: Some(start),
+            fresh_since: late_comer.then_some(epoch),
+            woken: late_comer,
+            idle: false,
+            until,
+            ended: until.is_some_and(|until| start >= until),
+            changed: true,
+            first_mark: None,
+        });
+        Slot(self.partitions.len() - 1)
+    }
+
+    /// Says that the stream has begun, though this worker may have found nothing in it: later finds are late comers.
+    pub fn begin(&mut self, epoch: Epoch) {
+        self.first_epoch.get_or_insert(epoch);
+    }
+
+    /// The offset of the next record to take.
+    pub fn next(&self, slot: Slot) -> u64 {
+        self.partitions[slot.0].next
+    }
+
+    /// Where the partition ends for this job, if that is fixed.
+    pub fn until(&self, slot: Slot) -> Option<u64> {
+        self.partitions[slot.0].until
+    }
+
+    /// Whether the partition has reached its end.
+    pub fn ended(&self, slot: Slot) -> bool {
+        self.partitions[slot.0].ended
+    }
+
+    /// Whether every partition found so far has reached its end.
+    pub fn all_ended(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.ended)
+    }
+
+    /// The partition's watermark.
+    pub fn watermark(&self, slot: Slot) -> EventTime {
+        self.partitions[slot.0].clock.watermark()
+    }
+
+    /// Whether the partition is so far ahead of the stream that it should rest.
+    pub fn drifted(&self, slot: Slot) -> bool {
+        let partition = &self.partitions[slot.0];
+        let stream = self.stream.watermark();
+        let from = if stream > EventTime::MIN { Some(stream) } else { partition.first_mark };
+        from.is_some_and(|from| partition.clock.watermark() > from.plus(self.drift))
+    }
+
+    /// Wakes the partition if it was idle, as a record of it is taken in `epoch`.
+    fn wake(&mut self, slot: Slot, epoch: Epoch) {
+        let partition = &mut self.partitions[slot.0];
+        if partition.idle {
+            partition.idle = false;
+            partition.woken = true;
+            partition.fresh_since = Some(epoch);
+        }
+    }
+
+    fn passed(&mut self, slot: Slot, next: u64) {
+        let partition = &mut self.partitions[slot.0];
+        debug_assert!(next >= partition.next, "offsets grow");
+        partition.next = next;
+        partition.changed = true;
+        if partition.until.is_some_and(|until| next >= until) {
+            partition.ended = true;
+        }
+    }
+
+    /// Takes a record that was parsed.
+    ///
+    /// # Errors
+    /// When its event time is impossible and rejects are to end the job.
+    #[inline]
+    pub fn accept(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, data: D) -> Result<()> {
+        let time = EventTime::from_millis((self.time_of)(&data));
+        if !time.is_writable() || self.is_ahead(time, found.stamped) {
+            return self.reject(epoch, slot, found, &self.why_not(time, found.stamped));
+        }
+        self.metrics.read.add(1);
+        self.metrics.bytes.add(found.bytes.len() as u64);
+        if self.partitions[slot.0].idle {
+            self.wake(slot, epoch);
+        }
+        let partition = &mut self.partitions[slot.0];
+        let mark = partition.clock.observe(time);
+        if partition.first_mark.is_none() {
+            partition.first_mark = Some(partition.clock.watermark());
+        }
+        let fresh = partition.fresh_since.is_some() && Self::still_fresh(partition, mark, &self.stream);
+        let origin = Origin { source: self.index, fresh, partition: partition.id, offset: found.offset };
+        self.events.push(Event { time, mark, origin, data });
+        self.passed(slot, found.next);
+        Ok(())
+    }
+
+    /// A fresh partition's floor is known once the epoch of its waking is complete, and is at most the stream's
+    /// watermark since; from the record on whose own mark is there, the floor decides nothing any more.
+    fn still_fresh(partition: &mut Partition, mark: EventTime, stream: &StreamView) -> bool {
+        let known = stream.complete() >= partition.fresh_since;
+        if known && mark >= stream.watermark() {
+            partition.fresh_since = None;
+        }
+        partition.fresh_since.is_some()
+    }
+
+    #[inline]
+    fn is_ahead(&self, time: EventTime, stamped: Option<i64>) -> bool {
+        stamped.is_some_and(|stamped| time > EventTime::from_millis(stamped).plus(self.ahead))
+    }
+
+    fn why_not(&self, time: EventTime, stamped: Option<i64>) -> String {
+        match stamped {
+            _ if !time.is_writable() => {
+                format!("its event time, {} ms since 1970, is outside the years 0 to 9999", time.millis())
+            }
+            Some(stamped) => format!(
+                "its event time {time} is more than {} ahead of its Kafka timestamp {} (--max-ahead)",
+                humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs())),
+                EventTime::from_millis(stamped),
+            ),
+            None => String::from("its event time cannot be"),
+        }
+    }
+
+    /// The event time that a record has, if it is one that a record may have.
+    ///
+    /// # Errors
+    /// Says why the time cannot be.
+    pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
+        let time = EventTime::from_millis((self.time_of)(data));
+        if time.is_writable() { Ok(time) } else { Err(self.why_not(time, None)) }
+    }
+
+    /// Takes a record that cannot be used.
+    ///
+    /// # Errors
+    /// When rejects are to end the job.
+    pub fn reject(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, reason: &str) -> Result<()> {
+        if self.partitions[slot.0].idle {
+            self.wake(slot, epoch);
+        }
+        let (partition, mark) = (self.partitions[slot.0].id, self.partitions[slot.0].clock.watermark());
+        self.passed(slot, found.next);
+        self.reject_at(partition, mark, found, reason)
+    }
+
+    /// Takes a record that cannot be used, of a partition that is followed elsewhere.
+    ///
+    /// # Errors
+    /// When rejects are to end the job.
+    pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: Found<'_>, reason: &str) -> Result<()> {
+        self.metrics.read.add(1);
+        self.metrics.bytes.add(found.bytes.len() as u64);
+        let (encoding, record) = match std::str::from_utf8(found.bytes) {
+            Ok(text) => ("text", text.to_owned()),
+            Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        let rejected = Rejected {
+            source: self.name.clone(),
+            place: self.place.clone(),
+            partition,
+            offset: found.offset,
+            line: found.line,
+            reason: reason.to_owned(),
+            encoding: encoding.to_owned(),
+            record,
+        };
+        if self.fail_on_reject {
+            let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
+            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            let error = Error::new("a record was rejected").at(place).because(reason);
+            return Err(error.help("mend it, or leave --fail-on-reject away to count it and go on"));
+        }
+        let origin = Origin { source: self.index, fresh: false, partition, offset: found.offset };
+        self.rejects.push(Event { time: EventTime::MIN, mark, origin, data: rejected });
+        self.metrics.rejected.add(1);
+        Ok(())
+    }
+
+    /// Counts records that were taken without `accept`, by a reader that makes its events itself.
+    pub fn count_read(&self, records: u64, bytes: u64) {
+        self.metrics.read.add(records);
+        self.metrics.bytes.add(bytes);
+    }
+
+    /// The origin of a record of this source whose partition has no floor.
+    pub fn origin(&self, partition: u32, offset: u64) -> Origin {
+        Origin { source: self.index, fresh: false, partition, offset }
+    }
+
+    /// Moves over offsets that hold no record: transaction markers, compacted records.
+    pub fn skip_to(&mut self, slot: Slot, next: u64) {
+        if next > self.partitions[slot.0].next {
+            self.passed(slot, next);
+        }
+    }
+
+    /// Says that the partition has reached its end for this job, whatever its offset.
+    pub fn end(&mut self, slot: Slot) {
+        let partition = &mut self.partitions[slot.0];
+        partition.changed |= !partition.ended;
+        partition.ended = true;
+    }
+
+    /// Says that the partition is idle: it holds the watermark back no longer, until its next record.
+    pub fn set_idle(&mut self, slot: Slot) {
+        let partition = &mut self.partitions[slot.0];
+        partition.changed |= !partition.idle;
+        partition.idle = true;
+    }
+
+    /// Raises the partition's watermark to what other workers have read of it.
+    pub fn raise(&mut self, slot: Slot, watermark: EventTime, next: u64) {
+        self.partitions[slot.0].clock.raise(watermark);
+        if next > self.partitions[slot.0].next {
+            self.passed(slot, next);
+        }
+    }
+
+    /// Ends an epoch: what changed in it, and where the worker's partitions are.
+    pub fn bind(&mut self, epoch: Epoch) -> Binding {
+        self.begin(epoch);
+        let mut binding = Binding::default();
+        for partition in &mut self.partitions {
+            if std::mem::take(&mut partition.woken) {
+                let source = u32::from(self.index);
+                binding.mark.woken.push(PartitionId { source, partition: partition.id });
+            }
+            if !partition.idle && !partition.ended {
+                let watermark = partition.clock.watermark();
+                binding.mark.least = Some(binding.mark.least.map_or(watermark, |least| least.min(watermark)));
+            }
+            if std::mem::take(&mut partition.changed) {
+                binding.bounds.push(Bound {
+                    source: self.name.clone(),
+                    partition: partition.id,
+                    found_at: partition.found_at.take(),
+                    next: partition.next,
+                    watermark: partition.clock.watermark(),
+                    idle: partition.idle,
+                    until: partition.until,
+                    ended: partition.ended,
+                });
+            }
+        }
+        binding.mark.ended = self.all_found && self.partitions.iter().all(|partition| partition.ended);
+        binding
+    }
+
+    /// Brings the flags of a partition to what a journal's epoch had at its end.
+    pub fn repeat(&mut self, slot: Slot, bound: &Bound) {
+        let partition = &mut self.partitions[slot.0];
+        partition.idle = bound.idle;
+        partition.ended = bound.ended;
+        partition.until = bound.until;
+        partition.changed = true;
+        if bound.next > partition.next {
+            partition.next = bound.next;
+        }
+    }
+
+    /// The events and rejects taken since the last call, given away; the accepted ones are counted here.
+    pub fn hand_over(&mut self) -> (&mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
+        self.metrics.accepted.add(self.events.len() as u64);
+        (&mut self.events, &mut self.rejects)
+    }
+}
