@@ -249,6 +249,9 @@ pub struct Intake<D> {
     partitions: Vec<Partition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
+    /// Records taken and not handed over yet, and their bytes: the shared counters are raised once a poll.
+    taken: u64,
+    held: usize,
     stream: Rc<StreamView>,
     metrics: Arc<SourceMetrics>,
 }
@@ -277,6 +280,8 @@ impl<D: Record> Intake<D> {
             partitions: Vec::new(),
             first_epoch: None,
             all_found: false,
+            taken: 0,
+            held: 0,
             stream,
             metrics,
         }
@@ -392,8 +397,7 @@ impl<D: Record> Intake<D> {
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.why_not(time, found.stamped));
         }
-        self.metrics.read.add(1);
-        self.metrics.bytes.add(found.bytes.len() as u64);
+        self.took(found.bytes.len());
         if self.partitions[slot.0].idle {
             self.wake(slot, epoch);
         }
@@ -465,8 +469,7 @@ impl<D: Record> Intake<D> {
     /// # Errors
     /// When rejects are to end the job.
     pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: Found<'_>, reason: &str) -> Result<()> {
-        self.metrics.read.add(1);
-        self.metrics.bytes.add(found.bytes.len() as u64);
+        self.took(found.bytes.len());
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
             Ok(text) => ("text", text.to_owned()),
             Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
@@ -493,10 +496,16 @@ impl<D: Record> Intake<D> {
         Ok(())
     }
 
+    #[inline]
+    fn took(&mut self, bytes: usize) {
+        self.held += bytes;
+        self.taken += 1;
+    }
+
     /// Counts records that were taken without `accept`, by a reader that makes its events itself.
-    pub fn count_read(&self, records: u64, bytes: u64) {
-        self.metrics.read.add(records);
-        self.metrics.bytes.add(bytes);
+    pub fn count_read(&mut self, records: u64, bytes: u64) {
+        self.held += bytes as usize;
+        self.taken += records;
     }
 
     /// The origin of a record of this source whose partition has no floor.
@@ -575,9 +584,13 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// The events and rejects taken since the last call, given away; the accepted ones are counted here.
-    pub fn hand_over(&mut self) -> (&mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
+    /// Ends a poll: an estimate of the memory that the records taken in it hold, and the events and rejects, to be taken
+    /// away. Here the counters that others see are raised.
+    pub fn hand_over(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
+        let bytes = std::mem::take(&mut self.held);
+        self.metrics.read.add(std::mem::take(&mut self.taken));
+        self.metrics.bytes.add(bytes as u64);
         self.metrics.accepted.add(self.events.len() as u64);
-        (&mut self.events, &mut self.rejects)
+        (bytes + self.events.len() * size_of::<Event<D>>(), &mut self.events, &mut self.rejects)
     }
 }

@@ -97,6 +97,11 @@ impl Span {
         i64::try_from(millis).ok().map(Span)
     }
 
+    /// A span of so many milliseconds, of which there are not fewer than none.
+    pub(crate) const fn from_length(millis: i64) -> Span {
+        Span(if millis < 0 { 0 } else { millis })
+    }
+
     /// The length in milliseconds.
     #[inline]
     pub const fn millis(self) -> i64 {

@@ -1,0 +1,481 @@
+//! The loop of one worker: epochs begin and end here.
+//!
+//! Worker 0 proposes epochs: at every tick it broadcasts the next even epoch, a wall-clock millisecond made greater than
+//! all before it; the others follow, so clocks of other machines do not matter. On a proposal a worker stops adding to
+//! its epoch, hands the journal what it has bound to it, and goes on at once. It releases the epoch's capabilities when
+//! the journal has synced its frame.
+//!
+//! An epoch also ends when it is **full**: when a worker has read an eighth of what may be in flight, it asks worker 0
+//! for an early tick. So what is in flight is several epochs, and reading goes on while older ones are being finished.
+//!
+//! To **repeat** a journal, worker 0 proposes the journal's epochs instead, and every worker reads what they took before
+//! it follows to the next.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::vec::{Broadcast, Input};
+use timely::dataflow::operators::{core, probe};
+use timely::worker::Worker;
+
+use crate::durable::journal::{Bound, Frame, Journal};
+use crate::error::Result;
+use crate::job::{Ending, Stop};
+use crate::metrics::Metrics;
+use crate::source::Place;
+use crate::stream::{Build, Driver, Failure, Fault, Flow, PlannedStep, Seals};
+use crate::time::Epoch;
+
+/// How many records a source is asked for at a time.
+const BUDGET: usize = 1024;
+/// How many epochs with records may be read and not yet shown.
+const EPOCHS_IN_FLIGHT: usize = 64;
+/// How long a worker with nothing to do sleeps before it asks its sources again.
+const NAP: Duration = Duration::from_millis(1);
+
+/// What decides when epochs end, and how much is read in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// The clock.
+    Clock,
+    /// A seeded sequence of random numbers: ticks after random numbers of turns, random amounts, random stalls.
+    Random(u64),
+}
+
+/// What all workers of a job share.
+pub(crate) struct Shared {
+    pub(crate) place: Place,
+    pub(crate) epoch: Duration,
+    pub(crate) in_flight: usize,
+    pub(crate) stop: Stop,
+    pub(crate) failure: Arc<Failure>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) repeat: Vec<Frame>,
+    pub(crate) pace: Pace,
+    pub(crate) seals: Vec<Epoch>,
+    pub(crate) fault: Option<Fault>,
+    /// Some worker's epoch is full: worker 0 is to end it early.
+    pub(crate) hurry: AtomicBool,
+}
+
+/// What worker 0 tells all workers, itself included, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Control {
+    /// An epoch ends, and this one begins.
+    Tick(u64),
+    /// No epoch comes any more.
+    Stop,
+}
+
+/// Builds the flow with nothing opened, for its steps.
+pub(crate) fn dry(worker: &mut Worker, place: Place, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+    let build = Rc::new(Build {
+        place,
+        dry: true,
+        failure: Arc::default(),
+        metrics: Arc::default(),
+        drivers: RefCell::default(),
+        plan: RefCell::default(),
+        probe: probe::Handle::new(),
+        seals: Seals::default(),
+        fault: None,
+    });
+    worker.dataflow(|scope| query(&Flow::new(scope, Rc::clone(&build))));
+    for dataflow in worker.installed_dataflows() {
+        worker.drop_dataflow(dataflow);
+    }
+    match build.failure.get() {
+        Some(error) => Err(error.clone()),
+        None => Ok(build.plan.take()),
+    }
+}
+
+/// Runs one worker until the job ends; `None` if it failed.
+pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
+    let controls = Controls::new(worker);
+    let seals = Seals::default();
+    shared.seals.iter().for_each(|epoch| seals.add(*epoch));
+    let build = Rc::new(Build {
+        place: Place { worker: worker.index(), ..shared.place.clone() },
+        dry: false,
+        failure: Arc::clone(&shared.failure),
+        metrics: Arc::clone(&shared.metrics),
+        drivers: RefCell::default(),
+        plan: RefCell::default(),
+        probe: probe::Handle::new(),
+        seals,
+        fault: shared.fault,
+    });
+    worker.dataflow(|scope| query(&Flow::new(scope, Rc::clone(&build))));
+    let drivers = build.drivers.take();
+    let mut turning = Turning {
+        index: worker.index(),
+        drivers,
+        probe: build.probe.clone(),
+        shared: Arc::clone(shared),
+        controls,
+        open: VecDeque::new(),
+        shown: None,
+        ticker: Ticker::new(shared),
+        random: Random::new(shared.pace, worker.index()),
+        replayed: 0,
+        stopped: None,
+    };
+    let ending = turning.until_the_end(worker);
+    if let Err(error) = &ending {
+        shared.failure.set(error.clone());
+    }
+    if shared.failure.get().is_some() {
+        for dataflow in worker.installed_dataflows() {
+            worker.drop_dataflow(dataflow);
+        }
+        return None;
+    }
+    ending.ok()
+}
+
+/// The channel by which worker 0 tells all workers what to do, in order: a dataflow of its own.
+struct Controls {
+    input: Option<core::input::Handle<u64, CapacityContainerBuilder<Vec<Control>>>>,
+    received: Rc<RefCell<VecDeque<Control>>>,
+    sent: u64,
+}
+
+impl Controls {
+    fn new(worker: &mut Worker) -> Self {
+        let received = Rc::new(RefCell::new(VecDeque::new()));
+        let queue = Rc::clone(&received);
+        let input = worker.dataflow_named::<u64, _, _>("Control", |scope| {
+            let (input, controls) = scope.new_input();
+            controls.broadcast().sink(Pipeline, "Receive", move |(input, _frontier)| {
+                input.for_each(|_capability, controls| queue.borrow_mut().extend(controls.drain(..)));
+            });
+            input
+        });
+        let input = (worker.index() == 0).then_some(input);
+        Controls { input, received, sent: 0 }
+    }
+
+    fn send(&mut self, control: Control) {
+        if let Some(input) = &mut self.input {
+            input.send(control);
+            self.sent += 1;
+            input.advance_to(self.sent);
+        }
+    }
+
+    fn next(&mut self) -> Option<Control> {
+        self.received.borrow_mut().pop_front()
+    }
+}
+
+/// When worker 0 proposes the next epoch, and which.
+struct Ticker {
+    started: Instant,
+    started_at: SystemTime,
+    due: Instant,
+    every: Duration,
+    last: Epoch,
+}
+
+impl Ticker {
+    fn new(shared: &Shared) -> Self {
+        let last = shared.repeat.iter().map(|frame| frame.epoch).max().unwrap_or_default();
+        let now = Instant::now();
+        Ticker { started: now, started_at: SystemTime::now(), due: now, every: shared.epoch, last }
+    }
+
+    /// The epoch to propose now: the clock that it goes by is monotonic.
+    fn propose(&mut self) -> Epoch {
+        let now = Instant::now();
+        let wall = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + (now - self.started);
+        self.last = self.last.next_at(u64::try_from(wall.as_millis()).unwrap_or_default());
+        self.due = now + self.every;
+        self.last
+    }
+}
+
+/// Seeded random numbers, where a test paces the loop by them.
+struct Random(Option<u64>);
+
+impl Random {
+    fn new(pace: Pace, worker: usize) -> Self {
+        Random(match pace {
+            Pace::Clock => None,
+            Pace::Random(seed) => Some((seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1),
+        })
+    }
+
+    /// A number below `bound`; `None` where the clock paces.
+    fn below(&mut self, bound: u64) -> Option<u64> {
+        let state = self.0.as_mut()?;
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        Some((*state >> 20) % bound)
+    }
+}
+
+/// An epoch that this worker has begun and not let go of.
+struct OpenEpoch {
+    epoch: Epoch,
+    /// For each source, what it bound; `None` until it is known.
+    bound: Vec<Option<Vec<Bound>>>,
+    /// Nothing is added to it any more.
+    closed: bool,
+    /// Its frame is with the journal, or it needs none.
+    written: bool,
+    needs_sync: bool,
+    released: bool,
+    bytes: usize,
+}
+
+/// One worker's loop.
+struct Turning {
+    index: usize,
+    drivers: Vec<Box<dyn Driver>>,
+    probe: probe::Handle<u64>,
+    shared: Arc<Shared>,
+    controls: Controls,
+    /// Epochs that are not shown, oldest first; the last one is current unless it is closed.
+    open: VecDeque<OpenEpoch>,
+    shown: Option<Epoch>,
+    ticker: Ticker,
+    random: Random,
+    /// How many frames of the journal have been taken up.
+    replayed: usize,
+    /// Set when no epoch comes any more.
+    stopped: Option<Ending>,
+}
+
+impl Turning {
+    fn until_the_end(&mut self, worker: &mut Worker) -> Result<Ending> {
+        loop {
+            if let Some(error) = self.shared.failure.get() {
+                return Err(error.clone());
+            }
+            self.follow_controls()?;
+            if self.index == 0 {
+                self.propose();
+            }
+            let busy = self.read()?;
+            self.settle()?;
+            if self.drivers.iter().all(|driver| driver.finished()) {
+                self.stopped.get_or_insert(Ending::Complete);
+            }
+            if let Some(ending) = self.stopped
+                && self.finish()?
+            {
+                while worker.has_dataflows() {
+                    if let Some(error) = self.shared.failure.get() {
+                        return Err(error.clone());
+                    }
+                    worker.step_or_park(Some(NAP));
+                }
+                return Ok(ending);
+            }
+            if busy {
+                worker.step();
+            } else {
+                worker.step_or_park(Some(NAP));
+            }
+            self.note_shown();
+        }
+    }
+
+    fn follow_controls(&mut self) -> Result<()> {
+        while self.stopped.is_none() && self.replay()? {
+            match self.controls.next() {
+                None => break,
+                Some(Control::Tick(epoch)) => self.begin(Epoch(epoch)),
+                Some(Control::Stop) => {
+                    self.end_current();
+                    self.stopped = Some(Ending::Stopped);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end_current(&mut self) {
+        if let Some(current) = self.open.back_mut() {
+            current.closed = true;
+        }
+    }
+
+    fn begin(&mut self, epoch: Epoch) {
+        self.end_current();
+        if self.index == 0 {
+            self.shared.metrics.epochs.add(1);
+        }
+        for driver in &mut self.drivers {
+            driver.begin(epoch);
+        }
+        if self.shared.fault == Some(Fault::ReleaseEarly) {
+            for driver in &mut self.drivers {
+                driver.release(epoch);
+            }
+        }
+        self.open.push_back(OpenEpoch {
+            epoch,
+            bound: self.drivers.iter().map(|_| None).collect(),
+            closed: false,
+            written: false,
+            needs_sync: false,
+            released: false,
+            bytes: 0,
+        });
+    }
+
+    /// Reads what the journal's current epoch took. Answers whether the worker may follow to the next one.
+    fn replay(&mut self) -> Result<bool> {
+        let Some(current) = self.open.back().filter(|open| !open.closed).map(|open| open.epoch) else {
+            return Ok(true);
+        };
+        let shared = Arc::clone(&self.shared);
+        let Some(frame) = shared.repeat.get(self.replayed).filter(|frame| frame.epoch == current) else {
+            return Ok(true);
+        };
+        let mut reached = true;
+        for driver in &mut self.drivers {
+            reached &= driver.replay(&frame.bounds)?;
+        }
+        if reached {
+            self.replayed += 1;
+            self.end_current();
+        }
+        Ok(reached)
+    }
+
+    /// Worker 0 decides whether an epoch ends now.
+    fn propose(&mut self) {
+        let pending = self.open.back().is_some_and(|open| !open.closed && open.epoch < self.ticker.last);
+        if self.stopped.is_some() || pending {
+            return;
+        }
+        let repeats = &self.shared.repeat;
+        if !repeats.is_empty() {
+            // An epoch of the journal is proposed when this worker has read the one before.
+            let proposed = self.controls.sent as usize;
+            if proposed == self.replayed {
+                let control = repeats.get(proposed).map_or(Control::Stop, |frame| Control::Tick(frame.epoch.0));
+                self.controls.send(control);
+            }
+            return;
+        }
+        if self.shared.stop.is_asked() {
+            self.controls.send(Control::Stop);
+            self.ticker.last = Epoch(u64::MAX);
+            return;
+        }
+        let due = match self.random.below(20) {
+            Some(chance) => chance == 0,
+            None => Instant::now() >= self.ticker.due || self.shared.hurry.load(Ordering::Relaxed),
+        };
+        if due || self.open.is_empty() {
+            self.shared.hurry.store(false, Ordering::Relaxed);
+            let epoch = self.ticker.propose();
+            self.controls.send(Control::Tick(epoch.0));
+        }
+    }
+
+    /// Reads from the sources into the current epoch; answers whether there may be more to read at once.
+    fn read(&mut self) -> Result<bool> {
+        if !self.shared.repeat.is_empty() || self.stopped.is_some() {
+            return Ok(true);
+        }
+        let allowed = self.shared.in_flight / self.shared.place.workers;
+        let in_flight: usize = self.open.iter().map(|open| open.bytes).sum();
+        let epochs = self.open.iter().filter(|open| open.bytes > 0).count();
+        let Some(current) = self.open.back_mut().filter(|open| !open.closed) else { return Ok(false) };
+        if in_flight > allowed || epochs > EPOCHS_IN_FLIGHT {
+            return Ok(false); // Sinks are behind: reading waits for them.
+        }
+        let budget = match self.random.below(40) {
+            Some(0..10) => return Ok(true), // A stall.
+            Some(amount) => amount as usize,
+            None => BUDGET,
+        };
+        let mut busy = false;
+        for driver in &mut self.drivers {
+            let taken = driver.poll(budget)?;
+            current.bytes += taken.bytes;
+            busy |= taken.busy;
+        }
+        if current.bytes > allowed / 8 {
+            self.shared.hurry.store(true, Ordering::Relaxed);
+        }
+        Ok(busy)
+    }
+
+    /// Collects what was bound to epochs that are over, hands it to the journal, and lets go of what is on record.
+    fn settle(&mut self) -> Result<()> {
+        for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
+            for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
+                if bound.is_none() {
+                    *bound = driver.bind(open.epoch)?;
+                }
+                if bound.is_none() && self.stopped.is_some() {
+                    // Nobody polls any more: what other threads still read of the epoch is taken here.
+                    driver.poll(BUDGET)?;
+                }
+            }
+            if !open.bound.iter().all(Option::is_some) {
+                break; // Later epochs are bound later.
+            }
+            let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
+            open.written = true;
+            open.needs_sync = !bounds.is_empty();
+            if open.needs_sync {
+                self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
+            }
+        }
+        let synced = self.shared.journal.synced(self.index);
+        for open in self.open.iter_mut().filter(|open| !open.released) {
+            if !open.written || (open.needs_sync && synced < Some(open.epoch)) {
+                break;
+            }
+            open.released = true;
+            for driver in &mut self.drivers {
+                driver.release(open.epoch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of everything once all that was read is bound and on record; answers whether that is so.
+    fn finish(&mut self) -> Result<bool> {
+        self.end_current();
+        self.settle()?;
+        if !self.open.iter().all(|open| open.released || open.written && !open.needs_sync) {
+            return Ok(false);
+        }
+        self.drivers.iter_mut().for_each(|driver| driver.close());
+        self.controls.input = None;
+        Ok(true)
+    }
+
+    /// Forgets epochs that all sinks have shown, and tells the sources.
+    fn note_shown(&mut self) {
+        let mut shown = None;
+        while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
+            shown = Some(open.epoch);
+            self.open.pop_front();
+        }
+        if let Some(epoch) = shown.filter(|epoch| self.shown < Some(*epoch)) {
+            self.shown = Some(epoch);
+            for driver in &mut self.drivers {
+                driver.shown(epoch);
+            }
+        }
+    }
+}

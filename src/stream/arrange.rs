@@ -1,0 +1,443 @@
+//! Windowed aggregates as a differential arrangement whose newest batch is hot.
+//!
+//! * A **row** is `((window end, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
+//!   consolidation does the aggregating. Keys are window-major, so closing is the scan of a prefix.
+//! * The **hot** part is one hash map for each open window: what has changed since the last seal.
+//! * A **seal** sorts the maps into one batch of the trace: the consolidated updates of (last seal, this one].
+//!
+//! Input is insert-only. A row is retracted once, when it closes: by adding its negated count, in the next batch, at the
+//! odd epoch behind the one that closed it. Rows born and closed between two seals never reach the trace: they would
+//! cancel in that batch.
+//!
+//! Invariants:
+//! * Complete epochs are folded in order: an epoch's records, then its seal, then its watermark. So what a window shows
+//!   is a function of what the epochs hold, whenever seals happen.
+//! * Every closed row is the sum of trace and map. After all, counts of rows are ≥ 0; a zero count is no row.
+//! * Rows are emitted under the capability of the watermark message that closed them, so windows close even when no
+//!   records came.
+//!
+//! This is the only module that knows differential's trace types. The trace types used are public there:
+//! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, Hash};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::batcher::merge::Sealer;
+use differential_dataflow::difference::{IsZero, Semigroup};
+use differential_dataflow::operators::arrange::{TraceAgent, TraceWriter};
+use differential_dataflow::trace::cursor::CursorList;
+use differential_dataflow::trace::implementations::{KeyBuilder, KeySpine};
+use differential_dataflow::trace::{Cursor, Description, Navigable, Span, Trace, TraceReader};
+use foldhash::fast::FixedState;
+use serde::{Deserialize, Serialize};
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::{Antichain, Stamp};
+
+use crate::error::Result;
+use crate::metrics::StepMetrics;
+use crate::record::Record;
+use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::{Failure, Fault, Seals};
+use crate::time::EventTime;
+use crate::time::watermark::Mark;
+
+/// A row's key: window-major.
+pub(crate) type Row<K> = (EventTime, K);
+type State<K, S> = KeySpine<Row<K>, u64, Counted<S>>;
+type Update<K, S> = ((Row<K>, ()), u64, Counted<S>);
+type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
+/// A record on its way to the worker of its key: key, window end, what the aggregate needs of it.
+pub(crate) type Routed<K, P> = (K, EventTime, P);
+
+/// An accumulator and how many records it holds; nothing when that is zero.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Counted<S> {
+    count: i64,
+    sum: S,
+}
+
+impl<S: Accumulator> Counted<S> {
+    /// What takes this row back: only its count matters.
+    fn retraction(&self) -> Self {
+        Counted { count: -self.count, sum: self.sum.clone() }
+    }
+}
+
+impl<S> IsZero for Counted<S> {
+    #[inline]
+    fn is_zero(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl<S: Accumulator> Semigroup for Counted<S> {
+    #[inline]
+    fn plus_equals(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum.merge(&other.sum);
+    }
+}
+
+/// Which worker has a key, before it is taken modulo their number. Its own seed and the upper half of the hash: maps
+/// behind the exchange must not use the bits that are equal on a worker.
+#[inline]
+pub(crate) fn route<K: Hash>(key: &K) -> u64 {
+    FixedState::with_seed(7).hash_one(key) >> 32
+}
+
+/// The rows of one step on one worker.
+struct Store<K: Record, S: Accumulator> {
+    /// Changes since the last seal, of windows still open, by window end.
+    hot: BTreeMap<EventTime, Hot<K, S>>,
+    /// Emptied maps: growing a new one costs more than filling it.
+    spare: Vec<Hot<K, S>>,
+    /// Rows of the trace that have closed since the last seal, in order: windows close in order.
+    retracted: Vec<Update<K, S>>,
+    /// Ends of open windows that have rows in the trace.
+    sealed: BTreeSet<EventTime>,
+    /// Windows that end here or before are closed; what the trace still has of them is in `retracted`.
+    closed: EventTime,
+    trace: TraceAgent<State<K, S>>,
+    writer: TraceWriter<State<K, S>>,
+    /// The first epoch that no batch of the trace covers.
+    lower: u64,
+    metrics: Arc<StepMetrics>,
+}
+
+impl<K: Record, S: Accumulator> Store<K, S> {
+    fn absorb<D, A: Aggregate<D, Sum = S>>(&mut self, records: Vec<Routed<K, A::Part>>, aggregate: &A) {
+        let mut records = records.into_iter().peekable();
+        while let Some(end) = records.peek().map(|record| record.1) {
+            debug_assert!(end > self.closed, "a record that is on time never touches a closed window");
+            // Neighbours are mostly of one window: look the map up once a run.
+            let map = self.hot.entry(end).or_insert_with(|| self.spare.pop().unwrap_or_default());
+            while let Some((key, _, part)) = records.next_if(|record| record.1 == end) {
+                match map.entry(key) {
+                    std::collections::hash_map::Entry::Occupied(mut row) => {
+                        let row = row.get_mut();
+                        row.count += 1;
+                        aggregate.absorb(&mut row.sum, part);
+                    }
+                    std::collections::hash_map::Entry::Vacant(row) => {
+                        row.insert(Counted { count: 1, sum: aggregate.lift(part) });
+                    }
+                }
+            }
+        }
+    }
+
+    fn hot_row(&self, (end, key): &Row<K>) -> Option<&Counted<S>> {
+        self.hot.get(end).and_then(|map| map.get(key))
+    }
+
+    /// Makes all changes through `epoch` one batch of the trace.
+    fn seal(&mut self, epoch: u64) {
+        if epoch < self.lower {
+            return; // Nothing can have changed since.
+        }
+        let mut rows = std::mem::take(&mut self.retracted);
+        for (&end, map) in &mut self.hot {
+            let from = rows.len();
+            if !map.is_empty() {
+                self.sealed.insert(end);
+            }
+            rows.extend(map.drain().map(|(key, total)| (((end, key), ()), epoch, total)));
+            rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        }
+        let (lower, upper) = (Antichain::from_elem(self.lower), Antichain::from_elem(epoch + 1));
+        let batch = KeyBuilder::<Row<K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
+        let span = Span::new(Description::new(lower, upper.clone(), Antichain::from_elem(epoch)), batch);
+        let hint = if span.has_updates() { Stamp::from_elem(self.lower) } else { Stamp::new() };
+        self.writer.insert(span, hint);
+        // Nobody reads before `upper` again. Logical first: the merges that physical compaction starts use it.
+        self.trace.set_logical_compaction(upper.borrow());
+        self.trace.set_physical_compaction(upper.borrow());
+        self.lower = epoch + 1;
+    }
+
+    /// Calls `each` with the sum that the trace has of every row of windows up to `through`, in order.
+    fn scan_trace(&mut self, through: EventTime, mut each: impl FnMut(&mut Self, &Row<K>, Counted<S>)) {
+        if self.sealed.is_empty() && self.lower == 0 {
+            return;
+        }
+        let Some(batches) = self.trace.batches_through(Antichain::from_elem(self.lower).borrow()) else {
+            unreachable!("the last seal ended there");
+        };
+        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
+        while let Some(row) = cursor.get_key(&batches).filter(|row| row.0 <= through).cloned() {
+            let mut total: Option<Counted<S>> = None;
+            cursor.map_times(&batches, |_, part| match &mut total {
+                None => total = Some(part.clone()),
+                Some(total) => total.plus_equals(part),
+            });
+            if let Some(total) = total.filter(|total| !total.is_zero()) {
+                assert!(total.count > 0, "a row of the trace counts {} records", total.count);
+                each(self, &row, total);
+            }
+            cursor.step_key(&batches);
+        }
+    }
+
+    /// The sum that the trace has of one row that is still open.
+    fn trace_row(&mut self, row: &Row<K>) -> Option<Counted<S>> {
+        if !self.sealed.contains(&row.0) {
+            return None;
+        }
+        let batches = self.trace.batches_through(Antichain::from_elem(self.lower).borrow())?;
+        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
+        cursor.seek_key(&batches, row);
+        let mut total: Option<Counted<S>> = None;
+        if cursor.get_key(&batches) == Some(row) {
+            cursor.map_times(&batches, |_, part| match &mut total {
+                None => total = Some(part.clone()),
+                Some(total) => total.plus_equals(part),
+            });
+        }
+        total.filter(|total| !total.is_zero())
+    }
+
+    /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
+    fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(Row<K>, &Counted<S>)) {
+        let open = if watermark == EventTime::MAX {
+            BTreeMap::new()
+        } else {
+            self.hot.split_off(&EventTime::from_millis(watermark.millis() + 1))
+        };
+        let mut closing = std::mem::replace(&mut self.hot, open);
+        let mut counted = 0;
+        if self.sealed.first().is_some_and(|end| *end <= watermark) {
+            self.sealed.retain(|end| *end > watermark);
+            let closed = self.closed;
+            self.scan_trace(watermark, |store, row, mut total| {
+                if row.0 <= closed {
+                    return; // Retracted in the next batch.
+                }
+                store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
+                if let Some(part) = closing.get_mut(&row.0).and_then(|map| map.remove(&row.1)) {
+                    total.plus_equals(&part);
+                }
+                counted += total.count;
+                each(row.clone(), &total);
+            });
+        }
+        self.closed = watermark;
+        for (end, mut map) in closing {
+            for (key, total) in map.drain() {
+                counted += total.count;
+                each((end, key), &total);
+            }
+            self.spare.push(map);
+        }
+        self.metrics.counted.add(counted.unsigned_abs());
+    }
+}
+
+/// What a step still holds when it ends is counted too: in = counted + late holds whenever a job stops.
+impl<K: Record, S: Accumulator> Drop for Store<K, S> {
+    fn drop(&mut self) {
+        let hot: i64 = self.hot.values().flat_map(HashMap::values).map(|total| total.count).sum();
+        let (mut held, closed) = (0, self.closed);
+        self.scan_trace(EventTime::MAX, |_, row, total| held += if row.0 > closed { total.count } else { 0 });
+        self.metrics.counted.add((hot + held).unsigned_abs());
+    }
+}
+
+/// What a windowed step needs besides its records.
+pub(crate) struct Step<A> {
+    pub(crate) name: String,
+    pub(crate) aggregate: Rc<A>,
+    /// Whether anybody wants the live rows; asked at the first epoch, when the whole flow is built.
+    pub(crate) live: Rc<std::cell::Cell<bool>>,
+    pub(crate) seals: Seals,
+    pub(crate) failure: Arc<Failure>,
+    pub(crate) metrics: Arc<StepMetrics>,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// The two results of a windowed step: rows of closed windows, each at the epoch whose watermark closed it; and the
+/// changes of the live rows.
+pub(crate) type Results<'f, K, V> =
+    (Stream<'f, u64, Vec<(Row<K>, V)>>, Stream<'f, u64, Vec<((Row<K>, V), u64, isize)>>);
+
+/// Everything that happens at one epoch.
+struct Turn<P> {
+    records: Vec<Vec<P>>,
+    /// A capability for each output; `None` while nothing has come that could be shown at this epoch.
+    capabilities: Option<(Capability<u64>, Capability<u64>)>,
+    mark: Option<EventTime>,
+}
+
+impl<P> Default for Turn<P> {
+    fn default() -> Self {
+        Turn { records: Vec::new(), capabilities: None, mark: None }
+    }
+}
+
+/// Changes of live rows, for `on_change`.
+type Changes<K, V> = Vec<((Row<K>, V), u64, isize)>;
+
+impl<A> Step<A> {
+    /// What is shown of a row; `None` if it cannot be told, which ends the job.
+    fn value<K: Record, D: 'static>(&self, row: &Row<K>, total: &Counted<A::Sum>) -> Option<A::Value>
+    where
+        A: Aggregate<D>,
+    {
+        assert!(total.count > 0, "a row counts {} records", total.count);
+        let value: Result<A::Value> = self.aggregate.value(total.count, &total.sum);
+        let place = || format!("step `{}`, window ending {}, key {:?}", self.name, row.0, row.1);
+        value.map_err(|error| self.failure.set(error.at(place()))).ok()
+    }
+}
+
+/// What one worker does of a windowed step.
+struct Windows<K: Record, D, A: Aggregate<D>> {
+    store: Store<K, A::Sum>,
+    step: Step<A>,
+    data: std::marker::PhantomData<fn(D)>,
+}
+
+impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
+    /// Folds an epoch's records in, and tells how the live rows changed by them.
+    fn fold(&mut self, epoch: u64, records: Vec<Vec<Routed<K, A::Part>>>) -> Changes<K, A::Value> {
+        if !self.step.live.get() {
+            for records in records {
+                self.store.absorb(records, &*self.step.aggregate);
+            }
+            return Vec::new();
+        }
+        let touched: BTreeSet<Row<K>> = records.iter().flatten().map(|(key, end, _)| (*end, key.clone())).collect();
+        let before: Vec<_> = (touched.into_iter())
+            .map(|row| {
+                let hot = self.store.hot_row(&row).cloned();
+                (row, hot)
+            })
+            .collect();
+        for records in records {
+            self.store.absorb(records, &*self.step.aggregate);
+        }
+        let mut changes = Vec::with_capacity(2 * before.len());
+        for (row, old) in before {
+            let sealed = self.store.trace_row(&row);
+            let new = self.store.hot_row(&row).cloned();
+            let whole = |hot: Option<Counted<A::Sum>>| match (sealed.clone(), hot) {
+                (Some(mut total), Some(hot)) => {
+                    total.plus_equals(&hot);
+                    Some(total)
+                }
+                (sealed, hot) => sealed.or(hot),
+            };
+            for (total, diff) in [(whole(old), -1), (whole(new), 1)] {
+                if let Some(value) = total.and_then(|total| self.step.value(&row, &total)) {
+                    changes.push(((row.clone(), value), epoch, diff));
+                }
+            }
+        }
+        if self.step.fault == Some(Fault::SkipRetraction) {
+            changes.retain(|change| change.2 > 0);
+        }
+        changes
+    }
+
+    /// Closes what the watermark closes: the rows, for `on_close`.
+    fn close(&mut self, epoch: u64, watermark: EventTime) -> Vec<(Row<K>, A::Value)> {
+        let (mut rows, step) = (Vec::new(), &self.step);
+        self.store.close(watermark, epoch, |row, total| {
+            if let Some(value) = step.value(&row, total) {
+                rows.push((row, value));
+            }
+        });
+        self.step.metrics.closed_rows.add(rows.len() as u64);
+        if self.step.fault == Some(Fault::LoseRow) {
+            rows.pop();
+        }
+        rows
+    }
+}
+
+/// Aggregates records by window and key.
+///
+/// `records` are those that are on time, exchanged here by key; `marks` is the stream's watermark as every worker has
+/// it, already moved back by the allowed lateness.
+pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
+    records: Stream<'f, u64, Vec<Routed<K, A::Part>>>,
+    marks: Stream<'f, u64, Vec<Mark>>,
+    step: Step<A>,
+) -> Results<'f, K, A::Value> {
+    let scope = records.scope();
+    let mut builder = OperatorBuilder::new(format!("Windowed: {}", step.name), scope);
+    let by_key = Exchange::new(|(key, _, _): &Routed<K, A::Part>| route(key));
+    let mut records = builder.new_input(records, by_key);
+    let mut marks = builder.new_input(marks, Pipeline);
+    let (closed, closed_stream) = builder.new_output();
+    let (changed, changed_stream) = builder.new_output();
+    let mut closed = OutputBuilder::<_, timely::container::CapacityContainerBuilder<_>>::from(closed);
+    let mut changed = OutputBuilder::<_, timely::container::CapacityContainerBuilder<_>>::from(changed);
+    let info = builder.operator_info();
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
+        let activator = Some(scope.activator_for(Rc::clone(&info.address)));
+        let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
+        let store = Store {
+            hot: BTreeMap::new(),
+            spare: Vec::new(),
+            retracted: Vec::new(),
+            sealed: BTreeSet::new(),
+            closed: EventTime::MIN,
+            trace,
+            writer,
+            lower: 0,
+            metrics: Arc::clone(&step.metrics),
+        };
+        let mut windows = Windows::<K, D, A> { store, step, data: std::marker::PhantomData };
+        let mut turns = BTreeMap::<u64, Turn<Routed<K, A::Part>>>::new();
+        let mut sealed_through = 0;
+
+        move |frontiers| {
+            records.for_each(|capability, records| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                if windows.step.live.get() && turn.capabilities.is_none() {
+                    turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                }
+                turn.records.push(std::mem::take(records));
+            });
+            marks.for_each(|capability, marks| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
+            });
+            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
+            for epoch in windows.step.seals.after(sealed_through) {
+                turns.entry(epoch).or_default();
+            }
+            let (mut closed, mut changed) = (closed.activate(), changed.activate());
+            while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
+                let (epoch, turn) = turn.remove_entry();
+                let mut changes = windows.fold(epoch, turn.records);
+                if windows.step.seals.contains(epoch) {
+                    windows.store.seal(epoch);
+                    sealed_through = epoch;
+                }
+                let rows = match turn.mark.filter(|watermark| *watermark > windows.store.closed) {
+                    Some(watermark) => windows.close(epoch, watermark),
+                    None => Vec::new(),
+                };
+                let Some((for_closed, for_changed)) = turn.capabilities else { continue };
+                if windows.step.live.get() {
+                    changes.extend(rows.iter().map(|row| (row.clone(), epoch, -1)));
+                }
+                closed.session(&for_closed).give_iterator(rows.into_iter());
+                changed.session(&for_changed).give_iterator(changes.into_iter());
+            }
+        }
+    });
+    (closed_stream, changed_stream)
+}

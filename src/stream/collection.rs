@@ -1,0 +1,133 @@
+//! Collections: multisets that change by insertions and retractions, epoch by epoch.
+//!
+//! A [`Collection`] is differential dataflow's own, with the epoch hidden. [`Collection::through`] gives the raw one, so
+//! every operator of differential is there, iteration included. What is here by name is what queries use most.
+//!
+//! A collection has no watermark. What is computed from it is consistent at every epoch that is shown: a sink gets all
+//! changes of an epoch at once, consolidated.
+
+use std::fmt;
+
+use differential_dataflow::VecCollection;
+
+use crate::error::Result;
+use crate::record::Record;
+use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::stream::{Flow, output};
+use crate::time::Epoch;
+
+/// A multiset that changes by insertions and retractions.
+pub struct Collection<'f, D: Record> {
+    inner: VecCollection<'f, u64, D, isize>,
+    flow: Flow<'f>,
+}
+
+impl<D: Record> Clone for Collection<'_, D> {
+    fn clone(&self) -> Self {
+        Collection { inner: self.inner.clone(), flow: self.flow.clone() }
+    }
+}
+
+impl<D: Record> fmt::Debug for Collection<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Collection<{}>", std::any::type_name::<D>())
+    }
+}
+
+impl<'f, D: Record> Collection<'f, D> {
+    pub(crate) fn new(inner: VecCollection<'f, u64, D, isize>, flow: Flow<'f>) -> Self {
+        Collection { inner, flow }
+    }
+
+    /// Each record changed.
+    pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Collection<'f, D2> {
+        self.through(|collection| collection.map(change))
+    }
+
+    /// The records that `keep` holds for.
+    pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Collection<'f, D> {
+        self.through(|collection| collection.filter(keep))
+    }
+
+    /// Each record changed into any number of records.
+    pub fn flat_map<I: IntoIterator<Item: Record> + 'static>(
+        self,
+        change: impl Fn(D) -> I + 'static,
+    ) -> Collection<'f, I::Item> {
+        self.through(|collection| collection.flat_map(change))
+    }
+
+    /// The records of both.
+    #[must_use]
+    pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
+        self.through(|collection| collection.concat(other.inner))
+    }
+
+    /// Any operators of differential dataflow: takes the raw collection and comes back with another one. The raw
+    /// timestamp is the epoch; differences are `isize`.
+    pub fn through<D2: Record>(
+        self,
+        operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
+    ) -> Collection<'f, D2> {
+        Collection { inner: operators(self.inner), flow: self.flow }
+    }
+
+    /// Calls `look` with each change as it passes, not consolidated: for debugging. After a crash it sees changes again.
+    pub fn inspect(self, look: impl Fn(&D, isize) + 'static) -> Collection<'f, D> {
+        self.through(|collection| collection.inspect(move |(data, _epoch, diff)| look(data, *diff)))
+    }
+
+    /// Writes the changes to a sink, epoch by epoch, each epoch whole and consolidated, with a last column `diff`.
+    pub fn write(self, name: &str, sink: &impl Sink<D>) {
+        output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink);
+    }
+
+    /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
+    /// An error ends the job.
+    pub fn for_each_epoch(self, name: &str, see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) {
+        self.write(name, &Observer(std::sync::Arc::new(see)));
+    }
+}
+
+/// What is called with an epoch's changes.
+type See<D> = std::sync::Arc<dyn Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync>;
+
+/// A sink that calls a function. It is at-least-once: after a crash it sees epochs again.
+pub struct Observer<D>(See<D>);
+
+impl<D: Record> Observer<D> {
+    /// A sink that calls `see` with every epoch that has rows: all of its rows at once, consolidated and sorted.
+    pub fn new(see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) -> Self {
+        Observer(std::sync::Arc::new(see))
+    }
+}
+
+impl<D> fmt::Debug for Observer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Observer<{}>", std::any::type_name::<D>())
+    }
+}
+
+impl<D: Record> Sink<D> for Observer<D> {
+    fn describe(&self) -> String {
+        String::from("a function of the program")
+    }
+
+    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+        Ok(Box::new(Observer(std::sync::Arc::clone(&self.0))))
+    }
+}
+
+impl<D: Record> Writer<D> for Observer<D> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        Ok(None)
+    }
+
+    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        (self.0)(epoch, rows)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! What users write queries with: streams, windows, aggregates and collections.
+//!
+//! * [`Flow`]: the query under construction; it reads sources. It is built once on every worker.
+//! * [`Stream`]: append-only events, each with an event time and its partition's watermark.
+//! * [`Keyed`], [`Windowed`], [`Aggregated`]: the way from a stream to windowed results ([`window`]).
+//! * [`Collection`]: differential's own, a multiset that changes by insertions and retractions.
+//!
+//! The epoch, timely's timestamp, stays hidden: what users see is event time, and that every epoch is shown whole.
+//!
+//! Promise kept here: **equal journals give equal output**, epoch by epoch. No operator reads a clock, a random hash or
+//! the order of arrival: an epoch's records are used when the epoch is complete, and what leaves by a sink is sorted.
+//!
+//! A stream travels as two timely streams: its events, and its marks. Marks are the same on every worker: one message at
+//! each epoch at which the watermark moved or a partition got a floor. An epoch's events and mark are both there before
+//! the frontier passes it, so whoever waits for both frontiers knows the epoch whole.
+
+pub mod aggregate;
+mod arrange;
+mod collection;
+mod input;
+mod output;
+pub mod window;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::core::Concat;
+use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::probe;
+use timely::dataflow::{Scope, Stream as TimelyStream};
+
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::record::{Event, Record};
+use crate::source::{Place, Rejected, Source, StreamView};
+use crate::time::watermark::Mark;
+use crate::time::{Epoch, EventTime};
+
+pub use collection::{Collection, Observer};
+pub(crate) use input::Driver;
+pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
+
+/// The first failure of a job, which stops all of its workers.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    slot: OnceLock<Error>,
+    failed: AtomicBool,
+}
+
+impl Failure {
+    /// Fails the job; only the first failure is kept.
+    pub(crate) fn set(&self, error: Error) {
+        let _ = self.slot.set(error);
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// What failed first, if anything did.
+    pub(crate) fn get(&self) -> Option<&Error> {
+        if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None }
+    }
+}
+
+/// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A closed row is not emitted.
+    LoseRow,
+    /// `on_change` does not take old rows back.
+    SkipRetraction,
+    /// Records are judged late by the stream's floor never.
+    ForgetFloor,
+    /// A sink shows rows of an epoch before the epoch is complete.
+    ShowEarly,
+    /// A worker releases its capability for an epoch before its records are in.
+    ReleaseEarly,
+    /// A record is dropped between the source and the flow.
+    LoseRecord,
+}
+
+/// The epochs at which arrangements are sealed: the same on every worker, known before they are complete.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seals(Rc<RefCell<BTreeSet<u64>>>);
+
+impl Seals {
+    /// Adds an epoch that is not complete yet.
+    pub(crate) fn add(&self, epoch: Epoch) {
+        self.0.borrow_mut().insert(epoch.0);
+    }
+
+    fn contains(&self, epoch: u64) -> bool {
+        self.0.borrow().contains(&epoch)
+    }
+
+    fn after(&self, epoch: u64) -> Vec<u64> {
+        self.0.borrow().range(epoch + 1..).copied().collect()
+    }
+}
+
+/// What a step of the flow is, for the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedStep {
+    /// `source`, `window` or `sink`.
+    pub kind: &'static str,
+    /// Its name, unique among steps of its kind.
+    pub name: String,
+    /// What it does, with the types of its state.
+    pub detail: String,
+}
+
+/// What the workers of a job share while the flow is built on one of them.
+pub(crate) struct Build {
+    pub(crate) place: Place,
+    /// Nothing is opened: the flow is built only to learn its steps.
+    pub(crate) dry: bool,
+    pub(crate) failure: Arc<Failure>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
+    pub(crate) plan: RefCell<Vec<PlannedStep>>,
+    /// Behind every sink: an epoch that it has passed is shown.
+    pub(crate) probe: probe::Handle<u64>,
+    pub(crate) seals: Seals,
+    pub(crate) fault: Option<Fault>,
+}
+
+impl Build {
+    /// Notes a step; a name that its kind has already fails the job.
+    fn step(&self, kind: &'static str, name: &str, detail: String) {
+        let mut plan = self.plan.borrow_mut();
+        if plan.iter().any(|step| step.kind == kind && step.name == name) {
+            let error = Error::usage(format!("two {kind} steps of the query are named `{name}`"));
+            self.failure.set(error.help("give each a name of its own: state and metrics are found by it"));
+        }
+        plan.push(PlannedStep { kind, name: name.to_owned(), detail });
+    }
+}
+
+/// A query under construction.
+///
+/// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps: it
+/// must not do anything but build the query.
+#[derive(Clone)]
+pub struct Flow<'f> {
+    scope: Scope<'f, u64>,
+    build: Rc<Build>,
+    rejects: Rc<RefCell<Vec<Stream<'f, Rejected>>>>,
+}
+
+impl fmt::Debug for Flow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow").field("steps", &self.build.plan.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl<'f> Flow<'f> {
+    pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
+        Flow { scope, build, rejects: Rc::default() }
+    }
+
+    /// Reads a source, under a name of its own.
+    pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
+        let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
+        self.build.step("source", name, detail);
+        let (stream, rejects) = input::read(self, name, source);
+        self.rejects.borrow_mut().push(rejects);
+        stream
+    }
+
+    /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
+    pub fn rejects(&self) -> Stream<'f, Rejected> {
+        let mut rejects = self.rejects.borrow().clone().into_iter();
+        match rejects.next() {
+            Some(first) => rejects.fold(first, Stream::concat),
+            None => Stream {
+                events: timely::dataflow::operators::generic::operator::empty(self.scope),
+                marks: timely::dataflow::operators::generic::operator::empty(self.scope),
+                flow: self.clone(),
+            },
+        }
+    }
+
+    pub(crate) fn fault(&self, fault: Fault) -> bool {
+        self.build.fault == Some(fault)
+    }
+}
+
+/// Append-only events, each with an event time and its partition's watermark.
+pub struct Stream<'f, D> {
+    pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    pub(crate) marks: TimelyStream<'f, u64, Vec<Mark>>,
+    pub(crate) flow: Flow<'f>,
+}
+
+impl<D: Record> Clone for Stream<'_, D> {
+    fn clone(&self) -> Self {
+        Stream { events: self.events.clone(), marks: self.marks.clone(), flow: self.flow.clone() }
+    }
+}
+
+impl<D> fmt::Debug for Stream<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream<{}>", std::any::type_name::<D>())
+    }
+}
+
+impl<'f, D: Record> Stream<'f, D> {
+    /// The stream of other events with the same marks, made container by container.
+    fn transform<D2: Record>(
+        self,
+        name: &str,
+        mut logic: impl FnMut(&mut Vec<Event<D>>, &mut Vec<Event<D2>>) + 'static,
+    ) -> Stream<'f, D2> {
+        let Stream { events, marks, flow } = self;
+        let events = events.unary(Pipeline, name, move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, events| {
+                    logic(events, &mut made);
+                    if !made.is_empty() {
+                        let mut session = output.session(&capability);
+                        session.give_container(&mut made);
+                        made.clear();
+                    }
+                });
+            }
+        });
+        Stream { events, marks, flow }
+    }
+
+    /// Each record changed.
+    pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Stream<'f, D2> {
+        self.transform("Map", move |events, made| made.extend(events.drain(..).map(|event| event.with(&change))))
+    }
+
+    /// The records that `keep` holds for.
+    pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Stream<'f, D> {
+        self.transform("Filter", move |events, made| {
+            events.retain(|event| keep(&event.data));
+            std::mem::swap(events, made);
+        })
+    }
+
+    /// Each record changed into any number of records, all with its event time.
+    pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
+        self.transform("FlatMap", move |events, made| {
+            for Event { time, mark, origin, data } in events.drain(..) {
+                made.extend(change(data).into_iter().map(|data| Event { time, mark, origin, data }));
+            }
+        })
+    }
+
+    /// Calls `look` with each record as it passes: for debugging. After a crash it sees records again.
+    pub fn inspect(self, look: impl Fn(&D) + 'static) -> Stream<'f, D> {
+        self.transform("Inspect", move |events, made| {
+            events.iter().for_each(|event| look(&event.data));
+            std::mem::swap(events, made);
+        })
+    }
+
+    /// The records of both streams. Its watermark is the lesser of the two; whether a record is late is still decided
+    /// by its own partition.
+    #[must_use]
+    pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
+        let marks = lesser(self.marks, other.marks);
+        Stream { events: self.events.concat(other.events), marks, flow: self.flow }
+    }
+
+    /// Groups the records by a key.
+    pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
+        Keyed::new(self, Rc::new(key))
+    }
+}
+
+/// The marks of two streams as those of one: at every epoch the lesser watermark, and the floors of both.
+fn lesser<'f>(
+    left: TimelyStream<'f, u64, Vec<Mark>>,
+    right: TimelyStream<'f, u64, Vec<Mark>>,
+) -> TimelyStream<'f, u64, Vec<Mark>> {
+    left.binary_frontier(right, Pipeline, Pipeline, "Lesser watermark", move |_capability, _info| {
+        let mut waiting = std::collections::BTreeMap::new();
+        let (mut left_now, mut right_now, mut shown) = (EventTime::MIN, EventTime::MIN, EventTime::MIN);
+        move |(left, left_frontier), (right, right_frontier), output| {
+            left.for_each(|capability, marks| {
+                let Some(capability) = capability.retain_least(0) else { return };
+                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
+                entry.1.append(marks);
+            });
+            right.for_each(|capability, marks| {
+                let Some(capability) = capability.retain_least(0) else { return };
+                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
+                entry.2.append(marks);
+            });
+            let incomplete = |epoch: &u64| left_frontier.less_equal(epoch) || right_frontier.less_equal(epoch);
+            while let Some(entry) = waiting.first_entry().filter(|entry| !incomplete(entry.key())) {
+                let (capability, left, right) = entry.remove();
+                let mut floors = Vec::new();
+                for (marks, now) in [(left, &mut left_now), (right, &mut right_now)] {
+                    for mark in marks {
+                        *now = mark.watermark.max(*now);
+                        floors.extend(mark.floors);
+                    }
+                }
+                let watermark = left_now.min(right_now);
+                if watermark > shown || !floors.is_empty() {
+                    shown = watermark;
+                    output.session(&capability).give(Mark { watermark, floors });
+                }
+            }
+        }
+    })
+}
+
+/// A cell that tells an operator whether somebody uses a result; set while the flow is built, read while it runs.
+type Wanted = Rc<Cell<bool>>;
+
+/// The view of a stream's watermark that the worker's readers get.
+type View = Rc<StreamView>;

@@ -1,0 +1,455 @@
+//! Windows: which records belong together, which are late, and when results are final.
+//!
+//! * A **window** is an interval [start, end) of event time. It **closes** when the stream's watermark is at least
+//!   end + L, where L is the allowed lateness (at present zero).
+//! * A record is **late** for a window if end + L ≤ max(its own partition's watermark just before it, the partition's
+//!   floor). So whether a record is late depends on the data alone: not on epochs, workers, or other partitions' speed.
+//! * A [`Closed`] row is a window's final result for a key, emitted once.
+//! * An [`Open`] row is what a window holds for a key now; as a collection, it is taken back when it changes or closes.
+//!
+//! A windowed step is two operators. The first, on the worker that read the record, finds the window, judges lateness
+//! and takes what the aggregate needs ([`assign`]). The second, on the worker of the key, aggregates ([`super::arrange`]).
+//! Records of a partition whose floor is not known yet wait in the first until their epoch is complete.
+//!
+//! Promise kept here: **output is a function of the data: any workers, any epochs.** And with it: per step,
+//! in = counted + late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use differential_dataflow::AsCollection;
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::operator::Operator;
+
+use crate::error::{Error, Result};
+use crate::metrics::StepMetrics;
+use crate::record::{Event, Origin, Record};
+use crate::stream::aggregate::{Aggregate, Each};
+use crate::stream::arrange::{self, Routed, Row, Step};
+use crate::stream::{Collection, Fault, Flow, Stream, Wanted};
+use crate::time::watermark::{Mark, PartitionId};
+use crate::time::{EventTime, Span};
+
+/// An interval [start, end) of event time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Interval {
+    /// The first moment in it.
+    pub start: EventTime,
+    /// The first moment after it.
+    pub end: EventTime,
+}
+
+/// The final result of a window for a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Closed<K, V> {
+    /// The window.
+    pub window: Interval,
+    /// The key.
+    pub key: K,
+    /// What the aggregate shows of the window's records with that key.
+    pub value: V,
+}
+
+/// What a window holds for a key so far.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Open<K, V> {
+    /// The window.
+    pub window: Interval,
+    /// The key.
+    pub key: K,
+    /// What the aggregate shows of the window's records with that key, so far.
+    pub value: V,
+}
+
+/// Which records belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tumbling { size: Duration, offset: Duration },
+    Global,
+}
+
+impl Window {
+    /// Windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z; [`Window::offset`] shifts them. The
+    /// size is a whole number of milliseconds, at least one.
+    pub const fn tumbling(size: Duration) -> Self {
+        Window { kind: Kind::Tumbling { size, offset: Duration::ZERO } }
+    }
+
+    /// One window for all time. It closes when its stream is over, which for most streams is never.
+    pub const fn global() -> Self {
+        Window { kind: Kind::Global }
+    }
+
+    /// Windows that begin so much later; a whole number of milliseconds.
+    #[must_use]
+    pub const fn offset(self, offset: Duration) -> Self {
+        match self.kind {
+            Kind::Tumbling { size, .. } => Window { kind: Kind::Tumbling { size, offset } },
+            Kind::Global => self,
+        }
+    }
+
+    fn assigner(self) -> Result<Assigner> {
+        let whole = |what: &str, duration: Duration| {
+            let millis = i64::try_from(duration.as_millis()).ok().filter(|_| duration.subsec_nanos() % 1_000_000 == 0);
+            millis.ok_or_else(|| {
+                let written = humantime::format_duration(duration);
+                Error::usage(format!("a window's {what} of {written} is not a whole number of milliseconds"))
+            })
+        };
+        match self.kind {
+            Kind::Global => Ok(Assigner { size: i64::MAX, offset: 0 }),
+            Kind::Tumbling { size, offset } => match (whole("size", size)?, whole("offset", offset)?) {
+                (0, _) => Err(Error::usage("a window's size is zero").help("make it at least a millisecond")),
+                (size, offset) => Ok(Assigner { size, offset: offset % size }),
+            },
+        }
+    }
+}
+
+/// Finds windows. A size of `i64::MAX` stands for all time.
+#[derive(Clone, Copy, Debug)]
+struct Assigner {
+    size: i64,
+    offset: i64,
+}
+
+impl Assigner {
+    /// The end of the window that `time` is in.
+    #[inline]
+    fn end(self, time: EventTime) -> EventTime {
+        if self.size == i64::MAX {
+            return EventTime::MAX;
+        }
+        let into = time.millis().saturating_sub(self.offset).rem_euclid(self.size);
+        EventTime::from_millis(time.millis().saturating_add(self.size - into))
+    }
+
+    /// The window that ends there.
+    fn interval(self, end: EventTime) -> Interval {
+        let start = if self.size == i64::MAX { EventTime::MIN } else { end.minus(Span::from_length(self.size)) };
+        Interval { start, end }
+    }
+}
+
+/// A function that gives a record's key.
+type KeyOf<K, D> = Rc<dyn Fn(&D) -> K>;
+
+/// A stream grouped by a key.
+pub struct Keyed<'f, K, D> {
+    stream: Stream<'f, D>,
+    key: KeyOf<K, D>,
+}
+
+impl<K, D> fmt::Debug for Keyed<'_, K, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyed<{}, {}>", std::any::type_name::<K>(), std::any::type_name::<D>())
+    }
+}
+
+impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
+    pub(crate) fn new(stream: Stream<'f, D>, key: KeyOf<K, D>) -> Self {
+        Keyed { stream, key }
+    }
+
+    /// Cuts each key's records into windows.
+    pub fn window(self, window: Window) -> Windowed<'f, K, D> {
+        Windowed { keyed: self, window }
+    }
+}
+
+/// A stream grouped by a key and cut into windows.
+pub struct Windowed<'f, K, D> {
+    keyed: Keyed<'f, K, D>,
+    window: Window,
+}
+
+impl<K, D> fmt::Debug for Windowed<'_, K, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Windowed<{}, {}> {:?}", std::any::type_name::<K>(), std::any::type_name::<D>(), self.window)
+    }
+}
+
+impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
+    /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are found
+    /// by it. The closure names the aggregates, and tuples of them are one:
+    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`.
+    pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
+        let Windowed { keyed: Keyed { stream, key }, window } = self;
+        let flow = stream.flow.clone();
+        let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
+        flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1));
+        let assigner = window.assigner().unwrap_or_else(|error| {
+            flow.build.failure.set(error.at(format!("step `{name}`")));
+            Assigner { size: 1, offset: 0 }
+        });
+        let aggregate = Rc::new(build(Each::new()));
+        let metrics = flow.build.metrics.step(name);
+        let wants_late = Wanted::default();
+        let live = Wanted::default();
+        let assign = Assign {
+            assigner,
+            key,
+            aggregate: Rc::clone(&aggregate),
+            wants_late: Rc::clone(&wants_late),
+            metrics: Arc::clone(&metrics),
+            forget_floor: flow.fault(Fault::ForgetFloor),
+        };
+        let marks = stream.marks.clone();
+        let (records, late) = assign_windows(stream, name, assign);
+        let step = Step {
+            name: name.to_owned(),
+            aggregate,
+            live: Rc::clone(&live),
+            seals: flow.build.seals.clone(),
+            failure: Arc::clone(&flow.build.failure),
+            metrics,
+            fault: flow.build.fault,
+        };
+        let (closed, changed) = arrange::windowed::<K, D, A>(records, marks.clone(), step);
+        Aggregated { closed, changed, late, marks, flow, assigner, live, wants_late, kind: PhantomData }
+    }
+}
+
+/// A step's live rows, as changes.
+type Changed<K, V> = ((Row<K>, V), u64, isize);
+
+/// The results of a windowed aggregate, in whichever form they are wanted.
+pub struct Aggregated<'f, K, D, A: Aggregate<D>> {
+    closed: TimelyStream<'f, u64, Vec<(Row<K>, A::Value)>>,
+    changed: TimelyStream<'f, u64, Vec<Changed<K, A::Value>>>,
+    late: TimelyStream<'f, u64, Vec<Event<D>>>,
+    marks: TimelyStream<'f, u64, Vec<Mark>>,
+    flow: Flow<'f>,
+    assigner: Assigner,
+    live: Wanted,
+    wants_late: Wanted,
+    kind: PhantomData<A>,
+}
+
+impl<K, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Aggregated<{}, {}>", std::any::type_name::<K>(), std::any::type_name::<A::Value>())
+    }
+}
+
+impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
+    /// The final results, once each, when their window closes. As events they happened in the window's last millisecond,
+    /// and are never late downstream: windows can be chained.
+    pub fn on_close(&self) -> Stream<'f, Closed<K, A::Value>> {
+        let assigner = self.assigner;
+        let events = self.closed.clone().unary(Pipeline, "OnClose", move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, rows| {
+                    made.extend(rows.drain(..).map(|((end, key), value)| {
+                        let time = end.minus(Span::from_length(1));
+                        let data = Closed { window: assigner.interval(end), key, value };
+                        Event { time, mark: time, origin: Origin::default(), data }
+                    }));
+                    output.session(&capability).give_container(&mut made);
+                    made.clear();
+                });
+            }
+        });
+        let marks = without_floors(self.marks.clone());
+        Stream { events, marks, flow: self.flow.clone() }
+    }
+
+    /// The live rows of open windows: a row is there from its first record on, is replaced when it changes, and is taken
+    /// back when its window closes.
+    pub fn on_change(&self) -> Collection<'f, Open<K, A::Value>> {
+        self.live.set(true);
+        let assigner = self.assigner;
+        let changes = self.changed.clone().unary(Pipeline, "OnChange", move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, changes| {
+                    made.extend(changes.drain(..).map(|(((end, key), value), epoch, diff)| {
+                        (Open { window: assigner.interval(end), key, value }, epoch, diff)
+                    }));
+                    output.session(&capability).give_container(&mut made);
+                    made.clear();
+                });
+            }
+        });
+        Collection::new(changes.as_collection(), self.flow.clone())
+    }
+
+    /// The records that came too late for their window, as they are.
+    pub fn late(&self) -> Stream<'f, D> {
+        self.wants_late.set(true);
+        Stream { events: self.late.clone(), marks: self.marks.clone(), flow: self.flow.clone() }
+    }
+}
+
+/// Marks for a stream whose events have no partitions of a source.
+fn without_floors(marks: TimelyStream<'_, u64, Vec<Mark>>) -> TimelyStream<'_, u64, Vec<Mark>> {
+    marks.unary(Pipeline, "DerivedMarks", move |_capability, _info| {
+        move |input, output| {
+            input.for_each(|capability, marks| {
+                marks.iter_mut().for_each(|mark| mark.floors.clear());
+                output.session(&capability).give_container(marks);
+            });
+        }
+    })
+}
+
+/// What [`assign_windows`] needs of a step.
+struct Assign<K, D, A> {
+    assigner: Assigner,
+    key: KeyOf<K, D>,
+    aggregate: Rc<A>,
+    wants_late: Wanted,
+    metrics: Arc<StepMetrics>,
+    forget_floor: bool,
+}
+
+/// Records of an epoch whose partitions' floors are not known yet.
+struct Held<D> {
+    events: Vec<Event<D>>,
+    records: Capability<u64>,
+    late: Capability<u64>,
+}
+
+/// The floors of a stream's partitions, as far as they are known.
+#[derive(Default)]
+struct Floors {
+    now: HashMap<PartitionId, EventTime, foldhash::fast::FixedState>,
+    /// Those that come into force at a later epoch.
+    coming: BTreeMap<u64, Vec<(PartitionId, EventTime)>>,
+}
+
+impl Floors {
+    fn through(&mut self, epoch: u64) -> &HashMap<PartitionId, EventTime, foldhash::fast::FixedState> {
+        while let Some(entry) = self.coming.first_entry().filter(|entry| *entry.key() <= epoch) {
+            self.now.extend(entry.remove());
+        }
+        &self.now
+    }
+}
+
+/// Records on their way to the worker of their key, and late ones.
+type Assigned<'f, K, D, P> = (TimelyStream<'f, u64, Vec<Routed<K, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
+
+/// Finds each record's window, and parts those that are on time from those that are late.
+fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
+    stream: Stream<'f, D>,
+    name: &str,
+    step: Assign<K, D, A>,
+) -> Assigned<'f, K, D, A::Part> {
+    let mut builder = OperatorBuilder::new(format!("Assign: {name}"), stream.events.scope());
+    let mut events = builder.new_input(stream.events, Pipeline);
+    let mut marks = builder.new_input(stream.marks, Pipeline);
+    let (records, record_stream) = builder.new_output();
+    let (late, late_stream) = builder.new_output();
+    let mut records = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(records);
+    let mut late = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(late);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut floors = Floors::default();
+        let mut held = BTreeMap::<u64, Held<D>>::new();
+        let Assign { assigner, key, aggregate, wants_late, metrics, forget_floor } = step;
+        let routed = move |event: &Event<D>, end: EventTime| ((key)(&event.data), end, aggregate.part(event));
+        move |frontiers| {
+            marks.for_each(|capability, marks| {
+                let Some(&epoch) = capability.least() else { return };
+                let news = marks.drain(..).flat_map(|mark| mark.floors);
+                floors.coming.entry(epoch).or_default().extend(news);
+            });
+            let (mut records, mut late) = (records.activate(), late.activate());
+            let counts = Counts::new(&metrics);
+            events.for_each(|capability, events| {
+                let Some(&epoch) = capability.least() else { return };
+                counts.taken(events.len());
+                let mut session = records.session(&capability);
+                let mut late_session = late.session(&capability);
+                for event in events.drain(..) {
+                    let end = assigner.end(event.time);
+                    if event.origin.fresh && !forget_floor {
+                        let waiting = held.entry(epoch).or_insert_with(|| Held {
+                            events: Vec::new(),
+                            records: capability.delayed(&epoch, 0),
+                            late: capability.delayed(&epoch, 1),
+                        });
+                        waiting.events.push(event);
+                    } else if end <= event.mark {
+                        counts.late();
+                        if wants_late.get() {
+                            late_session.give(event);
+                        }
+                    } else {
+                        session.give(routed(&event, end));
+                    }
+                }
+            });
+            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
+            while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
+                let (epoch, waited) = entry.remove_entry();
+                let known = floors.through(epoch);
+                let mut session = records.session(&waited.records);
+                let mut late_session = late.session(&waited.late);
+                for event in waited.events {
+                    let end = assigner.end(event.time);
+                    let floor = known.get(&event.origin.partition_id()).copied().unwrap_or(EventTime::MIN);
+                    if end <= event.mark.max(floor) {
+                        counts.late();
+                        if wants_late.get() {
+                            late_session.give(event);
+                        }
+                    } else {
+                        session.give(routed(&event, end));
+                    }
+                }
+            }
+            counts.flush();
+        }
+    });
+    (record_stream, late_stream)
+}
+
+/// Counts of one activation, so that shared counters are raised once each.
+struct Counts<'a> {
+    taken: Cell<u64>,
+    late: Cell<u64>,
+    metrics: &'a StepMetrics,
+}
+
+impl<'a> Counts<'a> {
+    fn new(metrics: &'a StepMetrics) -> Self {
+        Counts { taken: Cell::new(0), late: Cell::new(0), metrics }
+    }
+
+    fn taken(&self, count: usize) {
+        self.taken.set(self.taken.get() + count as u64);
+    }
+
+    fn late(&self) {
+        self.late.set(self.late.get() + 1);
+    }
+
+    fn flush(&self) {
+        if self.taken.get() > 0 {
+            self.metrics.taken.add(self.taken.get());
+        }
+        if self.late.get() > 0 {
+            self.metrics.late.add(self.late.get());
+        }
+    }
+}

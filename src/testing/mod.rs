@@ -1,0 +1,350 @@
+//! Running flows in memory: for users' own tests, and for ours.
+//!
+//! * [`Run`] runs a query on any number of workers: paced by a seeded sequence of random numbers, by a [`Script`] that
+//!   says what each epoch takes, or by the journal of another run.
+//! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
+//! * An [`Outcome`] has the run's report, and its journal, which runs it again.
+//!
+//! ```
+//! use tidegate::testing::{Captured, Run, Script};
+//! use tidegate::{Window, source::memory::Records};
+//! use std::time::Duration;
+//!
+//! # fn main() -> tidegate::Result<()> {
+//! // Two partitions of (key, event time); the first epoch takes two records of partition 0 and finds partition 1.
+//! let input = Records::new(vec![vec![("a", 100), ("a", 900), ("a", 2_500)], vec![("b", 1_000)]]
+//!     .into_iter().map(|p| p.into_iter().map(|(k, t)| (k.to_string(), t)).collect()).collect(), |r: &(String, i64)| r.1)
+//!     .out_of_order(Duration::ZERO);
+//! let script = Script::new().epoch(|e| e.take(0, 2).find(1)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(1, 1).end(0).end(1));
+//! let counts = Captured::new();
+//! let output = counts.clone();
+//! Run::new().workers(2).script("input", script).run(move |flow| {
+//!     flow.read("input", &input)
+//!         .key_by(|r| r.0.clone())
+//!         .window(Window::tumbling(Duration::from_secs(1)))
+//!         .aggregate("counts", |each| each.count())
+//!         .on_close()
+//!         .map(|row| (row.window.end.millis(), row.key, row.value))
+//!         .write("counts", &output);
+//! })?;
+//! assert_eq!(counts.all(), [(1_000, "a".into(), 2), (2_000, "b".into(), 1), (3_000, "a".into(), 1)]);
+//! // Nothing closes before partition 1 has said how far it is.
+//! assert_eq!(counts.epochs().len(), 1);
+//! # Ok(()) }
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::durable::journal::{Bound, Frame, MemoryJournal};
+use crate::error::Result;
+use crate::job::{Job, Pace, Report};
+use crate::record::Record;
+use crate::sink::{Shard, Sink, Writer};
+use crate::source::Options;
+use crate::stream::Flow;
+use crate::time::{Epoch, EventTime};
+
+pub use crate::stream::Fault;
+
+/// The rows of a sink, by epoch.
+type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
+
+/// A sink that keeps its rows for reading.
+#[derive(Clone)]
+pub struct Captured<D>(Arc<Mutex<ByEpoch<D>>>);
+
+impl<D> Default for Captured<D> {
+    fn default() -> Self {
+        Captured(Arc::default())
+    }
+}
+
+impl<D> fmt::Debug for Captured<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Captured<{}>", std::any::type_name::<D>())
+    }
+}
+
+impl<D: Record> Captured<D> {
+    /// An empty one. Clones share what is captured.
+    pub fn new() -> Self {
+        Captured::default()
+    }
+
+    /// The rows of every epoch that had any, consolidated and sorted, each with its difference.
+    pub fn epochs(&self) -> BTreeMap<Epoch, Vec<(D, isize)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All rows of all epochs as one sorted multiset.
+    ///
+    /// # Panics
+    /// When the differences of a row add up to less than nothing: rows were taken back that were not there.
+    pub fn all(&self) -> Vec<D> {
+        self.at(Epoch(u64::MAX))
+    }
+
+    /// The rows there are at an epoch: the sum of all changes up to it.
+    ///
+    /// # Panics
+    /// As [`Captured::all`].
+    pub fn at(&self, epoch: Epoch) -> Vec<D> {
+        let mut sums = BTreeMap::<D, isize>::new();
+        for (row, diff) in self.epochs().into_iter().filter(|(at, _)| *at <= epoch).flat_map(|(_, rows)| rows) {
+            *sums.entry(row).or_default() += diff;
+        }
+        let mut rows = Vec::new();
+        for (row, count) in sums {
+            assert!(count >= 0, "at epoch {epoch} there are {count} of {row:?}");
+            rows.extend(std::iter::repeat_n(row, count.unsigned_abs()));
+        }
+        rows
+    }
+}
+
+impl<D: Record> Sink<D> for Captured<D> {
+    fn describe(&self) -> String {
+        String::from("rows kept in memory")
+    }
+
+    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl<D: Record> Writer<D> for Captured<D> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().next_back().copied())
+    }
+
+    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = shown.keys().next_back() {
+            assert!(*last < epoch, "epoch {epoch} is shown after epoch {last}");
+        }
+        shown.insert(epoch, rows.to_vec());
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What one epoch of a [`Script`] does.
+#[derive(Clone, Debug, Default)]
+pub struct EpochScript(Vec<(u32, Act)>);
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Find,
+    Take(u64),
+    Idle,
+    End,
+}
+
+impl EpochScript {
+    /// Finds a partition. One that is first mentioned otherwise is found there.
+    #[must_use]
+    pub fn find(mut self, partition: u32) -> Self {
+        self.0.push((partition, Act::Find));
+        self
+    }
+
+    /// Takes the next `records` records of a partition; an idle partition wakes.
+    #[must_use]
+    pub fn take(mut self, partition: u32, records: u64) -> Self {
+        self.0.push((partition, Act::Take(records)));
+        self
+    }
+
+    /// The partition is idle at the end of the epoch.
+    #[must_use]
+    pub fn idle(mut self, partition: u32) -> Self {
+        self.0.push((partition, Act::Idle));
+        self
+    }
+
+    /// The partition has ended.
+    #[must_use]
+    pub fn end(mut self, partition: u32) -> Self {
+        self.0.push((partition, Act::End));
+        self
+    }
+}
+
+/// Says what each epoch takes from the partitions of a source.
+#[derive(Clone, Debug, Default)]
+pub struct Script(Vec<EpochScript>);
+
+impl Script {
+    /// A script without epochs.
+    pub fn new() -> Self {
+        Script::default()
+    }
+
+    /// One more epoch.
+    #[must_use]
+    pub fn epoch(mut self, acts: impl FnOnce(EpochScript) -> EpochScript) -> Self {
+        self.0.push(acts(EpochScript::default()));
+        self
+    }
+
+    /// The script as the journal of a run that did this. Epochs are 2, 4, 6 …
+    pub fn journal(&self, source: &str) -> Vec<Frame> {
+        let mut now = BTreeMap::<u32, Bound>::new();
+        let frames = self.0.iter().zip(1..).map(|(acts, number)| {
+            let mut changed = BTreeMap::new();
+            for &(partition, act) in &acts.0 {
+                let new = !now.contains_key(&partition);
+                let bound = now.entry(partition).or_insert_with(|| Bound {
+                    source: source.to_owned(),
+                    partition,
+                    found_at: None,
+                    next: 0,
+                    watermark: EventTime::MIN,
+                    idle: false,
+                    until: None,
+                    ended: false,
+                });
+                match act {
+                    Act::Find => {}
+                    Act::Take(records) => {
+                        bound.next += records;
+                        bound.idle &= records == 0;
+                    }
+                    Act::Idle => bound.idle = true,
+                    Act::End => bound.ended = true,
+                }
+                let found: &mut bool = changed.entry(partition).or_insert(new);
+                *found |= new;
+            }
+            let bounds = changed.into_iter().map(|(partition, new)| {
+                let bound = now[&partition].clone();
+                Bound { found_at: new.then_some(0), ..bound }
+            });
+            Frame { epoch: Epoch(number * 2), bounds: bounds.collect() }
+        });
+        frames.collect()
+    }
+}
+
+/// Runs a query in memory.
+#[derive(Debug)]
+pub struct Run {
+    workers: usize,
+    pace: Pace,
+    repeat: Vec<Frame>,
+    seals: Vec<Epoch>,
+    options: Options,
+    fault: Option<Fault>,
+    in_flight: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            workers: 1,
+            pace: Pace::Random(1),
+            repeat: Vec::new(),
+            seals: Vec::new(),
+            options: Options::default(),
+            fault: None,
+            in_flight: 64 << 20,
+        }
+    }
+}
+
+/// What a run did, and how to do it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// How it ended, with its figures.
+    pub report: Report,
+    /// What each epoch took.
+    pub journal: Vec<Frame>,
+}
+
+impl Run {
+    /// A run on one worker, paced by seed 1.
+    pub fn new() -> Self {
+        Run::default()
+    }
+
+    /// How many workers.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Paces the run by random numbers: epochs end after random numbers of turns, workers read random amounts and
+    /// stall at random. On one worker a seed always gives the same run; on several, threads add their own disorder.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.pace = Pace::Random(seed);
+        self
+    }
+
+    /// Paces the run by the clock, as a job is in production.
+    #[must_use]
+    pub fn clock(mut self) -> Self {
+        self.pace = Pace::Clock;
+        self
+    }
+
+    /// Runs what a script says of the source of this name.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "scripts are made where they are used")]
+    pub fn script(self, source: &str, script: Script) -> Self {
+        self.journal(script.journal(source))
+    }
+
+    /// Runs a journal again: every epoch takes what it took then.
+    #[must_use]
+    pub fn journal(mut self, frames: Vec<Frame>) -> Self {
+        self.repeat = frames;
+        self
+    }
+
+    /// Seals the arrangements at these epochs: what a snapshot does. Results must not depend on it.
+    #[must_use]
+    pub fn seal_at(mut self, epochs: Vec<Epoch>) -> Self {
+        self.seals = epochs;
+        self
+    }
+
+    /// What the sources go by.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// How many bytes of records may be read and not yet shown.
+    #[must_use]
+    pub fn in_flight(mut self, bytes: u64) -> Self {
+        self.in_flight = bytes;
+        self
+    }
+
+    /// Puts a fault into the engine, to see that a check finds it.
+    #[must_use]
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
+    /// Runs a query until its sources are over, or the journal is.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Outcome> {
+        let journal = Arc::new(MemoryJournal::default());
+        let job = Job::new("test").workers(self.workers).options(self.options).in_flight(self.in_flight);
+        let job = job.journal(Arc::clone(&journal) as Arc<_>).repeat(self.repeat).pace(self.pace);
+        let report = job.seals(self.seals).fault(self.fault).run(query)?;
+        Ok(Outcome { report, journal: journal.frames() })
+    }
+}
