@@ -1,13 +1,14 @@
 //! CSV files: a header of the row type's field names, then a line for each row.
 //!
-//! * [`File`] is the sink; its [`Encoder`] turns rows into lines without any I/O.
-//! * A row's fields are written by [`Line`], a serde serializer that knows one row of plain values and nothing else. It
+//! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
+//! * A row's fields are written by `Line`, a serde serializer that knows one row of plain values and nothing else. It
 //!   writes what the `csv` crate writes with its defaults, byte for byte: a field is quoted if it has a comma, a quote
-//!   or a line break in it, or if it is empty and alone on its line. It exists because it costs about half as much.
+//!   or a line break in it, or if it is empty and alone on its line. It exists for its speed: on rows of
+//! seven fields it takes about half the time, formatting of times apart.
 //!
 //! Invariants: what cannot be a table is refused before the file is touched; the header is there even when no row is;
 //! every line has the header's columns, in its order, or the epoch fails and none of it is written. Lines end in `\n`.
-//! A written collection has a last column `diff`. How the file is written to is [`super::file`]'s business.
+//! A written collection has a last column `diff`. How the file is written to is `sink/file.rs`'s business.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -381,6 +382,8 @@ mod tests {
             yes: bool,
             marker: Marker,
             nothing: (),
+            #[serde(skip)]
+            skipped: u8,
         }
         struct One { text: Option<String> }
         struct Total { key: String, count: i64 }
@@ -542,6 +545,7 @@ mod tests {
                 yes: self.below(2) == 0,
                 marker: Marker,
                 nothing: (),
+                skipped: 1,
             }
         }
     }

@@ -4,7 +4,8 @@
 //! the length it had, so an epoch is in the file whole or not at all. While a file is written it is locked: nothing
 //! else of ours writes to it. What was in it before is gone once it is open, and only then.
 //!
-//! A file keeps no number of the epoch it ends with: it survives the end of its job, but not a start of the next one.
+//! A file keeps no number of the epoch it ends with, so what was shown is known only from its opening on: a file
+//! survives the end of its job, but not the start of the next one.
 //! Formats are not known here.
 
 use std::fs;

@@ -1,15 +1,14 @@
 //! NDJSON files: one JSON object a line.
 //!
-//! * [`File`] is the sink; its [`Encoder`] turns rows into lines without any I/O.
+//! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
 //! * A row that is a struct with named fields is its own object: keys are columns. A written collection has a last key
 //!   `diff`.
 //! * Any other row is put under a key `row`. An exception are maps and structs with flattened fields: as events, they
 //!   are objects already; as changes they are put under `row`, because they may have a key `diff` of their own.
 //!
-//! Invariants: a line is one JSON object; no object has a key twice. How the file is written to is [`super::file`]'s
+//! Invariants: a line is one JSON object; no object has a key twice. How the file is written to is `sink/file.rs`'s
 //! business; how values look in JSON is `serde_json`'s.
 
-use std::any::type_name;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -53,7 +52,7 @@ impl<D: Record> Sink<D> for File {
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
     rows: Rows,
-    row: &'static str,
+    row: String,
     /// Whether a row is put under a key of its own.
     wrapped: bool,
     /// Whether the keys that rows are really written with have been looked at.
@@ -69,10 +68,10 @@ impl Encoder {
         let (row, wrapped) = match fields::shape::<D>() {
             Shape::Struct(fields, _) => {
                 check_diff(rows, fields.row, fields.names.iter())?;
-                (fields.row, false)
+                (fields.row.into(), false)
             }
-            Shape::Map => (type_name::<D>(), rows == Rows::Changes),
-            Shape::Other => (type_name::<D>(), true),
+            Shape::Map => (fields::name::<D>(), rows == Rows::Changes),
+            Shape::Other => (fields::name::<D>(), true),
         };
         Ok(Encoder { rows, row, wrapped, seen: false })
     }
@@ -98,7 +97,7 @@ impl<D: Record> Encode<D> for Encoder {
         } else if !self.seen {
             let keys: BTreeMap<String, IgnoredAny> =
                 serde_json::from_slice(&out[start..]).map_err(|why| self.refused(why))?;
-            check_diff(self.rows, self.row, keys.keys())?;
+            check_diff(self.rows, &self.row, keys.keys())?;
             self.seen = true;
         }
         if self.rows == Rows::Changes {
@@ -217,7 +216,10 @@ mod tests {
     #[test]
     fn what_is_not_written_as_it_is_read_is_refused() {
         let error = lines(Rows::Events, &[(Hidden { value: 1 }, 1)]).unwrap_err();
-        assert!(error.to_string().contains("`u8`") || error.to_string().contains("not written as one"), "{error}");
+        assert!(
+            error.to_string().contains("`Hidden` as NDJSON: it reads as a struct, but is not written as one"),
+            "{error}"
+        );
         let error = lines(Rows::Events, &[(BTreeMap::from([((1, 2), 3)]), 1)]).unwrap_err();
         assert!(error.to_string().contains("key must be a string"), "{error}");
     }
