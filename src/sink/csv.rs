@@ -3,8 +3,8 @@
 //! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
 //! * A row's fields are written by `Line`, a serde serializer that knows one row of plain values and nothing else. It
 //!   writes what the `csv` crate writes with its defaults, byte for byte: a field is quoted if it has a comma, a quote
-//!   or a line break in it, or if it is empty and alone on its line. It exists for its speed: on rows of
-//! seven fields it takes about half the time, formatting of times apart.
+//!   or a line break in it, or if it is empty and alone on its line. It is there for its speed: on rows of seven fields
+//!   it takes about half the time, the formatting of event times apart.
 //!
 //! Invariants: what cannot be a table is refused before the file is touched; the header is there even when no row is;
 //! every line has the header's columns, in its order, or the epoch fails and none of it is written. Lines end in `\n`.
@@ -396,7 +396,7 @@ mod tests {
         #[serde(into = "(i64, i64)", from = "Place")]
         struct Posing { a: i64 }
         #[serde(untagged)]
-        enum Untagged { Number(i64), Numbers(Vec<i64>) }
+        enum Untagged { Number(i64), Numbers(Vec<i64>), Place { x: i64 } }
         struct Unsure { a: Untagged }
     }
 
@@ -489,11 +489,10 @@ mod tests {
         check(None, Adding { a: 1, b: 2 }, "it writes a field `b`, which is not a column");
         check(None, Posing { a: 1 }, "it is a tuple and not a struct with named fields");
         let unsure = |a| Unsure { a };
-        check(
-            Some(unsure(Untagged::Number(1))),
-            unsure(Untagged::Numbers(vec![1])),
-            "its field `a` holds a list, and a column holds one value",
-        );
+        for (bad, holds) in [(Untagged::Numbers(vec![1]), "a list"), (Untagged::Place { x: 1 }, "a struct")] {
+            let why = format!("its field `a` holds {holds}, and a column holds one value");
+            check(Some(unsure(Untagged::Number(1))), unsure(bad), &why);
+        }
     }
 
     /// A seeded source of rows that look for trouble.
