@@ -6,6 +6,13 @@
 //! Invariants: epochs are shown in order, each once; the rows of an epoch come consolidated and sorted; what was shown
 //! is known by the sink itself ([`Writer::shown`]), never by the job's own state. A sink does not know timely.
 
+pub mod csv;
+pub(crate) mod encode;
+pub(crate) mod fields;
+mod file;
+pub mod ndjson;
+pub mod stdout;
+
 use crate::error::Result;
 use crate::record::Record;
 use crate::time::Epoch;

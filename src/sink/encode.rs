@@ -1,0 +1,123 @@
+//! Rows to bytes: what the formats have in common.
+//!
+//! * An [`Encode`] turns rows into **lines** of one format; each line ends in `\n`.
+//! * The **column of differences** is the last column, [`DIFF`], of a written collection.
+//!
+//! Invariants: an encoder does no I/O and depends on nothing but the rows, so the bytes of an epoch are the same
+//! whoever encodes them, at once or in pieces; what fails to encode leaves no bytes behind. Where the bytes go is not
+//! known here.
+
+use crate::error::{Error, Result};
+use crate::sink::Rows;
+
+/// The name of the column of differences.
+pub(crate) const DIFF: &str = "diff";
+
+/// Turns rows into lines of one format.
+pub(crate) trait Encode<D>: Clone + Send + 'static {
+    /// Appends what comes before the first row.
+    fn header(&self, out: &mut Vec<u8>);
+
+    /// Appends one row with its difference.
+    ///
+    /// # Errors
+    /// When the row is not as its type promised; what was appended must then be dropped.
+    fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> Result<()>;
+
+    /// What kind of rows it encodes.
+    fn kind(&self) -> Rows;
+
+    /// Appends rows: an event as often as its difference says, a change once and with its difference.
+    ///
+    /// # Errors
+    /// When a row is not as its type promised, or a difference makes no sense; `out` is then as it was before.
+    fn rows(&mut self, rows: &[(D, isize)], out: &mut Vec<u8>) -> Result<()> {
+        let before = out.len();
+        let encoded = rows.iter().try_for_each(|(row, diff)| {
+            let start = out.len();
+            let times = times(self.kind(), *diff)?;
+            self.row(row, *diff, out)?;
+            let end = out.len();
+            for _ in 1..times {
+                out.extend_from_within(start..end);
+            }
+            Ok(())
+        });
+        if encoded.is_err() {
+            out.truncate(before);
+        }
+        encoded
+    }
+}
+
+/// How many lines a row with a difference has.
+fn times(rows: Rows, diff: isize) -> Result<usize> {
+    match (rows, diff) {
+        (Rows::Events, 1..) => Ok(diff.unsigned_abs()),
+        (Rows::Changes, ..=-1 | 1..) => Ok(1),
+        (Rows::Events, _) => Err(Error::new(format!("an event came with the difference {diff}"))
+            .because("events are only ever added")
+            .help("this is a bug in Tidegate: please report it")),
+        (Rows::Changes, 0) => Err(Error::new("a change came with the difference 0")
+            .because("changes are consolidated before they are shown")
+            .help("this is a bug in Tidegate: please report it")),
+    }
+}
+
+/// Refuses a field that has the name of the column of differences.
+///
+/// # Errors
+/// When the rows are changes and a field is called [`DIFF`].
+pub(crate) fn check_diff(rows: Rows, row: &str, mut names: impl Iterator<Item = impl AsRef<str>>) -> Result<()> {
+    if rows == Rows::Changes && names.any(|name| name.as_ref() == DIFF) {
+        return Err(Error::usage(format!("cannot write a collection of rows of type `{row}`"))
+            .because(format!("its field `{DIFF}` has the name of the column of differences"))
+            .help("rename the field"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes numbers; refuses 13.
+    #[derive(Clone)]
+    struct Numbers(Rows);
+
+    impl Encode<u8> for Numbers {
+        fn header(&self, _: &mut Vec<u8>) {}
+
+        fn row(&mut self, row: &u8, _: isize, out: &mut Vec<u8>) -> Result<()> {
+            out.extend_from_slice(format!("{row}\n").as_bytes());
+            if *row == 13 { Err(Error::new("unlucky")) } else { Ok(()) }
+        }
+
+        fn kind(&self) -> Rows {
+            self.0
+        }
+    }
+
+    #[test]
+    fn events_are_written_as_often_as_they_are_there_and_changes_once() {
+        let mut out = Vec::new();
+        Numbers(Rows::Events).rows(&[(1, 1), (2, 3)], &mut out).unwrap();
+        Numbers(Rows::Changes).rows(&[(3, -2), (4, 5)], &mut out).unwrap();
+        assert_eq!(out, b"1\n2\n2\n2\n3\n4\n");
+    }
+
+    #[test]
+    fn what_cannot_be_encoded_leaves_nothing_behind() {
+        for (kind, rows, why) in [
+            (Rows::Events, [(1, 1), (13, 1)], "unlucky"),
+            (Rows::Events, [(1, 1), (2, -1)], "an event came with the difference -1"),
+            (Rows::Events, [(1, 1), (2, 0)], "an event came with the difference 0"),
+            (Rows::Changes, [(1, 1), (2, 0)], "a change came with the difference 0"),
+        ] {
+            let mut out = b"before".to_vec();
+            let error = Numbers(kind).rows(&rows, &mut out).unwrap_err();
+            assert!(error.to_string().starts_with(why), "{error}");
+            assert_eq!(out, b"before");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Standard output, as CSV or NDJSON.
+//!
+//! Each epoch is one write. Invariant: **at least once**, not exactly once: what was printed cannot be asked for or
+//! taken back, so a job that starts again prints again, and a reader may see a part of an epoch whose write failed.
+//! A reader that goes away ends the job with an error that says so.
+
+use std::io::{self, Write};
+
+use super::encode::Encode;
+use super::{Rows, Shard, Sink, Writer, csv, ndjson};
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::time::Epoch;
+
+/// Standard output.
+#[derive(Clone, Copy, Debug)]
+pub struct Stdout {
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Csv,
+    Ndjson,
+}
+
+impl Stdout {
+    /// Prints a CSV header, then a line for each row.
+    pub fn csv() -> Self {
+        Stdout { format: Format::Csv }
+    }
+
+    /// Prints a JSON object for each row, one a line.
+    pub fn ndjson() -> Self {
+        Stdout { format: Format::Ndjson }
+    }
+}
+
+impl<D: Record> Sink<D> for Stdout {
+    fn describe(&self) -> String {
+        "stdout".into()
+    }
+
+    fn check(&self, rows: Rows) -> Result<()> {
+        match self.format {
+            Format::Csv => csv::Encoder::new::<D>(rows).map(drop),
+            Format::Ndjson => ndjson::Encoder::new::<D>(rows).map(drop),
+        }
+    }
+
+    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+        Ok(match self.format {
+            Format::Csv => Box::new(Printer::start::<D>(io::stdout(), csv::Encoder::new::<D>(at.rows)?)?),
+            Format::Ndjson => Box::new(Printer::start::<D>(io::stdout(), ndjson::Encoder::new::<D>(at.rows)?)?),
+        })
+    }
+}
+
+/// Prints epochs.
+struct Printer<E, T> {
+    target: T,
+    encoder: E,
+    lines: Vec<u8>,
+}
+
+impl<E, T: Write> Printer<E, T> {
+    fn start<D: Record>(target: T, encoder: E) -> Result<Self>
+    where
+        E: Encode<D>,
+    {
+        let mut lines = Vec::new();
+        encoder.header(&mut lines);
+        let mut printer = Printer { target, encoder, lines };
+        printer.print()?;
+        Ok(printer)
+    }
+
+    /// Prints the lines. Standard output is locked for the length of one `write_all`.
+    fn print(&mut self) -> Result<()> {
+        let printed = self.target.write_all(&self.lines).and_then(|()| self.target.flush());
+        self.lines.clear();
+        printed.map_err(|why| {
+            let failed = Error::new("cannot print the results").at("stdout");
+            match why.kind() {
+                io::ErrorKind::BrokenPipe => failed.because("whoever was reading them has stopped"),
+                _ => failed.because(why),
+            }
+        })
+    }
+}
+
+impl<D: Record, E: Encode<D>, T: Write> Writer<D> for Printer<E, T> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        Ok(None)
+    }
+
+    fn show(&mut self, _: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        self.encoder.rows(rows, &mut self.lines).map_err(|error| error.at("stdout"))?;
+        self.print()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Rejected;
+
+    /// Keeps each write.
+    #[derive(Default)]
+    struct Writes(Vec<String>);
+
+    impl Write for Writes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_one_write() {
+        let encoder = ndjson::Encoder::new::<u32>(Rows::Changes).unwrap();
+        let mut printer = Printer::start::<u32>(Writes::default(), encoder).unwrap();
+        printer.show(Epoch(2), &[(1, 1), (2, -1)]).unwrap();
+        printer.show(Epoch(3), &[(2, 1)]).unwrap();
+        let expected = ["{\"row\":1,\"diff\":1}\n{\"row\":2,\"diff\":-1}\n", "{\"row\":2,\"diff\":1}\n"];
+        assert_eq!(printer.target.0, expected);
+        assert_eq!(Writer::<u32>::shown(&mut printer).unwrap(), None);
+    }
+
+    #[test]
+    fn the_header_is_printed_before_there_is_a_row() {
+        let encoder = csv::Encoder::new::<Rejected>(Rows::Events).unwrap();
+        let printer = Printer::start::<Rejected>(Writes::default(), encoder).unwrap();
+        assert_eq!(printer.target.0, ["source,place,partition,offset,line,reason,encoding,record\n"]);
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_an_error_that_says_so() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut printer = Printer::start::<u32>(writer, ndjson::Encoder::new::<u32>(Rows::Events).unwrap()).unwrap();
+        printer.show(Epoch(2), &[(1, 1)]).unwrap();
+        drop(reader);
+        let error = printer.show(Epoch(4), &[(1, 1)]).unwrap_err();
+        assert_eq!(error.to_string(), "cannot print the results (stdout): whoever was reading them has stopped");
+    }
+
+    #[test]
+    fn rows_that_a_format_cannot_hold_are_refused() {
+        assert!(Sink::<(u8, u8)>::check(&Stdout::csv(), Rows::Events).is_err());
+        assert!(Sink::<(u8, u8)>::check(&Stdout::ndjson(), Rows::Events).is_ok());
+    }
+}
