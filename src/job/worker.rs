@@ -128,6 +128,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         ticker: Ticker::new(shared),
         random: Random::new(shared.pace, worker.index()),
         replayed: 0,
+        exhausted: false,
         stopped: None,
     };
     let ending = turning.until_the_end(worker);
@@ -253,6 +254,8 @@ struct Turning {
     random: Random,
     /// How many frames of the journal have been taken up.
     replayed: usize,
+    /// Whether this worker has read all it will ever read.
+    exhausted: bool,
     /// Set when no epoch comes any more.
     stopped: Option<Ending>,
 }
@@ -296,7 +299,7 @@ impl Turning {
         while self.stopped.is_none() && self.replay()? {
             match self.controls.next() {
                 None => break,
-                Some(Control::Tick(epoch)) => self.begin(Epoch(epoch)),
+                Some(Control::Tick(epoch)) => self.begin(Epoch(epoch))?,
                 Some(Control::Stop) => {
                     self.end_current();
                     self.stopped = Some(Ending::Stopped);
@@ -312,8 +315,11 @@ impl Turning {
         }
     }
 
-    fn begin(&mut self, epoch: Epoch) {
+    /// Ends the current epoch and begins another. What the old one took is asked for before anything is read into the
+    /// new one: its bounds and watermarks must not see later records.
+    fn begin(&mut self, epoch: Epoch) -> Result<()> {
         self.end_current();
+        self.settle()?;
         if self.index == 0 {
             self.shared.metrics.epochs.add(1);
         }
@@ -334,6 +340,7 @@ impl Turning {
             released: false,
             bytes: 0,
         });
+        Ok(())
     }
 
     /// Reads what the journal's current epoch took. Answers whether the worker may follow to the next one.
@@ -405,13 +412,16 @@ impl Turning {
             Some(amount) => amount as usize,
             None => BUDGET,
         };
-        let mut busy = false;
+        let (mut busy, mut exhausted) = (false, true);
         for driver in &mut self.drivers {
             let taken = driver.poll(budget)?;
             current.bytes += taken.bytes;
             busy |= taken.busy;
+            exhausted &= taken.exhausted;
         }
-        if current.bytes > allowed / 8 {
+        // A worker that has read its last says so in the next epoch: once, as others may go on reading.
+        let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
+        if current.bytes > allowed / 8 || just_exhausted {
             self.shared.hurry.store(true, Ordering::Relaxed);
         }
         Ok(busy)

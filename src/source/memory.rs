@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Found, Intake, Place, Polled, Reader, Slot, Source, TimeOf};
+use crate::source::{Intake, Place, Polled, Reader, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
 /// Records in memory, in partitions.
@@ -67,11 +67,7 @@ impl<D: Record> MemoryReader<D> {
         let from = intake.next(slot);
         let records = &self.partitions[id as usize][from as usize..end as usize];
         intake.events.reserve(records.len());
-        for (offset, record) in (from..).zip(records) {
-            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
-            intake.accept(epoch, slot, found, record.clone())?;
-        }
-        Ok(())
+        intake.accept_all(epoch, slot, from, records)
     }
 }
 

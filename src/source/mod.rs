@@ -119,8 +119,8 @@ pub struct Binding {
 
 /// Reads one worker's part of a source.
 ///
-/// The caller polls with epochs that never go back; `bind` is called once for each epoch, in order, after the last poll
-/// with it, and again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
+/// The caller polls with epochs that never go back. `bind` is called for each epoch, in order: first after the last poll
+/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
 pub trait Reader<D: Record> {
     /// Takes what is there, about `budget` records at most, into the intake, without waiting.
     ///
@@ -143,6 +143,11 @@ pub trait Reader<D: Record> {
     /// # Errors
     /// When what the journal names is no longer there.
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool>;
+
+    /// Whether this worker will never read anything more: an epoch then ends at once, rather than at the next tick.
+    fn exhausted(&self, intake: &Intake<D>) -> bool {
+        intake.exhausted()
+    }
 
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
@@ -349,9 +354,9 @@ impl<D: Record> Intake<D> {
         self.partitions[slot.0].ended
     }
 
-    /// Whether every partition found so far has reached its end.
-    pub fn all_ended(&self) -> bool {
-        self.partitions.iter().all(|partition| partition.ended)
+    /// Whether every partition has been found and has reached its end.
+    pub fn exhausted(&self) -> bool {
+        self.all_found && self.partitions.iter().all(|partition| partition.ended)
     }
 
     /// The partition's watermark.
@@ -410,6 +415,46 @@ impl<D: Record> Intake<D> {
         let origin = Origin { source: self.index, fresh, partition: partition.id, offset: found.offset };
         self.events.push(Event { time, mark, origin, data });
         self.passed(slot, found.next);
+        Ok(())
+    }
+
+    /// Takes records that follow one another from the offset `first` on, each the size of its type and without a
+    /// timestamp of its own.
+    ///
+    /// # Errors
+    /// As [`Intake::accept`].
+    pub fn accept_all(&mut self, epoch: Epoch, slot: Slot, first: u64, records: &[D]) -> Result<()> {
+        let mut rest = records;
+        let mut offset = first;
+        while let Some((record, others)) = rest.split_first() {
+            // The first one by the long way: it may wake the partition, be fresh, or be refused.
+            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            self.accept(epoch, slot, found, record.clone())?;
+            rest = others;
+            offset += 1;
+            let partition = &mut self.partitions[slot.0];
+            if partition.fresh_since.is_some() || partition.idle {
+                continue;
+            }
+            let (mut clock, time_of, id, source) = (partition.clock.clone(), &*self.time_of, partition.id, self.index);
+            let before = self.events.len();
+            let usual = rest.iter().map_while(|record| {
+                let time = EventTime::from_millis(time_of(record));
+                if !time.is_writable() {
+                    return None;
+                }
+                let mark = clock.observe(time);
+                let origin = Origin { source, fresh: false, partition: id, offset };
+                offset += 1;
+                Some(Event { time, mark, origin, data: record.clone() })
+            });
+            self.events.extend(usual);
+            let taken = self.events.len() - before;
+            partition.clock = clock;
+            rest = &rest[taken..];
+            self.taken += taken as u64;
+            self.passed(slot, offset);
+        }
         Ok(())
     }
 
@@ -568,7 +613,7 @@ impl<D: Record> Intake<D> {
                 });
             }
         }
-        binding.mark.ended = self.all_found && self.partitions.iter().all(|partition| partition.ended);
+        binding.mark.ended = self.exhausted();
         binding
     }
 

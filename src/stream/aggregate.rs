@@ -419,8 +419,13 @@ macro_rules! extreme {
 
             #[inline]
             fn absorb(&self, sum: &mut $sum<V>, part: V) {
-                if part $better sum.0 {
-                    sum.0 = part;
+                if const { std::mem::needs_drop::<V>() } {
+                    if part $better sum.0 {
+                        sum.0 = part;
+                    }
+                } else {
+                    // Without a branch: which records are new extremes cannot be predicted, and copying is cheap.
+                    sum.0 = if part $better sum.0 { part } else { sum.0.clone() };
                 }
             }
 

@@ -10,8 +10,11 @@
 //! cancel in that batch.
 //!
 //! Invariants:
-//! * Complete epochs are folded in order: an epoch's records, then its seal, then its watermark. So what a window shows
-//!   is a function of what the epochs hold, whenever seals happen.
+//! * Epochs are folded in order: an epoch's records, then its seal, then its watermark. So what a window shows is a
+//!   function of what the epochs hold, whenever seals happen. Records of the *oldest incomplete* epoch are folded as they
+//!   come: every epoch before it has been folded, sealed and closed, seals are known before their epoch is complete, and
+//!   nothing reads the maps until this epoch is complete too. Later epochs wait. (`on_change` compares a row before and
+//!   after an epoch, so with it an epoch is folded at once.)
 //! * Every closed row is the sum of trace and map. After all, counts of rows are ≥ 0; a zero count is no row.
 //! * Rows are emitted under the capability of the watermark message that closed them, so windows close even when no
 //!   records came.
@@ -19,6 +22,7 @@
 //! This is the only module that knows differential's trace types. The trace types used are public there:
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::rc::Rc;
@@ -112,19 +116,20 @@ struct Store<K: Record, S: Accumulator> {
 
 impl<K: Record, S: Accumulator> Store<K, S> {
     fn absorb<D, A: Aggregate<D, Sum = S>>(&mut self, records: Vec<Routed<K, A::Part>>, aggregate: &A) {
-        let mut records = records.into_iter().peekable();
-        while let Some(end) = records.peek().map(|record| record.1) {
+        let mut records = records.into_iter();
+        while let Some(&(_, end, _)) = records.as_slice().first() {
             debug_assert!(end > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one window: look the map up once a run.
             let map = self.hot.entry(end).or_insert_with(|| self.spare.pop().unwrap_or_default());
-            while let Some((key, _, part)) = records.next_if(|record| record.1 == end) {
+            let run = records.as_slice().iter().take_while(|record| record.1 == end).count();
+            for (key, _, part) in records.by_ref().take(run) {
                 match map.entry(key) {
-                    std::collections::hash_map::Entry::Occupied(mut row) => {
-                        let row = row.get_mut();
+                    Entry::Occupied(row) => {
+                        let row = row.into_mut();
                         row.count += 1;
                         aggregate.absorb(&mut row.sum, part);
                     }
-                    std::collections::hash_map::Entry::Vacant(row) => {
+                    Entry::Vacant(row) => {
                         row.insert(Counted { count: 1, sum: aggregate.lift(part) });
                     }
                 }
@@ -436,6 +441,15 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 }
                 closed.session(&for_closed).give_iterator(rows.into_iter());
                 changed.session(&for_changed).give_iterator(changes.into_iter());
+            }
+            // What has come of the oldest incomplete epoch is folded while it is in the processor's cache.
+            if let Some(mut oldest) = turns.first_entry()
+                && !windows.step.live.get()
+                && frontiers.iter().all(|frontier| !frontier.less_than(oldest.key()))
+            {
+                for records in oldest.get_mut().records.drain(..) {
+                    windows.store.absorb(records, &*windows.step.aggregate);
+                }
             }
         }
     });

@@ -29,9 +29,6 @@ use crate::time::{Epoch, EventTime};
 
 /// A source as the worker's loop drives it.
 pub(crate) trait Driver {
-    /// The name under which the flow reads the source.
-    fn name(&self) -> &str;
-
     /// Begins an epoch: what is read from now on belongs to it.
     fn begin(&mut self, epoch: Epoch);
 
@@ -65,6 +62,8 @@ pub(crate) struct Taken {
     pub(crate) bytes: usize,
     /// Whether there may be more to read at once.
     pub(crate) busy: bool,
+    /// Whether this worker will never read anything more of the source.
+    pub(crate) exhausted: bool,
 }
 
 /// A worker's mark on its way: to which worker, from which worker.
@@ -134,10 +133,6 @@ impl<D: Record> SourceDriver<D> {
 }
 
 impl<D: Record> Driver for SourceDriver<D> {
-    fn name(&self) -> &str {
-        self.intake.name()
-    }
-
     fn begin(&mut self, epoch: Epoch) {
         let Some((last, capabilities)) = self.open.back() else { unreachable!("a closed source begins nothing") };
         assert!(epoch > *last, "epoch {epoch} does not come after {last}");
@@ -152,7 +147,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     fn poll(&mut self, budget: usize) -> Result<Taken> {
         let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
         let bytes = self.send(epoch);
-        Ok(Taken { bytes, busy })
+        Ok(Taken { bytes, busy, exhausted: self.reader.exhausted(&self.intake) })
     }
 
     fn replay(&mut self, bounds: &[Bound]) -> Result<bool> {
