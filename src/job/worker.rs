@@ -319,7 +319,7 @@ impl Turning {
     /// new one: its bounds and watermarks must not see later records.
     fn begin(&mut self, epoch: Epoch) -> Result<()> {
         self.end_current();
-        self.settle()?;
+        self.bind()?;
         if self.index == 0 {
             self.shared.metrics.epochs.add(1);
         }
@@ -427,8 +427,8 @@ impl Turning {
         Ok(busy)
     }
 
-    /// Collects what was bound to epochs that are over, hands it to the journal, and lets go of what is on record.
-    fn settle(&mut self) -> Result<()> {
+    /// Collects what was bound to epochs that are over, and hands it to the journal.
+    fn bind(&mut self) -> Result<()> {
         for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
             for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
                 if bound.is_none() {
@@ -449,6 +449,12 @@ impl Turning {
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
             }
         }
+        Ok(())
+    }
+
+    /// Binds epochs that are over, and lets go of those that are on record.
+    fn settle(&mut self) -> Result<()> {
+        self.bind()?;
         let synced = self.shared.journal.synced(self.index);
         for open in self.open.iter_mut().filter(|open| !open.released) {
             if !open.written || (open.needs_sync && synced < Some(open.epoch)) {
