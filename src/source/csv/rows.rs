@@ -160,8 +160,8 @@ fn field_end(bytes: &[u8], mut from: usize) -> usize {
     const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
     let zeros = |word: u64| word.wrapping_sub(LOW) & !word & HIGH;
-    while let Some(eight) = bytes.get(from..from + 8) {
-        let word = eight.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    while let Some(eight) = bytes.get(from..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*eight);
         let found = zeros(word ^ (LOW * u64::from(b',')))
             | zeros(word ^ (LOW * u64::from(b'\n')))
             | zeros(word ^ (LOW * u64::from(b'\r')));
