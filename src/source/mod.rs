@@ -9,7 +9,10 @@
 //! record's place (source, partition, offset) is unique; a reader reads no clock to decide what a record means.
 //! A source does not know timely: it is driven by whoever owns the intake.
 
+pub mod csv;
+pub mod file;
 pub mod memory;
+pub mod ndjson;
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,0 +1,154 @@
+//! CSV files as sources: a header that names the columns, then a record a row.
+//!
+//! * The **header** is the first row. Columns are matched with the record type's fields by name; the order is free, and
+//!   columns that the type does not have are ignored. A column that the type needs and the header lacks is an error.
+//! * A row with more or fewer fields than the header is rejected; so is one that does not decode. Blank lines are
+//!   skipped, and so is a byte order mark at the beginning.
+//!
+//! Invariant: rows, fields and values are those of the `csv` crate with its default options: fields may be in quotes, a
+//! quote in quotes is doubled, a quote inside an unquoted field stands for itself, and a row ends with `\n`, `\r` or
+//! both. Where this module is faster than the crate it has checked that it may be; where it is in doubt, the crate
+//! decides. It does not know how a file is cut into chunks, nor what becomes of a record.
+
+mod fields;
+mod rows;
+mod shape;
+
+use std::ops::Range;
+
+use ::csv::ByteRecord;
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::source::file::{self, Format, Untimed};
+
+use fields::Row;
+use rows::Splitter;
+
+/// A CSV file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
+pub type Input<T = Untimed> = file::Input<Csv, T>;
+
+/// The format of CSV files.
+#[derive(Debug)]
+pub enum Csv {}
+
+/// How many rows are decoded both ways before the short way is trusted.
+const TRIED: usize = 64;
+
+/// What a file's header says.
+#[derive(Debug)]
+pub struct Layout {
+    header: ByteRecord,
+    /// For each field of the record type, in its order, its column; `None` if the type cannot be decoded by position.
+    order: Option<Vec<usize>>,
+}
+
+/// What one worker keeps between chunks.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    splitter: Splitter,
+    record: ByteRecord,
+}
+
+impl Format for Csv {
+    type Layout = Layout;
+    type Scratch = Scratch;
+
+    fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Layout, usize)>> {
+        let mark = file::BYTE_ORDER_MARK;
+        let mut start = if bytes.starts_with(mark) { mark.len() } else { 0 };
+        while matches!(bytes.get(start), Some(b'\n' | b'\r')) {
+            start += 1;
+        }
+        let mut splitter = Splitter::default();
+        let end = if start < bytes.len() { splitter.split(bytes, start) } else { start };
+        if end == bytes.len() && !whole {
+            return Ok(None);
+        }
+        if start == bytes.len() {
+            return Ok(Some((Layout { header: ByteRecord::new(), order: None }, start)));
+        }
+        let header: ByteRecord = splitter.row(bytes, None).fields().collect();
+        let head = end + bytes[end..].iter().take(2).take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
+        let order = shape::order::<T>(&header).map_err(|problem| {
+            let names = header.iter().map(|name| format!("`{}`", String::from_utf8_lossy(name))).collect::<Vec<_>>();
+            let error = Error::new(problem).because(format!("the header names {}", names.join(", ")));
+            error.help("give the file a header that names every column the record needs, once")
+        })?;
+        let rows = &bytes[head..];
+        let rows = &rows[..if whole { rows.len() } else { rows::last_end(rows).unwrap_or(0) }];
+        let mut layout = Layout { header, order };
+        if layout.order.is_some() && !layout.agrees::<T>(rows) {
+            layout.order = None;
+        }
+        Ok(Some((layout, head)))
+    }
+
+    fn last_end(bytes: &[u8]) -> Option<usize> {
+        rows::last_end(bytes)
+    }
+
+    fn parse<T: Record>(
+        layout: &Layout,
+        scratch: &mut Scratch,
+        bytes: &[u8],
+        mut take: impl FnMut(Range<usize>, std::result::Result<T, String>),
+    ) {
+        let Scratch { splitter, record } = scratch;
+        let text = std::str::from_utf8(bytes).ok();
+        let mut start = 0;
+        while let Some(at) = rows::begin(bytes, start) {
+            let end = splitter.split(bytes, at);
+            let row = splitter.row(bytes, text);
+            let parsed = match layout.by_position(&row) {
+                Some(data) => Ok(data),
+                None => layout.by_name(&row, record),
+            };
+            take(at..end, parsed);
+            start = end;
+        }
+    }
+}
+
+impl Layout {
+    /// The record, if it can be decoded the short way.
+    #[inline]
+    fn by_position<T: Record>(&self, row: &Row<'_>) -> Option<T> {
+        let order = self.order.as_ref().filter(|_| row.len() == self.header.len())?;
+        row.decode(order).ok()
+    }
+
+    /// The record as the `csv` crate decodes it.
+    fn by_name<T: Record>(&self, row: &Row<'_>, record: &mut ByteRecord) -> std::result::Result<T, String> {
+        if row.len() != self.header.len() {
+            let fields = if row.len() == 1 { "field" } else { "fields" };
+            return Err(format!("it has {} {fields} where the header names {}", row.len(), self.header.len()));
+        }
+        record.clear();
+        row.fields().for_each(|field| record.push_field(field));
+        record.deserialize(Some(&self.header)).map_err(|why| {
+            let ::csv::ErrorKind::Deserialize { err, .. } = why.kind() else { return why.to_string() };
+            let column = err.field().and_then(|field| self.header.get(field as usize));
+            match column {
+                Some(name) => format!("column `{}`: {}", String::from_utf8_lossy(name), err.kind()),
+                None => err.kind().to_string(),
+            }
+        })
+    }
+
+    /// Whether the first rows decode to the same records both ways.
+    fn agrees<T: Record>(&self, rows: &[u8]) -> bool {
+        let (mut splitter, mut record, mut start) = (Splitter::default(), ByteRecord::new(), 0);
+        for _ in 0..TRIED {
+            let Some(at) = rows::begin(rows, start) else { break };
+            start = splitter.split(rows, at);
+            let row = splitter.row(rows, None);
+            if let Some(data) = self.by_position::<T>(&row)
+                && self.by_name(&row, &mut record) != Ok(data)
+            {
+                return false;
+            }
+        }
+        true
+    }
+}

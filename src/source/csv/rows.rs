@@ -1,0 +1,230 @@
+//! Where rows and fields of CSV begin and end.
+//!
+//! The grammar is that of the `csv` crate: a quote opens a quoted field only where a field begins; in a quoted field two
+//! quotes stand for one, and after the closing quote everything up to the delimiter stands for itself. A row ends with
+//! `\n` or `\r`; rows without a byte are no rows, so `\r\n` ends one.
+//!
+//! Bytes are looked at eight at a time, as most fields are short. It does not know what fields mean.
+
+use super::fields::Row;
+
+/// Whether a byte ends a row.
+fn ends_row(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
+}
+
+/// Where the next row begins, if there is one.
+#[inline]
+pub(super) fn begin(bytes: &[u8], mut from: usize) -> Option<usize> {
+    while ends_row(*bytes.get(from)?) {
+        from += 1;
+    }
+    Some(from)
+}
+
+/// The position after the last complete row of bytes that begin at a row.
+///
+/// Only quotes need to be looked at. Outside of a quoted field, one opens a field if it stands where a field can begin,
+/// which the byte before it tells.
+pub(super) fn last_end(bytes: &[u8]) -> Option<usize> {
+    let (mut outside, mut at, mut end) = (0, 0, None);
+    while let Some(quote) = memchr::memchr(b'"', &bytes[at..]).map(|found| at + found) {
+        if quote > 0 && bytes[quote - 1] != b',' && !ends_row(bytes[quote - 1]) {
+            at = quote + 1;
+            continue;
+        }
+        end = last_break(bytes, outside, quote).or(end);
+        let Some(closed) = closing_quote(bytes, quote + 1) else { return end };
+        (outside, at) = (closed + 1, closed + 1);
+    }
+    last_break(bytes, outside, bytes.len()).or(end)
+}
+
+/// The position after the last end of a row between two positions that are outside of quoted fields. A `\r` that is the
+/// last of all bytes does not count: a `\n` may follow.
+fn last_break(bytes: &[u8], from: usize, to: usize) -> Option<usize> {
+    let at = from + memchr::memrchr2(b'\n', b'\r', &bytes[from..to])?;
+    if bytes[at] == b'\r' && at + 1 == bytes.len() {
+        return memchr::memrchr2(b'\n', b'\r', &bytes[from..at]).map(|at| from + at + 1);
+    }
+    Some(at + 1)
+}
+
+/// The quote that closes a quoted field whose text begins at `from`: the first that is not one of two.
+fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
+    loop {
+        let quote = from + memchr::memchr(b'"', &bytes[from..])?;
+        if bytes.get(quote + 1) != Some(&b'"') {
+            return Some(quote);
+        }
+        from = quote + 2;
+    }
+}
+
+/// Splits rows into fields.
+#[derive(Debug, Default)]
+pub(super) struct Splitter {
+    /// Where the fields of the last row are: in the bytes it was split from, or in `plain`.
+    fields: Vec<(u32, u32)>,
+    /// The fields of a row that had to be rewritten to get rid of its quotes.
+    plain: Vec<u8>,
+    rewritten: bool,
+}
+
+impl Splitter {
+    /// Splits the row that begins at `start`: the position after its last byte.
+    #[inline]
+    pub(super) fn split(&mut self, bytes: &[u8], start: usize) -> usize {
+        self.fields.clear();
+        self.rewritten = false;
+        let mut from = start;
+        loop {
+            let stop = if bytes.get(from) == Some(&b'"') {
+                match simply_quoted(bytes, from) {
+                    Some(closed) => {
+                        self.fields.push((from as u32 + 1, closed as u32));
+                        closed + 1
+                    }
+                    None => return self.rewrite(bytes, start),
+                }
+            } else {
+                let stop = field_end(bytes, from);
+                self.fields.push((from as u32, stop as u32));
+                stop
+            };
+            if bytes.get(stop) != Some(&b',') {
+                return stop;
+            }
+            from = stop + 1;
+        }
+    }
+
+    /// The fields of the row that was split last, from the same bytes; `text` are these bytes if they are UTF-8.
+    #[inline]
+    pub(super) fn row<'a>(&'a self, bytes: &'a [u8], text: Option<&'a str>) -> Row<'a> {
+        if self.rewritten {
+            Row::new(&self.plain, std::str::from_utf8(&self.plain).ok(), &self.fields)
+        } else {
+            Row::new(bytes, text, &self.fields)
+        }
+    }
+
+    /// Splits a row with doubled, unclosed or misplaced quotes, a byte at a time.
+    #[cold]
+    fn rewrite(&mut self, bytes: &[u8], start: usize) -> usize {
+        self.fields.clear();
+        self.plain.clear();
+        self.rewritten = true;
+        let (mut at, mut begin) = (start, 0);
+        loop {
+            if bytes.get(at) == Some(&b'"') {
+                at = self.rewrite_quoted(bytes, at + 1);
+            }
+            let stop = field_end(bytes, at);
+            self.plain.extend_from_slice(&bytes[at..stop]);
+            self.fields.push((begin, self.plain.len() as u32));
+            begin = self.plain.len() as u32;
+            if bytes.get(stop) != Some(&b',') {
+                return stop;
+            }
+            at = stop + 1;
+        }
+    }
+
+    /// Copies the text of a quoted field, each two quotes as one: the position after the closing quote.
+    fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> usize {
+        let closed = closing_quote(bytes, from).unwrap_or(bytes.len());
+        let mut rest = &bytes[from..closed];
+        while let Some(quote) = memchr::memchr(b'"', rest) {
+            self.plain.extend_from_slice(&rest[..=quote]);
+            rest = rest.get(quote + 2..).unwrap_or_default();
+        }
+        self.plain.extend_from_slice(rest);
+        bytes.len().min(closed + 1)
+    }
+}
+
+/// The closing quote of a field that opens with the quote at `from`, if nothing else is special about it.
+#[inline]
+fn simply_quoted(bytes: &[u8], from: usize) -> Option<usize> {
+    let closed = from + 1 + memchr::memchr(b'"', &bytes[from + 1..])?;
+    matches!(bytes.get(closed + 1), None | Some(b',' | b'\n' | b'\r')).then_some(closed)
+}
+
+/// The first delimiter or end of a row from `from` on, or the end of all.
+///
+/// A byte of `x ^ pattern` is zero where `x` has the byte looked for; the usual trick marks the zero bytes, and the
+/// lowest mark is exact (Hacker's Delight, 6-1).
+#[inline]
+fn field_end(bytes: &[u8], mut from: usize) -> usize {
+    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let zeros = |word: u64| word.wrapping_sub(LOW) & !word & HIGH;
+    while let Some(eight) = bytes.get(from..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*eight);
+        let found = zeros(word ^ (LOW * u64::from(b',')))
+            | zeros(word ^ (LOW * u64::from(b'\n')))
+            | zeros(word ^ (LOW * u64::from(b'\r')));
+        if found != 0 {
+            return from + found.trailing_zeros() as usize / 8;
+        }
+        from += 8;
+    }
+    let stop = |byte: &u8| matches!(byte, b',' | b'\n' | b'\r');
+    bytes[from..].iter().position(stop).map_or(bytes.len(), |at| from + at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All rows of a text with their places, by this module.
+    fn rows_of(bytes: &[u8]) -> Vec<(usize, Vec<Vec<u8>>)> {
+        let (mut splitter, mut from, mut rows) = (Splitter::default(), 0, Vec::new());
+        while let Some(at) = begin(bytes, from) {
+            from = splitter.split(bytes, at);
+            rows.push((at, splitter.row(bytes, None).fields().map(<[u8]>::to_vec).collect()));
+        }
+        rows
+    }
+
+    /// All rows of a text, by the csv crate.
+    fn rows_of_the_crate(bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
+        reader.byte_records().map(|row| row.unwrap().iter().map(<[u8]>::to_vec).collect()).collect()
+    }
+
+    /// Small texts that are mostly made of what is special.
+    fn adversarial(rng: &mut fastrand::Rng) -> Vec<u8> {
+        let pieces: [&[u8]; 12] =
+            [b"\"", b"\"", b"\"\"", b",", b",", b"\n", b"\r", b"\r\n", b"ab", b"\xff\xfe", b"0123456789abcdef", b" "];
+        let length = rng.usize(0..40);
+        (0..length).flat_map(|_| pieces[rng.usize(0..pieces.len())].iter().copied()).collect()
+    }
+
+    #[test]
+    fn rows_and_fields_are_those_of_the_csv_crate() {
+        for seed in 0..60_000 {
+            let text = adversarial(&mut fastrand::Rng::with_seed(seed));
+            let rows: Vec<_> = rows_of(&text).into_iter().map(|(_, row)| row).collect();
+            assert_eq!(rows, rows_of_the_crate(&text), "seed {seed}: {:?}", text.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_a_row_ends_whatever_follows() {
+        for seed in 0..60_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let text = adversarial(&mut rng);
+            let shown = text.escape_ascii().to_string();
+            let seen = rng.usize(0..=text.len());
+            let (whole, end) = (rows_of(&text), last_end(&text[..seen]));
+            let (mut cut, after) = (rows_of(&text[..end.unwrap_or(0)]), rows_of(&text[end.unwrap_or(0)..]));
+            cut.extend(after.into_iter().map(|(at, row)| (at + end.unwrap_or(0), row)));
+            assert_eq!(cut, whole, "seed {seed}: {shown}, of which {seen} are seen");
+            // It is the last such place: what is left of the bytes seen is one row that may go on.
+            let left = rows_of(&text[end.unwrap_or(0)..seen]);
+            assert!(left.len() <= 1, "seed {seed}: {shown}, of which {seen} are seen, cut at {end:?}");
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! How a record type's fields are found in a header.
+//!
+//! A type tells what it needs by being decoded from **pretended** rows: rows with the header's columns, and values made
+//! up for whatever type is asked for. A column is missing if decoding complains that it is, though all columns of the
+//! header are there; so renamed, optional and defaulted fields are what `serde` says they are. Where made-up values do
+//! not please a type, nothing is said about it: its rows are rejected one by one if need be.
+//!
+//! A type can be decoded **by position** if it is a struct of scalars whose fields are all in the header, and which asks
+//! for exactly as many values as it has names (a field with aliases has several).
+//! It does not look at a file's rows.
+
+use std::cell::Cell;
+use std::fmt;
+
+use csv::ByteRecord;
+use serde::de::value::BorrowedBytesDeserializer;
+use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
+
+/// For each field of `T`, in its order, its column; `None` if `T` cannot be decoded by position.
+///
+/// # Errors
+/// Says which columns the header lacks, or has twice.
+pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
+    let Some(tries) = settle::<T>(header)? else { return Ok(None) };
+    let names = Cell::new(None);
+    let _ = T::deserialize(Pretended::Names(&names));
+    let Some(fields) = names.get() else { return Ok(None) };
+    let column = |field: &&str| header.iter().position(|name| name == field.as_bytes());
+    let Some(columns) = fields.iter().map(column).collect::<Option<Vec<usize>>>() else { return Ok(None) };
+    let asked = Cell::new(0);
+    let tries: Vec<usize> = columns.iter().map(|column| tries[*column]).collect();
+    let decoded = T::deserialize(Pretended::Values { tries: &tries, asked: &asked });
+    Ok((decoded.is_ok() && asked.get() == fields.len()).then_some(columns))
+}
+
+/// Decodes `T` from a pretended row of the header's columns: which value pleased it in each column. `None` if it cannot
+/// be told.
+fn settle<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
+    let mut names: Vec<Vec<u8>> = header.iter().map(<[u8]>::to_vec).collect();
+    let mut tries = vec![0; names.len()];
+    let mut missing: Vec<&str> = Vec::new();
+    let settled = loop {
+        let at = Cell::new(usize::MAX);
+        match T::deserialize(Pretended::Columns { names: &names, tries: &tries, at: &at }) {
+            Ok(_) => break true,
+            Err(Complaint::Missing(name)) if !names.iter().any(|known| known == name.as_bytes()) => {
+                missing.push(name);
+                names.push(name.as_bytes().to_vec());
+                tries.push(0);
+            }
+            Err(Complaint::Twice(name)) => return Err(format!("the csv header names the column `{name}` twice")),
+            Err(Complaint::Other) if tries.get(at.get()).is_some_and(|tried| *tried + 1 < VALUES) => {
+                tries[at.get()] += 1;
+            }
+            Err(_) => break false,
+        }
+    };
+    if missing.is_empty() {
+        return Ok(settled.then_some(tries));
+    }
+    let columns = if missing.len() == 1 { "column" } else { "columns" };
+    let missing: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
+    Err(format!("the csv header lacks the {columns} {}", missing.join(", ")))
+}
+
+/// How many values are made up for a column, one after the other, until one pleases.
+const VALUES: usize = 10;
+
+/// Texts that well-known types can be read from.
+const TEXTS: [&str; VALUES] = [
+    "0",
+    "a",
+    "1",
+    "2000-01-01T00:00:00Z",
+    "2000-01-01",
+    "00:00:00",
+    "2000-01-01T00:00:00",
+    "00000000-0000-0000-0000-000000000000",
+    "127.0.0.1",
+    "true",
+];
+
+/// Why a pretended row was not decoded.
+#[derive(Debug)]
+enum Complaint {
+    Missing(&'static str),
+    Twice(&'static str),
+    /// The type wants what no single field of a row can be.
+    Nested,
+    Other,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a pretended row was not decoded")
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+impl de::Error for Complaint {
+    fn custom<M: fmt::Display>(_: M) -> Self {
+        Complaint::Other
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Complaint::Missing(field)
+    }
+
+    fn duplicate_field(field: &'static str) -> Self {
+        Complaint::Twice(field)
+    }
+}
+
+/// A row that is not there.
+#[derive(Clone, Copy)]
+enum Pretended<'a> {
+    /// Learns the names of a struct's fields.
+    Names(&'a Cell<Option<&'static [&'static str]>>),
+    /// Has columns with names; `at` is the one that is being decoded.
+    Columns { names: &'a [Vec<u8>], tries: &'a [usize], at: &'a Cell<usize> },
+    /// Has values in the order of a struct's fields, and counts how many are asked for.
+    Values { tries: &'a [usize], asked: &'a Cell<usize> },
+}
+
+impl<'de, 'a: 'de> de::Deserializer<'de> for Pretended<'a> {
+    type Error = Complaint;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Complaint> {
+        match self {
+            Pretended::Names(names) => {
+                names.set(Some(fields));
+                Err(Complaint::Other)
+            }
+            Pretended::Columns { .. } => visitor.visit_map(Columns { row: self, next: 0 }),
+            Pretended::Values { .. } => visitor.visit_seq(self),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        match self {
+            Pretended::Columns { .. } => visitor.visit_map(Columns { row: self, next: 0 }),
+            _ => Err(Complaint::Nested),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Complaint> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct seq
+        tuple tuple_struct enum identifier ignored_any
+    }
+}
+
+impl<'de> de::SeqAccess<'de> for Pretended<'_> {
+    type Error = Complaint;
+
+    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Complaint> {
+        let Pretended::Values { tries, asked } = self else { return Err(Complaint::Nested) };
+        let at = asked.replace(asked.get() + 1);
+        tries.get(at).map(|tried| seed.deserialize(Value(*tried))).transpose()
+    }
+}
+
+struct Columns<'a> {
+    row: Pretended<'a>,
+    next: usize,
+}
+
+impl<'de, 'a: 'de> de::MapAccess<'de> for Columns<'a> {
+    type Error = Complaint;
+
+    fn next_key_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Complaint> {
+        let Pretended::Columns { names, at, .. } = self.row else { return Err(Complaint::Nested) };
+        at.set(usize::MAX);
+        let name = names.get(self.next);
+        name.map(|name| seed.deserialize(BorrowedBytesDeserializer::new(name))).transpose()
+    }
+
+    fn next_value_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Complaint> {
+        let Pretended::Columns { tries, at, .. } = self.row else { return Err(Complaint::Nested) };
+        at.set(self.next);
+        self.next += 1;
+        seed.deserialize(Value(tries[self.next - 1]))
+    }
+}
+
+/// A made-up value of whatever type is asked for; the number says which.
+#[derive(Clone, Copy)]
+struct Value(usize);
+
+macro_rules! made_up {
+    ($($method:ident $visit:ident $value:expr;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+            let value: fn(usize) -> _ = $value;
+            visitor.$visit(value(self.0))
+        }
+    )*};
+}
+
+impl<'de> de::Deserializer<'de> for Value {
+    type Error = Complaint;
+
+    made_up! {
+        deserialize_bool visit_bool |tried| tried % 2 == 1;
+        deserialize_i8 visit_i8 |tried| tried as i8;
+        deserialize_i16 visit_i16 |tried| tried as i16;
+        deserialize_i32 visit_i32 |tried| tried as i32;
+        deserialize_i64 visit_i64 |tried| tried as i64;
+        deserialize_i128 visit_i128 |tried| tried as i128;
+        deserialize_u8 visit_u8 |tried| tried as u8;
+        deserialize_u16 visit_u16 |tried| tried as u16;
+        deserialize_u32 visit_u32 |tried| tried as u32;
+        deserialize_u64 visit_u64 |tried| tried as u64;
+        deserialize_u128 visit_u128 |tried| tried as u128;
+        deserialize_f32 visit_f32 |tried| tried as f32;
+        deserialize_f64 visit_f64 |tried| tried as f64;
+        deserialize_char visit_char |tried| if tried == 0 { '0' } else { 'a' };
+        deserialize_str visit_str |tried| TEXTS[tried];
+        deserialize_string visit_str |tried| TEXTS[tried];
+        deserialize_bytes visit_bytes |tried| TEXTS[tried].as_bytes();
+        deserialize_byte_buf visit_bytes |tried| TEXTS[tried].as_bytes();
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        match self.0 {
+            0 | 2 => visitor.visit_u64(self.0 as u64),
+            9 => visitor.visit_bool(true),
+            tried => visitor.visit_str(TEXTS[tried]),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Complaint> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Complaint> {
+        let variant = variants.get(self.0).copied().ok_or(Complaint::Other)?;
+        visitor.visit_enum(variant.into_deserializer())
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Complaint> {
+        visitor.visit_unit()
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Complaint> {
+        Err(Complaint::Nested)
+    }
+}

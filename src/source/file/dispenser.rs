@@ -1,0 +1,530 @@
+//! Cuts a file into chunks of whole records, deals them out to workers, and carries the watermark along.
+//!
+//! * A [`Chunk`] is dealt to one worker, in the epoch in which the worker asked.
+//! * Its [`Summary`] is what parsing it showed: the greatest watermark of its own records, and its lines.
+//! * A [`Carry`] is what holds just before a chunk: the combination of the summaries of all chunks before it.
+//!
+//! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
+//! owner has closed gets no more chunks; the carry of a chunk is set once, when all before it have been summed up; an
+//! epoch is bound when all its chunks have been summed up.
+//! The clock is read only to look at the length of a followed file not too often. It does not know record types, nor
+//! what an event is.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::durable::journal::Bound;
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::time::{Epoch, EventTime};
+
+use super::Format;
+
+/// How much of a file is read at a time: small enough for a chunk and its records to stay in a core's cache, large
+/// enough for the lock and the system call to cost nothing.
+const BLOCK: usize = 128 << 10;
+
+/// A record of more bytes than this is an error, as it would have to be held in memory whole.
+const LONGEST: usize = 256 << 20;
+
+/// How often the length of a followed file is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What holds just before a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carry {
+    /// The partition's watermark.
+    pub watermark: EventTime,
+    /// How many lines end between where reading began and it.
+    pub lines: u64,
+}
+
+/// What a worker found in a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// The watermark after its records, from its records alone.
+    pub watermark: EventTime,
+    /// How many lines end in it.
+    pub lines: u64,
+}
+
+/// A piece of the file with whole records.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Which one, counted from 0.
+    pub index: u64,
+    /// The epoch it belongs to.
+    pub epoch: Epoch,
+    /// The position of its first byte.
+    pub start: u64,
+    /// How many bytes at its beginning belong to no record: the header.
+    pub skip: usize,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What holds before it, once that is known.
+    pub carry: Arc<OnceLock<Carry>>,
+}
+
+/// What a worker gets when it asks for a chunk.
+#[derive(Debug)]
+pub enum Dealt {
+    /// A chunk.
+    Chunk(Chunk),
+    /// None yet: others are in a later epoch.
+    Behind,
+    /// None: there is nothing more at the moment, or for good.
+    Nothing,
+}
+
+/// Where the partition is at the end of an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The position after the epoch's records.
+    pub next: u64,
+    /// The watermark after them.
+    pub watermark: EventTime,
+    /// Where the file ends for this job, if that is fixed.
+    pub until: Option<u64>,
+    /// Whether that was reached.
+    pub ended: bool,
+    /// Where reading began, in the epoch in which it did.
+    pub found_at: Option<u64>,
+    /// Whether any of this is news.
+    pub changed: bool,
+}
+
+/// What the workers of a run share of a file.
+#[derive(Debug)]
+pub struct Shared<F: Format> {
+    state: Mutex<Dispenser>,
+    layout: OnceLock<F::Layout>,
+    /// How many lines end before the place where reading began; counted when first asked for.
+    lines_before: OnceLock<u64>,
+    abandoned: AtomicBool,
+}
+
+/// A chunk that was dealt and is not summed up, or one before it is not.
+#[derive(Debug)]
+struct Pending {
+    epoch: Epoch,
+    end: u64,
+    summary: Option<Summary>,
+    carry: Arc<OnceLock<Carry>>,
+}
+
+#[derive(Debug)]
+struct Dispenser {
+    path: PathBuf,
+    file: File,
+    /// The file's length when it was last looked at.
+    length: u64,
+    looked: Instant,
+    /// The end that a run until the end will have, if no journal says otherwise.
+    end_at_start: Option<u64>,
+    until: Option<u64>,
+    /// Where the next chunk begins.
+    position: u64,
+    /// How many bytes at the file's beginning hold no records; `None` before enough of it was there to tell.
+    head: Option<u64>,
+    /// The length at which the rest of the file was no complete record yet.
+    partial_at: Option<u64>,
+    /// Chunks belong to this epoch or a later one.
+    least_epoch: Epoch,
+    /// The last epoch that was repeated from a journal.
+    repeated: Option<Epoch>,
+    /// Watermarks that a journal has for positions.
+    expected: VecDeque<(u64, EventTime)>,
+    dealt: u64,
+    pending: VecDeque<Pending>,
+    /// What holds after the chunks that are summed up.
+    carry: Carry,
+    /// The ends of epochs whose chunks are summed up, but not bound: position and watermark.
+    ends: VecDeque<(Epoch, u64, EventTime)>,
+    /// Where reading began.
+    found_at: u64,
+    /// The position and the watermark after the chunks that are bound.
+    bound: (u64, EventTime),
+    /// What was last said when an epoch was bound.
+    said: Option<Share>,
+    failure: Option<Error>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl<F: Format> Shared<F> {
+    /// Opens the file for a run, and reads its head if it is there.
+    ///
+    /// # Errors
+    /// When it cannot be read, or cannot give records of type `T`.
+    pub fn open<T: Record>(path: &Path, until_end: bool) -> Result<Self> {
+        let shared = Shared {
+            state: Mutex::new(Dispenser::open(path, until_end)?),
+            layout: OnceLock::new(),
+            lines_before: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
+        };
+        shared.lay_out::<T>(&mut shared.lock())?;
+        Ok(shared)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Dispenser> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that a reader has gone.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a reader has gone already.
+    pub fn abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// The file's layout; there is one before the first chunk is dealt.
+    pub fn layout(&self) -> Option<&F::Layout> {
+        self.layout.get()
+    }
+
+    /// Reads the file's head, unless that was done or there is not enough of it yet.
+    fn lay_out<T: Record>(&self, state: &mut Dispenser) -> Result<()> {
+        if state.head.is_some() || state.length == 0 || state.partial_at == Some(state.length) {
+            return Ok(());
+        }
+        let (end, mut size) = (state.until.or(state.end_at_start), BLOCK);
+        loop {
+            let limit = end.unwrap_or(state.length);
+            let bytes = state.read(0, size.min(limit as usize))?;
+            let all = bytes.len() as u64 == limit;
+            if let Some((layout, head)) =
+                F::lay_out::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
+            {
+                state.head = Some(head as u64);
+                // Set once: the head is read under the lock, and only while it is unknown.
+                let _ = self.layout.set(layout);
+                return Ok(());
+            }
+            if all {
+                state.partial_at = Some(state.length);
+                return Ok(());
+            }
+            size = state.grow(0, size)?;
+        }
+    }
+
+    /// Deals the next chunk to a worker that is in `epoch`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has become shorter, or has a record that is too long.
+    pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<Dealt> {
+        let state = &mut *self.lock();
+        state.go_live()?;
+        if state.until.is_none() {
+            state.look(false)?;
+        }
+        let limit = state.until.unwrap_or(state.length);
+        self.deal_until::<T>(state, epoch, limit, state.until.is_some())
+    }
+
+    fn deal_until<T: Record>(&self, state: &mut Dispenser, epoch: Epoch, limit: u64, last: bool) -> Result<Dealt> {
+        if state.position >= limit || (!last && state.partial_at == Some(limit)) {
+            return Ok(Dealt::Nothing);
+        }
+        if epoch < state.least_epoch {
+            return Ok(Dealt::Behind);
+        }
+        self.lay_out::<T>(state)?;
+        let Some(head) = state.head else { return Ok(Dealt::Nothing) };
+        let Some((bytes, skip)) = state.cut::<F>(head, limit, last)? else {
+            state.partial_at = Some(limit);
+            return Ok(Dealt::Nothing);
+        };
+        let carry = Arc::new(OnceLock::new());
+        if state.pending.is_empty() {
+            let _ = carry.set(state.carry);
+        }
+        let chunk = Chunk { index: state.dealt, epoch, start: state.position, skip, bytes, carry: Arc::clone(&carry) };
+        state.position += chunk.bytes.len() as u64;
+        state.pending.push_back(Pending { epoch, end: state.position, summary: None, carry });
+        (state.dealt, state.partial_at) = (state.dealt + 1, None);
+        state.least_epoch = epoch;
+        Ok(Dealt::Chunk(chunk))
+    }
+
+    /// Deals the next chunk of what a journal's epoch took. [`Dealt::Nothing`] when all of it has been dealt.
+    ///
+    /// # Errors
+    /// As for [`Shared::deal`], and when the file is not the one that the journal was written from.
+    pub fn deal_again<T: Record>(&self, epoch: Epoch, bound: &Bound) -> Result<Dealt> {
+        let state = &mut *self.lock();
+        state.check()?;
+        if state.repeated < Some(epoch) {
+            state.repeat(epoch, bound)?;
+        }
+        self.deal_until::<T>(state, epoch, bound.next, true)
+    }
+
+    /// Says that a journal's epoch took nothing of the file.
+    pub fn pass_again(&self, epoch: Epoch) {
+        let state = &mut *self.lock();
+        state.repeated = state.repeated.max(Some(epoch));
+    }
+
+    /// Takes in what a chunk's worker found in it.
+    ///
+    /// # Errors
+    /// When that shows that the file is not the one that the journal was written from.
+    pub fn sum_up(&self, index: u64, summary: Summary) -> Result<()> {
+        let mut state = self.lock();
+        let first = state.dealt - state.pending.len() as u64;
+        state.pending[(index - first) as usize].summary = Some(summary);
+        state.advance();
+        state.check()
+    }
+
+    /// Gives a chunk's buffer back.
+    pub fn reuse(&self, bytes: Vec<u8>) {
+        self.lock().keep(bytes);
+    }
+
+    /// Ends an epoch: no more chunks for it. What it took, once that is known and the owner is `ready`.
+    ///
+    /// # Errors
+    /// When the file turned out not to be the one that the journal was written from.
+    pub fn bind(&self, epoch: Epoch, ready: bool) -> Result<Option<Share>> {
+        let state = &mut *self.lock();
+        state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
+        if state.repeated < Some(epoch) {
+            state.go_live()?;
+        }
+        state.check()?;
+        if !ready || state.pending.front().is_some_and(|chunk| chunk.epoch <= epoch) {
+            return Ok(None);
+        }
+        Ok(Some(state.bind(epoch)))
+    }
+
+    /// How many lines of the file end before the place where reading began.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn lines_before(&self) -> Result<u64> {
+        if let Some(lines) = self.lines_before.get() {
+            return Ok(*lines);
+        }
+        let (mut state, mut at, mut lines) = (self.lock(), 0, 0);
+        while at < state.found_at {
+            let count = BLOCK.min((state.found_at - at) as usize);
+            let bytes = state.read(at, count)?;
+            at += count as u64;
+            lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
+            state.keep(bytes);
+        }
+        Ok(*self.lines_before.get_or_init(|| lines))
+    }
+}
+
+impl Dispenser {
+    fn open(path: &Path, until_end: bool) -> Result<Self> {
+        let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
+        let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
+        let found = file.metadata().map_err(|why| refused(&why))?;
+        if !found.is_file() {
+            return Err(refused(&"it is not a regular file").help("write it to a file first"));
+        }
+        Ok(Dispenser {
+            path: path.to_owned(),
+            file,
+            length: found.len(),
+            looked: Instant::now(),
+            end_at_start: until_end.then_some(found.len()),
+            until: None,
+            position: 0,
+            head: None,
+            partial_at: None,
+            least_epoch: Epoch(0),
+            repeated: None,
+            expected: VecDeque::new(),
+            dealt: 0,
+            pending: VecDeque::new(),
+            carry: Carry { watermark: EventTime::MIN, lines: 0 },
+            ends: VecDeque::new(),
+            found_at: 0,
+            bound: (0, EventTime::MIN),
+            said: None,
+            failure: None,
+            spare: Vec::new(),
+        })
+    }
+
+    /// Keeps a buffer for later, unless it held an exceptional record.
+    fn keep(&mut self, mut bytes: Vec<u8>) {
+        if bytes.capacity() <= 2 * BLOCK {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// From now on what is read is news: if the job is to stop at an end that no journal has, this is it.
+    fn go_live(&mut self) -> Result<()> {
+        if self.until.is_none() {
+            self.until = self.end_at_start;
+        }
+        self.check()
+    }
+
+    /// Looks at the file's length, if it was not looked at just now.
+    fn look(&mut self, now: bool) -> Result<()> {
+        if !now && (self.position < self.length && self.partial_at.is_none() || self.looked.elapsed() < LOOK) {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let found = self.file.metadata().map_err(|why| self.broken(&why))?;
+        self.length = found.len();
+        if self.length < self.position { Err(self.shorter(self.position)) } else { Ok(()) }
+    }
+
+    fn broken(&self, why: &dyn std::fmt::Display) -> Error {
+        Error::new("cannot read the input").at(self.path.display()).because(why)
+    }
+
+    fn shorter(&self, position: u64) -> Error {
+        let place = format!("{}, offset {position}", self.path.display());
+        let error = Error::new("the file ends before what was already read of it").at(place);
+        error.help("files that are read may only grow; restore it, or start without the old state")
+    }
+
+    /// Reads exactly `count` bytes that were there before.
+    fn read(&mut self, from: u64, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        self.read_into(&mut bytes, from, count)?;
+        Ok(bytes)
+    }
+
+    fn read_into(&mut self, bytes: &mut Vec<u8>, from: u64, count: usize) -> Result<()> {
+        bytes.reserve_exact(count);
+        self.file.seek(SeekFrom::Start(from)).map_err(|why| self.broken(&why))?;
+        let read = (&self.file).take(count as u64).read_to_end(bytes).map_err(|why| self.broken(&why))?;
+        if read < count { Err(self.shorter(from + count as u64)) } else { Ok(()) }
+    }
+
+    /// How much to read when so much was too little for a record.
+    fn grow(&self, position: u64, size: usize) -> Result<usize> {
+        if size < LONGEST {
+            return Ok((size * 2).min(LONGEST));
+        }
+        let place = format!("{}, offset {position}", self.path.display());
+        let error = Error::new(format!("a record is longer than {} MiB", LONGEST >> 20)).at(place);
+        Err(error.help("look for a quote that is never closed, or for lines that do not end"))
+    }
+
+    /// The bytes of the next chunk, and how many of them are the head. `None` if no record is complete before `limit`;
+    /// if that is the `last` of the file, records end there.
+    fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<(Vec<u8>, usize)>> {
+        let (rest, mut size) = ((limit - self.position) as usize, BLOCK);
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        loop {
+            let want = size.min(rest);
+            let had = bytes.len();
+            self.read_into(&mut bytes, self.position + had as u64, want - had)?;
+            let skip = (head.saturating_sub(self.position) as usize).min(want);
+            if want == rest && last {
+                return Ok(Some((bytes, skip)));
+            }
+            let end = F::last_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
+            if let Some(end) = end {
+                bytes.truncate(end);
+                return Ok(Some((bytes, skip)));
+            }
+            if want == rest {
+                self.keep(bytes);
+                return Ok(None);
+            }
+            size = self.grow(self.position, size)?;
+        }
+    }
+
+    /// Makes ready to repeat an epoch of a journal.
+    fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
+        if self.repeated.is_none()
+            && let Some(at) = bound.found_at
+        {
+            self.begin_at(at, bound);
+        }
+        if bound.next > self.length {
+            self.look(true)?;
+        }
+        if bound.next > self.length {
+            let place = format!("{}, offset {}", self.path.display(), bound.next);
+            let error = Error::new("the journal names records that are not there").at(place);
+            let length = format!("the file has {} bytes", self.length);
+            return Err(error.because(length).help("restore the file, or start without the old state"));
+        }
+        self.until = bound.until;
+        self.expected.push_back((bound.next, bound.watermark));
+        self.repeated = Some(epoch);
+        self.advance();
+        Ok(())
+    }
+
+    /// Reading began here in the journal. Where that is behind records which a snapshot holds, the epoch in which the
+    /// file is "found" takes nothing, and the watermark to go on with is the journal's.
+    fn begin_at(&mut self, at: u64, bound: &Bound) {
+        if at == bound.next {
+            self.carry.watermark = bound.watermark;
+        }
+        (self.found_at, self.position, self.bound) = (at, at, (at, self.carry.watermark));
+    }
+
+    /// Moves the carry over all chunks that are summed up.
+    fn advance(&mut self) {
+        while let Some(&Pending { epoch, end, summary: Some(summary), .. }) = self.pending.front() {
+            self.pending.pop_front();
+            self.carry.watermark = self.carry.watermark.max(summary.watermark);
+            self.carry.lines += summary.lines;
+            match self.ends.back_mut() {
+                Some(last) if last.0 == epoch => *last = (epoch, end, self.carry.watermark),
+                _ => self.ends.push_back((epoch, end, self.carry.watermark)),
+            }
+            if let Some(next) = self.pending.front() {
+                let _ = next.carry.set(self.carry);
+            }
+            self.compare(end);
+        }
+        if self.pending.is_empty() {
+            self.compare(self.position);
+        }
+    }
+
+    /// Compares the watermark at a position with what the journal has there.
+    fn compare(&mut self, position: u64) {
+        while let Some((_, watermark)) = self.expected.pop_front_if(|(next, _)| *next <= position) {
+            if watermark != self.carry.watermark && self.failure.is_none() {
+                let place = format!("{}, before offset {position}", self.path.display());
+                let error = Error::new("the file is not what the journal was written from").at(place);
+                let why = format!("its watermark there is {}, the journal's {watermark}", self.carry.watermark);
+                self.failure = Some(error.because(why).help("restore the file, or start without the old state"));
+            }
+        }
+    }
+
+    fn bind(&mut self, epoch: Epoch) -> Share {
+        while let Some((_, end, watermark)) = self.ends.pop_front_if(|(of, _, _)| *of <= epoch) {
+            self.bound = (end, watermark);
+        }
+        let (next, watermark) = self.bound;
+        let ended = self.until.is_some_and(|until| next >= until);
+        let share = Share { next, watermark, until: self.until, ended, found_at: None, changed: false };
+        let before = self.said.replace(share);
+        let found_at = before.is_none().then_some(self.found_at);
+        Share { found_at, changed: before != Some(share), ..share }
+    }
+}

@@ -1,0 +1,210 @@
+//! One worker's reader of a file: parses the chunks it is dealt, and gives their records on in order.
+//!
+//! A chunk is parsed as soon as it is dealt, with marks that count from its own first record; it is **held** until what
+//! holds before it is known, then its marks are raised to that. A reader holds few chunks, and never waits.
+//!
+//! Invariants: held chunks are given on in the order in which they were dealt, so in order of epochs; an epoch is not
+//! bound while a chunk of it is held; the events of one poll are of one epoch.
+//! It does not know where chunks end, nor what a record looks like in bytes.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::durable::journal::Bound;
+use crate::error::{Error, Result};
+use crate::record::{Event, Record};
+use crate::source::{Binding, Found, Intake, Polled, Reader};
+use crate::time::watermark::{PartitionClock, WorkerMark};
+use crate::time::{Epoch, EventTime};
+
+use super::Format;
+use super::dispenser::{Chunk, Dealt, Share, Shared, Summary};
+
+/// The one partition of a file.
+const PARTITION: u32 = 0;
+
+/// How many chunks a reader holds at most while it lacks what is before them.
+const AHEAD: usize = 4;
+
+/// Reads one worker's share of a file.
+pub struct FileReader<F: Format, T> {
+    shared: Arc<Shared<F>>,
+    scratch: F::Scratch,
+    owner: bool,
+    held: VecDeque<Held<T>>,
+    spare: Vec<Event<T>>,
+}
+
+/// A chunk that was parsed, and not yet given on whole.
+struct Held<T> {
+    chunk: Chunk,
+    /// Its events that were not given on; their marks count from the chunk's beginning until it is settled.
+    events: Vec<Event<T>>,
+    rejects: Vec<Reject>,
+    settled: bool,
+}
+
+/// A record of a chunk that cannot be used: where it is in the chunk, the watermark before it, and why.
+struct Reject {
+    place: Range<usize>,
+    mark: EventTime,
+    reason: String,
+}
+
+impl<F: Format, T> FileReader<F, T> {
+    /// The reader of one worker, of what it shares with the others.
+    pub fn new(shared: Arc<Shared<F>>, owner: bool) -> Self {
+        FileReader { shared, scratch: F::Scratch::default(), owner, held: VecDeque::new(), spare: Vec::new() }
+    }
+}
+
+impl<F: Format, T> Drop for FileReader<F, T> {
+    fn drop(&mut self) {
+        self.shared.abandon();
+    }
+}
+
+impl<F: Format, T: Record> FileReader<F, T> {
+    /// Parses a chunk and holds it.
+    fn take(&mut self, chunk: Chunk, intake: &mut Intake<T>) -> Result<()> {
+        let Some(layout) = self.shared.layout() else {
+            return Err(Error::new("a chunk was dealt before the file's beginning was read"));
+        };
+        let records = &chunk.bytes[chunk.skip..];
+        let first = chunk.start + chunk.skip as u64;
+        let mut events = std::mem::take(&mut self.spare);
+        let mut rejects = Vec::new();
+        let mut clock = PartitionClock::new(EventTime::MIN, intake.disorder());
+        let mut bytes = 0;
+        F::parse::<T>(layout, &mut self.scratch, records, |place, parsed| {
+            match parsed.and_then(|data| Ok((intake.time_of(&data)?, data))) {
+                Ok((time, data)) => {
+                    bytes += (place.end - place.start) as u64;
+                    let origin = intake.origin(PARTITION, first + place.start as u64);
+                    events.push(Event { time, mark: clock.observe(time), origin, data });
+                }
+                Err(reason) => {
+                    let place = place.start + chunk.skip..place.end + chunk.skip;
+                    rejects.push(Reject { place, mark: clock.watermark(), reason });
+                }
+            }
+        });
+        intake.count_read(events.len() as u64, bytes);
+        let lines = memchr::memchr_iter(b'\n', &chunk.bytes).count() as u64;
+        self.shared.sum_up(chunk.index, Summary { watermark: clock.watermark(), lines })?;
+        self.held.push_back(Held { chunk, events, rejects, settled: false });
+        Ok(())
+    }
+
+    /// Gives on up to `budget` events of the first held chunk, if what is before it is known: the epoch they are of.
+    fn give(&mut self, budget: usize, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+        let Some(held) = self.held.front_mut() else { return Ok(None) };
+        let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
+        if !held.settled {
+            let lines = if held.rejects.is_empty() { 0 } else { self.shared.lines_before()? + carry.lines };
+            held.settle(lines, carry.watermark, intake)?;
+        }
+        let epoch = held.chunk.epoch;
+        if held.events.len() <= budget && intake.events.is_empty() {
+            std::mem::swap(&mut held.events, &mut intake.events);
+            self.spare = std::mem::take(&mut held.events);
+        } else {
+            intake.events.extend(held.events.drain(..budget.min(held.events.len())));
+        }
+        if held.events.is_empty()
+            && let Some(held) = self.held.pop_front()
+        {
+            self.shared.reuse(held.chunk.bytes);
+        }
+        Ok(Some(epoch))
+    }
+
+    /// Whether nothing of the epoch, or of one before, is held.
+    fn clear(&self, epoch: Epoch) -> bool {
+        self.held.front().is_none_or(|held| held.chunk.epoch > epoch)
+    }
+}
+
+impl<T: Record> Held<T> {
+    /// Raises its marks to the watermark before it, and gives its rejected records on; `lines` end before it.
+    fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut Intake<T>) -> Result<()> {
+        self.settled = true;
+        // Marks never go back, so those below the watermark are the first ones.
+        for event in self.events.iter_mut().take_while(|event| event.mark < watermark) {
+            event.mark = watermark;
+        }
+        let (bytes, mut counted) = (&self.chunk.bytes, 0);
+        for Reject { place, mark, reason } in self.rejects.drain(..) {
+            lines += memchr::memchr_iter(b'\n', &bytes[counted..place.start]).count() as u64;
+            counted = place.start;
+            let found = Found {
+                offset: self.chunk.start + place.start as u64,
+                next: self.chunk.start + place.end as u64,
+                stamped: None,
+                line: lines + 1,
+                bytes: &bytes[place],
+            };
+            intake.reject_at(PARTITION, mark.max(watermark), found, &reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
+        intake.begin(epoch);
+        intake.all_found();
+        let budget = budget.max(1);
+        if let Some(epoch) = self.give(budget, intake)? {
+            return Ok(Polled { epoch, busy: true });
+        }
+        if self.held.len() >= AHEAD {
+            return Ok(Polled { epoch, busy: true });
+        }
+        match self.shared.deal::<T>(epoch)? {
+            Dealt::Chunk(chunk) => {
+                self.take(chunk, intake)?;
+                Ok(Polled { epoch: self.give(budget, intake)?.unwrap_or(epoch), busy: true })
+            }
+            Dealt::Behind => Ok(Polled { epoch, busy: true }),
+            Dealt::Nothing => Ok(Polled { epoch, busy: !self.held.is_empty() }),
+        }
+    }
+
+    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
+        intake.begin(epoch);
+        intake.all_found();
+        let clear = self.clear(epoch);
+        if !self.owner {
+            let mark = WorkerMark { ended: true, ..WorkerMark::default() };
+            return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
+        }
+        let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
+        let Share { next, watermark, until, ended, found_at, changed } = share;
+        let least = (!ended).then_some(watermark);
+        let source = intake.name().to_owned();
+        let bound = Bound { source, partition: PARTITION, found_at, next, watermark, idle: false, until, ended };
+        let bounds = if changed { vec![bound] } else { Vec::new() };
+        Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
+    }
+
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
+        intake.begin(epoch);
+        intake.all_found();
+        let Some(bound) = bounds.iter().find(|bound| bound.partition == PARTITION) else {
+            self.shared.pass_again(epoch);
+            return Ok(true);
+        };
+        self.give(usize::MAX, intake)?;
+        if self.held.len() >= AHEAD {
+            return Ok(false);
+        }
+        if let Dealt::Chunk(chunk) = self.shared.deal_again::<T>(epoch, bound)? {
+            self.take(chunk, intake)?;
+            self.give(usize::MAX, intake)?;
+            return Ok(false);
+        }
+        Ok(self.held.is_empty())
+    }
+}

@@ -1,0 +1,68 @@
+//! NDJSON files as sources: one JSON value a line, such as `{"id":1,"account":"a","at_ms":1767323045678}`.
+//!
+//! Lines end in `\n` (a `\r` before it is white space); blank lines are skipped, and so is a byte order mark at the
+//! beginning. Fields that the record type does not have are ignored, unless the type says otherwise.
+//! It does not know how a file is cut into chunks, nor what becomes of a record.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::record::Record;
+use crate::source::file::{self, Format, Untimed};
+
+/// An NDJSON file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
+pub type Input<T = Untimed> = file::Input<Ndjson, T>;
+
+/// The format of NDJSON files.
+#[derive(Debug)]
+pub enum Ndjson {}
+
+impl Format for Ndjson {
+    type Layout = ();
+    type Scratch = ();
+
+    fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<((), usize)>> {
+        let mark = file::BYTE_ORDER_MARK;
+        if bytes.len() < mark.len() && mark.starts_with(bytes) && !whole {
+            return Ok(None);
+        }
+        Ok(Some(((), if bytes.starts_with(mark) { mark.len() } else { 0 })))
+    }
+
+    fn last_end(bytes: &[u8]) -> Option<usize> {
+        memchr::memrchr(b'\n', bytes).map(|at| at + 1)
+    }
+
+    fn parse<T: Record>(
+        (): &(),
+        (): &mut (),
+        bytes: &[u8],
+        mut take: impl FnMut(Range<usize>, std::result::Result<T, String>),
+    ) {
+        // A text that is known to be UTF-8 is decoded faster; where one is not, only its own line suffers.
+        let text = std::str::from_utf8(bytes).ok();
+        let mut start = 0;
+        while start < bytes.len() {
+            let end = memchr::memchr(b'\n', &bytes[start..]).map_or(bytes.len(), |at| start + at);
+            let place = start..end - usize::from(bytes[start..end].ends_with(b"\r"));
+            start = end + 1;
+            if bytes[place.clone()].iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let parsed = match text.and_then(|text| text.get(place.clone())) {
+                Some(line) => serde_json::from_str(line),
+                None => serde_json::from_slice(&bytes[place.clone()]),
+            };
+            take(place, parsed.map_err(|why| reason(&why)));
+        }
+    }
+}
+
+/// Why a line is not a record. The library counts lines within the value, which is one line.
+fn reason(why: &serde_json::Error) -> String {
+    let (text, place) = (why.to_string(), format!(" at line {} column {}", why.line(), why.column()));
+    match text.strip_suffix(&place) {
+        Some(text) if why.column() > 0 => format!("{text}, at column {}", why.column()),
+        _ => text,
+    }
+}
