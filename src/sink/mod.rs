@@ -6,6 +6,8 @@
 //! Invariants: epochs are shown in order, each once; the rows of an epoch come consolidated and sorted; what was shown
 //! is known by the sink itself ([`Writer::shown`]), never by the job's own state. A sink does not know timely.
 
+pub mod kafka;
+
 use crate::error::Result;
 use crate::record::Record;
 use crate::time::Epoch;
