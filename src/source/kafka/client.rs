@@ -270,7 +270,7 @@ fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<Stri
     let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(2)) else { return Vec::new() };
     let names = metadata.topics().iter().map(|found| found.name().to_owned());
     let mut similar: Vec<String> = names.filter(|name| !name.starts_with("__") && is_similar(name, topic)).collect();
-    similar.sort();
+    similar.sort_by_cached_key(|name| (edits(&name.to_lowercase(), &topic.to_lowercase()), name.clone()));
     similar.truncate(3);
     similar
 }
