@@ -10,6 +10,7 @@ pub mod csv;
 pub(crate) mod encode;
 pub(crate) mod fields;
 mod file;
+pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
 

@@ -1,0 +1,158 @@
+//! Kafka topics as sinks: each row is one JSON message.
+//!
+//! * [`Output`]: the sink. Changes of a collection carry their difference as a field `diff` of the row's object; a row
+//!   that is no JSON object is written as `{"row": …, "diff": …}`.
+//! * [`Publisher`]: sends any messages to a topic, for whoever produces.
+//!
+//! Invariant: an epoch is shown only when the brokers have acknowledged every message of it. It is shown *at least*
+//! once: after a crash its messages may be sent again, so nothing is said to have been shown.
+
+mod publisher;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::source::kafka::client::Target;
+use crate::time::Epoch;
+pub use publisher::Publisher;
+
+/// Gives a row's key.
+type KeyOf<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
+
+/// A topic that results go to, as JSON messages.
+pub struct Output<D> {
+    target: Target,
+    create: Option<u32>,
+    key_of: Option<KeyOf<D>>,
+    told: Arc<AtomicBool>,
+}
+
+impl<D> Output<D> {
+    /// A topic at `brokers` (`HOST:PORT[,HOST:PORT…]`).
+    pub fn json(brokers: &str, topic: &str) -> Self {
+        Output { target: Target::new(brokers, topic), create: None, key_of: None, told: Arc::default() }
+    }
+
+    /// Sets a property of librdkafka; those that correctness needs as they are are refused when it is opened.
+    #[must_use]
+    pub fn config(mut self, key: &str, value: &str) -> Self {
+        self.target.properties.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Gives each message a key: messages with equal keys go to one partition, in order.
+    #[must_use]
+    pub fn key_by(mut self, key: impl Fn(&D) -> String + Send + Sync + 'static) -> Self {
+        self.key_of = Some(Arc::new(key));
+        self
+    }
+
+    /// Creates the topic with so many partitions if it is missing, which is an error otherwise.
+    #[must_use]
+    pub fn create(mut self, partitions: u32) -> Self {
+        self.create = Some(partitions);
+        self
+    }
+}
+
+impl<D> Clone for Output<D> {
+    fn clone(&self) -> Self {
+        let (target, key_of, told) = (self.target.clone(), self.key_of.clone(), Arc::clone(&self.told));
+        Output { target, create: self.create, key_of, told }
+    }
+}
+
+impl<D: Record> Sink<D> for Output<D> {
+    fn describe(&self) -> String {
+        self.target.describe()
+    }
+
+    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+        let publisher = Publisher::to(self.target.clone(), self.create)?;
+        if !self.told.swap(true, Ordering::Relaxed) {
+            eprintln!("results go to {} at least once: after a crash some may be there twice", self.target.describe());
+        }
+        let (rows, key_of) = (at.rows, self.key_of.clone());
+        Ok(Box::new(KafkaWriter { publisher, rows, key_of, message: Vec::new(), place: self.target.describe() }))
+    }
+}
+
+struct KafkaWriter<D> {
+    publisher: Publisher,
+    rows: Rows,
+    key_of: Option<KeyOf<D>>,
+    message: Vec<u8>,
+    place: String,
+}
+
+impl<D: Record> Writer<D> for KafkaWriter<D> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        Ok(None)
+    }
+
+    fn show(&mut self, _epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        for (row, diff) in rows {
+            self.message.clear();
+            let written = match self.rows {
+                Rows::Events => serde_json::to_writer(&mut self.message, row),
+                Rows::Changes => write_change(&mut self.message, row, *diff),
+            };
+            written.map_err(|error| Error::new("a row cannot be written as JSON").at(&self.place).because(error))?;
+            let key = self.key_of.as_ref().map(|key_of| key_of(row));
+            self.publisher.send(key.as_deref().map(str::as_bytes), &self.message, None)?;
+        }
+        self.publisher.settle()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.publisher.settle()
+    }
+}
+
+/// Writes a row with its difference.
+fn write_change<D: Serialize>(message: &mut Vec<u8>, row: &D, diff: isize) -> serde_json::Result<()> {
+    serde_json::to_writer(&mut *message, row)?;
+    // Most rows are objects, whose text can be continued; the fields keep their order.
+    if message.first() == Some(&b'{') && message.len() > 2 {
+        message.pop();
+        write!(message, ",\"diff\":{diff}}}").map_err(serde_json::Error::io)
+    } else {
+        let row: Value = serde_json::from_slice(message)?;
+        message.clear();
+        match row {
+            Value::Object(_) => write!(message, "{{\"diff\":{diff}}}").map_err(serde_json::Error::io),
+            row => serde_json::to_writer(&mut *message, &serde_json::json!({ "row": row, "diff": diff })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_carries_its_difference() {
+        #[derive(Serialize)]
+        struct Total {
+            z: u8,
+            a: &'static str,
+        }
+        #[derive(Serialize)]
+        struct Nothing {}
+        fn change(row: &impl Serialize) -> String {
+            let mut message = Vec::new();
+            write_change(&mut message, row, -2).unwrap();
+            String::from_utf8(message).unwrap()
+        }
+        assert_eq!(change(&Total { z: 1, a: "}" }), r#"{"z":1,"a":"}","diff":-2}"#);
+        assert_eq!(change(&Nothing {}), r#"{"diff":-2}"#);
+        assert_eq!(change(&(1, "x")), r#"{"diff":-2,"row":[1,"x"]}"#);
+    }
+}

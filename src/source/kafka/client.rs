@@ -1,0 +1,332 @@
+//! What readers and publishers of topics share: properties, what the client library says in people's words, and
+//! questions to brokers that have an answer within a bounded time.
+//!
+//! Invariant: nothing here waits longer than its deadline, whatever the brokers do.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::client::Client;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::error::{Error, Result};
+
+/// How long a broker may take to be there when something is opened.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a topic that is said not to exist is asked for again: brokers learn of a new topic with a delay.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Brokers, a topic, and what a user set of the client library's properties.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    pub(crate) properties: BTreeMap<String, String>,
+}
+
+impl Target {
+    pub(crate) fn new(brokers: &str, topic: &str) -> Self {
+        Target { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: BTreeMap::new() }
+    }
+
+    /// The topic and where it is, for people.
+    pub(crate) fn describe(&self) -> String {
+        format!("topic {} at {}", self.topic, self.brokers)
+    }
+
+    /// The client's configuration: what the user set wins over `defaults`, but not over `needed`.
+    ///
+    /// # Errors
+    /// When the user set a property of `needed` to something else.
+    pub(crate) fn configure(&self, defaults: &[(&str, &str)], needed: &[(&str, &str)]) -> Result<ClientConfig> {
+        let mut config = ClientConfig::new();
+        let brokers = ("bootstrap.servers", self.brokers.as_str());
+        for (key, value) in defaults.iter().chain(needed).chain([&brokers]) {
+            config.set(*key, *value);
+        }
+        for (key, value) in &self.properties {
+            // The library has second names for some properties.
+            let name = match key.as_str() {
+                "metadata.broker.list" => "bootstrap.servers",
+                "request.required.acks" => "acks",
+                "auto.commit.enable" => "enable.auto.commit",
+                name => name,
+            };
+            match needed.iter().chain([&brokers]).find(|(key, _)| *key == name) {
+                Some((_, needed)) if needed == value => {}
+                Some((_, needed)) => {
+                    let error = Error::usage(format!("the Kafka property {key} cannot be {value}"));
+                    let because = format!("{name} has to be {needed} here");
+                    return Err(error.at(self.describe()).because(because).help("leave the property away"));
+                }
+                None => {
+                    config.set(name, value);
+                }
+            }
+        }
+        // The library's own log lines would only repeat what is reported here.
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        Ok(config)
+    }
+}
+
+/// What the library says about an error, without its names for it.
+pub(crate) fn said(error: &KafkaError) -> String {
+    match error.rdkafka_error_code() {
+        Some(code) => in_words(code),
+        None => error.to_string(),
+    }
+}
+
+/// What an error code means.
+pub(crate) fn in_words(code: RDKafkaErrorCode) -> String {
+    let text = code.to_string();
+    let words = text.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
+    words.map_or_else(|| text.clone(), |words| words.strip_prefix("Local: ").unwrap_or(words).to_owned())
+}
+
+/// The error of a client that could not be made.
+pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
+    match error {
+        KafkaError::ClientConfig(_, description, key, value) => {
+            let what = format!("the Kafka property {key} cannot be {value}");
+            let because = description.trim_end_matches('.').to_owned();
+            Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
+        }
+        error => Error::new("cannot make a Kafka client").at(target.describe()).because(said(error)),
+    }
+}
+
+/// Whether an error is one that passes when the brokers are reachable again.
+pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::MessageTimedOut
+            | Code::TimedOutQueue
+            | Code::Resolve
+            | Code::NodeUpdate
+            | Code::WaitingForCoordinator
+            | Code::WaitCache
+            | Code::Retry
+            | Code::InProgress
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::NetworkException
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::KafkaStorageError
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::OffsetNotAvailable
+            | Code::PreferredLeaderNotAvailable
+    )
+}
+
+/// Whether an error says that the topic, or a partition of it, is not there.
+pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId)
+}
+
+/// Whether an error says that the user may not do this.
+pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+    )
+}
+
+/// What the library reported last, while nothing could be asked.
+#[derive(Debug, Default)]
+pub(crate) struct LastWords(Mutex<Option<(RDKafkaErrorCode, String)>>);
+
+impl LastWords {
+    pub(crate) fn set(&self, error: &KafkaError, reason: &str) {
+        let Some(code) = error.rdkafka_error_code() else { return };
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // "All brokers are down" says less than why the last of them is.
+        if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
+            *last = Some((code, reason.to_owned()));
+        }
+    }
+
+    pub(crate) fn get(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a topic is found to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// It is there, with these partitions.
+    There(Vec<u32>),
+    /// The brokers know no such topic; the names of those that they know.
+    Unknown(Vec<String>),
+}
+
+/// Asks once for the partitions of a topic. `None` if the brokers do not know at the moment.
+pub(crate) fn look<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    wait: Duration,
+) -> std::result::Result<Option<Lookup>, KafkaError> {
+    let metadata = client.fetch_metadata(Some(topic), wait)?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
+    match found.error().map(RDKafkaErrorCode::from) {
+        None if found.partitions().is_empty() => Ok(None),
+        None => {
+            let mut ids: Vec<u32> =
+                found.partitions().iter().filter_map(|partition| u32::try_from(partition.id()).ok()).collect();
+            ids.sort_unstable();
+            Ok(Some(Lookup::There(ids)))
+        }
+        Some(code) if is_unknown(code) => Ok(Some(Lookup::Unknown(Vec::new()))),
+        Some(code) if is_transient(code) => Ok(None),
+        Some(code) => Err(KafkaError::MetadataFetch(code)),
+    }
+}
+
+/// Finds the partitions of a topic, asking again while the brokers need a moment. `served` is called in between: it
+/// serves the client's events.
+///
+/// # Errors
+/// When no broker is there, or they do not let us ask.
+pub(crate) fn find_topic<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    words: &LastWords,
+    served: impl Fn(),
+) -> Result<Lookup> {
+    let begun = Instant::now();
+    let mut unknown_since = None;
+    loop {
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        let last = match look(client, &target.topic, left.min(Duration::from_secs(2)).max(Duration::from_millis(100))) {
+            Ok(Some(Lookup::Unknown(_))) => {
+                if unknown_since.get_or_insert_with(Instant::now).elapsed() >= UNKNOWN_PATIENCE {
+                    return Ok(Lookup::Unknown(similar_topics(client, &target.topic)));
+                }
+                None
+            }
+            Ok(Some(there)) => return Ok(there),
+            Ok(None) => None,
+            Err(error) => match error.rdkafka_error_code() {
+                Some(code) if is_transient(code) => Some(said(&error)),
+                _ => return Err(refused(target, &said(&error))),
+            },
+        };
+        served();
+        if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
+            return Err(refused(target, &format!("{}: {reason}", in_words(code))));
+        }
+        if begun.elapsed() >= PATIENCE {
+            return Err(not_there(target, words, last));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn refused(target: &Target, because: &str) -> Error {
+    Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
+}
+
+fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
+    let why = words.get().map(|(_, reason)| reason).or(last);
+    let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
+    let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
+    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config")
+}
+
+/// The error for a topic that is not there.
+pub(crate) fn no_topic(target: &Target, similar: &[String]) -> Error {
+    let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", target.topic);
+    if !similar.is_empty() {
+        help.push_str(&format!(" (or did you mean {}?)", similar.join(" or ")));
+    }
+    Error::new(format!("the topic {} does not exist", target.topic)).at(&target.brokers).help(help)
+}
+
+fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<String> {
+    let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(2)) else { return Vec::new() };
+    let names = metadata.topics().iter().map(|found| found.name().to_owned());
+    let mut similar: Vec<String> = names.filter(|name| !name.starts_with("__") && is_similar(name, topic)).collect();
+    similar.sort_by_cached_key(|name| (edits(&name.to_lowercase(), &topic.to_lowercase()), name.clone()));
+    similar.truncate(3);
+    similar
+}
+
+fn is_similar(a: &str, b: &str) -> bool {
+    let (a, b) = (a.to_lowercase(), b.to_lowercase());
+    !a.is_empty() && !b.is_empty() && (a.contains(&b) || b.contains(&a) || edits(&a, &b) <= 2)
+}
+
+/// The number of single-character edits between two words (Levenshtein's distance).
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let change = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_needs_cannot_be_set_and_the_rest_wins_over_defaults() {
+        let mut target = Target::new("localhost:1", "t");
+        target.properties.insert("fetch.wait.max.ms".into(), "7".into());
+        target.properties.insert("enable.auto.commit".into(), "false".into());
+        let needed = [("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
+        let config = target.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
+        assert_eq!((config.get("fetch.wait.max.ms"), config.get("enable.auto.commit")), (Some("7"), Some("false")));
+        for (key, value) in [("isolation.level", "read_uncommitted"), ("metadata.broker.list", "elsewhere:1")] {
+            let mut target = target.clone();
+            target.properties.insert(key.into(), value.into());
+            let error = target.configure(&[], &needed).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_code_is_put_in_words() {
+        assert_eq!(in_words(RDKafkaErrorCode::AllBrokersDown), "All broker connections are down");
+        assert_eq!(in_words(RDKafkaErrorCode::OffsetOutOfRange), "Broker: Offset out of range");
+    }
+
+    #[test]
+    fn similar_names_are_found() {
+        for (a, b, similar) in [
+            ("transaction", "transactions", true),
+            ("transaction", "Transaction", true),
+            ("transaction", "transactoin", true),
+            ("orders", "payments", false),
+        ] {
+            assert_eq!(is_similar(a, b), similar, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A broker inside this process, in memory: for demonstrations and quick tests.
+//!
+//! It is librdkafka's mock cluster. It keeps about 5 MiB of a partition and drops what is older; it takes transactions
+//! but does not honour them; what it holds is gone with it. It is no basis for a claim about what survives.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use rdkafka::mocking::MockCluster;
+
+use super::client::said;
+use crate::error::{Error, Result};
+
+type Reply = Sender<Result<()>>;
+
+enum Order {
+    Create(String, i32, Reply),
+    Reachable(bool, Reply),
+}
+
+/// A running broker in memory; it ends when dropped.
+pub struct EmbeddedBroker {
+    servers: String,
+    orders: Option<Sender<Order>>,
+    // The cluster stays on one thread, as the library does not say that it may be moved.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EmbeddedBroker {
+    /// Starts one, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When the library cannot.
+    pub fn start() -> Result<Self> {
+        let (orders, inbox) = channel();
+        let (ready, started) = channel();
+        let thread = std::thread::Builder::new().name("embedded-broker".into()).spawn(move || run(&inbox, &ready));
+        let thread = thread.map_err(|error| Error::new("cannot start an embedded broker").because(error))?;
+        let gone = || Error::new("cannot start an embedded broker").because("its thread ended");
+        let servers = started.recv().map_err(|_| gone())??;
+        Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Where it listens: `HOST:PORT`, as for `--brokers`.
+    pub fn servers(&self) -> &str {
+        &self.servers
+    }
+
+    /// Creates a topic with so many partitions.
+    ///
+    /// # Errors
+    /// When the library cannot.
+    pub fn create_topic(&self, topic: &str, partitions: u32) -> Result<()> {
+        self.order(|reply| Order::Create(topic.to_owned(), partitions.min(10_000) as i32, reply))
+    }
+
+    /// Makes it reachable, or not, as if the network to it were cut.
+    ///
+    /// # Errors
+    /// When the library cannot.
+    pub fn reachable(&self, reachable: bool) -> Result<()> {
+        self.order(|reply| Order::Reachable(reachable, reply))
+    }
+
+    fn order(&self, order: impl FnOnce(Reply) -> Order) -> Result<()> {
+        let gone = || Error::new("the embedded broker has ended");
+        let (reply, answer) = channel();
+        let orders = self.orders.as_ref().ok_or_else(gone)?;
+        orders.send(order(reply)).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for EmbeddedBroker {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(inbox: &Receiver<Order>, ready: &Sender<Result<String>>) {
+    let cluster = match MockCluster::new(1) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            let _ = ready.send(Err(Error::new("cannot start an embedded broker").because(said(&error))));
+            return;
+        }
+    };
+    let _ = ready.send(Ok(cluster.bootstrap_servers()));
+    while let Ok(order) = inbox.recv() {
+        let (done, reply) = match order {
+            Order::Create(topic, partitions, reply) => (cluster.create_topic(&topic, partitions, 1), reply),
+            Order::Reachable(true, reply) => (cluster.broker_up(1), reply),
+            Order::Reachable(false, reply) => (cluster.broker_down(1), reply),
+        };
+        let done = done.map_err(|error| Error::new("the embedded broker cannot do that").because(said(&error)));
+        let _ = reply.send(done);
+    }
+}

@@ -1,0 +1,151 @@
+//! Kafka topics as sources. With `sink/kafka`, the only part of Tidegate that knows the Kafka client library.
+//!
+//! * A [`Topic`] is a source: a topic at some brokers, and how a message becomes a record.
+//! * The **end** of a partition is its last stable offset: what is before it is decided, what is after it may belong to
+//!   a transaction that is still open. It never goes back.
+//! * A **marker** is an offset that a transaction's end takes up and no record has.
+//!
+//! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
+//! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
+//! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
+//! shown, and never read back.
+//!
+//! It does not know what an epoch is good for, nor who drives it.
+
+pub(crate) mod client;
+mod embedded;
+mod reader;
+mod report;
+mod watch;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::record::Record;
+use crate::source::{Place, Reader, Source, TimeOf};
+use client::Target;
+pub use embedded::EmbeddedBroker;
+
+/// Where reading begins in partitions that are there when a job starts for the first time. Partitions that are added to
+/// the topic later are read from their first record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// At the first record that the topic still has.
+    #[default]
+    Earliest,
+    /// Behind the last record that is committed.
+    Latest,
+}
+
+/// A topic of JSON messages, once its records' type and event time are known: see [`Topic::json`].
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// # struct Transaction { at_ms: i64 }
+/// use std::time::Duration;
+/// use tidegate::source::kafka::{Start, Topic};
+///
+/// let transactions = Topic::json("localhost:9092", "transaction")
+///     .event_time(|transaction: &Transaction| transaction.at_ms)
+///     .out_of_order(Duration::from_secs(2))
+///     .from(Start::Latest)
+///     .config("security.protocol", "ssl");
+/// ```
+pub struct Topic<T> {
+    target: Target,
+    start: Start,
+    out_of_order: Option<Duration>,
+    time_of: TimeOf<T>,
+    records: PhantomData<fn() -> T>,
+}
+
+/// A topic of JSON messages whose records' event time is still to be told.
+#[derive(Clone, Debug)]
+pub struct Untimed {
+    target: Target,
+}
+
+impl Topic<()> {
+    /// A topic whose messages are JSON; `brokers` are `HOST:PORT[,HOST:PORT…]`.
+    pub fn json(brokers: &str, topic: &str) -> Untimed {
+        Untimed { target: Target::new(brokers, topic) }
+    }
+}
+
+impl Untimed {
+    /// Says what a message is parsed as, and when such a record happened, in milliseconds since 1970.
+    pub fn event_time<T: Record>(self, time: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Topic<T> {
+        Topic {
+            target: self.target,
+            start: Start::Earliest,
+            out_of_order: None,
+            time_of: Arc::new(time),
+            records: PhantomData,
+        }
+    }
+}
+
+impl<T: Record> Topic<T> {
+    /// How far records may be behind the greatest event time of their partition.
+    #[must_use]
+    pub fn out_of_order(mut self, disorder: Duration) -> Self {
+        self.out_of_order = Some(disorder);
+        self
+    }
+
+    /// Where to begin when the job starts for the first time.
+    #[must_use]
+    pub fn from(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Sets a property of librdkafka (TLS, SASL, sizes, …). Properties that correctness needs as they are, such as
+    /// `isolation.level`, are refused when the topic is opened.
+    #[must_use]
+    pub fn config(mut self, key: &str, value: &str) -> Self {
+        self.target.properties.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets several properties, as [`Topic::config`] does.
+    #[must_use]
+    pub fn configs<'a>(self, properties: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        properties.into_iter().fold(self, |topic, (key, value)| topic.config(key, value))
+    }
+}
+
+impl<T> Clone for Topic<T> {
+    fn clone(&self) -> Self {
+        Topic {
+            target: self.target.clone(),
+            start: self.start,
+            out_of_order: self.out_of_order,
+            time_of: Arc::clone(&self.time_of),
+            records: PhantomData,
+        }
+    }
+}
+
+impl<T: Record> Source for Topic<T> {
+    type Item = T;
+
+    fn describe(&self) -> String {
+        self.target.describe()
+    }
+
+    fn event_time(&self) -> TimeOf<T> {
+        Arc::clone(&self.time_of)
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        self.out_of_order
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+        Ok(Box::new(reader::KafkaReader::open(&self.target, self.start, at)?))
+    }
+}

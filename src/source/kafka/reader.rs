@@ -1,0 +1,573 @@
+//! Reads one worker's partitions of a topic.
+//!
+//! * A [`Feed`] is one partition: it has a queue of its own, which the client library fills up to a limit. A partition
+//!   that should rest is simply not taken from: nothing of it is lost or fetched twice.
+//! * A record that is taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
+//!
+//! Invariants: an offset below the intake's next one is never taken again; an end of a partition that a feed sees lies
+//! at or past every offset that was asked for when the reader was opened, and every offset in a journal, as the last
+//! stable offset never goes back; each call of `poll` reads the clock once, and only to judge idleness.
+
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::de::DeserializeOwned;
+
+use super::Start;
+use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
+use super::report::{Listener, Report};
+use super::watch::{News, Watch};
+use crate::durable::journal::Bound;
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::source::{Binding, Found, Intake, Place, Polled, Reader, Slot};
+use crate::time::Epoch;
+
+/// A gap between polls after which time spent at a partition's end counts from anew: nobody was listening.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many records a call of `replay` takes at most.
+const REPLAY_BUDGET: usize = 50_000;
+
+/// How long the offsets of a partition may take to be told when the topic is opened.
+const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+
+const DEFAULTS: &[(&str, &str)] = &[
+    // A full queue is looked at again after this; by default a second later.
+    ("fetch.queue.backoff.ms", "2"),
+    ("fetch.wait.max.ms", "500"),
+    // Of each partition's queue, as each has its own.
+    ("queued.min.messages", "50000"),
+    ("queued.max.messages.kbytes", "8192"),
+    // A record greater than this still comes, alone.
+    ("fetch.message.max.bytes", "1048576"),
+    ("receive.message.max.bytes", "1000000000"),
+    ("reconnect.backoff.max.ms", "1000"),
+    ("statistics.interval.ms", "500"),
+];
+
+const NEEDED: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("isolation.level", "read_committed"),
+    ("auto.offset.reset", "error"),
+    ("allow.auto.create.topics", "false"),
+];
+
+/// A record that was taken from its queue before its epoch came.
+struct Held {
+    offset: u64,
+    stamped: Option<i64>,
+    payload: Option<Vec<u8>>,
+}
+
+/// One partition.
+struct Feed {
+    id: u32,
+    /// Where it begins, unless a journal says otherwise.
+    start: u64,
+    /// Its first offset when the reader was opened.
+    low: u64,
+    /// Where it ended then.
+    end: u64,
+    slot: Option<Slot>,
+    queue: PartitionQueue<Listener>,
+    held: Option<Held>,
+    /// The broker has reported its end, and no record came since.
+    at_end: bool,
+    /// Since when it has been at its end, its broker answering and no transaction open.
+    quiet_since: Option<Instant>,
+    /// A report came that was not yet weighed.
+    weigh: bool,
+}
+
+impl Feed {
+    fn restless(&mut self) {
+        self.quiet_since = None;
+    }
+}
+
+/// What came of taking from a feed.
+enum Taken {
+    Records(usize),
+    /// There was less than asked for.
+    Empty(usize),
+}
+
+/// A reader of a topic: see the module.
+pub(super) struct KafkaReader<T> {
+    consumer: Arc<BaseConsumer<Listener>>,
+    target: Target,
+    until_end: bool,
+    idle_timeout: Duration,
+    feeds: Vec<Feed>,
+    /// Some feeds are not yet in the intake.
+    unfound: bool,
+    turn: usize,
+    watch: Watch,
+    last_poll: Option<Instant>,
+    /// An outage was reported, of this broker.
+    silent: Option<String>,
+    /// For monitors: per epoch the offsets it came to.
+    bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
+    records: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> KafkaReader<T> {
+    /// Connects, and finds this worker's partitions.
+    pub(super) fn open(target: &Target, start: Start, at: &Place) -> Result<Self> {
+        let group = format!("tidegate-{}", at.job);
+        let mut config = target.configure(DEFAULTS, NEEDED)?;
+        if config.get("group.id").is_none() {
+            config.set("group.id", group);
+        }
+        let consumer = connect(target, &config)?;
+        // Counted, as a poll also answers nothing when it has served an event.
+        let served = || (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+        let ids = match find_topic(consumer.client(), target, &consumer.context().words, served)? {
+            Lookup::There(ids) => ids,
+            Lookup::Unknown(similar) => return Err(client::no_topic(target, &similar)),
+        };
+        let mut feeds = Vec::new();
+        for id in ids.iter().copied().filter(|id| at.owns(*id)) {
+            let (low, end) = offsets(&consumer, target, id)?;
+            let start = if start == Start::Latest { end } else { low };
+            feeds.push(new_feed(&consumer, target, id, (start, low, end))?);
+        }
+        let (worker, workers) = (at.worker, at.workers);
+        let mine = move |id: u32| id as usize % workers == worker;
+        let watch = Watch::start(Arc::clone(&consumer), ids, mine)
+            .map_err(|error| Error::new("cannot watch a topic").at(target.describe()).because(error))?;
+        Ok(KafkaReader {
+            consumer,
+            target: target.clone(),
+            until_end: at.options.until_end,
+            idle_timeout: at.options.idle_timeout,
+            feeds,
+            unfound: true,
+            turn: 0,
+            watch,
+            last_poll: None,
+            silent: None,
+            bound: VecDeque::new(),
+            records: PhantomData,
+        })
+    }
+
+    /// Takes up the partitions that were noticed, and gives the intake those that it does not follow yet.
+    fn find(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<()> {
+        let news: Vec<News> = self.watch.news().collect();
+        for news in news {
+            match news {
+                News::Gone => {
+                    let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
+                    return Err(error.at(&self.target.brokers).help("start anew, without the old state"));
+                }
+                // What comes after the end that was fixed is not for this run.
+                News::Partition(..) if self.until_end => {}
+                News::Partition(id, low) => {
+                    self.feeds.push(new_feed(&self.consumer, &self.target, id, (low, low, low))?);
+                    self.unfound = true;
+                }
+            }
+        }
+        if !self.unfound {
+            return Ok(());
+        }
+        intake.begin(epoch);
+        let mut assigned = Vec::new();
+        for feed in self.feeds.iter_mut().filter(|feed| feed.slot.is_none()) {
+            let slot = intake.find(epoch, feed.id, feed.start, self.until_end.then_some(feed.end));
+            feed.slot = Some(slot);
+            if !intake.ended(slot) {
+                assigned.push((feed.id, feed.start));
+            }
+        }
+        self.assign(&assigned)?;
+        self.unfound = false;
+        if self.until_end {
+            intake.all_found();
+        }
+        Ok(())
+    }
+
+    /// Lets the client library fetch partitions, each from an offset on.
+    fn assign(&self, partitions: &[(u32, u64)]) -> Result<()> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let list = list(&self.target.topic, partitions).and_then(|list| self.consumer.incremental_assign(&list));
+        list.map_err(|error| Error::new("cannot read").at(self.target.describe()).because(said(&error)))
+    }
+
+    /// Serves what the client library has to say apart from records.
+    fn serve(&mut self, now: Instant) -> Result<()> {
+        // Counted, as a poll also answers nothing when it has served an event.
+        for _ in 0..4 {
+            let Some(Err(error)) = self.consumer.poll(Duration::ZERO) else { continue };
+            match error.rdkafka_error_code() {
+                Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
+                Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
+                    return Err(self.failed(None, code));
+                }
+                _ => {}
+            }
+        }
+        if let Some(report) = self.consumer.context().take() {
+            self.tell_outage(&report);
+            for feed in &mut self.feeds {
+                feed.weigh = true;
+                if feed.at_end && report.is_calm(feed.id) {
+                    feed.quiet_since = feed.quiet_since.or(Some(now));
+                } else {
+                    feed.restless();
+                }
+            }
+        }
+        if self.last_poll.is_some_and(|last| now - last > PAUSE) {
+            self.feeds.iter_mut().for_each(Feed::restless);
+        }
+        self.last_poll = Some(now);
+        Ok(())
+    }
+
+    fn tell_outage(&mut self, report: &Report) {
+        match (&self.silent, &report.silent) {
+            (None, Some(broker)) => eprintln!("broker {broker} not reachable, waiting"),
+            (Some(broker), None) => eprintln!("broker {broker} reachable again"),
+            _ => return,
+        }
+        self.silent.clone_from(&report.silent);
+    }
+
+    fn failed(&self, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+        failed(&self.target, partition, code)
+    }
+
+    /// Takes up to `budget` records of one feed.
+    fn take(&mut self, at: usize, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Taken> {
+        let feed = &mut self.feeds[at];
+        let Some(slot) = feed.slot else { return Ok(Taken::Empty(0)) };
+        let mut taken = 0;
+        if let Some(held) = feed.held.take() {
+            taken += usize::from(offer(epoch, slot, held.offset, held.stamped, held.payload.as_deref(), intake)?);
+        }
+        while taken < budget {
+            if intake.ended(slot) || intake.drifted(slot) {
+                return Ok(Taken::Empty(taken));
+            }
+            match feed.queue.poll(Duration::ZERO) {
+                None => return Ok(Taken::Empty(taken)),
+                Some(Ok(message)) => {
+                    feed.at_end = false;
+                    feed.quiet_since = None;
+                    let (offset, stamped) = place(&message);
+                    taken += usize::from(offer(epoch, slot, offset, stamped, message.payload(), intake)?);
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    feed.at_end = true;
+                    if let Some(until) = intake.until(slot) {
+                        // What is left before it are markers.
+                        intake.skip_to(slot, until);
+                        intake.end(slot);
+                    }
+                }
+                Some(Err(error)) => judge(&self.target, feed, &error)?,
+            }
+        }
+        Ok(Taken::Records(taken))
+    }
+
+    /// Takes records of all feeds, in turns.
+    fn take_in_turns(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>, now: Instant) -> Result<bool> {
+        let count = self.feeds.len();
+        let share = (budget / count.max(1)).max(1);
+        let (mut left, mut more) = (budget, true);
+        while more && left > 0 {
+            more = false;
+            for _ in 0..count {
+                self.turn = (self.turn + 1) % count;
+                let at = self.turn;
+                let Some(slot) = self.feeds[at].slot.filter(|slot| !intake.ended(*slot)) else { continue };
+                if intake.drifted(slot) {
+                    self.feeds[at].restless();
+                    continue;
+                }
+                match self.take(at, epoch, share.min(left), intake)? {
+                    Taken::Records(records) => {
+                        left -= records.min(left);
+                        more = true;
+                    }
+                    Taken::Empty(records) => {
+                        left -= records.min(left);
+                        weigh(&mut self.feeds[at], slot, now, self.idle_timeout, intake);
+                    }
+                }
+                if intake.ended(slot) {
+                    self.rest(at);
+                }
+                if left == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(left == 0)
+    }
+
+    /// Lets the client library fetch no more of a partition that has ended; if it will not, that costs only memory.
+    fn rest(&self, at: usize) {
+        if let Ok(list) = list(&self.target.topic, &[(self.feeds[at].id, 0)]) {
+            let _ = self.consumer.pause(&list);
+        }
+    }
+
+    /// Takes what a journal's epoch took from one partition; answers whether that is all taken.
+    fn repeat(
+        &mut self,
+        epoch: Epoch,
+        at: usize,
+        bound: &Bound,
+        left: &mut usize,
+        intake: &mut Intake<T>,
+    ) -> Result<bool> {
+        let slot = match self.feeds[at].slot {
+            Some(slot) => slot,
+            None => {
+                let from = bound.found_at.unwrap_or(self.feeds[at].start);
+                self.check_there(&self.feeds[at], from, bound)?;
+                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                self.feeds[at].slot = Some(slot);
+                self.assign(&[(bound.partition, from)])?;
+                slot
+            }
+        };
+        while intake.next(slot) < bound.next {
+            let feed = &mut self.feeds[at];
+            if feed.at_end && feed.held.is_none() {
+                // Everything committed was delivered: what is left are markers.
+                intake.skip_to(slot, bound.next);
+                break;
+            }
+            if *left == 0 {
+                return Ok(false);
+            }
+            if feed.held.is_none() {
+                match feed.queue.poll(Duration::ZERO) {
+                    None => return Ok(false),
+                    Some(Ok(message)) => {
+                        feed.at_end = false;
+                        let (offset, stamped) = place(&message);
+                        if offset < bound.next {
+                            *left -= usize::from(offer(epoch, slot, offset, stamped, message.payload(), intake)?);
+                            continue;
+                        }
+                        let payload = message.payload().map(<[u8]>::to_vec);
+                        feed.held = Some(Held { offset, stamped, payload });
+                    }
+                    Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
+                    Some(Err(error)) => judge(&self.target, feed, &error)?,
+                }
+                continue;
+            }
+            match feed.held.take_if(|held| held.offset < bound.next) {
+                Some(held) => {
+                    let payload = held.payload.as_deref();
+                    *left -= usize::from(offer(epoch, slot, held.offset, held.stamped, payload, intake)?);
+                }
+                None => intake.skip_to(slot, bound.next),
+            }
+        }
+        intake.repeat(slot, bound);
+        Ok(true)
+    }
+
+    /// Refuses to repeat a journal over a topic that no longer has its records.
+    fn check_there(&self, feed: &Feed, from: u64, bound: &Bound) -> Result<()> {
+        let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
+        if from < feed.low {
+            let error = Error::new("records that the journal names are gone").at(place);
+            let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
+            return Err(error.help("start with a new --state, or keep records longer"));
+        }
+        if bound.next > feed.end {
+            let because = format!("the topic ends at offset {}, the journal at {}", feed.end, bound.next);
+            let error = Error::new("records that the journal names are not there").at(place).because(because);
+            return Err(error.help("was the topic deleted and created again? then start with a new --state"));
+        }
+        Ok(())
+    }
+}
+
+impl<T: Record> Reader<T> for KafkaReader<T> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
+        let now = Instant::now();
+        self.find(epoch, intake)?;
+        self.serve(now)?;
+        let busy = self.take_in_turns(epoch, budget, intake, now)?;
+        Ok(Polled { epoch, busy })
+    }
+
+    fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
+        let binding = intake.bind(epoch);
+        if !binding.bounds.is_empty() {
+            let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
+            self.bound.push_back((epoch, offsets));
+        }
+        Ok(Some(binding))
+    }
+
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
+        intake.begin(epoch);
+        self.serve(Instant::now())?;
+        // Partitions that no bound names were added to the topic later: read from their first record.
+        self.feeds.iter_mut().for_each(|feed| feed.start = feed.low);
+        if self.until_end {
+            intake.all_found();
+        }
+        let (mut left, mut done) = (REPLAY_BUDGET, true);
+        for bound in bounds {
+            if let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) {
+                done &= self.repeat(epoch, at, bound, &mut left, intake)?;
+            }
+        }
+        Ok(done)
+    }
+
+    fn shown(&mut self, epoch: Epoch) {
+        let mut latest = std::collections::BTreeMap::new();
+        while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
+            latest.extend(offsets);
+        }
+        if latest.is_empty() {
+            return;
+        }
+        let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
+        // Only monitors read these; the next call brings newer ones.
+        let committed = list(&self.target.topic, &offsets);
+        let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
+    }
+}
+
+fn connect(target: &Target, config: &ClientConfig) -> Result<Arc<BaseConsumer<Listener>>> {
+    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(500);
+    let listener = Listener::new(&target.topic, Duration::from_millis(wait));
+    let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
+    Ok(Arc::new(consumer))
+}
+
+/// The first offset and the end of a partition.
+fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u32) -> Result<(u64, u64)> {
+    let begun = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(&target.topic, id as i32, Duration::from_secs(3)) {
+            // Without a broker's answer the library leaves −1.
+            Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
+            Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
+                let error = Error::new("cannot ask for the ends of a partition").because(said(&error));
+                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
+            }
+            _ if begun.elapsed() > OFFSETS_PATIENCE => {
+                let error = Error::new("a partition has no broker that leads it");
+                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check the brokers"));
+            }
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+fn new_feed(
+    consumer: &Arc<BaseConsumer<Listener>>,
+    target: &Target,
+    id: u32,
+    (start, low, end): (u64, u64, u64),
+) -> Result<Feed> {
+    // The queue is made before the partition is assigned, so that no record goes to the common one.
+    let queue = consumer.split_partition_queue(&target.topic, id as i32);
+    let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
+    Ok(Feed { id, start, low, end, slot: None, queue, held: None, at_end: false, quiet_since: None, weigh: false })
+}
+
+fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (id, offset) in partitions {
+        list.add_partition_offset(topic, *id as i32, Offset::Offset(*offset as i64))?;
+    }
+    Ok(list)
+}
+
+fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
+    (message.offset().max(0) as u64, message.timestamp().to_millis())
+}
+
+/// Offers a record to the intake; answers whether it was taken.
+fn offer<T: Record + DeserializeOwned>(
+    epoch: Epoch,
+    slot: Slot,
+    offset: u64,
+    stamped: Option<i64>,
+    payload: Option<&[u8]>,
+    intake: &mut Intake<T>,
+) -> Result<bool> {
+    if offset < intake.next(slot) {
+        return Ok(false);
+    }
+    if let Some(until) = intake.until(slot).filter(|until| offset >= *until) {
+        intake.skip_to(slot, until);
+        intake.end(slot);
+        return Ok(false);
+    }
+    let found = Found { offset, next: offset + 1, stamped, line: 0, bytes: payload.unwrap_or_default() };
+    match payload.map(serde_json::from_slice) {
+        Some(Ok(record)) => intake.accept(epoch, slot, found, record)?,
+        Some(Err(error)) => intake.reject(epoch, slot, found, &format!("not the expected JSON: {error}"))?,
+        None => intake.reject(epoch, slot, found, "the message has no value (a tombstone)")?,
+    }
+    Ok(true)
+}
+
+/// Says that a partition is idle, if it has been quiet for long enough up to a report that came since.
+fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration, intake: &mut Intake<T>) {
+    if !std::mem::take(&mut feed.weigh) || !feed.at_end {
+        return;
+    }
+    if feed.quiet_since.is_some_and(|since| now - since >= timeout) {
+        intake.set_idle(slot);
+    }
+}
+
+/// Decides whether an error that came instead of a record ends the job.
+fn judge(target: &Target, feed: &mut Feed, error: &KafkaError) -> Result<()> {
+    feed.quiet_since = None;
+    match error.rdkafka_error_code() {
+        // Whether a topic is gone for good, the watch finds out.
+        Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
+        Some(code) => Err(failed(target, Some(feed.id), code)),
+        None => Err(Error::new("cannot read").at(target.describe()).because(said(error))),
+    }
+}
+
+fn failed(target: &Target, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+    let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
+    let place = format!("{}{partition}", target.describe());
+    match code {
+        RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
+            Error::new("records that were still to be read are gone")
+                .at(place)
+                .because("the topic's retention has removed them, or it was created again")
+                .help("start with a new --state, and keep records longer")
+        }
+        code if is_refusal(code) => {
+            Error::new("the Kafka brokers refuse").at(place).because(in_words(code)).help("check --kafka-config")
+        }
+        code => Error::new("cannot read").at(place).because(in_words(code)),
+    }
+}

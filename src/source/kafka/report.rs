@@ -1,0 +1,153 @@
+//! What the client library reports about itself twice a second: whether a partition's broker answers, and whether a
+//! transaction is open on it. Idleness is decided by it, never the contents of an epoch.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use serde::Deserialize;
+
+use super::client::LastWords;
+
+/// A broker that is asked for records answers within `fetch.wait.max.ms`; one that has been silent for so much longer
+/// is not heard.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// Listens to what a consumer says.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) topic: String,
+    pub(super) words: LastWords,
+    /// How long a broker may say nothing.
+    silence: Duration,
+    report: Mutex<Option<Report>>,
+}
+
+/// What was last heard of the topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    partitions: BTreeMap<u32, Heard>,
+    /// A broker that leads partitions which we read, and does not answer.
+    pub(super) silent: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heard {
+    answers: bool,
+    open: bool,
+}
+
+impl Report {
+    /// Whether a partition's broker answers, and has no transaction open on it.
+    pub(super) fn is_calm(&self, partition: u32) -> bool {
+        self.partitions.get(&partition).is_some_and(|heard| heard.answers && !heard.open)
+    }
+}
+
+impl Listener {
+    pub(super) fn new(topic: &str, fetch_wait: Duration) -> Self {
+        let (topic, words) = (topic.to_owned(), LastWords::default());
+        Listener { topic, words, silence: fetch_wait + SILENCE, report: Mutex::new(None) }
+    }
+
+    /// The report that came since the last call, if one did.
+    pub(super) fn take(&self) -> Option<Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn read(&self, statistics: &[u8]) -> Option<Report> {
+        let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
+        let mut report = Report::default();
+        let topic = statistics.topics.get(&self.topic)?;
+        for partition in topic.partitions.values() {
+            let Ok(id) = u32::try_from(partition.partition) else { continue };
+            let broker = statistics.brokers.values().find(|broker| broker.nodeid == partition.leader);
+            let up = broker.is_some_and(|broker| matches!(broker.state.as_str(), "UP" | "UPDATE"));
+            let fresh = broker.is_some_and(|b| u128::try_from(b.rxidle).is_ok_and(|us| us <= self.silence.as_micros()));
+            let fetched = partition.desired && partition.fetch_state == "active";
+            if let Some(broker) = broker.filter(|_| fetched && !up) {
+                report.silent = Some(broker.name.rsplit_once('/').map_or(&*broker.name, |(name, _)| name).to_owned());
+            }
+            let open = partition.ls_offset < partition.hi_offset;
+            report.partitions.insert(id, Heard { answers: fetched && up && fresh, open });
+        }
+        Some(report)
+    }
+}
+
+impl ClientContext for Listener {
+    fn stats_raw(&self, statistics: &[u8]) {
+        if let Some(report) = self.read(statistics) {
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.words.set(&error, reason);
+    }
+}
+
+impl ConsumerContext for Listener {}
+
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    brokers: BTreeMap<String, BrokerStatistics>,
+    #[serde(default)]
+    topics: BTreeMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct BrokerStatistics {
+    name: String,
+    nodeid: i32,
+    state: String,
+    /// Microseconds since the broker last said anything; −1 if it never did.
+    #[serde(default)]
+    rxidle: i64,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: BTreeMap<String, PartitionStatistics>,
+}
+
+#[derive(Deserialize)]
+struct PartitionStatistics {
+    partition: i32,
+    leader: i32,
+    desired: bool,
+    fetch_state: String,
+    hi_offset: i64,
+    ls_offset: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_calm_only_if_its_broker_answers_and_no_transaction_is_open() {
+        let listener = Listener::new("t", Duration::from_millis(500));
+        for (state, rxidle, ls, calm, silent) in [
+            ("UP", 400_000, 10, true, None),
+            ("UP", 400_000, 9, false, None),
+            ("UP", 5_000_000, 10, false, None),
+            ("UP", -1, 10, false, None),
+            ("TRY_CONNECT", 400_000, 10, false, Some("h:1")),
+        ] {
+            let text = format!(
+                r#"{{"brokers":{{"h:1/1":{{"name":"h:1/1","nodeid":1,"state":"{state}","rxidle":{rxidle}}}}},"topics":
+                {{"t":{{"partitions":{{"0":{{"partition":0,"leader":1,"desired":true,"fetch_state":"active",
+                "hi_offset":10,"ls_offset":{ls}}}}}}}}}}}"#
+            );
+            listener.stats_raw(text.as_bytes());
+            let report = listener.take().unwrap();
+            assert_eq!((report.is_calm(0), report.silent.as_deref()), (calm, silent), "{state} {rxidle} {ls}");
+            assert!(!report.is_calm(1) && listener.take().is_none());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A real Kafka for tests: one broker a test binary, shared by its tests, or one of a test's own. `tests/kafka/broker`
+//! runs it. It ends with the test process however that ends: a shell waits for the end of a pipe that only the test
+//! process holds open, and then wipes it.
+//!
+//! Without Java the tests that need it are skipped, loudly; with `CI=true` they fail.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+/// A running broker.
+pub struct Broker {
+    pub servers: String,
+    data: PathBuf,
+    /// Wipes the broker when its standard input ends.
+    _watchdog: Child,
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker")
+}
+
+impl Broker {
+    /// The broker that the tests of this binary share; `None` if there can be none here.
+    pub fn shared() -> Option<&'static Broker> {
+        static SHARED: OnceLock<Option<Broker>> = OnceLock::new();
+        SHARED.get_or_init(Broker::start).as_ref()
+    }
+
+    /// A broker of the caller's own, for tests that kill it.
+    pub fn start() -> Option<Broker> {
+        let data = tempfile::Builder::new().prefix("tidegate-broker-").tempdir().unwrap().keep();
+        // In a session of its own, so that it outlives an interrupt from the keyboard.
+        let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
+        let mut watchdog = Command::new("setsid");
+        watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
+        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => {}
+            Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
+                eprintln!("SKIPPED: no real broker here: {}", said.trim());
+                return None;
+            }
+            code => panic!("the broker did not start ({code:?}): {said}"),
+        }
+        let servers = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        Some(Broker { servers, data, _watchdog: watchdog })
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        self.run("kill");
+    }
+
+    /// Has it back, with the same data and port.
+    pub fn restart(&self) {
+        self.run("start");
+    }
+
+    fn run(&self, command: &str) {
+        let output = Command::new(script()).args([command, "-d"]).arg(&self.data).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A new topic with a name of its own.
+    pub fn topic(&self, partitions: i32) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("topic-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
+            result.unwrap();
+        }
+        name
+    }
+
+    /// Adds partitions to a topic, up to so many.
+    pub fn grow(&self, topic: &str, partitions: usize) {
+        let grown = NewPartitions::new(topic, partitions);
+        for result in wait_for(self.admin().create_partitions([&grown], &AdminOptions::new())).unwrap() {
+            result.unwrap();
+        }
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&self, topic: &str) {
+        for result in wait_for(self.admin().delete_topics(&[topic], &AdminOptions::new())).unwrap() {
+            result.unwrap();
+        }
+    }
+
+    /// Removes a partition's records before an offset, as retention would.
+    pub fn expire(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(before)).unwrap();
+        wait_for(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        ClientConfig::new().set("bootstrap.servers", &self.servers).create().unwrap()
+    }
+
+    /// A producer that has begun no transaction yet.
+    pub fn transactional(&self, id: &str) -> BaseProducer {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.servers).set("transactional.id", id).set("linger.ms", "0");
+        let producer: BaseProducer = config.create().unwrap();
+        producer.init_transactions(Duration::from_secs(20)).unwrap();
+        producer
+    }
+}
+
+/// Sends texts to partition 0 of a topic and waits until the broker has them, committed or not.
+pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<Item = String>) {
+    for text in texts {
+        producer.send(BaseRecord::<(), str>::to(topic).partition(0).payload(&text)).map_err(|(e, _)| e).unwrap();
+    }
+    producer.flush(Duration::from_secs(20)).unwrap();
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn wait_for<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        std::thread::park();
+    }
+}

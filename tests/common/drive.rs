@@ -1,0 +1,124 @@
+//! Drives a source's reader without an engine: polls it, binds epochs, keeps what it took.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tidegate::durable::journal::Bound;
+use tidegate::metrics::SourceMetrics;
+use tidegate::record::Event;
+use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Source, StreamView};
+use tidegate::time::Epoch;
+use tidegate::{Record, Result};
+
+/// A small record for tests.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tick {
+    pub id: u64,
+    pub at_ms: i64,
+}
+
+/// One worker's reader of a source, with all that it took so far.
+pub struct Driven<D: Record> {
+    pub reader: Box<dyn Reader<D>>,
+    pub intake: Intake<D>,
+    pub view: Rc<StreamView>,
+    pub epoch: Epoch,
+    pub events: Vec<Event<D>>,
+    pub rejects: Vec<Rejected>,
+    pub bindings: Vec<(Epoch, Binding)>,
+}
+
+/// How the only worker of a test opens its sources.
+pub fn place(options: Options) -> Place {
+    Place { worker: 0, workers: 1, job: "test".into(), options }
+}
+
+impl<D: Record> Driven<D> {
+    pub fn open(source: &impl Source<Item = D>, options: Options) -> Result<Self> {
+        Self::open_at(source, &place(options))
+    }
+
+    pub fn open_at(source: &impl Source<Item = D>, at: &Place) -> Result<Self> {
+        let reader = source.open(at)?;
+        let view = Rc::new(StreamView::default());
+        let metrics = Arc::new(SourceMetrics::default());
+        let intake = Intake::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
+        let (events, rejects, bindings) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Driven { reader, intake, view, epoch: Epoch(2), events, rejects, bindings })
+    }
+
+    /// Polls once; answers how many records came.
+    pub fn poll(&mut self, budget: usize) -> Result<usize> {
+        self.reader.poll(self.epoch, budget, &mut self.intake)?;
+        Ok(self.keep())
+    }
+
+    fn keep(&mut self) -> usize {
+        let (events, rejects) = self.intake.hand_over();
+        let count = events.len() + rejects.len();
+        self.events.append(events);
+        self.rejects.extend(rejects.drain(..).map(|reject| reject.data));
+        count
+    }
+
+    /// Ends the epoch and begins the next.
+    pub fn bind(&mut self) -> Binding {
+        let binding = self.reader.bind(self.epoch, &mut self.intake).unwrap().unwrap();
+        self.bindings.push((self.epoch, binding.clone()));
+        self.epoch = Epoch(self.epoch.0 + 2);
+        binding
+    }
+
+    /// Polls and binds until `enough`, for a minute at most.
+    pub fn until(&mut self, mut enough: impl FnMut(&mut Self) -> bool) -> Result<()> {
+        let begun = Instant::now();
+        while !enough(self) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it takes too long; {} events", self.events.len());
+            if self.poll(1000)? == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if self.epoch.0.is_multiple_of(8) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.bind();
+        }
+        Ok(())
+    }
+
+    /// Polls and binds until so many records were accepted.
+    pub fn until_events(&mut self, count: usize) -> Result<()> {
+        self.until(|driven| driven.events.len() >= count)
+    }
+
+    /// Polls and binds until the source has ended.
+    pub fn until_ended(&mut self) -> Result<()> {
+        self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.mark.ended))
+    }
+
+    /// Polls and binds for some time.
+    pub fn for_a_while(&mut self, time: Duration) -> Result<()> {
+        let begun = Instant::now();
+        self.until(|_| begun.elapsed() >= time)
+    }
+
+    /// Repeats an epoch of a journal.
+    pub fn replay(&mut self, epoch: Epoch, bounds: &[Bound]) -> Result<()> {
+        let begun = Instant::now();
+        while !self.reader.replay(epoch, bounds, &mut self.intake)? {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the replay takes too long");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.keep();
+        self.epoch = epoch;
+        self.bind();
+        Ok(())
+    }
+
+    /// Partition and offset of each accepted record, in the order in which they were taken.
+    pub fn places(&self) -> Vec<(u32, u64)> {
+        self.events.iter().map(|event| (event.origin.partition, event.origin.offset)).collect()
+    }
+}

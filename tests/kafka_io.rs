@@ -1,0 +1,276 @@
+//! Topics on a real broker: what is committed is read, once, whatever happens to the broker meanwhile.
+
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/drive.rs"]
+mod drive;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use broker::{Broker, send_all};
+use drive::{Driven, Tick};
+use rdkafka::producer::Producer;
+use tidegate::sink::kafka::{Output, Publisher};
+use tidegate::sink::{Rows, Shard, Sink};
+use tidegate::source::Options;
+use tidegate::source::kafka::{Start, Topic};
+use tidegate::time::Epoch;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn ticks(broker: &Broker, topic: &str) -> Topic<Tick> {
+    Topic::json(&broker.servers, topic).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+}
+
+fn texts(ids: Range<u64>) -> impl Iterator<Item = String> {
+    ids.map(|id| format!(r#"{{"id":{id},"at_ms":{}}}"#, 1_000_000 + id))
+}
+
+fn send(broker: &Broker, topic: &str, ids: Range<u64>) {
+    let mut publisher = Publisher::open(&broker.servers, topic, [], None).unwrap();
+    for (id, text) in ids.clone().zip(texts(ids)) {
+        publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
+    }
+    publisher.settle().unwrap();
+}
+
+fn bounded() -> Options {
+    Options { until_end: true, ..Options::default() }
+}
+
+fn ids(driven: &Driven<Tick>) -> Vec<u64> {
+    let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn holds_watermark_back(driven: &Driven<Tick>) -> bool {
+    driven.bindings.last().unwrap().1.mark.least.is_some()
+}
+
+#[test]
+fn aborted_records_are_never_seen_and_open_ones_hold_the_partition() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let producer = broker.transactional("aborts");
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(0..10));
+    producer.commit_transaction(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(100..110));
+    producer.abort_transaction(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(10..20));
+
+    let options = Options { idle_timeout: Duration::from_millis(800), ..Options::default() };
+    let mut driven = Driven::open(&ticks(broker, &topic), options).unwrap();
+    driven.for_a_while(Duration::from_secs(4)).unwrap();
+    assert_eq!(ids(&driven), (0..10).collect::<Vec<_>>());
+    assert!(holds_watermark_back(&driven), "idle with a transaction open");
+    producer.commit_transaction(PATIENCE).unwrap();
+    driven.until(|driven| !holds_watermark_back(driven)).unwrap();
+    assert_eq!(ids(&driven), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let producer = broker.transactional("markers");
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(0..10));
+    producer.commit_transaction(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(10..11));
+    producer.abort_transaction(PATIENCE).unwrap();
+    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    driven.until_ended().unwrap();
+    let last = driven.bindings.iter().filter_map(|(_, binding)| binding.bounds.last()).next_back().unwrap();
+    // Ten records, a commit, an aborted record, an abort.
+    assert_eq!((ids(&driven).len(), last.next, last.until, last.ended), (10, 13, Some(13), true));
+
+    // The journal of that life is repeated, and is at its end.
+    let mut again = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    for (epoch, binding) in &driven.bindings {
+        again.replay(*epoch, &binding.bounds).unwrap();
+        assert_eq!(again.bindings.last().unwrap().1, *binding);
+    }
+    assert_eq!(again.places(), driven.places());
+    again.poll(10).unwrap();
+    assert!(again.bind().mark.ended);
+
+    // What is not decided at the start is not part of the topic yet.
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(20..30));
+    let mut bounded = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    bounded.until_ended().unwrap();
+    assert_eq!(ids(&bounded), (0..10).collect::<Vec<_>>());
+    producer.commit_transaction(PATIENCE).unwrap();
+}
+
+#[test]
+fn from_the_latest_on_a_transaction_that_was_open_is_read() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let producer = broker.transactional("latest");
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(0..10));
+    producer.commit_transaction(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    send_all(&producer, &topic, texts(10..20));
+    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    driven.poll(10).unwrap();
+    producer.commit_transaction(PATIENCE).unwrap();
+    driven.until_events(10).unwrap();
+    assert_eq!(ids(&driven), (10..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn partitions_that_are_added_are_read_from_their_first_record() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..100);
+    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    driven.poll(10).unwrap();
+    driven.bind();
+    broker.grow(&topic, 3);
+    // The broker may need a moment to know its new partitions.
+    std::thread::sleep(Duration::from_millis(500));
+    send(broker, &topic, 100..400);
+    driven.until_events(300).unwrap();
+    assert_eq!(ids(&driven), (100..400).collect::<Vec<_>>());
+    let found: Vec<_> = driven.bindings.iter().flat_map(|(_, b)| &b.bounds).filter_map(|b| b.found_at).collect();
+    assert_eq!(found, [100, 0, 0]);
+    let woken: BTreeSet<u32> =
+        driven.bindings.iter().flat_map(|(_, b)| &b.mark.woken).map(|partition| partition.partition).collect();
+    assert_eq!(woken, BTreeSet::from([1, 2]), "late comers get floors");
+}
+
+#[test]
+fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
+    let Some(broker) = Broker::start() else { return };
+    let topic = broker.topic(3);
+    send(&broker, &topic, 0..50_000);
+    let options = Options { idle_timeout: Duration::from_secs(2), ..Options::default() };
+    let mut driven = Driven::open(&ticks(&broker, &topic), options).unwrap();
+    driven.until_events(20_000).unwrap();
+    broker.kill();
+    driven.for_a_while(Duration::from_secs(4)).unwrap();
+    assert!(holds_watermark_back(&driven), "idle though no broker was there");
+    broker.restart();
+    send(&broker, &topic, 50_000..51_000);
+    driven.until_events(51_000).unwrap();
+    driven.for_a_while(Duration::from_millis(500)).unwrap();
+    assert_eq!(ids(&driven), (0..51_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_record_of_ten_megabytes_is_read() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let mut publisher = Publisher::open(&broker.servers, &topic, [], None).unwrap();
+    let padding = " ".repeat(10_000_000);
+    for id in 0..3 {
+        publisher.send(None, format!(r#"{{"id":{id},{padding}"at_ms":0}}"#).as_bytes(), None).unwrap();
+    }
+    publisher.settle().unwrap();
+    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    driven.until_ended().unwrap();
+    assert_eq!(driven.places(), [(0, 0), (0, 1), (0, 2)]);
+    // The broker takes no more than 16 MiB.
+    publisher.send(None, &vec![b' '; 20_000_000], None).unwrap();
+    let error = publisher.settle().unwrap_err().to_string();
+    assert!(error.contains(&topic) && error.contains("max.message.bytes"), "{error}");
+}
+
+#[test]
+fn a_topic_that_is_not_there_is_an_error_that_says_what_to_do() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let missing = format!("{topic}s");
+    let error = Driven::open(&ticks(broker, &missing), Options::default()).err().unwrap().to_string();
+    for part in [&*missing, &*broker.servers, "create it: ", &*format!("did you mean {topic}")] {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+    let error = Publisher::open(&broker.servers, &missing, [], None).err().unwrap().to_string();
+    assert!(error.contains("create it"), "{error}");
+    let created = Publisher::open(&broker.servers, &missing, [], Some(2)).unwrap();
+    assert_eq!(created.partitions(), (2, true));
+}
+
+#[test]
+fn a_topic_that_is_deleted_while_it_is_read_is_an_error() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..10);
+    let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    driven.until_events(10).unwrap();
+    broker.delete(&topic);
+    let error = driven.for_a_while(Duration::from_secs(30)).unwrap_err().to_string();
+    assert!(error.contains(&topic) && error.contains("deleted"), "{error}");
+}
+
+#[test]
+fn a_journal_whose_records_expired_is_refused() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..10);
+    let mut first = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    first.until_events(10).unwrap();
+    broker.expire(&topic, 0, 5);
+    let mut second = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let (epoch, binding) = &first.bindings[0];
+    let error = second.replay(*epoch, &binding.bounds).unwrap_err().to_string();
+    assert!(error.contains("before offset 5") && error.contains(&topic), "{error}");
+    // Without a journal what is left is read.
+    let mut third = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    third.until_events(5).unwrap();
+    assert_eq!(ids(&third), (5..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn group_offsets_follow_what_was_shown() {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..10);
+    let group = format!("group-of-{topic}");
+    let mut driven = Driven::open(&ticks(broker, &topic).config("group.id", &group), Options::default()).unwrap();
+    driven.until_events(10).unwrap();
+    driven.reader.shown(driven.epoch);
+    driven.for_a_while(Duration::from_secs(1)).unwrap();
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", &broker.servers).set("group.id", &group);
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition(&topic, 0);
+    let committed = consumer.committed_offsets(list, PATIENCE).unwrap();
+    assert_eq!(committed.elements()[0].offset(), rdkafka::Offset::Offset(10));
+    // They are never read back.
+    drop(driven);
+    let mut again = Driven::open(&ticks(broker, &topic).config("group.id", &group), bounded()).unwrap();
+    again.until_ended().unwrap();
+    assert_eq!(again.events.len(), 10);
+}
+
+#[test]
+fn a_sink_shows_rows_as_messages() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(2);
+    let output = Output::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
+    let shard = Shard { job: "test".into(), name: "out".into(), rows: Rows::Events };
+    let mut writer = output.open(&shard).unwrap();
+    assert_eq!(writer.shown().unwrap(), None);
+    let rows: Vec<(Tick, isize)> = (0..100).map(|id| (Tick { id, at_ms: id as i64 }, 1)).collect();
+    let begun = std::time::Instant::now();
+    for (epoch, rows) in rows.chunks(10).enumerate() {
+        writer.show(Epoch(2 * epoch as u64), rows).unwrap();
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
+    writer.finish().unwrap();
+    let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+    driven.until_ended().unwrap();
+    assert_eq!(ids(&driven), (0..100).collect::<Vec<_>>());
+}

@@ -1,0 +1,218 @@
+//! The reader of topics, against a broker in this process: what it takes, what it refuses, and how it repeats a journal.
+//! What needs a real broker (transactions, outages, great records) is in `kafka_io`.
+
+#[path = "common/drive.rs"]
+mod drive;
+
+use std::time::{Duration, Instant};
+
+use drive::{Driven, Tick, place};
+use tidegate::sink::kafka::Publisher;
+use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
+use tidegate::source::{Options, Place};
+use tidegate::time::EventTime;
+
+fn broker(partitions: u32) -> EmbeddedBroker {
+    let broker = EmbeddedBroker::start().unwrap();
+    broker.create_topic("ticks", partitions).unwrap();
+    broker
+}
+
+fn ticks(broker: &EmbeddedBroker) -> Topic<Tick> {
+    Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+}
+
+fn publisher(broker: &EmbeddedBroker) -> Publisher {
+    Publisher::open(broker.servers(), "ticks", [], None).unwrap()
+}
+
+/// Sends ticks, a partition after the other being likely for each key.
+fn send(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
+    for id in ids {
+        let text = format!(r#"{{"id":{id},"at_ms":{}}}"#, 1_000_000 + id);
+        publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), Some(1_000_000)).unwrap();
+    }
+    publisher.settle().unwrap();
+}
+
+fn bounded() -> Options {
+    Options { until_end: true, ..Options::default() }
+}
+
+fn ids(driven: &Driven<Tick>) -> Vec<u64> {
+    let mut ids: Vec<u64> = driven.events.iter().map(|event| event.data.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn every_record_is_taken_once_in_the_order_of_its_partition_up_to_the_end_at_the_start() {
+    let broker = broker(3);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..5000);
+    let mut driven = Driven::open(&ticks(&broker), bounded()).unwrap();
+    send(&mut publisher, 5000..6000);
+    driven.until_ended().unwrap();
+    assert_eq!(ids(&driven), (0..5000).collect::<Vec<_>>());
+    for partition in 0..3 {
+        let offsets: Vec<u64> = driven.places().iter().filter(|at| at.0 == partition).map(|at| at.1).collect();
+        assert!(!offsets.is_empty() && offsets.iter().copied().eq(0..offsets.len() as u64), "{partition}");
+    }
+    assert_eq!(driven.bindings[0].1.bounds.len(), 3, "all partitions are found in the first epoch");
+}
+
+#[test]
+fn workers_share_the_partitions() {
+    let broker = broker(3);
+    send(&mut publisher(&broker), 0..300);
+    let mut all = Vec::new();
+    for worker in 0..4 {
+        let at = Place { worker, workers: 4, ..place(bounded()) };
+        let mut driven = Driven::open_at(&ticks(&broker), &at).unwrap();
+        driven.until_ended().unwrap();
+        assert!(driven.events.iter().all(|event| event.origin.partition as usize == worker));
+        all.extend(ids(&driven));
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..300).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_no_record_is_rejected_with_its_place_and_reason() {
+    let broker = broker(1);
+    let mut publisher = publisher(&broker);
+    for bad in ["", "{", r#"{"id":1}"#, r#"{"id":1,"at_ms":"x"}"#] {
+        publisher.send(None, bad.as_bytes(), None).unwrap();
+    }
+    publisher.send(None, b"\xff", None).unwrap();
+    send(&mut publisher, 7..8);
+    let mut driven = Driven::open(&ticks(&broker), bounded()).unwrap();
+    driven.until_ended().unwrap();
+    assert_eq!(driven.places(), [(0, 5)]);
+    let rejected: Vec<_> = driven.rejects.iter().map(|reject| (reject.offset, reject.encoding.as_str())).collect();
+    assert_eq!(rejected, [(0, "text"), (1, "text"), (2, "text"), (3, "text"), (4, "hex")]);
+    assert!(driven.rejects[2].reason.contains("missing field `at_ms`"), "{}", driven.rejects[2].reason);
+}
+
+#[test]
+fn the_latest_start_is_an_offset_in_the_journal() {
+    let broker = broker(1);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..10);
+    let mut driven = Driven::open(&ticks(&broker).from(Start::Latest), Options::default()).unwrap();
+    send(&mut publisher, 10..15);
+    driven.until_events(5).unwrap();
+    assert_eq!(ids(&driven), (10..15).collect::<Vec<_>>());
+    assert_eq!(driven.bindings[0].1.bounds[0].found_at, Some(10));
+}
+
+#[test]
+fn a_journal_is_repeated_epoch_by_epoch_and_reading_goes_on_behind_it() {
+    let broker = broker(2);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..1000);
+    let mut first = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let mut sizes = Vec::new();
+    while first.events.len() < 700 {
+        for _ in 0..20 {
+            first.poll(5).unwrap();
+        }
+        first.bind();
+        sizes.push(first.events.len());
+    }
+    send(&mut publisher, 1000..1200);
+    let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    for ((epoch, binding), size) in first.bindings.iter().zip(sizes) {
+        second.replay(*epoch, &binding.bounds).unwrap();
+        assert_eq!(second.events.len(), size, "epoch {epoch}");
+        assert_eq!(second.bindings.last().unwrap().1, *binding, "epoch {epoch}");
+    }
+    assert_eq!(second.places().len(), first.places().len());
+    second.until_events(1200).unwrap();
+    assert_eq!(ids(&second), (0..1200).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
+    let broker = broker(1);
+    send(&mut publisher(&broker), 0..10);
+    let mut first = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    first.until_events(10).unwrap();
+    let mut bounds = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect::<Vec<_>>();
+    bounds[0].next = 11;
+    let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let error = second.replay(first.bindings[0].0, &bounds[..1]).unwrap_err().to_string();
+    assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
+}
+
+#[test]
+fn a_partition_ahead_of_the_stream_rests_and_loses_nothing() {
+    let broker = broker(2);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..20_000);
+    let options = Options { max_drift: Duration::from_secs(1), ..Options::default() };
+    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    driven.view.publish(driven.epoch, EventTime::from_millis(1_000_000));
+    driven.for_a_while(Duration::from_millis(500)).unwrap();
+    // Each partition stops at the first record that is more than a second ahead.
+    let resting = driven.events.len();
+    assert!((1000..=1010).contains(&resting), "{resting}");
+    for watermark in [1_005_000, 1_012_000, 1_030_000] {
+        driven.view.publish(driven.epoch, EventTime::from_millis(watermark));
+        driven.for_a_while(Duration::from_millis(200)).unwrap();
+    }
+    assert_eq!(ids(&driven), (0..20_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
+    let broker = broker(2);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..100);
+    let options = Options { idle_timeout: Duration::from_millis(1500), ..Options::default() };
+    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    driven.until_events(100).unwrap();
+    let begun = Instant::now();
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+    // A record wakes its partition.
+    send(&mut publisher, 100..101);
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
+}
+
+#[test]
+fn a_pause_in_polling_or_an_outage_is_no_idleness() {
+    let broker = broker(1);
+    send(&mut publisher(&broker), 0..10);
+    let options = Options { idle_timeout: Duration::from_secs(3), ..Options::default() };
+    let mut driven = Driven::open(&ticks(&broker), options).unwrap();
+    driven.until_events(10).unwrap();
+    driven.for_a_while(Duration::from_secs(2)).unwrap();
+    std::thread::sleep(Duration::from_millis(1200));
+    driven.for_a_while(Duration::from_secs(2)).unwrap();
+    assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though nobody listened");
+    broker.reachable(false).unwrap();
+    driven.for_a_while(Duration::from_secs(4)).unwrap();
+    assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though no broker was there");
+    broker.reachable(true).unwrap();
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
+}
+
+#[test]
+fn properties_that_correctness_needs_are_refused() {
+    let broker = broker(1);
+    for (key, value) in [("isolation.level", "read_uncommitted"), ("enable.auto.commit", "true"), ("no.such", "1")] {
+        let error = ticks(&broker).config(key, value).clone();
+        let error = Driven::open(&error, Options::default()).err().unwrap();
+        assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
+    }
+}
+
+#[test]
+fn no_broker_is_an_error_that_names_it_within_ten_seconds() {
+    let begun = Instant::now();
+    let topic = Topic::json("127.0.0.1:1", "ticks").event_time(|tick: &Tick| tick.at_ms);
+    let error = Driven::open(&topic, Options::default()).err().unwrap().to_string();
+    assert!(error.contains("127.0.0.1:1") && error.contains("Connection refused"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
