@@ -11,6 +11,7 @@
 
 pub mod csv;
 pub mod file;
+pub mod generator;
 pub mod kafka;
 pub mod memory;
 pub mod ndjson;

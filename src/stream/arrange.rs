@@ -437,7 +437,9 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 };
                 let Some((for_closed, for_changed)) = turn.capabilities else { continue };
                 if windows.step.live.get() {
-                    changes.extend(rows.iter().map(|row| (row.clone(), epoch, -1)));
+                    // The window of all time never closes: its stream ends, and its rows stay as they are.
+                    let closing = rows.iter().filter(|row| row.0.0 < EventTime::MAX);
+                    changes.extend(closing.map(|row| (row.clone(), epoch, -1)));
                 }
                 closed.session(&for_closed).give_iterator(rows.into_iter());
                 changed.session(&for_changed).give_iterator(changes.into_iter());

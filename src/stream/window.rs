@@ -91,7 +91,8 @@ impl Window {
         Window { kind: Kind::Tumbling { size, offset: Duration::ZERO } }
     }
 
-    /// One window for all time. It closes when its stream is over, which for most streams is never.
+    /// One window for all time. It never closes: when its stream is over, which for most streams is never, `on_close`
+    /// shows its rows, and the live rows of `on_change` stay as they are.
     pub const fn global() -> Self {
         Window { kind: Kind::Global }
     }

@@ -1,0 +1,67 @@
+//! How much each account moved in every ten seconds: count, sum, least and greatest amount.
+//!
+//! Try it: `account_totals --csv transactions.csv --out totals.csv --until-end -w 2`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tidegate::cli::{self, QueryArgs};
+use tidegate::{Closed, EventTime, Result, Transaction, Window};
+
+/// Totals of each account in windows of ten seconds, final when a window closes
+///
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row for each
+/// window and account: window_start, window_end, account, count, sum_cents, min_cents, max_cents.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  account_totals --csv transactions.csv --out totals.csv --until-end -w 2
+  account_totals --ndjson transactions.ndjson --until-end
+  account_totals --brokers localhost:9092 --out totals.csv --rejects rejects.ndjson --late late.csv
+  account_totals --brokers localhost:9092 --out kafka:totals -w 4"
+)]
+struct Arguments {
+    #[command(flatten)]
+    query: QueryArgs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Total {
+    window_start: EventTime,
+    window_end: EventTime,
+    account: String,
+    count: i64,
+    sum_cents: i128,
+    min_cents: i64,
+    max_cents: i64,
+}
+
+fn main() -> ExitCode {
+    cli::start(|arguments: &Arguments| run(&arguments.query))
+}
+
+fn run(query: &QueryArgs) -> Result<u8> {
+    let transactions = query.source(|t: &Transaction| t.at_ms)?;
+    let (totals, late) = (query.out()?, query.late()?);
+    query.run("account-totals", move |flow| {
+        let windows = flow
+            .read("transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(Window::tumbling(Duration::from_secs(10)))
+            .aggregate("totals", |each| {
+                (each.count(), each.sum(|t| t.amount_cents), each.min(|t| t.amount_cents), each.max(|t| t.amount_cents))
+            });
+        if let Some(late) = &late {
+            windows.late().write("late", late);
+        }
+        windows.on_close().map(total).write("totals", &totals);
+    })
+}
+
+fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
+    let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = closed;
+    Total { window_start: window.start, window_end: window.end, account, count, sum_cents, min_cents, max_cents }
+}

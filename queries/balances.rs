@@ -1,0 +1,110 @@
+//! Is the money always all there? Each transaction credits its account and debits its merchant, so the total over all
+//! balances is 0 at every moment: this query checks that at every epoch.
+//!
+//! Engines that show intermediate states fail it: see "Internal consistency in streaming systems" (Jamie Brandon, 2021).
+//!
+//! Try it: `balances --csv transactions.csv --until-end -w 2`
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Parser;
+use differential_dataflow::{AsCollection, VecCollection};
+use serde::{Deserialize, Serialize};
+use tidegate::cli::{self, QueryArgs};
+use tidegate::time::Epoch;
+use tidegate::{Error, Result, Transaction, Window};
+use timely::dataflow::operators::vec::Map;
+
+/// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
+///
+/// Each transaction credits its account and debits its merchant. --out gets every change of a balance, with a last
+/// column `diff`: 1 for a balance that is there now, -1 for one that is no longer. The total is computed twice: by the
+/// query itself, and from the balances that were shown. A total that is not 0 ends the run with an error.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  balances --csv transactions.csv --until-end -w 2 --out balances.csv
+  balances --brokers localhost:9092 --out kafka:balances"
+)]
+struct Arguments {
+    #[command(flatten)]
+    query: QueryArgs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Balance {
+    holder: String,
+    balance_cents: i128,
+}
+
+/// What was checked so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Checked {
+    epochs: u64,
+    changed: u64,
+    balances: i64,
+    greatest: u64,
+    total: i128,
+}
+
+impl Checked {
+    /// Takes an epoch's changes in, and checks that all balances still add up to 0.
+    fn epoch(&mut self, epoch: Epoch, changes: &[(Balance, isize)]) -> Result<()> {
+        for (balance, diff) in changes {
+            self.total += balance.balance_cents * *diff as i128;
+            self.balances += *diff as i64;
+            self.changed += u64::from(*diff > 0);
+        }
+        self.epochs += 1;
+        self.greatest = self.greatest.max(self.balances.unsigned_abs() as u64);
+        if self.total != 0 {
+            let error = Error::new(format!("the balances add up to {} cents instead of 0", self.total));
+            return Err(error.at(format!("epoch {epoch}")).help("this is a fault in Tidegate: please report it"));
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    cli::start(|arguments: &Arguments| run(&arguments.query))
+}
+
+fn run(query: &QueryArgs) -> Result<u8> {
+    let transactions = query.source(|t: &Transaction| t.at_ms)?;
+    let out = query.out()?;
+    let checked = Arc::new(Mutex::new(Checked::default()));
+    let watched = Arc::clone(&checked);
+    let code = query.run("balances", move |flow| {
+        let balances = flow
+            .read("transactions", &transactions)
+            .flat_map(|t| [(t.account, i128::from(t.amount_cents)), (t.merchant, -i128::from(t.amount_cents))])
+            .key_by(|entry| entry.0.clone())
+            .window(Window::global())
+            .aggregate("balances", |each| each.sum(|entry| entry.1))
+            .on_change()
+            .map(|row| Balance { holder: row.key, balance_cents: row.value });
+        let checked = Arc::clone(&watched);
+        balances.clone().for_each_epoch("check", move |epoch, changes| {
+            checked.lock().unwrap_or_else(PoisonError::into_inner).epoch(epoch, changes)
+        });
+        balances.clone().through(total).for_each_epoch("total", |epoch, total| match total.first() {
+            None => Ok(()),
+            Some((cents, _)) => {
+                let error = Error::new(format!("the query's own total of all balances became {cents} cents"));
+                Err(error.at(format!("epoch {epoch}")).help("this is a fault in Tidegate: please report it"))
+            }
+        });
+        balances.write("balances", &out);
+    })?;
+    let Checked { epochs, changed, greatest, total, .. } = *checked.lock().unwrap_or_else(PoisonError::into_inner);
+    eprintln!("{epochs} epochs checked, {changed} balances changed, {greatest} balances at most; every total {total}");
+    Ok(code)
+}
+
+/// The total over all balances, kept up to date by differential dataflow: a row while it is not 0, none while it is.
+fn total(balances: VecCollection<'_, u64, Balance>) -> VecCollection<'_, u64, i128> {
+    let widened = balances.inner.map(|(balance, epoch, diff)| (balance, epoch, diff as i128)).as_collection();
+    widened.explode(|balance: Balance| [((), balance.balance_cents)]).count().map(|((), cents)| cents)
+}

@@ -1,0 +1,474 @@
+//! The flags that all queries share, and what they make: a source, sinks, and a job that is watched while it runs.
+//!
+//! A query program flattens [`QueryArgs`] into its own arguments, and its `main` is [`start`]. Exit codes: 0 done, 1
+//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM.
+//! Results go to standard output when asked for; everything else goes to standard error.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::stop::Stop;
+use super::{Property, pairs};
+use crate::error::{Error, Result};
+use crate::job::{Ending, Job};
+use crate::metrics::{Metrics, Summary};
+use crate::record::Record;
+use crate::sink::{self, Rows, Shard, Sink, Writer};
+use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
+use crate::stream::Flow;
+use crate::time::EventTime;
+
+/// How often a line of progress is written where there is no terminal.
+const LINES: Duration = Duration::from_secs(5);
+
+/// Where a Kafka topic is read from at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum From {
+    /// Its first record.
+    Earliest,
+    /// Its end.
+    Latest,
+}
+
+/// How a running query shows how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Show {
+    /// A live line on a terminal, else a line now and then.
+    Auto,
+    /// A line now and then.
+    Plain,
+    /// Nothing.
+    Off,
+}
+
+/// The flags that every query has.
+#[derive(Clone, Debug, Args)]
+pub struct QueryArgs {
+    /// Read from Kafka: where the brokers are
+    #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Input")]
+    pub brokers: Option<String>,
+
+    /// The topic to read
+    #[arg(long, default_value = "transaction", help_heading = "Input")]
+    pub topic: String,
+
+    /// Where to begin in the topic
+    #[arg(long, value_enum, default_value_t = From::Earliest, help_heading = "Input")]
+    pub from: From,
+
+    /// A property of the Kafka client (TLS, SASL, …); can be given several times
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
+    pub kafka_config: Vec<Property>,
+
+    /// Read a CSV file instead of Kafka; its header names the columns, extra ones are ignored
+    #[arg(long, value_name = "FILE", conflicts_with = "ndjson", help_heading = "Input")]
+    pub csv: Option<PathBuf>,
+
+    /// Read a file with one JSON object a line instead of Kafka
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    pub ndjson: Option<PathBuf>,
+
+    /// Stop at the end that the source has at the start, with every window closed
+    #[arg(long, help_heading = "Input")]
+    pub until_end: bool,
+
+    /// Where results go: FILE.csv, FILE.ndjson, kafka:TOPIC, or - for standard output (as CSV)
+    #[arg(long, value_name = "WHERE", default_value = "-", help_heading = "Output")]
+    pub out: String,
+
+    /// Where late records go, as --out; without it they are only counted
+    #[arg(long, value_name = "WHERE", help_heading = "Output")]
+    pub late: Option<String>,
+
+    /// Where rejected records go, as --out; without it they are only counted
+    #[arg(long, value_name = "WHERE", help_heading = "Output")]
+    pub rejects: Option<String>,
+
+    /// End with an error at the first rejected record
+    #[arg(long, help_heading = "Output")]
+    pub fail_on_reject: bool,
+
+    /// How far records may be behind the greatest event time of their partition
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Time")]
+    pub out_of_order: Duration,
+
+    /// After how long without records a partition no longer holds windows open
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Time")]
+    pub idle_timeout: Duration,
+
+    /// How long after its end a window still takes records (at present only 0s)
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Time")]
+    pub allowed_lateness: Duration,
+
+    /// How far a partition may be ahead of the others in event time before it waits for them
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration, help_heading = "Time")]
+    pub max_drift: Duration,
+
+    /// How far an event time may be ahead of the record's own Kafka timestamp; records further ahead are rejected
+    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = duration, help_heading = "Time")]
+    pub max_ahead: Duration,
+
+    /// How often results are shown: the length of an epoch
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration, help_heading = "Running")]
+    pub epoch: Duration,
+
+    /// How much may be read and not yet shown
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
+    pub in_flight: u64,
+
+    /// How many worker threads share the work
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
+    pub workers: usize,
+
+    /// How to show progress, on standard error
+    #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
+    pub progress: Show,
+
+    /// Keep state in a directory (not in this version: it is refused)
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub state: Option<PathBuf>,
+
+    /// More than one process (not in this version: it is refused)
+    #[arg(short = 'n', long, value_name = "N", hide = true)]
+    pub processes: Option<usize>,
+}
+
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
+    if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
+}
+
+fn workers(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(workers @ 1..=1024) => Ok(workers),
+        _ => Err(String::from("it has to be a number of threads from 1 to 1024")),
+    }
+}
+
+/// The `main` of a query program: parses its arguments, runs it, and makes an exit code of how it ended.
+///
+/// `run` gets the arguments and answers the exit code of a run that came to its end, which [`QueryArgs::run`] gives.
+pub fn start<A: Parser>(run: impl FnOnce(&A) -> Result<u8>) -> ExitCode {
+    match run(&A::parse()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+impl QueryArgs {
+    /// What the flags refuse together, or not in this version.
+    fn check(&self) -> Result<()> {
+        if self.state.is_some() {
+            let error = Error::usage("--state: durable state is not in this version");
+            return Err(error.help("run without it; every run then begins at the source's beginning"));
+        }
+        if self.processes.is_some_and(|processes| processes != 1) {
+            let error = Error::usage("-n: more than one process is not in this version");
+            return Err(error.help("use worker threads: -w N"));
+        }
+        if !self.allowed_lateness.is_zero() {
+            let error = Error::usage("--allowed-lateness: only 0s is in this version");
+            return Err(error.help("let --out-of-order be larger instead"));
+        }
+        Ok(())
+    }
+
+    /// The source that the flags name, of records whose event time `time_of` gives in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When the flags name none.
+    pub fn source<T: Record>(&self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Result<AnySource<T>> {
+        self.check()?;
+        Ok(match (&self.csv, &self.ndjson, &self.brokers) {
+            (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
+            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Input::new(path).event_time(time_of)),
+            (.., Some(brokers)) => {
+                let start = match self.from {
+                    From::Earliest => source::kafka::Start::Earliest,
+                    From::Latest => source::kafka::Start::Latest,
+                };
+                let topic = source::kafka::Topic::json(brokers, &self.topic).event_time(time_of).from(start);
+                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)))
+            }
+            _ => {
+                let error = Error::usage("there is nothing to read");
+                return Err(error.help("name a source: --brokers HOST:PORT, --csv FILE or --ndjson FILE"));
+            }
+        })
+    }
+
+    /// Where results go.
+    ///
+    /// # Errors
+    /// When `--out` names no kind of sink that there is.
+    pub fn out<D: Record>(&self) -> Result<AnySink<D>> {
+        self.sink("--out", &self.out)
+    }
+
+    /// Where late records go, if they go anywhere.
+    ///
+    /// # Errors
+    /// When `--late` names no kind of sink that there is.
+    pub fn late<D: Record>(&self) -> Result<Option<AnySink<D>>> {
+        self.late.as_ref().map(|target| self.sink("--late", target)).transpose()
+    }
+
+    /// Where rejected records go, if they go anywhere.
+    ///
+    /// # Errors
+    /// When `--rejects` names no kind of sink that there is.
+    pub fn rejects(&self) -> Result<Option<AnySink<Rejected>>> {
+        self.rejects.as_ref().map(|target| self.sink("--rejects", target)).transpose()
+    }
+
+    fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<AnySink<D>> {
+        if target == "-" {
+            return Ok(AnySink::Stdout(sink::stdout::Stdout::csv()));
+        }
+        if let Some(topic) = target.strip_prefix("kafka:") {
+            let Some(brokers) = &self.brokers else {
+                let error = Error::usage(format!("{flag} {target} needs to know where the brokers are"));
+                return Err(error.help("add --brokers HOST:PORT"));
+            };
+            let mut output = sink::kafka::Output::json(brokers, topic).create(4);
+            for (key, value) in pairs(&self.kafka_config) {
+                output = output.config(key, value);
+            }
+            return Ok(AnySink::Kafka(output));
+        }
+        match Path::new(target).extension().and_then(|extension| extension.to_str()) {
+            Some("csv") => Ok(AnySink::Csv(sink::csv::File::new(target))),
+            Some("ndjson" | "jsonl") => Ok(AnySink::Ndjson(sink::ndjson::File::new(target))),
+            _ => {
+                let error = Error::usage(format!("{flag} {target} does not say what to write"));
+                Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
+            }
+        }
+    }
+
+    /// Runs a query as a job of this name, watched and stopped as the flags say; answers the exit code. Rejected records
+    /// go where `--rejects` says.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
+        self.check()?;
+        let stop = Stop::listen()?;
+        let options = Options {
+            until_end: self.until_end,
+            out_of_order: self.out_of_order,
+            idle_timeout: self.idle_timeout,
+            max_drift: self.max_drift,
+            max_ahead: self.max_ahead,
+            fail_on_reject: self.fail_on_reject,
+        };
+        let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
+        if self.progress != Show::Off {
+            eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
+        }
+        let (stopper, metrics) = (job.stopper(), job.metrics());
+        let rejects = self.rejects()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let (watching, show, signals) = (Arc::clone(&over), self.progress, stop.clone());
+        let watcher = std::thread::spawn(move || {
+            let mut display = Display::new(show);
+            while !watching.load(Ordering::Acquire) {
+                if signals.asked().is_some() {
+                    stopper.stop();
+                }
+                display.show(&metrics);
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            display.finish();
+        });
+        let report = job.run(move |flow| {
+            query(flow);
+            if let Some(rejects) = &rejects {
+                flow.rejects().write("rejects", rejects);
+            }
+        });
+        over.store(true, Ordering::Release);
+        watcher.thread().unpark();
+        if watcher.join().is_err() {
+            eprintln!("{name}: the progress display failed; the results are not affected");
+        }
+        let report = report?;
+        if self.progress != Show::Off {
+            eprintln!("{}", report.summary);
+        }
+        Ok(match report.ending {
+            Ending::Complete => 0,
+            Ending::Stopped => stop.asked().unwrap_or(0),
+        })
+    }
+}
+
+/// Shows how far a running job is.
+struct Display {
+    bar: Option<ProgressBar>,
+    lines: bool,
+    begun: Instant,
+    last: Instant,
+    last_read: u64,
+}
+
+impl Display {
+    fn new(show: Show) -> Self {
+        let live = show == Show::Auto && std::io::stderr().is_terminal();
+        let style =
+            ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
+        let now = Instant::now();
+        Display { bar, lines: show != Show::Off && !live, begun: now, last: now, last_read: 0 }
+    }
+
+    fn show(&mut self, metrics: &Metrics) {
+        let every = if self.bar.is_some() { Duration::from_millis(250) } else { LINES };
+        let since = self.last.elapsed();
+        if since < every || !(self.lines || self.bar.is_some()) {
+            return;
+        }
+        let summary = metrics.summary();
+        let read: u64 = summary.sources.iter().map(|source| source.read).sum();
+        let rate = (read - self.last_read) as f64 / since.as_secs_f64();
+        (self.last, self.last_read) = (Instant::now(), read);
+        let line = progress_line(&summary, read, rate, self.begun.elapsed());
+        match &self.bar {
+            Some(bar) => bar.set_message(line),
+            None => eprintln!("{line}"),
+        }
+        if let Some(bar) = &self.bar {
+            bar.tick();
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn progress_line(summary: &Summary, read: u64, rate: f64, elapsed: Duration) -> String {
+    let rejected: u64 = summary.sources.iter().map(|source| source.rejected).sum();
+    let late: u64 = summary.steps.iter().map(|step| step.late).sum();
+    let rows: u64 = summary.sinks.iter().map(|sink| sink.rows).sum();
+    let watermark = summary.sources.iter().map(|source| source.watermark).min().unwrap_or(EventTime::MIN);
+    let seconds = elapsed.as_secs();
+    format!(
+        "{seconds} s: {read} records, {rate:.0}/s, {late} late, {rejected} rejected; watermark {watermark}; {rows} rows written"
+    )
+}
+
+/// Whichever source the flags name.
+pub enum AnySource<T: Record> {
+    /// A CSV file.
+    Csv(source::csv::Input<T>),
+    /// A file with one JSON object a line.
+    Ndjson(source::ndjson::Input<T>),
+    /// A Kafka topic of JSON messages.
+    Kafka(source::kafka::Topic<T>),
+}
+
+impl<T: Record> std::fmt::Debug for AnySource<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+impl<T: Record> Source for AnySource<T> {
+    type Item = T;
+
+    fn describe(&self) -> String {
+        match self {
+            AnySource::Csv(source) => source.describe(),
+            AnySource::Ndjson(source) => source.describe(),
+            AnySource::Kafka(source) => source.describe(),
+        }
+    }
+
+    fn event_time(&self) -> TimeOf<T> {
+        match self {
+            AnySource::Csv(source) => source.event_time(),
+            AnySource::Ndjson(source) => source.event_time(),
+            AnySource::Kafka(source) => source.event_time(),
+        }
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        match self {
+            AnySource::Csv(source) => source.out_of_order(),
+            AnySource::Ndjson(source) => source.out_of_order(),
+            AnySource::Kafka(source) => source.out_of_order(),
+        }
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+        match self {
+            AnySource::Csv(source) => source.open(at),
+            AnySource::Ndjson(source) => source.open(at),
+            AnySource::Kafka(source) => source.open(at),
+        }
+    }
+}
+
+/// Whichever sink a flag names.
+pub enum AnySink<D: Record> {
+    /// A CSV file.
+    Csv(sink::csv::File),
+    /// A file with one JSON object a line.
+    Ndjson(sink::ndjson::File),
+    /// A Kafka topic.
+    Kafka(sink::kafka::Output<D>),
+    /// Standard output.
+    Stdout(sink::stdout::Stdout),
+}
+
+impl<D: Record> std::fmt::Debug for AnySink<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+impl<D: Record> Sink<D> for AnySink<D> {
+    fn describe(&self) -> String {
+        match self {
+            AnySink::Csv(sink) => Sink::<D>::describe(sink),
+            AnySink::Ndjson(sink) => Sink::<D>::describe(sink),
+            AnySink::Kafka(sink) => sink.describe(),
+            AnySink::Stdout(sink) => Sink::<D>::describe(sink),
+        }
+    }
+
+    fn check(&self, rows: Rows) -> Result<()> {
+        match self {
+            AnySink::Csv(sink) => Sink::<D>::check(sink, rows),
+            AnySink::Ndjson(sink) => Sink::<D>::check(sink, rows),
+            AnySink::Kafka(sink) => sink.check(rows),
+            AnySink::Stdout(sink) => Sink::<D>::check(sink, rows),
+        }
+    }
+
+    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+        match self {
+            AnySink::Csv(sink) => sink.open(at),
+            AnySink::Ndjson(sink) => sink.open(at),
+            AnySink::Kafka(sink) => sink.open(at),
+            AnySink::Stdout(sink) => sink.open(at),
+        }
+    }
+}
