@@ -68,7 +68,9 @@ impl Checked {
 }
 
 fn main() -> ExitCode {
-    cli::start(|arguments: &Arguments| run(&arguments.query))
+    // Short epochs: the more there are, the more is checked.
+    let adjust = |command: clap::Command| command.mut_arg("epoch", |epoch| epoch.default_value("5ms"));
+    cli::start_with(adjust, |arguments: &Arguments| run(&arguments.query))
 }
 
 fn run(query: &QueryArgs) -> Result<u8> {

@@ -6,7 +6,7 @@
 mod query;
 mod stop;
 
-pub use query::{AnySink, AnySource, QueryArgs, start};
+pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
 /// A property of the Kafka client, typed as `KEY=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -160,7 +160,19 @@ fn workers(text: &str) -> std::result::Result<usize, String> {
 ///
 /// `run` gets the arguments and answers the exit code of a run that came to its end, which [`QueryArgs::run`] gives.
 pub fn start<A: Parser>(run: impl FnOnce(&A) -> Result<u8>) -> ExitCode {
-    match run(&A::parse()) {
+    start_with(|command| command, run)
+}
+
+/// As [`start`], with the command line changed first: another default for a shared flag, say.
+pub fn start_with<A: Parser>(
+    adjust: impl FnOnce(clap::Command) -> clap::Command,
+    run: impl FnOnce(&A) -> Result<u8>,
+) -> ExitCode {
+    let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
+        Ok(arguments) => arguments,
+        Err(usage) => usage.exit(),
+    };
+    match run(&arguments) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error}");
