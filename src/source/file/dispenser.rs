@@ -185,12 +185,15 @@ impl<F: Format> Shared<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that a reader has gone.
+    /// Says that a reader has gone. A worker may be done before another has begun, but only if all is read.
     pub fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
+        let state = self.lock();
+        if state.until.is_none_or(|until| state.position < until) {
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Whether a reader has gone already.
+    /// Whether a reader has gone before the end.
     pub fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }

@@ -218,7 +218,7 @@ fn until_end() -> Options {
 /// Lets the workers take random turns until the file has ended and all of it is bound.
 fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
     let (mut rng, mut run, mut now) = (fastrand::Rng::with_seed(seed), Run::default(), first);
-    let advances = rng.usize(2..40);
+    let (advances, mut end) = (rng.usize(2..40), None);
     for turn in 0.. {
         assert!(turn < 2_000_000, "seed {seed}: it does not end");
         let at = rng.usize(0..workers.len());
@@ -229,13 +229,13 @@ fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
             2..5 => worker.bind(&mut run),
             _ => drop(worker.poll(rng.usize(0..30), &mut run)),
         }
-        if advances < 5 {
+        if advances < 6 {
             worker.poll(rng.usize(0..30), &mut run);
             worker.bind(&mut run);
         }
-        if workers.iter().all(|worker| worker.ended && worker.journal.is_empty()) {
-            let last = workers[0].bound;
-            if workers.iter().all(|worker| worker.bound >= last) {
+        if workers[0].ended && workers[0].journal.is_empty() {
+            let end = *end.get_or_insert(workers[0].bound);
+            if workers.iter().all(|worker| worker.bound >= end && worker.journal.is_empty()) {
                 return run;
             }
         }
@@ -254,7 +254,7 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, seed: u64) -> Run 
                 now.fetch_add(2, Ordering::SeqCst);
             }
             worker.poll(rng.usize(1..50), &mut run);
-            worker.turn_to(Epoch(now.load(Ordering::SeqCst)));
+            worker.turn_to(Epoch(now.load(Ordering::SeqCst).min(worker.epoch.0 + 2)));
             worker.bind(&mut run);
             if at == 0 && worker.ended && !done.swap(true, Ordering::SeqCst) {
                 last.store(worker.bound.unwrap().0, Ordering::SeqCst);
