@@ -451,3 +451,176 @@ fn workers_together_read_what_one_reads_ndjson() {
         check::<Ndjson>(&Case::new(seed, &bytes, naive_ndjson(&bytes)));
     }
 }
+
+#[test]
+fn records_of_many_blocks_are_read() {
+    let long = "line\n\"\"".repeat(10 << 17);
+    let mut csv = format!("id,account,at_ms,note\n1,a,1,\n2,\"{long}\",2,\n3,c,3,\n").into_bytes();
+    csv.extend_from_slice(b"4,d,x,\n");
+    check_quickly::<Csv>(&Case::new(1, &csv, naive_csv(&csv)));
+    let long = "x".repeat(10 << 20);
+    let json = [("1", "a"), ("2", &long), ("x", &long), ("4", "d")];
+    let json = json.map(|(id, account)| format!("{{\"id\":{id},\"account\":\"{account}\",\"at_ms\":{id}}}\n")).concat();
+    check_quickly::<Ndjson>(&Case::new(2, json.as_bytes(), naive_ndjson(json.as_bytes())));
+}
+
+fn check_quickly<F: Format>(case: &Case) {
+    for (block, count) in [(128 << 10, 2), (1000, 1)] {
+        let input = case.input::<F>(block);
+        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), Epoch(2))).collect();
+        case.check(&in_turns(&mut workers, case.seed, Epoch(2)), &format!("{count} workers"));
+    }
+}
+
+/// One worker of one input, driven by hand.
+struct Alone {
+    worker: Worker,
+    run: Run,
+}
+
+impl Alone {
+    fn new(path: &Path, options: &Options) -> Alone {
+        Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
+    }
+
+    /// The ids read in about so many milliseconds.
+    fn ids(&mut self, millis: u64) -> Vec<u64> {
+        let before: usize = self.run.epochs.values().map(Vec::len).sum();
+        let end = std::time::Instant::now() + Duration::from_millis(millis);
+        while self.worker.poll(100, &mut self.run) || std::time::Instant::now() < end {}
+        let all = self.run.epochs.values().flatten().skip(before);
+        all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
+    }
+
+    fn error(&mut self) -> String {
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            let polled = self.worker.reader.poll(self.worker.epoch, 10, &mut self.worker.intake);
+            if let Err(error) = polled {
+                return error.to_string();
+            }
+            assert!(std::time::Instant::now() < end, "no error came");
+        }
+    }
+}
+
+fn line(id: u64) -> String {
+    format!("{{\"id\":{id},\"account\":\"a\",\"at_ms\":{id}}}\n")
+}
+
+fn file_of(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn a_file_that_grows_is_followed_by_whole_lines() {
+    let mut file = file_of(&line(1));
+    let mut alone = Alone::new(file.path(), &Options::default());
+    assert_eq!(alone.ids(1), [1]);
+    let (two, rest) = (line(2), line(2).split_off(5));
+    file.write_all(&two.as_bytes()[..5]).unwrap();
+    assert_eq!(alone.ids(50), [0; 0]);
+    file.write_all(rest.as_bytes()).unwrap();
+    file.write_all(line(3).as_bytes()).unwrap();
+    assert_eq!(alone.ids(100), [2, 3]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = &alone.run.bounds[&2];
+    assert_eq!((bound.next, bound.until, bound.ended), (3 * line(1).len() as u64, None, false));
+    file.as_file().set_len(10).unwrap();
+    assert!(alone.error().starts_with("the file ends before what was already read of it"));
+}
+
+#[test]
+fn a_followed_csv_file_may_begin_empty() {
+    let mut file = file_of("");
+    let mut worker = Worker::new(&input::<Csv>(file.path(), 100), 0, 1, &Options::default(), Epoch(2));
+    let mut run = Run::default();
+    assert!(!worker.poll(10, &mut run));
+    for text in ["id,account,", "note,at_ms\n1,a,,1", "\n2,b,,2"] {
+        file.write_all(text.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(25));
+        while worker.poll(10, &mut run) {}
+    }
+    let read = run.epochs.values().flatten();
+    assert_eq!(read.filter_map(|outcome| Some(outcome.accepted.as_ref()?.1.id)).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn an_empty_file_ends_at_once() {
+    for text in ["", "id,account,note,at_ms", "id,account,note,at_ms\r\n", "\n\n"] {
+        check_quickly::<Csv>(&Case::new(3, text.as_bytes(), Vec::new()));
+    }
+    check_quickly::<Ndjson>(&Case::new(4, b"", Vec::new()));
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let open = |path: &str| {
+        let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+        input::<Csv>(Path::new(path), 100).open(&place).err().unwrap().to_string()
+    };
+    assert!(open("/nowhere/a.csv").starts_with("cannot open the input (/nowhere/a.csv): "));
+    assert!(open("/").contains("not a regular file"));
+    let file = file_of("id,account\n");
+    let path = file.path().display().to_string();
+    assert!(open(&path).starts_with(&format!("the csv header lacks the column `at_ms` ({path}): ")), "{}", open(&path));
+}
+
+#[test]
+fn a_record_that_is_too_long_is_an_error_that_says_where() {
+    let file = file_of(&line(1));
+    file.as_file().set_len(17 << 20).unwrap();
+    let error = Alone::new(file.path(), &until_end()).error();
+    let place = format!("a record is longer than 16 MiB ({}, offset {})", file.path().display(), line(1).len());
+    assert!(error.starts_with(&place), "{error}");
+}
+
+#[test]
+fn a_reject_can_end_the_job() {
+    let file = file_of(&(line(1) + "\n{}\n"));
+    let error = Alone::new(file.path(), &Options { fail_on_reject: true, ..until_end() }).error();
+    assert!(error.contains("line 3): missing field `id`"), "{error}");
+}
+
+fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
+    let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
+    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false }
+}
+
+#[test]
+fn a_journal_of_another_file_is_refused() {
+    let file = file_of(&(line(1) + &line(2)));
+    let mut replay = |bound: Bound| {
+        let mut alone = Alone::new(file.path(), &until_end());
+        for _ in 0..10 {
+            if let Err(error) = alone.worker.reader.replay(Epoch(2), &[bound.clone()], &mut alone.worker.intake) {
+                return error.to_string();
+            }
+        }
+        String::new()
+    };
+    let (one, name) = (line(1).len() as u64, file.path().display());
+    assert_eq!(replay(bound(Some(0), one, 1 - 40)), "");
+    let error = replay(bound(Some(0), 1000, 1 - 40));
+    assert!(
+        error.starts_with(&format!("the journal names records that are not there ({name}, offset 1000)")),
+        "{error}"
+    );
+    let error = replay(bound(Some(0), one, 7));
+    assert!(error.starts_with("the file is not what the journal was written from"), "{error}");
+}
+
+#[test]
+fn reading_goes_on_behind_what_a_snapshot_holds() {
+    let file = file_of(&(line(90) + &line(10) + &line(20) + "x\n"));
+    let mut alone = Alone::new(file.path(), &until_end());
+    let at = line(90).len() as u64;
+    alone.worker.journal.push_back((Epoch(2), vec![bound(Some(at), at, 50)]));
+    alone.worker.epoch = Epoch(4);
+    assert_eq!(alone.ids(1), [10, 20, 0]);
+    let outcomes: Vec<_> = alone.run.epochs[&4].iter().map(|outcome| (outcome.mark.millis(), outcome.line)).collect();
+    assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);
+}
