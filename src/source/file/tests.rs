@@ -593,10 +593,12 @@ fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
 #[test]
 fn a_journal_of_another_file_is_refused() {
     let file = file_of(&(line(1) + &line(2)));
-    let mut replay = |bound: Bound| {
+    let replay = |bound: Bound| {
         let mut alone = Alone::new(file.path(), &until_end());
         for _ in 0..10 {
-            if let Err(error) = alone.worker.reader.replay(Epoch(2), &[bound.clone()], &mut alone.worker.intake) {
+            if let Err(error) =
+                alone.worker.reader.replay(Epoch(2), std::slice::from_ref(&bound), &mut alone.worker.intake)
+            {
                 return error.to_string();
             }
         }
