@@ -33,11 +33,19 @@ pub struct Sizes {
     pub block: usize,
     /// A record of more bytes than this is an error, as it would have to be held in memory whole.
     pub longest: usize,
+    /// Lets what chunks showed wait at random, as if their workers were slow.
+    #[cfg(test)]
+    pub slow: Option<u64>,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { block: 128 << 10, longest: 256 << 20 }
+        Sizes {
+            block: 128 << 10,
+            longest: 256 << 20,
+            #[cfg(test)]
+            slow: None,
+        }
     }
 }
 
@@ -295,8 +303,25 @@ impl<F: Format> Shared<F> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
         state.pending[(index - first) as usize].summary = Some(summary);
+        #[cfg(test)]
+        if state.sizes.slow.is_some() {
+            return state.check();
+        }
         state.advance();
         state.check()
+    }
+
+    /// Goes over what chunks showed, at random times.
+    #[cfg(test)]
+    pub fn dawdle(&self) {
+        let state = &mut *self.lock();
+        if let Some(seed) = state.sizes.slow.as_mut() {
+            let mut rng = fastrand::Rng::with_seed(*seed);
+            *seed = rng.u64(..);
+            if rng.u8(0..3) == 0 {
+                state.advance();
+            }
+        }
     }
 
     /// Gives a chunk's buffer back.

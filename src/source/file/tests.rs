@@ -2,7 +2,7 @@
 //!
 //! A [`Case`] is a file's bytes and what a naive reading of them gives. It is read by simulated workers in random turns,
 //! and by threads; then the bounds of that reading are repeated by another number of workers. Blocks of a few bytes make
-//! many chunks of small files. Assertions name the seed, which repeats the run.
+//! many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the seed, which repeats the run.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -76,7 +76,9 @@ impl Case {
     }
 
     fn input<F: Format>(&self, block: usize) -> Input<F, Row> {
-        input(self.file.path(), block)
+        let mut input = input(self.file.path(), block);
+        input.sizes.slow = (self.seed % 3 > 0).then_some(self.seed);
+        input
     }
 
     fn watermark_at(&self, position: u64) -> EventTime {
@@ -120,7 +122,7 @@ impl Case {
 
 fn input<F: Format>(path: &Path, block: usize) -> Input<F, Row> {
     let mut input = Input::new(path).event_time(|row: &Row| row.at_ms).out_of_order(DISORDER);
-    input.sizes = Sizes { block, longest: 16 << 20 };
+    input.sizes = Sizes { block, longest: 16 << 20, slow: None };
     input
 }
 
