@@ -162,6 +162,8 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
             return Ok(Polled { epoch, busy: true });
         }
         if self.held.len() >= AHEAD {
+            // The worker that has the chunk before may be waiting for this core.
+            std::thread::yield_now();
             return Ok(Polled { epoch, busy: true });
         }
         match self.shared.deal::<T>(epoch)? {
