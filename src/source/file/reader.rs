@@ -99,6 +99,8 @@ impl<F: Format, T: Record> FileReader<F, T> {
 
     /// Gives on up to `budget` events of the first held chunk, if what is before it is known: the epoch they are of.
     fn give(&mut self, budget: usize, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+        #[cfg(test)]
+        self.shared.dawdle();
         let Some(held) = self.held.front_mut() else { return Ok(None) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
         if !held.settled {
@@ -160,6 +162,8 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
             return Ok(Polled { epoch, busy: true });
         }
         if self.held.len() >= AHEAD {
+            // The worker that has the chunk before may be waiting for this core.
+            std::thread::yield_now();
             return Ok(Polled { epoch, busy: true });
         }
         match self.shared.deal::<T>(epoch)? {
