@@ -1,4 +1,5 @@
 //! Tidegate.
+pub mod cli;
 pub mod durable;
 pub mod error;
 pub mod metrics;

@@ -9,6 +9,7 @@
 //! record's place (source, partition, offset) is unique; a reader reads no clock to decide what a record means.
 //! A source does not know timely: it is driven by whoever owns the intake.
 
+pub mod generator;
 pub mod kafka;
 pub mod memory;
 

@@ -137,10 +137,7 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
 /// Whether an error says that the topic, or a partition of it, is not there.
 pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId
-    )
+    matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId)
 }
 
 /// Whether an error says that the user may not do this.

@@ -107,6 +107,8 @@ enum Taken {
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<Listener>>,
     target: Target,
+    /// This worker, and how many there are.
+    share: (usize, usize),
     until_end: bool,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
@@ -150,6 +152,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(KafkaReader {
             consumer,
             target: target.clone(),
+            share: (worker, workers),
             until_end: at.options.until_end,
             idle_timeout: at.options.idle_timeout,
             feeds,
@@ -331,13 +334,22 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Takes what a journal's epoch took from one partition; answers whether that is all taken.
-    fn repeat(&mut self, epoch: Epoch, at: usize, bound: &Bound, left: &mut usize, intake: &mut Intake<T>) -> Result<bool> {
+    fn repeat(
+        &mut self,
+        epoch: Epoch,
+        at: usize,
+        bound: &Bound,
+        left: &mut usize,
+        intake: &mut Intake<T>,
+    ) -> Result<bool> {
+        // Where earlier lives were to go on for ever, the end at this start holds.
+        let until = bound.until.or(self.until_end.then_some(self.feeds[at].end));
         let slot = match self.feeds[at].slot {
             Some(slot) => slot,
             None => {
                 let from = bound.found_at.unwrap_or(self.feeds[at].start);
                 self.check_there(&self.feeds[at], from, bound)?;
-                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                let slot = intake.find(epoch, bound.partition, from, until);
                 self.feeds[at].slot = Some(slot);
                 self.assign(&[(bound.partition, from)])?;
                 slot
@@ -379,7 +391,7 @@ impl<T: Record> KafkaReader<T> {
                 None => intake.skip_to(slot, bound.next),
             }
         }
-        intake.repeat(slot, bound);
+        intake.repeat(slot, &Bound { until, ..bound.clone() });
         Ok(true)
     }
 
@@ -428,9 +440,15 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);
         for bound in bounds {
-            if let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) {
-                done &= self.repeat(epoch, at, bound, &mut left, intake)?;
+            if bound.partition as usize % self.share.1 != self.share.0 {
+                continue;
             }
+            let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) else {
+                let place = format!("{}, partition {}", self.target.describe(), bound.partition);
+                let error = Error::new("a partition that the journal names is not there").at(place);
+                return Err(error.help("was the topic deleted and created again? then start with a new --state"));
+            };
+            done &= self.repeat(epoch, at, bound, &mut left, intake)?;
         }
         Ok(done)
     }
@@ -486,18 +504,7 @@ fn new_feed(
     // The queue is made before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    Ok(Feed {
-        id,
-        start,
-        low,
-        end,
-        slot: None,
-        queue,
-        held: None,
-        at_end: false,
-        quiet_since: None,
-        weigh: false,
-    })
+    Ok(Feed { id, start, low, end, slot: None, queue, held: None, at_end: false, quiet_since: None, weigh: false })
 }
 
 fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {

@@ -1,0 +1,36 @@
+//! The commands of the `tidegate` tool, as functions: `main.rs` parses what is typed and calls them.
+//!
+//! A command answers the exit code of a run that came to its end: 0 done, 1 done with something left out, 130 and 143
+//! after a clean stop on Ctrl-C and SIGTERM. Results go to standard output, everything else to standard error.
+
+pub mod consume;
+pub mod produce;
+mod progress;
+mod stop;
+
+/// A property of the Kafka client, typed as `KEY=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Property {
+    /// Its name, as librdkafka has it.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl std::str::FromStr for Property {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => {
+                Ok(Property { key: key.trim().to_owned(), value: value.to_owned() })
+            }
+            _ => Err(String::from("it has to be KEY=VALUE, as in security.protocol=ssl")),
+        }
+    }
+}
+
+/// Properties as pairs.
+fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
+    properties.iter().map(|property| (property.key.as_str(), property.value.as_str()))
+}

@@ -1,0 +1,326 @@
+//! Made-up card transactions: for demonstrations, tests and measurements.
+//!
+//! * A [`Generator`] gives transactions in a sequence; the n-th depends on the seed and n alone, so any part of the
+//!   sequence can be made again, and equal seeds give equal sequences.
+//! * [`Transactions`] is a source over it: the offset of a record is its place in its partition.
+//!
+//! Accounts are of unequal popularity: a tenth of them have about half of the transactions. Event times grow with the
+//! sequence, but most are a little behind, and a few up to two seconds ([`DISORDER`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable::journal::Bound;
+use crate::error::Result;
+use crate::source::{Found, Intake, Place, Polled, Reader, Slot, Source, TimeOf};
+use crate::time::Epoch;
+
+/// How far the event time of a transaction may be behind that of one before it.
+pub const DISORDER: Duration = Duration::from_secs(2);
+
+/// 2025-01-01T00:00:00Z, in milliseconds since 1970.
+const START_MS: i64 = 1_735_689_600_000;
+
+const MERCHANTS: u64 = 50;
+
+/// A payment by card, or a refund if the amount is negative.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Transaction {
+    /// Which transaction.
+    pub id: u64,
+    /// Whose account it is on.
+    pub account: String,
+    /// Whom the money went to.
+    pub merchant: String,
+    /// The amount, in hundredths of the currency.
+    pub amount_cents: i64,
+    /// ISO 4217's name of the currency.
+    pub currency: String,
+    /// When it happened, in milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// Makes transactions; as an iterator, an endless sequence of them.
+#[derive(Clone, Debug)]
+pub struct Generator {
+    seed: u64,
+    accounts: u64,
+    start_ms: i64,
+    first_id: u64,
+    per_second: u64,
+    next: u64,
+}
+
+impl Generator {
+    /// A generator of 10,000 accounts' transactions, 1,000 in each second of event time.
+    pub fn new(seed: u64) -> Self {
+        Generator { seed, accounts: 10_000, start_ms: START_MS, first_id: 0, per_second: 1_000, next: 0 }
+    }
+
+    /// How many accounts there are, at least one.
+    #[must_use]
+    pub fn accounts(mut self, accounts: u64) -> Self {
+        self.accounts = accounts.max(1);
+        self
+    }
+
+    /// The event time with which the sequence begins, in milliseconds since 1970.
+    #[must_use]
+    pub fn start_ms(mut self, start_ms: i64) -> Self {
+        self.start_ms = start_ms;
+        self
+    }
+
+    /// The first transaction's id; those that follow count up.
+    #[must_use]
+    pub fn first_id(mut self, first_id: u64) -> Self {
+        self.first_id = first_id;
+        self
+    }
+
+    /// How many transactions there are in a second of event time, at least one.
+    #[must_use]
+    pub fn per_second(mut self, per_second: u64) -> Self {
+        self.per_second = per_second.max(1);
+        self
+    }
+
+    /// The `index`-th transaction of the sequence.
+    pub fn at(&self, index: u64) -> Transaction {
+        let elapsed = u128::from(index) * 1000 / u128::from(self.per_second);
+        self.at_time(index, self.start_ms.saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX)))
+    }
+
+    /// The `index`-th transaction of the sequence, as if its second had come at `now_ms`; it is a little behind that.
+    pub fn at_time(&self, index: u64, now_ms: i64) -> Transaction {
+        let id = self.first_id.wrapping_add(index);
+        let mut dice = Dice(mixed(self.seed ^ mixed(id)));
+        let (who, what) = (dice.roll(), dice.roll());
+        // The cube of an even chance prefers small numbers.
+        let chance = (who >> 11) as f64 / (1u64 << 53) as f64;
+        let account = ((chance * chance * chance * self.accounts as f64) as u64).min(self.accounts - 1);
+        let (kind, amount) = (what % 100, ((what >> 8) % 20_000) as i64 + 1);
+        let refund = kind < 3;
+        let currency = match (what >> 32) % 10 {
+            0..=5 => "EUR",
+            6..=7 => "USD",
+            8 => "GBP",
+            _ => "CHF",
+        };
+        let late = dice.roll();
+        let behind = match late % 100 {
+            0..=4 => (late >> 8) % DISORDER.as_millis() as u64,
+            5..=39 => 0,
+            _ => (late >> 8) % 50,
+        };
+        Transaction {
+            id,
+            account: numbered("account-", account, 6),
+            merchant: numbered("merchant-", (what >> 40) % MERCHANTS, 2),
+            amount_cents: if refund { -amount } else { amount },
+            currency: currency.to_owned(),
+            at_ms: now_ms.saturating_sub(behind as i64),
+        }
+    }
+}
+
+impl Iterator for Generator {
+    type Item = Transaction;
+
+    fn next(&mut self) -> Option<Transaction> {
+        let transaction = self.at(self.next);
+        self.next += 1;
+        Some(transaction)
+    }
+}
+
+/// A number spread over all bits. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators"
+/// (SplitMix64), with Stafford's thirteenth mix.
+fn mixed(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        let rolled = mixed(self.0);
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        rolled
+    }
+}
+
+/// A name with a number of at least so many digits.
+fn numbered(name: &str, number: u64, digits: usize) -> String {
+    let (mut text, mut rest, mut at) = ([b'0'; 20], number, 20);
+    while rest > 0 {
+        at -= 1;
+        text[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    let mut named = String::with_capacity(name.len() + digits.max(20 - at));
+    named.push_str(name);
+    named.push_str(std::str::from_utf8(&text[at.min(20 - digits)..]).unwrap_or_default());
+    named
+}
+
+/// A source of made-up transactions, in partitions; it ends where their number is reached.
+///
+/// Partition p of n has the transactions p, p + n, p + 2n, … of the sequence.
+#[derive(Clone, Debug)]
+pub struct Transactions {
+    generator: Generator,
+    count: u64,
+    partitions: u32,
+}
+
+impl Transactions {
+    /// The first `count` transactions of a sequence, in one partition.
+    pub fn new(generator: Generator, count: u64) -> Self {
+        Transactions { generator, count, partitions: 1 }
+    }
+
+    /// In so many partitions, at least one.
+    #[must_use]
+    pub fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = partitions.max(1);
+        self
+    }
+
+    /// How many transactions a partition has.
+    fn length(&self, partition: u32) -> u64 {
+        (self.count + u64::from(self.partitions - 1 - partition)) / u64::from(self.partitions)
+    }
+}
+
+impl Source for Transactions {
+    type Item = Transaction;
+
+    fn describe(&self) -> String {
+        format!("{} made-up transactions", self.count)
+    }
+
+    fn event_time(&self) -> TimeOf<Transaction> {
+        Arc::new(|transaction| transaction.at_ms)
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        Some(DISORDER)
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Transaction>>> {
+        let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
+        Ok(Box::new(GeneratorReader { source: self.clone(), mine, turn: 0 }))
+    }
+}
+
+struct GeneratorReader {
+    source: Transactions,
+    /// This worker's partitions, and where the intake follows them once they are found.
+    mine: Vec<(u32, Option<Slot>)>,
+    turn: usize,
+}
+
+impl GeneratorReader {
+    fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<Transaction>) -> Result<()> {
+        for offset in intake.next(slot)..end {
+            let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
+            let index = offset * u64::from(self.source.partitions) + u64::from(id);
+            intake.accept(epoch, slot, found, self.source.generator.at(index))?;
+        }
+        Ok(())
+    }
+}
+
+impl Reader<Transaction> for GeneratorReader {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<Transaction>) -> Result<Polled> {
+        intake.all_found();
+        for (id, slot) in &mut self.mine {
+            let end = self.source.length(*id);
+            slot.get_or_insert_with(|| intake.find(epoch, *id, 0, Some(end)));
+        }
+        // Partitions take turns, so that none runs ahead of the others.
+        for _ in 0..self.mine.len() {
+            self.turn = (self.turn + 1) % self.mine.len();
+            let (id, slot) = self.mine[self.turn];
+            let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
+            let end = self.source.length(id).min(intake.next(slot) + budget as u64);
+            self.take(epoch, id, slot, end, intake)?;
+            return Ok(Polled { epoch, busy: true });
+        }
+        Ok(Polled { epoch, busy: false })
+    }
+
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Transaction>) -> Result<bool> {
+        intake.all_found();
+        intake.begin(epoch);
+        for bound in bounds {
+            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
+            let slot = match self.mine[at].1 {
+                Some(slot) => slot,
+                None => intake.find(epoch, bound.partition, bound.found_at.unwrap_or(0), bound.until),
+            };
+            self.mine[at].1 = Some(slot);
+            self.take(epoch, bound.partition, slot, bound.next, intake)?;
+            intake.repeat(slot, bound);
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn equal_seeds_give_equal_sequences_and_any_part_of_them() {
+        let generator = Generator::new(7).accounts(100).first_id(5);
+        let sequence: Vec<_> = generator.clone().take(1000).collect();
+        assert!(generator.clone().take(1000).eq(sequence.iter().cloned()));
+        assert_eq!(generator.at(999), sequence[999]);
+        assert_eq!(sequence.iter().map(|t| t.id).collect::<Vec<_>>(), (5..1005).collect::<Vec<_>>());
+        assert_ne!(Generator::new(8).at(0).account, Generator::new(7).at(0).account);
+        // Pinned: recorded data must stay what it is.
+        let first = serde_json::to_string(&Generator::new(1).at(0)).unwrap();
+        assert_eq!(first, PINNED);
+    }
+
+    const PINNED: &str = concat!(
+        r#"{"id":0,"account":"account-000194","merchant":"merchant-32","amount_cents":1195,"currency":"EUR","#,
+        r#""at_ms":1735689599969}"#
+    );
+
+    #[test]
+    fn the_sequence_looks_like_payments() {
+        let mut greatest = 0;
+        let mut by_account = HashMap::<String, u32>::new();
+        let (mut refunds, mut late) = (0, 0);
+        for transaction in Generator::new(3).accounts(1000).take(100_000) {
+            assert!(transaction.at_ms > greatest - DISORDER.as_millis() as i64);
+            late += u32::from(transaction.at_ms < greatest - 100);
+            greatest = greatest.max(transaction.at_ms);
+            refunds += u32::from(transaction.amount_cents < 0);
+            assert!(transaction.amount_cents != 0 && transaction.account.len() == "account-000123".len());
+            *by_account.entry(transaction.account).or_default() += 1;
+        }
+        let mut counts: Vec<u32> = by_account.into_values().collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        let top: u32 = counts.iter().take(100).sum();
+        assert!((40_000..60_000).contains(&top), "a tenth of the accounts has {top}");
+        assert!((2_000..4_000).contains(&refunds) && (3_000..7_000).contains(&late), "{refunds} {late}");
+        assert!(counts.len() > 990);
+    }
+
+    #[test]
+    fn partitions_deal_the_sequence_out() {
+        let source = Transactions::new(Generator::new(1), 10).partitions(4);
+        assert_eq!((0..4).map(|id| source.length(id)).collect::<Vec<_>>(), [3, 3, 2, 2]);
+        assert_eq!(numbered("x-", 1234567, 6), "x-1234567");
+    }
+}
