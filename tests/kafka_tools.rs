@@ -1,4 +1,5 @@
 //! `produce` and `consume` against a real broker: what goes in comes out, once, whatever is killed meanwhile.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
 mod broker;

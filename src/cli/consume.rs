@@ -41,8 +41,8 @@ const EXAMPLES: &str = "Examples:
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state --sync
 
-With --state every message is in the file exactly once, even if the process is killed and started again. Without
-it a file that is there already is replaced.";
+With --state every message is in the file exactly once, even if the process is killed and
+started again. Without it a file that is there already is replaced.";
 
 /// Copies a Kafka topic of transactions to a CSV file.
 #[derive(Clone, Debug, Args)]

@@ -28,10 +28,11 @@ const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate produce --brokers localhost:9092 --generate 60000 --rate 1000 --accounts 500
   tidegate produce --brokers localhost:9092 --topic transaction --csv payments.csv
-  tidegate produce --brokers kafka:9093 --kafka-config security.protocol=ssl --ndjson payments.ndjson
+  tidegate produce --brokers kafka:9093 --kafka-config security.protocol=ssl \\
+      --ndjson payments.ndjson
 
-A transaction has the fields id, account, merchant, amount_cents, currency, at_ms, in CSV (with a header) and
-JSON alike. Messages are JSON, with the account as key.";
+A transaction has the fields id, account, merchant, amount_cents, currency, at_ms, in
+CSV (with a header) and JSON alike. Messages are JSON, with the account as key.";
 
 /// Writes transactions to a Kafka topic.
 #[derive(Clone, Debug, Args)]

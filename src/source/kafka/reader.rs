@@ -43,7 +43,9 @@ const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 const DEFAULTS: &[(&str, &str)] = &[
     // A full queue is looked at again after this; by default a second later.
     ("fetch.queue.backoff.ms", "2"),
-    ("fetch.wait.max.ms", "500"),
+    // A request that leaves out a partition whose queue is full waits so long if the others have nothing new; the queue
+    // should hold more than is read meanwhile.
+    ("fetch.wait.max.ms", "50"),
     // Of each partition's queue, as each has its own.
     ("queued.min.messages", "50000"),
     ("queued.max.messages.kbytes", "8192"),
@@ -469,7 +471,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
 }
 
 fn connect(target: &Target, config: &ClientConfig) -> Result<Arc<BaseConsumer<Listener>>> {
-    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(500);
+    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let listener = Listener::new(&target.topic, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     Ok(Arc::new(consumer))
