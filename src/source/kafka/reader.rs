@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 
 use super::Start;
 use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
-use super::report::{Listener, Report};
+use super::report::{Listener, Outage, Report};
 use super::watch::{News, Watch};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
@@ -53,7 +53,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("fetch.message.max.bytes", "1048576"),
     ("receive.message.max.bytes", "1000000000"),
     ("reconnect.backoff.max.ms", "1000"),
-    ("statistics.interval.ms", "500"),
+    // A record that was damaged on its way is an error, not a record.
+    ("check.crcs", "true"),
 ];
 
 const NEEDED: &[(&str, &str)] = &[
@@ -63,6 +64,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("isolation.level", "read_committed"),
     ("auto.offset.reset", "error"),
     ("allow.auto.create.topics", "false"),
+    // Idleness is judged by it.
+    ("statistics.interval.ms", "500"),
 ];
 
 /// A record that was taken from its queue before its epoch came.
@@ -119,8 +122,7 @@ pub(super) struct KafkaReader<T> {
     turn: usize,
     watch: Watch,
     last_poll: Option<Instant>,
-    /// An outage was reported, of this broker.
-    silent: Option<String>,
+    outage: Option<Outage>,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -162,7 +164,7 @@ impl<T: Record> KafkaReader<T> {
             turn: 0,
             watch,
             last_poll: None,
-            silent: None,
+            outage: None,
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -246,12 +248,11 @@ impl<T: Record> KafkaReader<T> {
     }
 
     fn tell_outage(&mut self, report: &Report) {
-        match (&self.silent, &report.silent) {
-            (None, Some(broker)) => eprintln!("broker {broker} not reachable, waiting"),
-            (Some(broker), None) => eprintln!("broker {broker} reachable again"),
-            _ => return,
+        match (self.outage.take(), &report.silent) {
+            (None, Some(broker)) => self.outage = Some(Outage::begin(broker)),
+            (Some(outage), None) => outage.end(),
+            (outage, _) => self.outage = outage,
         }
-        self.silent.clone_from(&report.silent);
     }
 
     fn failed(&self, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
