@@ -37,6 +37,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many records a call of `replay` takes at most.
 const REPLAY_BUDGET: usize = 50_000;
 
+/// How many epochs' offsets are kept for monitors until they are shown.
+const UNSHOWN: usize = 10_000;
+
 /// How long the offsets of a partition may take to be told when the topic is opened.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,10 +134,12 @@ pub(super) struct KafkaReader<T> {
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
     pub(super) fn open(target: &Target, start: Start, at: &Place) -> Result<Self> {
-        let group = format!("tidegate-{}", at.job);
+        let name = format!("tidegate-{}", at.job);
         let mut config = target.configure(DEFAULTS, NEEDED)?;
-        if config.get("group.id").is_none() {
-            config.set("group.id", group);
+        for key in ["group.id", "client.id"] {
+            if config.get(key).is_none() {
+                config.set(key, &name);
+            }
         }
         let consumer = connect(target, &config)?;
         // Counted, as a poll also answers nothing when it has served an event.
@@ -398,17 +403,29 @@ impl<T: Record> KafkaReader<T> {
         Ok(true)
     }
 
+    /// Gives the offsets of the oldest unshown epoch over to the next one.
+    fn forget_oldest(&mut self) {
+        let oldest = self.bound.pop_front();
+        if let (Some((_, offsets)), Some((_, next))) = (oldest, self.bound.front_mut()) {
+            for (partition, offset) in offsets {
+                if !next.iter().any(|(named, _)| *named == partition) {
+                    next.push((partition, offset));
+                }
+            }
+        }
+    }
+
     /// Refuses to repeat a journal over a topic that no longer has its records.
     fn check_there(&self, feed: &Feed, from: u64, bound: &Bound) -> Result<()> {
         let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
         if from < feed.low {
-            let error = Error::new("records that the journal names are gone").at(place);
+            let error = Error::new("records that the state still needs are gone").at(place);
             let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
             return Err(error.help("start with a new --state, or keep records longer"));
         }
         if bound.next > feed.end {
-            let because = format!("the topic ends at offset {}, the journal at {}", feed.end, bound.next);
-            let error = Error::new("records that the journal names are not there").at(place).because(because);
+            let because = format!("the topic ends at offset {}, the state at {}", feed.end, bound.next);
+            let error = Error::new("records that the state has counted are not there").at(place).because(because);
             return Err(error.help("was the topic deleted and created again? then start with a new --state"));
         }
         Ok(())
@@ -429,6 +446,9 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         if !binding.bounds.is_empty() {
             let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
             self.bound.push_back((epoch, offsets));
+            if self.bound.len() > UNSHOWN {
+                self.forget_oldest();
+            }
         }
         Ok(Some(binding))
     }
@@ -448,7 +468,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             }
             let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) else {
                 let place = format!("{}, partition {}", self.target.describe(), bound.partition);
-                let error = Error::new("a partition that the journal names is not there").at(place);
+                let error = Error::new("a partition that the state names is not there").at(place);
                 return Err(error.help("was the topic deleted and created again? then start with a new --state"));
             };
             done &= self.repeat(epoch, at, bound, &mut left, intake)?;
