@@ -42,7 +42,7 @@ impl Broker {
     /// A broker of the caller's own, for tests that kill it.
     pub fn start() -> Option<Broker> {
         let data = tempfile::Builder::new().prefix("tidegate-broker-").tempdir().unwrap().keep();
-        // In a session of its own, so that it outlives an interrupt from the keyboard.
+        // Set apart, so that it outlives an interrupt from the keyboard.
         let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());

@@ -225,7 +225,15 @@ impl<T: Record> KafkaReader<T> {
     fn serve(&mut self, now: Instant) -> Result<()> {
         // Counted, as a poll also answers nothing when it has served an event.
         for _ in 0..4 {
-            let Some(Err(error)) = self.consumer.poll(Duration::ZERO) else { continue };
+            let error = match self.consumer.poll(Duration::ZERO) {
+                None => continue,
+                Some(Err(error)) => error,
+                // It cannot be, and would be a record lost.
+                Some(Ok(message)) => {
+                    let place = format!("{}, partition {}", self.target.describe(), message.partition());
+                    return Err(Error::new("a record came outside of its partition's queue").at(place));
+                }
+            };
             match error.rdkafka_error_code() {
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
@@ -400,6 +408,9 @@ impl<T: Record> KafkaReader<T> {
             }
         }
         intake.repeat(slot, &Bound { until, ..bound.clone() });
+        if intake.ended(slot) {
+            self.rest(at);
+        }
         Ok(true)
     }
 
