@@ -276,6 +276,12 @@ impl<F: Format> Shared<F> {
         Ok(Dealt::Chunk(chunk))
     }
 
+    /// Whether every chunk that there will ever be has been dealt.
+    pub fn exhausted(&self) -> bool {
+        let state = self.lock();
+        state.until.is_some_and(|until| state.position >= until)
+    }
+
     /// Deals the next chunk of what a journal's epoch took. [`Dealt::Nothing`] when all of it has been dealt.
     ///
     /// # Errors

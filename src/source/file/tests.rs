@@ -155,7 +155,7 @@ impl Worker {
     }
 
     fn take(&mut self, epoch: Epoch, run: &mut Run) {
-        let (events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.hand_over();
         assert!(self.bound < Some(epoch) || events.is_empty() && rejects.is_empty(), "records after their epoch");
         let outcomes = run.epochs.entry(epoch.0).or_default();
         outcomes.extend(events.drain(..).map(|Event { time, mark, origin, data }| {
