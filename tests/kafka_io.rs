@@ -1,4 +1,5 @@
 //! Topics on a real broker: what is committed is read, once, whatever happens to the broker meanwhile.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
 mod broker;

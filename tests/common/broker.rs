@@ -3,7 +3,8 @@
 //! process holds open, and then wipes it.
 //!
 //! Without Java the tests that need it are skipped, loudly; with `CI=true` they fail.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -44,13 +45,15 @@ impl Broker {
         let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
-        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => {}
             Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
                 eprintln!("SKIPPED: no real broker here: {}", said.trim());
+                drop(watchdog.stdin.take());
+                watchdog.wait().unwrap();
                 return None;
             }
             code => panic!("the broker did not start ({code:?}): {said}"),

@@ -1,5 +1,6 @@
 //! Drives a source's reader without an engine: polls it, binds epochs, keeps what it took.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -43,7 +43,9 @@ const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 const DEFAULTS: &[(&str, &str)] = &[
     // A full queue is looked at again after this; by default a second later.
     ("fetch.queue.backoff.ms", "2"),
-    ("fetch.wait.max.ms", "500"),
+    // A request that leaves out a partition whose queue is full waits so long if the others have nothing new; the queue
+    // should hold more than is read meanwhile.
+    ("fetch.wait.max.ms", "50"),
     // Of each partition's queue, as each has its own.
     ("queued.min.messages", "50000"),
     ("queued.max.messages.kbytes", "8192"),
@@ -107,6 +109,8 @@ enum Taken {
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<Listener>>,
     target: Target,
+    /// This worker, and how many there are.
+    share: (usize, usize),
     until_end: bool,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
@@ -150,6 +154,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(KafkaReader {
             consumer,
             target: target.clone(),
+            share: (worker, workers),
             until_end: at.options.until_end,
             idle_timeout: at.options.idle_timeout,
             feeds,
@@ -339,12 +344,14 @@ impl<T: Record> KafkaReader<T> {
         left: &mut usize,
         intake: &mut Intake<T>,
     ) -> Result<bool> {
+        // Where earlier lives were to go on for ever, the end at this start holds.
+        let until = bound.until.or(self.until_end.then_some(self.feeds[at].end));
         let slot = match self.feeds[at].slot {
             Some(slot) => slot,
             None => {
                 let from = bound.found_at.unwrap_or(self.feeds[at].start);
                 self.check_there(&self.feeds[at], from, bound)?;
-                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                let slot = intake.find(epoch, bound.partition, from, until);
                 self.feeds[at].slot = Some(slot);
                 self.assign(&[(bound.partition, from)])?;
                 slot
@@ -386,7 +393,7 @@ impl<T: Record> KafkaReader<T> {
                 None => intake.skip_to(slot, bound.next),
             }
         }
-        intake.repeat(slot, bound);
+        intake.repeat(slot, &Bound { until, ..bound.clone() });
         Ok(true)
     }
 
@@ -435,9 +442,15 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);
         for bound in bounds {
-            if let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) {
-                done &= self.repeat(epoch, at, bound, &mut left, intake)?;
+            if bound.partition as usize % self.share.1 != self.share.0 {
+                continue;
             }
+            let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) else {
+                let place = format!("{}, partition {}", self.target.describe(), bound.partition);
+                let error = Error::new("a partition that the journal names is not there").at(place);
+                return Err(error.help("was the topic deleted and created again? then start with a new --state"));
+            };
+            done &= self.repeat(epoch, at, bound, &mut left, intake)?;
         }
         Ok(done)
     }
@@ -458,7 +471,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
 }
 
 fn connect(target: &Target, config: &ClientConfig) -> Result<Arc<BaseConsumer<Listener>>> {
-    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(500);
+    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let listener = Listener::new(&target.topic, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     Ok(Arc::new(consumer))
