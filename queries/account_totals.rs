@@ -39,7 +39,7 @@ struct Total {
     max_cents: i64,
 }
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 
