@@ -39,6 +39,7 @@ struct Total {
     max_cents: i64,
 }
 
+/// The program.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

@@ -42,8 +42,9 @@ const TOPIC: &str = "transaction";
 
 const PARTITIONS: u32 = 4;
 
-/// How many transactions the embedded broker holds for sure. It keeps 5 MiB of a partition as they are sent, compressed,
-/// where one takes about 50 bytes; at worst, with one account, all are in one partition.
+/// How many transactions the embedded broker is given at most. It keeps 5 MiB of a partition, as they are sent, which was
+/// enough for so many at 4,000 a second, tried with programs that were held up to the end. Lower rates compress less: it
+/// then drops the oldest, which the programs have read long before; if not, the comparison at the end tells.
 const EMBEDDED_MOST: u64 = 100_000;
 
 /// Batches fill a little, so that they compress well: the embedded broker counts what is sent.
@@ -129,7 +130,8 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     let (rate, ledger) = (rate?, run.ledger);
     programs.stop()?;
     if let Some(code) = stop.asked() {
-        eprintln!("stopped after {} transactions; the files in {} are not complete", ledger.count(), folder.name());
+        let count = HumanCount(ledger.count());
+        eprintln!("stopped after {count} transactions; the files in {} are not complete", folder.name());
         return Ok(code);
     }
     report(args, &place, &folder, &ledger, rate, &programs)?;
@@ -364,7 +366,7 @@ fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
         format!("a Kafka of your own, at localhost:9092 for instance\n  {tidegate} demo --brokers localhost:9092")
     };
     format!(
-        "\nTry next:\n  head {totals}\n  {query} --csv {copy} --until-end  # the same totals, from the file\n  \
+        "\nTry next:\n  head {totals}\n  {query} --csv {copy} --until-end  # once more from the file, to its end\n  \
          {tidegate} --help\n  # {broker}",
         totals = folder.totals(),
     )
