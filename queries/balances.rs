@@ -58,7 +58,7 @@ impl Checked {
             self.changed += u64::from(*diff > 0);
         }
         self.epochs += 1;
-        self.greatest = self.greatest.max(self.balances.unsigned_abs() as u64);
+        self.greatest = self.greatest.max(self.balances.unsigned_abs());
         if self.total != 0 {
             let error = Error::new(format!("the balances add up to {} cents instead of 0", self.total));
             return Err(error.at(format!("epoch {epoch}")).help("this is a fault in Tidegate: please report it"));
