@@ -192,9 +192,18 @@ fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     std::thread::sleep(Duration::from_millis(1200));
     driven.for_a_while(Duration::from_secs(2)).unwrap();
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though nobody listened");
+    let mut idler = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    idler.until_events(10).unwrap();
     broker.reachable(false).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though no broker was there");
+    // Nor does one that is not there hold up the end of a reader, or the failure of another.
+    let begun = Instant::now();
+    drop(idler);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let other = Driven::open(&ticks(&broker), Options::default());
+    assert!(other.is_err() && begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
     broker.reachable(true).unwrap();
     driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
 }

@@ -6,11 +6,13 @@ mod broker;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use broker::Broker;
 use clap::{CommandFactory, Parser};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tidegate::Result;
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::produce::{ProduceArgs, produce};
@@ -134,7 +136,7 @@ fn the_rate_is_kept_and_event_times_follow_the_clock() {
     assert!(least > before - 2000 && greatest - before > 1800 && greatest - before < 6000, "{least} {greatest}");
 }
 
-/// Not a test: what `killed` runs in a process of its own.
+/// Not a test: what `spawn` runs in a process of its own.
 #[test]
 #[ignore = "run by another test, in a process of its own"]
 fn child() {
@@ -142,26 +144,56 @@ fn child() {
     std::process::exit(i32::from(run(&line).unwrap()));
 }
 
-/// Runs the tool again and again, killing it after ever longer times, until it comes to its end.
-fn killed(line: &str, mut patience: Duration) -> u32 {
+/// The tool at work in a process of its own.
+fn spawn(line: &str) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--ignored", "--exact", "child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
+    child.spawn().unwrap()
+}
+
+#[test]
+fn a_signal_ends_the_tools_cleanly() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (servers, here) = (&broker.servers, folder.path().display());
+    let produce = format!("produce --brokers {servers} --topic endless --generate 1000000 --rate 500");
+    let copy = format!("consume --brokers {servers} --topic endless --out {here}/copy.csv --state {here}/state");
+    let mut producer = spawn(&produce);
+    std::thread::sleep(Duration::from_secs(2));
+    let mut consumer = spawn(&copy);
+    std::thread::sleep(Duration::from_secs(2));
+    for (child, signal, code) in [(&mut consumer, Signal::SIGTERM, 143), (&mut producer, Signal::SIGINT, 130)] {
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+    let first = copied(&folder.path().join("copy.csv")).len();
+    assert_eq!(run(&format!("{copy} --until-end")).unwrap(), 0);
+    let rows = copied(&folder.path().join("copy.csv"));
+    assert!(first > 0 && rows.len() > first, "{first} of {}", rows.len());
+    assert!(rows.keys().copied().eq(0..rows.len() as u64));
+}
+
+/// Runs the tool again and again, killing it each time when its copy has grown by so many bytes, until it comes to its
+/// end.
+fn killed(line: &str, copy: &Path, step: u64) -> u32 {
+    let length = || std::fs::metadata(copy).map_or(0, |file| file.len());
     let mut kills = 0;
     loop {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--ignored", "--exact", "child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
-        let mut child = child.spawn().unwrap();
-        let begun = Instant::now();
-        while begun.elapsed() < patience {
+        let enough = length() + step;
+        let mut child = spawn(line);
+        while length() < enough {
             if let Some(status) = child.try_wait().unwrap() {
                 assert!(status.success(), "{status}");
                 return kills;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_micros(500));
         }
+        // Somewhere in what follows on that: writing on, syncing, recording the position.
+        std::thread::sleep(Duration::from_millis(u64::from(kills) % 8));
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
         assert!(kills < 100, "it never ends");
-        patience += Duration::from_millis(37);
     }
 }
 
@@ -170,13 +202,13 @@ fn a_copy_has_every_message_once_across_kills() {
     let Some(broker) = Broker::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
-    for (topic, count, sync, patience) in [("many", 300_000, "", 150), ("few", 400, "--sync", 400)] {
+    for (topic, count, sync, step) in [("many", 300_000, "", 2_000_000), ("few", 400, "--sync", 2_000)] {
         let line = format!("produce --brokers {servers} --topic {topic} --generate {count} --start-ms 5000 --seed 9");
         run(&line).unwrap();
         let line = format!(
             "consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --state {here}/{topic} --until-end {sync}"
         );
-        let kills = killed(&line, Duration::from_millis(patience));
+        let kills = killed(&line, &folder.path().join(format!("{topic}.csv")), step);
         assert!(kills >= 3, "it was killed {kills} times only");
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(9, count));
         // What comes later is added.
