@@ -50,7 +50,11 @@ const EMBEDDED_MOST: u64 = 100_000;
 /// Batches fill a little, so that they compress well: the embedded broker counts what is sent.
 const PROPERTIES: [(&str, &str); 2] = [("linger.ms", "25"), ("compression.type", "lz4")];
 
-/// How long nothing may happen before what is missing at the end is taken as lost.
+/// How many transactions may be on their way to the brokers: few enough that sending never has to wait, which could not
+/// be interrupted.
+const ON_THEIR_WAY: u64 = 100_000;
+
+/// How long nothing may happen before the brokers are taken as gone, or what is missing at the end is taken as lost.
 const STALLED: Duration = Duration::from_secs(15);
 
 /// How long it goes on reading when all is there, for what should not be.
@@ -120,7 +124,13 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     println!("  account_totals --brokers {} --topic {} --out {} -w 2", place.servers, place.topic, folder.totals());
     let mut run = Run {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
-        view: View::start(count, &folder.copy, &folder.totals, &folder.query_log),
+        taken: (0, Instant::now()),
+        view: View::start(
+            count + place.publisher.partitions().0 as u64,
+            &folder.copy,
+            &folder.totals,
+            &folder.query_log,
+        ),
         publisher: &mut place.publisher,
         programs: &mut programs,
         stop: &stop,
@@ -252,6 +262,8 @@ struct Run<'a> {
     programs: &'a mut Programs,
     stop: &'a Stop,
     ledger: Ledger,
+    /// How many the brokers have taken, and since when they have not taken more.
+    taken: (u64, Instant),
     view: View,
 }
 
@@ -266,12 +278,13 @@ impl Run<'_> {
             // Not the wall clock, which may be set back.
             let now_ms = begun_ms + elapsed.as_millis() as i64;
             // In small steps, so that their times are right even when it has fallen behind.
-            for _ in self.ledger.count()..due.min(count).min(self.ledger.count() + 500) {
+            let due = due.min(count).min(self.taken.0 + ON_THEIR_WAY);
+            for _ in self.ledger.count()..due.min(self.ledger.count() + 500) {
                 let transaction = self.ledger.next(now_ms);
                 let message = message(&transaction)?;
                 self.publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
             }
-            self.tend(if due >= count { Duration::ZERO } else { Duration::from_millis(2) })?;
+            self.tend(if due > self.ledger.count() { Duration::ZERO } else { Duration::from_millis(2) })?;
         }
         let rate = self.ledger.count() as f64 / begun.elapsed().as_secs_f64();
         if self.stop.asked().is_none() {
@@ -279,7 +292,9 @@ impl Run<'_> {
                 let message = message(&transaction)?;
                 self.publisher.send_to(partition, Some(transaction.account.as_bytes()), &message, None)?;
             }
-            self.publisher.settle()?;
+        }
+        while self.taken.0 < self.ledger.count() && self.stop.asked().is_none() {
+            self.tend(Duration::from_millis(2))?;
         }
         Ok(rate)
     }
@@ -304,6 +319,14 @@ impl Run<'_> {
     /// What has to be done all the time; takes about as long as is given.
     fn tend(&mut self, rest: Duration) -> Result<()> {
         self.publisher.serve()?;
+        let taken = self.publisher.delivered();
+        if taken != self.taken.0 || taken == self.ledger.count() {
+            self.taken = (taken, Instant::now());
+        } else if self.taken.1.elapsed() >= STALLED {
+            let because = format!("nothing was taken for {} s", STALLED.as_secs());
+            let error = Error::new("the brokers take no more transactions").because(because);
+            return Err(error.help("check that they are up and reachable"));
+        }
         self.programs.check()?;
         self.view.look(self.ledger.count());
         std::thread::sleep(rest);

@@ -1,4 +1,4 @@
-//! Shows how far the demo is, on standard error: a live line on a terminal, else a line every two seconds. What the
+//! Shows how far the demo is, on standard error: two live lines on a terminal, else a line every two seconds. What the
 //! programs have done is read from the files that they write.
 
 use std::collections::BTreeSet;
@@ -59,7 +59,7 @@ pub(super) struct View {
 impl View {
     /// Begins to show how so many transactions come along.
     pub(super) fn start(length: u64, copy: &Path, totals: &Path, log: &Path) -> Self {
-        let template = "{bar:20} {pos}/{len} {msg}";
+        let template = "{bar:30} {human_pos} of {human_len} {prefix}\n{wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         View {
             bar: std::io::stderr().is_terminal().then(|| ProgressBar::new(length).with_style(style)),
@@ -117,19 +117,19 @@ impl View {
         let s = if windows == 1 { "" } else { "s" };
         let rate = HumanCount(self.rate.round() as u64);
         let (copied, rows, watermark) = (HumanCount(copied), HumanCount(rows), time_of_day(&self.watermark));
-        let rest = format!(
-            "produced, {rate}/s; {copied} copied; watermark {watermark}; {windows} window{s} closed, {rows} rows"
-        );
+        let produced = format!("produced, {rate}/s");
+        let done = format!("{copied} copied; watermark {watermark}; {windows} window{s} closed, {rows} rows");
         match &self.bar {
             Some(bar) => {
-                bar.set_message(rest);
+                bar.set_prefix(produced);
+                bar.set_message(done);
                 bar.set_position(self.sent);
             }
-            None => eprintln!("{:>3} s: {} {rest}", self.begun.elapsed().as_secs(), HumanCount(self.sent)),
+            None => eprintln!("{:>3} s: {} {produced}; {done}", self.begun.elapsed().as_secs(), HumanCount(self.sent)),
         }
     }
 
-    /// Takes the live line away.
+    /// Takes the live lines away.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
