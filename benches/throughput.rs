@@ -25,6 +25,10 @@ use clap::{Parser, ValueEnum};
 
 use measure::{Figures, Measured};
 
+/// The allocator that Tidegate's own programs use, for all that is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where records come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Input {

@@ -16,6 +16,10 @@ use tidegate::time::Epoch;
 use tidegate::{Error, Result, Transaction, Window};
 use timely::dataflow::operators::vec::Map;
 
+/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
 ///
 /// Each transaction credits its account and debits its merchant. --out gets every change of a balance, with a last

@@ -189,7 +189,7 @@ impl Copy {
     /// Takes what is there, up to so many messages, writes and syncs it; answers how many there were.
     fn take(&mut self, most: usize) -> Result<usize> {
         self.reader.poll(self.epoch, most, &mut self.intake)?;
-        let (_, events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.hand_over();
         let taken = events.len() + rejects.len();
         if taken > 0 {
             self.text.clear();

@@ -58,7 +58,7 @@ impl<D: Record> Driven<D> {
     }
 
     fn keep(&mut self) -> usize {
-        let (events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.hand_over();
         let count = events.len() + rejects.len();
         self.events.append(events);
         self.rejects.extend(rejects.drain(..).map(|reject| reject.data));
