@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
 
+/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Totals of each account in windows of ten seconds, final when a window closes
 ///
 /// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row for each

@@ -16,6 +16,10 @@ use tidegate::time::Epoch;
 use tidegate::{Error, Result, Transaction, Window};
 use timely::dataflow::operators::vec::Map;
 
+/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
 ///
 /// Each transaction credits its account and debits its merchant. --out gets every change of a balance, with a last
@@ -58,7 +62,7 @@ impl Checked {
             self.changed += u64::from(*diff > 0);
         }
         self.epochs += 1;
-        self.greatest = self.greatest.max(self.balances.unsigned_abs() as u64);
+        self.greatest = self.greatest.max(self.balances.unsigned_abs());
         if self.total != 0 {
             let error = Error::new(format!("the balances add up to {} cents instead of 0", self.total));
             return Err(error.at(format!("epoch {epoch}")).help("this is a fault in Tidegate: please report it"));

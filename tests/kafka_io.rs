@@ -1,4 +1,5 @@
 //! Topics on a real broker: what is committed is read, once, whatever happens to the broker meanwhile.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
 mod broker;
@@ -156,14 +157,26 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     let options = Options { idle_timeout: Duration::from_secs(2), ..Options::default() };
     let mut driven = Driven::open(&ticks(&broker, &topic), options).unwrap();
     driven.until_events(20_000).unwrap();
+    // Meanwhile someone goes on to write: what is on its way in the outage arrives once, too.
+    let mut publisher = Publisher::open(&broker.servers, &topic, [], None).unwrap();
+    let writer = std::thread::spawn(move || {
+        for (id, text) in (50_000..58_000_u64).zip(texts(50_000..58_000)) {
+            publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
+            publisher.serve().unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        publisher.settle().unwrap();
+        assert_eq!(publisher.delivered(), 8000);
+    });
+    std::thread::sleep(Duration::from_millis(500));
     broker.kill();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert!(holds_watermark_back(&driven), "idle though no broker was there");
     broker.restart();
-    send(&broker, &topic, 50_000..51_000);
-    driven.until_events(51_000).unwrap();
+    driven.until_events(58_000).unwrap();
+    writer.join().unwrap();
     driven.for_a_while(Duration::from_millis(500)).unwrap();
-    assert_eq!(ids(&driven), (0..51_000).collect::<Vec<_>>());
+    assert_eq!(ids(&driven), (0..58_000).collect::<Vec<_>>());
 }
 
 #[test]

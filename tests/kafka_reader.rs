@@ -1,5 +1,6 @@
 //! The reader of topics, against a broker in this process: what it takes, what it refuses, and how it repeats a journal.
 //! What needs a real broker (transactions, outages, great records) is in `kafka_io`.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/drive.rs"]
 mod drive;
@@ -191,9 +192,18 @@ fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     std::thread::sleep(Duration::from_millis(1200));
     driven.for_a_while(Duration::from_secs(2)).unwrap();
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though nobody listened");
+    let mut idler = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    idler.until_events(10).unwrap();
     broker.reachable(false).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though no broker was there");
+    // Nor does one that is not there hold up the end of a reader, or the failure of another.
+    let begun = Instant::now();
+    drop(idler);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let other = Driven::open(&ticks(&broker), Options::default());
+    assert!(other.is_err() && begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
     broker.reachable(true).unwrap();
     driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
 }
@@ -215,4 +225,24 @@ fn no_broker_is_an_error_that_names_it_within_ten_seconds() {
     let error = Driven::open(&topic, Options::default()).err().unwrap().to_string();
     assert!(error.contains("127.0.0.1:1") && error.contains("Connection refused"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn made_up_transactions_are_repeated_from_a_journal() {
+    use tidegate::source::generator::{Generator, Transactions};
+    let source = Transactions::new(Generator::new(5), 1001).partitions(3);
+    let mut first = Driven::open(&source, Options::default()).unwrap();
+    for _ in 0..4 {
+        first.poll(100).unwrap();
+        first.bind();
+    }
+    let mut second = Driven::open(&source, Options::default()).unwrap();
+    for (epoch, binding) in &first.bindings {
+        second.replay(*epoch, &binding.bounds).unwrap();
+        assert_eq!(second.bindings.last().unwrap().1, *binding);
+    }
+    second.until_ended().unwrap();
+    let mut ids: Vec<u64> = second.events.iter().map(|event| event.data.id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..1001).collect::<Vec<_>>());
 }

@@ -3,6 +3,9 @@
 //! A command answers the exit code of a run that came to its end: 0 done, 1 done with something left out, 130 and 143
 //! after a clean stop on Ctrl-C and SIGTERM. Results go to standard output, everything else to standard error.
 
+pub mod consume;
+pub mod produce;
+mod progress;
 mod query;
 mod stop;
 

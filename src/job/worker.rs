@@ -434,9 +434,9 @@ impl Turning {
                 if bound.is_none() {
                     *bound = driver.bind(open.epoch)?;
                 }
-                if bound.is_none() && self.stopped.is_some() {
-                    // Nobody polls any more: what other threads still read of the epoch is taken here.
-                    driver.poll(BUDGET)?;
+                if bound.is_none() {
+                    // What is held back would keep the epoch open, whether or not anything is polled now.
+                    open.bytes += driver.deliver()?;
                 }
             }
             if !open.bound.iter().all(Option::is_some) {

@@ -152,3 +152,6 @@ impl Layout {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,6 +133,15 @@ pub trait Reader<D: Record> {
     /// When the source fails for good, or a record is rejected and that is to end the job.
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled>;
 
+    /// Hands over what was read before and held back, without reading anything new; the epoch of it, if there is any.
+    /// Called instead of `poll` while the flow is to get no new records: what is held back would keep its epoch open.
+    ///
+    /// # Errors
+    /// When the source fails for good, or a record is rejected and that is to end the job.
+    fn deliver(&mut self, _intake: &mut Intake<D>) -> Result<Option<Epoch>> {
+        Ok(None)
+    }
+
     /// Ends an epoch. `None` while records of it are still being read on another thread: the caller asks again, and
     /// goes on polling with later epochs meanwhile.
     ///

@@ -36,6 +36,9 @@ pub(crate) trait Driver {
     /// more.
     fn poll(&mut self, budget: usize) -> Result<Taken>;
 
+    /// Sends what was read before and held back, without reading anything new; tells how many bytes that is.
+    fn deliver(&mut self) -> Result<usize>;
+
     /// Reads what a journal's epoch took; answers whether all of it has been read.
     fn replay(&mut self, bounds: &[Bound]) -> Result<bool>;
 
@@ -148,6 +151,11 @@ impl<D: Record> Driver for SourceDriver<D> {
         let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
         let bytes = self.send(epoch);
         Ok(Taken { bytes, busy, exhausted: self.reader.exhausted(&self.intake) })
+    }
+
+    fn deliver(&mut self) -> Result<usize> {
+        let epoch = self.reader.deliver(&mut self.intake)?;
+        Ok(epoch.map_or(0, |epoch| self.send(epoch)))
     }
 
     fn replay(&mut self, bounds: &[Bound]) -> Result<bool> {

@@ -108,7 +108,8 @@ impl Window {
 
     fn assigner(self) -> Result<Assigner> {
         let whole = |what: &str, duration: Duration| {
-            let millis = i64::try_from(duration.as_millis()).ok().filter(|_| duration.subsec_nanos() % 1_000_000 == 0);
+            let millis =
+                i64::try_from(duration.as_millis()).ok().filter(|_| duration.subsec_nanos().is_multiple_of(1_000_000));
             millis.ok_or_else(|| {
                 let written = humantime::format_duration(duration);
                 Error::usage(format!("a window's {what} of {written} is not a whole number of milliseconds"))
@@ -228,12 +229,14 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     }
 }
 
+/// A step's closed rows.
+type Rows<'f, K, V> = TimelyStream<'f, u64, Vec<(Row<K>, V)>>;
 /// A step's live rows, as changes.
 type Changed<K, V> = ((Row<K>, V), u64, isize);
 
 /// The results of a windowed aggregate, in whichever form they are wanted.
 pub struct Aggregated<'f, K, D, A: Aggregate<D>> {
-    closed: TimelyStream<'f, u64, Vec<(Row<K>, A::Value)>>,
+    closed: Rows<'f, K, A::Value>,
     changed: TimelyStream<'f, u64, Vec<Changed<K, A::Value>>>,
     late: TimelyStream<'f, u64, Vec<Event<D>>>,
     marks: TimelyStream<'f, u64, Vec<Mark>>,

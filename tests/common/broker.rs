@@ -3,9 +3,11 @@
 //! process holds open, and then wipes it.
 //!
 //! Without Java the tests that need it are skipped, loudly; with `CI=true` they fail.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::future::Future;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,17 +42,21 @@ impl Broker {
     /// A broker of the caller's own, for tests that kill it.
     pub fn start() -> Option<Broker> {
         let data = tempfile::Builder::new().prefix("tidegate-broker-").tempdir().unwrap().keep();
-        // In a session of its own, so that it outlives an interrupt from the keyboard.
+        // Set apart, so that it outlives an interrupt from the keyboard.
         let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
-        let watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => {}
             Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
-                eprintln!("SKIPPED: no real broker here: {}", said.trim());
+                // Not by `eprintln`, which the test runner keeps for itself.
+                let line = format!("SKIPPED: no real broker here: {}\n", said.trim());
+                std::io::stderr().lock().write_all(line.as_bytes()).unwrap();
+                drop(watchdog.stdin.take());
+                watchdog.wait().unwrap();
                 return None;
             }
             code => panic!("the broker did not start ({code:?}): {said}"),

@@ -1,5 +1,6 @@
 //! Drives a source's reader without an engine: polls it, binds epochs, keeps what it took.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ impl<D: Record> Driven<D> {
     }
 
     fn keep(&mut self) -> usize {
-        let (events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.hand_over();
         let count = events.len() + rejects.len();
         self.events.append(events);
         self.rejects.extend(rejects.drain(..).map(|reject| reject.data));

@@ -25,12 +25,29 @@ use crate::time::{Epoch, EventTime};
 
 use super::Format;
 
-/// How much of a file is read at a time: small enough for a chunk and its records to stay in a core's cache, large
-/// enough for the lock and the system call to cost nothing.
-const BLOCK: usize = 128 << 10;
+/// How many bytes are held at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// How much of a file is read at a time: small enough for a chunk and its records to stay in a core's cache, large
+    /// enough for the lock and the system call to cost nothing.
+    pub block: usize,
+    /// A record of more bytes than this is an error, as it would have to be held in memory whole.
+    pub longest: usize,
+    /// Lets what chunks showed wait at random, as if their workers were slow.
+    #[cfg(test)]
+    pub slow: Option<u64>,
+}
 
-/// A record of more bytes than this is an error, as it would have to be held in memory whole.
-const LONGEST: usize = 256 << 20;
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes {
+            block: 128 << 10,
+            longest: 256 << 20,
+            #[cfg(test)]
+            slow: None,
+        }
+    }
+}
 
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -119,6 +136,7 @@ struct Pending {
 
 #[derive(Debug)]
 struct Dispenser {
+    sizes: Sizes,
     path: PathBuf,
     file: File,
     /// The file's length when it was last looked at.
@@ -160,9 +178,9 @@ impl<F: Format> Shared<F> {
     ///
     /// # Errors
     /// When it cannot be read, or cannot give records of type `T`.
-    pub fn open<T: Record>(path: &Path, until_end: bool) -> Result<Self> {
+    pub fn open<T: Record>(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
         let shared = Shared {
-            state: Mutex::new(Dispenser::open(path, until_end)?),
+            state: Mutex::new(Dispenser::open(path, until_end, sizes)?),
             layout: OnceLock::new(),
             lines_before: OnceLock::new(),
             abandoned: AtomicBool::new(false),
@@ -175,12 +193,15 @@ impl<F: Format> Shared<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that a reader has gone.
+    /// Says that a reader has gone. A worker may be done before another has begun, but only if all is read.
     pub fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
+        let state = self.lock();
+        if state.until.is_none_or(|until| state.position < until) {
+            self.abandoned.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Whether a reader has gone already.
+    /// Whether a reader has gone before the end.
     pub fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
@@ -195,7 +216,7 @@ impl<F: Format> Shared<F> {
         if state.head.is_some() || state.length == 0 || state.partial_at == Some(state.length) {
             return Ok(());
         }
-        let (end, mut size) = (state.until.or(state.end_at_start), BLOCK);
+        let (end, mut size) = (state.until.or(state.end_at_start), state.sizes.block);
         loop {
             let limit = end.unwrap_or(state.length);
             let bytes = state.read(0, size.min(limit as usize))?;
@@ -255,6 +276,12 @@ impl<F: Format> Shared<F> {
         Ok(Dealt::Chunk(chunk))
     }
 
+    /// Whether every chunk that there will ever be has been dealt.
+    pub fn exhausted(&self) -> bool {
+        let state = self.lock();
+        state.until.is_some_and(|until| state.position >= until)
+    }
+
     /// Deals the next chunk of what a journal's epoch took. [`Dealt::Nothing`] when all of it has been dealt.
     ///
     /// # Errors
@@ -282,8 +309,25 @@ impl<F: Format> Shared<F> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
         state.pending[(index - first) as usize].summary = Some(summary);
+        #[cfg(test)]
+        if state.sizes.slow.is_some() {
+            return state.check();
+        }
         state.advance();
         state.check()
+    }
+
+    /// Goes over what chunks showed, at random times.
+    #[cfg(test)]
+    pub fn dawdle(&self) {
+        let state = &mut *self.lock();
+        if let Some(seed) = state.sizes.slow.as_mut() {
+            let mut rng = fastrand::Rng::with_seed(*seed);
+            *seed = rng.u64(..);
+            if rng.u8(0..3) == 0 {
+                state.advance();
+            }
+        }
     }
 
     /// Gives a chunk's buffer back.
@@ -318,7 +362,7 @@ impl<F: Format> Shared<F> {
         }
         let (mut state, mut at, mut lines) = (self.lock(), 0, 0);
         while at < state.found_at {
-            let count = BLOCK.min((state.found_at - at) as usize);
+            let count = state.sizes.block.min((state.found_at - at) as usize);
             let bytes = state.read(at, count)?;
             at += count as u64;
             lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
@@ -329,7 +373,7 @@ impl<F: Format> Shared<F> {
 }
 
 impl Dispenser {
-    fn open(path: &Path, until_end: bool) -> Result<Self> {
+    fn open(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
         let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
         let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
         let found = file.metadata().map_err(|why| refused(&why))?;
@@ -337,6 +381,7 @@ impl Dispenser {
             return Err(refused(&"it is not a regular file").help("write it to a file first"));
         }
         Ok(Dispenser {
+            sizes,
             path: path.to_owned(),
             file,
             length: found.len(),
@@ -363,7 +408,7 @@ impl Dispenser {
 
     /// Keeps a buffer for later, unless it held an exceptional record.
     fn keep(&mut self, mut bytes: Vec<u8>) {
-        if bytes.capacity() <= 2 * BLOCK {
+        if bytes.capacity() <= 2 * self.sizes.block {
             bytes.clear();
             self.spare.push(bytes);
         }
@@ -418,18 +463,18 @@ impl Dispenser {
 
     /// How much to read when so much was too little for a record.
     fn grow(&self, position: u64, size: usize) -> Result<usize> {
-        if size < LONGEST {
-            return Ok((size * 2).min(LONGEST));
+        if size < self.sizes.longest {
+            return Ok((size * 2).min(self.sizes.longest));
         }
         let place = format!("{}, offset {position}", self.path.display());
-        let error = Error::new(format!("a record is longer than {} MiB", LONGEST >> 20)).at(place);
+        let error = Error::new(format!("a record is longer than {} MiB", self.sizes.longest >> 20)).at(place);
         Err(error.help("look for a quote that is never closed, or for lines that do not end"))
     }
 
     /// The bytes of the next chunk, and how many of them are the head. `None` if no record is complete before `limit`;
     /// if that is the `last` of the file, records end there.
     fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<(Vec<u8>, usize)>> {
-        let (rest, mut size) = ((limit - self.position) as usize, BLOCK);
+        let (rest, mut size) = ((limit - self.position) as usize, self.sizes.block);
         let mut bytes = self.spare.pop().unwrap_or_default();
         loop {
             let want = size.min(rest);

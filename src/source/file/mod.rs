@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
 
-use dispenser::Shared;
+use dispenser::{Shared, Sizes};
 use reader::FileReader;
 
 /// What some programs write before UTF-8 text. It is no part of a record.
@@ -79,6 +79,7 @@ pub struct Input<F: Format, T = Untimed> {
     path: PathBuf,
     time_of: Option<TimeOf<T>>,
     out_of_order: Option<Duration>,
+    sizes: Sizes,
     opening: Mutex<Option<Opening<F>>>,
     format: PhantomData<fn() -> F>,
 }
@@ -105,7 +106,7 @@ impl<F: Format> Input<F> {
 
 impl<F: Format, T> Input<F, T> {
     fn of(path: PathBuf, time_of: Option<TimeOf<T>>, out_of_order: Option<Duration>) -> Self {
-        Input { path, time_of, out_of_order, opening: Mutex::new(None), format: PhantomData }
+        Input { path, time_of, out_of_order, sizes: Sizes::default(), opening: Mutex::new(None), format: PhantomData }
     }
 
     /// How far records may be behind the greatest event time before them.
@@ -132,7 +133,7 @@ impl<F: Format, T: Record> Input<F, T> {
             of.job == at.job && of.opened.len() == at.workers && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
-            let shared = Arc::new(Shared::open::<T>(&self.path, at.options.until_end)?);
+            let shared = Arc::new(Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?);
             *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.workers], shared });
         }
         let Some(of) = opening.as_mut() else { return Err(Error::new("the file was not opened")) };
@@ -168,3 +169,6 @@ impl<F: Format, T: Record> Source for Input<F, T> {
         Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
     }
 }
+
+#[cfg(test)]
+mod tests;

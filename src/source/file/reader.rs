@@ -97,8 +97,11 @@ impl<F: Format, T: Record> FileReader<F, T> {
         Ok(())
     }
 
-    /// Gives on up to `budget` events of the first held chunk, if what is before it is known: the epoch they are of.
-    fn give(&mut self, budget: usize, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+    /// Gives on the events of the first held chunk, if what is before it is known: the epoch they are of. A chunk is given
+    /// whole: moving part of it would cost more than it helps.
+    fn give(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+        #[cfg(test)]
+        self.shared.dawdle();
         let Some(held) = self.held.front_mut() else { return Ok(None) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
         if !held.settled {
@@ -106,15 +109,13 @@ impl<F: Format, T: Record> FileReader<F, T> {
             held.settle(lines, carry.watermark, intake)?;
         }
         let epoch = held.chunk.epoch;
-        if held.events.len() <= budget && intake.events.is_empty() {
+        if intake.events.is_empty() {
             std::mem::swap(&mut held.events, &mut intake.events);
             self.spare = std::mem::take(&mut held.events);
         } else {
-            intake.events.extend(held.events.drain(..budget.min(held.events.len())));
+            intake.events.append(&mut held.events);
         }
-        if held.events.is_empty()
-            && let Some(held) = self.held.pop_front()
-        {
+        if let Some(held) = self.held.pop_front() {
             self.shared.reuse(held.chunk.bytes);
         }
         Ok(Some(epoch))
@@ -152,20 +153,21 @@ impl<T: Record> Held<T> {
 }
 
 impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
         intake.begin(epoch);
         intake.all_found();
-        let budget = budget.max(1);
-        if let Some(epoch) = self.give(budget, intake)? {
+        if let Some(epoch) = self.give(intake)? {
             return Ok(Polled { epoch, busy: true });
         }
         if self.held.len() >= AHEAD {
+            // The worker that has the chunk before may be waiting for this core.
+            std::thread::yield_now();
             return Ok(Polled { epoch, busy: true });
         }
         match self.shared.deal::<T>(epoch)? {
             Dealt::Chunk(chunk) => {
                 self.take(chunk, intake)?;
-                Ok(Polled { epoch: self.give(budget, intake)?.unwrap_or(epoch), busy: true })
+                Ok(Polled { epoch: self.give(intake)?.unwrap_or(epoch), busy: true })
             }
             Dealt::Behind => Ok(Polled { epoch, busy: true }),
             Dealt::Nothing => Ok(Polled { epoch, busy: !self.held.is_empty() }),
@@ -189,6 +191,14 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
     }
 
+    fn deliver(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
+        self.give(intake)
+    }
+
+    fn exhausted(&self, _intake: &Intake<T>) -> bool {
+        self.held.is_empty() && self.shared.exhausted()
+    }
+
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
         intake.begin(epoch);
         intake.all_found();
@@ -196,13 +206,13 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
             self.shared.pass_again(epoch);
             return Ok(true);
         };
-        self.give(usize::MAX, intake)?;
+        self.give(intake)?;
         if self.held.len() >= AHEAD {
             return Ok(false);
         }
         if let Dealt::Chunk(chunk) = self.shared.deal_again::<T>(epoch, bound)? {
             self.take(chunk, intake)?;
-            self.give(usize::MAX, intake)?;
+            self.give(intake)?;
             return Ok(false);
         }
         Ok(self.held.is_empty())

@@ -248,7 +248,8 @@ fn refused(target: &Target, because: &str) -> Error {
 }
 
 fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
-    let why = words.get().map(|(_, reason)| reason).or(last);
+    // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
+    let why = words.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned()).or(last);
     let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config")

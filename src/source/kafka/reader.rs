@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 
 use super::Start;
 use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
-use super::report::{Listener, Report};
+use super::report::{Listener, Outage, Report};
 use super::watch::{News, Watch};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
@@ -37,13 +37,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many records a call of `replay` takes at most.
 const REPLAY_BUDGET: usize = 50_000;
 
+/// How many epochs' offsets are kept for monitors until they are shown.
+const UNSHOWN: usize = 10_000;
+
 /// How long the offsets of a partition may take to be told when the topic is opened.
 const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 
 const DEFAULTS: &[(&str, &str)] = &[
     // A full queue is looked at again after this; by default a second later.
     ("fetch.queue.backoff.ms", "2"),
-    ("fetch.wait.max.ms", "500"),
+    // A request that leaves out a partition whose queue is full waits so long if the others have nothing new; the queue
+    // should hold more than is read meanwhile.
+    ("fetch.wait.max.ms", "50"),
     // Of each partition's queue, as each has its own.
     ("queued.min.messages", "50000"),
     ("queued.max.messages.kbytes", "8192"),
@@ -51,7 +56,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("fetch.message.max.bytes", "1048576"),
     ("receive.message.max.bytes", "1000000000"),
     ("reconnect.backoff.max.ms", "1000"),
-    ("statistics.interval.ms", "500"),
+    // A record that was damaged on its way is an error, not a record.
+    ("check.crcs", "true"),
 ];
 
 const NEEDED: &[(&str, &str)] = &[
@@ -61,6 +67,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("isolation.level", "read_committed"),
     ("auto.offset.reset", "error"),
     ("allow.auto.create.topics", "false"),
+    // Idleness is judged by it.
+    ("statistics.interval.ms", "500"),
 ];
 
 /// A record that was taken from its queue before its epoch came.
@@ -107,6 +115,8 @@ enum Taken {
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<Listener>>,
     target: Target,
+    /// This worker, and how many there are.
+    share: (usize, usize),
     until_end: bool,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
@@ -115,8 +125,7 @@ pub(super) struct KafkaReader<T> {
     turn: usize,
     watch: Watch,
     last_poll: Option<Instant>,
-    /// An outage was reported, of this broker.
-    silent: Option<String>,
+    outage: Option<Outage>,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -125,10 +134,12 @@ pub(super) struct KafkaReader<T> {
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
     pub(super) fn open(target: &Target, start: Start, at: &Place) -> Result<Self> {
-        let group = format!("tidegate-{}", at.job);
+        let name = format!("tidegate-{}", at.job);
         let mut config = target.configure(DEFAULTS, NEEDED)?;
-        if config.get("group.id").is_none() {
-            config.set("group.id", group);
+        for key in ["group.id", "client.id"] {
+            if config.get(key).is_none() {
+                config.set(key, &name);
+            }
         }
         let consumer = connect(target, &config)?;
         // Counted, as a poll also answers nothing when it has served an event.
@@ -150,6 +161,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(KafkaReader {
             consumer,
             target: target.clone(),
+            share: (worker, workers),
             until_end: at.options.until_end,
             idle_timeout: at.options.idle_timeout,
             feeds,
@@ -157,7 +169,7 @@ impl<T: Record> KafkaReader<T> {
             turn: 0,
             watch,
             last_poll: None,
-            silent: None,
+            outage: None,
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -213,7 +225,15 @@ impl<T: Record> KafkaReader<T> {
     fn serve(&mut self, now: Instant) -> Result<()> {
         // Counted, as a poll also answers nothing when it has served an event.
         for _ in 0..4 {
-            let Some(Err(error)) = self.consumer.poll(Duration::ZERO) else { continue };
+            let error = match self.consumer.poll(Duration::ZERO) {
+                None => continue,
+                Some(Err(error)) => error,
+                // It cannot be, and would be a record lost.
+                Some(Ok(message)) => {
+                    let place = format!("{}, partition {}", self.target.describe(), message.partition());
+                    return Err(Error::new("a record came outside of its partition's queue").at(place));
+                }
+            };
             match error.rdkafka_error_code() {
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
@@ -241,12 +261,11 @@ impl<T: Record> KafkaReader<T> {
     }
 
     fn tell_outage(&mut self, report: &Report) {
-        match (&self.silent, &report.silent) {
-            (None, Some(broker)) => eprintln!("broker {broker} not reachable, waiting"),
-            (Some(broker), None) => eprintln!("broker {broker} reachable again"),
-            _ => return,
+        match (self.outage.take(), &report.silent) {
+            (None, Some(broker)) => self.outage = Some(Outage::begin(broker)),
+            (Some(outage), None) => outage.end(),
+            (outage, _) => self.outage = outage,
         }
-        self.silent.clone_from(&report.silent);
     }
 
     fn failed(&self, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
@@ -339,12 +358,14 @@ impl<T: Record> KafkaReader<T> {
         left: &mut usize,
         intake: &mut Intake<T>,
     ) -> Result<bool> {
+        // Where earlier lives were to go on for ever, the end at this start holds.
+        let until = bound.until.or(self.until_end.then_some(self.feeds[at].end));
         let slot = match self.feeds[at].slot {
             Some(slot) => slot,
             None => {
                 let from = bound.found_at.unwrap_or(self.feeds[at].start);
                 self.check_there(&self.feeds[at], from, bound)?;
-                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                let slot = intake.find(epoch, bound.partition, from, until);
                 self.feeds[at].slot = Some(slot);
                 self.assign(&[(bound.partition, from)])?;
                 slot
@@ -386,21 +407,36 @@ impl<T: Record> KafkaReader<T> {
                 None => intake.skip_to(slot, bound.next),
             }
         }
-        intake.repeat(slot, bound);
+        intake.repeat(slot, &Bound { until, ..bound.clone() });
+        if intake.ended(slot) {
+            self.rest(at);
+        }
         Ok(true)
+    }
+
+    /// Gives the offsets of the oldest unshown epoch over to the next one.
+    fn forget_oldest(&mut self) {
+        let oldest = self.bound.pop_front();
+        if let (Some((_, offsets)), Some((_, next))) = (oldest, self.bound.front_mut()) {
+            for (partition, offset) in offsets {
+                if !next.iter().any(|(named, _)| *named == partition) {
+                    next.push((partition, offset));
+                }
+            }
+        }
     }
 
     /// Refuses to repeat a journal over a topic that no longer has its records.
     fn check_there(&self, feed: &Feed, from: u64, bound: &Bound) -> Result<()> {
         let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
         if from < feed.low {
-            let error = Error::new("records that the journal names are gone").at(place);
+            let error = Error::new("records that the state still needs are gone").at(place);
             let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
             return Err(error.help("start with a new --state, or keep records longer"));
         }
         if bound.next > feed.end {
-            let because = format!("the topic ends at offset {}, the journal at {}", feed.end, bound.next);
-            let error = Error::new("records that the journal names are not there").at(place).because(because);
+            let because = format!("the topic ends at offset {}, the state at {}", feed.end, bound.next);
+            let error = Error::new("records that the state has counted are not there").at(place).because(because);
             return Err(error.help("was the topic deleted and created again? then start with a new --state"));
         }
         Ok(())
@@ -421,6 +457,9 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         if !binding.bounds.is_empty() {
             let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
             self.bound.push_back((epoch, offsets));
+            if self.bound.len() > UNSHOWN {
+                self.forget_oldest();
+            }
         }
         Ok(Some(binding))
     }
@@ -435,9 +474,15 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);
         for bound in bounds {
-            if let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) {
-                done &= self.repeat(epoch, at, bound, &mut left, intake)?;
+            if bound.partition as usize % self.share.1 != self.share.0 {
+                continue;
             }
+            let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) else {
+                let place = format!("{}, partition {}", self.target.describe(), bound.partition);
+                let error = Error::new("a partition that the state names is not there").at(place);
+                return Err(error.help("was the topic deleted and created again? then start with a new --state"));
+            };
+            done &= self.repeat(epoch, at, bound, &mut left, intake)?;
         }
         Ok(done)
     }
@@ -458,7 +503,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
 }
 
 fn connect(target: &Target, config: &ClientConfig) -> Result<Arc<BaseConsumer<Listener>>> {
-    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(500);
+    let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let listener = Listener::new(&target.topic, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     Ok(Arc::new(consumer))

@@ -2,7 +2,7 @@
 //! transaction is open on it. Idleness is decided by it, never the contents of an epoch.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -91,6 +91,51 @@ impl ClientContext for Listener {
 }
 
 impl ConsumerContext for Listener {}
+
+/// A broker that does not answer, as one reader sees it. It is told once, however many readers of this process see it.
+#[derive(Debug)]
+pub(super) struct Outage {
+    broker: String,
+}
+
+/// By how many readers brokers are missed.
+static MISSED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+
+impl Outage {
+    fn missed() -> MutexGuard<'static, BTreeMap<String, u32>> {
+        MISSED.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin(broker: &str) -> Self {
+        let mut missed = Outage::missed();
+        let readers = missed.entry(broker.to_owned()).or_default();
+        *readers += 1;
+        if *readers == 1 {
+            eprintln!("broker {broker} not reachable, waiting");
+        }
+        Outage { broker: broker.to_owned() }
+    }
+
+    pub(super) fn end(self) {
+        let broker = self.broker.clone();
+        drop(self);
+        if !Outage::missed().contains_key(&broker) {
+            eprintln!("broker {broker} reachable again");
+        }
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        let mut missed = Outage::missed();
+        if let Some(readers) = missed.get_mut(&self.broker) {
+            *readers -= 1;
+            if *readers == 0 {
+                missed.remove(&self.broker);
+            }
+        }
+    }
+}
 
 #[derive(Deserialize)]
 struct Statistics {

@@ -1,0 +1,247 @@
+//! Throughput of tumbling totals, beside baselines measured in the same run.
+//!
+//! Every figure comes from a process of its own, so that CPU time and peak memory are the run's; runs of different
+//! programs alternate, so that a noisy moment hits all of them. All programs of an input must give equal results.
+//!
+//! * `memory`: records of `u32` keys, already in memory. Beside it: a program written by hand (one thread, one hash map,
+//!   a fast hasher), and plain differential dataflow (window ends as timestamps, consolidated by an arrangement).
+//! * `csv`, `ndjson`: files of transactions with text accounts, results written to a CSV file. Beside it: a program
+//!   written by hand, on one thread, that keeps to the fields it needs.
+//! * `kafka`: a topic of JSON transactions on a real broker. Beside it: a consumer that parses and discards.
+//!
+//! `cargo bench --bench throughput -- --records 10000000 --workers 1,2`
+
+#[path = "throughput/data.rs"]
+mod data;
+#[path = "throughput/measure.rs"]
+mod measure;
+#[path = "throughput/programs.rs"]
+mod programs;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::{Parser, ValueEnum};
+
+use measure::{Figures, Measured};
+
+/// The allocator that Tidegate's own programs use, for all that is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Where records come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Input {
+    /// Records in memory, `u32` keys.
+    Memory,
+    /// A CSV file of transactions.
+    Csv,
+    /// A file with one JSON transaction a line.
+    Ndjson,
+    /// A topic on a real broker (Java and Maven are needed).
+    Kafka,
+}
+
+/// What runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Program {
+    /// Tidegate.
+    Tidegate,
+    /// A program written by hand, on one thread.
+    ByHand,
+    /// Plain differential dataflow.
+    Differential,
+    /// A consumer that parses and discards.
+    ParseOnly,
+}
+
+/// Measures the throughput of tumbling totals, beside baselines in the same run
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo bench --bench throughput -- --records 10000000 --workers 1,2
+  cargo bench --bench throughput -- --inputs memory --runs 9 --json > figures.ndjson")]
+struct Arguments {
+    /// Records of each run
+    #[arg(long, default_value_t = 2_000_000)]
+    records: u64,
+
+    /// Numbers of workers to measure
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    workers: Vec<usize>,
+
+    /// Inputs to measure [default: all, kafka if Java and Maven are there]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    inputs: Vec<Input>,
+
+    /// Runs of each program; medians are shown
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+
+    /// Distinct accounts
+    #[arg(long, default_value_t = 100_000)]
+    accounts: u64,
+
+    /// Records in the topic, where reading one is measured
+    #[arg(long, default_value_t = 1_000_000)]
+    kafka_records: u64,
+
+    /// Lines for plotting, one JSON object each, instead of a table
+    #[arg(long)]
+    json: bool,
+
+    /// Where files are made [default: a temporary directory]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+
+    /// One run, in this process: for the benchmark itself
+    #[arg(long, hide = true, num_args = 3, value_names = ["INPUT", "PROGRAM", "WORKERS"])]
+    one: Vec<String>,
+
+    /// Where the brokers are: for the benchmark itself
+    #[arg(long, hide = true)]
+    brokers: Option<String>,
+
+    /// What cargo passes to benchmarks.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let run = if arguments.one.is_empty() { measure_all(&arguments) } else { one(&arguments) };
+    match run {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("error: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One run of one program, whose figures go to standard output.
+fn one(arguments: &Arguments) -> Result<(), String> {
+    let [input, program, workers] = &arguments.one[..] else { return Err(String::from("--one takes three values")) };
+    let input = Input::from_str(input, true)?;
+    let program = Program::from_str(program, true)?;
+    let workers: usize = workers.parse().map_err(|_| String::from("the number of workers is no number"))?;
+    let dir = arguments.dir.clone().ok_or("--one needs --dir")?;
+    let brokers = arguments.brokers.clone().unwrap_or_default();
+    let setting = programs::Setting { records: arguments.records, accounts: arguments.accounts, workers, dir, brokers };
+    let figures = match (input, program) {
+        (Input::Memory, Program::ByHand) => programs::memory_by_hand(&setting),
+        (Input::Memory, Program::Differential) => programs::memory_differential(&setting),
+        (Input::Memory, Program::Tidegate) => programs::memory_tidegate(&setting),
+        (Input::Csv, Program::ByHand) => programs::csv_by_hand(&setting),
+        (Input::Csv, Program::Tidegate) => programs::csv_tidegate(&setting),
+        (Input::Ndjson, Program::ByHand) => programs::ndjson_by_hand(&setting),
+        (Input::Ndjson, Program::Tidegate) => programs::ndjson_tidegate(&setting),
+        (Input::Kafka, Program::ParseOnly) => programs::kafka_parse_only(&setting),
+        (Input::Kafka, Program::Tidegate) => programs::kafka_tidegate(&setting),
+        _ => Err(String::from("there is no such program for this input")),
+    }?;
+    println!("{}", figures.to_line());
+    Ok(())
+}
+
+/// What is measured for an input: the baseline first.
+fn programs_of(input: Input, workers: &[usize]) -> Vec<(Program, usize)> {
+    let mut all = match input {
+        Input::Memory => vec![(Program::ByHand, 1)],
+        Input::Csv | Input::Ndjson => vec![(Program::ByHand, 1)],
+        Input::Kafka => vec![(Program::ParseOnly, 1)],
+    };
+    for &workers in workers {
+        if input == Input::Memory {
+            all.push((Program::Differential, workers));
+        }
+        all.push((Program::Tidegate, workers));
+    }
+    all
+}
+
+fn measure_all(arguments: &Arguments) -> Result<(), String> {
+    let temporary = tempfile::tempdir().map_err(|why| format!("cannot make a temporary directory: {why}"))?;
+    let dir = arguments.dir.clone().unwrap_or_else(|| temporary.path().to_owned());
+    std::fs::create_dir_all(&dir).map_err(|why| format!("cannot make {}: {why}", dir.display()))?;
+    let inputs = match &arguments.inputs[..] {
+        [] => vec![Input::Memory, Input::Csv, Input::Ndjson, Input::Kafka],
+        some => some.to_vec(),
+    };
+    if !arguments.json {
+        println!("{}", measure::machine());
+    }
+    for input in inputs {
+        let mut broker = None;
+        let records = if input == Input::Kafka { arguments.kafka_records } else { arguments.records };
+        match input {
+            Input::Memory => {}
+            Input::Csv | Input::Ndjson => data::write_files(&dir, records, arguments.accounts)?,
+            Input::Kafka => match data::Broker::start(&dir, records, arguments.accounts) {
+                Ok(started) => broker = Some(started),
+                Err(why) if arguments.inputs.is_empty() => {
+                    eprintln!("SKIPPED: reading from Kafka: {why}");
+                    continue;
+                }
+                Err(why) => return Err(why),
+            },
+        }
+        let brokers = broker.as_ref().map_or("", |broker| broker.address.as_str());
+        let programs = programs_of(input, &arguments.workers);
+        let mut measured: Vec<Measured> = programs.iter().map(|_| Measured::default()).collect();
+        for run in 0..arguments.runs {
+            for ((program, workers), measured) in programs.iter().zip(&mut measured) {
+                eprint!("\r{input:?}: run {} of {}: {program:?} {workers}   ", run + 1, arguments.runs);
+                measured.add(child(&dir, arguments, records, brokers, (input, *program, *workers))?);
+            }
+        }
+        eprintln!();
+        check_equal(input, &programs, &measured)?;
+        let names: Vec<_> = programs.iter().map(|(program, workers)| (format!("{program:?}"), *workers)).collect();
+        measure::show(&format!("{input:?}"), records, &names, &measured, arguments.json);
+    }
+    Ok(())
+}
+
+/// Runs one program in a process of its own.
+fn child(
+    dir: &Path,
+    arguments: &Arguments,
+    records: u64,
+    brokers: &str,
+    (input, program, workers): (Input, Program, usize),
+) -> Result<Figures, String> {
+    let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+        value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    };
+    let executable = std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
+    let output = Command::new(executable)
+        .args(["--one", &name(&|| input.to_possible_value()), &name(&|| program.to_possible_value())])
+        .arg(workers.to_string())
+        .args(["--records", &records.to_string(), "--accounts", &arguments.accounts.to_string()])
+        .args(["--brokers", brokers])
+        .arg("--dir")
+        .arg(dir)
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|why| format!("cannot start a run: {why}"))?;
+    let line = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        return Err(format!("{input:?} {program:?} failed: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    Figures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
+}
+
+/// All programs of an input have seen the same records and made the same rows.
+fn check_equal(input: Input, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
+    let mut all = programs.iter().zip(measured).filter(|((program, _), _)| *program != Program::ParseOnly);
+    let Some((_, first)) = all.next() else { return Ok(()) };
+    for ((program, workers), other) in all {
+        if other.checks() != first.checks() {
+            let (one, two) = (first.checks(), other.checks());
+            return Err(format!(
+                "{input:?}: {program:?} on {workers} workers gives {two:?}, the first program {one:?}"
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! Figures: how they are taken, kept and shown.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use nix::sys::resource::{UsageWho, getrusage};
+
+/// An order-free account of result rows: equal if and only if (nearly) the rows are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Check {
+    /// How many rows.
+    pub(crate) rows: u64,
+    /// How many records they count.
+    pub(crate) records: u64,
+    /// A sum of hashes of whole rows.
+    pub(crate) hash: u64,
+}
+
+impl Check {
+    /// The account of one row.
+    pub(crate) fn row(end: i64, key: u64, count: i64, sum: i128, least: i64, greatest: i64) -> Check {
+        let parts = [end as u64, key, count as u64, sum as u64, least as u64, greatest as u64];
+        let mix = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+        Check { rows: 1, records: count as u64, hash: parts.into_iter().fold(7, mix) }
+    }
+
+    /// Adds rows.
+    pub(crate) fn add(&mut self, other: Check) {
+        self.rows += other.rows;
+        self.records += other.records;
+        self.hash = self.hash.wrapping_add(other.hash);
+    }
+}
+
+/// What one run was like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    /// Wall-clock seconds, from the first record to the last result.
+    pub(crate) seconds: f64,
+    /// CPU seconds of the process in that time.
+    pub(crate) cpu: f64,
+    /// Peak memory of the process, in MiB.
+    pub(crate) memory: f64,
+    /// What came out.
+    pub(crate) check: Check,
+}
+
+/// The CPU time of this process so far, in seconds.
+fn cpu_seconds() -> f64 {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return f64::NAN };
+    [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
+}
+
+fn peak_memory() -> f64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(f64::NAN, |usage| usage.max_rss() as f64 / 1024.0)
+}
+
+/// Times what gives a check.
+pub(crate) fn timed(work: impl FnOnce() -> Result<Check, String>) -> Result<Figures, String> {
+    let (cpu, start) = (cpu_seconds(), Instant::now());
+    let check = work()?;
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    Ok(Figures { seconds, cpu, memory: peak_memory(), check })
+}
+
+impl Figures {
+    /// The figures as a line.
+    pub(crate) fn to_line(self) -> String {
+        let Figures { seconds, cpu, memory, check: Check { rows, records, hash } } = self;
+        format!("figures {seconds} {cpu} {memory} {rows} {records} {hash}")
+    }
+
+    /// Reads what [`Figures::to_line`] wrote.
+    pub(crate) fn from_line(line: &str) -> Option<Figures> {
+        let parts: Vec<&str> = line.lines().last()?.strip_prefix("figures ")?.split(' ').collect();
+        let [seconds, cpu, memory, rows, records, hash] = parts[..] else { return None };
+        let check = Check { rows: rows.parse().ok()?, records: records.parse().ok()?, hash: hash.parse().ok()? };
+        Some(Figures { seconds: seconds.parse().ok()?, cpu: cpu.parse().ok()?, memory: memory.parse().ok()?, check })
+    }
+}
+
+/// Several runs of one program.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Measured {
+    runs: Vec<Figures>,
+}
+
+/// The least, the median and the greatest of some numbers.
+fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
+    numbers.sort_by(f64::total_cmp);
+    match (numbers.first(), numbers.get(numbers.len() / 2), numbers.last()) {
+        (Some(least), Some(median), Some(greatest)) => (*least, *median, *greatest),
+        _ => (f64::NAN, f64::NAN, f64::NAN),
+    }
+}
+
+impl Measured {
+    /// One run more.
+    pub(crate) fn add(&mut self, figures: Figures) {
+        self.runs.push(figures);
+    }
+
+    /// What came out of the runs: one check if they agree.
+    pub(crate) fn checks(&self) -> Vec<Check> {
+        let mut checks: Vec<Check> = self.runs.iter().map(|run| run.check).collect();
+        checks.dedup();
+        checks
+    }
+
+    fn of(&self, figure: impl Fn(&Figures) -> f64) -> (f64, f64, f64) {
+        spread(self.runs.iter().map(figure).collect())
+    }
+}
+
+/// What this runs on, in a line.
+pub(crate) fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("unknown")
+        .trim_matches([' ', '\t', ':']);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?");
+    format!("{model}, {cores} cores, load {load} at the start; release build")
+}
+
+/// Shows an input's figures: ratios are against the first program.
+pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], measured: &[Measured], json: bool) {
+    let millions = records as f64 / 1e6;
+    let rate = |run: &Figures| millions / run.seconds;
+    let Some(base) = measured.first().map(|first| (first.of(rate).1, first.of(|run| run.cpu / millions).1)) else {
+        return;
+    };
+    let mut table = String::new();
+    if !json {
+        let _ = writeln!(table, "\n{input}: {records} records");
+        let _ = writeln!(
+            table,
+            "  {:<14}{:>8}{:>22}{:>8}{:>12}{:>8}{:>10}",
+            "program", "workers", "M records/s (range)", "ratio", "CPU s/M", "ratio", "peak MiB"
+        );
+    }
+    for ((program, workers), runs) in programs.iter().zip(measured) {
+        let ((least, median, greatest), cpu) = (runs.of(rate), runs.of(|run| run.cpu / millions).1);
+        let (memory, ratio, cpu_ratio) = (runs.of(|run| run.memory).1, median / base.0, cpu / base.1);
+        if json {
+            println!(
+                "{{\"input\":\"{input}\",\"program\":\"{program}\",\"workers\":{workers},\"records\":{records},\
+                 \"runs\":{},\"median\":{median:.4},\"min\":{least:.4},\"max\":{greatest:.4},\"ratio\":{ratio:.4},\
+                 \"cpu_s_per_m\":{cpu:.4},\"cpu_ratio\":{cpu_ratio:.4},\"peak_mib\":{memory:.0},\"machine\":\"{}\"}}",
+                runs.runs.len(),
+                machine()
+            );
+        } else {
+            let range = format!("{median:.2} ({least:.2}-{greatest:.2})");
+            let _ = writeln!(
+                table,
+                "  {program:<14}{workers:>8}{range:>22}{ratio:>8.2}{cpu:>12.3}{cpu_ratio:>8.2}{memory:>10.0}"
+            );
+        }
+    }
+    print!("{table}");
+}

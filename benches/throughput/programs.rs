@@ -1,0 +1,413 @@
+//! The programs that are measured: Tidegate's query, and what it is compared with.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ::csv as csv_crate;
+use differential_dataflow::difference::{IsZero, Semigroup};
+use differential_dataflow::input::InputSession;
+use foldhash::fast::FixedState;
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use serde::{Deserialize, Serialize};
+use tidegate::source::Options;
+use tidegate::source::memory::Records;
+use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, kafka, ndjson};
+
+use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
+use crate::measure::{Check, Figures, timed};
+
+/// What a run goes by.
+pub(crate) struct Setting {
+    /// How many records.
+    pub(crate) records: u64,
+    /// How many accounts.
+    pub(crate) accounts: u64,
+    /// How many workers.
+    pub(crate) workers: usize,
+    /// Where files are.
+    pub(crate) dir: PathBuf,
+    /// Where the brokers are.
+    pub(crate) brokers: String,
+}
+
+/// Count, sum, least and greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Totals {
+    count: i64,
+    sum: i64,
+    least: i64,
+    greatest: i64,
+}
+
+impl Totals {
+    #[inline]
+    fn of(amount: i64) -> Self {
+        Totals { count: 1, sum: amount, least: amount, greatest: amount }
+    }
+
+    #[inline]
+    fn add(&mut self, amount: i64) {
+        self.count += 1;
+        self.sum += amount;
+        self.least = self.least.min(amount);
+        self.greatest = self.greatest.max(amount);
+    }
+}
+
+impl IsZero for Totals {
+    fn is_zero(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl Semigroup for Totals {
+    #[inline]
+    fn plus_equals(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.least = self.least.min(other.least);
+        self.greatest = self.greatest.max(other.greatest);
+    }
+}
+
+/// One thread, one hash map of a fast hasher, partitions in turns; late records are left out; rows leave the map when
+/// their window closes.
+pub(crate) fn memory_by_hand(setting: &Setting) -> Result<Figures, String> {
+    let partitions: Vec<_> = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
+    timed(|| {
+        let mut open: HashMap<(i64, u32), Totals, FixedState> = HashMap::default();
+        let (mut marks, mut closed, mut check) = ([i64::MIN; PARTITIONS], i64::MIN, Check::default());
+        let longest = partitions.iter().map(Vec::len).max().unwrap_or(0);
+        for from in (0..longest).step_by(1024) {
+            for (partition, mark) in partitions.iter().zip(&mut marks) {
+                let to = (from + 1024).min(partition.len());
+                for &(account, at, amount) in partition.get(from..to).unwrap_or_default() {
+                    let end = at - at.rem_euclid(WINDOW) + WINDOW;
+                    if end > *mark {
+                        open.entry((end, account)).and_modify(|row| row.add(amount)).or_insert(Totals::of(amount));
+                    }
+                    *mark = (*mark).max(at - DISORDER);
+                }
+            }
+            let watermark = marks.iter().copied().min().unwrap_or(i64::MIN);
+            let through = watermark - watermark.rem_euclid(WINDOW);
+            if through > closed {
+                closed = through;
+                open.retain(|(end, account), row| {
+                    if *end <= through {
+                        check.add(check_of(*end, u64::from(*account), row));
+                    }
+                    *end > through
+                });
+            }
+        }
+        open.iter().for_each(|((end, account), row)| check.add(check_of(*end, u64::from(*account), row)));
+        Ok(check)
+    })
+}
+
+fn check_of(end: i64, key: u64, row: &Totals) -> Check {
+    Check::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
+}
+
+/// Checks that several workers add to.
+#[derive(Clone, Default)]
+struct Shared(Arc<[AtomicU64; 3]>);
+
+impl Shared {
+    fn add(&self, check: Check) {
+        for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
+            sum.fetch_add(part, Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> Check {
+        let [rows, records, hash] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
+        Check { rows, records, hash }
+    }
+}
+
+/// Plain differential dataflow: a record is an update of its row at its window's end as timestamp, and an arrangement
+/// consolidates them; the frontier follows the watermark, so rows leave when their window closes.
+pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> {
+    let partitions: Arc<Vec<_>> =
+        Arc::new((0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect());
+    let config = match setting.workers {
+        1 => timely::Config::thread(),
+        workers => timely::Config::process(workers),
+    };
+    timed(|| {
+        let shared = Shared::default();
+        let checks = shared.clone();
+        let run = timely::execute(config, move |worker| {
+            let mut input = InputSession::<u64, (u64, u32), Totals>::new();
+            let checks = checks.clone();
+            let probe = worker.dataflow(|scope| {
+                let rows = input.to_collection(scope).consolidate();
+                rows.inspect(move |((end, account), _, row)| {
+                    checks.add(check_of(*end as i64, u64::from(*account), row));
+                })
+                .probe()
+                .0
+            });
+            let mine = partitions.iter().enumerate().filter(|(p, _)| p % worker.peers() == worker.index());
+            let mine: Vec<_> = mine.map(|(_, partition)| partition).collect();
+            let (mut mark, mut marks) = (0, vec![i64::MIN; mine.len()]);
+            let longest = mine.iter().map(|partition| partition.len()).max().unwrap_or(0);
+            for from in (0..longest).step_by(1024) {
+                for (partition, mark) in mine.iter().zip(&mut marks) {
+                    for &(account, at, amount) in &partition[from..(from + 1024).min(partition.len())] {
+                        let end = at - at.rem_euclid(WINDOW) + WINDOW;
+                        if end > *mark {
+                            input.update_at((end as u64, account), end as u64, Totals::of(amount));
+                        }
+                        *mark = (*mark).max(at - DISORDER);
+                    }
+                }
+                let watermark = marks.iter().copied().min().unwrap_or(i64::MAX).max(0) as u64 + 1;
+                if watermark > mark {
+                    mark = watermark;
+                    input.advance_to(mark);
+                }
+                input.flush();
+                worker.step();
+            }
+            input.close();
+            while !probe.done() {
+                worker.step_or_park(Some(Duration::from_millis(1)));
+            }
+        });
+        run?.join().into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(shared.get())
+    })
+}
+
+fn job(setting: &Setting) -> Job {
+    let options =
+        Options { until_end: true, out_of_order: Duration::from_millis(DISORDER as u64), ..Options::default() };
+    Job::new("throughput").workers(setting.workers).options(options)
+}
+
+/// Tidegate's windowed totals of records in memory.
+pub(crate) fn memory_tidegate(setting: &Setting) -> Result<Figures, String> {
+    let partitions = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
+    let records = Records::new(partitions, |record: &data::Small| record.1);
+    timed(|| {
+        let shared = Shared::default();
+        let checks = shared.clone();
+        let run = job(setting).run(move |flow| {
+            let checks = checks.clone();
+            flow.read("records", &records)
+                .key_by(|record| record.0)
+                .window(Window::tumbling(Duration::from_millis(WINDOW as u64)))
+                .aggregate("totals", |each| (each.count(), each.sum(|r| r.2), each.min(|r| r.2), each.max(|r| r.2)))
+                .on_close()
+                .inspect(move |row| {
+                    let (count, sum, least, greatest) = row.value;
+                    checks.add(Check::row(row.window.end.millis(), u64::from(row.key), count, sum, least, greatest));
+                });
+        });
+        run.map_err(|error| error.to_string())?;
+        Ok(shared.get())
+    })
+}
+
+/// A row of results, as `account_totals` writes it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Total {
+    window_start: EventTime,
+    window_end: EventTime,
+    account: String,
+    count: i64,
+    sum_cents: i128,
+    min_cents: i64,
+    max_cents: i64,
+}
+
+/// One thread over a file: rows of text accounts, written as CSV when their window closes.
+struct ByHand {
+    open: HashMap<i64, HashMap<String, Totals, FixedState>, FixedState>,
+    mark: i64,
+    out: csv_crate::Writer<BufWriter<File>>,
+    check: Check,
+}
+
+impl ByHand {
+    fn new(setting: &Setting) -> Result<Self, String> {
+        let path = setting.dir.join("by_hand.csv");
+        let file = File::create(&path).map_err(|why| format!("cannot make {}: {why}", path.display()))?;
+        let out = csv_crate::Writer::from_writer(BufWriter::new(file));
+        Ok(ByHand { open: HashMap::default(), mark: i64::MIN, out, check: Check::default() })
+    }
+
+    #[inline]
+    fn record(&mut self, account: &str, amount: i64, at: i64) -> Result<(), String> {
+        let end = at - at.rem_euclid(WINDOW) + WINDOW;
+        if end > self.mark {
+            let rows = self.open.entry(end).or_default();
+            match rows.get_mut(account) {
+                Some(row) => row.add(amount),
+                None => drop(rows.insert(account.to_owned(), Totals::of(amount))),
+            }
+        }
+        let before = self.mark;
+        self.mark = self.mark.max(at - DISORDER);
+        if before.div_euclid(WINDOW) != self.mark.div_euclid(WINDOW) { self.close(self.mark) } else { Ok(()) }
+    }
+
+    fn close(&mut self, through: i64) -> Result<(), String> {
+        let mut ends: Vec<i64> = self.open.keys().copied().filter(|end| *end <= through).collect();
+        ends.sort_unstable();
+        for end in ends {
+            let mut rows: Vec<_> = self.open.remove(&end).unwrap_or_default().into_iter().collect();
+            rows.sort_unstable_by(|one, two| one.0.cmp(&two.0));
+            let (start, stop) =
+                (EventTime::from_millis(end - WINDOW).to_string(), EventTime::from_millis(end).to_string());
+            for (account, row) in rows {
+                self.check.add(check_of(end, key_of(&account), &row));
+                let Totals { count, sum, least, greatest } = row;
+                let line = (&start, &stop, account, count, sum, least, greatest);
+                self.out.serialize(line).map_err(|why| format!("cannot write results: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Check, String> {
+        self.close(i64::MAX)?;
+        self.out.flush().map_err(|why| format!("cannot write results: {why}"))?;
+        Ok(self.check)
+    }
+}
+
+/// An account's text as a number, for checks.
+fn key_of(account: &str) -> u64 {
+    account.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)))
+}
+
+/// The csv crate, decoding what the totals need, on one thread.
+pub(crate) fn csv_by_hand(setting: &Setting) -> Result<Figures, String> {
+    let path = data::file(&setting.dir, "csv");
+    timed(|| {
+        let said = |why: csv_crate::Error| format!("cannot read {}: {why}", path.display());
+        let mut reader = csv_crate::Reader::from_path(&path).map_err(said)?;
+        let (mut by_hand, mut row) = (ByHand::new(setting)?, csv_crate::ByteRecord::new());
+        let number = |field: Option<&[u8]>| -> Result<i64, String> {
+            let text = field.and_then(|field| std::str::from_utf8(field).ok());
+            text.and_then(|text| text.parse().ok()).ok_or_else(|| String::from("a field is no number"))
+        };
+        while reader.read_byte_record(&mut row).map_err(said)? {
+            let account =
+                row.get(1).and_then(|field| std::str::from_utf8(field).ok()).ok_or("an account is no text")?;
+            by_hand.record(account, number(row.get(3))?, number(row.get(5))?)?;
+        }
+        by_hand.finish()
+    })
+}
+
+/// What the totals need of a JSON transaction, borrowed.
+#[derive(Deserialize)]
+struct Needed<'a> {
+    account: &'a str,
+    amount_cents: i64,
+    at_ms: i64,
+}
+
+/// serde_json, decoding what the totals need, on one thread.
+pub(crate) fn ndjson_by_hand(setting: &Setting) -> Result<Figures, String> {
+    let path = data::file(&setting.dir, "ndjson");
+    timed(|| {
+        let file = File::open(&path).map_err(|why| format!("cannot read {}: {why}", path.display()))?;
+        let (mut reader, mut line) = (BufReader::with_capacity(1 << 18, file), Vec::new());
+        let mut by_hand = ByHand::new(setting)?;
+        while reader.read_until(b'\n', &mut line).map_err(|why| why.to_string())? > 0 {
+            let needed: Needed<'_> = serde_json::from_slice(&line).map_err(|why| why.to_string())?;
+            by_hand.record(needed.account, needed.amount_cents, needed.at_ms)?;
+            line.clear();
+        }
+        by_hand.finish()
+    })
+}
+
+/// Tidegate's `account_totals` over a source, results written as CSV.
+fn totals<S: tidegate::source::Source<Item = Transaction>>(setting: &Setting, source: S) -> Result<Figures, String> {
+    let out = csv::File::new(setting.dir.join("tidegate.csv"));
+    timed(|| {
+        let shared = Shared::default();
+        let checks = shared.clone();
+        let run = job(setting).run(move |flow| {
+            let checks = checks.clone();
+            flow.read("transactions", &source)
+                .key_by(|t| t.account.clone())
+                .window(Window::tumbling(Duration::from_millis(WINDOW as u64)))
+                .aggregate("totals", |each| {
+                    let amount = |t: &Transaction| t.amount_cents;
+                    (each.count(), each.sum(amount), each.min(amount), each.max(amount))
+                })
+                .on_close()
+                .inspect(move |row| {
+                    let (count, sum, least, greatest) = row.value;
+                    checks.add(Check::row(row.window.end.millis(), key_of(&row.key), count, sum, least, greatest));
+                })
+                .map(total)
+                .write("totals", &out);
+        });
+        run.map_err(|error| error.to_string())?;
+        Ok(shared.get())
+    })
+}
+
+fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
+    let Closed { window, key: account, value: (count, sum_cents, min_cents, max_cents) } = closed;
+    Total { window_start: window.start, window_end: window.end, account, count, sum_cents, min_cents, max_cents }
+}
+
+/// Tidegate from a CSV file.
+pub(crate) fn csv_tidegate(setting: &Setting) -> Result<Figures, String> {
+    totals(setting, csv::Input::new(data::file(&setting.dir, "csv")).event_time(|t: &Transaction| t.at_ms))
+}
+
+/// Tidegate from a file with one JSON object a line.
+pub(crate) fn ndjson_tidegate(setting: &Setting) -> Result<Figures, String> {
+    totals(setting, ndjson::Input::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
+}
+
+/// Tidegate from a topic.
+pub(crate) fn kafka_tidegate(setting: &Setting) -> Result<Figures, String> {
+    totals(setting, kafka::Topic::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
+}
+
+/// One consumer that parses every message and keeps nothing.
+pub(crate) fn kafka_parse_only(setting: &Setting) -> Result<Figures, String> {
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", &setting.brokers).set("group.id", "throughput-parse-only");
+    config.set("isolation.level", "read_committed").set("fetch.queue.backoff.ms", "2");
+    config.set("enable.auto.commit", "false");
+    timed(|| {
+        let consumer: BaseConsumer = config.create().map_err(|why| why.to_string())?;
+        let mut partitions = rdkafka::TopicPartitionList::new();
+        for partition in 0..4 {
+            let start = rdkafka::Offset::Beginning;
+            partitions.add_partition_offset("transaction", partition, start).map_err(|why| why.to_string())?;
+        }
+        consumer.assign(&partitions).map_err(|why| why.to_string())?;
+        let mut check = Check::default();
+        while check.records < setting.records {
+            let Some(message) = consumer.poll(Duration::from_secs(10)) else {
+                return Err(format!("only {} of {} messages came", check.records, setting.records));
+            };
+            let message = message.map_err(|why| why.to_string())?;
+            let transaction: Transaction =
+                serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|why| why.to_string())?;
+            check.records += 1;
+            check.hash = check.hash.wrapping_add(std::hint::black_box(transaction).amount_cents as u64);
+        }
+        Ok(check)
+    })
+}

@@ -1,0 +1,630 @@
+//! Workers that read a file side by side, in any interleaving, give what one thread gives that reads it naively.
+//!
+//! A [`Case`] is a file's bytes and what a naive reading of them gives. It is read by simulated workers in random turns,
+//! and by threads; then the bounds of that reading are repeated by another number of workers. Blocks of a few bytes make
+//! many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the seed, which repeats the run.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::*;
+use crate::durable::journal::Bound;
+use crate::metrics::SourceMetrics;
+use crate::record::Event;
+use crate::source::csv::Csv;
+use crate::source::ndjson::Ndjson;
+use crate::source::{Binding, Intake, Options, Rejected, StreamView};
+use crate::time::watermark::PartitionClock;
+use crate::time::{Epoch, EventTime};
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Row {
+    id: u64,
+    account: String,
+    note: Option<String>,
+    at_ms: i64,
+}
+
+/// What a naive reader finds: where each record is, and what it decodes to.
+type Naive = Vec<(Range<usize>, Option<Row>)>;
+
+const DISORDER: Duration = Duration::from_millis(40);
+
+/// What is known of a record once it was read: its time and data if it is accepted, its line if it is rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Outcome {
+    offset: u64,
+    mark: EventTime,
+    accepted: Option<(EventTime, Row)>,
+    line: u64,
+    rejected: Vec<u8>,
+}
+
+struct Case {
+    seed: u64,
+    file: tempfile::NamedTempFile,
+    expected: Vec<Outcome>,
+    /// The watermark before each byte at which a record begins, and at the end.
+    length: u64,
+}
+
+impl Case {
+    fn new(seed: u64, bytes: &[u8], naive: Naive) -> Case {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let mut clock = PartitionClock::new(EventTime::MIN, DISORDER.into());
+        let expected = naive.into_iter().map(|(place, row)| {
+            let row = row.filter(|row| EventTime::from_millis(row.at_ms).is_writable());
+            let (line, mark) =
+                (bytes[..place.start].iter().filter(|b| **b == b'\n').count() as u64 + 1, clock.watermark());
+            let offset = place.start as u64;
+            match row {
+                Some(row) => {
+                    let time = EventTime::from_millis(row.at_ms);
+                    clock.observe(time);
+                    Outcome { offset, mark, accepted: Some((time, row)), line: 0, rejected: Vec::new() }
+                }
+                None => Outcome { offset, mark, accepted: None, line, rejected: bytes[place].to_vec() },
+            }
+        });
+        let expected = expected.collect();
+        Case { seed, file, expected, length: bytes.len() as u64 }
+    }
+
+    fn input<F: Format>(&self, block: usize) -> Input<F, Row> {
+        let mut input = input(self.file.path(), block);
+        input.sizes.slow = (!self.seed.is_multiple_of(3)).then_some(self.seed);
+        input
+    }
+
+    fn watermark_at(&self, position: u64) -> EventTime {
+        let mut clock = PartitionClock::new(EventTime::MIN, DISORDER.into());
+        for outcome in self.expected.iter().filter(|outcome| outcome.offset < position) {
+            if let Some((time, _)) = outcome.accepted {
+                clock.observe(time);
+            }
+        }
+        clock.watermark()
+    }
+
+    /// Checks what was read against the naive reading, and that each epoch took the piece that it says it took.
+    fn check(&self, run: &Run, what: &str) {
+        let at = format!("seed {}, {what}", self.seed);
+        let mut all: Vec<Outcome> = Vec::new();
+        let mut position = 0;
+        for (epoch, outcomes) in &run.epochs {
+            let mut outcomes = outcomes.clone();
+            outcomes.sort_by_key(|outcome| outcome.offset);
+            let from = position;
+            position = run.bounds.get(epoch).map_or(position, |bound| bound.next);
+            assert!(outcomes.iter().all(|o| o.offset >= from && o.offset < position), "{at}: epoch {epoch}");
+            all.extend(outcomes);
+        }
+        assert_eq!(all.len(), self.expected.len(), "{at}: number of records");
+        for (read, expected) in all.iter().zip(&self.expected) {
+            assert_eq!(read, expected, "{at}");
+        }
+        let mut before = 0;
+        for bound in run.bounds.values() {
+            assert_eq!(bound.watermark, self.watermark_at(bound.next), "{at}: watermark at {}", bound.next);
+            assert!(bound.next >= before, "{at}");
+            assert_eq!(bound.found_at, (before == 0 && Some(bound) == run.bounds.values().next()).then_some(0), "{at}");
+            before = bound.next;
+        }
+        let last = run.bounds.values().last().unwrap();
+        assert_eq!((last.next, last.until, last.ended), (self.length, Some(self.length), true), "{at}");
+    }
+}
+
+fn input<F: Format>(path: &Path, block: usize) -> Input<F, Row> {
+    let mut input = Input::new(path).event_time(|row: &Row| row.at_ms).out_of_order(DISORDER);
+    input.sizes = Sizes { block, longest: 16 << 20, slow: None };
+    input
+}
+
+/// What was read: by epoch, and what was bound to epochs.
+#[derive(Default)]
+struct Run {
+    epochs: BTreeMap<u64, Vec<Outcome>>,
+    bounds: BTreeMap<u64, Bound>,
+}
+
+/// One simulated worker.
+struct Worker {
+    reader: Box<dyn Reader<Row>>,
+    intake: Intake<Row>,
+    epoch: Epoch,
+    to_bind: VecDeque<Epoch>,
+    bound: Option<Epoch>,
+    ended: bool,
+    journal: VecDeque<(Epoch, Vec<Bound>)>,
+}
+
+impl Worker {
+    fn new<F: Format>(input: &Input<F, Row>, worker: usize, workers: usize, options: &Options, first: Epoch) -> Self {
+        let place = Place { worker, workers, job: String::from("test"), options: options.clone() };
+        let intake =
+            Intake::new("s", 3, input, options, Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
+        let (to_bind, journal) = (VecDeque::new(), VecDeque::new());
+        let reader = input.open(&place).unwrap();
+        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, journal }
+    }
+
+    fn take(&mut self, epoch: Epoch, run: &mut Run) {
+        let (_bytes, events, rejects) = self.intake.hand_over();
+        assert!(self.bound < Some(epoch) || events.is_empty() && rejects.is_empty(), "records after their epoch");
+        let outcomes = run.epochs.entry(epoch.0).or_default();
+        outcomes.extend(events.drain(..).map(|Event { time, mark, origin, data }| {
+            assert_eq!((origin.source, origin.partition), (3, 0));
+            let accepted = Some((time, data));
+            Outcome { offset: origin.offset, mark, accepted, line: 0, rejected: Vec::new() }
+        }));
+        outcomes.extend(rejects.drain(..).map(|Event { mark, origin, data, .. }| {
+            let Rejected { line, record, encoding, reason, .. } = data;
+            assert!(!reason.is_empty());
+            let rejected = if encoding == "hex" { from_hex(&record) } else { record.into_bytes() };
+            Outcome { offset: origin.offset, mark, accepted: None, line, rejected }
+        }));
+    }
+
+    fn poll(&mut self, budget: usize, run: &mut Run) -> bool {
+        if let Some((epoch, bounds)) = self.journal.front().cloned() {
+            let done = self.reader.replay(epoch, &bounds, &mut self.intake).unwrap();
+            self.take(epoch, run);
+            if done {
+                self.journal.pop_front();
+                self.to_bind.push_back(epoch);
+            }
+            return true;
+        }
+        let polled = self.reader.poll(self.epoch, budget, &mut self.intake).unwrap();
+        assert!(polled.epoch <= self.epoch);
+        self.take(polled.epoch, run);
+        polled.busy
+    }
+
+    fn turn_to(&mut self, epoch: Epoch) {
+        if self.journal.is_empty() && epoch > self.epoch {
+            self.to_bind.push_back(self.epoch);
+            self.epoch = epoch;
+        }
+    }
+
+    fn bind(&mut self, run: &mut Run) {
+        let Some(epoch) = self.to_bind.front().copied() else { return };
+        let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake).unwrap() else { return };
+        self.to_bind.pop_front();
+        self.bound = Some(epoch);
+        assert!(mark.woken.is_empty() && bounds.len() <= 1);
+        for bound in bounds {
+            assert!((bound.source.as_str(), bound.partition, bound.idle) == ("s", 0, false));
+            assert_eq!(mark.least, (!bound.ended).then_some(bound.watermark));
+            run.bounds.insert(epoch.0, bound);
+        }
+        self.ended = mark.ended;
+    }
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
+}
+
+fn until_end() -> Options {
+    Options { until_end: true, ..Options::default() }
+}
+
+/// Lets the workers take random turns until the file has ended and all of it is bound.
+fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
+    let (mut rng, mut run, mut now) = (fastrand::Rng::with_seed(seed), Run::default(), first);
+    let (advances, mut end) = (rng.usize(2..40), None);
+    for turn in 0.. {
+        assert!(turn < 2_000_000, "seed {seed}: it does not end");
+        let at = rng.usize(0..workers.len());
+        let worker = &mut workers[at];
+        match rng.usize(0..advances) {
+            0 => now = Epoch(now.0 + 2),
+            1 => worker.turn_to(Epoch(now.0.min(worker.epoch.0 + 2))),
+            2..5 => worker.bind(&mut run),
+            _ => drop(worker.poll(rng.usize(0..30), &mut run)),
+        }
+        if advances < 6 {
+            worker.poll(rng.usize(0..30), &mut run);
+            worker.bind(&mut run);
+        }
+        if workers[0].ended && workers[0].journal.is_empty() {
+            let end = *end.get_or_insert(workers[0].bound);
+            if workers.iter().all(|worker| worker.bound >= end && worker.journal.is_empty()) {
+                return run;
+            }
+        }
+    }
+    run
+}
+
+/// Lets each worker run on a thread of its own.
+fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, seed: u64) -> Run {
+    let (now, last, done) = (AtomicU64::new(2), AtomicU64::new(u64::MAX), AtomicBool::new(false));
+    let work = |at: usize| {
+        let (mut run, mut rng) = (Run::default(), fastrand::Rng::with_seed(seed + at as u64));
+        let mut worker = Worker::new(input, at, count, &until_end(), Epoch(2));
+        while worker.bound.is_none_or(|bound| bound.0 < last.load(Ordering::SeqCst)) {
+            if at == 0 && rng.u8(0..30) == 0 {
+                now.fetch_add(2, Ordering::SeqCst);
+            }
+            worker.poll(rng.usize(1..50), &mut run);
+            worker.turn_to(Epoch(now.load(Ordering::SeqCst).min(worker.epoch.0 + 2)));
+            worker.bind(&mut run);
+            if at == 0 && worker.ended && !done.swap(true, Ordering::SeqCst) {
+                last.store(worker.bound.unwrap().0, Ordering::SeqCst);
+            }
+        }
+        run
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|at| scope.spawn(move || work(at))).collect();
+        let mut all = Run::default();
+        for run in threads.into_iter().map(|thread| thread.join().unwrap()) {
+            all.bounds.extend(run.bounds);
+            for (epoch, outcomes) in run.epochs {
+                all.epochs.entry(epoch).or_default().extend(outcomes);
+            }
+        }
+        all
+    })
+}
+
+/// Reads a case in every way, and compares.
+fn check<F: Format>(case: &Case) {
+    let mut rng = fastrand::Rng::with_seed(case.seed);
+    let input = case.input::<F>(rng.usize(1..200));
+    let mut recorded = Run::default();
+    for count in [1, 2, 4] {
+        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), Epoch(2))).collect();
+        recorded = in_turns(&mut workers, case.seed, Epoch(2));
+        case.check(&recorded, &format!("{count} workers in turns"));
+    }
+    for count in [1, 2, 3] {
+        repeat::<F>(case, &recorded, count, rng.usize(0..=recorded.bounds.len()));
+    }
+    let count = rng.usize(1..4);
+    case.check(&on_threads(&input, count, case.seed), &format!("{count} threads"));
+}
+
+/// Repeats some of what was recorded on another number of workers, and reads on.
+fn repeat<F: Format>(case: &Case, recorded: &Run, count: usize, frames: usize) {
+    let input = case.input::<F>(1 + case.seed as usize % 70);
+    let journal: VecDeque<_> =
+        recorded.bounds.iter().take(frames).map(|(epoch, bound)| (Epoch(*epoch), vec![bound.clone()])).collect();
+    let first = Epoch(recorded.bounds.keys().last().unwrap() + 2);
+    let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), first)).collect();
+    for worker in &mut workers {
+        worker.journal = journal.clone();
+    }
+    let run = in_turns(&mut workers, case.seed, first);
+    let what = format!("{count} workers that repeat {frames} epochs");
+    case.check(&run, &what);
+    for (epoch, bound) in recorded.bounds.iter().take(frames) {
+        assert_eq!(run.bounds.get(epoch), Some(bound), "seed {}, {what}", case.seed);
+        let sorted = |run: &Run| {
+            let mut outcomes = run.epochs.get(epoch).cloned().unwrap_or_default();
+            outcomes.sort_by_key(|outcome| outcome.offset);
+            outcomes
+        };
+        assert_eq!(sorted(&run), sorted(recorded), "seed {}, {what}, epoch {epoch}", case.seed);
+    }
+}
+
+/// The csv crate, one record after the other. It may place a record at the line ends before it.
+fn naive_csv(bytes: &[u8]) -> Naive {
+    let mut reader = ::csv::ReaderBuilder::new().flexible(true).from_reader(bytes);
+    let header = reader.byte_headers().unwrap().clone();
+    let (mut naive, mut record) = (Vec::new(), ::csv::ByteRecord::new());
+    while reader.read_byte_record(&mut record).unwrap() {
+        let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+        let at = record.position().unwrap().byte() as usize;
+        let start = at + bytes[at..].iter().take_while(|byte| ends(byte)).count();
+        let after = reader.position().byte() as usize;
+        let end = after - bytes[start..after].iter().rev().take_while(|byte| ends(byte)).count();
+        let row = if record.len() == header.len() { record.deserialize(Some(&header)).ok() } else { None };
+        naive.push((start..end, row));
+    }
+    naive
+}
+
+fn naive_ndjson(bytes: &[u8]) -> Naive {
+    let (mut naive, mut start) = (Vec::new(), if bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 });
+    for line in bytes[start..].split(|byte| *byte == b'\n') {
+        let text = line.strip_suffix(b"\r").unwrap_or(line);
+        if !text.trim_ascii().is_empty() {
+            naive.push((start..start + text.len(), serde_json::from_slice(text).ok()));
+        }
+        start += line.len() + 1;
+    }
+    naive
+}
+
+fn random_time(rng: &mut fastrand::Rng, at: usize) -> i64 {
+    if rng.u8(0..40) == 0 { i64::MAX - at as i64 } else { 1_000 + 10 * at as i64 + rng.i64(-200..50) }
+}
+
+/// A text for a field of CSV: plain, quoted, or spoilt.
+fn random_text(rng: &mut fastrand::Rng) -> Vec<u8> {
+    let texts: [&[u8]; 14] = [
+        b"acct-1",
+        b"\"a,b\"",
+        b"\"a\nb\"",
+        b"\"a\r\nb\"",
+        b"\"say \"\"hi\"\"\"",
+        b"ab\"c",
+        b"\"ab\"c",
+        b"\xc3\xa9t\xc3\xa9",
+        b"\xff",
+        b"nul\0",
+        b"",
+        b" ",
+        b"\"\"",
+        b"a rather long name that does not fit into one word",
+    ];
+    texts[rng.usize(0..texts.len())].to_vec()
+}
+
+fn random_csv(rng: &mut fastrand::Rng) -> Vec<u8> {
+    let (mut file, mut columns) = (Vec::new(), vec!["id", "account", "note", "at_ms", "extra"]);
+    rng.shuffle(&mut columns);
+    let line_end: &[u8] = [b"\n" as &[u8], b"\r\n", b"\r"][rng.usize(0..3)];
+    if rng.bool() {
+        file.extend_from_slice(b"\xef\xbb\xbf");
+    }
+    file.extend_from_slice(columns.join(if rng.bool() { "," } else { "\",\"" }).as_bytes());
+    if file.contains(&b'"') {
+        let at = if file.starts_with(b"\xef") { 3 } else { 0 };
+        file.insert(at, b'"');
+        file.push(b'"');
+    }
+    for at in 0..rng.usize(0..120) {
+        file.extend_from_slice(line_end);
+        let mut fields: Vec<Vec<u8>> = columns
+            .iter()
+            .map(|column| match *column {
+                "id" if rng.u8(0..12) > 0 => rng.u32(..).to_string().into_bytes(),
+                "at_ms" if rng.u8(0..12) > 0 => random_time(rng, at).to_string().into_bytes(),
+                _ => random_text(rng),
+            })
+            .collect();
+        match rng.u8(0..40) {
+            0 => drop(fields.pop()),
+            1 => fields.push(b"more".to_vec()),
+            2 => fields = vec![Vec::new()],
+            3 => fields[0].insert(0, b'"'),
+            _ => {}
+        }
+        file.extend(fields.join(&b','));
+    }
+    if rng.bool() {
+        file.extend_from_slice(line_end);
+    }
+    file
+}
+
+fn random_ndjson(rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut file = if rng.bool() { b"\xef\xbb\xbf".to_vec() } else { Vec::new() };
+    for at in 0..rng.usize(0..120) {
+        let (id, time) = (rng.u32(..), random_time(rng, at));
+        let account: &[u8] = [b"a" as &[u8], b"\\u00e9\\n", b"\xff", b"\xc3\xa9", b"a longer name"][rng.usize(0..5)];
+        let line: Vec<u8> = match rng.u8(0..30) {
+            0 => b"".to_vec(),
+            1 => b" \t".to_vec(),
+            2 => b"{\"id\":1}".to_vec(),
+            3 => b"nul\0".to_vec(),
+            4 => format!("{{\"id\":-1,\"account\":\"a\",\"at_ms\":{time}}}").into_bytes(),
+            5 => format!("{{\"id\":1,\"account\":\"a\",\"at_ms\":{time}}} x").into_bytes(),
+            _ => {
+                let mut line = format!("{{\"id\":{id},\"at_ms\":{time},\"more\":[1],\"account\":\"").into_bytes();
+                line.extend_from_slice(account);
+                line.extend_from_slice(b"\"}");
+                line
+            }
+        };
+        file.extend(line);
+        file.extend_from_slice(if rng.bool() { b"\n" } else { b"\r\n" });
+    }
+    if rng.bool() {
+        file.pop();
+    }
+    file
+}
+
+#[test]
+fn workers_together_read_what_one_reads_csv() {
+    for seed in 0..250 {
+        let bytes = random_csv(&mut fastrand::Rng::with_seed(seed));
+        check::<Csv>(&Case::new(seed, &bytes, naive_csv(&bytes)));
+    }
+}
+
+#[test]
+fn workers_together_read_what_one_reads_ndjson() {
+    for seed in 0..250 {
+        let bytes = random_ndjson(&mut fastrand::Rng::with_seed(seed));
+        check::<Ndjson>(&Case::new(seed, &bytes, naive_ndjson(&bytes)));
+    }
+}
+
+#[test]
+fn records_of_many_blocks_are_read() {
+    let long = "line\n\"\"".repeat(10 << 17);
+    let mut csv = format!("id,account,at_ms,note\n1,a,1,\n2,\"{long}\",2,\n3,c,3,\n").into_bytes();
+    csv.extend_from_slice(b"4,d,x,\n");
+    check_quickly::<Csv>(&Case::new(1, &csv, naive_csv(&csv)));
+    let long = "x".repeat(10 << 20);
+    let json = [("1", "a"), ("2", &long), ("x", &long), ("4", "d")];
+    let json = json.map(|(id, account)| format!("{{\"id\":{id},\"account\":\"{account}\",\"at_ms\":{id}}}\n")).concat();
+    check_quickly::<Ndjson>(&Case::new(2, json.as_bytes(), naive_ndjson(json.as_bytes())));
+}
+
+fn check_quickly<F: Format>(case: &Case) {
+    for (block, count) in [(128 << 10, 2), (1000, 1)] {
+        let input = case.input::<F>(block);
+        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), Epoch(2))).collect();
+        case.check(&in_turns(&mut workers, case.seed, Epoch(2)), &format!("{count} workers"));
+    }
+}
+
+/// One worker of one input, driven by hand.
+struct Alone {
+    worker: Worker,
+    run: Run,
+}
+
+impl Alone {
+    fn new(path: &Path, options: &Options) -> Alone {
+        Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
+    }
+
+    /// The ids read in about so many milliseconds.
+    fn ids(&mut self, millis: u64) -> Vec<u64> {
+        let before: usize = self.run.epochs.values().map(Vec::len).sum();
+        let end = std::time::Instant::now() + Duration::from_millis(millis);
+        while self.worker.poll(100, &mut self.run) || std::time::Instant::now() < end {}
+        let all = self.run.epochs.values().flatten().skip(before);
+        all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
+    }
+
+    fn error(&mut self) -> String {
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        loop {
+            let polled = self.worker.reader.poll(self.worker.epoch, 10, &mut self.worker.intake);
+            if let Err(error) = polled {
+                return error.to_string();
+            }
+            assert!(std::time::Instant::now() < end, "no error came");
+        }
+    }
+}
+
+fn line(id: u64) -> String {
+    format!("{{\"id\":{id},\"account\":\"a\",\"at_ms\":{id}}}\n")
+}
+
+fn file_of(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn a_file_that_grows_is_followed_by_whole_lines() {
+    let mut file = file_of(&line(1));
+    let mut alone = Alone::new(file.path(), &Options::default());
+    assert_eq!(alone.ids(1), [1]);
+    let (two, rest) = (line(2), line(2).split_off(5));
+    file.write_all(&two.as_bytes()[..5]).unwrap();
+    assert_eq!(alone.ids(50), [0; 0]);
+    file.write_all(rest.as_bytes()).unwrap();
+    file.write_all(line(3).as_bytes()).unwrap();
+    assert_eq!(alone.ids(100), [2, 3]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = &alone.run.bounds[&2];
+    assert_eq!((bound.next, bound.until, bound.ended), (3 * line(1).len() as u64, None, false));
+    file.as_file().set_len(10).unwrap();
+    assert!(alone.error().starts_with("the file ends before what was already read of it"));
+}
+
+#[test]
+fn a_followed_csv_file_may_begin_empty() {
+    let mut file = file_of("");
+    let mut worker = Worker::new(&input::<Csv>(file.path(), 100), 0, 1, &Options::default(), Epoch(2));
+    let mut run = Run::default();
+    assert!(!worker.poll(10, &mut run));
+    for text in ["id,account,", "note,at_ms\n1,a,,1", "\n2,b,,2"] {
+        file.write_all(text.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(25));
+        while worker.poll(10, &mut run) {}
+    }
+    let read = run.epochs.values().flatten();
+    assert_eq!(read.filter_map(|outcome| Some(outcome.accepted.as_ref()?.1.id)).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn an_empty_file_ends_at_once() {
+    for text in ["", "id,account,note,at_ms", "id,account,note,at_ms\r\n", "\n\n"] {
+        check_quickly::<Csv>(&Case::new(3, text.as_bytes(), Vec::new()));
+    }
+    check_quickly::<Ndjson>(&Case::new(4, b"", Vec::new()));
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let open = |path: &str| {
+        let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+        input::<Csv>(Path::new(path), 100).open(&place).err().unwrap().to_string()
+    };
+    assert!(open("/nowhere/a.csv").starts_with("cannot open the input (/nowhere/a.csv): "));
+    assert!(open("/").contains("not a regular file"));
+    let file = file_of("id,account\n");
+    let path = file.path().display().to_string();
+    assert!(open(&path).starts_with(&format!("the csv header lacks the column `at_ms` ({path}): ")), "{}", open(&path));
+}
+
+#[test]
+fn a_record_that_is_too_long_is_an_error_that_says_where() {
+    let file = file_of(&line(1));
+    file.as_file().set_len(17 << 20).unwrap();
+    let error = Alone::new(file.path(), &until_end()).error();
+    let place = format!("a record is longer than 16 MiB ({}, offset {})", file.path().display(), line(1).len());
+    assert!(error.starts_with(&place), "{error}");
+}
+
+#[test]
+fn a_reject_can_end_the_job() {
+    let file = file_of(&(line(1) + "\n{}\n"));
+    let error = Alone::new(file.path(), &Options { fail_on_reject: true, ..until_end() }).error();
+    assert!(error.contains("line 3): missing field `id`"), "{error}");
+}
+
+fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
+    let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
+    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false }
+}
+
+#[test]
+fn a_journal_of_another_file_is_refused() {
+    let file = file_of(&(line(1) + &line(2)));
+    let replay = |bound: Bound| {
+        let mut alone = Alone::new(file.path(), &until_end());
+        for _ in 0..10 {
+            if let Err(error) =
+                alone.worker.reader.replay(Epoch(2), std::slice::from_ref(&bound), &mut alone.worker.intake)
+            {
+                return error.to_string();
+            }
+        }
+        String::new()
+    };
+    let (one, name) = (line(1).len() as u64, file.path().display());
+    assert_eq!(replay(bound(Some(0), one, 1 - 40)), "");
+    let error = replay(bound(Some(0), 1000, 1 - 40));
+    assert!(
+        error.starts_with(&format!("the journal names records that are not there ({name}, offset 1000)")),
+        "{error}"
+    );
+    let error = replay(bound(Some(0), one, 7));
+    assert!(error.starts_with("the file is not what the journal was written from"), "{error}");
+}
+
+#[test]
+fn reading_goes_on_behind_what_a_snapshot_holds() {
+    let file = file_of(&(line(90) + &line(10) + &line(20) + "x\n"));
+    let mut alone = Alone::new(file.path(), &until_end());
+    let at = line(90).len() as u64;
+    alone.worker.journal.push_back((Epoch(2), vec![bound(Some(at), at, 50)]));
+    alone.worker.epoch = Epoch(4);
+    assert_eq!(alone.ids(1), [10, 20, 0]);
+    let outcomes: Vec<_> = alone.run.epochs[&4].iter().map(|outcome| (outcome.mark.millis(), outcome.line)).collect();
+    assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);
+}
