@@ -138,17 +138,41 @@ fn bad_lines_of_json_cost_nothing_but_themselves() {
         (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1.5,"currency":"EUR","at_ms":5}"#, "1.5"),
         (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1e3,"currency":"EUR","at_ms":5}"#, "1000.0"),
         (br#"{"id":1,"account":"a","merchant":"m","amount_cents":01,"currency":"EUR","at_ms":5}"#, "number"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":9223372036854775808,"currency":"E","at_ms":5}"#, "9223"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":-9223372036854775809,"currency":"E","at_ms":5}"#, "9.22"),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":9223372036854775808,"currency":"E","at_ms":5}"#,
+            "9223",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":-9223372036854775809,"currency":"E","at_ms":5}"#,
+            "9.22",
+        ),
         (br#"{"id":18446744073709551616,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":5}"#, ""),
         (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":1e400}"#, "range"),
         (br#"{"id":1,"id":2,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "duplicate"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":253402300800000}"#, "outside"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-62167219200001}"#, "outside"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":9223372036854775807}"#, "outside"),
-        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-9223372036854775808}"#, "outside"),
-        (b"{\"id\":1,\"account\":\"a\0b\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}", "control"),
-        (b"{\"id\":1,\"account\":\"a\xffb\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}", "unicode"),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":253402300800000}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-62167219200001}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":9223372036854775807}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-9223372036854775808}"#,
+            "outside",
+        ),
+        (
+            b"{\"id\":1,\"account\":\"a\0b\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}",
+            "control",
+        ),
+        (
+            b"{\"id\":1,\"account\":\"a\xffb\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}",
+            "unicode",
+        ),
         (b"\0\0\0\0", "expected value"),
     ];
     let records = bad.map(|(record, _)| record);
@@ -156,15 +180,14 @@ fn bad_lines_of_json_cost_nothing_but_themselves() {
     check_rejects(&Case::ndjson(input), &rows, &bad);
 }
 
-/// Deep nesting must not overflow the stack, wherever it stands.
+/// Deep nesting must not overflow the stack, wherever it stands; where nobody looks at it, it does no harm.
 #[test]
-fn json_that_is_nested_deeply_is_rejected() {
+fn json_that_is_nested_deeply_does_not_overflow_the_stack() {
     let (open, close) = ("[".repeat(200_000), "]".repeat(200_000));
-    let deep = format!(
-        r#"{{"id":1,"x":{open}{close},"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}}"#
-    );
-    let bad: [(&[u8], &str); 3] = [(open.as_bytes(), ""), (deep.as_bytes(), "recursion"), (br#"{"a":{"a":{"a":"#, "EOF")];
-    let (rows, input) = with_bad(&bad.map(|(record, _)| record), |row| json_of(row) + "\n");
+    let objects = r#"{"a":"#.repeat(200_000);
+    let bad: [(&[u8], &str); 2] = [(open.as_bytes(), ""), (objects.as_bytes(), "EOF")];
+    let deep = |row: &Transaction| format!("{{\"extra\":{open}{close},{}\n", json_of(row).split_off(1));
+    let (rows, input) = with_bad(&bad.map(|(record, _)| record), deep);
     check_rejects(&Case::ndjson(input), &rows, &bad);
 }
 
@@ -247,8 +270,15 @@ fn files_without_records_are_read_to_their_end() {
         assert_eq!(case.figures(""), [0, 0, 0], "{input:?}");
         assert!(case.totals().is_empty());
     }
-    for input in ["", "\n", "\n\n\r\n\n", "\u{feff}", HEADER, HEADER.trim_end(), "\u{feff}id,account,merchant,amount_cents,currency,at_ms\n\n"]
-    {
+    for input in [
+        "",
+        "\n",
+        "\n\n\r\n\n",
+        "\u{feff}",
+        HEADER,
+        HEADER.trim_end(),
+        "\u{feff}id,account,merchant,amount_cents,currency,at_ms\n\n",
+    ] {
         let case = Case::csv(input);
         assert_eq!(case.figures("-w 2"), [0, 0, 0], "{input:?}");
         assert!(case.totals().is_empty());
@@ -417,15 +447,21 @@ fn a_broker_that_is_not_there_is_named_soon() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let case = Case::csv(csv_of(&tidy(10, 10), &COLUMNS));
-    for address in [free, silent.local_addr().unwrap()].map(|address| address.to_string()) {
-        let begun = Instant::now();
-        let ended = run(ACCOUNT_TOTALS, ["--brokers", &address, "--topic", "transaction", "--until-end"]);
-        says(ended.error(1), &[&address, "--brokers"]);
-        assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
-        let begun = Instant::now();
-        says(case.run(&format!("--brokers {address} --out kafka:totals")).error(1), &[&address]);
-        assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    let [free, silent_one] = [free, silent.local_addr().unwrap()].map(|address| address.to_string());
+    let (input, rejects) = (case.path("in").display().to_string(), case.path("rejects.csv").display().to_string());
+    let (begun, mut started) = (Instant::now(), Vec::new());
+    for address in [&free, &silent_one, "no.such.host.invalid:9092"] {
+        started.push((address, run::start(ACCOUNT_TOTALS, ["--brokers", address, "--until-end", "-w", "2"])));
     }
-    let ended = run(ACCOUNT_TOTALS, ["--brokers", "no.such.host.invalid:9092", "--until-end"]);
-    says(ended.error(1), &["no.such.host.invalid:9092"]);
+    for address in [&free, &silent_one] {
+        let line =
+            ["--csv", &input, "--until-end", "--brokers", address, "--out", "kafka:totals", "--rejects", &rejects];
+        // Two programs do not share a file.
+        let line = if address == &free { &line[..] } else { &line[..7] };
+        started.push((address, run::start(ACCOUNT_TOTALS, line)));
+    }
+    for (address, running) in started {
+        says(running.end().error(1), &[address, "--brokers"]);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
 }

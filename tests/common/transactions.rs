@@ -13,8 +13,7 @@ use serde::Serialize;
 pub const COLUMNS: [&str; 6] = ["id", "account", "merchant", "amount_cents", "currency", "at_ms"];
 
 /// The columns of `account_totals`.
-pub const TOTALS: [&str; 7] =
-    ["window_start", "window_end", "account", "count", "sum_cents", "min_cents", "max_cents"];
+pub const TOTALS: [&str; 7] = ["window_start", "window_end", "account", "count", "sum_cents", "min_cents", "max_cents"];
 
 /// How long `account_totals`'s windows are, and how far records may be behind unless a flag says otherwise.
 pub const SIZE_MS: i64 = 10_000;
