@@ -272,6 +272,21 @@ fn the_input_is_never_written_to() {
 }
 
 #[test]
+fn a_query_that_cannot_start_leaves_earlier_results_alone() {
+    let folder = Folder::new();
+    folder.file("head.csv", "id,account\n");
+    for (input, workers) in [("missing.csv", 1), ("missing.csv", 2), ("head.csv", 1), ("head.csv", 2)] {
+        folder.file("out.csv", "dear\n");
+        folder.file("late.csv", "dear\n");
+        let line = format!("--csv {{}}/{input} --out {{}}/out.csv --late {{}}/late.csv --until-end -w {workers}");
+        says(totals(&folder, &line).error(1), &[input]);
+        assert_eq!(fs::read_to_string(folder.path("out.csv")).unwrap(), "dear\n");
+        assert_eq!(fs::read_to_string(folder.path("late.csv")).unwrap(), "dear\n");
+        assert!(totals(&folder, &format!("--csv {{}}/{input} --until-end -w {workers}")).stdout.is_empty());
+    }
+}
+
+#[test]
 fn two_outputs_do_not_share_a_file() {
     let folder = Folder::new();
     folder.file("in.csv", csv_of(&tidy(9, 300), &COLUMNS));
