@@ -271,7 +271,7 @@ impl<'f, D: Record> Stream<'f, D> {
 
     /// Groups the records by a key.
     pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
-        Keyed::new(self, Rc::new(key))
+        Keyed::new(self, key)
     }
 }
 
