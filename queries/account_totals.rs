@@ -43,7 +43,8 @@ struct Total {
     max_cents: i64,
 }
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

@@ -1,1 +1,75 @@
-fn main() {}
+//! The `tidegate` tool: reads the command line and calls the commands of [`tidegate::cli`].
+//!
+//! It holds the query of `queries/account_totals.rs` as well, because the demo needs it and `cargo run` builds this one
+//! program only: called by the name `account_totals`, this program is that one.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tidegate::cli::consume::{ConsumeArgs, consume};
+use tidegate::cli::demo::{self, DemoArgs, demo};
+use tidegate::cli::produce::{ProduceArgs, produce};
+use tidegate::cli::start;
+
+#[path = "../queries/account_totals.rs"]
+#[expect(unreachable_pub, reason = "it is a program of its own too")]
+mod account_totals;
+
+const EXAMPLES: &str = "Examples:
+  tidegate                                         the demo: a broker, transactions, a query
+  tidegate demo --brokers localhost:9092           the same with a real broker
+  tidegate produce --brokers localhost:9092 --generate 1000000
+  tidegate consume --brokers localhost:9092 --out copy.csv --until-end
+
+Queries are programs of their own; those that come along:
+  account_totals --brokers localhost:9092 --out totals.csv -w 2
+  balances --help
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM.";
+
+/// Incremental queries over Kafka topics: a demonstration, and tools to fill and copy topics
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, after_help = EXAMPLES)]
+struct Tool {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows it all at work for half a minute; what `tidegate` alone does
+    Demo(DemoArgs),
+    /// Writes transactions to a topic, from a file or made up
+    Produce(ProduceArgs),
+    /// Copies a topic of transactions to a CSV file
+    Consume(ConsumeArgs),
+}
+
+fn main() -> ExitCode {
+    demo::end_with_parent();
+    let called = std::env::args_os().next();
+    if called.as_deref().and_then(|path| Path::new(path).file_stem()) == Some(OsStr::new(demo::QUERY)) {
+        return account_totals::main();
+    }
+    start(|tool: &Tool| match &tool.command {
+        Some(Command::Demo(args)) => demo(args),
+        Some(Command::Produce(args)) => produce(args),
+        Some(Command::Consume(args)) => consume(args),
+        None => demo(&DemoArgs::default()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_the_demo_alone_is_the_demo_without_flags() {
+        Tool::command().debug_assert();
+        let Some(Command::Demo(typed)) = Tool::parse_from(["tidegate", "demo"]).command else { panic!("not the demo") };
+        assert_eq!(typed, DemoArgs::default());
+    }
+}

@@ -4,6 +4,7 @@
 //! after a clean stop on Ctrl-C and SIGTERM. Results go to standard output, everything else to standard error.
 
 pub mod consume;
+pub mod demo;
 pub mod produce;
 mod progress;
 mod query;

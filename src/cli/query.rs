@@ -27,9 +27,6 @@ use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
 use crate::stream::Flow;
 use crate::time::EventTime;
 
-/// How often a line of progress is written where there is no terminal.
-const LINES: Duration = Duration::from_secs(5);
-
 /// Where a Kafka topic is read from at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum From {
@@ -132,6 +129,10 @@ pub struct QueryArgs {
     /// How to show progress, on standard error
     #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
     pub progress: Show,
+
+    /// How often a line of progress is written where there is no terminal
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
+    pub progress_every: Duration,
 
     /// Keep state in a directory (not in this version: it is refused)
     #[arg(long, value_name = "DIR", hide = true)]
@@ -310,8 +311,9 @@ impl QueryArgs {
         let rejects = self.rejects()?;
         let over = Arc::new(AtomicBool::new(false));
         let (watching, show, signals) = (Arc::clone(&over), self.progress, stop.clone());
+        let every = self.progress_every;
         let watcher = std::thread::spawn(move || {
-            let mut display = Display::new(show);
+            let mut display = Display::new(show, every);
             while !watching.load(Ordering::Acquire) {
                 if signals.asked().is_some() {
                     stopper.stop();
@@ -347,25 +349,26 @@ impl QueryArgs {
 struct Display {
     bar: Option<ProgressBar>,
     lines: bool,
+    every: Duration,
     begun: Instant,
     last: Instant,
     last_read: u64,
 }
 
 impl Display {
-    fn new(show: Show) -> Self {
+    fn new(show: Show, every: Duration) -> Self {
         let live = show == Show::Auto && std::io::stderr().is_terminal();
         let style =
             ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
         let now = Instant::now();
-        Display { bar, lines: show != Show::Off && !live, begun: now, last: now, last_read: 0 }
+        let every = if live { Duration::from_millis(250) } else { every };
+        Display { bar, lines: show != Show::Off && !live, every, begun: now, last: now, last_read: 0 }
     }
 
     fn show(&mut self, metrics: &Metrics) {
-        let every = if self.bar.is_some() { Duration::from_millis(250) } else { LINES };
         let since = self.last.elapsed();
-        if since < every || !(self.lines || self.bar.is_some()) {
+        if since < self.every || !(self.lines || self.bar.is_some()) {
             return;
         }
         let summary = metrics.summary();
@@ -389,7 +392,8 @@ impl Display {
     }
 }
 
-fn progress_line(summary: &Summary, read: u64, rate: f64, elapsed: Duration) -> String {
+/// What a line of progress says.
+pub(super) fn progress_line(summary: &Summary, read: u64, rate: f64, elapsed: Duration) -> String {
     let rejected: u64 = summary.sources.iter().map(|source| source.rejected).sum();
     let late: u64 = summary.steps.iter().map(|step| step.late).sum();
     let rows: u64 = summary.sinks.iter().map(|sink| sink.rows).sum();

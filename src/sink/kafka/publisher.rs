@@ -142,8 +142,21 @@ impl Publisher {
     /// # Errors
     /// When the message cannot be sent, or one before it was not delivered.
     pub fn send(&mut self, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
+        self.post(None, key, payload, at_ms)
+    }
+
+    /// Sends a message to this partition, whatever its key; else as [`Publisher::send`].
+    ///
+    /// # Errors
+    /// As [`Publisher::send`], and when there is no such partition.
+    pub fn send_to(&mut self, partition: u32, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
+        self.post(Some(partition as i32), key, payload, at_ms)
+    }
+
+    fn post(&mut self, partition: Option<i32>, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
         let topic = self.target.topic.clone();
         let mut record = BaseRecord::<[u8], [u8]>::to(&topic).payload(payload);
+        record.partition = partition;
         record.key = key;
         record.timestamp = at_ms;
         let mut since = None;

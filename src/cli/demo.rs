@@ -1,0 +1,400 @@
+//! `tidegate demo`: shows a query at work, and checks its result.
+//!
+//! It starts a broker in its own process, unless it is given one, produces transactions at a steady rate, and runs two
+//! programs meanwhile: the query `account_totals`, and `tidegate consume`, which copies the topic. At the end it
+//! compares both files with what it has produced ([`ledger`]).
+//!
+//! * The **programs** are this executable again ([`child`]): as `tidegate`, and under the name [`QUERY`], by which it is
+//!   the query's program. So the demo needs nothing that `cargo run` has not built, and never runs an older build of it.
+//! * The programs are not told where the topic ends, because nobody knows while it is being filled. **Closing**
+//!   transactions at the end let every window close; when all rows are there the programs are stopped, as anybody would
+//!   stop them.
+//!
+//! Invariants: the topic holds nothing but what this run produced; the demo leaves no program behind; its files are of
+//! one run, as the directory is locked.
+
+mod child;
+mod ledger;
+mod view;
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use indicatif::HumanCount;
+
+use self::child::Program;
+pub use self::child::end_with_parent;
+use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
+use self::view::View;
+use super::stop::Stop;
+use crate::error::{Error, Result};
+use crate::sink::kafka::Publisher;
+use crate::source::generator::{Generator, Transaction};
+use crate::source::kafka::EmbeddedBroker;
+
+/// The name by which this executable is the query's program.
+pub const QUERY: &str = "account_totals";
+
+const TOPIC: &str = "transaction";
+
+const PARTITIONS: u32 = 4;
+
+/// How many transactions the embedded broker is given at most. It keeps 5 MiB of a partition, as they are sent, which was
+/// enough for so many at 4,000 a second, tried with programs that were held up to the end. Lower rates compress less: it
+/// then drops the oldest, which the programs have read long before; if not, the comparison at the end tells.
+const EMBEDDED_MOST: u64 = 100_000;
+
+/// Batches fill a little, so that they compress well: the embedded broker counts what is sent.
+const PROPERTIES: [(&str, &str); 2] = [("linger.ms", "25"), ("compression.type", "lz4")];
+
+/// How many transactions may be on their way to the brokers: few enough that sending never has to wait, which could not
+/// be interrupted.
+const ON_THEIR_WAY: u64 = 100_000;
+
+/// How long nothing may happen before the brokers are taken as gone, or what is missing at the end is taken as lost.
+const STALLED: Duration = Duration::from_secs(15);
+
+/// How long it goes on reading when all is there, for what should not be.
+const EXTRA: Duration = Duration::from_millis(300);
+
+const EXAMPLES: &str = "Examples:
+  tidegate demo
+  tidegate demo --seconds 40 --rate 2000 --accounts 100
+  tidegate demo --brokers localhost:9092 --rate 50000
+
+The topic is `transaction`; if the brokers have one already, it is left alone and another is
+created, named tidegate-demo-… . The directory gets account_totals.csv, transactions.csv and
+the programs' logs.";
+
+/// Shows a query at work, and checks its result.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DemoArgs {
+    /// Use these brokers, not one in memory
+    #[arg(long, value_name = "HOST:PORT[,…]")]
+    pub brokers: Option<String>,
+
+    /// How long transactions are produced
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+
+    /// How many are produced in a second
+    #[arg(long, value_name = "R", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub rate: u64,
+
+    /// How many accounts they are on
+    #[arg(long, value_name = "A", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub accounts: u64,
+
+    /// Where the results go; files of an earlier demo are replaced
+    #[arg(long, value_name = "DIR", default_value = "tidegate-demo")]
+    pub dir: PathBuf,
+
+    /// Seed of the transactions: equal seeds give equal ones, but for their times
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl Default for DemoArgs {
+    fn default() -> Self {
+        DemoArgs { brokers: None, seconds: 20, rate: 4_000, accounts: 1_000, dir: "tidegate-demo".into(), seed: 1 }
+    }
+}
+
+/// Runs the command; answers its exit code.
+///
+/// # Errors
+/// When the broker, the directory or a program cannot be used, or the results are not what they should be.
+pub fn demo(args: &DemoArgs) -> Result<u8> {
+    let stop = Stop::listen()?;
+    let count = args.seconds * args.rate;
+    if args.brokers.is_none() && count > EMBEDDED_MOST {
+        let error = Error::usage(format!("the broker in memory does not hold {} transactions", HumanCount(count)));
+        let most = HumanCount(EMBEDDED_MOST);
+        return Err(error.help(format!("let --seconds times --rate be at most {most}, or use --brokers")));
+    }
+    let folder = Folder::prepare(&args.dir)?;
+    let mut place = Place::prepare(args.brokers.as_deref())?;
+    let mut programs = Programs::start(&place, &folder)?;
+    println!("Transactions go to the topic {} at {}, {} a second.", place.topic, place.servers, HumanCount(args.rate));
+    println!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:");
+    println!("  account_totals --brokers {} --topic {} --out {} -w 2", place.servers, place.topic, folder.totals());
+    let mut run = Run {
+        ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
+        taken: (0, Instant::now()),
+        view: View::start(
+            count + place.publisher.partitions().0 as u64,
+            &folder.copy,
+            &folder.totals,
+            &folder.query_log,
+        ),
+        publisher: &mut place.publisher,
+        programs: &mut programs,
+        stop: &stop,
+    };
+    let rate = run.produce(count, args.rate).and_then(|rate| run.await_rows().map(|()| rate));
+    run.view.finish();
+    let (rate, ledger) = (rate?, run.ledger);
+    programs.stop()?;
+    if let Some(code) = stop.asked() {
+        let count = HumanCount(ledger.count());
+        eprintln!("stopped after {count} transactions; the files in {} are not complete", folder.name());
+        return Ok(code);
+    }
+    report(args, &place, &folder, &ledger, rate, &programs)?;
+    Ok(0)
+}
+
+/// The directory of a run, locked.
+struct Folder {
+    path: PathBuf,
+    totals: PathBuf,
+    copy: PathBuf,
+    query_log: PathBuf,
+    copy_log: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Creates it if it is missing, and takes away what an earlier demo left there.
+    fn prepare(path: &Path) -> Result<Self> {
+        let failed = |error| Error::new("cannot use the directory").at(path.display()).because(error);
+        fs::create_dir_all(path).map_err(failed)?;
+        let lock = File::create(path.join("lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let error = Error::new("another demo is at work").at(path.display());
+                return Err(error.help("wait for its end, or use another --dir"));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let [totals, copy, query_log, copy_log] =
+            ["account_totals.csv", "transactions.csv", "account_totals.log", "consume.log"].map(|name| path.join(name));
+        for old in [&totals, &copy, &query_log, &copy_log] {
+            match fs::remove_file(old) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(Folder { path: path.to_owned(), totals, copy, query_log, copy_log, _lock: lock })
+    }
+
+    fn name(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
+    fn totals(&self) -> std::path::Display<'_> {
+        self.totals.display()
+    }
+}
+
+/// A topic that nobody else has used, and the broker that it is on.
+struct Place {
+    publisher: Publisher,
+    servers: String,
+    topic: String,
+    _embedded: Option<EmbeddedBroker>,
+}
+
+impl Place {
+    fn prepare(brokers: Option<&str>) -> Result<Self> {
+        let Some(brokers) = brokers else {
+            let embedded = EmbeddedBroker::start()?;
+            embedded.create_topic(TOPIC, PARTITIONS)?;
+            let servers = embedded.servers().to_owned();
+            let publisher = Publisher::open(&servers, TOPIC, PROPERTIES, None)?;
+            return Ok(Place { publisher, servers, topic: TOPIC.to_owned(), _embedded: Some(embedded) });
+        };
+        let own = format!("tidegate-demo-{:x}", now_ms());
+        for topic in [TOPIC, &own] {
+            let publisher = Publisher::open(brokers, topic, PROPERTIES, Some(PARTITIONS))?;
+            if publisher.partitions().1 {
+                return Ok(Place { publisher, servers: brokers.to_owned(), topic: topic.to_owned(), _embedded: None });
+            }
+        }
+        Err(Error::new("there is a topic of this name already").at(own).help("try again"))
+    }
+}
+
+/// The two programs.
+struct Programs {
+    query: Program,
+    copy: Program,
+}
+
+impl Programs {
+    fn start(place: &Place, folder: &Folder) -> Result<Self> {
+        let from = ["--brokers", &place.servers, "--topic", &place.topic, "--out"];
+        let arguments = |command: &[&str], out: &Path, more: &[&str]| -> Vec<OsString> {
+            let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+            [words(command), words(&from), vec![out.into()], words(more)].concat()
+        };
+        let query = ["-w", "2", "--progress", "plain", "--progress-every", "500ms"];
+        let query = arguments(&[], &folder.totals, &query);
+        let copy = arguments(&["consume"], &folder.copy, &[]);
+        Ok(Programs {
+            query: Program::start(QUERY, QUERY, &query, &folder.query_log)?,
+            copy: Program::start("consume", "tidegate", &copy, &folder.copy_log)?,
+        })
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.query.check()?;
+        self.copy.check()
+    }
+
+    /// Stops both, cleanly.
+    fn stop(&mut self) -> Result<()> {
+        self.query.ask_to_stop();
+        self.copy.ask_to_stop();
+        self.query.wait()?;
+        self.copy.wait()
+    }
+}
+
+/// The time in which everything happens.
+struct Run<'a> {
+    publisher: &'a mut Publisher,
+    programs: &'a mut Programs,
+    stop: &'a Stop,
+    ledger: Ledger,
+    /// How many the brokers have taken, and since when they have not taken more.
+    taken: (u64, Instant),
+    view: View,
+}
+
+impl Run<'_> {
+    /// Produces so many transactions at a steady rate, and the closing ones, and waits until the brokers have them;
+    /// answers how many a second it was. Ends early if it is asked to.
+    fn produce(&mut self, count: u64, rate: u64) -> Result<f64> {
+        let (begun, begun_ms) = (Instant::now(), now_ms());
+        while self.ledger.count() < count && self.stop.asked().is_none() {
+            let elapsed = begun.elapsed();
+            let due = (elapsed.as_secs_f64() * rate as f64) as u64 + 1;
+            // Not the wall clock, which may be set back.
+            let now_ms = begun_ms + elapsed.as_millis() as i64;
+            // In small steps, so that their times are right even when it has fallen behind.
+            let due = due.min(count).min(self.taken.0 + ON_THEIR_WAY);
+            for _ in self.ledger.count()..due.min(self.ledger.count() + 500) {
+                let transaction = self.ledger.next(now_ms);
+                let message = message(&transaction)?;
+                self.publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
+            }
+            self.tend(if due > self.ledger.count() { Duration::ZERO } else { Duration::from_millis(2) })?;
+        }
+        let rate = self.ledger.count() as f64 / begun.elapsed().as_secs_f64();
+        if self.stop.asked().is_none() {
+            for (partition, transaction) in (0..).zip(self.ledger.close(self.publisher.partitions().0)) {
+                let message = message(&transaction)?;
+                self.publisher.send_to(partition, Some(transaction.account.as_bytes()), &message, None)?;
+            }
+        }
+        while self.taken.0 < self.ledger.count() && self.stop.asked().is_none() {
+            self.tend(Duration::from_millis(2))?;
+        }
+        Ok(rate)
+    }
+
+    /// Waits until the programs have written what they should have, or write nothing more, or it is asked to stop.
+    fn await_rows(&mut self) -> Result<()> {
+        let expected = (self.ledger.count(), self.ledger.totals().rows());
+        let (mut rows, mut since) = (self.view.rows(), Instant::now());
+        while self.stop.asked().is_none() {
+            if rows != self.view.rows() {
+                (rows, since) = (self.view.rows(), Instant::now());
+            }
+            let complete = rows.0 >= expected.0 && rows.1 >= expected.1;
+            if since.elapsed() >= if complete { EXTRA } else { STALLED } {
+                break;
+            }
+            self.tend(Duration::from_millis(20))?;
+        }
+        Ok(())
+    }
+
+    /// What has to be done all the time; takes about as long as is given.
+    fn tend(&mut self, rest: Duration) -> Result<()> {
+        self.publisher.serve()?;
+        let taken = self.publisher.delivered();
+        if taken != self.taken.0 || taken == self.ledger.count() {
+            self.taken = (taken, Instant::now());
+        } else if self.taken.1.elapsed() >= STALLED {
+            let because = format!("nothing was taken for {} s", STALLED.as_secs());
+            let error = Error::new("the brokers take no more transactions").because(because);
+            return Err(error.help("check that they are up and reachable"));
+        }
+        self.programs.check()?;
+        self.view.look(self.ledger.count());
+        std::thread::sleep(rest);
+        Ok(())
+    }
+}
+
+fn message(transaction: &Transaction) -> Result<Vec<u8>> {
+    serde_json::to_vec(transaction).map_err(|error| Error::new("cannot write a transaction as JSON").because(error))
+}
+
+/// Compares the files with what was produced, and says so.
+fn report(
+    args: &DemoArgs,
+    place: &Place,
+    folder: &Folder,
+    ledger: &Ledger,
+    rate: f64,
+    programs: &Programs,
+) -> Result<()> {
+    let partitions = place.publisher.partitions().0;
+    let (count, rate) = (HumanCount(ledger.count()), HumanCount(rate.round() as u64));
+    println!("{count} transactions produced, {rate} a second; the last {partitions} only close the open windows.");
+    let (copy, expected) = compare_copy(&folder.copy, ledger)?;
+    let totals = compare_totals(&folder.totals, &expected)?;
+    for (path, Differences { count, first }) in [(&folder.copy, &copy), (&folder.totals, &totals)] {
+        first.iter().for_each(|what| eprintln!("{}: {what}", path.display()));
+        let more = count - first.len() as u64;
+        if more > 0 {
+            eprintln!("{}: and {more} more", path.display());
+        }
+    }
+    if copy.count + totals.count > 0 {
+        programs.query.tell();
+        programs.copy.tell();
+        let differ = format!("{} differences in transactions.csv, {} in account_totals.csv", copy.count, totals.count);
+        let error = Error::new("the results are not what they should be").at(folder.name()).because(differ);
+        return Err(error.help("the first of them are above"));
+    }
+    let rows = HumanCount(expected.rows());
+    println!("{}: holds each of them once.", folder.copy.display());
+    println!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals());
+    println!("{}", next(args, place, folder));
+    Ok(())
+}
+
+/// What to try next.
+fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
+    // Programs are not in the path of somebody who runs this by cargo.
+    let by_cargo = std::env::var_os("CARGO").is_some();
+    let program = |name: &str| match by_cargo {
+        true if name == "tidegate" => String::from("cargo run --release --"),
+        true => format!("cargo run --release --bin {name} --"),
+        false => name.to_owned(),
+    };
+    let (tidegate, query, copy) = (program("tidegate"), program(QUERY), folder.copy.display());
+    let broker = if args.brokers.is_some() {
+        format!("the topic stays; read it once more\n  {query} --brokers {} --topic {}", place.servers, place.topic)
+    } else {
+        format!("a Kafka of your own, at localhost:9092 for instance\n  {tidegate} demo --brokers localhost:9092")
+    };
+    format!(
+        "\nTry next:\n  head {totals}\n  {query} --csv {copy} --until-end  # once more from the file, to its end\n  \
+         {tidegate} --help\n  # {broker}",
+        totals = folder.totals(),
+    )
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

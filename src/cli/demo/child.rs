@@ -1,0 +1,146 @@
+//! The programs that the demo runs: this executable again, under another name or with another command.
+//!
+//! * A program's standard input is a pipe that the demo holds open and never writes to. When the demo is gone, however
+//!   it ended, the pipe ends, and the program stops: [`end_with_parent`].
+//! * What a program says goes to its log.
+//!
+//! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches the demo
+//! alone, as programs are in process groups of their own, so that they are stopped in order; a program that ends before
+//! it is asked to is a failure.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, raise};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+
+/// Set in the environment of programs that end when their standard input does.
+const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
+
+/// How long a program may take to stop cleanly.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long it may take when its parent is gone, and with that perhaps its broker.
+const ORPHAN_GRACE: Duration = Duration::from_secs(3);
+
+/// How many of the last lines of a log are told.
+const LAST_LINES: usize = 8;
+
+/// Makes a program that the demo started stop when the demo is gone; does nothing in any other. The tool's `main` calls
+/// this first.
+pub fn end_with_parent() {
+    if std::env::var_os(BOUND).is_none() {
+        return;
+    }
+    std::thread::spawn(|| {
+        let (mut stdin, mut bytes) = (std::io::stdin().lock(), [0; 64]);
+        loop {
+            match stdin.read(&mut bytes) {
+                Ok(count) if count > 0 => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        // As if asked to stop from outside; by force if that takes too long.
+        let _ = raise(Signal::SIGTERM);
+        std::thread::sleep(ORPHAN_GRACE);
+        let _ = raise(Signal::SIGKILL);
+    });
+}
+
+/// A running program; it is stopped when dropped.
+#[derive(Debug)]
+pub(super) struct Program {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+}
+
+impl Program {
+    /// Starts this executable as `called`, the first word of a command line, with these arguments; `name` is for people.
+    pub(super) fn start(name: &'static str, called: &str, arguments: &[OsString], log: &Path) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::new(format!("cannot start {name}")).because(error);
+        let output = File::create(log).map_err(|error| failed(error).at(log.display()))?;
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command.arg0(called).args(arguments).env(BOUND, "1").process_group(0);
+        command.stdin(Stdio::piped()).stdout(output.try_clone().map_err(failed)?).stderr(output);
+        let child = command.spawn().map_err(failed)?;
+        Ok(Program { name, child, log: log.to_owned(), ended: None })
+    }
+
+    /// How it ended, if it has.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        // Never `Child::wait`: it closes the pipe first.
+        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
+        self.ended
+    }
+
+    /// Fails if it has ended, which it may not by itself.
+    pub(super) fn check(&mut self) -> Result<()> {
+        match self.ended() {
+            None => Ok(()),
+            Some(status) => Err(self.failed("ended before its time", &status.to_string())),
+        }
+    }
+
+    /// Asks it to stop, as somebody else would.
+    pub(super) fn ask_to_stop(&mut self) {
+        if self.ended().is_none()
+            && let Ok(id) = i32::try_from(self.child.id())
+        {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
+    /// Waits until it has stopped as asked, cleanly.
+    pub(super) fn wait(&mut self) -> Result<()> {
+        match self.ended_within(GRACE) {
+            // Without an exit code: it was asked before it was ready to hear it.
+            Some(status) if status.code() == Some(143) || status.signal() == Some(Signal::SIGTERM as i32) => Ok(()),
+            Some(status) => Err(self.failed("did not stop cleanly", &status.to_string())),
+            None => Err(self.failed("does not stop", &format!("it was asked {} s ago", GRACE.as_secs()))),
+        }
+    }
+
+    fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        while self.ended().is_none() && begun.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.ended()
+    }
+
+    /// The error for what went wrong with it, after the last of what it said.
+    fn failed(&self, what: &str, because: &str) -> Error {
+        self.tell();
+        Error::new(format!("{} {what}", self.name)).because(because).help(format!("see {}", self.log.display()))
+    }
+
+    /// Shows the last of what it said.
+    pub(super) fn tell(&self) {
+        let said = std::fs::read(&self.log).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let lines: Vec<&str> = said.lines().collect();
+        for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+            eprintln!("{}: {line}", self.name);
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.ask_to_stop();
+        if self.ended_within(GRACE).is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Shows how far the demo is, on standard error: two live lines on a terminal, else a line every two seconds. What the
+//! programs have done is read from the files that they write.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+/// Follows the lines of a file that grows, from its first on; it need not be there yet.
+#[derive(Debug)]
+struct Follow {
+    path: PathBuf,
+    file: Option<File>,
+    bytes: Vec<u8>,
+}
+
+impl Follow {
+    fn new(path: PathBuf) -> Self {
+        Follow { path, file: None, bytes: Vec::new() }
+    }
+
+    /// Gives the whole lines that have come since the last call.
+    fn lines(&mut self, mut each: impl FnMut(&str)) {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        // What cannot be read now can be later; nothing but the display depends on it.
+        let Some(Ok(_)) = self.file.as_mut().map(|file| file.read_to_end(&mut self.bytes)) else { return };
+        let end = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        for line in self.bytes.drain(..end).as_slice().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            each(&String::from_utf8_lossy(line));
+        }
+    }
+}
+
+/// What is known of the programs' work, and where it is shown.
+#[derive(Debug)]
+pub(super) struct View {
+    bar: Option<ProgressBar>,
+    begun: Instant,
+    looked: Option<Instant>,
+    shown: Option<Instant>,
+    copy: Follow,
+    totals: Follow,
+    log: Follow,
+    /// Lines of the copy, its header included.
+    copied: u64,
+    /// Lines of the result, its header included.
+    rows: u64,
+    windows: BTreeSet<String>,
+    watermark: String,
+    sent: u64,
+    rate: f64,
+}
+
+impl View {
+    /// Begins to show how so many transactions come along.
+    pub(super) fn start(length: u64, copy: &Path, totals: &Path, log: &Path) -> Self {
+        let template = "{bar:30} {human_pos} of {human_len} {prefix}\n{wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        View {
+            bar: std::io::stderr().is_terminal().then(|| ProgressBar::new(length).with_style(style)),
+            begun: Instant::now(),
+            looked: None,
+            shown: None,
+            copy: Follow::new(copy.to_owned()),
+            totals: Follow::new(totals.to_owned()),
+            log: Follow::new(log.to_owned()),
+            copied: 0,
+            rows: 0,
+            windows: BTreeSet::new(),
+            watermark: String::from("none yet"),
+            sent: 0,
+            rate: 0.0,
+        }
+    }
+
+    /// How many rows the copy and the result have.
+    pub(super) fn rows(&self) -> (u64, u64) {
+        (self.copied.saturating_sub(1), self.rows.saturating_sub(1))
+    }
+
+    /// Looks at the files ten times a second, and shows what there is when it is time.
+    pub(super) fn look(&mut self, sent: u64) {
+        let every = Duration::from_millis(if self.bar.is_some() { 250 } else { 2_000 });
+        if self.looked.is_some_and(|looked| looked.elapsed() < Duration::from_millis(100)) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let View { copied, rows, windows, watermark, .. } = self;
+        self.copy.lines(|_| *copied += 1);
+        self.totals.lines(|line| {
+            *rows += 1;
+            if let Some((window, _)) = line.split_once(',')
+                && *rows > 1
+                && !windows.contains(window)
+            {
+                windows.insert(window.to_owned());
+            }
+        });
+        self.log.lines(|line| watermark_in(line).into_iter().for_each(|found| *watermark = found.to_owned()));
+        let since = self.shown.unwrap_or(self.begun).elapsed();
+        if since < every {
+            return;
+        }
+        self.rate = (sent - self.sent) as f64 / since.as_secs_f64();
+        (self.shown, self.sent) = (Some(Instant::now()), sent);
+        self.show();
+    }
+
+    fn show(&self) {
+        let (copied, rows) = self.rows();
+        let windows = self.windows.len();
+        let s = if windows == 1 { "" } else { "s" };
+        let rate = HumanCount(self.rate.round() as u64);
+        let (copied, rows, watermark) = (HumanCount(copied), HumanCount(rows), time_of_day(&self.watermark));
+        let produced = format!("produced, {rate}/s");
+        let done = format!("{copied} copied; watermark {watermark}; {windows} window{s} closed, {rows} rows");
+        match &self.bar {
+            Some(bar) => {
+                bar.set_prefix(produced);
+                bar.set_message(done);
+                bar.set_position(self.sent);
+            }
+            None => eprintln!("{:>3} s: {} {produced}; {done}", self.begun.elapsed().as_secs(), HumanCount(self.sent)),
+        }
+    }
+
+    /// Takes the live lines away.
+    pub(super) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The watermark that a query's line of progress tells.
+fn watermark_in(line: &str) -> Option<&str> {
+    Some(line.split_once("; watermark ")?.1.split_once(';')?.0)
+}
+
+/// The hours, minutes, seconds and tenths of a time; other texts as they are.
+fn time_of_day(time: &str) -> &str {
+    time.split_once('T').and_then(|(_, rest)| rest.get(..10)).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::query::progress_line;
+    use crate::metrics::Metrics;
+    use crate::time::EventTime;
+    use std::io::Write;
+
+    #[test]
+    fn the_watermark_is_found_in_what_a_query_says() {
+        let metrics = Metrics::default();
+        metrics.source("transactions").watermark.set(EventTime::from_millis(1_735_689_600_250));
+        let line = progress_line(&metrics.summary(), 3, 1.5, Duration::from_secs(2));
+        let watermark = watermark_in(&line).unwrap();
+        assert_eq!((watermark, time_of_day(watermark)), ("2025-01-01T00:00:00.250Z", "00:00:00.2"));
+        assert_eq!((watermark_in("results go to a topic"), time_of_day("none yet")), (None, "none yet"));
+    }
+
+    #[test]
+    fn lines_are_given_once_and_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut follow = Follow::new(path.clone());
+        let lines = |follow: &mut Follow| {
+            let mut all = Vec::new();
+            follow.lines(|line| all.push(line.to_owned()));
+            all
+        };
+        assert!(lines(&mut follow).is_empty());
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"one\ntw").unwrap();
+        assert_eq!(lines(&mut follow), ["one"]);
+        file.write_all(b"o\nthree\n").unwrap();
+        assert_eq!(lines(&mut follow), ["two", "three"]);
+        assert!(lines(&mut follow).is_empty());
+    }
+}

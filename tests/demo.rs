@@ -1,0 +1,154 @@
+//! The demo as a process: it ends by itself with equal results, and however it ends it leaves no program behind.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tidegate::source::generator::Transaction;
+
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn demo(folder: &Path, seconds: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(["demo", "--seconds", seconds, "--rate", "500", "--accounts", "20", "--dir"]).arg(folder);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn end(mut demo: Child) -> (ExitStatus, String, String) {
+    await_that("the end of the demo", || demo.try_wait().unwrap().is_some());
+    let Output { status, stdout, stderr } = demo.wait_with_output().unwrap();
+    (status, String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// The processes that write to a directory, with their command lines.
+fn processes(folder: &Path) -> Vec<(Pid, String)> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = processes.filter_map(|process| {
+        let id = process.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        Some((Pid::from_raw(id), String::from_utf8_lossy(&line).replace('\0', " ")))
+    });
+    lines.filter(|(_, line)| line.contains(folder.to_str().unwrap())).collect()
+}
+
+fn programs(folder: &Path) -> Vec<String> {
+    processes(folder).into_iter().map(|(_, line)| line).collect()
+}
+
+fn query(folder: &Path) -> Option<Pid> {
+    processes(folder).into_iter().find(|(_, line)| line.starts_with("account_totals")).map(|(id, _)| id)
+}
+
+/// Sends a signal to a demo that is at work, to it alone.
+fn interrupt(folder: &Path, signal: Signal) -> Child {
+    let demo = demo(folder, "60");
+    await_that("three programs", || programs(folder).len() == 3 && rows(&folder.join("transactions.csv")) > 100);
+    kill(Pid::from_raw(demo.id() as i32), signal).unwrap();
+    demo
+}
+
+fn rows(path: &Path) -> usize {
+    std::fs::read(path).unwrap_or_default().split(|byte| *byte == b'\n').count().saturating_sub(2)
+}
+
+#[test]
+fn it_ends_by_itself_and_every_transaction_is_copied_and_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let leftover = folder.path().join("account_totals.csv");
+    std::fs::write(&leftover, "of an earlier demo\n").unwrap();
+    let (status, said, errors) = end(demo(folder.path(), "3"));
+    assert!(status.success(), "{said}{errors}");
+    assert!(said.contains("1,504 transactions produced") && said.contains("equal to totals recomputed"), "{said}");
+    let copy: csv::Result<Vec<Transaction>> =
+        csv::Reader::from_path(folder.path().join("transactions.csv")).unwrap().deserialize().collect();
+    let mut ids: Vec<u64> = copy.unwrap().iter().map(|row| row.id).collect();
+    ids.sort_unstable();
+    assert!(ids.into_iter().eq(0..1504));
+    let mut totals = csv::Reader::from_path(leftover).unwrap();
+    let counted: u64 = totals.records().map(|row| row.unwrap()[3].parse::<u64>().unwrap()).sum();
+    assert_eq!(counted, 1500, "all but the closing ones");
+    assert_eq!(programs(folder.path()), [""; 0]);
+}
+
+/// Interrupted, it stops its programs before it ends, and says how it ended as the shell would.
+#[test]
+fn a_signal_stops_it_and_its_programs_cleanly() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (status, said, errors) = end(interrupt(folder.path(), signal));
+        assert_eq!(status.code(), Some(code), "{said}{errors}");
+        assert!(errors.contains("not complete") && !errors.contains("error"), "{errors}");
+        assert_eq!(programs(folder.path()), [""; 0]);
+    }
+}
+
+/// Its programs notice that it is gone, although nobody is left to tell them.
+#[test]
+fn killed_it_leaves_no_program_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (status, ..) = end(interrupt(folder.path(), Signal::SIGKILL));
+    assert_eq!(status.code(), None);
+    await_that("the end of the programs", || programs(folder.path()).is_empty());
+}
+
+/// A program that ends by itself is a failure, told with the last of what it said.
+#[test]
+fn a_program_that_dies_fails_the_demo() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = interrupt(folder.path(), Signal::SIGCONT);
+    let query = query(folder.path()).unwrap();
+    kill(query, Signal::SIGKILL).unwrap();
+    let (status, _, errors) = end(demo);
+    assert_eq!(status.code(), Some(1), "{errors}");
+    assert!(errors.contains("error: account_totals ended before its time"), "{errors}");
+    assert!(errors.contains("account_totals: account-totals: nothing is kept between runs"), "{errors}");
+    assert_eq!(programs(folder.path()), [""; 0]);
+}
+
+#[test]
+fn two_demos_do_not_share_a_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = interrupt(folder.path(), Signal::SIGCONT);
+    let (status, _, errors) = end(demo(folder.path(), "1"));
+    assert!(status.code() == Some(1) && errors.starts_with("error: another demo is at work"), "{errors}");
+    kill(Pid::from_raw(first.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(end(first).0.code(), Some(130));
+}
+
+/// `cargo run` builds the tool only, so the tool has to be the query too.
+#[test]
+fn by_another_name_the_tool_is_the_query() {
+    let tool = Command::new(env!("CARGO_BIN_EXE_tidegate")).arg0("account_totals").arg("--help").output().unwrap();
+    let query = Command::new(env!("CARGO_BIN_EXE_account_totals")).arg("--help").output().unwrap();
+    assert!(tool.status.success() && String::from_utf8_lossy(&tool.stdout).contains("Usage: account_totals"));
+    assert_eq!(tool.stdout, query.stdout);
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_a_line() {
+    for (arguments, code, line) in [
+        (&["demo", "--rate", "900000"][..], 2, "error: the broker in memory does not hold 18,000,000 transactions"),
+        (&["demo", "--brokers", "127.0.0.1:1"], 1, "error: no Kafka broker is reachable (127.0.0.1:1)"),
+        (&["demo", "--secs", "1"], 2, "error: unexpected argument '--secs'"),
+        (&["dance"], 2, "error: unrecognized subcommand 'dance'"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let Output { status, stderr, .. } = command.args(arguments).current_dir(folder.path()).output().unwrap();
+        let errors = String::from_utf8(stderr).unwrap();
+        assert!(status.code() == Some(code) && errors.starts_with(line), "{arguments:?}: {errors}");
+    }
+}
