@@ -129,6 +129,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         random: Random::new(shared.pace, worker.index()),
         replayed: 0,
         exhausted: false,
+        begun: false,
         stopped: None,
     };
     let ending = turning.until_the_end(worker);
@@ -256,6 +257,8 @@ struct Turning {
     replayed: usize,
     /// Whether this worker has read all it will ever read.
     exhausted: bool,
+    /// Whether the first epoch has begun.
+    begun: bool,
     /// Set when no epoch comes any more.
     stopped: Option<Ending>,
 }
@@ -340,6 +343,20 @@ impl Turning {
             released: false,
             bytes: 0,
         });
+        if !std::mem::replace(&mut self.begun, true) && self.shared.repeat.is_empty() {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    /// Asks every source once, in the first epoch, before that can end: what is there from the start is found in one
+    /// epoch by all workers. Without it the stream's watermark could pass the partitions of a worker that is slow to
+    /// begin, and which of their records are late would depend on its speed.
+    fn look(&mut self) -> Result<()> {
+        let Some(current) = self.open.back_mut() else { return Ok(()) };
+        for driver in &mut self.drivers {
+            current.bytes += driver.poll(0)?.bytes;
+        }
         Ok(())
     }
 
