@@ -294,11 +294,18 @@ impl Run {
         self
     }
 
-    /// Runs what a script says of the source of this name.
+    /// Runs what a script says of the source of this name. Scripts of several sources share their epochs: the first
+    /// epoch of each is the first of the run.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "scripts are made where they are used")]
-    pub fn script(self, source: &str, script: Script) -> Self {
-        self.journal(script.journal(source))
+    pub fn script(mut self, source: &str, script: Script) -> Self {
+        for frame in script.journal(source) {
+            match self.repeat.binary_search_by_key(&frame.epoch, |known| known.epoch) {
+                Ok(at) => self.repeat[at].bounds.extend(frame.bounds),
+                Err(at) => self.repeat.insert(at, frame),
+            }
+        }
+        self
     }
 
     /// Runs a journal again: every epoch takes what it took then.
