@@ -153,6 +153,11 @@ impl Job {
         Arc::clone(&self.metrics)
     }
 
+    pub(crate) fn stop_by(mut self, stop: Stop) -> Self {
+        self.stop = stop;
+        self
+    }
+
     pub(crate) fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
         self.journal = journal;
         self

@@ -376,7 +376,8 @@ impl Turning {
     /// epoch by all workers. Without it the stream's watermark could pass the partitions of a worker that is slow to
     /// begin, and which of their records are late would depend on its speed.
     fn look(&mut self) -> Result<()> {
-        let Some(current) = self.open.back_mut() else { return Ok(()) };
+        let faulty = self.shared.fault == Some(Fault::FindLate);
+        let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
             current.bytes += driver.poll(0)?.bytes;
         }
