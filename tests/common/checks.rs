@@ -7,9 +7,11 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidegate::source::{Options, Rejected};
+use tidegate::source::memory::Records;
+use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
+use tidegate::stream::Observer;
 use tidegate::stream::aggregate::Accumulator;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::testing::{Captured, Outcome, Run, SlowSync};
 use tidegate::time::Epoch;
 use tidegate::{Decimal, Record, Stream, Window};
 
@@ -29,11 +31,16 @@ impl Accumulator for Seen {
 /// Count, sum, min, max, first, last, own accumulator, decimal sum.
 pub type Totals = (i64, i128, i64, i64, u32, u32, Seen, Decimal);
 
+/// A value of a deal that is not in the order of its place.
+fn scrambled(deal: &Deal) -> u32 {
+    deal.id ^ 0x15
+}
+
 /// The oracle's totals, from scratch.
 pub fn totals(records: &[&Judged<Deal>]) -> Totals {
     let amounts = || records.iter().map(|record| record.data.amount);
     let sum = amounts().map(i128::from).sum::<i128>();
-    let mut by_time = records.iter().map(|record| (record.time, record.place, record.data.id)).collect::<Vec<_>>();
+    let mut by_time = records.iter().map(|r| (r.time, r.place, scrambled(&r.data))).collect::<Vec<_>>();
     by_time.sort_unstable();
     let seen = Seen(records.iter().map(|record| record.data.id).collect());
     (
@@ -77,8 +84,8 @@ impl Views {
                 each.sum(|deal| deal.amount),
                 each.min(|deal| deal.amount),
                 each.max(|deal| deal.amount),
-                each.first(|deal| deal.id),
-                each.last(|deal| deal.id),
+                each.first(scrambled),
+                each.last(scrambled),
                 each.merge(|deal| Seen(BTreeSet::from([deal.id]))),
                 each.sum(|deal| Decimal::new(deal.amount, 4)),
             )
@@ -224,6 +231,58 @@ pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String>
     same("all closed rows", &views.closed.all(), &flat(&expected.closed)).map_err(describe)?;
     same("all late records", &views.late.all(), &flat(&expected.late)).map_err(describe)?;
     Ok(())
+}
+
+/// A source that worker 1 is slow to open.
+pub struct SlowToOpen(Records<Deal>);
+
+impl Source for SlowToOpen {
+    type Item = Deal;
+
+    fn describe(&self) -> String {
+        String::from("records that one worker is slow to open")
+    }
+
+    fn event_time(&self) -> TimeOf<Deal> {
+        self.0.event_time()
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        Source::out_of_order(&self.0)
+    }
+
+    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Deal>>> {
+        if at.worker == 1 {
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        self.0.open(at)
+    }
+}
+
+/// Partition 0 is far ahead of partition 1, which a worker reads that is slow to begin: no record is late for that.
+pub fn check_slow_start(how: Run) -> Result<(), String> {
+    let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
+    let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0 };
+    let (views, source) = (Views::default(), SlowToOpen(data.source()));
+    let shown = views.clone();
+    let windows = Windows::Tumbling { size: 1000, offset: 0 };
+    // With nothing allowed in flight, the first epoch is full at once, and holds a part of partition 0.
+    let run = how.workers(2).clock().in_flight(0).run(move |flow| shown.of(flow.read("deals", &source), windows));
+    run.map_err(|error| error.to_string())?;
+    same("late records", &views.late.all(), &Vec::new())?;
+    same("closed rows", &views.closed.all(), &flat(&by_data(&data, windows).closed))
+}
+
+/// Nothing is shown before it is on record, however long syncs take.
+pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
+    let (sync, source) = (SlowSync::new(15), data.source());
+    let watched = sync.clone();
+    let run = how.slow_sync(&sync).run(move |flow| {
+        let sync = watched.clone();
+        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_shown(epoch));
+        flow.read("deals", &source).write("watch", &show);
+    });
+    run.map(drop).map_err(|error| error.to_string())
 }
 
 /// Options with a drift that pauses partitions all the time.
