@@ -1,1 +1,3 @@
+//! The `tidegate` tool.
+
 fn main() {}
