@@ -4,8 +4,7 @@ use tidegate::testing::Captured;
 use tidegate::{Flow, source::memory::Records};
 
 fn query(flow: &Flow<'_>, payments: &Records<(String, i64)>, sums: &Captured<i64>) {
-    flow.read("payments", payments).write("to a name", &"payments.csv");
-    flow.read("payments", payments).write("to another sink", sums);
+    flow.read("payments", payments).write("sums", sums);
 }
 
 fn main() {

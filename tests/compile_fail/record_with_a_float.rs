@@ -2,7 +2,7 @@
 
 use tidegate::source::memory::Records;
 
-#[derive(Clone, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
 struct Reading {
     celsius: f64,
     at_ms: i64,
