@@ -2,11 +2,11 @@
 //!
 //! It exists because an interface is only known to be usable when somebody has used it, and because a query that fails on
 //! one worker must end on all of them, with a sentence that says what failed.
+#![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
 mod common;
 
 use std::collections::BTreeMap;
-use std::panic::UnwindSafe;
 use std::time::Duration;
 
 use differential_dataflow::operators::Iterate;
@@ -93,9 +93,10 @@ fn reach(edges: Collection<'_, (String, String)>) -> Collection<'_, (String, Str
     edges.through(|edges| {
         edges.clone().iterate(|inner, reached| {
             let steps = edges.enter(inner);
-            let further = reached.clone().map(|(from, to)| (to, from)).join_map(steps, |_via, from, to| {
-                (from.clone(), to.clone())
-            });
+            let further = reached
+                .clone()
+                .map(|(from, to)| (to, from))
+                .join_map(steps, |_via, from, to| (from.clone(), to.clone()));
             reached.concat(further).distinct()
         })
     })
@@ -112,7 +113,8 @@ fn iteration_is_kept_up_to_date_through_retractions() {
     ]]);
     let reached = Captured::new();
     let output = reached.clone();
-    let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1)).epoch(|e| e.end(0));
+    let script =
+        Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1)).epoch(|e| e.end(0));
     let run = Run::new().workers(2).script("payments", script);
     let outcome = run.run(move |flow| reach(edges(flow.read("payments", &source), "edges")).write("reached", &output));
     let journal = outcome.unwrap().journal;
@@ -196,12 +198,14 @@ fn nothing<D: Record>() -> Observer<D> {
     Observer::new(|_epoch, _rows| Ok(()))
 }
 
+type Query = Box<dyn Fn(&Flow<'_>, &Records<Payment>) + Send + Sync>;
+
 const MINUTE: Window = Window::tumbling(Duration::from_secs(60));
 
 #[test]
 fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
     let big = |payment: &Payment| assert!(payment.cents != 1500, "no payments of 1500");
-    let queries: Vec<Box<dyn Fn(&Flow<'_>, &Records<Payment>) + Send + Sync + UnwindSafe>> = vec![
+    let queries: Vec<Query> = vec![
         Box::new(move |flow, source| {
             let mapped = flow.read("payments", source).map(move |payment| {
                 big(&payment);
@@ -275,7 +279,11 @@ impl Source for Locked {
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Payment>>> {
-        if at.worker == self.1 { Err(Error::new("cannot open the source").at(self.describe())) } else { self.0.open(at) }
+        if at.worker == self.1 {
+            Err(Error::new("cannot open the source").at(self.describe()))
+        } else {
+            self.0.open(at)
+        }
     }
 }
 

@@ -68,7 +68,7 @@ fn check_stopped(seed: u64) -> Result<Ending, String> {
     let (views, source, stop) = (Views::default(), data.source(), Stop::default());
     let (shown, asked, left) = (views.clone(), stop.clone(), Arc::new(AtomicU32::new(random.u32(1..20))));
     let run = Run::new().workers(1 + seed as usize % 3).stop_by(&stop);
-    let run = if seed % 4 == 0 { run.clock().in_flight(5_000) } else { run.seed(seed) };
+    let run = if seed.is_multiple_of(4) { run.clock().in_flight(5_000) } else { run.seed(seed) };
     let outcome = run.run(move |flow| {
         let deals = flow.read("deals", &source);
         let (asked, left) = (asked.clone(), left.clone());

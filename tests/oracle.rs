@@ -101,7 +101,8 @@ fn nothing_is_shown_before_it_is_on_record() {
 #[test]
 fn the_oracle_agrees_with_itself() {
     let data = Data::random(&mut Rng::with_seed(5), 100);
-    let windowed = |steps: &[Step]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
+    let windowed =
+        |steps: &[Step]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
     let mut steps = Vec::new();
     for (partition, deals) in data.partitions.iter().enumerate() {
         for next in 0..=deals.len() as u64 {

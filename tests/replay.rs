@@ -78,7 +78,8 @@ fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
             return Err(format!("the journal of {workers} workers:\n{:?}\n is not\n{journal:?}", again.journal));
         }
         twice = again.journal;
-        let sealed = journal.iter().map(|frame| frame.epoch).filter(|epoch| (epoch.0 / 2 + seed) % 3 == 0).collect();
+        let sealed =
+            journal.iter().map(|frame| frame.epoch).filter(|epoch| (epoch.0 / 2 + seed).is_multiple_of(3)).collect();
         let (views, _) = run(data, Run::new().workers(workers).journal(journal.clone()).seal_at(sealed))?;
         same(&format!("sealed, on {workers} workers"), &shown(&views), &first)?;
     }

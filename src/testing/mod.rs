@@ -254,10 +254,17 @@ pub struct SlowSync {
 
 #[derive(Debug, Default)]
 struct Syncing {
-    /// By worker: epochs that are not on record yet, each with how many turns that takes, and the last that is.
-    workers: BTreeMap<usize, (VecDeque<(Epoch, u32)>, Option<Epoch>)>,
+    workers: BTreeMap<usize, WorkerSync>,
     /// The greatest epoch of which a sink has shown rows.
     shown: Option<Epoch>,
+}
+
+#[derive(Debug, Default)]
+struct WorkerSync {
+    /// Epochs that are not on record yet, oldest first, each with how many turns that still takes.
+    waiting: VecDeque<(Epoch, u32)>,
+    /// The last epoch that is on record.
+    synced: Option<Epoch>,
 }
 
 impl SlowSync {
@@ -273,8 +280,8 @@ impl SlowSync {
     pub fn check_shown(&self, epoch: Epoch) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.shown = inner.shown.max(Some(epoch));
-        for (worker, (waiting, _)) in &inner.workers {
-            if let Some((early, _)) = waiting.front().filter(|waiting| waiting.0 <= epoch) {
+        for (worker, sync) in &inner.workers {
+            if let Some((early, _)) = sync.waiting.front().filter(|waiting| waiting.0 <= epoch) {
                 let error = Error::new(format!("epoch {epoch} is shown, but epoch {early} is not on record"));
                 return Err(error.at(format!("worker {worker}")));
             }
@@ -287,20 +294,20 @@ impl SlowSync {
         if let Some(shown) = inner.shown.filter(|shown| *shown >= epoch) {
             return Err(Error::new(format!("epoch {epoch} is bound after epoch {shown} was shown")));
         }
-        inner.workers.entry(worker).or_default().0.push_back((epoch, self.turns));
+        inner.workers.entry(worker).or_default().waiting.push_back((epoch, self.turns));
         Ok(())
     }
 
     fn synced(&self, worker: usize) -> Option<Epoch> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (waiting, synced) = inner.workers.entry(worker).or_default();
-        if let Some((_, left)) = waiting.front_mut() {
+        let sync = inner.workers.entry(worker).or_default();
+        if let Some((_, left)) = sync.waiting.front_mut() {
             *left = left.saturating_sub(1);
         }
-        if let Some((epoch, _)) = waiting.pop_front_if(|(_, left)| *left == 0) {
-            *synced = Some(epoch);
+        if let Some((epoch, _)) = sync.waiting.pop_front_if(|(_, left)| *left == 0) {
+            sync.synced = Some(epoch);
         }
-        *synced
+        sync.synced
     }
 }
 

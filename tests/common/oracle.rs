@@ -130,7 +130,8 @@ pub fn history<D: Clone>(
 
 /// The history of both streams: at every epoch the lesser watermark.
 pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
-    let at = |history: &History<D>, epoch: u64| history.watermarks.range(..=epoch).next_back().map_or(NEVER, |at| *at.1);
+    let at =
+        |history: &History<D>, epoch: u64| history.watermarks.range(..=epoch).next_back().map_or(NEVER, |at| *at.1);
     let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
     History {
         records: [&left.records[..], &right.records[..]].concat(),
@@ -157,11 +158,7 @@ impl<D> History<D> {
             let time = row.1 - 1;
             Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, data: row }
         };
-        History {
-            records: rows.map(record).collect(),
-            rejected: Vec::new(),
-            watermarks: self.watermarks.clone(),
-        }
+        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks: self.watermarks.clone() }
     }
 }
 
