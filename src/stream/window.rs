@@ -279,7 +279,8 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
             move |input, output| {
                 input.for_each(|capability, rows| {
                     made.extend(rows.drain(..).map(|((end, key), value)| {
-                        let time = end.minus(Span::from_length(1));
+                        // The end of all time is moved too: no window ends after it, and the row is not to be late.
+                        let time = EventTime::from_millis(end.millis().saturating_sub(1));
                         let data = Closed { window: assigner.interval(end), key, value };
                         Event { time, mark: time, origin: Origin::default(), data }
                     }));
