@@ -20,7 +20,7 @@ use run::{Ended, Running, run, says, start, start_with};
 use tempfile::TempDir;
 use transactions::{
     COLUMNS, Expected, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, ndjson_of, parse_csv,
-    quoted, rows_of, same_rows, sorted_by_window, tidy, wild,
+    quoted, rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
 };
 
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
@@ -477,13 +477,12 @@ impl Growing {
     }
 }
 
-/// Waits until the results file has so many rows, which are whole lines at every moment.
+/// Waits until the results file has so many rows.
 #[track_caller]
 fn until_rows(running: &mut Running, path: &Path, count: usize) -> Vec<Vec<String>> {
     running.until(&format!("{count} rows"), |_| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let text = &text[..text.rfind('\n').map_or(0, |at| at + 1)];
-        (text.lines().count() > count).then(|| parse_csv(text)[1..].to_vec())
+        let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
+        (records.len() > count).then(|| records[1..].to_vec())
     })
 }
 

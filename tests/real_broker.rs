@@ -22,12 +22,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use run::{Ended, Running, run, says, start};
 use transactions::{
-    COLUMNS, DISORDER_MS, Expected, TOTALS, Transaction, expected, json_of, parse_csv, rows_of, same_rows,
-    sorted_by_window, tidy, wild,
+    COLUMNS, DISORDER_MS, Expected, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, rows_of, same_rows,
+    sorted_by_window, tidy, whole_records, wild,
 };
 
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends messages to a partition, in order, and waits until the broker has them.
@@ -208,12 +209,11 @@ fn totals_written_to_a_topic_read_back_equal() {
 #[track_caller]
 fn until_rows(running: &mut Running, path: &Path, expected: &Expected) {
     let expected = expected.rows();
-    running.until(&format!("{} rows", expected.len()), |_| {
-        let text = fs::read_to_string(path).ok()?;
-        (text.lines().count() > expected.len()).then_some(())
+    let found = running.until(&format!("{} rows", expected.len()), |_| {
+        let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
+        (records.len() > expected.len()).then_some(records)
     });
-    let text = fs::read_to_string(path).unwrap();
-    same_rows(&parse_csv(&text)[1..], &expected);
+    same_rows(&found[1..], &expected);
 }
 
 /// What is final when each partition has had a record at `end_ms`, which stays in an open window.
@@ -300,6 +300,52 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     let ended = run(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "--until-end"));
     says(ended.error(1), &[&broker.servers, "start the broker"]);
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+}
+
+/// The whole way: a file into a topic, the topic through a query and into a copy, and the copy through the query again.
+#[test]
+fn what_is_produced_is_consumed_and_queried_alike() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    let mut rows = tidy(7, 5_000);
+    fs::write(here("in.csv"), csv_of(&rows, &COLUMNS)).unwrap();
+    let tool = |line: &str| {
+        let words = line.split_whitespace().map(|word| word.replace("{}", folder.path().to_str().unwrap()));
+        run(TIDEGATE, words.chain(["--brokers".into(), broker.servers.clone()]))
+    };
+    tool("produce --topic round-trip --csv {}/in.csv --partitions 3").code(0);
+    tool("consume --topic round-trip --out {}/copy.csv --until-end").code(0);
+    let copied = rows_of(&here("copy.csv"), &COLUMNS);
+    let row = |row: &Transaction| COLUMNS.map(|name| row.column(name)).to_vec();
+    same_rows(&copied, &rows.iter().map(row).collect::<Vec<_>>());
+
+    // All of an account's rows are in one partition, in order; so none is late, as none is in the file.
+    let line = typed(broker, "round-trip", folder.path(), "--until-end -w 2 --out {}/totals.csv");
+    let expected = expected_of(std::slice::from_ref(&rows));
+    check_figures(run(ACCOUNT_TOTALS, line).code(0), &expected, 0);
+    check_totals(&here("totals.csv"), &expected);
+
+    // What is added later is added to the copy, by a consumer that keeps its place; one stopped in between.
+    tool("consume --topic round-trip --out {}/kept.csv --state {}/state --until-end").code(0);
+    let more: Vec<_> = rows.iter().map(|row| Transaction { id: row.id + 10_000, ..row.clone() }).collect();
+    fs::write(here("more.ndjson"), ndjson_of(&more)).unwrap();
+    tool("produce --topic round-trip --ndjson {}/more.ndjson").code(0);
+    let words = ["consume", "--topic", "round-trip", "--brokers", &broker.servers, "--out"].map(String::from);
+    let rest = [here("kept.csv"), "--state".into(), here("state")].map(|path| path.display().to_string());
+    let running = start(TIDEGATE, words.into_iter().chain(rest));
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal(Signal::SIGTERM);
+    running.end().code(143);
+    tool("consume --topic round-trip --out {}/kept.csv --state {}/state --until-end").code(0);
+    rows.extend(more);
+    same_rows(&rows_of(&here("kept.csv"), &COLUMNS), &rows.iter().map(row).collect::<Vec<_>>());
+
+    let missing = tool("produce --topic round-trip --csv {}/missing.csv");
+    says(missing.error(1), &["missing.csv"]);
+    tool("consume --topic no-such-topic --out {}/none.csv --until-end").error(1);
+    tool("consume --topic round-trip").error(2);
+    tool("no-such-command").error(2);
 }
 
 #[test]

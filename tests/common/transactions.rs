@@ -240,12 +240,17 @@ pub fn read_csv(path: &Path) -> Vec<Vec<String>> {
 
 #[track_caller]
 pub fn parse_csv(text: &str) -> Vec<Vec<String>> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
+    whole_records(text).unwrap_or_else(|again| panic!("not as it has to be written:\n{text}\nbut\n{again}"))
+}
+
+/// The records of a text, if it is as it has to be written; else how it would have to be. A file that is being written
+/// to may end within a record when it is looked at.
+pub fn whole_records(text: &str) -> Result<Vec<Vec<String>>, String> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let records = reader.records().map(|record| record.unwrap().iter().map(String::from).collect());
     let records: Vec<Vec<String>> = records.collect();
     let again: String = records.iter().map(csv_line).collect();
-    assert!(again == text, "not as it has to be written:\n{text}\nbut\n{again}");
-    records
+    if again == text { Ok(records) } else { Err(again) }
 }
 
 /// The rows of a CSV file that was written for us, under this header.
