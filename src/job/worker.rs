@@ -310,7 +310,9 @@ impl Turning {
                     }
                     worker.step_or_park(Some(NAP));
                 }
-                return Ok(ending);
+                // Sources may be over at the very epoch after which no other was to come.
+                let over = self.drivers.iter().all(|driver| driver.finished());
+                return Ok(if over { Ending::Complete } else { ending });
             }
             if busy {
                 worker.step();
