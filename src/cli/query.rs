@@ -4,7 +4,9 @@
 //! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM.
 //! Results go to standard output when asked for; everything else goes to standard error.
 
+use std::fs;
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -157,6 +159,14 @@ fn workers(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+/// Whether two paths lead to one file, by whatever names.
+fn is_one_file(a: &Path, b: &Path) -> bool {
+    match (fs::metadata(a), fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
 /// The `main` of a query program: parses its arguments, runs it, and makes an exit code of how it ended.
 ///
 /// `run` gets the arguments and answers the exit code of a run that came to its end, which [`QueryArgs::run`] gives.
@@ -262,6 +272,10 @@ impl QueryArgs {
                 output = output.config(key, value);
             }
             return Ok(AnySink::Kafka(output));
+        }
+        if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
+            let error = Error::usage(format!("{flag} {target} is the file that is read"));
+            return Err(error.help("name another file: this one would be emptied first"));
         }
         match Path::new(target).extension().and_then(|extension| extension.to_str()) {
             Some("csv") => Ok(AnySink::Csv(sink::csv::File::new(target))),

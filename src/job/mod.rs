@@ -153,6 +153,11 @@ impl Job {
         Arc::clone(&self.metrics)
     }
 
+    pub(crate) fn stop_by(mut self, stop: Stop) -> Self {
+        self.stop = stop;
+        self
+    }
+
     pub(crate) fn journal(mut self, journal: Arc<dyn Journal>) -> Self {
         self.journal = journal;
         self
@@ -188,8 +193,9 @@ impl Job {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
         let place = self.place(0);
-        let planned = timely::execute_directly(move |worker| worker::dry(worker, place, &query));
-        let steps = planned?;
+        let dry = || timely::execute_directly(move |worker| worker::dry(worker, place, &query));
+        let planned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
+        let steps = planned.map_err(|panic| panicked(&*panic))??;
         if !steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }

@@ -35,7 +35,7 @@ use crate::stream::{Build, Driver, Failure, Fault, Flow, PlannedStep, Seals};
 use crate::time::Epoch;
 
 /// How many records a source is asked for at a time.
-const BUDGET: usize = 1024;
+const BUDGET: usize = 512;
 /// How many epochs with records may be read and not yet shown.
 const EPOCHS_IN_FLIGHT: usize = 64;
 /// How long a worker with nothing to do sleeps before it asks its sources again.
@@ -129,6 +129,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         random: Random::new(shared.pace, worker.index()),
         replayed: 0,
         exhausted: false,
+        begun: false,
         stopped: None,
     };
     let ending = turning.until_the_end(worker);
@@ -205,24 +206,47 @@ impl Ticker {
     }
 }
 
-/// Seeded random numbers, where a test paces the loop by them.
-struct Random(Option<u64>);
+/// Seeded random numbers, where a test paces the loop by them. Some seeds make many short epochs, some few long ones.
+struct Random {
+    state: Option<u64>,
+    /// Every how many turns worker 0 ends an epoch, on average.
+    turns: u64,
+    /// How many records are asked for at most.
+    records: u64,
+}
 
 impl Random {
     fn new(pace: Pace, worker: usize) -> Self {
-        Random(match pace {
-            Pace::Clock => None,
-            Pace::Random(seed) => Some((seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1),
-        })
+        match pace {
+            Pace::Clock => Random { state: None, turns: 0, records: 0 },
+            Pace::Random(seed) => {
+                let state = (seed ^ (worker as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
+                let (turns, records) = ([2, 4, 8, 20], [2, 6, 15, 40]);
+                let (turns, records) = (turns[seed as usize % 4], records[seed as usize / 4 % 4]);
+                Random { state: Some(state), turns, records }
+            }
+        }
     }
 
     /// A number below `bound`; `None` where the clock paces.
     fn below(&mut self, bound: u64) -> Option<u64> {
-        let state = self.0.as_mut()?;
+        let state = self.state.as_mut()?;
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
         Some((*state >> 20) % bound)
+    }
+
+    /// Whether an epoch is to end now; `None` where the clock paces.
+    fn is_due(&mut self) -> Option<bool> {
+        self.below(self.turns.max(1)).map(|chance| chance == 0)
+    }
+
+    /// How many records to ask for; nothing for a stall. `None` where the clock paces.
+    fn amount(&mut self) -> Option<Option<usize>> {
+        let stalled = self.below(4)? == 0;
+        let amount = self.below(self.records)? + 1;
+        Some((!stalled).then_some(amount as usize))
     }
 }
 
@@ -256,6 +280,8 @@ struct Turning {
     replayed: usize,
     /// Whether this worker has read all it will ever read.
     exhausted: bool,
+    /// Whether the first epoch has begun.
+    begun: bool,
     /// Set when no epoch comes any more.
     stopped: Option<Ending>,
 }
@@ -340,6 +366,21 @@ impl Turning {
             released: false,
             bytes: 0,
         });
+        if !std::mem::replace(&mut self.begun, true) && self.shared.repeat.is_empty() {
+            self.look()?;
+        }
+        Ok(())
+    }
+
+    /// Asks every source once, in the first epoch, before that can end: what is there from the start is found in one
+    /// epoch by all workers. Without it the stream's watermark could pass the partitions of a worker that is slow to
+    /// begin, and which of their records are late would depend on its speed.
+    fn look(&mut self) -> Result<()> {
+        let faulty = self.shared.fault == Some(Fault::FindLate);
+        let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
+        for driver in &mut self.drivers {
+            current.bytes += driver.poll(0)?.bytes;
+        }
         Ok(())
     }
 
@@ -384,8 +425,8 @@ impl Turning {
             self.ticker.last = Epoch(u64::MAX);
             return;
         }
-        let due = match self.random.below(20) {
-            Some(chance) => chance == 0,
+        let due = match self.random.is_due() {
+            Some(due) => due,
             None => Instant::now() >= self.ticker.due || self.shared.hurry.load(Ordering::Relaxed),
         };
         if due || self.open.is_empty() {
@@ -407,9 +448,9 @@ impl Turning {
         if in_flight > allowed || epochs > EPOCHS_IN_FLIGHT {
             return Ok(false); // Sinks are behind: reading waits for them.
         }
-        let budget = match self.random.below(40) {
-            Some(0..10) => return Ok(true), // A stall.
-            Some(amount) => amount as usize,
+        let budget = match self.random.amount() {
+            Some(None) => return Ok(true), // A stall.
+            Some(Some(amount)) => amount,
             None => BUDGET,
         };
         let (mut busy, mut exhausted) = (false, true);

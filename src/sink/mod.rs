@@ -19,6 +19,11 @@ use crate::record::Record;
 use crate::time::Epoch;
 
 /// Where results go: a value made before a job runs, shared by its workers.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a sink of `{D}` rows",
+    label = "not a `Sink<{D}>`",
+    note = "sinks are values such as `csv::File`, `ndjson::File`, `kafka::Output`, `stream::Observer` and `testing::Captured`"
+)]
 pub trait Sink<D: Record>: Send + Sync + 'static {
     /// What it is, for people: "file totals.csv".
     fn describe(&self) -> String;

@@ -34,6 +34,12 @@ use crate::time::{Epoch, EventTime, Span};
 pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
 
 /// Where records come from: a value made before a job runs, shared by its workers.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a source",
+    label = "not a `Source`",
+    note = "sources are values such as `csv::Input`, `ndjson::Input`, `kafka::Topic` and `source::memory::Records`",
+    note = "an input without `.event_time(|record: &YourRecord| …)` is not a source yet: nothing says what its records are"
+)]
 pub trait Source: Send + Sync + 'static {
     /// What a record of it is.
     type Item: Record;

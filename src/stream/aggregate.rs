@@ -20,12 +20,24 @@ use crate::time::EventTime;
 
 /// What adds up. `merge` must be exactly commutative and associative; together with the count of records that the
 /// engine keeps beside it, it makes a semigroup of differential dataflow.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how two of it are merged",
+    label = "not an `Accumulator`",
+    note = "for sums, extremes, first and last there are `each.sum(…)`, `each.min(…)`, `each.first(…)` and so on",
+    note = "for an aggregate of your own, implement `tidegate::stream::aggregate::Accumulator` for a type of your own"
+)]
 pub trait Accumulator: Record {
     /// Adds what `other` holds.
     fn merge(&mut self, other: &Self);
 }
 
 /// What a window keeps of its records and shows of them.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an aggregate of `{D}` records",
+    label = "not an aggregate",
+    note = "name aggregates with what the closure gets, in a tuple if there are several: `|each| (each.count(), each.sum(|r| r.cents))`",
+    note = "a tuple has up to eight aggregates, and tuples can be nested; what is computed from them belongs behind `.on_close()`, in `.map(…)`"
+)]
 pub trait Aggregate<D>: 'static {
     /// What of a record is sent to the worker that has its key.
     type Part: Record;
@@ -145,6 +157,12 @@ impl<D> Aggregate<D> for Count {
 }
 
 /// What can be summed exactly.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be summed exactly",
+    label = "no exact sum of these",
+    note = "integers and `tidegate::Decimal` can; sum money in cents, or as `Decimal`",
+    note = "a sum of floating-point numbers depends on the order of its terms, so `f64` and `tidegate::Real` have none"
+)]
 pub trait Summable: Record {
     /// The sum as it is kept.
     type Total: Accumulator;

@@ -72,6 +72,19 @@ impl<'f, D: Record> Collection<'f, D> {
         Collection { inner: operators(self.inner), flow: self.flow }
     }
 
+    /// Any operators of differential dataflow on this collection and another one, as a join: see
+    /// [`Collection::through`].
+    pub fn through_with<D2: Record, D3: Record>(
+        self,
+        other: Collection<'f, D2>,
+        operators: impl FnOnce(
+            VecCollection<'f, u64, D, isize>,
+            VecCollection<'f, u64, D2, isize>,
+        ) -> VecCollection<'f, u64, D3, isize>,
+    ) -> Collection<'f, D3> {
+        self.through(|collection| operators(collection, other.inner))
+    }
+
     /// Calls `look` with each change as it passes, not consolidated: for debugging. After a crash it sees changes again.
     pub fn inspect(self, look: impl Fn(&D, isize) + 'static) -> Collection<'f, D> {
         self.through(|collection| collection.inspect(move |(data, _epoch, diff)| look(data, *diff)))

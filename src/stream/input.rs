@@ -121,6 +121,9 @@ impl<D: Record> SourceDriver<D> {
         if self.fault == Some(Fault::LoseRecord) {
             events.pop();
         }
+        if self.fault == Some(Fault::ForgetOffsets) {
+            events.iter_mut().for_each(|event| event.origin.offset = 0);
+        }
         if !events.is_empty() {
             let mut output = self.events.activate();
             output.session_with_builder(&capabilities.events).give_container(events);

@@ -66,7 +66,10 @@ impl Failure {
 }
 
 /// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Every promise that a test of the engine in memory holds has at least one here; `tests/faults.rs` names the check that
+/// finds each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A closed row is not emitted.
     LoseRow,
@@ -76,10 +79,34 @@ pub enum Fault {
     ForgetFloor,
     /// A sink shows rows of an epoch before the epoch is complete.
     ShowEarly,
-    /// A worker releases its capability for an epoch before its records are in.
+    /// A worker releases its capability for an epoch before the epoch is on record.
     ReleaseEarly,
     /// A record is dropped between the source and the flow.
     LoseRecord,
+    /// A window closes by its watermark before all records of the epoch are there.
+    CloseEarly,
+    /// What a seal has put into the trace is not seen by `on_change` any more.
+    ForgetSealed,
+    /// A worker may find the partitions that are there from the start after the first epoch.
+    FindLate,
+    /// Records lose their offsets, which break ties.
+    ForgetOffsets,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 10] = [
+        Fault::LoseRow,
+        Fault::SkipRetraction,
+        Fault::ForgetFloor,
+        Fault::ShowEarly,
+        Fault::ReleaseEarly,
+        Fault::LoseRecord,
+        Fault::CloseEarly,
+        Fault::ForgetSealed,
+        Fault::FindLate,
+        Fault::ForgetOffsets,
+    ];
 }
 
 /// The epochs at which arrangements are sealed: the same on every worker, known before they are complete.
@@ -271,7 +298,7 @@ impl<'f, D: Record> Stream<'f, D> {
 
     /// Groups the records by a key.
     pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
-        Keyed::new(self, Rc::new(key))
+        Keyed::new(self, key)
     }
 }
 

@@ -40,7 +40,8 @@ pub(crate) fn write<'f, D: Record>(
     let owner = (sinks - 1) % flow.scope.peers();
     let shard = Shard { job: build.place.job.clone(), name: name.to_owned(), rows: kind };
     let mut writer = None;
-    if !build.dry && owner == flow.scope.index() {
+    // Opening empties files: not for a job that has failed already, at its source for one.
+    if !build.dry && owner == flow.scope.index() && build.failure.get().is_none() {
         match sink.open(&shard) {
             Ok(opened) => writer = Some(opened),
             Err(error) => build.failure.set(error),

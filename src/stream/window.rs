@@ -14,7 +14,6 @@
 //! Promise kept here: **output is a function of the data: any workers, any epochs.** And with it: per step,
 //! in = counted + late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
@@ -27,10 +26,10 @@ use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Pipeline;
-use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::{Capability, CapabilityTrait, Probe};
 
 use crate::error::{Error, Result};
 use crate::metrics::StepMetrics;
@@ -48,6 +47,11 @@ pub struct Interval {
     pub start: EventTime,
     /// The first moment after it.
     pub end: EventTime,
+}
+
+impl Interval {
+    /// An interval that no time is in.
+    const NOTHING: Interval = Interval { start: EventTime::MAX, end: EventTime::MIN };
 }
 
 /// The final result of a window for a key.
@@ -133,14 +137,22 @@ struct Assigner {
 }
 
 impl Assigner {
-    /// The end of the window that `time` is in.
-    #[inline]
-    fn end(self, time: EventTime) -> EventTime {
+    /// The window that `time` is in.
+    fn find(self, time: EventTime) -> Interval {
         if self.size == i64::MAX {
-            return EventTime::MAX;
+            return self.interval(EventTime::MAX);
         }
         let into = time.millis().saturating_sub(self.offset).rem_euclid(self.size);
-        EventTime::from_millis(time.millis().saturating_add(self.size - into))
+        self.interval(EventTime::from_millis(time.millis().saturating_add(self.size - into)))
+    }
+
+    /// The end of the window that `time` is in; `last` is the window that was found last, most often the same one.
+    #[inline]
+    fn end(self, time: EventTime, last: &mut Interval) -> EventTime {
+        if time < last.start || time >= last.end {
+            *last = self.find(time);
+        }
+        last.end
     }
 
     /// The window that ends there.
@@ -150,13 +162,14 @@ impl Assigner {
     }
 }
 
-/// A function that gives a record's key.
-type KeyOf<K, D> = Rc<dyn Fn(&D) -> K>;
+/// Appends the keys of some events; of many at a time, as calling a function that is not known costs more than most
+/// keys.
+type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
 
 /// A stream grouped by a key.
 pub struct Keyed<'f, K, D> {
     stream: Stream<'f, D>,
-    key: KeyOf<K, D>,
+    keys: KeysOf<K, D>,
 }
 
 impl<K, D> fmt::Debug for Keyed<'_, K, D> {
@@ -166,8 +179,9 @@ impl<K, D> fmt::Debug for Keyed<'_, K, D> {
 }
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    pub(crate) fn new(stream: Stream<'f, D>, key: KeyOf<K, D>) -> Self {
-        Keyed { stream, key }
+    pub(crate) fn new(stream: Stream<'f, D>, key: impl Fn(&D) -> K + 'static) -> Self {
+        let keys: KeysOf<K, D> = Rc::new(move |events, keys| keys.extend(events.iter().map(|event| key(&event.data))));
+        Keyed { stream, keys }
     }
 
     /// Cuts each key's records into windows.
@@ -193,7 +207,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     /// by it. The closure names the aggregates, and tuples of them are one:
     /// `|each| (each.count(), each.sum(|t| t.amount_cents))`.
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
-        let Windowed { keyed: Keyed { stream, key }, window } = self;
+        let Windowed { keyed: Keyed { stream, keys }, window } = self;
         let flow = stream.flow.clone();
         let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
         flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1));
@@ -207,7 +221,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let live = Wanted::default();
         let assign = Assign {
             assigner,
-            key,
+            keys,
             aggregate: Rc::clone(&aggregate),
             wants_late: Rc::clone(&wants_late),
             metrics: Arc::clone(&metrics),
@@ -225,6 +239,8 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             fault: flow.build.fault,
         };
         let (closed, changed) = arrange::windowed::<K, D, A>(records, marks.clone(), step);
+        // Reading waits for this step too: it may be all there is to wait for.
+        let closed = closed.probe_with(&flow.build.probe);
         Aggregated { closed, changed, late, marks, flow, assigner, live, wants_late, kind: PhantomData }
     }
 }
@@ -263,7 +279,8 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
             move |input, output| {
                 input.for_each(|capability, rows| {
                     made.extend(rows.drain(..).map(|((end, key), value)| {
-                        let time = end.minus(Span::from_length(1));
+                        // The end of all time is moved too: no window ends after it, and the row is not to be late.
+                        let time = EventTime::from_millis(end.millis().saturating_sub(1));
                         let data = Closed { window: assigner.interval(end), key, value };
                         Event { time, mark: time, origin: Origin::default(), data }
                     }));
@@ -318,7 +335,7 @@ fn without_floors(marks: TimelyStream<'_, u64, Vec<Mark>>) -> TimelyStream<'_, u
 /// What [`assign_windows`] needs of a step.
 struct Assign<K, D, A> {
     assigner: Assigner,
-    key: KeyOf<K, D>,
+    keys: KeysOf<K, D>,
     aggregate: Rc<A>,
     wants_late: Wanted,
     metrics: Arc<StepMetrics>,
@@ -369,8 +386,8 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
         drop(capabilities);
         let mut floors = Floors::default();
         let mut held = BTreeMap::<u64, Held<D>>::new();
-        let Assign { assigner, key, aggregate, wants_late, metrics, forget_floor } = step;
-        let routed = move |event: &Event<D>, end: EventTime| ((key)(&event.data), end, aggregate.part(event));
+        let mut sorter =
+            Sorter { step, last: Interval::NOTHING, keys: Vec::new(), on_time: Vec::new(), late: Vec::new() };
         move |frontiers| {
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
@@ -378,82 +395,84 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
                 floors.coming.entry(epoch).or_default().extend(news);
             });
             let (mut records, mut late) = (records.activate(), late.activate());
-            let counts = Counts::new(&metrics);
             events.for_each(|capability, events| {
                 let Some(&epoch) = capability.least() else { return };
-                counts.taken(events.len());
-                let mut session = records.session(&capability);
-                let mut late_session = late.session(&capability);
-                for event in events.drain(..) {
-                    let end = assigner.end(event.time);
-                    if event.origin.fresh && !forget_floor {
-                        let waiting = held.entry(epoch).or_insert_with(|| Held {
-                            events: Vec::new(),
-                            records: capability.delayed(&epoch, 0),
-                            late: capability.delayed(&epoch, 1),
-                        });
-                        waiting.events.push(event);
-                    } else if end <= event.mark {
-                        counts.late();
-                        if wants_late.get() {
-                            late_session.give(event);
-                        }
-                    } else {
-                        session.give(routed(&event, end));
-                    }
+                sorter.step.metrics.taken.add(events.len() as u64);
+                if !sorter.step.forget_floor && events.iter().any(|event| event.origin.fresh) {
+                    let waiting = held.entry(epoch).or_insert_with(|| Held {
+                        events: Vec::new(),
+                        records: capability.delayed(&epoch, 0),
+                        late: capability.delayed(&epoch, 1),
+                    });
+                    waiting.events.extend(events.extract_if(.., |event| event.origin.fresh));
                 }
+                sorter.sort(events, |_| EventTime::MIN);
+                sorter.give(&mut records.session(&capability), &mut late.session(&capability));
             });
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
-                let (epoch, waited) = entry.remove_entry();
+                let (epoch, mut waited) = entry.remove_entry();
                 let known = floors.through(epoch);
-                let mut session = records.session(&waited.records);
-                let mut late_session = late.session(&waited.late);
-                for event in waited.events {
-                    let end = assigner.end(event.time);
-                    let floor = known.get(&event.origin.partition_id()).copied().unwrap_or(EventTime::MIN);
-                    if end <= event.mark.max(floor) {
-                        counts.late();
-                        if wants_late.get() {
-                            late_session.give(event);
-                        }
-                    } else {
-                        session.give(routed(&event, end));
-                    }
-                }
+                let floor = |origin: Origin| known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN);
+                sorter.sort(&mut waited.events, floor);
+                sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
             }
-            counts.flush();
         }
     });
     (record_stream, late_stream)
 }
 
-/// Counts of one activation, so that shared counters are raised once each.
-struct Counts<'a> {
-    taken: Cell<u64>,
-    late: Cell<u64>,
-    metrics: &'a StepMetrics,
+/// Sorts records into those that are on time and those that are late.
+struct Sorter<K, D, A: Aggregate<D>> {
+    step: Assign<K, D, A>,
+    /// The window that was found last.
+    last: Interval,
+    keys: Vec<K>,
+    on_time: Vec<Routed<K, A::Part>>,
+    late: Vec<Event<D>>,
 }
 
-impl<'a> Counts<'a> {
-    fn new(metrics: &'a StepMetrics) -> Self {
-        Counts { taken: Cell::new(0), late: Cell::new(0), metrics }
-    }
+/// Where [`Sorter::give`] gives records.
+type Session<'a, 'b, D, C> =
+    timely::dataflow::operators::generic::Session<'a, 'b, u64, CapacityContainerBuilder<Vec<D>>, C>;
 
-    fn taken(&self, count: usize) {
-        self.taken.set(self.taken.get() + count as u64);
-    }
-
-    fn late(&self) {
-        self.late.set(self.late.get() + 1);
-    }
-
-    fn flush(&self) {
-        if self.taken.get() > 0 {
-            self.metrics.taken.add(self.taken.get());
+impl<K: Record, D: Record, A: Aggregate<D>> Sorter<K, D, A> {
+    /// Judges records, each by its own partition's watermark before it and the partition's floor.
+    #[inline]
+    fn sort(&mut self, events: &mut Vec<Event<D>>, floor: impl Fn(Origin) -> EventTime) {
+        let Assign { assigner, keys, aggregate, wants_late, .. } = &self.step;
+        keys(events, &mut self.keys);
+        self.on_time.reserve(events.len());
+        let before = self.on_time.len();
+        let (all, mut last) = (events.len(), self.last);
+        for (event, key) in events.drain(..).zip(self.keys.drain(..)) {
+            let end = assigner.end(event.time, &mut last);
+            if end > event.mark.max(floor(event.origin)) {
+                self.on_time.push((key, end, aggregate.part(&event)));
+            } else if wants_late.get() {
+                self.late.push(event);
+            }
         }
-        if self.late.get() > 0 {
-            self.metrics.late.add(self.late.get());
+        self.last = last;
+        let late = all - (self.on_time.len() - before);
+        if late > 0 {
+            self.step.metrics.late.add(late as u64);
+        }
+    }
+
+    /// Sends what was sorted.
+    fn give<C: CapabilityTrait<u64>>(
+        &mut self,
+        records: &mut Session<'_, '_, Routed<K, A::Part>, C>,
+        late: &mut Session<'_, '_, Event<D>, C>,
+    ) {
+        if !self.on_time.is_empty() {
+            records.give_container(&mut self.on_time);
+            self.on_time.clear();
+        }
+        if !self.late.is_empty() {
+            late.give_container(&mut self.late);
+            self.late.clear();
         }
     }
 }

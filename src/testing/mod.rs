@@ -4,6 +4,7 @@
 //!   says what each epoch takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
 //! * An [`Outcome`] has the run's report, and its journal, which runs it again.
+//! * [`SlowSync`] makes the journal's syncs take time, and knows whether anything was shown before it was on record.
 //!
 //! ```
 //! use tidegate::testing::{Captured, Run, Script};
@@ -33,13 +34,13 @@
 //! # Ok(()) }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::durable::journal::{Bound, Frame, MemoryJournal};
-use crate::error::Result;
-use crate::job::{Job, Pace, Report};
+use crate::durable::journal::{Bound, Frame, Journal, MemoryJournal};
+use crate::error::{Error, Result};
+use crate::job::{Job, Pace, Report, Stop};
 use crate::record::Record;
 use crate::sink::{Shard, Sink, Writer};
 use crate::source::Options;
@@ -231,6 +232,99 @@ impl Script {
     }
 }
 
+/// Makes a run's journal slow, and knows what it has on record. Clones are one.
+///
+/// ```
+/// use tidegate::testing::{Run, SlowSync};
+/// use tidegate::{source::memory::Records, stream::Observer};
+///
+/// # fn main() -> tidegate::Result<()> {
+/// let (input, sync) = (Records::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
+/// Run::new().slow_sync(&sync).run(move |flow| {
+///     let sync = sync.clone();
+///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_shown(epoch)));
+/// })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SlowSync {
+    turns: u32,
+    inner: Arc<Mutex<Syncing>>,
+}
+
+#[derive(Debug, Default)]
+struct Syncing {
+    workers: BTreeMap<usize, WorkerSync>,
+    /// The greatest epoch of which a sink has shown rows.
+    shown: Option<Epoch>,
+}
+
+#[derive(Debug, Default)]
+struct WorkerSync {
+    /// Epochs that are not on record yet, oldest first, each with how many turns that still takes.
+    waiting: VecDeque<(Epoch, u32)>,
+    /// The last epoch that is on record.
+    synced: Option<Epoch>,
+}
+
+impl SlowSync {
+    /// A sync takes so many turns of the loop of the worker that waits for it.
+    pub fn new(turns: u32) -> Self {
+        SlowSync { turns, inner: Arc::default() }
+    }
+
+    /// To be called by a sink that shows `epoch`.
+    ///
+    /// # Errors
+    /// When the epoch, or one before it, is not on record.
+    pub fn check_shown(&self, epoch: Epoch) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.shown = inner.shown.max(Some(epoch));
+        for (worker, sync) in &inner.workers {
+            if let Some((early, _)) = sync.waiting.front().filter(|waiting| waiting.0 <= epoch) {
+                let error = Error::new(format!("epoch {epoch} is shown, but epoch {early} is not on record"));
+                return Err(error.at(format!("worker {worker}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&self, worker: usize, epoch: Epoch) -> Result<()> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = inner.shown.filter(|shown| *shown >= epoch) {
+            return Err(Error::new(format!("epoch {epoch} is bound after epoch {shown} was shown")));
+        }
+        inner.workers.entry(worker).or_default().waiting.push_back((epoch, self.turns));
+        Ok(())
+    }
+
+    fn synced(&self, worker: usize) -> Option<Epoch> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let sync = inner.workers.entry(worker).or_default();
+        if let Some((_, left)) = sync.waiting.front_mut() {
+            *left = left.saturating_sub(1);
+        }
+        if let Some((epoch, _)) = sync.waiting.pop_front_if(|(_, left)| *left == 0) {
+            sync.synced = Some(epoch);
+        }
+        sync.synced
+    }
+}
+
+/// Keeps frames in memory, and says that they are synced when a [`SlowSync`] says so.
+struct SlowJournal(Arc<MemoryJournal>, SlowSync);
+
+impl Journal for SlowJournal {
+    fn append(&self, worker: usize, frame: Frame) -> Result<()> {
+        self.1.append(worker, frame.epoch)?;
+        self.0.append(worker, frame)
+    }
+
+    fn synced(&self, worker: usize) -> Option<Epoch> {
+        self.1.synced(worker)
+    }
+}
+
 /// Runs a query in memory.
 #[derive(Debug)]
 pub struct Run {
@@ -241,6 +335,8 @@ pub struct Run {
     options: Options,
     fault: Option<Fault>,
     in_flight: u64,
+    sync: Option<SlowSync>,
+    stop: Stop,
 }
 
 impl Default for Run {
@@ -253,6 +349,8 @@ impl Default for Run {
             options: Options::default(),
             fault: None,
             in_flight: 64 << 20,
+            sync: None,
+            stop: Stop::default(),
         }
     }
 }
@@ -294,11 +392,18 @@ impl Run {
         self
     }
 
-    /// Runs what a script says of the source of this name.
+    /// Runs what a script says of the source of this name. Scripts of several sources share their epochs: the first
+    /// epoch of each is the first of the run.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "scripts are made where they are used")]
-    pub fn script(self, source: &str, script: Script) -> Self {
-        self.journal(script.journal(source))
+    pub fn script(mut self, source: &str, script: Script) -> Self {
+        for frame in script.journal(source) {
+            match self.repeat.binary_search_by_key(&frame.epoch, |known| known.epoch) {
+                Ok(at) => self.repeat[at].bounds.extend(frame.bounds),
+                Err(at) => self.repeat.insert(at, frame),
+            }
+        }
+        self
     }
 
     /// Runs a journal again: every epoch takes what it took then.
@@ -329,6 +434,20 @@ impl Run {
         self
     }
 
+    /// Makes the journal slow.
+    #[must_use]
+    pub fn slow_sync(mut self, sync: &SlowSync) -> Self {
+        self.sync = Some(sync.clone());
+        self
+    }
+
+    /// Lets `stop` stop the run, as a signal stops a job.
+    #[must_use]
+    pub fn stop_by(mut self, stop: &Stop) -> Self {
+        self.stop = stop.clone();
+        self
+    }
+
     /// Puts a fault into the engine, to see that a check finds it.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
@@ -342,8 +461,12 @@ impl Run {
     /// As [`Job::run`].
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Outcome> {
         let journal = Arc::new(MemoryJournal::default());
+        let asked: Arc<dyn Journal> = match self.sync {
+            Some(sync) => Arc::new(SlowJournal(Arc::clone(&journal), sync)),
+            None => Arc::clone(&journal) as Arc<_>,
+        };
         let job = Job::new("test").workers(self.workers).options(self.options).in_flight(self.in_flight);
-        let job = job.journal(Arc::clone(&journal) as Arc<_>).repeat(self.repeat).pace(self.pace);
+        let job = job.journal(asked).repeat(self.repeat).pace(self.pace).stop_by(self.stop);
         let report = job.seals(self.seals).fault(self.fault).run(query)?;
         Ok(Outcome { report, journal: journal.frames() })
     }

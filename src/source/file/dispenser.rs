@@ -375,11 +375,13 @@ impl<F: Format> Shared<F> {
 impl Dispenser {
     fn open(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
         let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
-        let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
-        let found = file.metadata().map_err(|why| refused(&why))?;
+        // Looked at before it is opened: opening a pipe would wait until somebody writes to it.
+        let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
         if !found.is_file() {
             return Err(refused(&"it is not a regular file").help("write it to a file first"));
         }
+        let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
+        let found = file.metadata().map_err(|why| refused(&why))?;
         Ok(Dispenser {
             sizes,
             path: path.to_owned(),

@@ -146,6 +146,8 @@ impl<F: Format, T: Record> Input<F, T> {
     }
 }
 
+// So that an input without `event_time` is told that it is no source, rather than that `Untimed` is not a record.
+#[diagnostic::do_not_recommend]
 impl<F: Format, T: Record> Source for Input<F, T> {
     type Item = T;
 

@@ -1,0 +1,372 @@
+//! What users write, as they would write it; and what they are told when it goes wrong.
+//!
+//! It exists because an interface is only known to be usable when somebody has used it, and because a query that fails on
+//! one worker must end on all of them, with a sentence that says what failed.
+#![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use differential_dataflow::operators::Iterate;
+use serde::{Deserialize, Serialize};
+use tidegate::error::Kind;
+use tidegate::source::memory::Records;
+use tidegate::source::{Place, Reader, Source, TimeOf};
+use tidegate::stream::Observer;
+use tidegate::testing::{Captured, Run, Script};
+use tidegate::{Closed, Collection, Error, Flow, Job, Open, Record, Result, Stream, Window};
+
+use common::cases::within;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Payment {
+    from: String,
+    to: String,
+    cents: i64,
+    at_ms: i64,
+}
+
+fn payment(at_ms: i64, from: &str, to: &str, cents: i64) -> Payment {
+    Payment { from: from.into(), to: to.into(), cents, at_ms }
+}
+
+fn payments(partitions: &[&[Payment]]) -> Records<Payment> {
+    let partitions = partitions.iter().map(|partition| partition.to_vec()).collect();
+    Records::new(partitions, |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Total {
+    start: i64,
+    account: String,
+    count: i64,
+    cents: i128,
+}
+
+/// A part of a query that several programs could share: one lifetime, no bounds.
+fn per_minute(payments: Stream<'_, Payment>) -> Stream<'_, Total> {
+    payments
+        .key_by(|payment| payment.from.clone())
+        .window(Window::tumbling(Duration::from_secs(60)))
+        .aggregate("per minute", |each| (each.count(), each.sum(|payment| payment.cents)))
+        .on_close()
+        .map(|Closed { key, window, value: (count, cents) }| Total {
+            start: window.start.millis(),
+            account: key,
+            count,
+            cents,
+        })
+}
+
+#[test]
+fn a_part_of_a_query_is_a_function() {
+    let source = payments(&[&[payment(1, "a", "b", 5), payment(59_999, "a", "c", 7), payment(60_000, "a", "b", 1)]]);
+    let (totals, shown) = (Captured::new(), Captured::new());
+    let (output, doubled) = (totals.clone(), shown.clone());
+    Run::new()
+        .workers(2)
+        .run(move |flow| {
+            let totals = per_minute(flow.read("payments", &source));
+            totals.clone().write("totals", &output);
+            totals.filter(|total| total.count > 1).map(|total| total.cents * 2).write("doubled", &doubled);
+        })
+        .unwrap();
+    let total = |start, count, cents| Total { start, account: "a".into(), count, cents };
+    assert_eq!(totals.all(), [total(0, 2, 12), total(60_000, 1, 1)]);
+    assert_eq!(shown.all(), [24]);
+}
+
+/// Who pays whom, as pairs that are there while their hour is open.
+fn edges<'f>(payments: Stream<'f, Payment>, name: &str) -> Collection<'f, (String, String)> {
+    payments
+        .key_by(|payment| (payment.from.clone(), payment.to.clone()))
+        .window(Window::tumbling(Duration::from_secs(3600)))
+        .aggregate(name, |each| each.count())
+        .on_change()
+        .map(|Open { key, .. }| key)
+}
+
+/// Everybody that money of somebody could have come to.
+fn reach(edges: Collection<'_, (String, String)>) -> Collection<'_, (String, String)> {
+    edges.through(|edges| {
+        edges.clone().iterate(|inner, reached| {
+            let steps = edges.enter(inner);
+            let further = reached
+                .clone()
+                .map(|(from, to)| (to, from))
+                .join_map(steps, |_via, from, to| (from.clone(), to.clone()));
+            reached.concat(further).distinct()
+        })
+    })
+}
+
+#[test]
+fn iteration_is_kept_up_to_date_through_retractions() {
+    let hour = 3_600_000;
+    let source = payments(&[&[
+        payment(1, "a", "b", 1),
+        payment(2, "b", "c", 1),
+        payment(3, "c", "a", 1),
+        payment(hour, "x", "y", 1),
+    ]]);
+    let reached = Captured::new();
+    let output = reached.clone();
+    let script =
+        Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1)).epoch(|e| e.end(0));
+    let run = Run::new().workers(2).script("payments", script);
+    let outcome = run.run(move |flow| reach(edges(flow.read("payments", &source), "edges")).write("reached", &output));
+    let journal = outcome.unwrap().journal;
+    let at = |frame: usize| {
+        let pairs = reached.at(journal[frame].epoch);
+        pairs.iter().map(|(from, to): &(String, String)| format!("{from}{to}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(at(0), "ab ac bc");
+    assert_eq!(at(1), "aa ab ac ba bb bc ca cb cc");
+    assert_eq!(at(2), "xy"); // The first hour has closed.
+    assert_eq!(at(3), "");
+}
+
+#[test]
+fn two_collections_are_joined() {
+    let source = payments(&[&[payment(1, "a", "b", 5), payment(2, "b", "a", 7), payment(3, "a", "b", 1)]]);
+    let both = Captured::new();
+    let output = both.clone();
+    let script = Script::new().epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1));
+    let query = move |flow: &Flow<'_>| {
+        let sums = |key: fn(&Payment) -> String, name| {
+            let keyed = flow.read(name, &source).key_by(key).window(Window::global());
+            let sums = keyed.aggregate(name, |each| each.sum(|payment| payment.cents)).on_change();
+            sums.map(|Open { key, value, .. }| (key, value))
+        };
+        let (paid, got) = (sums(|payment| payment.from.clone(), "paid"), sums(|payment| payment.to.clone(), "got"));
+        let joined = paid.through_with(got, |paid, got| paid.join_map(got, |who, out, into| (who.clone(), into - out)));
+        joined.write("balance", &output);
+    };
+    let run = Run::new().workers(2).script("paid", script.clone()).script("got", script);
+    let outcome = run.run(query).unwrap();
+    let at = |frame: usize| both.at(outcome.journal[frame].epoch);
+    let row = |who: &str, balance| (String::from(who), balance);
+    assert_eq!(at(0), []);
+    assert_eq!(at(1), [row("a", 2), row("b", -2)]);
+    assert_eq!(at(2), [row("a", 1), row("b", -1)]);
+}
+
+#[test]
+fn every_epoch_of_a_collection_is_seen_whole() {
+    let source = payments(&[&[payment(1, "a", "b", 5)], &[payment(2, "b", "a", 7), payment(3, "c", "a", 7)]]);
+    let script = Script::new().epoch(|e| e.take(0, 1).take(1, 2)).epoch(|e| e.end(0).end(1));
+    let (seen, rows) = std::sync::mpsc::channel();
+    let run = Run::new().workers(3).script("payments", script).run(move |flow| {
+        let seen = seen.clone();
+        edges(flow.read("payments", &source), "edges").for_each_epoch("seen", move |_epoch, rows| {
+            seen.send(rows.iter().map(|(pair, diff)| format!("{}{}{diff:+}", pair.0, pair.1)).collect::<Vec<_>>())
+                .map_err(|why| Error::new("cannot send").because(why))
+        });
+    });
+    run.unwrap();
+    assert_eq!(rows.iter().collect::<Vec<_>>(), [["ab+1", "ba+1", "ca+1"], ["ab-1", "ba-1", "ca-1"]]);
+}
+
+/// Many payments, in eight partitions.
+fn many() -> Records<Payment> {
+    let partition = |id: i64| (0..2000).map(|at| payment(100 * at + id, &format!("{}", at % 7), "b", at)).collect();
+    Records::new((0..8).map(partition).collect(), |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
+}
+
+/// Runs a query that must fail, on 1, 2 and 4 workers, by the clock and at random: what it says.
+fn failures(query: impl Fn(&Flow<'_>) + Send + Sync + Clone + 'static) -> Vec<String> {
+    let mut said = Vec::new();
+    for workers in [1, 2, 4] {
+        for run in [Run::new().clock(), Run::new().seed(workers as u64)] {
+            let query = query.clone();
+            let result = within(Duration::from_secs(60), move || run.workers(workers).run(query));
+            let result = result.unwrap_or_else(|| panic!("it hangs on {workers} workers"));
+            said.push(result.expect_err("it fails").to_string());
+        }
+    }
+    said
+}
+
+fn all_say(said: &[String], expected: &str) {
+    assert!(said.iter().all(|error| error.contains(expected)), "{said:#?}");
+}
+
+/// A sink that is content with everything.
+fn nothing<D: Record>() -> Observer<D> {
+    Observer::new(|_epoch, _rows| Ok(()))
+}
+
+type Query = Box<dyn Fn(&Flow<'_>, &Records<Payment>) + Send + Sync>;
+
+const MINUTE: Window = Window::tumbling(Duration::from_secs(60));
+
+#[test]
+fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
+    let big = |payment: &Payment| assert!(payment.cents != 1500, "no payments of 1500");
+    let queries: Vec<Query> = vec![
+        Box::new(move |flow, source| {
+            let mapped = flow.read("payments", source).map(move |payment| {
+                big(&payment);
+                payment
+            });
+            mapped.write("out", &nothing());
+        }),
+        Box::new(move |flow, source| {
+            let keyed = flow.read("payments", source).key_by(move |payment| {
+                big(payment);
+                payment.from.clone()
+            });
+            keyed.window(MINUTE).aggregate("step", |each| each.count()).on_close().write("out", &nothing());
+        }),
+        Box::new(move |flow, source| {
+            let windows = flow.read("payments", source).key_by(|payment| payment.from.clone()).window(MINUTE);
+            let step = windows.aggregate("step", |each| {
+                each.max(move |payment| {
+                    big(payment);
+                    payment.cents
+                })
+            });
+            step.on_change().write("out", &nothing());
+        }),
+        Box::new(move |flow, source| {
+            let see = move |_epoch, rows: &[(Payment, isize)]| {
+                rows.iter().for_each(|(payment, _)| big(payment));
+                Ok(())
+            };
+            flow.read("payments", source).write("out", &Observer::new(see));
+        }),
+    ];
+    for query in queries {
+        let (query, source) = (std::sync::Arc::new(query), many());
+        all_say(&failures(move |flow| query(flow, &source)), "the query or the engine panicked: no payments of 1500");
+    }
+    let timed = Records::new(vec![vec![1i64, 2, 3]], |at: &i64| if *at == 3 { panic!("no time for 3") } else { *at });
+    let query = move |flow: &Flow<'_>| flow.read("times", &timed).write("out", &nothing());
+    all_say(&failures(query), "no time for 3");
+}
+
+#[test]
+fn an_error_of_a_sink_stops_all_workers() {
+    let source = many();
+    let query = move |flow: &Flow<'_>| {
+        let full = |_epoch, rows: &[(Total, isize)]| match rows.iter().find(|(total, _)| total.start >= 120_000) {
+            Some((total, _)) => Err(Error::new("the disk is full").at(format!("window {}", total.start))),
+            None => Ok(()),
+        };
+        per_minute(flow.read("payments", &source)).write("out", &Observer::new(full));
+    };
+    all_say(&failures(query), "the disk is full (window 120000)");
+}
+
+/// A source that only one worker cannot open.
+struct Locked(Records<Payment>, usize);
+
+impl Source for Locked {
+    type Item = Payment;
+
+    fn describe(&self) -> String {
+        String::from("a locked source")
+    }
+
+    fn event_time(&self) -> TimeOf<Payment> {
+        self.0.event_time()
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        None
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<Payment>>> {
+        if at.worker == self.1 {
+            Err(Error::new("cannot open the source").at(self.describe()))
+        } else {
+            self.0.open(at)
+        }
+    }
+}
+
+#[test]
+fn a_source_that_one_worker_cannot_open_stops_all_workers() {
+    for locked in 0..2 {
+        let (source, run) = (Locked(many(), locked), Run::new().clock().workers(2));
+        let run = move || run.run(move |flow| flow.read("payments", &source).write("out", &nothing()));
+        let result = within(Duration::from_secs(60), run).expect("it ends");
+        assert_eq!(result.unwrap_err().to_string(), "cannot open the source (a locked source)");
+    }
+}
+
+#[test]
+fn an_impossible_record_can_end_the_job() {
+    let source = Records::new(vec![vec![1i64], vec![2, i64::MAX]], |at: &i64| *at);
+    let options = tidegate::source::Options { fail_on_reject: true, ..Default::default() };
+    let run = Run::new().workers(2).options(options);
+    let result = run.run(move |flow| flow.read("times", &source).write("out", &nothing()));
+    let said = result.unwrap_err().to_string();
+    let place = "a record was rejected (2 partitions of records in memory, partition 1, offset 1)";
+    assert!(said.starts_with(place) && said.contains("--fail-on-reject"), "{said}");
+}
+
+/// A query that is refused before anything runs: what it says, and who has to act.
+fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (Kind, String) {
+    let error = Job::new("refused").run(query).expect_err("it is refused");
+    (error.kind(), error.to_string())
+}
+
+fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<String, i64>> {
+    let payments = flow.read(&format!("payments of {name}"), &payments(&[&[]]));
+    payments.key_by(|payment| payment.from.clone()).window(window).aggregate(name, |each| each.count()).on_close()
+}
+
+#[test]
+fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
+    let cases: BTreeMap<&str, (Kind, String)> = BTreeMap::from([
+        ("the query reads no source; begin it with flow.read(…)", refused(|_| ())),
+        (
+            "two sink steps of the query are named `out`; give each a name of its own: state and metrics are found by it",
+            refused(move |flow| {
+                counts(flow, "a", MINUTE).write("out", &nothing());
+                counts(flow, "b", MINUTE).write("out", &nothing());
+            }),
+        ),
+        (
+            "two source steps of the query are named `a`; give each a name of its own: state and metrics are found by it",
+            refused(|flow| {
+                let _ = flow.read("a", &payments(&[&[]])).concat(flow.read("a", &payments(&[&[]])));
+            }),
+        ),
+        (
+            "two window steps of the query are named `a`; give each a name of its own: state and metrics are found by it",
+            refused(move |flow| {
+                let payments = flow.read("payments", &payments(&[&[]]));
+                let windows = || payments.clone().key_by(|payment| payment.cents).window(MINUTE);
+                let _ = (windows().aggregate("a", |each| each.count()), windows().aggregate("a", |each| each.count()));
+            }),
+        ),
+        (
+            "a window's size is zero (step `a`); make it at least a millisecond",
+            refused(move |flow| counts(flow, "a", Window::tumbling(Duration::ZERO)).write("out", &nothing())),
+        ),
+        (
+            "a window's size of 1us is not a whole number of milliseconds (step `a`)",
+            refused(move |flow| counts(flow, "a", Window::tumbling(Duration::from_micros(1))).write("out", &nothing())),
+        ),
+        (
+            "a window's offset of 1ns is not a whole number of milliseconds (step `a`)",
+            refused(move |flow| counts(flow, "a", MINUTE.offset(Duration::from_nanos(1))).write("out", &nothing())),
+        ),
+    ]);
+    for (expected, (kind, said)) in cases {
+        assert_eq!((kind, said.as_str()), (Kind::Usage, expected));
+    }
+    let error = Job::new("none").workers(0).run(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "a job needs at least one worker; use -w 1 or more");
+}
+
+#[test]
+fn a_query_that_panics_while_it_is_built_is_an_error() {
+    let result = within(Duration::from_secs(60), || Job::new("panics").run(|_| panic!("no such account")));
+    let error = result.expect("it answers").unwrap_err().to_string();
+    assert!(error.contains("no such account"), "{error}");
+}

@@ -1,0 +1,392 @@
+//! The rules that keep the tree readable: who may know whom, and what no file may have.
+//!
+//! It exists because such rules hold only where something fails when they are broken. Every rule is tried on made-up
+//! offenders too, so that it is known to bite.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
+use std::fmt::Write;
+use std::path::Path;
+
+/// The modules of the crate, lowest layer first. A module may use those of its own layer and of lower ones.
+const LAYERS: [&[&str]; 8] = [
+    &["time"],
+    &["error", "metrics", "record"],
+    &["durable"],
+    &["source", "sink", "view"],
+    &["stream"],
+    &["job"],
+    &["testing", "cli"],
+    &["main"],
+];
+
+/// Modules that stand for what the crate's root gives out under short names.
+const AT_ROOT: [(&str, &[&str]); 8] = [
+    ("time", &["EventTime", "Epoch"]),
+    ("error", &["Error", "Result"]),
+    ("record", &["Record", "Real", "Decimal"]),
+    ("source", &["Transaction"]),
+    ("stream", &["Stream", "Flow", "Window", "Closed", "Open", "Interval", "Collection"]),
+    ("job", &["Job"]),
+    ("sink", &["csv", "ndjson", "kafka"]),
+    ("cli", &["Flags", "Query"]),
+];
+
+/// What only some files may know: the words, and where they are allowed.
+const ONLY_IN: [(&[&str], &[&str]); 3] = [
+    (&["rdkafka"], &["src/source/kafka", "src/sink/kafka"]),
+    (&["differential_dataflow::trace", "operators::arrange"], &["src/stream/arrange.rs", "src/durable/"]),
+    (&["timely::execute", "timely::worker", "timely::Config", "timely::initialize"], &["src/job/", "src/testing/"]),
+];
+
+/// What a module without I/O and clocks does not name.
+const IMPURE: [&str; 9] =
+    ["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread", "Instant", "SystemTime", "::now("];
+/// Where nothing of that may be.
+const PURE: [&str; 2] = ["src/time/", "src/durable/recovery.rs"];
+
+/// Lines of a function, from `fn` to its last brace.
+const LONGEST_FUNCTION: usize = 100;
+
+/// A Rust file: its path from the project's root, its text, and its code: the text with comments and the insides of
+/// literals made blank, line by line.
+struct File {
+    path: String,
+    text: String,
+    code: String,
+}
+
+impl File {
+    fn new(path: &str, text: &str) -> File {
+        File { path: path.to_owned(), text: text.to_owned(), code: code_of(text) }
+    }
+
+    /// The top-level module that the file is part of; nothing for the crate's root and for what is outside `src`.
+    fn module(&self) -> Option<&str> {
+        let inside = self.path.strip_prefix("src/")?;
+        let module = inside.split('/').next()?.trim_end_matches(".rs");
+        (module != "lib").then_some(module)
+    }
+
+    /// Where a word stands in the code, not as a part of a longer name: line numbers.
+    fn lines_with(&self, word: &str) -> Vec<usize> {
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        let alone = |line: &str| {
+            line.match_indices(word).any(|(at, _)| {
+                let before = line[..at].chars().next_back().is_some_and(is_name);
+                let after = line[at + word.len()..].chars().next().is_some_and(is_name);
+                let longer = before && word.starts_with(is_name) || after && word.ends_with(is_name);
+                !longer
+            })
+        };
+        (1..).zip(self.code.lines()).filter(|(_, line)| alone(line)).map(|(number, _)| number).collect()
+    }
+}
+
+/// Blanks comments, strings and characters, and keeps lines.
+fn code_of(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let blank = literal_or_comment(rest, code.chars().next_back());
+        let taken = if blank > 0 { blank } else { first.len_utf8() };
+        let (piece, after) = rest.split_at(taken);
+        if blank > 0 {
+            code.extend(piece.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+        } else {
+            code.push(first);
+        }
+        rest = after;
+    }
+    code
+}
+
+/// How many bytes of a comment, string or character `rest` begins with.
+fn literal_or_comment(rest: &str, before: Option<char>) -> usize {
+    let until = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
+    if rest.starts_with("//") {
+        return rest.find('\n').unwrap_or(rest.len());
+    }
+    if rest.starts_with("/*") {
+        return until("*/", 2);
+    }
+    if rest.starts_with('"') {
+        return quoted(rest, '"');
+    }
+    let in_name = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    if rest.starts_with('r') && !in_name {
+        let hashes = rest[1..].chars().take_while(|c| *c == '#').count();
+        if rest[1 + hashes..].starts_with('"') {
+            return until(&format!("\"{}", "#".repeat(hashes)), 2 + hashes);
+        }
+    }
+    if let Some(inside) = rest.strip_prefix('\'') {
+        // A lifetime has no closing quote behind its first character.
+        let mut inside = inside.chars();
+        return match (inside.next(), inside.next()) {
+            (Some('\\'), _) => quoted(rest, '\''),
+            (Some(one), Some('\'')) => 2 + one.len_utf8(),
+            _ => 0,
+        };
+    }
+    0
+}
+
+/// How many bytes a literal between quotes has, with escapes.
+fn quoted(rest: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in rest.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if c == quote => return at + c.len_utf8(),
+            _ => {}
+        }
+    }
+    rest.len()
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// The names that stand behind `crate::` in the code, with their line.
+fn crate_paths(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let line = code[..at].matches('\n').count() + 1;
+        let path = &code[at + "crate::".len()..];
+        let name = |path: &str| path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let Some(group) = path.strip_prefix('{') else {
+            found.push((line, name(path)));
+            continue;
+        };
+        let (mut depth, mut start) = (0, true);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && (c.is_alphanumeric() || c == '_') => {
+                    found.push((line, name(&group[at..])));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+fn upward_references(file: &File) -> Vec<String> {
+    let Some(module) = file.module() else { return Vec::new() };
+    let Some(own) = layer(module) else { return vec![format!("{}:1: `{module}` is in no layer", file.path)] };
+    let mut offences = Vec::new();
+    for (line, name) in crate_paths(&file.code) {
+        let at_root = AT_ROOT.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(module, _)| *module);
+        let used = at_root.unwrap_or(&name);
+        match layer(used) {
+            Some(layer) if layer <= own => {}
+            Some(_) => offences.push(format!("{}:{line}: `{module}` uses `{name}`, which is above it", file.path)),
+            None => offences.push(format!("{}:{line}: `{name}` is in no layer", file.path)),
+        }
+    }
+    offences
+}
+
+fn words_out_of_place(file: &File) -> Vec<String> {
+    let mut offences = Vec::new();
+    for (words, places) in ONLY_IN {
+        if !file.path.starts_with("src/") || places.iter().any(|place| file.path.starts_with(place)) {
+            continue;
+        }
+        for word in words {
+            let told = |line| format!("{}:{line}: `{word}` is known only to {}", file.path, places.join(" and "));
+            offences.extend(file.lines_with(word).into_iter().map(told));
+        }
+    }
+    if PURE.iter().any(|place| file.path.starts_with(place)) {
+        for word in IMPURE {
+            let told = |line| format!("{}:{line}: `{word}` where there are no I/O and no clocks", file.path);
+            offences.extend(file.lines_with(word).into_iter().map(told));
+        }
+    }
+    offences
+}
+
+fn missing_header(file: &File) -> Vec<String> {
+    let has_one = file.text.starts_with("//!");
+    if has_one { Vec::new() } else { vec![format!("{}:1: no `//!` header that says what it is", file.path)] }
+}
+
+fn forbidden(file: &File) -> Vec<String> {
+    let mut words = vec!["unsafe", "todo!", "unimplemented!", "#[allow("];
+    if file.path.starts_with("src/") {
+        words.push("#![allow(");
+    }
+    let mut offences = Vec::new();
+    for word in words {
+        offences.extend(file.lines_with(word).into_iter().map(|line| format!("{}:{line}: `{word}`", file.path)));
+    }
+    // What a test runs in a process of its own looks like an ignored test.
+    let ignored = file.lines_with("#[ignore").into_iter().filter(|line| {
+        file.text
+            .lines()
+            .nth(line - 1)
+            .is_none_or(|line| !line.contains("run by another test, in a process of its own"))
+    });
+    offences.extend(ignored.map(|line| format!("{}:{line}: an ignored test", file.path)));
+    // Split, so that this file does not offend.
+    for path in [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")] {
+        let lines = (1..).zip(file.text.lines()).filter(|(_, line)| line.contains(path));
+        offences.extend(lines.map(|(line, _)| format!("{}:{line}: a path of somebody's machine", file.path)));
+    }
+    offences
+}
+
+fn long_functions(file: &File) -> Vec<String> {
+    let mut offences = Vec::new();
+    for (at, _) in file.code.match_indices("fn ") {
+        if file.code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let first = file.code[..at].matches('\n').count() + 1;
+        let name: String = file.code[at + 3..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let (mut depth, mut lines) = (0usize, 1usize);
+        for c in file.code[at..].chars() {
+            match c {
+                '\n' => lines += 1,
+                '{' => depth += 1,
+                '}' if depth <= 1 => break,
+                '}' => depth -= 1,
+                ';' if depth == 0 => break,
+                _ => {}
+            }
+        }
+        if lines > LONGEST_FUNCTION && !name.is_empty() {
+            offences.push(format!("{}:{first}: `{name}` has {lines} lines, more than {LONGEST_FUNCTION}", file.path));
+        }
+    }
+    offences
+}
+
+/// All Rust files of the project.
+fn files() -> Vec<File> {
+    fn collect(root: &Path, below: &Path, files: &mut Vec<File>) {
+        let Ok(entries) = std::fs::read_dir(below) else { return };
+        let mut paths = entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        paths.sort();
+        for path in paths {
+            if path.is_dir() {
+                collect(root, &path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+                files.push(File::new(&name, &std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let (root, mut files) = (Path::new(env!("CARGO_MANIFEST_DIR")), Vec::new());
+    for below in ["src", "tests", "queries", "benches"] {
+        collect(root, &root.join(below), &mut files);
+    }
+    assert!(files.len() > 30, "only {} files were found", files.len());
+    files
+}
+
+type Rule = fn(&File) -> Vec<String>;
+
+fn holds(rule: Rule) {
+    let mut told = String::new();
+    for offence in files().iter().flat_map(rule) {
+        writeln!(told, "{offence}").unwrap();
+    }
+    assert!(told.is_empty(), "\n{told}");
+}
+
+#[test]
+fn no_module_uses_one_of_a_layer_above() {
+    holds(upward_references);
+}
+
+#[test]
+fn some_things_are_known_in_one_place_only() {
+    holds(words_out_of_place);
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    holds(missing_header);
+}
+
+#[test]
+fn nothing_is_unfinished_ignored_or_unsafe() {
+    holds(forbidden);
+}
+
+#[test]
+fn functions_fit_on_a_few_screens() {
+    holds(long_functions);
+}
+
+/// A rule, a made-up file, and what the rule must say of it: nothing, or its beginning.
+fn check(rule: Rule, path: &str, text: &str, expected: &[&str]) {
+    let said = rule(&File::new(path, text));
+    assert_eq!(said.len(), expected.len(), "{said:?} of {text}");
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.starts_with(expected), "{said} is not {expected}");
+    }
+}
+
+#[test]
+fn the_rule_of_layers_bites() {
+    let rule = upward_references;
+    check(rule, "src/time/mod.rs", "use crate::time::watermark;\n", &[]);
+    check(rule, "src/time/mod.rs", "\nuse crate::stream::Flow;\n", &["src/time/mod.rs:2: `time` uses `stream`"]);
+    check(rule, "src/source/csv.rs", "use crate::{time, job::Job};", &["src/source/csv.rs:1: `source` uses `job`"]);
+    check(rule, "src/source/csv.rs", "use crate::{time::{Epoch, job}, error};", &[]);
+    check(rule, "src/sink/mod.rs", "fn f() {\n    crate::job::run()\n}", &["src/sink/mod.rs:2: `sink` uses `job`"]);
+    check(rule, "src/sink/mod.rs", "fn f(_: crate::Job) {}", &["src/sink/mod.rs:1: `sink` uses `Job`"]);
+    check(rule, "src/sink/mod.rs", "/// See [`crate::job`].\nfn f() { g(\"crate::job\") }", &[]);
+    check(rule, "src/misc.rs", "", &["src/misc.rs:1: `misc` is in no layer"]);
+    check(rule, "src/job/mod.rs", "use crate::helpers;", &["src/job/mod.rs:1: `helpers` is in no layer"]);
+    check(rule, "src/lib.rs", "pub use crate::job::Job;", &[]);
+}
+
+#[test]
+fn the_rules_of_words_bite() {
+    let rule = words_out_of_place;
+    check(rule, "src/source/kafka/reader.rs", "use rdkafka::Message;", &[]);
+    check(rule, "src/source/csv.rs", "use rdkafka::Message;", &["src/source/csv.rs:1: `rdkafka` is known only to"]);
+    check(rule, "src/source/csv.rs", "// as rdkafka does", &[]);
+    check(rule, "src/stream/window.rs", "use differential_dataflow::trace::Cursor;", &["src/stream/window.rs:1"]);
+    check(rule, "src/stream/window.rs", "\ntimely::execute(f)", &["src/stream/window.rs:2: `timely::execute`"]);
+    check(rule, "src/time/mod.rs", "let now = std::time::Instant::now();", &["src/time", "src/time"]);
+    check(rule, "tests/api.rs", "use rdkafka::Message;", &[]);
+}
+
+#[test]
+fn the_rules_of_files_bite() {
+    check(missing_header, "src/a.rs", "// A file.\n", &["src/a.rs:1"]);
+    check(missing_header, "src/a.rs", "//! A file.\n", &[]);
+    check(forbidden, "src/a.rs", "fn f() {\n    todo!()\n}", &["src/a.rs:2: `todo!`"]);
+    check(forbidden, "src/a.rs", "#![allow(dead_code)]", &["src/a.rs:1: `#![allow(`"]);
+    check(forbidden, "tests/a.rs", "#[test]\n#[ignore = \"slow\"]\nfn f() {}", &["tests/a.rs:2: an ignored test"]);
+    check(forbidden, "tests/a.rs", "#[ignore = \"run by another test, in a process of its own\"]", &[]);
+    check(forbidden, "src/a.rs", "let unsafely = \"unsafe\"; // unsafe", &[]);
+    check(forbidden, "src/a.rs", "unsafe { f() }", &["src/a.rs:1: `unsafe`"]);
+    check(forbidden, "src/a.rs", concat!("open(\"/ho", "me/me/a\")"), &["src/a.rs:1: a path"]);
+    let long = format!("fn short() {{}}\nfn long() {{\n{}}}\n", "    f(\"}\");\n".repeat(LONGEST_FUNCTION));
+    check(long_functions, "src/a.rs", &long, &["src/a.rs:2: `long` has 102 lines"]);
+    check(long_functions, "src/a.rs", &long.replacen("    f(\"}\");\n", "", 2), &[]);
+}
+
+#[test]
+fn literals_and_comments_are_not_code() {
+    let text = "a('\\'', 'x', \"\\\"b\", r#\"c\"d\"#) /* e\nf */ <'g>(h) // i";
+    let code = code_of(text);
+    assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a(", ",", ",", ",", ")", "<'g>(h)"]);
+    assert_eq!(code.lines().count(), 2);
+}

@@ -1,0 +1,467 @@
+//! Whatever a file holds, and whatever is in the way, a query program ends with results or with one line that a person
+//! can act on: never a panic, a hang, or a value in the form that programmers see. One bad record costs nothing but
+//! itself.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/run.rs"]
+mod run;
+#[path = "common/transactions.rs"]
+mod transactions;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use run::{Ended, run, says};
+use tempfile::TempDir;
+use transactions::{COLUMNS, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, rows_of, tidy};
+
+const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const HEADER: &str = "id,account,merchant,amount_cents,currency,at_ms\n";
+
+/// A folder with an input, in which results, late records and rejects will be.
+struct Case {
+    folder: TempDir,
+    flag: &'static str,
+}
+
+impl Case {
+    fn new(flag: &'static str, input: impl AsRef<[u8]>) -> Self {
+        let case = Case { folder: tempfile::tempdir().unwrap(), flag };
+        fs::write(case.path("in"), input).unwrap();
+        case
+    }
+
+    fn csv(input: impl AsRef<[u8]>) -> Self {
+        Case::new("--csv", input)
+    }
+
+    fn ndjson(input: impl AsRef<[u8]>) -> Self {
+        Case::new("--ndjson", input)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `account_totals` over it, with more flags.
+    #[track_caller]
+    fn run(&self, more: &str) -> Ended {
+        let mut arguments = vec![self.flag.to_owned(), self.path("in").display().to_string(), "--until-end".to_owned()];
+        for (flag, name) in [("--out", "out.csv"), ("--late", "late.csv"), ("--rejects", "rejects.ndjson")] {
+            if !more.contains(flag) {
+                arguments.extend([flag.to_owned(), self.path(name).display().to_string()]);
+            }
+        }
+        let folder = self.folder.path().to_str().unwrap();
+        arguments.extend(more.split_whitespace().map(|word| word.replace("{}", folder)));
+        run(ACCOUNT_TOTALS, arguments)
+    }
+
+    /// Runs it to a good end: how many records were read, accepted and rejected.
+    #[track_caller]
+    fn figures(&self, more: &str) -> [u64; 3] {
+        self.run(more).code(0).figures("transactions: ").try_into().unwrap()
+    }
+
+    fn totals(&self) -> Vec<Vec<String>> {
+        rows_of(&self.path("out.csv"), &TOTALS)
+    }
+
+    /// The rejected records.
+    fn rejects(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.path("rejects.ndjson")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+/// Rows of CSV without a header.
+fn csv_rows(rows: &[Transaction]) -> Vec<u8> {
+    csv_of(rows, &COLUMNS).into_bytes().split_off(HEADER.len())
+}
+
+/// Good rows, and the same with a bad record between each two of them.
+fn with_bad(bad: &[&[u8]], line: impl Fn(&Transaction) -> String) -> (Vec<Transaction>, Vec<u8>) {
+    let rows = tidy(1, bad.len() + 1);
+    let mut bytes = line(&rows[0]).into_bytes();
+    for (row, bad) in rows[1..].iter().zip(bad) {
+        bytes.extend([bad, &b"\n"[..], line(row).as_bytes()].concat());
+    }
+    (rows, bytes)
+}
+
+/// Fails unless each bad record is rejected for its reason, and nothing else is.
+#[track_caller]
+fn check_rejects(case: &Case, rows: &[Transaction], bad: &[(&[u8], &str)]) {
+    for workers in ["-w 1", "-w 3"] {
+        let (good, rejected) = (rows.len() as u64, bad.len() as u64);
+        assert_eq!(case.figures(workers), [good + rejected, good, rejected]);
+        assert_eq!(case.totals(), expected_of(rows).rows());
+        let mut rejects = case.rejects();
+        rejects.sort_by_key(|reject| reject["offset"].as_u64());
+        for (reject, (record, reason)) in rejects.iter().zip(bad) {
+            let said = reject["reason"].as_str().unwrap();
+            let of = String::from_utf8_lossy(&record[..record.len().min(80)]);
+            assert!(said.contains(reason), "`{reason}` is not in: {said}: {of}");
+            assert!(!said.contains('\n') && !said.contains("Error("), "{said}");
+            match reject["encoding"].as_str().unwrap() {
+                "text" => assert_eq!(reject["record"].as_str().unwrap().as_bytes(), *record),
+                _ => assert!(std::str::from_utf8(record).is_err()),
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_lines_of_json_cost_nothing_but_themselves() {
+    let bad: [(&[u8], &str); 32] = [
+        (b"{", "EOF"),
+        (b"}", "expected value"),
+        (b"not json", "expected"),
+        (b"null", "null"),
+        (b"[]", ""),
+        (b"17", "integer"),
+        (b"\"text\"", "string"),
+        (b"{}", "missing field"),
+        (b"[1,\"a\",\"m\",1,\"EUR\",5", "EOF"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR"}"#, "`at_ms`"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5} x"#, "trailing"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}{}"#, "trailing"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5,}"#, "trailing comma"),
+        (br#"{"id":-1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "`-1`"),
+        (br#"{"id":"1","account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "string"),
+        (br#"{"id":1,"account":7,"merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "`7`"),
+        (br#"{"id":1,"account":null,"merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "null"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1.5,"currency":"EUR","at_ms":5}"#, "1.5"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1e3,"currency":"EUR","at_ms":5}"#, "1000.0"),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":01,"currency":"EUR","at_ms":5}"#, "number"),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":9223372036854775808,"currency":"E","at_ms":5}"#,
+            "9223",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":-9223372036854775809,"currency":"E","at_ms":5}"#,
+            "9.22",
+        ),
+        (br#"{"id":18446744073709551616,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":5}"#, ""),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":1e400}"#, "range"),
+        (br#"{"id":1,"id":2,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "duplicate"),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":253402300800000}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-62167219200001}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":9223372036854775807}"#,
+            "outside",
+        ),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-9223372036854775808}"#,
+            "outside",
+        ),
+        (
+            b"{\"id\":1,\"account\":\"a\0b\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}",
+            "control",
+        ),
+        (
+            b"{\"id\":1,\"account\":\"a\xffb\",\"merchant\":\"m\",\"amount_cents\":1,\"currency\":\"E\",\"at_ms\":5}",
+            "unicode",
+        ),
+        (b"\0\0\0\0", "expected value"),
+    ];
+    let records = bad.map(|(record, _)| record);
+    let (rows, input) = with_bad(&records, |row| json_of(row) + "\n");
+    check_rejects(&Case::ndjson(input), &rows, &bad);
+}
+
+/// Deep nesting must not overflow the stack, wherever it stands; where nobody looks at it, it does no harm.
+#[test]
+fn json_that_is_nested_deeply_does_not_overflow_the_stack() {
+    let (open, close) = ("[".repeat(200_000), "]".repeat(200_000));
+    let objects = r#"{"a":"#.repeat(200_000);
+    let bad: [(&[u8], &str); 2] = [(open.as_bytes(), ""), (objects.as_bytes(), "EOF")];
+    let deep = |row: &Transaction| format!("{{\"extra\":{open}{close},{}\n", json_of(row).split_off(1));
+    let (rows, input) = with_bad(&bad.map(|(record, _)| record), deep);
+    check_rejects(&Case::ndjson(input), &rows, &bad);
+}
+
+#[test]
+fn bad_rows_of_csv_cost_nothing_but_themselves() {
+    let bad: [(&[u8], &str); 22] = [
+        (b"x", "1 field where"),
+        (b",", "2 fields where"),
+        (b",,,,,", "column `id`"),
+        (b"1,a,m,1,EUR", "5 fields"),
+        (b"1,a,m,1,EUR,5,", "7 fields"),
+        (b"-1,a,m,1,EUR,5", "column `id`"),
+        (b"1.0,a,m,1,EUR,5", "column `id`"),
+        (b"18446744073709551616,a,m,1,EUR,5", "column `id`"),
+        (b"1,a,m,one,EUR,5", "column `amount_cents`"),
+        (b"1,a,m,,EUR,5", "column `amount_cents`"),
+        (b"1,a,m, 1,EUR,5", "column `amount_cents`"),
+        (b"1,a,m,1e3,EUR,5", "column `amount_cents`"),
+        (b"1,a,m,9223372036854775808,EUR,5", "column `amount_cents`"),
+        (b"1,a,m,-9223372036854775809,EUR,5", "column `amount_cents`"),
+        (b"1,a,m,1,EUR,2025-01-01T00:00:00Z", "column `at_ms`"),
+        (b"1,a,m,1,EUR,5\0", "column `at_ms`"),
+        (b"1,a,m,1,EUR,253402300800000", "outside the years 0 to 9999"),
+        (b"1,a,m,1,EUR,-62167219200001", "outside the years 0 to 9999"),
+        (b"1,a,m,1,EUR,9223372036854775807", "outside the years 0 to 9999"),
+        (b"1,\xff,m,1,EUR,5", "column `account`"),
+        (b"1,a,\"m\nm\n\n\",x,EUR,5", "column `amount_cents`"),
+        (b"\0\0\0\0", "1 field where"),
+    ];
+    let records = bad.map(|(record, _)| record);
+    let (rows, input) = with_bad(&records, |row| csv_line(COLUMNS.map(|name| row.column(name))));
+    let case = Case::csv([HEADER.as_bytes(), &input].concat());
+    check_rejects(&case, &rows, &bad);
+}
+
+/// A text may hold any character, also one that some languages take for its end.
+#[test]
+fn zero_bytes_in_names_are_kept() {
+    let row = Transaction::new(1, "a\0b", 5, START_MS);
+    for case in [Case::csv(csv_of(std::slice::from_ref(&row), &COLUMNS)), Case::ndjson(json_of(&row))] {
+        assert_eq!(case.figures(""), [1, 1, 0]);
+        assert_eq!(case.totals(), expected_of(std::slice::from_ref(&row)).rows());
+    }
+}
+
+#[test]
+fn records_of_ten_megabytes_are_records() {
+    let mut rows = tidy(2, 20);
+    rows[10].merchant = "x, ".repeat(3_500_000);
+    let garbage = vec![b'x'; 10_000_000];
+    let bad: [(&[u8], &str); 1] = [(&garbage, "")];
+    let csv = [HEADER.as_bytes(), &csv_rows(&rows[..5]), &garbage, b"\n", &csv_rows(&rows[5..])];
+    check_rejects(&Case::csv(csv.concat()), &rows, &bad);
+    let lines = |rows: &[Transaction]| rows.iter().map(|row| json_of(row) + "\n").collect::<String>().into_bytes();
+    let ndjson = [&lines(&rows[..5]), &garbage[..], b"\n", &lines(&rows[5..])];
+    check_rejects(&Case::ndjson(ndjson.concat()), &rows, &bad);
+}
+
+#[test]
+fn a_last_line_without_its_end_is_a_record() {
+    let rows = tidy(3, 50);
+    let json = rows.iter().map(json_of).collect::<Vec<_>>().join("\n");
+    let csv = csv_of(&rows, &COLUMNS);
+    for (case, end) in [(Case::ndjson(&json), "\r"), (Case::csv(csv.trim_end()), "\r\n")] {
+        assert_eq!(case.figures(""), [50, 50, 0]);
+        assert_eq!(case.totals(), expected_of(&rows).rows());
+        let input = fs::read_to_string(case.path("in")).unwrap();
+        fs::write(case.path("in"), input + end).unwrap();
+        assert_eq!(case.figures("-w 2"), [50, 50, 0]);
+    }
+    let long = "y".repeat(20_000_000);
+    assert_eq!(Case::ndjson(json + "\n" + &long).figures(""), [51, 50, 1]);
+    assert_eq!(Case::csv(csv + &long).figures("-w 2"), [51, 50, 1]);
+}
+
+#[test]
+fn files_without_records_are_read_to_their_end() {
+    for input in ["", "\n", "\n\n\r\n\n", "\u{feff}", "\u{feff}\n", "  \n\t\n"] {
+        let case = Case::ndjson(input);
+        assert_eq!(case.figures(""), [0, 0, 0], "{input:?}");
+        assert!(case.totals().is_empty());
+    }
+    for input in [
+        "",
+        "\n",
+        "\n\n\r\n\n",
+        "\u{feff}",
+        HEADER,
+        HEADER.trim_end(),
+        "\u{feff}id,account,merchant,amount_cents,currency,at_ms\n\n",
+    ] {
+        let case = Case::csv(input);
+        assert_eq!(case.figures("-w 2"), [0, 0, 0], "{input:?}");
+        assert!(case.totals().is_empty());
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_blank_lines_are_no_records() {
+    let rows = tidy(4, 30);
+    let csv = csv_of(&rows, &COLUMNS);
+    let json: String = rows.iter().map(|row| json_of(row) + "\r\n\r\n").collect();
+    for case in [Case::csv(format!("\u{feff}\n{csv}\n\n")), Case::ndjson(format!("\u{feff}{json}"))] {
+        assert_eq!(case.figures(""), [30, 30, 0]);
+        assert_eq!(case.totals(), expected_of(&rows).rows());
+    }
+}
+
+#[test]
+fn a_header_that_does_not_fit_is_an_error_that_names_the_columns() {
+    for (header, parts) in [
+        ("id,account,merchant,amount_cents,currency\n", &["at_ms"][..]),
+        ("a,b\n1,2\n", &["at_ms", "account", "`a`, `b`"]),
+        ("id,account,merchant,amount_cents,currency,at_ms,account\n1,a,m,1,E,5,b\n", &["account"]),
+        ("ID,account,merchant,amount_cents,currency,at_ms\n1,a,m,1,E,5\n", &["id", "`ID`"]),
+        ("id;account;merchant;amount_cents;currency;at_ms\n1;a;m;1;E;5\n", &["at_ms"]),
+        ("id, account, merchant, amount_cents, currency, at_ms\n1,a,m,1,E,5\n", &["account"]),
+        ("  \n", &["at_ms"]),
+        ("\"id,account\n1,2\n", &["account"]),
+        ("{\"id\":1}\n", &["account"]),
+        ("\0\0\0", &["account"]),
+    ] {
+        let case = Case::csv(header);
+        let ended = case.run("-w 2");
+        says(ended.error(1), parts);
+        says(ended.error(1), &[case.path("in").to_str().unwrap()]);
+    }
+    let not_utf8 = Case::csv(b"\xff\xfe\0i\0d,account\n1,2\n");
+    says(not_utf8.run("").error(1), &["account"]);
+}
+
+/// Columns that nobody asks for may be there twice, and hold whatever they like.
+#[test]
+fn columns_that_are_not_needed_do_not_matter() {
+    let header = "x,id,account,merchant,amount_cents,currency,at_ms,x,\n";
+    let case = Case::csv([header.as_bytes(), b"\xff,1,a,m,5,EUR,7,\"\n\",\xfe\n,2,a,m,5,EUR,8,,\n"].concat());
+    assert_eq!(case.figures(""), [2, 2, 0]);
+    assert_eq!(case.totals()[0][3..5], ["2", "10"]);
+}
+
+/// What is behind a quote that is never closed is one record, and it is told where that begins.
+#[test]
+fn an_unterminated_quote_is_one_rejected_record() {
+    let rows = tidy(5, 400);
+    let good = csv_of(&rows, &COLUMNS);
+    let swallowed = csv_line(COLUMNS.map(|name| rows[0].column(name))).repeat(3_000);
+    for tail in ["1,\"a,m,5,EUR,7", "1,\"a,m,5,EUR,7\n", &format!("1,\"{}", swallowed.replace('"', ""))] {
+        let case = Case::csv(good.clone() + tail);
+        for workers in ["-w 1", "-w 2"] {
+            assert_eq!(case.figures(workers), [401, 400, 1]);
+            assert_eq!(case.totals(), expected_of(&rows).rows());
+            let reject = &case.rejects()[0];
+            assert_eq!(reject["offset"].as_u64(), Some(good.len() as u64));
+            assert_eq!(reject["line"].as_u64(), Some(good.lines().count() as u64 + 1));
+        }
+    }
+}
+
+/// What a record may take of the memory has an end; here a file with a hole in it, which takes no disk.
+#[test]
+fn a_record_without_end_is_an_error_that_says_where_it_begins() {
+    let rows = tidy(6, 10);
+    let case = Case::csv(csv_of(&rows, &COLUMNS));
+    let length = fs::metadata(case.path("in")).unwrap().len();
+    fs::OpenOptions::new().write(true).open(case.path("in")).unwrap().set_len(300 << 20).unwrap();
+    says(case.run("").error(1), &["256 MiB", &format!("offset {length}"), case.path("in").to_str().unwrap()]);
+}
+
+#[test]
+fn inputs_that_are_no_files_are_named() {
+    let case = Case::csv("");
+    fs::remove_file(case.path("in")).unwrap();
+    says(case.run("").error(1), &["/in", "No such file", "check the path"]);
+    fs::create_dir(case.path("in")).unwrap();
+    says(case.run("").error(1), &["/in", "not a regular file"]);
+    fs::remove_dir(case.path("in")).unwrap();
+    symlink(case.path("in"), case.path("in")).unwrap();
+    says(case.run("").error(1), &["/in", "symbolic links"]);
+    fs::remove_file(case.path("in")).unwrap();
+    // A pipe must not be waited for.
+    assert!(Command::new("mkfifo").arg(case.path("in")).status().unwrap().success());
+    says(case.run("").error(1), &["/in", "not a regular file"]);
+    fs::remove_file(case.path("in")).unwrap();
+    symlink("/dev/zero", case.path("in")).unwrap();
+    says(case.run("-w 2").error(1), &["/in", "not a regular file"]);
+    fs::remove_file(case.path("in")).unwrap();
+    fs::write(case.path("in"), HEADER).unwrap();
+    fs::set_permissions(case.path("in"), fs::Permissions::from_mode(0)).unwrap();
+    if fs::File::open(case.path("in")).is_ok() {
+        eprintln!("SKIPPED: this user may read every file");
+    } else {
+        says(case.run("").error(1), &["/in", "Permission denied"]);
+    }
+}
+
+#[test]
+fn a_rejected_record_ends_the_run_if_that_is_asked_for() {
+    let rows = tidy(7, 3_000);
+    let mut csv = csv_of(&rows, &COLUMNS);
+    let line = csv.lines().count() + 1;
+    csv += "1,a,m,five,EUR,7\n";
+    let case = Case::csv([csv.as_bytes(), &csv_rows(&rows)].concat());
+    for workers in ["-w 1", "-w 4"] {
+        let ended = case.run(&format!("--fail-on-reject {workers}"));
+        says(ended.error(1), &["a record was rejected", "/in", &format!("line {line}"), "column `amount_cents`"]);
+        let rows = case.totals();
+        transactions::sorted_by_window(&rows);
+    }
+    let case = Case::ndjson("{}\n");
+    says(case.run("--fail-on-reject").error(1), &["/in", "line 1", "missing field `id`"]);
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_names_the_file() {
+    let mut rows = tidy(8, 2_000);
+    rows.push(Transaction::new(0, "late", 1, START_MS - 100_000));
+    let case = Case::csv(csv_of(&rows, &COLUMNS) + "bad\n");
+    for flag in ["--out", "--late", "--rejects"] {
+        for name in ["x.csv", "x.ndjson"] {
+            let _ = fs::remove_file(case.path(name));
+            symlink("/dev/full", case.path(name)).unwrap();
+            let ended = case.run(&format!("{flag} {{}}/{name} -w 2"));
+            says(ended.error(1), &[name, "No space left on device"]);
+        }
+    }
+}
+
+#[test]
+fn outputs_that_cannot_be_are_named() {
+    let case = Case::csv(HEADER);
+    fs::create_dir(case.path("folder.csv")).unwrap();
+    for (flags, parts) in [
+        ("--out {}/folder.csv", &["folder.csv", "Is a directory"][..]),
+        ("--out {}/none/x.csv", &["none/x.csv", "there is no directory", "create the directory"]),
+        ("--late {}/none/x.csv", &["none/x.csv", "there is no directory"]),
+        ("--rejects {}/in/x.csv", &["in/x.csv", "Not a directory"]),
+    ] {
+        says(case.run(flags).error(1), parts);
+    }
+}
+
+/// A file that is read may only grow.
+#[test]
+fn a_file_that_becomes_shorter_while_it_is_followed_is_an_error() {
+    let case = Case::csv(csv_of(&tidy(9, 500), &COLUMNS));
+    let (input, out) = (case.path("in"), case.path("out.csv"));
+    let line = ["--csv", input.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let mut running = run::start(ACCOUNT_TOTALS, line);
+    running.until("rows", |_| (fs::metadata(&out).ok()?.len() > 200).then_some(()));
+    fs::write(&input, HEADER).unwrap();
+    says(running.end().error(1), &["/in", "the file ends before what was already read"]);
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_named_soon() {
+    // A port that nobody listens on, and one behind which nobody answers.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let case = Case::csv(csv_of(&tidy(10, 10), &COLUMNS));
+    let [free, silent_one] = [free, silent.local_addr().unwrap()].map(|address| address.to_string());
+    let (input, rejects) = (case.path("in").display().to_string(), case.path("rejects.csv").display().to_string());
+    let (begun, mut started) = (Instant::now(), Vec::new());
+    for address in [&free, &silent_one, "no.such.host.invalid:9092"] {
+        started.push((address, run::start(ACCOUNT_TOTALS, ["--brokers", address, "--until-end", "-w", "2"])));
+    }
+    for address in [&free, &silent_one] {
+        let line =
+            ["--csv", &input, "--until-end", "--brokers", address, "--out", "kafka:totals", "--rejects", &rejects];
+        // Two programs do not share a file.
+        let line = if address == &free { &line[..] } else { &line[..7] };
+        started.push((address, run::start(ACCOUNT_TOTALS, line)));
+    }
+    for (address, running) in started {
+        says(running.end().error(1), &[address, "--brokers"]);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+}

@@ -1,0 +1,291 @@
+//! Runs of one query that shows everything a window can, and their comparison with the oracle.
+//!
+//! Checks answer with a `Result`, so that a test of deliberate faults can see them fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidegate::source::memory::Records;
+use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
+use tidegate::stream::Observer;
+use tidegate::stream::aggregate::Accumulator;
+use tidegate::testing::{Captured, Outcome, Run, SlowSync};
+use tidegate::time::Epoch;
+use tidegate::{Decimal, Record, Stream, Window};
+
+use super::cases::{Data, Deal};
+use super::oracle::{self, Judged, Row, Shown, Windows};
+
+/// An accumulator of a user: which ids there were, as bits, and how many.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Seen(BTreeSet<u32>);
+
+impl Accumulator for Seen {
+    fn merge(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
+}
+
+/// Count, sum, min, max, first, last, own accumulator, decimal sum.
+pub type Totals = (i64, i128, i64, i64, u32, u32, Seen, Decimal);
+
+/// A value of a deal that is not in the order of its place.
+fn scrambled(deal: &Deal) -> u32 {
+    deal.id ^ 0x15
+}
+
+/// The oracle's totals, from scratch.
+pub fn totals(records: &[&Judged<Deal>]) -> Totals {
+    let amounts = || records.iter().map(|record| record.data.amount);
+    let sum = amounts().map(i128::from).sum::<i128>();
+    let mut by_time = records.iter().map(|r| (r.time, r.place, scrambled(&r.data))).collect::<Vec<_>>();
+    by_time.sort_unstable();
+    let seen = Seen(records.iter().map(|record| record.data.id).collect());
+    (
+        records.len() as i64,
+        sum,
+        amounts().min().unwrap(),
+        amounts().max().unwrap(),
+        by_time[0].2,
+        by_time[by_time.len() - 1].2,
+        seen,
+        Decimal::from_i128_with_scale(sum, 4),
+    )
+}
+
+/// The engine's window for the oracle's.
+pub fn window(windows: Windows) -> Window {
+    match windows {
+        Windows::Global => Window::global(),
+        Windows::Tumbling { size, offset } => {
+            let millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
+            Window::tumbling(millis(size)).offset(millis(offset))
+        }
+    }
+}
+
+/// Everything that a windowed step shows, captured.
+#[derive(Clone, Default)]
+pub struct Views {
+    pub closed: Captured<Row<Totals>>,
+    pub live: Captured<Row<Totals>>,
+    pub late: Captured<Deal>,
+    pub rejects: Captured<Rejected>,
+}
+
+impl Views {
+    /// Windows a stream, and captures all views of it.
+    pub fn of(&self, stream: Stream<'_, Deal>, windows: Windows) {
+        let step = stream.key_by(|deal| deal.key).window(window(windows)).aggregate("totals", |each| {
+            (
+                each.count(),
+                each.sum(|deal| deal.amount),
+                each.min(|deal| deal.amount),
+                each.max(|deal| deal.amount),
+                each.first(scrambled),
+                each.last(scrambled),
+                each.merge(|deal| Seen(BTreeSet::from([deal.id]))),
+                each.sum(|deal| Decimal::new(deal.amount, 4)),
+            )
+        });
+        step.on_close()
+            .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
+            .write("closed", &self.closed);
+        step.on_change()
+            .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
+            .write("live", &self.live);
+        step.late().write("late", &self.late);
+    }
+}
+
+/// Runs the query over one source.
+pub fn run(data: &Data, windows: Windows, run: Run) -> Result<(Views, Outcome), String> {
+    let (views, source) = (Views::default(), data.source());
+    let shown = views.clone();
+    let outcome = run.run(move |flow| {
+        shown.of(flow.read("deals", &source), windows);
+        flow.rejects().write("rejects", &shown.rejects);
+    });
+    Ok((views, outcome.map_err(|error| error.to_string())?))
+}
+
+/// Rows by epoch, as the oracle has them: each row as often as it is there.
+fn repeated<D: Record>(captured: &Captured<D>) -> Result<BTreeMap<u64, Vec<D>>, String> {
+    let repeat = |(row, count): (D, isize)| match usize::try_from(count) {
+        Ok(count) => Ok(vec![row; count]),
+        Err(_) => Err(format!("a stream has {count} of {row:?}")),
+    };
+    let epochs = captured.epochs().into_iter();
+    let rows = epochs.map(|(epoch, rows)| {
+        let rows: Result<Vec<_>, String> = rows.into_iter().map(repeat).collect();
+        Ok((epoch.0, rows?.concat()))
+    });
+    rows.collect()
+}
+
+fn same<T: PartialEq + Debug>(what: &str, got: &T, expected: &T) -> Result<(), String> {
+    let cut = |text: String| text.chars().take(2000).collect::<String>();
+    let (shown, wanted) = (|| cut(format!("{got:?}")), || cut(format!("{expected:?}")));
+    if got == expected { Ok(()) } else { Err(format!("{what}:\n     got {}\nexpected {}", shown(), wanted())) }
+}
+
+/// Compares rows epoch by epoch.
+pub fn compare_rows<D: Record>(
+    what: &str,
+    captured: &Captured<D>,
+    expected: &BTreeMap<u64, Vec<D>>,
+) -> Result<(), String> {
+    let mut expected = expected.clone();
+    expected.values_mut().for_each(|rows| rows.sort());
+    expected.retain(|_, rows| !rows.is_empty());
+    let got = repeated(captured)?;
+    for epoch in got.keys().chain(expected.keys()) {
+        same(&format!("{what} at epoch {epoch}"), &got.get(epoch), &expected.get(epoch))?;
+    }
+    Ok(())
+}
+
+/// Compares the rows that there are at the end of every epoch.
+pub fn compare_live<D: Record>(captured: &Captured<D>, expected: &BTreeMap<u64, Vec<D>>) -> Result<(), String> {
+    let (changes, mut now) = (captured.epochs(), BTreeMap::<D, isize>::new());
+    let mut after = 0;
+    for (&epoch, expected) in expected {
+        for (row, diff) in changes.range(Epoch(after)..=Epoch(epoch)).flat_map(|(_, rows)| rows) {
+            *now.entry(row.clone()).or_default() += diff;
+        }
+        after = epoch + 1;
+        now.retain(|_, count| *count != 0);
+        let expected = expected.iter().map(|row| (row.clone(), 1)).collect::<BTreeMap<_, _>>();
+        same(&format!("live rows at epoch {epoch}"), &now, &expected)?;
+    }
+    match changes.range(Epoch(after)..).next() {
+        Some((epoch, _)) => Err(format!("live rows change at epoch {epoch}, which took nothing")),
+        None => Ok(()),
+    }
+}
+
+/// Compares all views of a step with what the oracle says.
+pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), String> {
+    compare_rows("closed rows", &views.closed, &expected.closed)?;
+    compare_live(&views.live, &expected.live)?;
+    compare_rows("late records", &views.late, &expected.late)
+}
+
+/// The oracle's views, given what a journal says that the epochs took.
+pub fn expected(data: &Data, windows: Windows, outcome: &Outcome) -> Shown<Totals, Deal> {
+    let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
+    oracle::windowed(&history, windows, |deal| deal.key, totals)
+}
+
+/// The account: every record that was read was counted, late or rejected. There is one step, and nothing before it.
+pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome) -> Result<(), String> {
+    let summary = &outcome.report.summary;
+    let (source, step) = (&summary.sources[0], &summary.steps[0]);
+    let late = expected.late.values().map(Vec::len).sum::<usize>() as u64;
+    let taken = outcome.journal.iter().flat_map(|frame| frame.bounds.iter().map(|b| (b.partition, b.next)));
+    let read = taken.collect::<BTreeMap<_, _>>().into_values().sum::<u64>();
+    same("records read", &source.read, &read)?;
+    same("records read, of all", &(source.read <= data.len() as u64), &true)?;
+    same("records late", &step.late, &late)?;
+    same("records counted", &step.counted, &(expected.counted as u64))?;
+    same("counted + late + rejected", &(step.counted + step.late + source.rejected), &source.read)
+}
+
+/// Runs data at some pace, and compares everything with the oracle.
+pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, String> {
+    let (views, outcome) = run(data, windows, how)?;
+    let expected = expected(data, windows, &outcome);
+    let describe = |why: String| format!("{why}\nin {windows:?}");
+    compare(&views, &expected).map_err(describe)?;
+    conserved(data, &expected, &outcome).map_err(describe)?;
+    Ok(outcome)
+}
+
+/// What the data alone decide, without any epochs: final results and late records of a run in which every partition was
+/// there from the start and came to its end.
+pub fn by_data(data: &Data, windows: Windows) -> Shown<Totals, Deal> {
+    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
+        partition: partition as u32,
+        next: deals.len() as u64,
+        idle: false,
+        ended: true,
+    };
+    let all = oracle::Step { epoch: 2, took: data.partitions.iter().enumerate().map(took).collect() };
+    oracle::windowed(&data.history(0, &[all]), windows, |deal| deal.key, totals)
+}
+
+/// All rows of all epochs, sorted.
+pub fn flat<D: Ord + Clone>(by_epoch: &BTreeMap<u64, Vec<D>>) -> Vec<D> {
+    let mut rows = by_epoch.values().flatten().cloned().collect::<Vec<_>>();
+    rows.sort();
+    rows
+}
+
+/// Runs data at some pace, and compares final results and late records with what the data alone decide.
+pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String> {
+    let (views, _) = run(data, windows, how)?;
+    let expected = by_data(data, windows);
+    let describe = |why: String| format!("{why}\nin {windows:?}");
+    same("all closed rows", &views.closed.all(), &flat(&expected.closed)).map_err(describe)?;
+    same("all late records", &views.late.all(), &flat(&expected.late)).map_err(describe)?;
+    Ok(())
+}
+
+/// A source that worker 1 is slow to open.
+pub struct SlowToOpen(Records<Deal>);
+
+impl Source for SlowToOpen {
+    type Item = Deal;
+
+    fn describe(&self) -> String {
+        String::from("records that one worker is slow to open")
+    }
+
+    fn event_time(&self) -> TimeOf<Deal> {
+        self.0.event_time()
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        Source::out_of_order(&self.0)
+    }
+
+    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Deal>>> {
+        if at.worker == 1 {
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        self.0.open(at)
+    }
+}
+
+/// Partition 0 is far ahead of partition 1, which a worker reads that is slow to begin: no record is late for that.
+pub fn check_slow_start(how: Run) -> Result<(), String> {
+    let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
+    let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0 };
+    let (views, source) = (Views::default(), SlowToOpen(data.source()));
+    let shown = views.clone();
+    let windows = Windows::Tumbling { size: 1000, offset: 0 };
+    // With nothing allowed in flight, the first epoch is full at once, and holds a part of partition 0.
+    let run = how.workers(2).clock().in_flight(0).run(move |flow| shown.of(flow.read("deals", &source), windows));
+    run.map_err(|error| error.to_string())?;
+    same("late records", &views.late.all(), &Vec::new())?;
+    same("closed rows", &views.closed.all(), &flat(&by_data(&data, windows).closed))
+}
+
+/// Nothing is shown before it is on record, however long syncs take.
+pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
+    let (sync, source) = (SlowSync::new(15), data.source());
+    let watched = sync.clone();
+    let run = how.slow_sync(&sync).run(move |flow| {
+        let sync = watched.clone();
+        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_shown(epoch));
+        flow.read("deals", &source).write("watch", &show);
+    });
+    run.map(drop).map_err(|error| error.to_string())
+}
+
+/// Options with a drift that pauses partitions all the time.
+pub fn small_drift(drift: u64) -> Options {
+    Options { max_drift: Duration::from_millis(drift), ..Options::default() }
+}

@@ -1,0 +1,243 @@
+//! What windows must show, computed from scratch out of the data and what each epoch took of it.
+//!
+//! It is written from the definitions of the words watermark, floor, late and closed, and shares no code with the engine:
+//! everything is recomputed from all records, with plain vectors and 128-bit integers. Times are `i64` milliseconds;
+//! [`NEVER`] is before all events, [`OVER`] after all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+
+use tidegate::durable::journal::Frame;
+
+/// Before every event.
+pub const NEVER: i64 = i64::MIN;
+/// After every event.
+pub const OVER: i64 = i64::MAX;
+
+/// What one epoch took of one partition, and how the partition was at the epoch's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Took {
+    pub partition: u32,
+    /// The first offset that was not taken.
+    pub next: u64,
+    pub idle: bool,
+    pub ended: bool,
+}
+
+/// What an epoch took, from the partitions in which something changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub epoch: u64,
+    pub took: Vec<Took>,
+}
+
+/// What a journal says that the epochs took of a source. Its watermarks are not looked at.
+pub fn steps(journal: &[Frame], source: &str) -> Vec<Step> {
+    let took = |frame: &Frame| {
+        let mine = frame.bounds.iter().filter(|bound| bound.source == source);
+        mine.map(|b| Took { partition: b.partition, next: b.next, idle: b.idle, ended: b.ended }).collect()
+    };
+    journal.iter().map(|frame| Step { epoch: frame.epoch.0, took: took(frame) }).collect()
+}
+
+/// A record of a stream, with all that decides whether it is late.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged<D> {
+    pub data: D,
+    pub time: i64,
+    /// Source, partition, offset.
+    pub place: (u16, u32, u64),
+    /// Its own partition's watermark just before it.
+    pub mark: i64,
+    /// Its partition's floor.
+    pub floor: i64,
+    /// The epoch that took it.
+    pub epoch: u64,
+}
+
+impl<D> Judged<D> {
+    pub fn with<D2>(&self, data: D2) -> Judged<D2> {
+        Judged { data, time: self.time, place: self.place, mark: self.mark, floor: self.floor, epoch: self.epoch }
+    }
+}
+
+/// A stream: its records, and its watermark at every epoch that took anything.
+#[derive(Clone, Debug)]
+pub struct History<D> {
+    pub records: Vec<Judged<D>>,
+    pub rejected: Vec<(u32, u64)>,
+    pub watermarks: BTreeMap<u64, i64>,
+}
+
+#[derive(Clone, Copy)]
+struct Partition {
+    mark: i64,
+    floor: i64,
+    next: u64,
+    idle: bool,
+    ended: bool,
+}
+
+/// Whether a record may have this time: the years 0 to 9999.
+fn may_be(time: i64) -> bool {
+    (-62_167_219_200_000..=253_402_300_799_999).contains(&time)
+}
+
+/// Follows a source through its epochs, by the definitions.
+pub fn history<D: Clone>(
+    source: u16,
+    partitions: &[Vec<D>],
+    time_of: impl Fn(&D) -> i64,
+    disorder: i64,
+    steps: &[Step],
+) -> History<D> {
+    let mut known = BTreeMap::<u32, Partition>::new();
+    let mut history = History { records: Vec::new(), rejected: Vec::new(), watermarks: BTreeMap::new() };
+    let mut watermark = NEVER;
+    for step in steps {
+        let before = watermark;
+        for took in &step.took {
+            // A partition that is found, or wakes, has the stream's watermark of the epoch before as its floor.
+            let found = Partition { mark: NEVER, floor: before, next: 0, idle: false, ended: false };
+            let now = known.entry(took.partition).or_insert(found);
+            if now.idle && took.next > now.next {
+                now.floor = before;
+            }
+            for offset in now.next..took.next {
+                let data = partitions[took.partition as usize][offset as usize].clone();
+                let time = time_of(&data);
+                if may_be(time) {
+                    let place = (source, took.partition, offset);
+                    let (mark, floor, epoch) = (now.mark, now.floor, step.epoch);
+                    history.records.push(Judged { data, time, place, mark, floor, epoch });
+                    now.mark = now.mark.max(time - disorder);
+                } else {
+                    history.rejected.push((took.partition, offset));
+                }
+            }
+            (now.next, now.idle, now.ended) = (took.next, took.idle, took.ended);
+        }
+        let awake = known.values().filter(|partition| !partition.idle && !partition.ended);
+        if let Some(least) = awake.map(|partition| partition.mark).min() {
+            watermark = watermark.max(least);
+        } else if known.values().all(|partition| partition.ended) {
+            watermark = OVER;
+        }
+        history.watermarks.insert(step.epoch, watermark);
+    }
+    history
+}
+
+/// The history of both streams: at every epoch the lesser watermark.
+pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
+    let at =
+        |history: &History<D>, epoch: u64| history.watermarks.range(..=epoch).next_back().map_or(NEVER, |at| *at.1);
+    let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
+    History {
+        records: [&left.records[..], &right.records[..]].concat(),
+        rejected: [&left.rejected[..], &right.rejected[..]].concat(),
+        watermarks: epochs.into_iter().map(|epoch| (epoch, at(left, epoch).min(at(right, epoch)))).collect(),
+    }
+}
+
+impl<D> History<D> {
+    /// Every record changed into any number of records.
+    pub fn flat_map<D2>(&self, change: impl Fn(&D) -> Vec<D2>) -> History<D2> {
+        let changed = |record: &Judged<D>| change(&record.data).into_iter().map(|data| record.with(data)).collect();
+        History {
+            records: self.records.iter().flat_map::<Vec<_>, _>(changed).collect(),
+            rejected: self.rejected.clone(),
+            watermarks: self.watermarks.clone(),
+        }
+    }
+
+    /// The stream of the final results of a window over this one.
+    pub fn closed<V: Clone>(&self, shown: &Shown<V, D>) -> History<Row<V>> {
+        let rows = shown.closed.iter().flat_map(|(epoch, rows)| rows.iter().map(move |row| (*epoch, row.clone())));
+        let record = |(epoch, row): (u64, Row<V>)| {
+            let time = row.1 - 1;
+            Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, data: row }
+        };
+        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks: self.watermarks.clone() }
+    }
+}
+
+/// Which windows there are.
+#[derive(Clone, Copy, Debug)]
+pub enum Windows {
+    Tumbling { size: i64, offset: i64 },
+    Global,
+}
+
+impl Windows {
+    /// Start and end of the window that a time is in.
+    pub fn of(self, time: i64) -> (i64, i64) {
+        match self {
+            Windows::Global => (NEVER, OVER),
+            Windows::Tumbling { size, offset } => {
+                let (time, size, offset) = (i128::from(time), i128::from(size), i128::from(offset));
+                let start = (time - offset).div_euclid(size) * size + offset;
+                (start as i64, (start + size) as i64)
+            }
+        }
+    }
+}
+
+/// A row: start and end of its window, key, value.
+pub type Row<V> = (i64, i64, u8, V);
+
+/// What a windowed step must show.
+#[derive(Clone, Debug)]
+pub struct Shown<V, D> {
+    /// Final results, at the epoch that closes their window, sorted.
+    pub closed: BTreeMap<u64, Vec<Row<V>>>,
+    /// The rows of open windows at the end of every epoch, sorted.
+    pub live: BTreeMap<u64, Vec<Row<V>>>,
+    /// Late records, at their epoch, sorted.
+    pub late: BTreeMap<u64, Vec<D>>,
+    /// Records that were on time.
+    pub counted: usize,
+}
+
+/// Windows a stream, from scratch at every epoch.
+pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
+    stream: &History<D>,
+    windows: Windows,
+    key: impl Fn(&D) -> u8,
+    value: impl Fn(&[&Judged<D>]) -> V,
+) -> Shown<V, D> {
+    let mut late = BTreeMap::<u64, Vec<D>>::new();
+    let mut groups = BTreeMap::<(i64, i64, u8), Vec<&Judged<D>>>::new();
+    for record in &stream.records {
+        let (start, end) = windows.of(record.time);
+        if end <= record.mark.max(record.floor) {
+            late.entry(record.epoch).or_default().push(record.data.clone());
+        } else {
+            groups.entry((start, end, key(&record.data))).or_default().push(record);
+        }
+    }
+    late.values_mut().for_each(|records| records.sort());
+    let counted = groups.values().map(Vec::len).sum();
+    let (mut closed, mut live) = (BTreeMap::<u64, Vec<Row<V>>>::new(), BTreeMap::<u64, Vec<Row<V>>>::new());
+    for (&epoch, &watermark) in &stream.watermarks {
+        let before = stream.watermarks.range(..epoch).next_back().map_or(NEVER, |at| *at.1);
+        for (&(start, end, key), records) in &groups {
+            let so_far: Vec<_> = records.iter().copied().filter(|record| record.epoch <= epoch).collect();
+            if so_far.is_empty() {
+                continue;
+            }
+            let row = (start, end, key, value(&so_far));
+            if end <= before {
+                assert!(so_far.len() == records.len(), "a record touches a closed window");
+            } else if end <= watermark {
+                closed.entry(epoch).or_default().push(row.clone());
+            }
+            // The rows of all time are shown when the stream is over, and stay.
+            if end > watermark || end == OVER {
+                live.entry(epoch).or_default().push(row);
+            }
+        }
+        live.entry(epoch).or_default();
+    }
+    Shown { closed, live, late, counted }
+}

@@ -1,0 +1,198 @@
+//! Runs programs as their users do: arguments in; exit code, standard output and standard error out.
+//!
+//! No program outlives its test, nor a time limit: one that hangs is killed, and the test fails with what it had said.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a program may take, unless a test says otherwise.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Fails unless it ended with this exit code, and without a word of a panic.
+    #[track_caller]
+    pub fn code(&self, code: i32) -> &Self {
+        assert_eq!(self.status.code(), Some(code), "{:?}; standard error:\n{}", self.status, self.stderr);
+        assert!(!self.stderr.contains("panicked"), "it panicked:\n{}", self.stderr);
+        assert!(!self.stderr.contains("RUST_BACKTRACE"), "it panicked:\n{}", self.stderr);
+        self
+    }
+
+    /// The one line that says why it failed, after `error: `. It must be the only one, and for people: no value in the
+    /// form that programmers see.
+    #[track_caller]
+    pub fn error(&self, code: i32) -> &str {
+        self.code(code);
+        let lines: Vec<&str> = self.stderr.lines().filter(|line| line.contains("error:")).collect();
+        let [line] = lines[..] else { panic!("not one line with `error:`:\n{}", self.stderr) };
+        let said = line.strip_prefix("error: ").unwrap_or_else(|| panic!("it does not begin with `error: `: {line}"));
+        for form in ["Some(", "None", "Ok(", "Err(", "Os {", "Error {", "kind:", "Error(", "KafkaError", "\\\"", "::"] {
+            assert!(!said.contains(form), "`{form}` is not for people: {line}");
+        }
+        said
+    }
+
+    /// The numbers of the first line of standard error with this beginning, in their order.
+    #[track_caller]
+    pub fn figures(&self, beginning: &str) -> Vec<u64> {
+        let line = self.stderr.lines().find(|line| line.starts_with(beginning));
+        let line = line.unwrap_or_else(|| panic!("no line begins with `{beginning}`:\n{}", self.stderr));
+        let words = line[beginning.len()..].split(|c: char| !c.is_ascii_digit());
+        words.filter(|word| !word.is_empty()).map(|word| word.parse().unwrap()).collect()
+    }
+
+    pub fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+/// A program that is running.
+pub struct Running {
+    child: Child,
+    name: String,
+    stdout: Option<Pipe>,
+    stderr: Option<Pipe>,
+}
+
+/// Starts a program with arguments; `adjust` may change the command before that.
+pub fn start_with<A: AsRef<OsStr>>(
+    program: impl AsRef<Path>,
+    arguments: impl IntoIterator<Item = A>,
+    adjust: impl FnOnce(&mut Command),
+) -> Running {
+    let mut command = Command::new(program.as_ref());
+    command.args(arguments).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    adjust(&mut command);
+    let mut child = command.spawn().unwrap();
+    let stdout = child.stdout.take().map(Pipe::drain);
+    let stderr = child.stderr.take().map(Pipe::drain);
+    Running { child, name: format!("{command:?}"), stdout, stderr }
+}
+
+/// Starts a program with arguments.
+pub fn start<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIterator<Item = A>) -> Running {
+    start_with(program, arguments, |_| {})
+}
+
+/// Runs a program to its end.
+#[track_caller]
+pub fn run<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIterator<Item = A>) -> Ended {
+    start(program, arguments).end()
+}
+
+impl Running {
+    /// Waits until it ends by itself.
+    #[track_caller]
+    pub fn end(self) -> Ended {
+        self.end_within(LIMIT)
+    }
+
+    /// Waits until it ends by itself, for so long at most.
+    #[track_caller]
+    pub fn end_within(mut self, limit: Duration) -> Ended {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if begun.elapsed() > limit {
+                panic!("it did not end within {limit:?}: {}\n{}", self.name, self.stderr());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let stdout = self.stdout.take().map(Pipe::all).unwrap_or_default();
+        let stderr = self.stderr.take().map(Pipe::all).unwrap_or_default();
+        assert!(status.signal().is_none(), "{} ended by {status}:\n{}", self.name, String::from_utf8_lossy(&stderr));
+        Ended { status, stdout, stderr: String::from_utf8(stderr).unwrap() }
+    }
+
+    /// Waits until something holds, checking that the program lives meanwhile.
+    #[track_caller]
+    pub fn until<T>(&mut self, what: &str, mut holds: impl FnMut(&Self) -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = holds(self) {
+                return found;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("it ended ({status}) before {what}: {}\n{}", self.name, self.stderr());
+            }
+            assert!(begun.elapsed() < LIMIT, "no {what} within {LIMIT:?}: {}\n{}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// What it has said on standard error so far.
+    pub fn stderr(&self) -> String {
+        let said = self.stderr.as_ref().map(|pipe| pipe.read.lock().unwrap().clone()).unwrap_or_default();
+        String::from_utf8_lossy(&said).into_owned()
+    }
+}
+
+/// Ends it the hard way, if a failed test leaves it running.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Reads what a program says, so that it never waits for us.
+struct Pipe {
+    read: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Pipe {
+    fn drain(mut pipe: impl Read + Send + 'static) -> Pipe {
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&read);
+        let reader = std::thread::spawn(move || {
+            let mut bytes = [0; 1 << 16];
+            while let Ok(count @ 1..) = pipe.read(&mut bytes) {
+                kept.lock().unwrap().extend_from_slice(&bytes[..count]);
+            }
+        });
+        Pipe { read, reader }
+    }
+
+    fn all(self) -> Vec<u8> {
+        self.reader.join().unwrap();
+        std::mem::take(&mut self.read.lock().unwrap())
+    }
+}
+
+/// Whether a text is in an error line, said as a failure that shows both.
+#[track_caller]
+pub fn says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "`{part}` is not in: {error}");
+    }
+}

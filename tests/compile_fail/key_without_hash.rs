@@ -1,0 +1,14 @@
+//! A key must be a record like any other.
+
+use tidegate::{Flow, source::memory::Records};
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+struct Account(String);
+
+fn query(flow: &Flow<'_>, payments: &Records<(String, i64)>) {
+    flow.read("payments", payments).key_by(|payment| Account(payment.0.clone()));
+}
+
+fn main() {
+    let _ = query;
+}

@@ -1,0 +1,12 @@
+//! An input is a source only once it says when its records happened.
+
+use tidegate::{Flow, csv, kafka};
+
+fn query(flow: &Flow<'_>) {
+    flow.read("payments", &csv::Input::new("payments.csv"));
+    flow.read("payments", &kafka::Topic::json("localhost:9092", "payments"));
+}
+
+fn main() {
+    let _ = query;
+}

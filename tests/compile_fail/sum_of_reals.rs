@@ -1,0 +1,14 @@
+//! Floating-point numbers are compared, never summed.
+
+use tidegate::{Flow, Real, Window, source::memory::Records};
+
+fn query(flow: &Flow<'_>, readings: &Records<(u8, Real, i64)>) {
+    flow.read("readings", readings)
+        .key_by(|reading| reading.0)
+        .window(Window::global())
+        .aggregate("sums", |each| each.sum(|reading| reading.1));
+}
+
+fn main() {
+    let _ = query;
+}

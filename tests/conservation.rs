@@ -1,0 +1,119 @@
+//! No record is silently lost: what was read was counted, late, rejected, or dropped by the query itself.
+//!
+//! It exists because a record that vanishes between two operators leaves no trace in the results; the account is made of
+//! counters that are raised in different places, and of what the oracle knows.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fastrand::Rng;
+use tidegate::job::{Ending, Stop};
+use tidegate::stream::Observer;
+use tidegate::testing::{Outcome, Run, Script};
+
+use common::cases::{Data, Deal, for_seeds};
+use common::checks::{self, Views, by_data, compare, conserved, expected, flat, totals};
+use common::oracle::{self, Windows};
+
+const WINDOWS: Windows = Windows::Tumbling { size: 50, offset: 7 };
+
+#[test]
+fn every_record_is_counted_or_late_or_rejected() {
+    for_seeds(60, |seed| {
+        let data = Data::random(&mut Rng::with_seed(seed), 200);
+        let (_, outcome) = checks::run(&data, WINDOWS, Run::new().workers(1 + seed as usize % 4).seed(seed))?;
+        conserved(&data, &expected(&data, WINDOWS, &outcome), &outcome)?;
+        let read = outcome.report.summary.sources[0].read;
+        let all = data.len() as u64;
+        if read == all { Ok(()) } else { Err(format!("{read} of {all} records were read")) }
+    });
+}
+
+/// Each deal once more for every unit of its key; of those with key 3, none.
+fn copies(deal: &Deal) -> Vec<Deal> {
+    if deal.key == 3 { vec![] } else { vec![deal.clone(); usize::from(deal.key) + 1] }
+}
+
+#[test]
+fn a_step_takes_what_the_query_leaves_and_makes() {
+    for_seeds(40, |seed| {
+        let data = Data::random(&mut Rng::with_seed(seed), 150);
+        let (views, source) = (Views::default(), data.source());
+        let shown = views.clone();
+        let run = Run::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+            let deals = flow.read("deals", &source).filter(|deal| deal.key != 3);
+            shown.of(deals.flat_map(|deal| copies(&deal)), WINDOWS);
+        });
+        let Outcome { report, journal } = run.map_err(|error| error.to_string())?;
+        let history = data.history(0, &oracle::steps(&journal, "deals"));
+        let made = history.flat_map(copies);
+        let shown = oracle::windowed(&made, WINDOWS, |deal| deal.key, totals);
+        compare(&views, &shown)?;
+        let (source, step) = (&report.summary.sources[0], &report.summary.steps[0]);
+        let late = flat(&shown.late).len() as u64;
+        let got = [source.read, source.accepted, source.rejected, step.taken, step.late, step.counted];
+        let (accepted, rejected) = (history.records.len() as u64, history.rejected.len() as u64);
+        let all = made.records.len() as u64;
+        let expected = [accepted + rejected, accepted, rejected, all, late, all - late];
+        if got == expected { Ok(()) } else { Err(format!("the figures are {got:?}, not {expected:?}")) }
+    });
+}
+
+/// Stops a run after some epochs were shown; answers how it ended.
+fn check_stopped(seed: u64) -> Result<Ending, String> {
+    let mut random = Rng::with_seed(seed);
+    let data = Data::random(&mut random, 400);
+    let (views, source, stop) = (Views::default(), data.source(), Stop::default());
+    let (shown, asked, left) = (views.clone(), stop.clone(), Arc::new(AtomicU32::new(random.u32(1..20))));
+    let run = Run::new().workers(1 + seed as usize % 3).stop_by(&stop);
+    let run = if seed.is_multiple_of(4) { run.clock().in_flight(5_000) } else { run.seed(seed) };
+    let outcome = run.run(move |flow| {
+        let deals = flow.read("deals", &source);
+        let (asked, left) = (asked.clone(), left.clone());
+        let watch = Observer::new(move |_, _: &[(Deal, isize)]| {
+            if left.fetch_sub(1, Ordering::Relaxed) == 1 {
+                asked.stop();
+            }
+            Ok(())
+        });
+        deals.clone().write("watch", &watch);
+        shown.of(deals, WINDOWS);
+    });
+    let outcome = outcome.map_err(|error| error.to_string())?;
+    // What was taken was counted, though many windows never closed; and what was shown is what the oracle shows.
+    let expected = expected(&data, WINDOWS, &outcome);
+    compare(&views, &expected)?;
+    conserved(&data, &expected, &outcome)?;
+    // A result that was shown before the stop is final.
+    let all = flat(&by_data(&data, WINDOWS).closed);
+    match views.closed.all().into_iter().find(|row| !all.contains(row)) {
+        Some(row) => Err(format!("{row:?} is not a final result")),
+        None => Ok(outcome.report.ending),
+    }
+}
+
+#[test]
+fn a_job_that_is_stopped_has_lost_nothing() {
+    for_seeds(60, |seed| check_stopped(seed).map(drop));
+    let endings: Vec<_> = (1..=10).map(|seed| check_stopped(seed).unwrap()).collect();
+    assert!(endings.contains(&Ending::Stopped), "{endings:?}");
+}
+
+#[test]
+fn the_summary_says_it_in_a_line_each() {
+    let times = [5, 120, 20, 130, i64::MAX];
+    let deal = |(id, at_ms): (u32, &i64)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 };
+    let data = Data { partitions: vec![(0..).zip(&times).map(deal).collect()], disorder: 0 };
+    let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.end(0));
+    let (_, outcome) = checks::run(&data, WINDOWS, Run::new().script("deals", script)).unwrap();
+    let expected = "\
+        deals: 5 records read = 4 accepted + 1 rejected\n\
+        totals: 4 in = 3 counted + 1 late; 2 rows closed\n\
+        closed: 2 rows written in 2 of 3 epochs\n\
+        live: 4 rows written in 3 of 3 epochs\n\
+        late: 1 rows written in 1 of 3 epochs\n\
+        rejects: 1 rows written in 1 of 3 epochs";
+    assert_eq!(outcome.report.summary.to_string(), expected);
+}

@@ -1,0 +1,108 @@
+//! The tests bite: a fault that is put into the engine on purpose makes the check fail that is there to find it.
+//!
+//! It exists because a check that cannot fail looks just like a promise that is kept. Each check is the one that the test
+//! named beside it runs; each passes without the fault.
+
+mod common;
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::testing::{Fault, Run};
+
+use common::cases::{Data, within};
+use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
+use common::oracle::Windows;
+
+const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
+
+/// `windows`, `replay`: everything, at random epochs.
+fn random_epochs(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 120);
+    check_run(&data, WINDOWS, run.workers(1 + seed as usize % 4).seed(seed)).map(drop)
+}
+
+/// `windows`: everything, with idle partitions and such as are found late.
+fn scripted_epochs(seed: u64, run: Run) -> Result<(), String> {
+    let mut random = Rng::with_seed(seed);
+    let data = Data::random(&mut random, 60);
+    let script = data.script(&mut random);
+    check_run(&data, WINDOWS, run.workers(1 + seed as usize % 3).script("deals", script)).map(drop)
+}
+
+/// `oracle`: seals at every epoch of a journal.
+fn seals(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 80);
+    let journal = checks::run(&data, WINDOWS, Run::new().seed(seed))?.1.journal;
+    let every = journal.iter().map(|frame| frame.epoch).collect();
+    check_run(&data, WINDOWS, run.journal(journal).seal_at(every)).map(drop)
+}
+
+/// `conservation`: the account alone.
+fn account(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 100);
+    let (_, outcome) = checks::run(&data, WINDOWS, run.workers(1 + seed as usize % 3).seed(seed))?;
+    conserved(&data, &expected(&data, WINDOWS, &outcome), &outcome)
+}
+
+/// `oracle`: a worker that is slow to begin.
+fn slow_start(_seed: u64, run: Run) -> Result<(), String> {
+    check_slow_start(run)
+}
+
+/// `oracle`: nothing is shown before it is on record.
+fn synced(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 100);
+    check_synced(&data, run.workers(1 + seed as usize % 3).seed(seed))
+}
+
+type Check = fn(u64, Run) -> Result<(), String>;
+
+/// The check that finds a fault, and what it says then.
+fn finder(fault: Fault) -> (Check, &'static str) {
+    match fault {
+        Fault::LoseRow => (random_epochs, "closed rows at epoch"),
+        Fault::SkipRetraction => (random_epochs, "live rows at epoch"),
+        Fault::ForgetFloor => (scripted_epochs, "a record that is on time never touches a closed window"),
+        Fault::ShowEarly => (random_epochs, "is shown after epoch"),
+        Fault::ReleaseEarly => (synced, "is not on record"),
+        Fault::LoseRecord => (account, "records counted"),
+        Fault::CloseEarly => (scripted_epochs, "a record that is on time never touches a closed window"),
+        Fault::ForgetSealed => (seals, "live rows at epoch"),
+        Fault::FindLate => (slow_start, "late records"),
+        Fault::ForgetOffsets => (random_epochs, "closed rows at epoch"),
+    }
+}
+
+/// The first thing that the check says of the fault.
+fn found(fault: Fault) -> String {
+    let (check, expected) = finder(fault);
+    let mut said = Vec::new();
+    for seed in 1..=60 {
+        let result = within(Duration::from_secs(60), move || check(seed, Run::new().fault(fault)));
+        match result.expect("it ends") {
+            Err(why) if why.contains(expected) => return why,
+            Err(why) => said.push(why.chars().take(300).collect::<String>()),
+            Ok(()) => {}
+        }
+    }
+    panic!("nothing says `{expected}` of {fault:?}, only {said:#?}");
+}
+
+#[test]
+fn every_fault_is_found() {
+    for fault in Fault::ALL {
+        let _said = found(fault);
+    }
+}
+
+#[test]
+fn the_checks_pass_without_a_fault() {
+    for fault in Fault::ALL {
+        for seed in 1..=3 {
+            let (check, _) = finder(fault);
+            let result = within(Duration::from_secs(60), move || check(seed, Run::new()));
+            assert_eq!(result, Some(Ok(())), "the check for {fault:?}, seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! The query programs do what their `--help` says, whoever looks from outside: files in, files and figures and exit
+//! codes out. What comes out is compared, row for row, with totals that are computed here from the rows that went in, so
+//! that an error in the engine, in a format or in a flag has nowhere to hide.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/run.rs"]
+mod run;
+#[path = "common/transactions.rs"]
+mod transactions;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use run::{Ended, Running, run, says, start, start_with};
+use tempfile::TempDir;
+use transactions::{
+    COLUMNS, Expected, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, ndjson_of, parse_csv,
+    quoted, rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
+};
+
+const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+
+/// A folder of a test's own.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A file with this text: its path.
+    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.at(name)
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
+
+/// Runs `account_totals` with what is typed, in which `{}` stands for the folder.
+#[track_caller]
+fn totals(folder: &Folder, line: &str) -> Ended {
+    run(ACCOUNT_TOTALS, typed(folder, line))
+}
+
+fn typed(folder: &Folder, line: &str) -> Vec<String> {
+    line.split_whitespace().map(|word| word.replace("{}", folder.0.path().to_str().unwrap())).collect()
+}
+
+/// Fails unless the summary's figures are the expected ones, and so add up.
+#[track_caller]
+fn check_figures(ended: &Ended, expected: &Expected, rejected: u64) {
+    let (late, rows) = (expected.late.len() as u64, expected.totals.len() as u64);
+    let accepted = expected.counted + late;
+    assert_eq!(ended.figures("transactions: "), [accepted + rejected, accepted, rejected]);
+    assert_eq!(ended.figures("totals: ")[..4], [accepted, expected.counted, late, rows]);
+    let written = ended.stderr.lines().rfind(|line| line.starts_with("totals: ") && line.contains(" rows written"));
+    assert!(written.unwrap().starts_with(&format!("totals: {rows} rows written in ")), "{}", ended.stderr);
+}
+
+/// Fails unless a results file is the expected one.
+#[track_caller]
+fn check_totals(path: &Path, expected: &Expected) {
+    let rows = rows_of(path, &TOTALS);
+    same_rows(&rows, &expected.rows());
+    sorted_by_window(&rows);
+}
+
+#[test]
+fn totals_of_a_csv_file_are_those_of_its_rows_on_any_number_of_workers() {
+    let folder = Folder::new();
+    let rows = wild(1, 15_000);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    let expected = expected_of(&rows);
+    assert!(expected.late.len() > 100, "the data is too tame");
+    // With little memory, readers wait for one another and for the sinks.
+    for flags in ["-w 1", "-w 2", "-w 4", "-w 1 --in-flight 1MiB --epoch 5ms", "-w 3 --in-flight 1MiB --epoch 5ms"] {
+        let line = "--csv {}/in.csv --out {}/out.csv --late {}/late.csv --until-end";
+        let ended = totals(&folder, &format!("{line} {flags}"));
+        ended.code(0);
+        assert!(ended.stdout.is_empty());
+        check_totals(&folder.path("out.csv"), &expected);
+        check_figures(&ended, &expected, 0);
+        let late: Vec<_> = expected.late.iter().map(|row| COLUMNS.map(|name| row.column(name)).to_vec()).collect();
+        same_rows(&rows_of(&folder.path("late.csv"), &COLUMNS), &late);
+    }
+}
+
+#[test]
+fn totals_of_an_ndjson_file_are_those_of_its_lines_on_any_number_of_workers() {
+    let folder = Folder::new();
+    let rows = wild(2, 15_000);
+    folder.file("in.ndjson", ndjson_of(&rows));
+    let expected = expected_of(&rows);
+    for workers in [1, 2, 4] {
+        let line = "--ndjson {}/in.ndjson --out {}/out.ndjson --late {}/late.ndjson --until-end";
+        let ended = totals(&folder, &format!("{line} -w {workers}"));
+        check_figures(ended.code(0), &expected, 0);
+        let text = fs::read_to_string(folder.path("out.ndjson")).unwrap();
+        // Keys in the order of the columns, numbers as numbers, no spaces.
+        let mut lines: Vec<String> = (expected.totals.iter())
+            .map(|total| {
+                let [start, end, account, count, sum, min, max] = total.fields();
+                let account = serde_json::to_string(&account).unwrap();
+                format!(r#"{{"window_start":"{start}","window_end":"{end}","account":{account},"count":{count},"#)
+                    + &format!(r#""sum_cents":{sum},"min_cents":{min},"max_cents":{max}}}"#)
+            })
+            .collect();
+        assert!(text.ends_with("}\n") && !text.contains('\r'));
+        let mut found: Vec<&str> = text.lines().collect();
+        lines.sort();
+        found.sort_unstable();
+        assert_eq!(found, lines);
+        let mut late: Vec<String> = expected.late.iter().map(json_of).collect();
+        let text = fs::read_to_string(folder.path("late.ndjson")).unwrap();
+        let mut found: Vec<&str> = text.lines().collect();
+        late.sort();
+        found.sort_unstable();
+        assert_eq!(found, late);
+    }
+}
+
+#[test]
+fn columns_may_be_in_any_order_with_others_between_them() {
+    let folder = Folder::new();
+    let rows = wild(3, 1_500);
+    let expected = expected_of(&rows);
+    for (number, columns) in [
+        &["at_ms", "currency", "amount_cents", "merchant", "account", "id"][..],
+        &["note", "amount_cents", "more notes", "at_ms", "id", "account", "x,y", "currency", "merchant", "z"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        folder.file("in.csv", csv_of(&rows, columns));
+        let workers = number + 1;
+        let ended = totals(&folder, &format!("--csv {{}}/in.csv --out {{}}/out.csv --until-end -w {workers}"));
+        check_figures(ended.code(0), &expected, 0);
+        check_totals(&folder.path("out.csv"), &expected);
+    }
+    // JSON objects, likewise; their fields that nobody asks for may be of any kind.
+    let line = |row: &Transaction| {
+        let rest = json_of(row).split_off(1);
+        format!("{{\"extra\": {{\"a\": [1, null, \"\\n\"]}}, \t{rest}\r\n")
+    };
+    folder.file("in.ndjson", rows.iter().map(line).collect::<String>());
+    let ended = totals(&folder, "--ndjson {}/in.ndjson --out {}/out.csv --until-end");
+    check_figures(ended.code(0), &expected, 0);
+    check_totals(&folder.path("out.csv"), &expected);
+}
+
+#[test]
+fn more_disorder_is_allowed_when_it_is_asked_for() {
+    let folder = Folder::new();
+    let rows = wild(4, 3_000);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    for (flag, disorder_ms) in [("0s", 0), ("1500ms", 1_500), ("30s", 30_000), ("1h", 3_600_000)] {
+        let expected = transactions::expected([&rows[..]], disorder_ms);
+        let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --until-end --out-of-order {flag}");
+        check_figures(totals(&folder, &line).code(0), &expected, 0);
+        check_totals(&folder.path("out.csv"), &expected);
+    }
+}
+
+/// Literal, so that nothing that both sides get wrong the same way passes.
+#[test]
+fn results_look_as_they_are_documented() {
+    let folder = Folder::new();
+    let head = "id,account,merchant,amount_cents,currency,at_ms\n";
+    let rows = "1,b,m,5,EUR,-62167219200000\n\
+        2,\"a,\"\"b\"\"\",m,-7,EUR,-1\n\
+        3,a,m,9223372036854775807,EUR,0\n\
+        4,a,m,9223372036854775807,EUR,9999\n\
+        5,a,m,-9223372036854775808,EUR,10000\n\
+        6,a,m,-9223372036854775808,EUR,1767323045678\n\
+        7,a,m,1,EUR,253402300799999\n\
+        8,late,m,1,EUR,9\n";
+    folder.file("in.csv", format!("{head}{rows}"));
+    let ended = totals(&folder, "--csv {}/in.csv --until-end --late {}/late.csv");
+    let expected = "window_start,window_end,account,count,sum_cents,min_cents,max_cents\n\
+        0000-01-01T00:00:00.000Z,0000-01-01T00:00:10.000Z,b,1,5,5,5\n\
+        1969-12-31T23:59:50.000Z,1970-01-01T00:00:00.000Z,\"a,\"\"b\"\"\",1,-7,-7,-7\n\
+        1970-01-01T00:00:00.000Z,1970-01-01T00:00:10.000Z,a,2,18446744073709551614,\
+        9223372036854775807,9223372036854775807\n\
+        1970-01-01T00:00:10.000Z,1970-01-01T00:00:20.000Z,a,1,-9223372036854775808,\
+        -9223372036854775808,-9223372036854775808\n\
+        2026-01-02T03:04:00.000Z,2026-01-02T03:04:10.000Z,a,1,-9223372036854775808,\
+        -9223372036854775808,-9223372036854775808\n\
+        9999-12-31T23:59:50.000Z,+000010000-01-01T00:00:00.000Z,a,1,1,1,1\n";
+    assert_eq!(ended.code(0).stdout(), expected);
+    assert_eq!(fs::read_to_string(folder.path("late.csv")).unwrap(), format!("{head}8,late,m,1,EUR,9\n"));
+    assert_eq!(ended.figures("transactions: "), [8, 8, 0]);
+    assert_eq!(ended.figures("totals: ")[..4], [8, 7, 1, 6]);
+}
+
+#[test]
+fn standard_output_has_results_and_nothing_else() {
+    let folder = Folder::new();
+    let rows = wild(5, 2_000);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    for out in ["--out -", ""] {
+        let ended = totals(&folder, &format!("--csv {{}}/in.csv --until-end -w 2 {out}"));
+        let records = parse_csv(ended.code(0).stdout());
+        assert_eq!(records[0], TOTALS);
+        same_rows(&records[1..], &expected_of(&rows).rows());
+        assert!(!ended.stderr.is_empty());
+    }
+    let silent = totals(&folder, "--csv {}/in.csv --until-end --progress off --out {}/out.csv");
+    assert_eq!((silent.code(0).stderr.as_str(), silent.stdout.len()), ("", 0));
+}
+
+#[test]
+fn a_reader_of_standard_output_that_goes_away_is_an_error() {
+    let folder = Folder::new();
+    folder.file("in.csv", csv_of(&wild(6, 2_000), &COLUMNS));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let line = typed(&folder, "--csv {}/in.csv --until-end");
+    let running = start_with(ACCOUNT_TOTALS, line, |command| {
+        command.stdout(Stdio::from(writer));
+    });
+    drop(reader);
+    says(running.end().error(1), &["stdout", "stopped"]);
+}
+
+#[test]
+fn an_existing_file_is_replaced() {
+    let folder = Folder::new();
+    let rows = tidy(7, 500);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    for (name, flag) in [("out.csv", "--out"), ("late.csv", "--late"), ("rejects.ndjson", "--rejects")] {
+        folder.file(name, format!("what {flag} had\n").repeat(100_000));
+    }
+    let line = "--csv {}/in.csv --until-end --out {}/out.csv --late {}/late.csv --rejects {}/rejects.ndjson";
+    totals(&folder, line).code(0);
+    check_totals(&folder.path("out.csv"), &expected_of(&rows));
+    assert_eq!(fs::read_to_string(folder.path("late.csv")).unwrap(), COLUMNS.join(",") + "\n");
+    assert_eq!(fs::read_to_string(folder.path("rejects.ndjson")).unwrap(), "");
+}
+
+/// The input is not a results file, however it is named.
+#[test]
+fn the_input_is_never_written_to() {
+    let folder = Folder::new();
+    let text = csv_of(&tidy(8, 300), &COLUMNS);
+    folder.file("in.csv", &text);
+    std::os::unix::fs::symlink(folder.path("in.csv"), folder.path("linked.csv")).unwrap();
+    fs::hard_link(folder.path("in.csv"), folder.path("hard.csv")).unwrap();
+    for line in [
+        "--out {}/in.csv",
+        "--out {}/./in.csv",
+        "--out {}/linked.csv",
+        "--out {}/hard.csv",
+        "--late {}/in.csv --out {}/out.csv",
+        "--rejects {}/in.csv --out {}/out.csv",
+    ] {
+        let ended = totals(&folder, &format!("--csv {{}}/in.csv --until-end {line}"));
+        assert_eq!(fs::read_to_string(folder.path("in.csv")).unwrap(), text, "{line} destroyed the input");
+        says(ended.error(2), &["the file that is read", line.split(' ').next().unwrap()]);
+    }
+}
+
+#[test]
+fn a_query_that_cannot_start_leaves_earlier_results_alone() {
+    let folder = Folder::new();
+    folder.file("head.csv", "id,account\n");
+    for (input, workers) in [("missing.csv", 1), ("missing.csv", 2), ("head.csv", 1), ("head.csv", 2)] {
+        folder.file("out.csv", "dear\n");
+        folder.file("late.csv", "dear\n");
+        let line = format!("--csv {{}}/{input} --out {{}}/out.csv --late {{}}/late.csv --until-end -w {workers}");
+        says(totals(&folder, &line).error(1), &[input]);
+        assert_eq!(fs::read_to_string(folder.path("out.csv")).unwrap(), "dear\n");
+        assert_eq!(fs::read_to_string(folder.path("late.csv")).unwrap(), "dear\n");
+        assert!(totals(&folder, &format!("--csv {{}}/{input} --until-end -w {workers}")).stdout.is_empty());
+    }
+}
+
+#[test]
+fn two_outputs_do_not_share_a_file() {
+    let folder = Folder::new();
+    folder.file("in.csv", csv_of(&tidy(9, 300), &COLUMNS));
+    let ended = totals(&folder, "--csv {}/in.csv --until-end --out {}/a.csv --late {}/a.csv");
+    says(ended.error(1), &["a.csv", "another"]);
+}
+
+/// Bad records among good ones, each of which is on a line of its own, or on two.
+#[test]
+fn rejects_are_exactly_the_rejected_records_with_their_places() {
+    let folder = Folder::new();
+    let rows = wild(10, 6_000);
+    let expected = expected_of(&rows);
+    let bad: [(&[u8], &str, &str); 6] = [
+        (b"x,a,m,1,EUR,5", "column `id`", "text"),
+        (b"1,\"a\nb\",m,1,EUR,soon", "column `at_ms`", "text"),
+        (b"1,a,m,1,EUR", "5 fields where the header names 6", "text"),
+        (b"1,a,m,1,EUR,5,6", "7 fields where the header names 6", "text"),
+        (b"1,\xff\xfe,m,1,EUR,5", "invalid utf-8", "hex"),
+        (b"1,a,m,1,EUR,253402300800000", "outside the years 0 to 9999", "text"),
+    ];
+    let (mut text, mut rejects) = (csv_line(COLUMNS).into_bytes(), Vec::new());
+    for (number, row) in rows.iter().enumerate() {
+        if number % 50 == 0 {
+            let (record, reason, encoding) = bad[number / 50 % bad.len()];
+            let line = 1 + text.iter().filter(|byte| **byte == b'\n').count();
+            rejects.push((text.len(), line, record, reason, encoding));
+            text.extend([record, b"\n\n"].concat());
+        }
+        text.extend(csv_line(COLUMNS.map(|name| row.column(name))).into_bytes());
+    }
+    let input = folder.file("in.csv", &text);
+    for workers in [1, 4] {
+        let line = "--csv {}/in.csv --until-end --out {}/out.csv --late {}/late.ndjson --rejects {}/rejects.csv";
+        let ended = totals(&folder, &format!("{line} -w {workers}"));
+        check_figures(ended.code(0), &expected, rejects.len() as u64);
+        check_totals(&folder.path("out.csv"), &expected);
+        assert_eq!(fs::read_to_string(folder.path("late.ndjson")).unwrap().lines().count(), expected.late.len());
+        let header = ["source", "place", "partition", "offset", "line", "reason", "encoding", "record"];
+        let mut found = rows_of(&folder.path("rejects.csv"), &header);
+        found.sort_by_key(|row| row[3].parse::<usize>().unwrap());
+        assert_eq!(found.len(), rejects.len());
+        for (row, (offset, line, record, reason, encoding)) in found.iter().zip(&rejects) {
+            let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let shown = String::from_utf8(record.to_vec()).unwrap_or_else(|_| hex(record));
+            let (offset, line) = (offset.to_string(), line.to_string());
+            assert_eq!(row[..5], ["transactions", &input, "0", &offset, &line]);
+            assert!(row[5].contains(reason), "{row:?} does not say {reason}");
+            assert_eq!(row[6..], [*encoding, &shown]);
+        }
+    }
+}
+
+#[test]
+fn a_file_without_records_gives_files_with_headers() {
+    let folder = Folder::new();
+    for (flag, name, text) in
+        [("--csv", "head.csv", COLUMNS.join(",") + "\n"), ("--ndjson", "empty.ndjson", String::new())]
+    {
+        folder.file(name, text);
+        let line =
+            format!("{flag} {{}}/{name} --until-end --out {{}}/out.csv --late {{}}/late.csv --rejects {{}}/r.csv");
+        totals(&folder, &line).code(0);
+        check_totals(&folder.path("out.csv"), &Expected::default());
+        assert_eq!(rows_of(&folder.path("late.csv"), &COLUMNS).len(), 0);
+        assert_eq!(fs::read_to_string(folder.path("r.csv")).unwrap().lines().count(), 1);
+        let ended = totals(&folder, &format!("{flag} {{}}/{name} --until-end -w 2"));
+        assert_eq!(ended.code(0).stdout(), TOTALS.join(",") + "\n");
+    }
+}
+
+/// The balances that remain when all changes are taken in, in the file's order. At no time has a holder two.
+fn balances_of(path: &Path) -> BTreeMap<String, i128> {
+    let mut now = BTreeMap::<String, Vec<i128>>::new();
+    for row in rows_of(path, &["holder", "balance_cents", "diff"]) {
+        let [holder, cents, diff] = <[String; 3]>::try_from(row).unwrap();
+        let cents: i128 = cents.parse().unwrap();
+        let held = now.entry(holder).or_default();
+        match diff.as_str() {
+            "1" => held.push(cents),
+            "-1" => {
+                let at = held.iter().position(|held| *held == cents).expect("taken back without having been there");
+                held.remove(at);
+            }
+            other => panic!("a diff of {other}"),
+        }
+        assert!(held.len() <= 2, "{held:?}");
+    }
+    now.into_iter().map(|(holder, held)| (holder, <[i128; 1]>::try_from(held).unwrap()[0])).collect()
+}
+
+#[test]
+fn balances_are_right_in_the_end_and_add_up_to_nothing_all_the_time() {
+    let folder = Folder::new();
+    let mut rows = wild(11, 6_000);
+    // Somebody who pays himself.
+    rows.iter_mut().step_by(100).for_each(|row| row.merchant = row.account.clone());
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    folder.file("in.ndjson", ndjson_of(&rows));
+    let mut expected = BTreeMap::<String, i128>::new();
+    for row in &rows {
+        *expected.entry(row.account.clone()).or_default() += i128::from(row.amount_cents);
+        *expected.entry(row.merchant.clone()).or_default() -= i128::from(row.amount_cents);
+    }
+    for (input, workers) in [("--csv {}/in.csv", 1), ("--csv {}/in.csv", 4), ("--ndjson {}/in.ndjson", 2)] {
+        let line = format!("{input} --until-end -w {workers} --out {{}}/out.csv --in-flight 1MiB --epoch 5ms");
+        let ended = run(BALANCES, typed(&folder, &line));
+        assert!(ended.code(0).stderr.contains("every total 0"), "{}", ended.stderr);
+        assert_eq!(balances_of(&folder.path("out.csv")), expected);
+        let figures = "balances: 12000 in = 12000 counted + 0 late;";
+        assert!(ended.stderr.contains(figures), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_failure() {
+    let folder = Folder::new();
+    folder.file("in.csv", csv_of(&tidy(12, 10), &COLUMNS));
+    for (line, word) in [
+        ("--csv {}/in.csv --until-ned", "--until-ned"),
+        ("", "nothing to read"),
+        ("--csv {}/in.csv --out {}/results", "results"),
+        ("--csv {}/in.csv --out {}/results.txt", "results.txt"),
+        ("--csv {}/in.csv --rejects {}/rejects.xml", "--rejects"),
+        ("--csv {}/in.csv --out kafka:totals", "--brokers"),
+        ("--csv {}/in.csv -w 0", "-w"),
+        ("--csv {}/in.csv -w -1", "-1"),
+        ("--csv {}/in.csv -w two", "two"),
+        ("--csv {}/in.csv -w 100000", "100000"),
+        ("--csv {}/in.csv --out-of-order soon", "soon"),
+        ("--csv {}/in.csv --out-of-order=-1s", "-1s"),
+        ("--csv {}/in.csv --epoch 5", "--epoch"),
+        ("--csv {}/in.csv --in-flight lots", "lots"),
+        ("--csv {}/in.csv --ndjson {}/in.ndjson", "--ndjson"),
+        ("--csv {}/in.csv extra", "extra"),
+        ("--csv {}/in.csv --progress maybe", "maybe"),
+        ("--csv {}/in.csv --kafka-config novalue", "novalue"),
+        ("--brokers localhost:1 --kafka-config no.such.property=1", "no.such.property"),
+        ("--csv {}/in.csv --state {}/state", "--state"),
+        ("--csv {}/in.csv -n 2", "-n"),
+        ("--csv {}/in.csv --allowed-lateness 1s", "--allowed-lateness"),
+    ] {
+        for program in [ACCOUNT_TOTALS, BALANCES] {
+            let ended = run(program, typed(&folder, &format!("{line} --until-end")));
+            assert!(ended.code(2).stderr.contains(word), "{line}: `{word}` is not in: {}", ended.stderr);
+            assert!(ended.stdout.is_empty());
+            ended.error(2);
+        }
+    }
+    says(totals(&folder, "--csv {}/in.csv --late {}/late --until-end").error(2), &["--late"]);
+    totals(&folder, "--csv").error(2);
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1, "wrong usage leaves no file behind");
+    for (flag, word) in [("--help", "--until-end"), ("-h", "Examples:"), ("--version", env!("CARGO_PKG_VERSION"))] {
+        assert!(totals(&folder, flag).code(0).stdout().contains(word));
+    }
+    says(totals(&folder, "--csv {}/missing.csv --until-end").error(1), &["missing.csv", "No such file"]);
+}
+
+#[test]
+fn a_copy_of_the_program_works_anywhere() {
+    let folder = Folder::new();
+    let rows = tidy(13, 400);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    let copy = folder.path("a copy");
+    fs::copy(ACCOUNT_TOTALS, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let line = ["--csv", "in.csv", "--out", "out.csv", "--until-end"];
+    let running = start_with(&copy, line, |command| {
+        command.env_clear().current_dir(folder.0.path());
+    });
+    running.end().code(0);
+    check_totals(&folder.path("out.csv"), &expected_of(&rows));
+}
+
+/// Appends to a file that is being followed.
+struct Growing {
+    file: fs::File,
+}
+
+impl Growing {
+    fn new(path: &Path, text: &str) -> Self {
+        fs::write(path, text).unwrap();
+        Growing { file: fs::OpenOptions::new().append(true).open(path).unwrap() }
+    }
+
+    fn append(&mut self, text: &str) {
+        self.file.write_all(text.as_bytes()).unwrap();
+    }
+}
+
+/// Waits until the results file has so many rows.
+#[track_caller]
+fn until_rows(running: &mut Running, path: &Path, count: usize) -> Vec<Vec<String>> {
+    running.until(&format!("{count} rows"), |_| {
+        let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
+        (records.len() > count).then(|| records[1..].to_vec())
+    })
+}
+
+#[test]
+fn a_growing_file_is_followed_and_windows_are_shown_when_they_close() {
+    let folder = Folder::new();
+    let at = |second: i64, id: u64| Transaction::new(id, "a", 1, START_MS + second * 1000);
+    let text = |row: &Transaction| csv_line(COLUMNS.map(|name| row.column(name)));
+    let mut input = Growing::new(&folder.path("in.csv"), "id,account,merch");
+    let line = "--csv {}/in.csv --out {}/out.csv --epoch 20ms --late {}/late.csv -w 2";
+    let mut running = start(ACCOUNT_TOTALS, typed(&folder, line));
+    input.append("ant,amount_cents,currency,at_ms\n");
+    let mut rows = vec![at(0, 0), at(9, 1), at(11, 2)];
+    rows.iter().for_each(|row| input.append(&text(row)));
+    // 12 s closes the first window, as records may be 2 s behind; half a line does nothing yet.
+    let closing = text(&at(12, 3));
+    let (half, rest) = closing.split_at(closing.len() - 4);
+    input.append(half);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(fs::read_to_string(folder.path("out.csv")).unwrap(), TOTALS.join(",") + "\n");
+    input.append(rest);
+    rows.push(at(12, 3));
+    let expected = |rows: &[Transaction], windows: usize| expected_of(rows).rows()[..windows].to_vec();
+    same_rows(&until_rows(&mut running, &folder.path("out.csv"), 1), &expected(&rows, 1));
+    for (id, second) in [(4, 31), (5, 29), (6, 28), (7, 9), (8, 33), (9, 45)] {
+        rows.push(at(second, id));
+        input.append(&text(&at(second, id)));
+    }
+    same_rows(&until_rows(&mut running, &folder.path("out.csv"), 4), &expected(&rows, 4));
+    running.signal(Signal::SIGTERM);
+    let ended = running.end();
+    assert!(ended.code(143).stdout.is_empty());
+    // The window that is still open was not shown.
+    same_rows(&rows_of(&folder.path("out.csv"), &TOTALS), &expected(&rows, 4));
+    assert_eq!(rows_of(&folder.path("late.csv"), &COLUMNS).len(), 1);
+    assert_eq!(ended.figures("transactions: "), [10, 10, 0]);
+}
+
+#[test]
+fn a_stop_leaves_whole_lines_and_only_final_results() {
+    let folder = Folder::new();
+    let rows = wild(14, 60_000);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    let all = expected_of(&rows).rows();
+    for (signal, code, workers) in [(Signal::SIGINT, 130, 1), (Signal::SIGTERM, 143, 2)] {
+        let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --epoch 5ms --in-flight 1MiB -w {workers}");
+        let mut running = start(ACCOUNT_TOTALS, typed(&folder, &line));
+        until_rows(&mut running, &folder.path("out.csv"), 1);
+        running.signal(signal);
+        running.end().code(code);
+        let found = rows_of(&folder.path("out.csv"), &TOTALS);
+        assert!(!found.is_empty() && found.len() < all.len(), "{} rows of {}", found.len(), all.len());
+        assert_eq!(found, all[..found.len()], "what closed before the stop, complete and in order");
+    }
+}
+
+#[test]
+fn balances_that_are_stopped_add_up_to_nothing() {
+    let folder = Folder::new();
+    let rows = wild(15, 60_000);
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    let line = "--csv {}/in.csv --out {}/out.csv --epoch 5ms --in-flight 1MiB -w 2";
+    let mut running = start(BALANCES, typed(&folder, line));
+    running.until("balances", |_| (fs::metadata(folder.path("out.csv")).ok()?.len() > 1000).then_some(()));
+    running.signal(Signal::SIGINT);
+    assert!(running.end().code(130).stderr.contains("every total 0"));
+    assert_eq!(balances_of(&folder.path("out.csv")).into_values().sum::<i128>(), 0);
+}
+
+#[test]
+fn names_with_commas_quotes_and_line_breaks_come_back_as_they_were() {
+    let folder = Folder::new();
+    let rows: Vec<Transaction> =
+        (transactions::NAMES.iter().enumerate()).map(|(id, name)| Transaction::new(id as u64, name, 1, 0)).collect();
+    folder.file("in.csv", csv_of(&rows, &COLUMNS));
+    totals(&folder, "--csv {}/in.csv --until-end --out {}/out.csv").code(0);
+    let found: Vec<String> = rows_of(&folder.path("out.csv"), &TOTALS).into_iter().map(|row| row[2].clone()).collect();
+    let mut names = transactions::NAMES.map(String::from);
+    names.sort();
+    assert_eq!(found, names);
+    assert!(names.iter().any(|name| quoted(name) != *name));
+}

@@ -1,0 +1,361 @@
+//! The query programs on topics of a real broker: the figures are those of the records, whatever the number of workers,
+//! whatever partitions come, and whatever becomes of the broker meanwhile. An embedded broker is too kind for this.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/run.rs"]
+mod run;
+#[path = "common/transactions.rs"]
+mod transactions;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use nix::sys::signal::Signal;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use run::{Ended, Running, run, says, start};
+use transactions::{
+    COLUMNS, DISORDER_MS, Expected, TOTALS, Transaction, csv_of, expected, json_of, ndjson_of, rows_of, same_rows,
+    sorted_by_window, tidy, whole_records, wild,
+};
+
+const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sends messages to a partition, in order, and waits until the broker has them.
+fn send<M: AsRef<[u8]>>(broker: &Broker, topic: &str, partition: usize, messages: impl IntoIterator<Item = M>) {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &broker.servers).set("enable.idempotence", "true").set("linger.ms", "2");
+    let producer: BaseProducer = config.set("message.max.bytes", "16000000").create().unwrap();
+    for message in messages {
+        let record = BaseRecord::<(), [u8]>::to(topic).partition(partition as i32).payload(message.as_ref());
+        producer.send(record).map_err(|(why, _)| why).unwrap();
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// Sends each partition's rows.
+fn send_rows(broker: &Broker, topic: &str, partitions: &[Vec<Transaction>]) {
+    for (partition, rows) in partitions.iter().enumerate() {
+        send(broker, topic, partition, rows.iter().map(json_of));
+    }
+}
+
+/// All messages of a topic.
+fn read_all(broker: &Broker, topic: &str) -> Vec<String> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &broker.servers).set("group.id", "nobody");
+    let consumer: BaseConsumer = config.set("enable.auto.commit", "false").create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let (mut list, mut missing) = (TopicPartitionList::new(), 0);
+    for partition in metadata.topics()[0].partitions() {
+        missing += consumer.fetch_watermarks(topic, partition.id(), PATIENCE).unwrap().1;
+        list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (begun, mut messages) = (Instant::now(), Vec::new());
+    while (messages.len() as i64) < missing {
+        assert!(begun.elapsed() < PATIENCE, "{} of {missing} messages of {topic} were there", messages.len());
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            messages.push(String::from_utf8(message.unwrap().payload().unwrap().to_vec()).unwrap());
+        }
+    }
+    messages
+}
+
+/// Deals rows out to partitions, in order.
+fn dealt(rows: Vec<Transaction>, count: usize) -> Vec<Vec<Transaction>> {
+    let mut partitions = vec![Vec::new(); count];
+    rows.into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % count].push(row));
+    partitions
+}
+
+fn expected_of(partitions: &[Vec<Transaction>]) -> Expected {
+    expected(partitions.iter().map(Vec::as_slice), DISORDER_MS)
+}
+
+/// What is typed, with the broker and the topic.
+fn typed(broker: &Broker, topic: &str, folder: &Path, line: &str) -> Vec<String> {
+    let head = ["--brokers", &broker.servers, "--topic", topic].map(String::from);
+    let rest = line.split_whitespace().map(|word| word.replace("{}", folder.to_str().unwrap()));
+    head.into_iter().chain(rest).collect()
+}
+
+#[track_caller]
+fn check_totals(path: &Path, expected: &Expected) {
+    let rows = rows_of(path, &TOTALS);
+    same_rows(&rows, &expected.rows());
+    sorted_by_window(&rows);
+}
+
+#[track_caller]
+fn check_figures(ended: &Ended, expected: &Expected, rejected: u64) {
+    let accepted = expected.counted + expected.late.len() as u64;
+    assert_eq!(ended.figures("transactions: "), [accepted + rejected, accepted, rejected]);
+    assert_eq!(ended.figures("totals: ")[..3], [accepted, expected.counted, expected.late.len() as u64]);
+}
+
+#[test]
+fn totals_of_a_topic_are_those_of_its_records_on_any_number_of_workers() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    for (partitions, some_late) in [(dealt(tidy(1, 20_000), 4), false), (dealt(wild(2, 20_000), 4), true)] {
+        let topic = broker.topic(4);
+        send_rows(broker, &topic, &partitions);
+        let expected = expected_of(&partitions);
+        assert_eq!(!expected.late.is_empty(), some_late);
+        for workers in [1, 2] {
+            let line = format!("--until-end -w {workers} --out {{}}/out.csv --late {{}}/late.csv");
+            let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), &line));
+            check_figures(ended.code(0), &expected, 0);
+            check_totals(&folder.path().join("out.csv"), &expected);
+            let late: Vec<_> = expected.late.iter().map(|row| COLUMNS.map(|name| row.column(name)).to_vec()).collect();
+            same_rows(&rows_of(&folder.path().join("late.csv"), &COLUMNS), &late);
+        }
+        let ended = run(BALANCES, typed(broker, &topic, folder.path(), "--until-end -w 2 --out {}/balances.csv"));
+        assert!(ended.code(0).stderr.contains("every total 0"));
+    }
+}
+
+#[test]
+fn rejects_of_a_topic_have_their_partition_and_offset() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let topic = broker.topic(4);
+    let partitions = dealt(wild(3, 4_000), 4);
+    let bad: [(Vec<u8>, &str); 5] = [
+        (b"{".to_vec(), "EOF"),
+        (Vec::new(), ""),
+        (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR"}"#.to_vec(), "`at_ms`"),
+        (
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":32503680000000}"#
+                .to_vec(),
+            "--max-ahead",
+        ),
+        (vec![b'x'; 10_000_000], ""),
+    ];
+    let mut places = Vec::new();
+    for (partition, rows) in partitions.iter().enumerate() {
+        let mut messages = Vec::new();
+        for (number, row) in rows.iter().enumerate() {
+            if number % 200 == 7 && number / 200 < bad.len() {
+                places.push((partition as u64, messages.len() as u64, &bad[number / 200]));
+                messages.push(bad[number / 200].0.clone());
+            }
+            messages.push(json_of(row).into_bytes());
+        }
+        send(broker, &topic, partition, messages);
+    }
+    let line = "--until-end -w 2 --out {}/out.csv --rejects {}/rejects.ndjson";
+    let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), line));
+    let expected = expected_of(&partitions);
+    check_figures(ended.code(0), &expected, places.len() as u64);
+    check_totals(&folder.path().join("out.csv"), &expected);
+    let text = fs::read_to_string(folder.path().join("rejects.ndjson")).unwrap();
+    let mut found: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    found.sort_by_key(|reject| (reject["partition"].as_u64(), reject["offset"].as_u64()));
+    assert_eq!(found.len(), places.len());
+    for (reject, (partition, offset, (record, reason))) in found.iter().zip(places) {
+        assert_eq!((reject["partition"].as_u64(), reject["offset"].as_u64()), (Some(partition), Some(offset)));
+        assert_eq!(reject["record"].as_str().unwrap().as_bytes(), record);
+        says(reject["reason"].as_str().unwrap(), &[reason]);
+        says(reject["place"].as_str().unwrap(), &[&topic]);
+    }
+    let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), "--until-end --fail-on-reject"));
+    says(ended.error(1), &[&topic, "partition ", "offset "]);
+}
+
+#[test]
+fn totals_written_to_a_topic_read_back_equal() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let partitions = dealt(wild(4, 8_000), 4);
+    let topic = broker.topic(4);
+    send_rows(broker, &topic, &partitions);
+    for workers in [1, 2] {
+        let out = format!("totals-{workers}");
+        let line = format!("--until-end -w {workers} --out kafka:{out}");
+        run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), &line)).code(0);
+        let messages = read_all(broker, &out);
+        let found: Vec<Vec<String>> = (messages.iter())
+            .map(|message| {
+                let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(message).unwrap();
+                assert_eq!(row.len(), TOTALS.len());
+                TOTALS.map(|name| row[name].as_str().map_or_else(|| row[name].to_string(), String::from)).to_vec()
+            })
+            .collect();
+        // Sums beyond 64 bits are integers too, but not all readers of JSON can hold them.
+        let sums = |rows: &[Vec<String>]| {
+            let narrow = |row: &Vec<String>| row[4].parse::<i64>().is_ok();
+            rows.iter().filter(|row| narrow(row)).cloned().collect::<Vec<_>>()
+        };
+        let expected = expected_of(&partitions).rows();
+        assert_eq!(found.len(), expected.len());
+        same_rows(&sums(&found), &sums(&expected));
+    }
+}
+
+/// Waits until the results file has exactly these rows.
+#[track_caller]
+fn until_rows(running: &mut Running, path: &Path, expected: &Expected) {
+    let expected = expected.rows();
+    let found = running.until(&format!("{} rows", expected.len()), |_| {
+        let records = whole_records(&fs::read_to_string(path).ok()?).ok()?;
+        (records.len() > expected.len()).then_some(records)
+    });
+    same_rows(&found[1..], &expected);
+}
+
+/// What is final when each partition has had a record at `end_ms`, which stays in an open window.
+fn closed(partitions: &[Vec<Transaction>], end_ms: i64) -> Expected {
+    let mut all = expected_of(partitions);
+    all.totals.retain(|total| total.start_ms + transactions::SIZE_MS <= end_ms - DISORDER_MS);
+    all
+}
+
+/// A record for each partition that closes what is before it.
+fn closing(end_ms: i64, partitions: usize) -> Vec<Vec<Transaction>> {
+    (0..partitions).map(|partition| vec![Transaction::new(partition as u64, "end", 1, end_ms)]).collect()
+}
+
+fn append(partitions: &mut [Vec<Transaction>], more: &[Vec<Transaction>]) {
+    partitions.iter_mut().zip(more).for_each(|(rows, more)| rows.extend(more.iter().cloned()));
+}
+
+#[test]
+fn a_partition_that_is_added_while_a_query_runs_is_found() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (topic, out) = (broker.topic(2), folder.path().join("out.csv"));
+    let rows = tidy(5, 3_000);
+    let middle = rows[1_500].at_ms;
+    let (before, after): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.at_ms <= middle);
+    let mut partitions = dealt(before, 2);
+    append(&mut partitions, &closing(middle, 2));
+    send_rows(broker, &topic, &partitions);
+    let mut running = start(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), "-w 2 --out {}/out.csv"));
+    until_rows(&mut running, &out, &closed(&partitions, middle));
+    broker.grow(&topic, 3);
+    // The broker may need a moment to know its new partition.
+    std::thread::sleep(Duration::from_millis(500));
+    let end = after.last().unwrap().at_ms + 60_000;
+    let mut more = dealt(after, 3);
+    append(&mut more, &closing(end, 3));
+    // The new one first: what it has is on time only while the others hold its windows open.
+    send(broker, &topic, 2, more[2].iter().map(json_of));
+    running.until("a third partition", |running| {
+        let _ = running;
+        std::thread::sleep(Duration::from_secs(2));
+        Some(())
+    });
+    send_rows(broker, &topic, &more[..2]);
+    partitions.push(Vec::new());
+    append(&mut partitions, &more);
+    until_rows(&mut running, &out, &closed(&partitions, end));
+    running.signal(Signal::SIGINT);
+    check_figures(running.end().code(130), &expected_of(&partitions), 0);
+}
+
+#[test]
+fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
+    let Some(broker) = Broker::start() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (topic, out) = (broker.topic(4), folder.path().join("out.csv"));
+    let rows = tidy(6, 40_000);
+    let middle = rows[20_000].at_ms;
+    let (before, after): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.at_ms <= middle);
+    let mut partitions = dealt(before, 4);
+    append(&mut partitions, &closing(middle, 4));
+    send_rows(&broker, &topic, &partitions);
+    let mut running = start(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "-w 2 --out {}/out.csv"));
+    // Some results are there, others are not.
+    running.until("results", |_| (fs::metadata(&out).ok()?.len() > 500).then_some(()));
+    broker.kill();
+    std::thread::sleep(Duration::from_secs(3));
+    broker.restart();
+    until_rows(&mut running, &out, &closed(&partitions, middle));
+    let end = after.last().unwrap().at_ms + 60_000;
+    let mut more = dealt(after, 4);
+    append(&mut more, &closing(end, 4));
+    send_rows(&broker, &topic, &more);
+    append(&mut partitions, &more);
+    until_rows(&mut running, &out, &closed(&partitions, end));
+    running.signal(Signal::SIGTERM);
+    check_figures(running.end().code(143), &expected_of(&partitions), 0);
+    same_rows(&rows_of(&out, &TOTALS), &closed(&partitions, end).rows());
+
+    // And one that does not come back is told, where a query starts.
+    broker.kill();
+    let begun = Instant::now();
+    let ended = run(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "--until-end"));
+    says(ended.error(1), &[&broker.servers, "start the broker"]);
+    assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+}
+
+/// The whole way: a file into a topic, the topic through a query and into a copy, and the copy through the query again.
+#[test]
+fn what_is_produced_is_consumed_and_queried_alike() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let here = |name: &str| folder.path().join(name);
+    let mut rows = tidy(7, 5_000);
+    fs::write(here("in.csv"), csv_of(&rows, &COLUMNS)).unwrap();
+    let tool = |line: &str| {
+        let words = line.split_whitespace().map(|word| word.replace("{}", folder.path().to_str().unwrap()));
+        run(TIDEGATE, words.chain(["--brokers".into(), broker.servers.clone()]))
+    };
+    tool("produce --topic round-trip --csv {}/in.csv --partitions 3").code(0);
+    tool("consume --topic round-trip --out {}/copy.csv --until-end").code(0);
+    let copied = rows_of(&here("copy.csv"), &COLUMNS);
+    let row = |row: &Transaction| COLUMNS.map(|name| row.column(name)).to_vec();
+    same_rows(&copied, &rows.iter().map(row).collect::<Vec<_>>());
+
+    // All of an account's rows are in one partition, in order; so none is late, as none is in the file.
+    let line = typed(broker, "round-trip", folder.path(), "--until-end -w 2 --out {}/totals.csv");
+    let expected = expected_of(std::slice::from_ref(&rows));
+    check_figures(run(ACCOUNT_TOTALS, line).code(0), &expected, 0);
+    check_totals(&here("totals.csv"), &expected);
+
+    // What is added later is added to the copy, by a consumer that keeps its place; one stopped in between.
+    tool("consume --topic round-trip --out {}/kept.csv --state {}/state --until-end").code(0);
+    let more: Vec<_> = rows.iter().map(|row| Transaction { id: row.id + 10_000, ..row.clone() }).collect();
+    fs::write(here("more.ndjson"), ndjson_of(&more)).unwrap();
+    tool("produce --topic round-trip --ndjson {}/more.ndjson").code(0);
+    let words = ["consume", "--topic", "round-trip", "--brokers", &broker.servers, "--out"].map(String::from);
+    let rest = [here("kept.csv"), "--state".into(), here("state")].map(|path| path.display().to_string());
+    let running = start(TIDEGATE, words.into_iter().chain(rest));
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal(Signal::SIGTERM);
+    running.end().code(143);
+    tool("consume --topic round-trip --out {}/kept.csv --state {}/state --until-end").code(0);
+    rows.extend(more);
+    same_rows(&rows_of(&here("kept.csv"), &COLUMNS), &rows.iter().map(row).collect::<Vec<_>>());
+
+    let missing = tool("produce --topic round-trip --csv {}/missing.csv");
+    says(missing.error(1), &["missing.csv"]);
+    tool("consume --topic no-such-topic --out {}/none.csv --until-end").error(1);
+    tool("consume --topic round-trip").error(2);
+    tool("no-such-command").error(2);
+}
+
+#[test]
+fn a_topic_that_is_not_there_is_named() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let topic = broker.topic(1);
+    let ended = run(ACCOUNT_TOTALS, typed(broker, &format!("{topic}s"), folder.path(), "--until-end -w 2"));
+    says(ended.error(1), &[&format!("{topic}s"), &broker.servers, "create it", &format!("did you mean {topic}")]);
+    let ended = run(ACCOUNT_TOTALS, typed(broker, &topic, folder.path(), "--until-end --out {}/out.csv"));
+    check_figures(ended.code(0), &Expected::default(), 0);
+    check_totals(&folder.path().join("out.csv"), &Expected::default());
+}

@@ -1,0 +1,120 @@
+//! Equal journals give equal output, epoch by epoch, on any number of workers.
+//!
+//! It exists because after a crash the epochs since the last snapshot are run again, perhaps on other workers; sinks
+//! drop what they have shown already, which is only right if it is the same again.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use tidegate::Record;
+use tidegate::durable::journal::Frame;
+use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::time::Epoch;
+
+use common::cases::{Data, Deal, for_seeds};
+use common::checks::{Views, compare, small_drift, totals};
+use common::oracle::{self, Windows};
+
+const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
+
+/// Runs two sources: each by itself, and both as one.
+fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
+    let views = [Views::default(), Views::default()];
+    let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
+    let outcome = run.run(move |flow| {
+        let (left, right) = (flow.read("one", &sources.0), flow.read("two", &sources.1));
+        let count = left.clone().key_by(|deal| deal.key).window(common::checks::window(WINDOWS));
+        let count = count.aggregate("counts of one", |each| (each.last(|deal| deal.id), each.first(|deal| deal.id)));
+        let rows = count.on_close().map(|row| {
+            let (id, first) = row.value;
+            Deal { id, key: row.key, at_ms: row.window.end.millis(), amount: i64::from(first) }
+        });
+        rows.write("lasts of one", &one.late);
+        both.of(left.concat(right), WINDOWS);
+        flow.rejects().write("rejects", &both.rejects);
+    });
+    Ok((views, outcome.map_err(|error| error.to_string())?))
+}
+
+/// All that was shown, by sink and epoch.
+type Shown = Vec<BTreeMap<Epoch, Vec<String>>>;
+
+fn shown(views: &[Views; 2]) -> Shown {
+    fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
+        let line = |row: &(D, isize)| format!("{row:?}");
+        captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
+    }
+    let all = views.iter().flat_map(|v| [rows(&v.closed), rows(&v.live), rows(&v.late), rows(&v.rejects)]);
+    all.collect()
+}
+
+fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
+    for (again, first) in again.iter().zip(first) {
+        for epoch in again.keys().chain(first.keys()) {
+            let (again, first) = (again.get(epoch), first.get(epoch));
+            if again != first {
+                return Err(format!("{what}, epoch {epoch}:\n again {again:?}\n first {first:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A journal without frames in which nothing was bound.
+fn bound(journal: &[Frame]) -> Vec<Frame> {
+    journal.iter().filter(|frame| !frame.bounds.is_empty()).cloned().collect()
+}
+
+fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
+    let (views, outcome) = run(data, recorded)?;
+    let (first, journal) = (shown(&views), outcome.journal);
+    let mut twice = journal.clone();
+    for workers in [1, 2, 3] {
+        let (views, again) = run(data, Run::new().workers(workers).journal(journal.clone()))?;
+        same(&format!("on {workers} workers"), &shown(&views), &first)?;
+        if again.journal != bound(&journal) {
+            return Err(format!("the journal of {workers} workers:\n{:?}\n is not\n{journal:?}", again.journal));
+        }
+        twice = again.journal;
+        let sealed =
+            journal.iter().map(|frame| frame.epoch).filter(|epoch| (epoch.0 / 2 + seed).is_multiple_of(3)).collect();
+        let (views, _) = run(data, Run::new().workers(workers).journal(journal.clone()).seal_at(sealed))?;
+        same(&format!("sealed, on {workers} workers"), &shown(&views), &first)?;
+    }
+    let (views, _) = run(data, Run::new().workers(2).journal(twice))?;
+    same("the journal of a replay", &shown(&views), &first)?;
+    // And it is not equally wrong.
+    let history = |index, data: &Data, name| data.history(index, &oracle::steps(&journal, name));
+    let both = oracle::concat(&history(0, &data.0, "one"), &history(1, &data.1, "two"));
+    compare(&views[1], &oracle::windowed(&both, WINDOWS, |deal| deal.key, totals))
+}
+
+fn two(seed: u64, most: usize) -> (Data, Data) {
+    let mut random = Rng::with_seed(seed);
+    (Data::random(&mut random, most), Data::random(&mut random, most).renumbered(1_000_000))
+}
+
+#[test]
+fn a_random_run_can_be_repeated_on_any_workers() {
+    for_seeds(30, |seed| check(&two(seed, 120), Run::new().workers(1 + seed as usize % 4).seed(seed), seed));
+}
+
+#[test]
+fn a_run_by_the_clock_can_be_repeated_on_any_workers() {
+    for_seeds(10, |seed| {
+        let run = Run::new().workers(1 + seed as usize % 3).clock().in_flight(20_000).options(small_drift(100));
+        check(&two(seed, 400), run, seed)
+    });
+}
+
+#[test]
+fn scripts_with_idle_and_late_found_partitions_can_be_repeated_on_any_workers() {
+    for_seeds(30, |seed| {
+        let (data, mut random) = (two(seed, 60), Rng::with_seed(seed));
+        let run = Run::new().workers(1 + seed as usize % 3);
+        let run = run.script("one", data.0.script(&mut random)).script("two", data.1.script(&mut random));
+        check(&data, run, seed)
+    });
+}

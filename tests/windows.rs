@@ -1,0 +1,263 @@
+//! Windows show what a computation from scratch shows: final results, live rows and late records, at every epoch.
+//!
+//! It exists because the engine computes all of these incrementally, in pieces, on several workers; the oracle computes
+//! them from the definitions, out of all records, with nothing shared.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::source::memory::Records;
+use tidegate::testing::{Captured, Run};
+use tidegate::{Closed, Decimal, Real, Window};
+
+use common::cases::{Data, Deal, for_seeds};
+use common::checks::{self, Views, check_data, check_run, compare, compare_rows, totals};
+use common::oracle::{self, Judged, OVER, Row, Windows};
+
+fn windows(random: &mut Rng) -> Windows {
+    let size = *random.choice(&[1i64, 7, 10, 10, 100, 1000, 86_400_000]).unwrap();
+    Windows::Tumbling { size, offset: *random.choice(&[0, 0, 1, 3, 250, 3 * size + 1]).unwrap() }
+}
+
+#[test]
+fn scripted_epochs_with_idle_and_late_found_partitions_show_what_the_oracle_shows() {
+    for_seeds(150, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
+        let script = data.script(&mut random);
+        let run = Run::new().workers(random.usize(1..=3)).script("deals", script);
+        check_run(&data, windows, run).map(drop)
+    });
+}
+
+#[test]
+fn random_epochs_show_what_the_oracle_shows() {
+    for_seeds(100, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
+        let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        check_run(&data, windows, run()).map(drop)?;
+        check_data(&data, windows, run())
+    });
+}
+
+#[test]
+fn one_window_for_all_time_closes_when_its_stream_is_over() {
+    for_seeds(30, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 60);
+        let script = data.script(&mut random);
+        check_run(&data, Windows::Global, Run::new().workers(2).script("deals", script)).map(drop)
+    });
+}
+
+/// What becomes of a deal: big ones are dropped, odd keys are doubled.
+fn changed(deal: &Deal) -> Vec<Deal> {
+    let other = Deal { id: deal.id + 1_000_000, key: deal.key ^ 1, at_ms: 0, amount: deal.amount / 2 };
+    match (deal.amount > 500, deal.key % 2) {
+        (true, _) => vec![],
+        (false, 0) => vec![other],
+        _ => vec![deal.clone(), other],
+    }
+}
+
+#[test]
+fn changed_streams_keep_their_times_and_watermarks() {
+    for_seeds(60, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
+        let script = data.script(&mut random);
+        let (views, source) = (Views::default(), data.source());
+        let shown = views.clone();
+        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+            let deals = flow.read("deals", &source).filter(|deal| deal.amount <= 500);
+            let made = deals.map(|deal| (deal.key % 2, deal)).flat_map(|(odd, deal)| {
+                assert_eq!(odd, deal.key % 2);
+                changed(&deal)
+            });
+            shown.of(made, windows);
+        });
+        let outcome = run.map_err(|error| error.to_string())?;
+        let history = data.history(0, &oracle::steps(&outcome.journal, "deals")).flat_map(changed);
+        compare(&views, &oracle::windowed(&history, windows, |deal| deal.key, totals))
+    });
+}
+
+#[test]
+fn two_streams_as_one_have_the_lesser_watermark() {
+    for_seeds(60, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let windows = windows(&mut random);
+        let (one, two) = (Data::random(&mut random, 40), Data::random(&mut random, 40).renumbered(1_000_000));
+        let run = Run::new().workers(random.usize(1..=3));
+        let run = run.script("one", one.script(&mut random)).script("two", two.script(&mut random));
+        let (views, sources) = (Views::default(), (one.source(), two.source()));
+        let shown = views.clone();
+        let run = run.run(move |flow| {
+            shown.of(flow.read("one", &sources.0).concat(flow.read("two", &sources.1)), windows);
+        });
+        let outcome = run.map_err(|error| error.to_string())?;
+        let history = |index, data: &Data, name| data.history(index, &oracle::steps(&outcome.journal, name));
+        let both = oracle::concat(&history(0, &one, "one"), &history(1, &two, "two"));
+        compare(&views, &oracle::windowed(&both, windows, |deal| deal.key, totals))
+    });
+}
+
+#[test]
+fn windows_of_window_results_lose_nothing() {
+    for_seeds(60, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let (data, first) = (Data::random(&mut random, 80), windows(&mut random));
+        let second = if random.u8(0..5) == 0 { Windows::Global } else { windows(&mut random) };
+        let script = data.script(&mut random);
+        let (rows, late, source) = (Captured::<Row<(i64, i128)>>::new(), Captured::new(), data.source());
+        let (shown, shown_late) = (rows.clone(), late.clone());
+        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+            let deals = flow.read("deals", &source).key_by(|deal| deal.key).window(checks::window(first));
+            let totals = deals.aggregate("first", |each| (each.count(), each.sum(|deal| deal.amount)));
+            let step = (totals.on_close().key_by(|row| row.key % 2).window(checks::window(second)))
+                .aggregate("second", |each| (each.sum(|row| row.value.0), each.sum(|row| row.value.1)));
+            let flat = |row: Closed<u8, (i128, i128)>| {
+                let Closed { window, key, value: (count, sum) } = row;
+                (window.start.millis(), window.end.millis(), key, (count as i64, sum))
+            };
+            step.on_close().map(flat).write("rows", &shown);
+            step.late().map(|row| row.key).write("late", &shown_late);
+        });
+        let outcome = run.map_err(|error| error.to_string())?;
+        let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
+        let sums = |of: &[&Judged<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
+        let closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums));
+        let add = |of: &[&Judged<Row<(i64, i128)>>]| {
+            of.iter().fold((0, 0), |sum, row| (sum.0 + row.data.3.0, sum.1 + row.data.3.1))
+        };
+        let expected = oracle::windowed(&closed, second, |row| row.2 % 2, add);
+        compare_rows("rows of the second window", &rows, &expected.closed)?;
+        compare_rows("late rows", &late, &BTreeMap::new())
+    });
+}
+
+/// Counts of one-second windows over what a window for all time gave.
+#[test]
+fn the_result_of_all_time_is_not_late_downstream() {
+    let source = Records::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
+    let (counts, late) = (Captured::<(u8, i64)>::new(), Captured::<u8>::new());
+    let (shown, shown_late) = (counts.clone(), late.clone());
+    Run::new()
+        .run(move |flow| {
+            let all = flow.read("records", &source).key_by(|r| r.0).window(Window::global());
+            let rows = all.aggregate("all", |each| each.count()).on_close();
+            let step = (rows.key_by(|row| row.key).window(Window::tumbling(Duration::from_secs(1))))
+                .aggregate("second", |each| each.sum(|row| row.value));
+            step.on_close().map(|row| (row.key, row.value as i64)).write("counts", &shown);
+            step.late().map(|row| row.key).write("late", &shown_late);
+        })
+        .unwrap();
+    assert_eq!((counts.all(), late.all()), (vec![(1, 2), (2, 1)], vec![]));
+}
+
+/// Runs one window over values of any number type, in any order, on any epochs.
+fn summed<N, S>(values: &[N], seed: u64) -> tidegate::Result<Vec<(S, Real)>>
+where
+    N: tidegate::stream::aggregate::Summable<Shown = S> + Copy,
+    S: tidegate::Record,
+{
+    let partitions = values.chunks(values.len().div_ceil(3)).map(|chunk| chunk.iter().map(|v| (*v, 5i64)).collect());
+    let source = Records::new(partitions.collect(), |record: &(N, i64)| record.1);
+    let (sums, shown) = (Captured::new(), Captured::new());
+    let captured: Captured<(S, Real)> = sums.clone();
+    let _: &Captured<(S, Real)> = &shown;
+    Run::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+        flow.read("values", &source)
+            .key_by(|_| 0u8)
+            .window(Window::tumbling(Duration::from_secs(1)))
+            .aggregate("sums", |each| (each.sum(|r| r.0), each.mean(|r| r.0)))
+            .on_close()
+            .map(|row| row.value)
+            .write("sums", &captured);
+    })?;
+    Ok(sums.all())
+}
+
+#[test]
+fn a_sum_of_128_bits_may_leave_its_range_and_come_back() {
+    let mut values = vec![i128::MAX, i128::MAX, i128::MIN, i128::MIN, i128::MAX, 3, -1, 0, i128::MIN, 12];
+    for seed in 1..=30 {
+        Rng::with_seed(seed).shuffle(&mut values);
+        let sums = summed::<i128, i128>(&values, seed).unwrap();
+        assert_eq!(sums.iter().map(|sum| sum.0).collect::<Vec<_>>(), [11], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_sum_that_stays_out_of_range_is_an_error_that_says_where() {
+    for values in [[i128::MAX, 1], [i128::MIN, -1]] {
+        let error = summed::<i128, i128>(&values, 1).unwrap_err().to_string();
+        let expected = "a sum is too large for an i128 (step `sums`, window ending 1970-01-01T00:00:01.000Z, key 0)";
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let error = summed::<Decimal, Decimal>(&[Decimal::MAX, Decimal::ONE], 1).unwrap_err().to_string();
+    assert!(error.starts_with("a sum is too large for a Decimal (step `sums`"), "{error}");
+}
+
+#[test]
+fn sums_of_decimals_are_exact() {
+    let tiny = Decimal::new(1, 28);
+    let cases = [
+        (vec![Decimal::MAX, Decimal::MAX, Decimal::MIN, Decimal::MIN, Decimal::TEN], Decimal::TEN),
+        (vec![Decimal::MAX, tiny, Decimal::MIN], tiny),
+        (vec![-tiny, -tiny, tiny], -tiny),
+        (vec![Decimal::new(1, 1); 30], Decimal::new(3, 0)),
+        (vec![Decimal::MIN, Decimal::ONE], Decimal::MIN + Decimal::ONE),
+        (vec![Decimal::new(-5, 1), Decimal::new(25, 2)], Decimal::new(-25, 2)),
+    ];
+    for (mut values, expected) in cases {
+        for seed in 1..=5 {
+            Rng::with_seed(seed).shuffle(&mut values);
+            let sums = summed::<Decimal, Decimal>(&values, seed).unwrap();
+            assert_eq!(sums.iter().map(|sum| sum.0).collect::<Vec<_>>(), [expected], "{values:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mean_is_the_exact_sum_divided_once() {
+    let mean = |values: &[i64]| summed::<i64, i128>(values, 3).unwrap()[0].1.get();
+    assert_eq!(mean(&[1, 2]), 1.5);
+    assert_eq!(mean(&[i64::MAX; 5]), i64::MAX as f64);
+    assert_eq!(mean(&[i64::MIN, i64::MAX]), -0.5);
+    assert_eq!(mean(&[i64::MAX, i64::MAX, i64::MIN, i64::MIN, 7]), 1.0);
+    // As precise as a number of 64 bits can be, whatever the terms were.
+    for seed in 1..=20 {
+        let mut random = Rng::with_seed(seed);
+        let values: Vec<i64> = (0..random.usize(1..20)).map(|_| random.i64(..) >> random.u32(0..63)).collect();
+        let exact = values.iter().map(|v| i128::from(*v)).sum::<i128>() as f64 / values.len() as f64;
+        let found = mean(&values);
+        assert!((found - exact).abs() <= exact.abs() * 2.0 * f64::EPSILON, "{found} is not {exact} of {values:?}");
+    }
+    let mean = summed::<Decimal, Decimal>(&[Decimal::new(10, 2), Decimal::new(20, 2)], 1).unwrap()[0].1;
+    assert_eq!(mean, Real::new(0.15));
+}
+
+#[test]
+fn a_record_of_an_impossible_time_is_rejected_with_its_place() {
+    let times = [0, 253_402_300_799_999, 253_402_300_800_000, -62_167_219_200_000, -62_167_219_200_001, i64::MAX];
+    let deals = times.iter().zip(0..).map(|(at_ms, id)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 }).collect();
+    let data = Data { partitions: vec![deals], disorder: 0 };
+    let windows = Windows::Tumbling { size: 1000, offset: 0 };
+    let (views, outcome) = checks::run(&data, windows, Run::new()).unwrap();
+    let rejects = views.rejects.all().into_iter().map(|reject| (reject.offset, reject.reason)).collect::<Vec<_>>();
+    let reason = |time: i64| format!("its event time, {time} ms since 1970, is outside the years 0 to 9999");
+    assert_eq!(rejects, [(2, reason(times[2])), (4, reason(times[4])), (5, reason(times[5]))]);
+    assert_eq!(outcome.report.summary.sources[0].rejected, 3);
+    // The last window there can be ends outside the years that a record may have.
+    let ends = views.closed.all().into_iter().map(|row| row.1).collect::<Vec<_>>();
+    assert_eq!(ends, [1000, 253_402_300_800_000]);
+    assert_eq!(views.late.all().into_iter().map(|deal| deal.id).collect::<Vec<_>>(), [3]);
+    assert!(ends.iter().all(|end| *end < OVER));
+}
