@@ -135,7 +135,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         programs: &mut programs,
         stop: &stop,
     };
-    let rate = run.produce(count, args.rate).and_then(|rate| run.await_rows().map(|()| rate));
+    let rate = run.produce(count, args.rate).and_then(|rate| run.close().map(|()| rate));
     run.view.finish();
     let (rate, ledger) = (rate?, run.ledger);
     programs.stop()?;
@@ -268,8 +268,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Produces so many transactions at a steady rate, and the closing ones, and waits until the brokers have them;
-    /// answers how many a second it was. Ends early if it is asked to.
+    /// Produces so many transactions at a steady rate; answers how many a second it was. Ends early if it is asked to.
     fn produce(&mut self, count: u64, rate: u64) -> Result<f64> {
         let (begun, begun_ms) = (Instant::now(), now_ms());
         while self.ledger.count() < count && self.stop.asked().is_none() {
@@ -286,29 +285,33 @@ impl Run<'_> {
             }
             self.tend(if due > self.ledger.count() { Duration::ZERO } else { Duration::from_millis(2) })?;
         }
-        let rate = self.ledger.count() as f64 / begun.elapsed().as_secs_f64();
-        if self.stop.asked().is_none() {
-            for (partition, transaction) in (0..).zip(self.ledger.close(self.publisher.partitions().0)) {
-                let message = message(&transaction)?;
-                self.publisher.send_to(partition, Some(transaction.account.as_bytes()), &message, None)?;
-            }
-        }
-        while self.taken.0 < self.ledger.count() && self.stop.asked().is_none() {
-            self.tend(Duration::from_millis(2))?;
-        }
-        Ok(rate)
+        Ok(self.ledger.count() as f64 / begun.elapsed().as_secs_f64())
     }
 
-    /// Waits until the programs have written what they should have, or write nothing more, or it is asked to stop.
-    fn await_rows(&mut self) -> Result<()> {
-        let expected = (self.ledger.count(), self.ledger.totals().rows());
+    /// Produces the closing transactions, and waits until both files have all that they should have. They are sent when
+    /// all others have been copied, so that they are the last in the copy too: whoever reads that as one partition
+    /// would find what comes after them late.
+    fn close(&mut self) -> Result<()> {
+        self.await_rows(self.ledger.count(), 0, Duration::ZERO)?;
+        if self.stop.asked().is_some() {
+            return Ok(());
+        }
+        for (partition, transaction) in (0..).zip(self.ledger.close(self.publisher.partitions().0)) {
+            let message = message(&transaction)?;
+            self.publisher.send_to(partition, Some(transaction.account.as_bytes()), &message, None)?;
+        }
+        self.await_rows(self.ledger.count(), self.ledger.totals().rows(), EXTRA)
+    }
+
+    /// Waits until the files have so many rows, and a little longer; or no more come, or it is asked to stop.
+    fn await_rows(&mut self, copied: u64, totals: u64, longer: Duration) -> Result<()> {
         let (mut rows, mut since) = (self.view.rows(), Instant::now());
         while self.stop.asked().is_none() {
             if rows != self.view.rows() {
                 (rows, since) = (self.view.rows(), Instant::now());
             }
-            let complete = rows.0 >= expected.0 && rows.1 >= expected.1;
-            if since.elapsed() >= if complete { EXTRA } else { STALLED } {
+            let complete = rows.0 >= copied && rows.1 >= totals;
+            if since.elapsed() >= if complete { longer } else { STALLED } {
                 break;
             }
             self.tend(Duration::from_millis(20))?;
@@ -389,7 +392,7 @@ fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
         format!("a Kafka of your own, at localhost:9092 for instance\n  {tidegate} demo --brokers localhost:9092")
     };
     format!(
-        "\nTry next:\n  head {totals}\n  {query} --csv {copy} --until-end  # once more from the file, to its end\n  \
+        "\nTry next:\n  head {totals}\n  {query} --csv {copy} --out-of-order 10s --until-end\n  \
          {tidegate} --help\n  # {broker}",
         totals = folder.totals(),
     )
