@@ -35,7 +35,7 @@ use crate::stream::{Build, Driver, Failure, Fault, Flow, PlannedStep, Seals};
 use crate::time::Epoch;
 
 /// How many records a source is asked for at a time.
-const BUDGET: usize = 1024;
+const BUDGET: usize = 512;
 /// How many epochs with records may be read and not yet shown.
 const EPOCHS_IN_FLIGHT: usize = 64;
 /// How long a worker with nothing to do sleeps before it asks its sources again.

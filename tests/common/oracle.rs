@@ -223,12 +223,19 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
         let before = stream.watermarks.range(..epoch).next_back().map_or(NEVER, |at| *at.1);
         for (&(start, end, key), records) in &groups {
             let so_far: Vec<_> = records.iter().copied().filter(|record| record.epoch <= epoch).collect();
-            if so_far.is_empty() || end <= before {
-                assert!(end > before || so_far.len() == records.len(), "a record touches a closed window");
+            if so_far.is_empty() {
                 continue;
             }
             let row = (start, end, key, value(&so_far));
-            if end <= watermark { &mut closed } else { &mut live }.entry(epoch).or_default().push(row);
+            if end <= before {
+                assert!(so_far.len() == records.len(), "a record touches a closed window");
+            } else if end <= watermark {
+                closed.entry(epoch).or_default().push(row.clone());
+            }
+            // The rows of all time are shown when the stream is over, and stay.
+            if end > watermark || end == OVER {
+                live.entry(epoch).or_default().push(row);
+            }
         }
         live.entry(epoch).or_default();
     }
