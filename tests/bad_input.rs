@@ -375,7 +375,7 @@ fn inputs_that_are_no_files_are_named() {
     says(case.run("-w 2").error(1), &["/in", "not a regular file"]);
     fs::remove_file(case.path("in")).unwrap();
     fs::write(case.path("in"), HEADER).unwrap();
-    fs::set_permissions(case.path("in"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(case.path("in"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(case.path("in")).is_ok() {
         eprintln!("SKIPPED: this user may read every file");
     } else {

@@ -253,11 +253,7 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     append(&mut more, &closing(end, 3));
     // The new one first: what it has is on time only while the others hold its windows open.
     send(broker, &topic, 2, more[2].iter().map(json_of));
-    running.until("a third partition", |running| {
-        let _ = running;
-        std::thread::sleep(Duration::from_secs(2));
-        Some(())
-    });
+    std::thread::sleep(Duration::from_secs(2));
     send_rows(broker, &topic, &more[..2]);
     partitions.push(Vec::new());
     append(&mut partitions, &more);
@@ -266,23 +262,43 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     check_figures(running.end().code(130), &expected_of(&partitions), 0);
 }
 
+/// Sends each partition's rows, to all of them in turns and not too fast; the broker may be gone for a while meanwhile.
+fn send_slowly(servers: &str, topic: &str, partitions: &[Vec<Transaction>]) {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("enable.idempotence", "true").set("reconnect.backoff.max.ms", "500");
+    let producer: BaseProducer = config.create().unwrap();
+    for turn in 0..partitions.iter().map(Vec::len).max().unwrap() {
+        for (partition, row) in partitions.iter().enumerate().filter_map(|(at, rows)| Some((at, rows.get(turn)?))) {
+            let text = json_of(row);
+            let record = BaseRecord::<(), str>::to(topic).partition(partition as i32).payload(&text);
+            producer.send(record).map_err(|(why, _)| why).unwrap();
+        }
+        producer.poll(if turn % 100 == 99 { Duration::from_millis(10) } else { Duration::ZERO });
+    }
+    producer.flush(2 * PATIENCE).unwrap();
+}
+
 #[test]
 fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     let Some(broker) = Broker::start() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (topic, out) = (broker.topic(4), folder.path().join("out.csv"));
-    let rows = tidy(6, 40_000);
-    let middle = rows[20_000].at_ms;
+    let rows = tidy(6, 70_000);
+    let middle = rows[60_000].at_ms;
     let (before, after): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.at_ms <= middle);
     let mut partitions = dealt(before, 4);
     append(&mut partitions, &closing(middle, 4));
-    send_rows(&broker, &topic, &partitions);
-    let mut running = start(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "-w 2 --out {}/out.csv"));
-    // Some results are there, others are not.
-    running.until("results", |_| (fs::metadata(&out).ok()?.len() > 500).then_some(()));
-    broker.kill();
-    std::thread::sleep(Duration::from_secs(3));
-    broker.restart();
+    let line = "-w 2 --out {}/out.csv --epoch 20ms";
+    let mut running = start(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), line));
+    // Killed while records come and results go.
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send_slowly(&broker.servers, &topic, &partitions));
+        running.until("results", |_| (fs::metadata(&out).ok()?.len() > 10_000).then_some(()));
+        broker.kill();
+        assert!(!sending.is_finished(), "all was sent before the broker was killed");
+        std::thread::sleep(Duration::from_secs(3));
+        broker.restart();
+    });
     until_rows(&mut running, &out, &closed(&partitions, middle));
     let end = after.last().unwrap().at_ms + 60_000;
     let mut more = dealt(after, 4);
