@@ -80,6 +80,10 @@ fn main() -> ExitCode {
 fn run(query: &QueryArgs) -> Result<u8> {
     let transactions = query.source(|t: &Transaction| t.at_ms)?;
     let out = query.out()?;
+    if query.late.is_some() {
+        let error = Error::usage("--late: no record is ever late for a balance of all time");
+        return Err(error.help("leave the flag away"));
+    }
     let checked = Arc::new(Mutex::new(Checked::default()));
     let watched = Arc::clone(&checked);
     let code = query.run("balances", move |flow| {
