@@ -138,7 +138,7 @@ pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], meas
         let _ = writeln!(table, "\n{input}: {records} records");
         let _ = writeln!(
             table,
-            "  {:<14}{:>8}{:>22}{:>8}{:>12}{:>8}{:>10}",
+            "  {:<14}{:>8}{:>24}{:>8}{:>12}{:>8}{:>10}",
             "program", "workers", "M records/s (range)", "ratio", "CPU s/M", "ratio", "peak MiB"
         );
     }
@@ -157,7 +157,7 @@ pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], meas
             let range = format!("{median:.2} ({least:.2}-{greatest:.2})");
             let _ = writeln!(
                 table,
-                "  {program:<14}{workers:>8}{range:>22}{ratio:>8.2}{cpu:>12.3}{cpu_ratio:>8.2}{memory:>10.0}"
+                "  {program:<14}{workers:>8}{range:>24}{ratio:>8.2}{cpu:>12.3}{cpu_ratio:>8.2}{memory:>10.0}"
             );
         }
     }

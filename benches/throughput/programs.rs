@@ -127,15 +127,29 @@ impl Shared {
         }
     }
 
+    /// Adds a row, or takes it back.
+    fn change(&self, check: Check, diff: isize) {
+        for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
+            sum.fetch_add(part.wrapping_mul(diff as u64), Ordering::Relaxed);
+        }
+    }
+
     fn get(&self) -> Check {
         let [rows, records, hash] = [0, 1, 2].map(|part: usize| self.0[part].load(Ordering::Relaxed));
         Check { rows, records, hash }
     }
 }
 
-/// Plain differential dataflow: a record is an update of its row at its window's end as timestamp, and an arrangement
-/// consolidates them; the frontier follows the watermark, so rows leave when their window closes.
-pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> {
+/// How many records an epoch of the plain differential programs has.
+const EPOCH: usize = 100_000;
+
+/// Runs a differential program over the records in memory: `dataflow` builds it, and `give` feeds it a record.
+fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
+    setting: &Setting,
+    dataflow: impl Fn(&mut timely::worker::Worker, &mut InputSession<u64, D, R>, Shared) -> Probe + Send + Sync + 'static,
+    give: impl Fn(&mut InputSession<u64, D, R>, i64, data::Small) + Send + Sync + 'static,
+    by_window: bool,
+) -> Result<Figures, String> {
     let partitions: Arc<Vec<_>> =
         Arc::new((0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect());
     let config = match setting.workers {
@@ -146,36 +160,33 @@ pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> 
         let shared = Shared::default();
         let checks = shared.clone();
         let run = timely::execute(config, move |worker| {
-            let mut input = InputSession::<u64, (u64, u32), Totals>::new();
-            let checks = checks.clone();
-            let probe = worker.dataflow(|scope| {
-                let rows = input.to_collection(scope).consolidate();
-                rows.inspect(move |((end, account), _, row)| {
-                    checks.add(check_of(*end as i64, u64::from(*account), row));
-                })
-                .probe()
-                .0
-            });
+            let mut input = InputSession::new();
+            let probe = dataflow(worker, &mut input, checks.clone());
             let mine = partitions.iter().enumerate().filter(|(p, _)| p % worker.peers() == worker.index());
             let mine: Vec<_> = mine.map(|(_, partition)| partition).collect();
-            let (mut mark, mut marks) = (0, vec![i64::MIN; mine.len()]);
+            let mut marks = vec![i64::MIN; mine.len()];
             let longest = mine.iter().map(|partition| partition.len()).max().unwrap_or(0);
             for from in (0..longest).step_by(1024) {
                 for (partition, mark) in mine.iter().zip(&mut marks) {
-                    for &(account, at, amount) in &partition[from..(from + 1024).min(partition.len())] {
-                        let end = at - at.rem_euclid(WINDOW) + WINDOW;
+                    for &record in &partition[from..(from + 1024).min(partition.len())] {
+                        let end = record.1 - record.1.rem_euclid(WINDOW) + WINDOW;
                         if end > *mark {
-                            input.update_at((end as u64, account), end as u64, Totals::of(amount));
+                            give(&mut input, end, record);
                         }
-                        *mark = (*mark).max(at - DISORDER);
+                        *mark = (*mark).max(record.1 - DISORDER);
                     }
                 }
                 let watermark = marks.iter().copied().min().unwrap_or(i64::MAX).max(0) as u64 + 1;
-                if watermark > mark {
-                    mark = watermark;
-                    input.advance_to(mark);
+                let epoch = ((from + 1024) * PARTITIONS / EPOCH) as u64;
+                let time = if by_window { watermark } else { epoch };
+                if time > *input.time() {
+                    input.advance_to(time);
+                    input.flush();
+                    // As much as is on its way in the other programs, too.
+                    while probe.less_than(&time.saturating_sub(if by_window { 100_000 } else { 4 })) {
+                        worker.step();
+                    }
                 }
-                input.flush();
                 worker.step();
             }
             input.close();
@@ -186,6 +197,60 @@ pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> 
         run?.join().into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(shared.get())
     })
+}
+
+/// Where a dataflow is.
+type Probe = timely::dataflow::operators::probe::Handle<u64>;
+
+/// Plain differential dataflow, as one would write it first: amounts by window and account, reduced, kept up to date in
+/// epochs of a hundred thousand records.
+pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> {
+    let dataflow = |worker: &mut timely::worker::Worker,
+                    input: &mut InputSession<u64, ((i64, u32), i64), isize>,
+                    checks: Shared| {
+        worker.dataflow(|scope| {
+            let totals = input.to_collection(scope).reduce(|_row, amounts, totals| {
+                let mut total = None::<Totals>;
+                for (amount, times) in amounts {
+                    let mut several = Totals::of(**amount);
+                    (several.count, several.sum) = (*times as i64, **amount * *times as i64);
+                    match &mut total {
+                        Some(total) => total.plus_equals(&several),
+                        None => total = Some(several),
+                    }
+                }
+                totals.extend(total.map(|total| (total, 1)));
+            });
+            let shown = totals.inspect(move |(((end, account), total), _, diff)| {
+                checks.change(check_of(*end, u64::from(*account), total), *diff);
+            });
+            shown.probe().0
+        })
+    };
+    let give = |input: &mut InputSession<u64, ((i64, u32), i64), isize>, end, (account, _, amount): data::Small| {
+        input.insert(((end, account), amount));
+    };
+    differential(setting, dataflow, give, false)
+}
+
+/// Differential dataflow by somebody who knows it well: a record is an update of its row whose difference holds the
+/// totals, at its window's end as timestamp; an arrangement consolidates them, and the frontier follows the watermark, so
+/// a row leaves once, when its window closes.
+pub(crate) fn memory_differences(setting: &Setting) -> Result<Figures, String> {
+    let dataflow =
+        |worker: &mut timely::worker::Worker, input: &mut InputSession<u64, (u64, u32), Totals>, checks: Shared| {
+            worker.dataflow(|scope| {
+                let rows = input.to_collection(scope).consolidate();
+                let shown = rows.inspect(move |((end, account), _, row)| {
+                    checks.add(check_of(*end as i64, u64::from(*account), row));
+                });
+                shown.probe().0
+            })
+        };
+    let give = |input: &mut InputSession<u64, (u64, u32), Totals>, end: i64, (account, _, amount): data::Small| {
+        input.update_at((end as u64, account), end as u64, Totals::of(amount));
+    };
+    differential(setting, dataflow, give, true)
 }
 
 fn job(setting: &Setting) -> Job {

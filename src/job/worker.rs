@@ -35,7 +35,7 @@ use crate::stream::{Build, Driver, Failure, Fault, Flow, PlannedStep, Seals};
 use crate::time::Epoch;
 
 /// How many records a source is asked for at a time.
-const BUDGET: usize = 512;
+const BUDGET: usize = 1024;
 /// How many epochs with records may be read and not yet shown.
 const EPOCHS_IN_FLIGHT: usize = 64;
 /// How long a worker with nothing to do sleeps before it asks its sources again.
@@ -498,6 +498,9 @@ impl Turning {
     /// Binds epochs that are over, and lets go of those that are on record.
     fn settle(&mut self) -> Result<()> {
         self.bind()?;
+        if self.open.iter().all(|open| open.released || !open.written) {
+            return Ok(()); // The journal is shared: not to be asked without need.
+        }
         let synced = self.shared.journal.synced(self.index);
         for open in self.open.iter_mut().filter(|open| !open.released) {
             if !open.written || (open.needs_sync && synced < Some(open.epoch)) {
