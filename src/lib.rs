@@ -78,12 +78,16 @@ pub mod stream;
 pub mod testing;
 pub mod time;
 
+/// For operators inside [`Collection::through`]: the version that this crate is built on.
+pub use differential_dataflow;
 pub use error::{Error, Result};
 pub use job::Job;
 pub use record::{Decimal, Real, Record};
 pub use source::generator::Transaction;
 pub use stream::{Closed, Collection, Flow, Interval, Open, Stream, Window};
 pub use time::EventTime;
+/// For operators inside [`Collection::through`]: the version that this crate is built on.
+pub use timely;
 
 /// CSV files: [`csv::Input`] reads one, [`csv::File`] writes one.
 pub mod csv {

@@ -23,10 +23,11 @@
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::vec::Drain;
 
 use differential_dataflow::batcher::merge::Sealer;
 use differential_dataflow::difference::{IsZero, Semigroup};
@@ -47,9 +48,12 @@ use crate::error::Result;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::{Failure, Fault, Seals};
+use crate::stream::{Failure, Fault, Pool, Seals};
 use crate::time::EventTime;
 use crate::time::watermark::Mark;
+
+/// How many closed rows are emitted at a time.
+const PIECE: usize = 2048;
 
 /// A row's key: window-major.
 pub(crate) type Row<K> = (EventTime, K);
@@ -115,8 +119,8 @@ struct Store<K: Record, S: Accumulator> {
 }
 
 impl<K: Record, S: Accumulator> Store<K, S> {
-    fn absorb<D, A: Aggregate<D, Sum = S>>(&mut self, records: Vec<Routed<K, A::Part>>, aggregate: &A) {
-        let mut records = records.into_iter();
+    fn absorb<D, A: Aggregate<D, Sum = S>>(&mut self, records: &mut Vec<Routed<K, A::Part>>, aggregate: &A) {
+        let mut records = records.drain(..);
         while let Some(&(_, end, _)) = records.as_slice().first() {
             debug_assert!(end > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one window: look the map up once a run.
@@ -254,7 +258,7 @@ impl<K: Record, S: Accumulator> Drop for Store<K, S> {
 }
 
 /// What a windowed step needs besides its records.
-pub(crate) struct Step<A> {
+pub(crate) struct Step<K, P, A> {
     pub(crate) name: String,
     pub(crate) aggregate: Rc<A>,
     /// Whether anybody wants the live rows; asked at the first epoch, when the whole flow is built.
@@ -263,6 +267,8 @@ pub(crate) struct Step<A> {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<StepMetrics>,
     pub(crate) fault: Option<Fault>,
+    /// Where emptied containers go, on a job's only worker; others get them from the exchange, which makes its own.
+    pub(crate) pool: Option<Pool<Routed<K, P>>>,
 }
 
 /// The two results of a windowed step: rows of closed windows, each at the epoch whose watermark closed it; and the
@@ -284,12 +290,18 @@ impl<P> Default for Turn<P> {
     }
 }
 
+/// Rows of windows that have closed.
+type ClosedRows<K, V> = Vec<(Row<K>, V)>;
+/// Some of them, on their way out.
+type Piece<'a, K, V> = Drain<'a, (Row<K>, V)>;
+/// What is emitted, with the capability to emit it under.
+type Under<T> = (Capability<u64>, T);
 /// Changes of live rows, for `on_change`.
 type Changes<K, V> = Vec<((Row<K>, V), u64, isize)>;
 
-impl<A> Step<A> {
+impl<K: Record, P, A> Step<K, P, A> {
     /// What is shown of a row; `None` if it cannot be told, which ends the job.
-    fn value<K: Record, D: 'static>(&self, row: &Row<K>, total: &Counted<A::Sum>) -> Option<A::Value>
+    fn value<D: 'static>(&self, row: &Row<K>, total: &Counted<A::Sum>) -> Option<A::Value>
     where
         A: Aggregate<D>,
     {
@@ -303,16 +315,28 @@ impl<A> Step<A> {
 /// What one worker does of a windowed step.
 struct Windows<K: Record, D, A: Aggregate<D>> {
     store: Store<K, A::Sum>,
-    step: Step<A>,
+    step: Step<K, A::Part, A>,
+    /// Closed rows that are still to be emitted, each batch under its capability.
+    leaving: VecDeque<Under<ClosedRows<K, A::Value>>>,
+    /// Emptied batches.
+    spare: Vec<ClosedRows<K, A::Value>>,
     data: std::marker::PhantomData<fn(D)>,
 }
 
 impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
+    /// Folds records in, and gives their container back.
+    fn absorb(&mut self, mut records: Vec<Routed<K, A::Part>>) {
+        self.store.absorb(&mut records, &*self.step.aggregate);
+        if let Some(pool) = &self.step.pool {
+            pool.give(records);
+        }
+    }
+
     /// Folds an epoch's records in, and tells how the live rows changed by them.
     fn fold(&mut self, epoch: u64, records: Vec<Vec<Routed<K, A::Part>>>) -> Changes<K, A::Value> {
         if !self.step.live.get() {
             for records in records {
-                self.store.absorb(records, &*self.step.aggregate);
+                self.absorb(records);
             }
             return Vec::new();
         }
@@ -324,7 +348,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
             })
             .collect();
         for records in records {
-            self.store.absorb(records, &*self.step.aggregate);
+            self.absorb(records);
         }
         let mut changes = Vec::with_capacity(2 * before.len());
         for (row, old) in before {
@@ -349,9 +373,48 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
         changes
     }
 
+    /// Ends an epoch: folds its records in, seals if it is to be sealed, closes what its watermark closes. The changes of
+    /// live rows, with the capability to emit them under.
+    fn complete(
+        &mut self,
+        epoch: u64,
+        turn: Turn<Routed<K, A::Part>>,
+        sealed: bool,
+    ) -> Option<Under<Changes<K, A::Value>>> {
+        let mut changes = self.fold(epoch, turn.records);
+        if sealed {
+            self.store.seal(epoch);
+        }
+        let watermark = turn.mark.filter(|watermark| *watermark > self.store.closed);
+        let rows = watermark.map(|watermark| self.close(epoch, watermark)).unwrap_or_default();
+        let (for_closed, for_changed) = turn.capabilities?;
+        if self.step.live.get() {
+            // The window of all time never closes: its stream ends, and its rows stay as they are.
+            let closing = rows.iter().filter(|row| row.0.0 < EventTime::MAX);
+            changes.extend(closing.map(|row| (row.clone(), epoch, -1)));
+        }
+        if !rows.is_empty() {
+            self.leaving.push_back((for_closed, rows));
+        } else if rows.capacity() > 0 {
+            self.spare.push(rows);
+        }
+        Some((for_changed, changes))
+    }
+
+    /// The next piece of what has closed, with the capability to emit it under. Rows leave from the end of their batch:
+    /// their order within an epoch means nothing.
+    fn next_piece(&mut self) -> Option<Under<Piece<'_, K, A::Value>>> {
+        while self.leaving.front().is_some_and(|(_, rows)| rows.is_empty()) {
+            self.spare.extend(self.leaving.pop_front().map(|(_, rows)| rows));
+            self.spare.truncate(2);
+        }
+        let (capability, rows) = self.leaving.front_mut()?;
+        Some((capability.clone(), rows.drain(rows.len().saturating_sub(PIECE)..)))
+    }
+
     /// Closes what the watermark closes: the rows, for `on_close`.
     fn close(&mut self, epoch: u64, watermark: EventTime) -> Vec<(Row<K>, A::Value)> {
-        let (mut rows, step) = (Vec::new(), &self.step);
+        let (mut rows, step) = (self.spare.pop().unwrap_or_default(), &self.step);
         self.store.close(watermark, epoch, |row, total| {
             if let Some(value) = step.value(&row, total) {
                 rows.push((row, value));
@@ -372,7 +435,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
 pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
     records: Stream<'f, u64, Vec<Routed<K, A::Part>>>,
     marks: Stream<'f, u64, Vec<Mark>>,
-    step: Step<A>,
+    step: Step<K, A::Part, A>,
 ) -> Results<'f, K, A::Value> {
     let scope = records.scope();
     let mut builder = OperatorBuilder::new(format!("Windowed: {}", step.name), scope);
@@ -388,6 +451,7 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
         drop(capabilities);
         let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
         let activator = Some(scope.activator_for(Rc::clone(&info.address)));
+        let again = scope.activator_for(Rc::clone(&info.address));
         let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
         let store = Store {
             hot: BTreeMap::new(),
@@ -400,7 +464,13 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
             lower: 0,
             metrics: Arc::clone(&step.metrics),
         };
-        let mut windows = Windows::<K, D, A> { store, step, data: std::marker::PhantomData };
+        let mut windows = Windows::<K, D, A> {
+            store,
+            step,
+            leaving: VecDeque::new(),
+            spare: Vec::new(),
+            data: std::marker::PhantomData,
+        };
         let mut turns = BTreeMap::<u64, Turn<Routed<K, A::Part>>>::new();
         let mut sealed_through = 0;
 
@@ -427,23 +497,17 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
             let (mut closed, mut changed) = (closed.activate(), changed.activate());
             while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
                 let (epoch, turn) = turn.remove_entry();
-                let mut changes = windows.fold(epoch, turn.records);
-                if windows.step.seals.contains(epoch) {
-                    windows.store.seal(epoch);
-                    sealed_through = epoch;
+                let sealed = windows.step.seals.contains(epoch);
+                sealed_through = if sealed { epoch } else { sealed_through };
+                if let Some((capability, changes)) = windows.complete(epoch, turn, sealed) {
+                    changed.session(&capability).give_iterator(changes.into_iter());
                 }
-                let rows = match turn.mark.filter(|watermark| *watermark > windows.store.closed) {
-                    Some(watermark) => windows.close(epoch, watermark),
-                    None => Vec::new(),
-                };
-                let Some((for_closed, for_changed)) = turn.capabilities else { continue };
-                if windows.step.live.get() {
-                    // The window of all time never closes: its stream ends, and its rows stay as they are.
-                    let closing = rows.iter().filter(|row| row.0.0 < EventTime::MAX);
-                    changes.extend(closing.map(|row| (row.clone(), epoch, -1)));
-                }
-                closed.session(&for_closed).give_iterator(rows.into_iter());
-                changed.session(&for_changed).give_iterator(changes.into_iter());
+            }
+            // What has closed leaves piece by piece: who takes it can keep up, and a window that closes needs no memory
+            // for all of its rows in all of their forms.
+            if let Some((capability, rows)) = windows.next_piece() {
+                closed.session(&capability).give_iterator(rows);
+                again.activate();
             }
             // What has come of the oldest incomplete epoch is folded while it is in the processor's cache.
             if let Some(mut oldest) = turns.first_entry()
@@ -451,7 +515,7 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 && frontiers.iter().all(|frontier| !frontier.less_than(oldest.key()))
             {
                 for records in oldest.get_mut().records.drain(..) {
-                    windows.store.absorb(records, &*windows.step.aggregate);
+                    windows.absorb(records);
                 }
             }
         }

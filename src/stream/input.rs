@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
 use crate::source::{Binding, Intake, Polled, Reader, Rejected, Source};
-use crate::stream::{Fault, Flow, Stream, View};
+use crate::stream::{Fault, Flow, Pool, Stream, View};
 use crate::time::watermark::{Mark, StreamClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
@@ -104,6 +104,7 @@ struct SourceDriver<D: Record> {
     peers: usize,
     view: View,
     metrics: Arc<SourceMetrics>,
+    pool: Pool<Event<D>>,
     fault: Option<Fault>,
 }
 
@@ -127,7 +128,7 @@ impl<D: Record> SourceDriver<D> {
         if !events.is_empty() {
             let mut output = self.events.activate();
             output.session_with_builder(&capabilities.events).give_container(events);
-            events.clear();
+            *events = self.pool.take();
         }
         if !rejects.is_empty() {
             let mut output = self.rejects.activate();
@@ -220,7 +221,7 @@ pub(crate) fn read<'f, S: Source>(
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
-    let view = View::default();
+    let (view, pool) = (View::default(), Pool::default());
     let metrics = build.metrics.source(name);
     let marks_of_stream = watermark(mark_stream, scope.peers(), &view, &metrics);
     let index = build.drivers.borrow().len() as u16;
@@ -244,14 +245,15 @@ pub(crate) fn read<'f, S: Source>(
                     peers: scope.peers(),
                     view,
                     metrics,
+                    pool: pool.clone(),
                     fault: build.fault,
                 }));
             }
             Err(error) => build.failure.set(error),
         }
     }
-    let stream = Stream { events: event_stream, marks: marks_of_stream.clone(), flow: flow.clone() };
-    (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone() })
+    let stream = Stream { events: event_stream, marks: marks_of_stream.clone(), flow: flow.clone(), pool };
+    (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
 }
 
 /// Combines what the workers say of their partitions into the stream's watermark, on every worker alike.

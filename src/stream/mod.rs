@@ -206,6 +206,7 @@ impl<'f> Flow<'f> {
                 events: timely::dataflow::operators::generic::operator::empty(self.scope),
                 marks: timely::dataflow::operators::generic::operator::empty(self.scope),
                 flow: self.clone(),
+                pool: Pool::default(),
             },
         }
     }
@@ -215,16 +216,57 @@ impl<'f> Flow<'f> {
     }
 }
 
+/// Emptied containers on their way back to where they are filled: memory that is in the processor's cache, and that need
+/// not be asked of the operating system again. One worker's own; it keeps only a few.
+pub(crate) struct Pool<T>(Rc<RefCell<Vec<Vec<T>>>>);
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Pool(Rc::default())
+    }
+}
+
+impl<T> Clone for Pool<T> {
+    fn clone(&self) -> Self {
+        Pool(Rc::clone(&self.0))
+    }
+}
+
+impl<T> Pool<T> {
+    const KEPT: usize = 16;
+
+    /// An empty container, with memory if there is one.
+    fn take(&self) -> Vec<T> {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes a container back.
+    fn give(&self, mut container: Vec<T>) {
+        let mut kept = self.0.borrow_mut();
+        if container.capacity() > 0 && kept.len() < Self::KEPT {
+            container.clear();
+            kept.push(container);
+        }
+    }
+}
+
 /// Append-only events, each with an event time and its partition's watermark.
 pub struct Stream<'f, D> {
     pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
     pub(crate) marks: TimelyStream<'f, u64, Vec<Mark>>,
     pub(crate) flow: Flow<'f>,
+    /// Where the events' containers come from.
+    pub(crate) pool: Pool<Event<D>>,
 }
 
 impl<D: Record> Clone for Stream<'_, D> {
     fn clone(&self) -> Self {
-        Stream { events: self.events.clone(), marks: self.marks.clone(), flow: self.flow.clone() }
+        Stream {
+            events: self.events.clone(),
+            marks: self.marks.clone(),
+            flow: self.flow.clone(),
+            pool: self.pool.clone(),
+        }
     }
 }
 
@@ -241,12 +283,13 @@ impl<'f, D: Record> Stream<'f, D> {
         name: &str,
         mut logic: impl FnMut(&mut Vec<Event<D>>, &mut Vec<Event<D2>>) + 'static,
     ) -> Stream<'f, D2> {
-        let Stream { events, marks, flow } = self;
+        let Stream { events, marks, flow, pool } = self;
         let events = events.unary(Pipeline, name, move |_capability, _info| {
             let mut made = Vec::new();
             move |input, output| {
                 input.for_each(|capability, events| {
                     logic(events, &mut made);
+                    pool.give(std::mem::take(events));
                     if !made.is_empty() {
                         let mut session = output.session(&capability);
                         session.give_container(&mut made);
@@ -255,7 +298,7 @@ impl<'f, D: Record> Stream<'f, D> {
                 });
             }
         });
-        Stream { events, marks, flow }
+        Stream { events, marks, flow, pool: Pool::default() }
     }
 
     /// Each record changed.
@@ -293,7 +336,7 @@ impl<'f, D: Record> Stream<'f, D> {
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
         let marks = lesser(self.marks, other.marks);
-        Stream { events: self.events.concat(other.events), marks, flow: self.flow }
+        Stream { events: self.events.concat(other.events), marks, flow: self.flow, pool: self.pool }
     }
 
     /// Groups the records by a key.

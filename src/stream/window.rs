@@ -36,7 +36,7 @@ use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
 use crate::stream::arrange::{self, Routed, Row, Step};
-use crate::stream::{Collection, Fault, Flow, Stream, Wanted};
+use crate::stream::{Collection, Fault, Flow, Pool, Stream, Wanted};
 use crate::time::watermark::{Mark, PartitionId};
 use crate::time::{EventTime, Span};
 
@@ -217,6 +217,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         });
         let aggregate = Rc::new(build(Each::new()));
         let metrics = flow.build.metrics.step(name);
+        let pool = Pool::default();
         let wants_late = Wanted::default();
         let live = Wanted::default();
         let assign = Assign {
@@ -226,6 +227,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             wants_late: Rc::clone(&wants_late),
             metrics: Arc::clone(&metrics),
             forget_floor: flow.fault(Fault::ForgetFloor),
+            pool: pool.clone(),
         };
         let marks = stream.marks.clone();
         let (records, late) = assign_windows(stream, name, assign);
@@ -237,6 +239,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             failure: Arc::clone(&flow.build.failure),
             metrics,
             fault: flow.build.fault,
+            pool: (flow.scope.peers() == 1).then_some(pool),
         };
         let (closed, changed) = arrange::windowed::<K, D, A>(records, marks.clone(), step);
         // Reading waits for this step too: it may be all there is to wait for.
@@ -290,7 +293,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
             }
         });
         let marks = without_floors(self.marks.clone());
-        Stream { events, marks, flow: self.flow.clone() }
+        Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
     }
 
     /// The live rows of open windows: a row is there from its first record on, is replaced when it changes, and is taken
@@ -316,7 +319,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// The records that came too late for their window, as they are.
     pub fn late(&self) -> Stream<'f, D> {
         self.wants_late.set(true);
-        Stream { events: self.late.clone(), marks: self.marks.clone(), flow: self.flow.clone() }
+        Stream { events: self.late.clone(), marks: self.marks.clone(), flow: self.flow.clone(), pool: Pool::default() }
     }
 }
 
@@ -333,13 +336,15 @@ fn without_floors(marks: TimelyStream<'_, u64, Vec<Mark>>) -> TimelyStream<'_, u
 }
 
 /// What [`assign_windows`] needs of a step.
-struct Assign<K, D, A> {
+struct Assign<K, D, A: Aggregate<D>> {
     assigner: Assigner,
     keys: KeysOf<K, D>,
     aggregate: Rc<A>,
     wants_late: Wanted,
     metrics: Arc<StepMetrics>,
     forget_floor: bool,
+    /// Where containers come back from, on a job's only worker.
+    pool: Pool<Routed<K, A::Part>>,
 }
 
 /// Records of an epoch whose partitions' floors are not known yet.
@@ -376,6 +381,7 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
     step: Assign<K, D, A>,
 ) -> Assigned<'f, K, D, A::Part> {
     let mut builder = OperatorBuilder::new(format!("Assign: {name}"), stream.events.scope());
+    let emptied = stream.pool;
     let mut events = builder.new_input(stream.events, Pipeline);
     let mut marks = builder.new_input(stream.marks, Pipeline);
     let (records, record_stream) = builder.new_output();
@@ -407,6 +413,7 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
                     waiting.events.extend(events.extract_if(.., |event| event.origin.fresh));
                 }
                 sorter.sort(events, |_| EventTime::MIN);
+                emptied.give(std::mem::take(events));
                 sorter.give(&mut records.session(&capability), &mut late.session(&capability));
             });
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
@@ -469,6 +476,9 @@ impl<K: Record, D: Record, A: Aggregate<D>> Sorter<K, D, A> {
         if !self.on_time.is_empty() {
             records.give_container(&mut self.on_time);
             self.on_time.clear();
+            if self.on_time.capacity() == 0 {
+                self.on_time = self.step.pool.take();
+            }
         }
         if !self.late.is_empty() {
             late.give_container(&mut self.late);
