@@ -73,7 +73,10 @@ impl Checked {
 
 fn main() -> ExitCode {
     // Short epochs: the more there are, the more is checked.
-    let adjust = |command: clap::Command| command.mut_arg("epoch", |epoch| epoch.default_value("5ms"));
+    let adjust = |command: clap::Command| {
+        let command = command.mut_arg("epoch", |epoch| epoch.default_value("5ms"));
+        command.mut_arg("in_flight", |in_flight| in_flight.default_value("2MiB"))
+    };
     cli::start_with(adjust, |arguments: &Arguments| run(&arguments.query))
 }
 
