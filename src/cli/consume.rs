@@ -22,7 +22,7 @@ use self::position::{Position, State, Tail, cannot_write};
 use super::produce::FIELDS;
 use super::progress::{Length, Progress};
 use super::stop::Stop;
-use super::{Property, pairs};
+use super::{Property, pairs, say};
 use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::source::generator::Transaction;
@@ -108,7 +108,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     }
     copy.record()?;
     progress.finish();
-    println!("{} messages to {}, {}/s", copy.written, args.out.display(), progress.rate());
+    say(format_args!("{} messages to {}, {}/s", copy.written, args.out.display(), progress.rate()));
     if copy.rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
         eprintln!("{} messages are no transactions and were left out{kept}", copy.rejected);

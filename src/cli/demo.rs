@@ -29,6 +29,7 @@ use self::child::Program;
 pub use self::child::end_with_parent;
 use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
 use self::view::View;
+use super::say;
 use super::stop::Stop;
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
@@ -119,9 +120,19 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     let folder = Folder::prepare(&args.dir)?;
     let mut place = Place::prepare(args.brokers.as_deref())?;
     let mut programs = Programs::start(&place, &folder)?;
-    println!("Transactions go to the topic {} at {}, {} a second.", place.topic, place.servers, HumanCount(args.rate));
-    println!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:");
-    println!("  account_totals --brokers {} --topic {} --out {} -w 2", place.servers, place.topic, folder.totals());
+    say(format_args!(
+        "Transactions go to the topic {} at {}, {} a second.",
+        place.topic,
+        place.servers,
+        HumanCount(args.rate)
+    ));
+    say(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
+    say(format_args!(
+        "  account_totals --brokers {} --topic {} --out {} -w 2",
+        place.servers,
+        place.topic,
+        folder.totals()
+    ));
     let mut run = Run {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
         taken: (0, Instant::now()),
@@ -352,7 +363,9 @@ fn report(
 ) -> Result<()> {
     let partitions = place.publisher.partitions().0;
     let (count, rate) = (HumanCount(ledger.count()), HumanCount(rate.round() as u64));
-    println!("{count} transactions produced, {rate} a second; the last {partitions} only close the open windows.");
+    say(format_args!(
+        "{count} transactions produced, {rate} a second; the last {partitions} only close the open windows."
+    ));
     let (copy, expected) = compare_copy(&folder.copy, ledger)?;
     let totals = compare_totals(&folder.totals, &expected)?;
     for (path, Differences { count, first }) in [(&folder.copy, &copy), (&folder.totals, &totals)] {
@@ -370,9 +383,9 @@ fn report(
         return Err(error.help("the first of them are above"));
     }
     let rows = HumanCount(expected.rows());
-    println!("{}: holds each of them once.", folder.copy.display());
-    println!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals());
-    println!("{}", next(args, place, folder));
+    say(format_args!("{}: holds each of them once.", folder.copy.display()));
+    say(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
+    say(format_args!("{}", next(args, place, folder)));
     Ok(())
 }
 

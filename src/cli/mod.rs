@@ -38,3 +38,9 @@ impl std::str::FromStr for Property {
 fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
     properties.iter().map(|property| (property.key.as_str(), property.value.as_str()))
 }
+
+/// Writes a line to standard output. Nobody may be reading it any more; that is no reason to fail.
+fn say(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::progress::{Length, Progress};
 use super::stop::Stop;
-use super::{Property, pairs};
+use super::{Property, pairs, say};
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
@@ -148,7 +148,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     progress.finish();
     let delivered = publisher.delivered();
     let each = (delivered as f64 / begun.elapsed().as_secs_f64().max(0.001)) as u64;
-    println!("{delivered} messages to topic {}, {each}/s", args.topic);
+    say(format_args!("{delivered} messages to topic {}, {each}/s", args.topic));
     if bad > 0 {
         eprintln!("{bad} rows are no transactions and were left out");
     }
