@@ -273,13 +273,14 @@ fn a_sink_shows_rows_as_messages() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(2);
     let output = Output::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
-    let shard = Shard { job: "test".into(), name: "out".into(), rows: Rows::Events };
+    let shard = Shard::new("test", "out", Rows::Events);
     let mut writer = output.open(&shard).unwrap();
     assert_eq!(writer.shown().unwrap(), None);
     let rows: Vec<(Tick, isize)> = (0..100).map(|id| (Tick { id, at_ms: id as i64 }, 1)).collect();
     let begun = std::time::Instant::now();
     for (epoch, rows) in rows.chunks(10).enumerate() {
-        writer.show(Epoch(2 * epoch as u64), rows).unwrap();
+        writer.write(Epoch(2 * epoch as u64), rows).unwrap();
+        writer.show().unwrap();
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
     writer.finish().unwrap();

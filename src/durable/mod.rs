@@ -1,9 +1,62 @@
-//! What outlives a process. At present: the [`journal`], which binds each epoch to its inputs, kept in memory.
+//! What outlives a process: the [`journal`], which binds each epoch to its inputs, and the files it is kept in.
 //!
 //! The commit protocol of an epoch: a worker stops adding to it, appends what it has bound to the [`journal::Journal`],
 //! and releases its capability for the epoch when the journal says that it is synced. So a frontier past an epoch means
 //! that every process has the epoch's inputs on record, and that the epoch can be run again with equal contents.
 //!
+//! * A **life** of a state, or incarnation, is the time between two recoveries; lives are numbered from 1.
+//!
 //! This layer does not know timely, sources or sinks.
 
+pub mod disk;
 pub mod journal;
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::time::Epoch;
+
+/// Names a state for ever: drawn at random when its directory is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StateId(pub u64);
+
+impl fmt::Display for StateId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Says whether a later life of the state has begun: an error then, that says so.
+pub type StillCurrent = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// One life of a state, as a sink is told of it.
+#[derive(Clone)]
+pub struct Life {
+    /// The state; `None` for a job without one.
+    pub state: Option<StateId>,
+    /// Which life this is, from 1.
+    pub incarnation: u64,
+    /// The snapshot that it goes on from, if it goes on from one.
+    pub from: Option<Epoch>,
+    /// To be asked before anything is shown.
+    pub still_current: StillCurrent,
+}
+
+impl Life {
+    /// The one life of a job without state.
+    pub fn without_state() -> Self {
+        Life { state: None, incarnation: 1, from: None, still_current: Arc::new(|| Ok(())) }
+    }
+}
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Life")
+            .field("state", &self.state)
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
+    }
+}

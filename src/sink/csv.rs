@@ -413,7 +413,7 @@ mod tests {
     }
 
     fn shard(rows: Rows) -> Shard {
-        Shard { job: "job".into(), name: "totals".into(), rows }
+        Shard::new("job", "totals", rows)
     }
 
     fn lines<D: Record>(kind: Rows, rows: &[(D, isize)]) -> error::Result<String> {
@@ -478,7 +478,7 @@ mod tests {
             let mut writer = Sink::<D>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
             let before = fs::read(&path).unwrap();
             let rows: Vec<_> = fine.into_iter().chain([bad]).map(|row| (row, 1)).collect();
-            let error = writer.show(Epoch(2), &rows).unwrap_err().to_string();
+            let error = writer.write(Epoch(2), &rows).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("out.csv"), "{error}");
             assert_eq!(fs::read(&path).unwrap(), before);
         }

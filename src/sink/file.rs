@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::Writer;
 use super::encode::Encode;
+use crate::durable::Life;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -22,7 +23,7 @@ use crate::time::Epoch;
 const KEPT: usize = 1 << 20;
 
 /// What lines are appended to.
-pub(super) trait Target: Write {
+pub(super) trait Target: Write + Send {
     /// Drops everything after so many bytes; writing goes on there.
     fn cut(&mut self, length: u64) -> io::Result<()>;
 
@@ -149,7 +150,15 @@ impl<D: Record, E: Encode<D>, T: Target> Writer<D> for FileWriter<E, T> {
         Ok(self.last)
     }
 
-    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+    fn begin(&mut self, _life: &Life) -> Result<()> {
+        Ok(())
+    }
+
+    fn show(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
         if self.last.is_some_and(|last| last >= epoch) {
             return Err(Error::new(format!("epoch {epoch} was to be shown again, or out of order"))
                 .at(&self.place)
@@ -212,7 +221,7 @@ mod tests {
     }
 
     fn shard() -> Shard {
-        Shard { job: "job".into(), name: "totals".into(), rows: Rows::Events }
+        Shard::new("job", "totals", Rows::Events)
     }
 
     fn numbers(small: Small) -> FileWriter<ndjson::Encoder, Small> {
@@ -226,13 +235,13 @@ mod tests {
         let first = "{\"row\":1}\n";
         for room in first.len()..first.len() + 20 {
             let mut writer = numbers(Small { room, ..Small::default() });
-            writer.show(Epoch(2), &[(1, 1)]).unwrap();
-            let error = writer.show(Epoch(4), &[(22, 1), (33, 1)]).unwrap_err();
+            writer.write(Epoch(2), &[(1, 1)]).unwrap();
+            let error = writer.write(Epoch(4), &[(22, 1), (33, 1)]).unwrap_err();
             assert_eq!(error.to_string(), "cannot write the results (small): no storage space");
             assert_eq!(String::from_utf8_lossy(&writer.target.bytes), first);
             assert_eq!(Writer::<u32>::shown(&mut writer).unwrap(), Some(Epoch(2)));
             writer.target.room = 100;
-            writer.show(Epoch(4), &[(3, 1)]).unwrap();
+            writer.write(Epoch(4), &[(3, 1)]).unwrap();
             assert_eq!(String::from_utf8_lossy(&writer.target.bytes), "{\"row\":1}\n{\"row\":3}\n");
         }
     }
@@ -240,10 +249,10 @@ mod tests {
     #[test]
     fn nothing_is_written_behind_a_part_of_an_epoch() {
         let mut writer = numbers(Small { room: 5, stuck: true, ..Small::default() });
-        let error = writer.show(Epoch(2), &[(1, 1)]).unwrap_err().to_string();
+        let error = writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string();
         assert!(error.contains("cut the file back to 0 bytes"), "{error}");
         writer.target.room = 100;
-        let error = writer.show(Epoch(4), &[(1, 1)]).unwrap_err().to_string();
+        let error = writer.write(Epoch(4), &[(1, 1)]).unwrap_err().to_string();
         assert!(error.contains("a part of an earlier epoch is in the way"), "{error}");
     }
 
@@ -251,9 +260,9 @@ mod tests {
     fn an_epoch_is_shown_once_and_in_order() {
         let mut writer = numbers(Small { room: 100, ..Small::default() });
         assert_eq!(Writer::<u32>::shown(&mut writer).unwrap(), None);
-        writer.show(Epoch(4), &[(1, 1)]).unwrap();
+        writer.write(Epoch(4), &[(1, 1)]).unwrap();
         for epoch in [Epoch(2), Epoch(4)] {
-            let error = writer.show(epoch, &[(1, 1)]).unwrap_err().to_string();
+            let error = writer.write(epoch, &[(1, 1)]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("epoch {epoch} was to be shown again")), "{error}");
         }
         assert_eq!(writer.target.bytes, b"{\"row\":1}\n");
@@ -266,7 +275,7 @@ mod tests {
         fs::write(&path, "old and long\n".repeat(10)).unwrap();
         let mut writer = Sink::<u32>::open(&ndjson::File::new(&path), &shard()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
-        writer.show(Epoch(2), &[(1, 1), (2, 2)]).unwrap();
+        writer.write(Epoch(2), &[(1, 1), (2, 2)]).unwrap();
         writer.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"row\":1}\n{\"row\":2}\n{\"row\":2}\n");
 
@@ -282,7 +291,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let sink = ndjson::File::new(directory.path().join("out.ndjson"));
         let mut writer = Sink::<u32>::open(&sink, &shard()).unwrap();
-        writer.show(Epoch(2), &[(1, 1)]).unwrap();
+        writer.write(Epoch(2), &[(1, 1)]).unwrap();
         let error = Sink::<u32>::open(&sink, &shard()).err().unwrap().to_string();
         assert!(error.contains("it is being written by another job or output"), "{error}");
         assert_eq!(fs::read(directory.path().join("out.ndjson")).unwrap(), b"{\"row\":1}\n");
@@ -311,7 +320,7 @@ mod tests {
     fn a_full_disk_is_an_error_that_names_the_file() {
         let full = "cannot write the results (/dev/full): No space left on device (os error 28)";
         let mut writer = Sink::<u32>::open(&ndjson::File::new("/dev/full"), &shard()).unwrap();
-        assert_eq!(writer.show(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
+        assert_eq!(writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
         let header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard());
         assert_eq!(header.err().unwrap().to_string(), full);
 
@@ -320,7 +329,7 @@ mod tests {
             Sink::<u32>::open(&ndjson::File::new("/dev/null"), &shard()).unwrap(),
         );
         for writer in [&mut first, &mut second] {
-            writer.show(Epoch(2), &[(1, 1)]).unwrap();
+            writer.write(Epoch(2), &[(1, 1)]).unwrap();
             writer.finish().unwrap();
         }
     }

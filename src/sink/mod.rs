@@ -1,10 +1,15 @@
 //! Sinks: where results go, epoch by epoch.
 //!
-//! * A [`Sink`] is a value made before a job runs; the worker that owns a shard of it opens a [`Writer`].
+//! * A [`Sink`] is a value made before a job runs; a [`Writer`] of a shard of it is opened once a life.
 //! * An epoch is **shown** when others can read its rows. A writer shows an epoch whole, or not at all.
 //!
-//! Invariants: epochs are shown in order, each once; the rows of an epoch come consolidated and sorted; what was shown
-//! is known by the sink itself ([`Writer::shown`]), never by the job's own state. A sink does not know timely.
+//! The life of a writer: it is opened, which locks or fences the target and changes nothing that readers see; it is
+//! asked what it has [`Writer::shown`]; it is told to [`Writer::begin`]; then epochs are written, in order, and shown,
+//! one or several at a time; at the end it is told to [`Writer::finish`].
+//!
+//! Invariants: epochs are written in order, each once; the rows of an epoch come consolidated and sorted; what was shown
+//! is known by the sink itself, never by the job's own state, and the number of an epoch is shown in the same atomic act
+//! as its rows. A sink does not know timely.
 
 pub mod csv;
 pub(crate) mod encode;
@@ -14,6 +19,10 @@ pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
 
+use std::sync::Arc;
+
+use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::{Life, StateId};
 use crate::error::Result;
 use crate::record::Record;
 use crate::time::Epoch;
@@ -36,10 +45,10 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Opens it for writing.
+    /// Opens it for writing: locks or fences it, and changes nothing in it that readers see.
     ///
     /// # Errors
-    /// When the target cannot be written to.
+    /// When the target cannot be written to, or another process writes to it.
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>>;
 }
 
@@ -61,25 +70,59 @@ pub struct Shard {
     pub name: String,
     /// What kind of rows it gets.
     pub rows: Rows,
+    /// The job's state, if it has one: what was shown is then kept by the sink, and read back when it is opened again.
+    pub state: Option<StateId>,
+    /// Do not stop at a lock that another process holds: it may be one that sleeps.
+    pub take_over: bool,
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Shard {
+    /// The shard of a job without state, its files on the operating system's disk.
+    pub fn new(job: &str, name: &str, rows: Rows) -> Self {
+        let (job, name, disk) = (job.to_owned(), name.to_owned(), OsDisk::shared());
+        Shard { job, name, rows, state: None, take_over: false, disk }
+    }
 }
 
 /// Shows the epochs of one shard of a sink.
-pub trait Writer<D: Record> {
-    /// The last epoch that was shown, as the target itself knows it; `None` if it knows none.
+pub trait Writer<D: Record>: Send {
+    /// The last epoch that was shown, as the target itself knows it; `None` if it knows none. Asked once, before
+    /// [`Writer::begin`].
     ///
     /// # Errors
-    /// When the target cannot be asked.
+    /// When the target cannot be asked, or belongs to another state, or is not what it was when it was last shown.
     fn shown(&mut self) -> Result<Option<Epoch>>;
 
-    /// Shows an epoch. `rows` are sorted and consolidated; a difference is never zero, and 1 for events.
+    /// Begins a life: drops what was written and not shown; without a state, or where nothing was ever shown, begins
+    /// anew. Called once, before anything is written.
     ///
     /// # Errors
-    /// When the target fails; the epoch is then not shown.
-    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()>;
+    /// When the target cannot be written to.
+    fn begin(&mut self, life: &Life) -> Result<()>;
+
+    /// Takes an epoch in, to be shown by the next call of [`Writer::show`]. `rows` are sorted and consolidated; a
+    /// difference is never zero, and 1 or more for events.
+    ///
+    /// # Errors
+    /// When the target fails; the epoch is then never shown.
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()>;
+
+    /// Shows all epochs that were written since the last call, at once, and for good.
+    ///
+    /// # Errors
+    /// When the target fails, or a later life of the state has begun; the epochs are then not shown.
+    fn show(&mut self) -> Result<()>;
 
     /// Makes sure that everything shown is where it should be; called once, at the end of a job.
     ///
     /// # Errors
     /// When the target fails.
     fn finish(&mut self) -> Result<()>;
+
+    /// Whether showing waits for a disk or a network: it is then done on a thread of its own.
+    fn waits(&self) -> bool {
+        false
+    }
 }

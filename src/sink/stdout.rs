@@ -8,6 +8,7 @@ use std::io::{self, Write};
 
 use super::encode::Encode;
 use super::{Rows, Shard, Sink, Writer, csv, ndjson};
+use crate::durable::Life;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -89,12 +90,20 @@ impl<E, T: Write> Printer<E, T> {
     }
 }
 
-impl<D: Record, E: Encode<D>, T: Write> Writer<D> for Printer<E, T> {
+impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
     fn shown(&mut self) -> Result<Option<Epoch>> {
         Ok(None)
     }
 
-    fn show(&mut self, _: Epoch, rows: &[(D, isize)]) -> Result<()> {
+    fn begin(&mut self, _life: &Life) -> Result<()> {
+        Ok(())
+    }
+
+    fn show(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: Epoch, rows: &[(D, isize)]) -> Result<()> {
         self.encoder.rows(rows, &mut self.lines).map_err(|error| error.at("stdout"))?;
         self.print()
     }
@@ -128,8 +137,8 @@ mod tests {
     fn an_epoch_is_one_write() {
         let encoder = ndjson::Encoder::new::<u32>(Rows::Changes).unwrap();
         let mut printer = Printer::start::<u32>(Writes::default(), encoder).unwrap();
-        printer.show(Epoch(2), &[(1, 1), (2, -1)]).unwrap();
-        printer.show(Epoch(3), &[(2, 1)]).unwrap();
+        printer.write(Epoch(2), &[(1, 1), (2, -1)]).unwrap();
+        printer.write(Epoch(3), &[(2, 1)]).unwrap();
         let expected = ["{\"row\":1,\"diff\":1}\n{\"row\":2,\"diff\":-1}\n", "{\"row\":2,\"diff\":1}\n"];
         assert_eq!(printer.target.0, expected);
         assert_eq!(Writer::<u32>::shown(&mut printer).unwrap(), None);
@@ -146,9 +155,9 @@ mod tests {
     fn a_reader_that_goes_away_is_an_error_that_says_so() {
         let (reader, writer) = io::pipe().unwrap();
         let mut printer = Printer::start::<u32>(writer, ndjson::Encoder::new::<u32>(Rows::Events).unwrap()).unwrap();
-        printer.show(Epoch(2), &[(1, 1)]).unwrap();
+        printer.write(Epoch(2), &[(1, 1)]).unwrap();
         drop(reader);
-        let error = printer.show(Epoch(4), &[(1, 1)]).unwrap_err();
+        let error = printer.write(Epoch(4), &[(1, 1)]).unwrap_err();
         assert_eq!(error.to_string(), "cannot print the results (stdout): whoever was reading them has stopped");
     }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::Bound;
 use crate::error::Result;
-use crate::source::{Found, Intake, Place, Polled, Reader, Slot, Source, TimeOf};
+use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
 /// How far the event time of a transaction may be behind that of one before it.
@@ -238,6 +238,15 @@ impl GeneratorReader {
 }
 
 impl Reader<Transaction> for GeneratorReader {
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Transaction>) -> Result<()> {
+        for (id, slot) in &mut self.mine {
+            if let Some(place) = places.iter().find(|place| place.bound.partition == *id) {
+                *slot = Some(intake.resume(epoch, place));
+            }
+        }
+        Ok(())
+    }
+
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<Transaction>) -> Result<Polled> {
         intake.all_found();
         for (id, slot) in &mut self.mine {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Intake, Place, Polled, Reader, Slot, Source, TimeOf};
+use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
 /// Records in memory, in partitions.
@@ -55,6 +55,11 @@ impl<D: Record> Source for Records<D> {
     }
 }
 
+fn not_there(source: &str, bound: &Bound) -> Error {
+    let place = format!("source `{source}`, partition {}, offset {}", bound.partition, bound.next);
+    Error::new("the state names records that are not there").at(place)
+}
+
 struct MemoryReader<D> {
     partitions: Arc<Vec<Vec<D>>>,
     /// This worker's partitions, and where the intake follows them once they are found.
@@ -72,6 +77,17 @@ impl<D: Record> MemoryReader<D> {
 }
 
 impl<D: Record> Reader<D> for MemoryReader<D> {
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+        for (id, slot) in &mut self.mine {
+            let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
+            if (self.partitions[*id as usize].len() as u64) < place.bound.next {
+                return Err(not_there(intake.name(), &place.bound));
+            }
+            *slot = Some(intake.resume(epoch, place));
+        }
+        Ok(())
+    }
+
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
         intake.all_found();
         for (id, slot) in &mut self.mine {
@@ -97,8 +113,7 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
             if self.partitions[id as usize].len() < bound.next as usize {
-                let error = Error::new("the journal names records that are not there");
-                return Err(error.at(format!("source `{}`, partition {id}, offset {}", intake.name(), bound.next)));
+                return Err(not_there(intake.name(), bound));
             }
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,

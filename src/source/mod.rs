@@ -128,11 +128,28 @@ pub struct Binding {
     pub mark: WorkerMark,
 }
 
+/// Where a snapshot has a partition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Resumed {
+    /// What the epochs up to the snapshot took of it.
+    pub bound: Bound,
+    /// Its floor; [`EventTime::MIN`] if it has none. It decides as long as it is above the partition's own watermark.
+    pub floor: EventTime,
+}
+
 /// Reads one worker's part of a source.
 ///
 /// The caller polls with epochs that never go back. `bind` is called for each epoch, in order: first after the last poll
 /// with it and before any poll with a later one, then again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
 pub trait Reader<D: Record> {
+    /// Takes up this worker's partitions where a snapshot has them, and reads nothing. Called at most once, before
+    /// `replay` and `poll`, with what the snapshot at `epoch` knows of all partitions of the source, whoever read them
+    /// then; what is not named there is found later. Partitions that have ended are taken up too.
+    ///
+    /// # Errors
+    /// When the source no longer has what comes after the snapshot, or is not the one that it was.
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()>;
+
     /// Takes what is there, about `budget` records at most, into the intake, without waiting.
     ///
     /// # Errors
@@ -350,6 +367,28 @@ impl<D: Record> Intake<D> {
             ended: until.is_some_and(|until| start >= until),
             changed: true,
             first_mark: None,
+        });
+        Slot(self.partitions.len() - 1)
+    }
+
+    /// Follows a partition again from where a snapshot at `epoch` has it.
+    pub fn resume(&mut self, epoch: Epoch, place: &Resumed) -> Slot {
+        self.begin(epoch);
+        let Resumed { bound, floor } = place;
+        let mut clock = PartitionClock::new(EventTime::MIN, self.disorder);
+        clock.raise(bound.watermark);
+        self.partitions.push(Partition {
+            id: bound.partition,
+            clock,
+            next: bound.next,
+            found_at: None,
+            fresh_since: (*floor > bound.watermark).then_some(epoch),
+            woken: false,
+            idle: bound.idle,
+            until: bound.until,
+            ended: bound.ended,
+            changed: false,
+            first_mark: Some(bound.watermark),
         });
         Slot(self.partitions.len() - 1)
     }

@@ -10,6 +10,7 @@ use std::fmt;
 
 use differential_dataflow::VecCollection;
 
+use crate::durable::Life;
 use crate::error::Result;
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
@@ -136,8 +137,16 @@ impl<D: Record> Writer<D> for Observer<D> {
         Ok(None)
     }
 
-    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+    fn begin(&mut self, _life: &Life) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
         (self.0)(epoch, rows)
+    }
+
+    fn show(&mut self) -> Result<()> {
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {

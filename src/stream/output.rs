@@ -38,7 +38,7 @@ pub(crate) fn write<'f, D: Record>(
     // One shard, so that the number of workers decides nothing; sinks are spread over workers by their order.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % flow.scope.peers();
-    let shard = Shard { job: build.place.job.clone(), name: name.to_owned(), rows: kind };
+    let shard = Shard::new(&build.place.job, name, kind);
     let mut writer = None;
     // Opening empties files: not for a job that has failed already, at its source for one.
     if !build.dry && owner == flow.scope.index() && build.failure.get().is_none() {
@@ -70,7 +70,7 @@ pub(crate) fn write<'f, D: Record>(
                     let Some(writer) = writer.as_mut().filter(|_| !rows.is_empty() && failure.get().is_none()) else {
                         continue;
                     };
-                    match writer.show(Epoch(epoch), &rows) {
+                    match writer.write(Epoch(epoch), &rows).and_then(|()| writer.show()) {
                         Ok(()) => {
                             metrics.rows.add(rows.len() as u64);
                             metrics.epochs.add(1);

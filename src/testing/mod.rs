@@ -38,6 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::durable::Life;
 use crate::durable::journal::{Bound, Frame, Journal, MemoryJournal};
 use crate::error::{Error, Result};
 use crate::job::{Job, Pace, Report, Stop};
@@ -120,7 +121,15 @@ impl<D: Record> Writer<D> for Captured<D> {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().next_back().copied())
     }
 
-    fn show(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+    fn begin(&mut self, _life: &Life) -> Result<()> {
+        Ok(())
+    }
+
+    fn show(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = shown.keys().next_back() {
             assert!(*last < epoch, "epoch {epoch} is shown after epoch {last}");

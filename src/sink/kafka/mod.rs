@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::durable::Life;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
@@ -97,7 +98,15 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
         Ok(None)
     }
 
-    fn show(&mut self, _epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+    fn begin(&mut self, _life: &Life) -> Result<()> {
+        Ok(())
+    }
+
+    fn show(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
         for (row, diff) in rows {
             self.message.clear();
             let written = match self.rows {

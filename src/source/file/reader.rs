@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
-use crate::source::{Binding, Found, Intake, Polled, Reader};
+use crate::source::{Binding, Found, Intake, Polled, Reader, Resumed};
 use crate::time::watermark::{PartitionClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
@@ -153,6 +153,10 @@ impl<T: Record> Held<T> {
 }
 
 impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
+    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<T>) -> Result<()> {
+        Err(Error::new("this source cannot be resumed yet"))
+    }
+
     fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
         intake.begin(epoch);
         intake.all_found();

@@ -28,7 +28,7 @@ use super::watch::{News, Watch};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Binding, Found, Intake, Place, Polled, Reader, Slot};
+use crate::source::{Binding, Found, Intake, Place, Polled, Reader, Resumed, Slot};
 use crate::time::Epoch;
 
 /// A gap between polls after which time spent at a partition's end counts from anew: nobody was listening.
@@ -444,6 +444,10 @@ impl<T: Record> KafkaReader<T> {
 }
 
 impl<T: Record> Reader<T> for KafkaReader<T> {
+    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<T>) -> Result<()> {
+        Err(Error::new("this source cannot be resumed yet"))
+    }
+
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
         let now = Instant::now();
         self.find(epoch, intake)?;
