@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::stop::Stop;
 use super::{Property, pairs};
+use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::{Ending, Job};
 use crate::metrics::{Metrics, Summary};
@@ -452,6 +453,14 @@ impl<T: Record> Source for AnySource<T> {
             AnySource::Csv(source) => source.open(at),
             AnySource::Ndjson(source) => source.open(at),
             AnySource::Kafka(source) => source.open(at),
+        }
+    }
+
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        match self {
+            AnySource::Csv(source) => source.grown_since(at, bounds),
+            AnySource::Ndjson(source) => source.grown_since(at, bounds),
+            AnySource::Kafka(source) => source.grown_since(at, bounds),
         }
     }
 }

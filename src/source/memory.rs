@@ -53,11 +53,31 @@ impl<D: Record> Source for Records<D> {
         let mine = (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
         Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), mine, turn: 0 }))
     }
+
+    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        let lengths: Vec<u64> = self.partitions.iter().map(|records| records.len() as u64).collect();
+        Ok(grown(&lengths, bounds))
+    }
 }
 
-fn not_there(source: &str, bound: &Bound) -> Error {
-    let place = format!("source `{source}`, partition {}, offset {}", bound.partition, bound.next);
-    Error::new("the state names records that are not there").at(place)
+/// Whether partitions of these lengths have more than a state that has ended took.
+pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
+    (0..).zip(lengths).find_map(|(id, length)| {
+        let bound = bounds.iter().find(|bound| bound.partition == id);
+        let end = bound.map_or(0, |bound| bound.until.unwrap_or(bound.next));
+        (*length > end).then(|| format!("partition {id} has records from offset {end} on"))
+    })
+}
+
+/// Refuses a state that took more of a partition, or is to take more, than its `length`.
+pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()> {
+    let end = bound.next.max(bound.until.unwrap_or(0));
+    if length >= end {
+        return Ok(());
+    }
+    let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
+    let error = Error::new("the state names records that are not there").at(place);
+    Err(error.because(format!("there are {length}")).help("have them again, or start without the old state"))
 }
 
 struct MemoryReader<D> {
@@ -68,6 +88,11 @@ struct MemoryReader<D> {
 }
 
 impl<D: Record> MemoryReader<D> {
+    /// How many records a partition has; none if there is no such partition.
+    fn length(&self, partition: u32) -> u64 {
+        self.partitions.get(partition as usize).map_or(0, |records| records.len() as u64)
+    }
+
     fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
         let from = intake.next(slot);
         let records = &self.partitions[id as usize][from as usize..end as usize];
@@ -78,11 +103,12 @@ impl<D: Record> MemoryReader<D> {
 
 impl<D: Record> Reader<D> for MemoryReader<D> {
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+        for place in places {
+            intake.begin(epoch);
+            check_there(intake.name(), self.length(place.bound.partition), &place.bound)?;
+        }
         for (id, slot) in &mut self.mine {
             let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
-            if (self.partitions[*id as usize].len() as u64) < place.bound.next {
-                return Err(not_there(intake.name(), &place.bound));
-            }
             *slot = Some(intake.resume(epoch, place));
         }
         Ok(())
@@ -99,7 +125,8 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
             self.turn = (self.turn + 1) % self.mine.len();
             let (id, slot) = self.mine[self.turn];
             let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
-            let end = (self.partitions[id as usize].len() as u64).min(intake.next(slot) + budget as u64);
+            let end = intake.until(slot).unwrap_or_else(|| self.length(id));
+            let end = end.min(intake.next(slot) + budget as u64);
             self.take(epoch, id, slot, end, intake)?;
             return Ok(Polled { epoch, busy: true });
         }
@@ -110,11 +137,9 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
-            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
-            if self.partitions[id as usize].len() < bound.next as usize {
-                return Err(not_there(intake.name(), bound));
-            }
+            check_there(intake.name(), self.length(id), bound)?;
+            let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,
                 None => intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until),

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Origin, Record};
@@ -58,6 +58,17 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// When the source is not there or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
+
+    /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
+    /// as "partition 2 has records from offset 120 on". `bounds` are all that the state knows of this source. Nothing has
+    /// to be open for it; a source that cannot grow says `None`.
+    ///
+    /// # Errors
+    /// When the source is not there, cannot be asked, or is not the one that it was.
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        let _ = (at, bounds);
+        Ok(None)
+    }
 }
 
 /// Which worker opens a source, and what all of a job's sources go by.
@@ -251,6 +262,8 @@ struct Partition {
     until: Option<u64>,
     ended: bool,
     changed: bool,
+    /// What it is known again by.
+    check: Option<Check>,
     /// Its first watermark: what drift is measured from while the stream has none.
     first_mark: Option<EventTime>,
 }
@@ -366,6 +379,7 @@ impl<D: Record> Intake<D> {
             until,
             ended: until.is_some_and(|until| start >= until),
             changed: true,
+            check: None,
             first_mark: None,
         });
         Slot(self.partitions.len() - 1)
@@ -388,7 +402,8 @@ impl<D: Record> Intake<D> {
             until: bound.until,
             ended: bound.ended,
             changed: false,
-            first_mark: Some(bound.watermark),
+            check: bound.check,
+            first_mark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
         });
         Slot(self.partitions.len() - 1)
     }
@@ -406,6 +421,26 @@ impl<D: Record> Intake<D> {
     /// Where the partition ends for this job, if that is fixed.
     pub fn until(&self, slot: Slot) -> Option<u64> {
         self.partitions[slot.0].until
+    }
+
+    /// Fixes where the partition ends, if that is not fixed yet.
+    pub fn limit(&mut self, slot: Slot, until: u64) {
+        let partition = &mut self.partitions[slot.0];
+        if partition.until.is_none() {
+            partition.until = Some(until);
+            partition.ended |= partition.next >= until;
+            partition.changed = true;
+        }
+    }
+
+    /// Says what the partition is known again by, after the records that were taken of it.
+    pub fn remember(&mut self, slot: Slot, check: Check) {
+        self.partitions[slot.0].check = Some(check);
+    }
+
+    /// What the partition is known again by.
+    pub fn check(&self, slot: Slot) -> Option<Check> {
+        self.partitions[slot.0].check
     }
 
     /// Whether the partition has reached its end.
@@ -669,6 +704,7 @@ impl<D: Record> Intake<D> {
                     idle: partition.idle,
                     until: partition.until,
                     ended: partition.ended,
+                    check: partition.check,
                 });
             }
         }
@@ -682,6 +718,7 @@ impl<D: Record> Intake<D> {
         partition.idle = bound.idle;
         partition.ended = bound.ended;
         partition.until = bound.until;
+        partition.check = bound.check;
         partition.changed = true;
         if bound.next > partition.next {
             partition.next = bound.next;

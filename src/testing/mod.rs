@@ -218,6 +218,7 @@ impl Script {
                     idle: false,
                     until: None,
                     ended: false,
+                    check: None,
                 });
                 match act {
                     Act::Find => {}

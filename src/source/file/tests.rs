@@ -17,7 +17,7 @@ use crate::metrics::SourceMetrics;
 use crate::record::Event;
 use crate::source::csv::Csv;
 use crate::source::ndjson::Ndjson;
-use crate::source::{Binding, Intake, Options, Rejected, StreamView};
+use crate::source::{Binding, Intake, Options, Rejected, Resumed, StreamView};
 use crate::time::watermark::PartitionClock;
 use crate::time::{Epoch, EventTime};
 
@@ -481,6 +481,12 @@ struct Alone {
 }
 
 impl Alone {
+    fn resume(&mut self, bound: &Bound) -> Result<()> {
+        let places = [Resumed { bound: bound.clone(), floor: EventTime::MIN }];
+        self.worker.epoch = Epoch(4);
+        self.worker.reader.resume(Epoch(2), &places, &mut self.worker.intake)
+    }
+
     fn new(path: &Path, options: &Options) -> Alone {
         Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
     }
@@ -589,7 +595,7 @@ fn a_reject_can_end_the_job() {
 
 fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
-    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false }
+    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false, check: None }
 }
 
 #[test]
@@ -609,10 +615,7 @@ fn a_journal_of_another_file_is_refused() {
     let (one, name) = (line(1).len() as u64, file.path().display());
     assert_eq!(replay(bound(Some(0), one, 1 - 40)), "");
     let error = replay(bound(Some(0), 1000, 1 - 40));
-    assert!(
-        error.starts_with(&format!("the journal names records that are not there ({name}, offset 1000)")),
-        "{error}"
-    );
+    assert!(error.starts_with(&format!("the state names records that are not there ({name}, offset 1000)")), "{error}");
     let error = replay(bound(Some(0), one, 7));
     assert!(error.starts_with("the file is not what the journal was written from"), "{error}");
 }
@@ -622,8 +625,7 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
     let file = file_of(&(line(90) + &line(10) + &line(20) + "x\n"));
     let mut alone = Alone::new(file.path(), &until_end());
     let at = line(90).len() as u64;
-    alone.worker.journal.push_back((Epoch(2), vec![bound(Some(at), at, 50)]));
-    alone.worker.epoch = Epoch(4);
+    alone.resume(&bound(None, at, 50)).unwrap();
     assert_eq!(alone.ids(1), [10, 20, 0]);
     let outcomes: Vec<_> = alone.run.epochs[&4].iter().map(|outcome| (outcome.mark.millis(), outcome.line)).collect();
     assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);

@@ -14,6 +14,7 @@
 
 pub(crate) mod client;
 mod embedded;
+mod growth;
 mod reader;
 mod report;
 mod watch;
@@ -22,6 +23,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
@@ -147,5 +149,9 @@ impl<T: Record> Source for Topic<T> {
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
         Ok(Box::new(reader::KafkaReader::open(&self.target, self.start, at)?))
+    }
+
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        growth::grown_since(&self.target, &at.job, bounds)
     }
 }
