@@ -4,6 +4,7 @@
 //!   says what each epoch takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
 //! * An [`Outcome`] has the run's report, and its journal, which runs it again.
+//! * [`CrashingDisk`] is a disk in memory that crashes at any act, and forgets what a real one may forget.
 //! * [`SlowSync`] makes the journal's syncs take time, and knows whether anything was shown before it was on record.
 //!
 //! ```
@@ -34,6 +35,8 @@
 //! # Ok(()) }
 //! ```
 
+pub mod disk;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +52,7 @@ use crate::stream::Flow;
 use crate::time::{Epoch, EventTime};
 
 pub use crate::stream::Fault;
+pub use disk::CrashingDisk;
 
 /// The rows of a sink, by epoch.
 type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
