@@ -11,9 +11,9 @@
 //!
 //! Invariants: nothing that a kept manifest names is removed; nothing is written or removed once a later life has begun.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use timely::dataflow::Stream;
@@ -22,12 +22,12 @@ use timely::dataflow::operators::generic::operator::Operator;
 
 use crate::durable::background::Background;
 use crate::durable::compaction;
-use crate::durable::disk::Disk;
 use crate::durable::journal::{Bound, Journal};
 use crate::durable::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepState};
+use crate::durable::recovery::Claim;
 use crate::durable::segment::{Label, SegmentInfo};
 use crate::durable::state::StateDir;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::stream::Failure;
 use crate::stream::cut::{Merges, Part};
 use crate::time::{Epoch, EventTime};
@@ -51,7 +51,8 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Arc<Snapshots
 pub(crate) struct Terms {
     pub(crate) job: String,
     pub(crate) query: QueryPrint,
-    pub(crate) incarnation: u64,
+    /// What the life goes on from.
+    pub(crate) claim: Claim,
     /// How many manifests are kept.
     pub(crate) keep: usize,
 }
@@ -78,28 +79,24 @@ pub(crate) struct Snapshots {
 struct Kept {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
-    /// The manifests that are kept, oldest first.
-    manifests: VecDeque<Manifest>,
     /// Merges that are done and not yet in a manifest: of which step, what went in, what came out.
     merged: Vec<(String, Vec<String>, Option<SegmentInfo>)>,
-    /// Segments that no manifest will name any more, though a kept one may.
-    dropped: BTreeSet<String>,
-    merges: u32,
+    merges: u64,
 }
 
 impl Snapshots {
-    /// Goes on with the manifests that the state has, oldest first; the last one is what the life goes on from.
+    /// Goes on from a manifest, or from nothing.
     pub(crate) fn start(
         terms: Terms,
         dir: Arc<StateDir>,
         journal: Arc<dyn Journal>,
         merges: Arc<Merges>,
         failure: Arc<Failure>,
-        manifests: Vec<Manifest>,
+        base: Option<&Manifest>,
     ) -> Result<Arc<Self>> {
-        let steps = manifests.last().map(|base| base.steps.clone()).unwrap_or_default();
+        let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
         let live = steps.into_iter().map(|step| (step.name, step.segments)).collect();
-        let kept = Kept { live, manifests: manifests.into(), ..Kept::default() };
+        let kept = Kept { live, ..Kept::default() };
         Ok(Arc::new(Snapshots {
             terms,
             dir,
@@ -144,13 +141,17 @@ impl Snapshots {
     }
 
     fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) -> Result<()> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         let manifest = self.assemble(epoch, parts, &mut kept);
-        self.dir.write_manifest(&manifest)?;
-        kept.manifests.push_back(manifest);
+        drop(kept);
+        let still_current = self.dir.still_current(self.terms.claim.incarnation);
+        manifest.write(&**self.dir.disk(), &self.dir.manifests(), &still_current)?;
         self.committed.store(epoch.0, Ordering::Release);
-        self.tidy(&mut kept)?;
-        self.merge(&kept);
+        // What nothing names any more goes, and the journal that no snapshot needs.
+        if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &[])?.oldest {
+            self.journal.cut(oldest);
+        }
+        self.merge(&manifest);
         Ok(())
     }
 
@@ -177,9 +178,7 @@ impl Snapshots {
         kept.take_merged();
         let states = steps.into_iter().map(|(name, closed)| {
             let live = kept.live.entry(name.clone()).or_default();
-            for dead in live.extract_if(.., |segment| segment.greatest <= closed) {
-                kept.dropped.insert(dead.file);
-            }
+            live.retain(|segment| !segment.is_dead(closed));
             StepState { name, closed, segments: live.clone() }
         });
         let steps = states.collect();
@@ -192,7 +191,7 @@ impl Snapshots {
         Manifest {
             state: self.dir.id(),
             job: self.terms.job.clone(),
-            incarnation: self.terms.incarnation,
+            incarnation: self.terms.claim.incarnation,
             epoch,
             made_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
             ended: self.last.load(Ordering::Acquire) == epoch.0,
@@ -203,45 +202,21 @@ impl Snapshots {
         }
     }
 
-    /// Removes manifests beyond those to be kept, and what only they named.
-    fn tidy(&self, kept: &mut Kept) -> Result<()> {
-        let mut gone = Vec::new();
-        while kept.manifests.len() > self.terms.keep.max(1) {
-            gone.extend(kept.manifests.pop_front());
-        }
-        let named: BTreeSet<&str> = kept.manifests.iter().flat_map(Manifest::segments).collect();
-        let unnamed: Vec<String> = kept.dropped.iter().filter(|file| !named.contains(file.as_str())).cloned().collect();
-        for file in &unnamed {
-            kept.dropped.remove(file);
-        }
-        let gone: Vec<_> = gone.iter().map(Manifest::id).collect();
-        self.dir.remove(&gone, &unnamed)?;
-        if let Some(oldest) = kept.manifests.front() {
-            self.journal.cut(oldest.epoch);
-        }
-        Ok(())
-    }
-
     /// Begins a merge, if there is something to merge and none is on its way.
-    fn merge(self: &Arc<Self>, kept: &Kept) {
-        let Some(base) = kept.manifests.back() else { return };
+    fn merge(self: &Arc<Self>, base: &Manifest) {
         for step in &base.steps {
-            let plan = compaction::choose(&step.segments, step.closed);
-            let (Some(group), Some(merge)) = (plan.groups.into_iter().next(), self.merges.of(&step.name)) else { continue };
+            let group = compaction::choose(&step.segments, step.closed).merges.into_iter().next();
+            let Some((group, merge)) = group.zip(self.merges.of(&step.name)) else { continue };
             if self.merging.swap(true, Ordering::AcqRel) {
                 return;
             }
-            let own = Arc::clone(self);
-            let (name, closed, to) = (step.name.clone(), step.closed, base.epoch);
+            let (own, name, closed) = (Arc::clone(self), step.name.clone(), step.closed);
             self.merger.ask(move || {
-                let from = group.iter().map(|input| input.from).min().unwrap_or_default();
-                let to = group.iter().map(|input| input.to).max().unwrap_or(to);
-                let label = own.merged_label(&name, from, to);
+                let label = own.label(&group);
                 match merge(&group, closed, &label) {
                     Ok(output) => {
                         let inputs = group.into_iter().map(|input| input.file).collect();
-                        let mut kept = own.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                        kept.merged.push((name, inputs, output));
+                        own.kept().merged.push((name, inputs, output));
                     }
                     Err(error) => own.failure.set(error),
                 }
@@ -252,11 +227,14 @@ impl Snapshots {
     }
 
     /// Names a merged segment: no worker and no other merge has the name.
-    fn merged_label(&self, step: &str, from: Epoch, to: Epoch) -> Label {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    fn label(&self, group: &[SegmentInfo]) -> Label {
+        let mut kept = self.kept();
         kept.merges += 1;
-        let worker = u32::MAX - kept.merges;
-        Label { step: step.to_owned(), incarnation: self.terms.incarnation, worker, from, to }
+        Label::of_sum(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -267,13 +245,10 @@ impl Kept {
             let live = self.live.entry(step).or_default();
             let there = inputs.iter().all(|input| live.iter().any(|segment| segment.file == *input));
             if !there {
-                // An input died meanwhile: so have most of its rows, and what is left of the others is still there.
-                self.dropped.extend(output.map(|output| output.file));
-                continue;
+                continue; // An input has died meanwhile: the others stay as they are.
             }
             live.retain(|segment| !inputs.contains(&segment.file));
             live.extend(output);
-            self.dropped.extend(inputs);
         }
     }
 }

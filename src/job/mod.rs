@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
 use crate::durable::manifest::Manifest;
-use crate::durable::recovery::Sink;
+use crate::durable::recovery::{Found, SinkFound};
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ pub struct Job {
     options: source::Options,
     stop: Stop,
     metrics: Arc<Metrics>,
-    keeping: Option<Keeping>,
+    pub(crate) keeping: Option<Keeping>,
     journal: Arc<dyn Journal>,
     repeat: Vec<Frame>,
     pace: Pace,
@@ -316,13 +316,19 @@ impl Job {
         let steps = self.plan(move |flow| planned(flow))?;
         let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
+        let incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
-        let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| Sink { name, shown, on_change });
-        let sinks: Vec<Sink> = sinks.collect();
-        let query = state::print(&steps, &self.flags(keeping))?;
-        state::begin(keeping, &self.name, &query, &dir, &sinks, self.workers, failure).map(Some)
+        let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
+        let found = Found {
+            incarnation,
+            survey: &dir.survey()?,
+            sinks: &sinks.collect::<Vec<_>>(),
+            query: &state::print(&steps, &self.flags(keeping))?,
+            accept_changed_query: keeping.accept_changed_query,
+        };
+        state::begin(keeping, &self.name, &dir, &found, self.workers, failure).map(Some)
     }
 
     /// What affects output apart from the query.

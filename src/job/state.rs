@@ -1,9 +1,9 @@
 //! How a job with state begins a life: it finds out where it is, decides, and claims the life.
 //!
-//! The order matters, and is this: the state directory is locked; every sink is opened, which fences whoever wrote to it,
-//! and then asked what it has shown; manifests and journals are read, their torn tails cut, files and directories synced;
-//! it is decided where to go on ([`crate::durable::recovery`], a pure function); the life is claimed; and if another
-//! process was faster with that, all but the first two steps are done again.
+//! The order matters, and is this: the state directory is locked; the number of the life is taken, after which no older
+//! life shows anything any more; every sink is opened, which fences whoever wrote to it, and then asked what it has shown;
+//! manifests and journals are read, files and directories synced; it is decided where to go on
+//! ([`crate::durable::recovery`], a pure function); and the life is claimed. A process that was overtaken meanwhile ends.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use crate::durable::background::Background;
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::writer::{FileJournal, Place};
-use crate::durable::journal::{Frame, Journal};
+use crate::durable::Life;
+use crate::durable::journal::{FileJournal, Frame, Journal, Place};
 use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
-use crate::durable::recovery::{self, Sink};
+use crate::durable::recovery::{self, Found};
 use crate::durable::state::StateDir;
-use crate::durable::{Life, StillCurrent};
 use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
 use crate::stream::cut::Merges;
@@ -63,7 +62,7 @@ impl Keeping {
 /// A life that has begun.
 pub(crate) struct Begun {
     pub(crate) dir: Arc<StateDir>,
-    pub(crate) journal: Arc<FileJournal>,
+    pub(crate) journal: Arc<dyn Journal>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) durable: Durable,
     pub(crate) life: Life,
@@ -114,71 +113,45 @@ fn build_id() -> Result<String> {
     Ok(ID.get_or_init(|| format!("{:08x}-{length:x}", hasher.finalize())).clone())
 }
 
-/// Begins a life, once the sinks have been opened.
+/// Begins a life, whose number is taken and whose sinks have been opened.
 pub(crate) fn begin(
     keeping: &Keeping,
     job: &str,
-    query: &QueryPrint,
     dir: &Arc<StateDir>,
-    sinks: &[Sink],
+    found: &Found<'_>,
     workers: usize,
     failure: &Arc<Failure>,
 ) -> Result<Beginning> {
-    loop {
-        let survey = dir.survey()?;
-        let found = survey.found(query.clone(), sinks.to_vec(), keeping.accept_changed_query);
-        let decision = recovery::decide(&found)?;
-        if let Some(base) = decision.base.clone().filter(|base| base.ended) {
-            return Ok(Beginning::Ended(Box::new(base)));
-        }
-        if !dir.claim(&survey, &decision)? {
-            continue;
-        }
-        let still_current: StillCurrent = dir.still_current(decision.incarnation);
-        dir.collect_garbage(&decision, keeping.keep)?;
-        let place = Place {
-            disk: Arc::clone(&keeping.disk),
-            directory: dir.journal(),
-            state: dir.id(),
-            incarnation: decision.incarnation,
-            process: 0,
-            workers,
-            limit: keeping.journal_limit,
-            inherited: decision.accepted.clone(),
-            still_current: Arc::clone(&still_current),
-        };
-        let journal = Arc::new(FileJournal::begin(place)?);
-        let merges = Arc::new(Merges::default());
-        let terms = Terms {
-            job: job.to_owned(),
-            query: query.clone(),
-            incarnation: decision.incarnation,
-            keep: keeping.keep,
-        };
-        let as_journal: Arc<dyn Journal> = Arc::clone(&journal) as Arc<dyn Journal>;
-        let snapshots = Snapshots::start(
-            terms,
-            Arc::clone(dir),
-            as_journal,
-            Arc::clone(&merges),
-            Arc::clone(failure),
-            decision.manifests.clone(),
-        )?;
-        let durable = Durable {
-            disk: Arc::clone(&keeping.disk),
-            segments: dir.segments(),
-            incarnation: decision.incarnation,
-            worker: 0,
-            peers: workers,
-            writer: Arc::new(Background::start("segments")?),
-            base: decision.base.clone().map(Arc::new),
-            merges,
-            failure: Arc::clone(failure),
-        };
-        let from = decision.base.as_ref().map(|base| base.epoch);
-        let life = Life { state: Some(dir.id()), incarnation: decision.incarnation, from, still_current };
-        let (replay, last) = (decision.replay, decision.last_epoch);
-        let dir = Arc::clone(dir);
-        return Ok(Beginning::Begun(Box::new(Begun { dir, journal, snapshots, durable, life, replay, last })));
+    let decision = recovery::decide(found)?;
+    if decision.ended {
+        return decision.base.map(|base| Beginning::Ended(Box::new(base))).ok_or_else(|| {
+            Error::new("the state has ended, but its last snapshot is not there").at(keeping.directory.display())
+        });
     }
+    let Some(claim) = dir.claim(&decision, found.query)? else {
+        return Err(Error::new("another process goes on with this state").at(keeping.directory.display()));
+    };
+    dir.collect_garbage(&claim, keeping.keep, &decision.obsolete)?;
+    let place = Place { limit: keeping.journal_limit, ..dir.place(&claim, 0, workers) };
+    let still_current = Arc::clone(&place.still_current);
+    let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
+    let merges = Arc::new(Merges::default());
+    let terms = Terms { job: job.to_owned(), query: found.query.clone(), claim, keep: keeping.keep };
+    let (own, base) = (Arc::clone(dir), decision.base.as_ref());
+    let snapshots = Snapshots::start(terms, own, Arc::clone(&journal), Arc::clone(&merges), Arc::clone(failure), base)?;
+    let from = base.map(|base| base.epoch);
+    let durable = Durable {
+        disk: Arc::clone(&keeping.disk),
+        segments: dir.segments(),
+        incarnation: decision.incarnation,
+        worker: 0,
+        peers: workers,
+        writer: Arc::new(Background::start("segments")?),
+        base: decision.base.map(Arc::new),
+        merges,
+        failure: Arc::clone(failure),
+    };
+    let life = Life { state: Some(dir.id()), incarnation: decision.incarnation, from, still_current };
+    let (replay, last, dir) = (decision.replay, decision.last_epoch, Arc::clone(dir));
+    Ok(Beginning::Begun(Box::new(Begun { dir, journal, snapshots, durable, life, replay, last })))
 }

@@ -218,19 +218,15 @@ impl<T: Record> Saver<T> {
             let mut blocks: Result<Vec<RawBlock>> = Ok(Vec::new());
             let builder = &mut saving.builder;
             let more = rows(PIECE, &mut |row| {
-                let end = window(&row);
                 if let Ok(made) = &mut blocks {
-                    match builder.push(row, end) {
+                    match builder.push(&row, window(&row)) {
                         Ok(block) => made.extend(block),
                         Err(why) => blocks = Err(why),
                     }
                 }
             });
             if !more && let Ok(made) = &mut blocks {
-                match saving.builder.finish() {
-                    Ok(block) => made.extend(block),
-                    Err(why) => blocks = Err(why),
-                }
+                made.extend(builder.finish());
             }
             match blocks {
                 Ok(blocks) => blocks.into_iter().for_each(|block| self.write(block)),
@@ -260,13 +256,14 @@ impl<T: Record> Saver<T> {
                 step: self.name.clone(),
                 incarnation: self.durable.incarnation,
                 worker: self.durable.worker as u32,
+                number: saving.epoch,
                 from: Epoch(self.through),
                 to: Epoch(saving.epoch),
             };
             let (made, disk, directory) = (Arc::clone(&open), Arc::clone(&self.durable.disk), self.durable.segments.clone());
-            let codec = Arc::clone(&self.codec.borrow());
+            let coding = self.codec.borrow().coding();
             self.durable.writer.ask(move || {
-                let writer = SegmentWriter::create(&*disk, &directory, &label, codec.id(), codec.fingerprint());
+                let writer = SegmentWriter::create(&disk, &directory, &label, &coding);
                 *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
             });
             open
@@ -275,7 +272,7 @@ impl<T: Record> Saver<T> {
         self.durable.writer.ask(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(Ok(writer)) = &mut *open
-                && let Err(why) = writer.append(block)
+                && let Err(why) = writer.append(&block)
             {
                 *open = Some(Err(why));
             }
@@ -334,9 +331,10 @@ impl<T: Record> Saver<T> {
 fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
     let merge = move |inputs: &[SegmentInfo], closed: EventTime, label: &Label| {
-        let keep = |row: &T| !(kind.is_zero)(row) && (kind.window)(row) > closed;
-        let rules = compaction::Rules { order: kind.order, add: kind.add, keep: &keep, window: kind.window };
-        compaction::merge(&*disk, &directory, inputs, label, &*codec, &rules)
+        let RowKind { order, add, window, is_zero } = kind;
+        let (codec, keep) = (Arc::clone(&codec), |row: &T| !is_zero(row));
+        let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed };
+        compaction::merge(&disk, &directory, inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));
 }
@@ -356,17 +354,18 @@ pub(crate) fn load<'f, T: Record>(
     let segments = state.map(|state| state.segments.as_slice()).unwrap_or_default();
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
     // A segment all of whose rows are dead goes unread.
-    let mine: Vec<PathBuf> =
-        mine.filter(|(_, info)| info.greatest > closed).map(|(_, info)| durable.segments.join(&info.file)).collect();
+    let mine: Vec<SegmentInfo> =
+        mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
     let mut builder = OperatorBuilder::new(format!("Load: {name}"), flow.scope);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
     let info = builder.operator_info();
     let again = flow.scope.activator_for(Rc::clone(&info.address));
-    let (disk, failure) = (Arc::clone(&durable.disk), Arc::clone(&durable.failure));
+    let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
+    let failure = Arc::clone(&durable.failure);
     builder.build(move |mut capabilities| {
         let mut capability = capabilities.pop().map(|capability| capability.delayed(&epoch));
-        let mut loading = Loading { disk, paths: mine.into_iter(), open: None, kind, closed };
+        let mut loading = Loading { disk, directory, segments: mine.into_iter(), open: None, kind, closed };
         let mut rows = Vec::new();
         move |_frontiers| {
             let Some(held) = &capability else { return };
@@ -391,7 +390,8 @@ pub(crate) fn load<'f, T: Record>(
 /// Segments that are being read.
 struct Loading<T> {
     disk: Arc<dyn Disk>,
-    paths: std::vec::IntoIter<PathBuf>,
+    directory: PathBuf,
+    segments: std::vec::IntoIter<SegmentInfo>,
     open: Option<(SegmentReader, usize)>,
     kind: RowKind<T>,
     closed: EventTime,
@@ -402,7 +402,7 @@ impl<T: Record> Loading<T> {
     fn next(&mut self, codec: &dyn Codec<T>, rows: &mut Vec<T>) -> Result<bool> {
         loop {
             if let Some((reader, block)) = &mut self.open {
-                if *block < reader.blocks() {
+                if *block < reader.blocks().len() {
                     reader.read_block(*block, codec, rows)?;
                     *block += 1;
                     rows.retain(|row| (self.kind.window)(row) > self.closed);
@@ -410,8 +410,8 @@ impl<T: Record> Loading<T> {
                 }
                 self.open = None;
             }
-            let Some(path) = self.paths.next() else { return Ok(false) };
-            self.open = Some((SegmentReader::open(&*self.disk, &path)?, 0));
+            let Some(segment) = self.segments.next() else { return Ok(false) };
+            self.open = Some((SegmentReader::open_named(&*self.disk, &self.directory, &segment)?, 0));
         }
     }
 }

@@ -21,7 +21,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::durable::journal::Bound;
 use crate::durable::manifest::SourceState;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
 use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
@@ -264,6 +264,18 @@ pub(crate) fn read<'f, S: Source>(
     let metrics = build.metrics.source(name);
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
+    if build.purpose == Purpose::AskGrown
+        && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
+    {
+        match source.grown_since(&build.place, &saved.bounds) {
+            Ok(None) => {}
+            Ok(Some(what)) => {
+                let error = Error::new("the state has ended, and its source has grown since").at(source.describe());
+                build.failure.set(error.because(what).help("start with a new --state to read it all"));
+            }
+            Err(error) => build.failure.set(error),
+        }
+    }
     if build.purpose == Purpose::Run {
         match source.open(&build.place) {
             Ok(reader) => {
