@@ -10,14 +10,31 @@
 
 pub mod disk;
 pub mod journal;
+pub mod manifest;
+pub mod recovery;
+mod sealed;
+pub mod segment;
+pub mod state;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::time::Epoch;
+
+/// The error for an act on a file that the disk refused.
+pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
+    let error = Error::new(what).at(place);
+    match why.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            error.because("the disk is full").help("free some space and start again: it goes on where it was")
+        }
+        _ => error.because(why),
+    }
+}
 
 /// Names a state for ever: drawn at random when its directory is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

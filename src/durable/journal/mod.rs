@@ -2,12 +2,23 @@
 //!
 //! * A [`Bound`] says what one epoch took from one partition: up to which offset, and with which watermark and flags.
 //! * A [`Check`] in it tells later whether the partition is still the one that it was.
-//! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing.
+//! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing, but for the
+//!   first epoch of a life, to which every worker appends a frame.
+//! * [`FileJournal`] keeps frames in files, [`JournalFile`] reads those back, [`FileId`] names them.
 //!
 //! Invariants: a worker appends the frames of its epochs in order; a worker's capability for an epoch outlives the sync
 //! of its frame for that epoch; equal frames give equal output, on any number of workers.
 
+mod format;
+mod reader;
+mod writer;
+
+pub use format::{Before, Entry, FileId, Header};
+pub use reader::JournalFile;
+pub use writer::{FileJournal, Place};
+
 use std::sync::{Mutex, PoisonError};
+use std::thread::Thread;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +77,21 @@ pub trait Journal: Send + Sync {
 
     /// The greatest epoch of `worker` whose frame, and all before it, are on record for good; `None` before the first.
     fn synced(&self, worker: usize) -> Option<Epoch>;
+
+    /// Has `thread` woken, by unparking it, whenever [`Journal::synced`] of `worker` has changed, and when the journal
+    /// has failed.
+    fn wake(&self, _worker: usize, _thread: Thread) {}
+
+    /// Whether it still takes frames.
+    ///
+    /// # Errors
+    /// What it failed with.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Says that no epoch up to `through` will be replayed, so that what binds only those can go.
+    fn cut(&self, _through: Epoch) {}
 }
 
 /// A journal that holds what it is told in memory: at once "synced", and gone with the process.

@@ -1,0 +1,92 @@
+//! Reads a file of the journal: what is good of it, and how much of it must be.
+//!
+//! Nothing is decided here: whether what is not good is a torn tail or damage depends on what others say of the file,
+//! too. That is for [`recovery`](crate::durable::recovery).
+
+use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, salt};
+use crate::durable::StateId;
+use crate::durable::sealed::Broken;
+use crate::error::{Error, Result};
+
+/// A file of the journal, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalFile {
+    /// Which.
+    pub id: FileId,
+    /// Its header; `None` if that is not good, and then nothing is.
+    pub header: Option<Header>,
+    /// The frames up to the first that is not good.
+    pub entries: Vec<Entry>,
+    /// Where the header ends.
+    pub begin: u64,
+    /// How many bytes are good.
+    pub good: u64,
+    /// How many bytes were synced, by what the frames behind the good ones say.
+    pub known: u64,
+    /// How many bytes there are.
+    pub found: u64,
+}
+
+impl JournalFile {
+    /// Reads the bytes of the file `id` of the state `state`.
+    ///
+    /// # Errors
+    /// If it was written in another format, or is another file than its name says.
+    pub fn read(state: StateId, id: FileId, bytes: &[u8]) -> Result<JournalFile> {
+        let mut file = JournalFile {
+            id,
+            header: None,
+            entries: Vec::new(),
+            begin: 0,
+            good: 0,
+            known: 0,
+            found: bytes.len() as u64,
+        };
+        let salt = salt(state, id);
+        let mut at = 0;
+        match KIND.open_first::<Header>(bytes) {
+            Ok((header, end)) => {
+                check_header(state, id, &header)?;
+                file.header = Some(header);
+                file.begin = end as u64;
+                at = end;
+                while let Some((_, body)) = frame_at(bytes, salt, at) {
+                    at += BEFORE_BODY + body.len();
+                    if !body.is_empty() {
+                        file.entries.push(entry(id, body, at as u64)?);
+                    }
+                }
+            }
+            Err(broken @ Broken::Version(_)) => return Err(KIND.refusal(broken, id)),
+            Err(Broken::Damaged(_)) => {}
+        }
+        file.good = at as u64;
+        // Whatever is good behind what is not says how far the file was synced.
+        while let Some(next) = bytes.get(at + 1..).and_then(|rest| memchr::memmem::find(rest, &MARKER)) {
+            at += 1 + next;
+            if let Some((synced, _)) = frame_at(bytes, salt, at) {
+                file.known = file.known.max(synced);
+            }
+        }
+        Ok(file)
+    }
+}
+
+fn check_header(state: StateId, id: FileId, header: &Header) -> Result<()> {
+    if header.state != state {
+        let why = format!("it belongs to the state {}, and this is {state}", header.state);
+        return Err(Error::new("a file of the journal is of another state").at(id).because(why));
+    }
+    if header.file != id {
+        let why = format!("it was written as {}", header.file);
+        return Err(Error::new("a file of the journal has the name of another").at(id).because(why));
+    }
+    Ok(())
+}
+
+fn entry(id: FileId, body: &[u8], end: u64) -> Result<Entry> {
+    match postcard::take_from_bytes(body) {
+        Ok(((worker, frame), [])) => Ok(Entry { worker, frame, end }),
+        _ => Err(Error::new("the journal is damaged").at(id).because("a frame makes no sense")),
+    }
+}

@@ -1,0 +1,366 @@
+//! The journal in files: one thread of the process writes and syncs for all its workers.
+//!
+//! * **Group commit**: the thread takes all frames that wait, appends them in one write, syncs, and then tells each
+//!   worker how far it is. What comes meanwhile waits for the next round.
+//! * When a file has become longer than [`Place::limit`], the next round begins a new one. Its header says how long the
+//!   old one is, which is all synced by then.
+//! * **Cutting** removes whole files, oldest first, and never the one that is being written.
+//!
+//! Invariants: a worker's frames are written in the order of its epochs; what is told to be synced is, and so is the
+//! name of its file; after a failure nothing more is written, as nobody knows what is on the disk then.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, Thread};
+
+use super::format::{BEFORE_BODY, Before, FileId, Header, KIND, body_of, put, salt};
+use super::{Frame, Journal};
+use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::recovery::Accepted;
+use crate::durable::{StateId, StillCurrent, disk_error};
+use crate::error::{Error, Result};
+use crate::time::Epoch;
+
+/// Where a journal is written, and by whom.
+#[derive(Clone)]
+pub struct Place {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The directory of the journal, which is there.
+    pub directory: PathBuf,
+    /// The state.
+    pub state: StateId,
+    /// The life that writes.
+    pub incarnation: u64,
+    /// The process of that life.
+    pub process: u32,
+    /// How many workers the life has, in all its processes.
+    pub workers: usize,
+    /// How many bytes a file may have before the next one is begun.
+    pub limit: u64,
+    /// Files of earlier lives that this process removes when they are cut off.
+    pub inherited: Vec<Accepted>,
+    /// Asked before anything is removed.
+    pub still_current: StillCurrent,
+}
+
+impl Place {
+    /// How many bytes a file may have unless one says otherwise.
+    pub const LIMIT: u64 = 1 << 20;
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place")
+            .field("directory", &self.directory)
+            .field("incarnation", &self.incarnation)
+            .field("process", &self.process)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A journal in files.
+#[derive(Debug)]
+pub struct FileJournal {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What workers and the writing thread share.
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Something is in the queue.
+    ready: Condvar,
+    /// For each worker, one more than its greatest epoch that is synced; 0 if there is none.
+    synced: Vec<AtomicU64>,
+    failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    threads: Mutex<BTreeMap<usize, Thread>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// The last epoch that each worker has appended.
+    appended: Vec<Option<Epoch>>,
+    cut: Option<Epoch>,
+    closing: bool,
+}
+
+/// A frame that waits to be written.
+#[derive(Debug)]
+struct Waiting {
+    worker: usize,
+    epoch: Epoch,
+    body: Vec<u8>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FileJournal {
+    /// Begins the first file of a process of a life, and the thread that writes.
+    ///
+    /// # Errors
+    /// If the disk does not let it, or the process has begun it already.
+    pub fn begin(place: Place) -> Result<FileJournal> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue { appended: vec![None; place.workers], ..Queue::default() }),
+            ready: Condvar::new(),
+            synced: (0..place.workers).map(|_| AtomicU64::new(0)).collect(),
+            failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            threads: Mutex::new(BTreeMap::new()),
+        });
+        let writer = Writer::begin(place, shared.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run())
+            .map_err(|why| Error::new("cannot start the journal's thread").because(why))?;
+        Ok(FileJournal { shared, thread: Some(thread) })
+    }
+
+    /// Writes and syncs all that waits, and ends.
+    ///
+    /// # Errors
+    /// What the journal failed with, now or before.
+    pub fn close(mut self) -> Result<()> {
+        self.end();
+        self.check()
+    }
+
+    fn end(&mut self) {
+        locked(&self.shared.queue).closing = true;
+        self.shared.ready.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            self.shared.fail(Error::new("the journal's thread has panicked"));
+        }
+    }
+}
+
+impl Drop for FileJournal {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Journal for FileJournal {
+    fn append(&self, worker: usize, frame: Frame) -> Result<()> {
+        self.check()?;
+        let epoch = frame.epoch;
+        let number = u32::try_from(worker).map_err(|_| Error::usage("there cannot be so many workers"))?;
+        let body = body_of(number, &frame)?;
+        let mut queue = locked(&self.shared.queue);
+        assert!(queue.appended[worker] < Some(epoch), "a worker binds its epochs in order, each once");
+        queue.appended[worker] = Some(epoch);
+        queue.waiting.push(Waiting { worker, epoch, body });
+        drop(queue);
+        self.shared.ready.notify_one();
+        Ok(())
+    }
+
+    fn synced(&self, worker: usize) -> Option<Epoch> {
+        let synced = self.shared.synced.get(worker)?.load(Ordering::Acquire);
+        synced.checked_sub(1).map(Epoch)
+    }
+
+    fn wake(&self, worker: usize, thread: Thread) {
+        locked(&self.shared.threads).insert(worker, thread);
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.shared.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        locked(&self.shared.failure).clone().map_or(Ok(()), Err)
+    }
+
+    fn cut(&self, through: Epoch) {
+        let mut queue = locked(&self.shared.queue);
+        queue.cut = queue.cut.max(Some(through));
+        drop(queue);
+        self.shared.ready.notify_one();
+    }
+}
+
+impl Shared {
+    /// Waits for something to do.
+    fn take(&self) -> Queue {
+        let mut queue = locked(&self.queue);
+        while queue.waiting.is_empty() && queue.cut.is_none() && !queue.closing {
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        Queue {
+            waiting: std::mem::take(&mut queue.waiting),
+            cut: queue.cut.take(),
+            closing: queue.closing,
+            appended: Vec::new(),
+        }
+    }
+
+    /// Keeps what failed first, and wakes all, who will ask.
+    fn fail(&self, why: Error) {
+        locked(&self.failure).get_or_insert(why);
+        self.failed.store(true, Ordering::Release);
+        locked(&self.threads).values().for_each(Thread::unpark);
+    }
+
+    /// Tells workers how far they are.
+    fn publish(&self, written: &[Waiting]) {
+        let mut news = BTreeMap::new();
+        for frame in written {
+            news.insert(frame.worker, frame.epoch.0 + 1);
+        }
+        for (worker, synced) in &news {
+            self.synced[*worker].store(*synced, Ordering::Release);
+        }
+        let threads = locked(&self.threads);
+        news.keys().filter_map(|worker| threads.get(worker)).for_each(Thread::unpark);
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    place: Place,
+    shared: Arc<Shared>,
+    file: Box<dyn DiskFile>,
+    id: FileId,
+    salt: u32,
+    /// How long the file is; all of that is synced.
+    length: u64,
+    /// The greatest epoch in the file and in those of this process before it.
+    last: Option<Epoch>,
+    /// The files before, oldest first, each with the greatest epoch in it and before it. Those of a life's process are
+    /// removed in their order.
+    old: BTreeMap<FileId, Option<Epoch>>,
+}
+
+impl Writer {
+    fn begin(place: Place, shared: Arc<Shared>) -> Result<Writer> {
+        let id = FileId { incarnation: place.incarnation, process: place.process, number: 0 };
+        let old = place.inherited.iter().map(|inherited| (inherited.file, inherited.last)).collect();
+        let names = place.disk.list(&place.directory);
+        let names = names.map_err(|why| disk_error("cannot list the journal", place.directory.display(), why))?;
+        if names.contains(&id.to_string()) {
+            return Err(Error::new("this life of the state has a journal already").at(id));
+        }
+        let (file, length) = begin_file(&place, id, None)?;
+        let salt = salt(place.state, id);
+        Ok(Writer { place, shared, file, id, salt, length, last: None, old })
+    }
+
+    fn run(mut self) {
+        loop {
+            let work = self.shared.take();
+            if let Err(why) = self.round(&work) {
+                self.shared.fail(why);
+                return;
+            }
+            if work.closing {
+                return;
+            }
+        }
+    }
+
+    fn round(&mut self, work: &Queue) -> Result<()> {
+        if !work.waiting.is_empty() {
+            if self.length >= self.place.limit {
+                self.rotate()?;
+            }
+            self.commit(&work.waiting)?;
+            self.shared.publish(&work.waiting);
+        }
+        if let Some(through) = work.cut {
+            self.cut(through)?;
+        }
+        if work.closing {
+            // A frame without content: what is before it is known to be synced, whatever becomes of the file.
+            let mut bytes = Vec::new();
+            put(&mut bytes, self.salt, self.length, self.length, &[]);
+            self.write(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, frames: &[Waiting]) -> Result<()> {
+        let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.body.len() + BEFORE_BODY).sum());
+        for frame in frames {
+            let position = self.length + bytes.len() as u64;
+            put(&mut bytes, self.salt, position, self.length, &frame.body);
+            self.last = self.last.max(Some(frame.epoch));
+        }
+        self.write(&bytes)
+    }
+
+    /// Appends and syncs.
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.file.append(bytes).and_then(|()| self.file.sync());
+        let path = self.place.directory.join(self.id.to_string());
+        written.map_err(|why| disk_error("cannot write the journal", path.display(), why))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<()> {
+        let next = FileId { number: self.id.number + 1, ..self.id };
+        let before = Before { length: self.length, last: self.last };
+        let (file, length) = begin_file(&self.place, next, Some(before))?;
+        self.old.insert(self.id, self.last);
+        (self.file, self.length, self.id, self.salt) = (file, length, next, salt(self.place.state, next));
+        Ok(())
+    }
+
+    fn cut(&mut self, through: Epoch) -> Result<()> {
+        let mut held = None;
+        let mut going = Vec::new();
+        for (id, last) in &self.old {
+            let process = (id.incarnation, id.process);
+            if held == Some(process) {
+                continue;
+            }
+            if *last <= Some(through) {
+                going.push(*id);
+            } else {
+                held = Some(process);
+            }
+        }
+        if going.is_empty() {
+            return Ok(());
+        }
+        (self.place.still_current)()?;
+        for id in going {
+            let path = self.place.directory.join(id.to_string());
+            match self.place.disk.remove(&path) {
+                Err(why) if why.kind() != io::ErrorKind::NotFound => {
+                    return Err(disk_error("cannot remove an old file of the journal", path.display(), why));
+                }
+                _ => self.old.remove(&id),
+            };
+        }
+        // That they are gone need not survive a crash.
+        Ok(())
+    }
+}
+
+/// Makes a file with its header for good, under its name.
+fn begin_file(place: &Place, file: FileId, before: Option<Before>) -> Result<(Box<dyn DiskFile>, u64)> {
+    let workers = u32::try_from(place.workers).map_err(|_| Error::usage("there cannot be so many workers"))?;
+    let header = KIND.seal(&Header { state: place.state, file, workers, before })?;
+    let path = place.directory.join(file.to_string());
+    let begun = place.disk.create(&path).and_then(|mut made| {
+        made.append(&header)?;
+        made.sync()?;
+        place.disk.sync_directory(&place.directory)?;
+        Ok(made)
+    });
+    let begun = begun.map_err(|why| disk_error("cannot begin a file of the journal", path.display(), why))?;
+    Ok((begun, header.len() as u64))
+}

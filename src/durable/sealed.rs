@@ -1,0 +1,148 @@
+//! Small files that are read whole: what they are, in which format, and whether they are as they were written.
+//!
+//! ```text
+//! magic 7 | version 1 | checksum 4 | length 4 | body, in postcard
+//! ```
+//! The checksum is crc32 of everything but itself; numbers are little-endian.
+//!
+//! Invariant: what is read back is what was written, in this format, or it is refused.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// How many bytes there are before the body.
+const BEFORE_BODY: usize = 16;
+
+/// A kind of file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kind {
+    /// What such a file begins with.
+    pub(super) magic: [u8; 7],
+    /// The format that this program reads and writes, from 1.
+    pub(super) version: u8,
+    /// What it is called: "manifest".
+    pub(super) name: &'static str,
+}
+
+/// Why bytes could not be read as what they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// They are something else, or not whole.
+    Damaged(&'static str),
+    /// They were written in another format.
+    Version(u8),
+}
+
+impl Kind {
+    /// The bytes of a file with this content.
+    ///
+    /// # Errors
+    /// Where a content cannot be written.
+    pub(super) fn seal(&self, content: &impl Serialize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&self.magic);
+        bytes.push(self.version);
+        bytes.extend_from_slice(&[0; 8]);
+        let cannot = |why: &dyn std::fmt::Display| Error::new(format!("cannot write a {}", self.name)).because(why);
+        let mut bytes = postcard::to_extend(content, bytes).map_err(|why| cannot(&why))?;
+        let length = u32::try_from(bytes.len() - BEFORE_BODY).map_err(|_| cannot(&"it is longer than 4 GiB"))?;
+        bytes[12..16].copy_from_slice(&length.to_le_bytes());
+        let sum = checksum(&bytes);
+        bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Reads what the bytes begin with; also says how many bytes that is.
+    pub(super) fn open_first<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, usize), Broken> {
+        if bytes.len() < BEFORE_BODY {
+            return Err(Broken::Damaged("it is too short"));
+        }
+        if bytes[..7] != self.magic {
+            return Err(Broken::Damaged("it does not begin as such a file does"));
+        }
+        match bytes[7] {
+            version if version == self.version => {}
+            // Nobody writes it: a file whose first bytes only were stored.
+            0 => return Err(Broken::Damaged("it is not whole")),
+            version => return Err(Broken::Version(version)),
+        }
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let end = BEFORE_BODY + word(12) as usize;
+        let Some(whole) = bytes.get(..end) else { return Err(Broken::Damaged("it is shorter than it says")) };
+        if checksum(whole) != word(8) {
+            return Err(Broken::Damaged("its checksum does not match"));
+        }
+        match postcard::take_from_bytes(&whole[BEFORE_BODY..]) {
+            Ok((content, [])) => Ok((content, end)),
+            _ => Err(Broken::Damaged("its content makes no sense")),
+        }
+    }
+
+    /// Reads the bytes of a whole file.
+    pub(super) fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<T, Broken> {
+        match self.open_first(bytes)? {
+            (content, end) if end == bytes.len() => Ok(content),
+            _ => Err(Broken::Damaged("it is longer than it says")),
+        }
+    }
+
+    /// The error for a file of this kind, at this place.
+    pub(super) fn refusal(&self, broken: Broken, place: impl std::fmt::Display) -> Error {
+        match broken {
+            Broken::Damaged(why) => Error::new(format!("the {} is damaged", self.name)).at(place).because(why),
+            Broken::Version(version) => Error::new(format!(
+                "the {} was written in format {version}, and this program knows format {}",
+                self.name, self.version
+            ))
+            .at(place)
+            .help("use the version of the program that wrote it"),
+        }
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&bytes[..8]);
+    sum.update(&bytes[12..]);
+    sum.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind { magic: *b"TGTRIAL", version: 3, name: "trial" };
+
+    #[test]
+    fn a_file_that_is_not_as_it_was_written_is_refused() {
+        let content = (7u64, "seven".to_owned(), vec![Some(1i64), None]);
+        let bytes = KIND.seal(&content).unwrap();
+        assert_eq!(KIND.open(&bytes), Ok(content.clone()));
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert_eq!(KIND.open_first(&longer), Ok((content, bytes.len())));
+        type Content = (u64, String, Vec<Option<i64>>);
+        assert!(KIND.open::<Content>(&longer).is_err());
+        for length in 0..bytes.len() {
+            assert!(KIND.open::<Content>(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        for (at, bit) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << bit;
+            assert!(KIND.open::<Content>(&flipped).is_err(), "bit {bit} of byte {at}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_refused_by_its_number() {
+        let bytes = Kind { version: 9, ..KIND }.seal(&1u8).unwrap();
+        let broken = KIND.open::<u8>(&bytes).unwrap_err();
+        assert_eq!(
+            KIND.refusal(broken, "a/b").to_string(),
+            "the trial was written in format 9, and this program knows format 3 (a/b); use the version of the program \
+             that wrote it"
+        );
+    }
+}

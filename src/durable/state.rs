@@ -1,0 +1,504 @@
+//! The directory of a state: what is in it, whose it is, and which life of it is the current one.
+//!
+//! ```text
+//! STATE                 its identity, made once
+//! LOCK                  locked by the process that has the state, and signed by it
+//! lives/3               life 3 has begun: no older life may write, show or remove anything any more
+//! lives/3.claim         what life 3 went on from
+//! journal/3-0-0.journal life, process, number
+//! manifests/1700-3.manifest   epoch, life
+//! segments/3-….segment  life, and what its writer adds
+//! ```
+//!
+//! How a life begins: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number, so that every older
+//! life fails when it asks whether it is still current; the sinks are fenced and asked what they have shown;
+//! [`StateDir::survey`] reads the directory and makes what it has read survive a loss of power; [`decide`] decides; and
+//! [`StateDir::claim`] writes what was decided, unless a still later life has begun meanwhile.
+//!
+//! The number is taken before anything is read, and not only with the claim. Otherwise an older life that was not dead
+//! could show an epoch, or remove files that a snapshot of its own had made superfluous, after they were read and before
+//! the claim. Now what it does after its last question is at most one act: a file of the journal or a manifest more,
+//! which the claim does not name; or the removal of files that were superfluous by a manifest that was there before it
+//! asked, so also when the later life read the directory.
+//!
+//! Invariants: nothing is written but by a life that has a claim, and asked just before; what is removed was listed
+//! before it asked, so it is no later life's; a life without a claim has written nothing.
+//!
+//! [`decide`]: super::recovery::decide
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::{Disk, Lock, is_temporary};
+use super::journal::{FileId, JournalFile, Place};
+use super::manifest::{self, Manifest, ManifestId, QueryPrint};
+use super::recovery::{Claim, Decision, Holder, Survey};
+use super::sealed::Kind;
+use super::{StateId, StillCurrent, disk_error};
+use crate::error::{Error, Result};
+use crate::time::{Epoch, EventTime};
+
+const IDENTITY: Kind = Kind { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
+const LIFE: Kind = Kind { magic: *b"TGALIFE", version: 1, name: "record of a life" };
+const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 1, name: "claim" };
+
+/// The directories of a state.
+const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
+/// Of how many lives before the current one the records stay, for people.
+const LIVES_KEPT: u64 = 16;
+
+/// What the file `STATE` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    id: StateId,
+    /// When it was made: milliseconds since 1970, by the wall clock, for people.
+    made_ms: u64,
+    /// The version of the program that made it, for people.
+    program: String,
+}
+
+/// The directory of a state.
+#[derive(Debug)]
+pub struct StateDir {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    id: StateId,
+    /// Held for life. `None` for who only looks, or belongs to the process that has it.
+    _lock: Option<Box<dyn Lock>>,
+}
+
+/// What [`StateDir::collect_garbage`] has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The epoch of the oldest manifest that was kept: journals are cut there. `None` if there is no manifest.
+    pub oldest: Option<Epoch>,
+    /// How many files were removed.
+    pub removed: usize,
+}
+
+impl StateDir {
+    /// Opens a state for a job, makes it if it is not there, and locks it for as long as the value lives. With
+    /// `take_over` it goes on where another process has the lock.
+    ///
+    /// # Errors
+    /// If another process has it, if its identity cannot be read or is missing, or if the disk does not let it.
+    pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
+        let path = path.into();
+        let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
+        disk.create_directory(&path).map_err(cannot)?;
+        let lock = match disk.lock(&path.join("LOCK")).map_err(cannot)? {
+            Some(lock) => Some(lock),
+            None if take_over => take_lock_over(&*disk, &path).map_err(cannot)?,
+            None => return Err(in_use(&*disk, &path)),
+        };
+        let lock = lock.map(|mut lock| lock.sign(&signature(&Holder::this_process())).map(|()| lock));
+        let lock = lock.transpose().map_err(cannot)?;
+        for directory in DIRECTORIES {
+            disk.create_directory(&path.join(directory)).map_err(cannot)?;
+        }
+        let id = match read_identity(&*disk, &path)? {
+            Some(identity) => identity.id,
+            None => make_identity(&*disk, &path)?.id,
+        };
+        Ok(StateDir { disk, path, id, _lock: lock })
+    }
+
+    /// Opens a state that is there without locking it: for the other processes of its job, and to look at it.
+    ///
+    /// # Errors
+    /// If there is none, if its identity cannot be read, or if the disk does not let it.
+    pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
+        let path = path.into();
+        match read_identity(&*disk, &path)? {
+            Some(Identity { id, .. }) => Ok(StateDir { disk, path, id, _lock: None }),
+            None => Err(Error::new("there is no state here").at(path.display())),
+        }
+    }
+
+    /// Names the state for ever.
+    pub fn id(&self) -> StateId {
+        self.id
+    }
+
+    /// The disk that it is on.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of the journal.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+
+    /// The directory of manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.path.join("manifests")
+    }
+
+    /// The directory of segments.
+    pub fn segments(&self) -> PathBuf {
+        self.path.join("segments")
+    }
+
+    fn lives(&self) -> PathBuf {
+        self.path.join("lives")
+    }
+
+    fn cannot(&self, what: &str) -> impl Fn(io::Error) -> Error {
+        let place = self.path.display().to_string();
+        let what = format!("cannot {what} the state");
+        move |why| disk_error(&what, &place, why)
+    }
+
+    /// Takes the next life's number. From then on no older life is current.
+    ///
+    /// # Errors
+    /// If the disk does not let it.
+    pub fn begin(&self) -> Result<u64> {
+        let cannot = self.cannot("begin a life of");
+        let record = LIFE.seal(&Holder::this_process())?;
+        loop {
+            let next = latest(&*self.disk, &self.lives()).map_err(&cannot)? + 1;
+            match self.disk.create_new(&self.lives().join(next.to_string()), &record) {
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(&cannot)?,
+            }
+            // Records of old lives are removed: the number may have been free for that reason.
+            if latest(&*self.disk, &self.lives()).map_err(&cannot)? == next {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// Says, whenever asked, whether a later life than this one has begun.
+    pub fn still_current(&self, incarnation: u64) -> StillCurrent {
+        let (disk, lives, place) = (self.disk.clone(), self.lives(), self.path.display().to_string());
+        Arc::new(move || {
+            let latest = latest(&*disk, &lives).map_err(|why| disk_error("cannot ask the state", &place, why))?;
+            if latest <= incarnation {
+                return Ok(());
+            }
+            Err(Error::new("another process goes on with this state")
+                .at(&place)
+                .because(format!("its life {latest} has begun, and this is life {incarnation}")))
+        })
+    }
+
+    /// Reads what there is, and makes all of it survive a loss of power: only then may it be built upon.
+    ///
+    /// # Errors
+    /// If the disk does not let it. Files that are not as they should be are part of what is found.
+    pub fn survey(&self) -> Result<Survey> {
+        let mut survey = Survey::default();
+        let cannot = self.cannot("read");
+        for directory in DIRECTORIES {
+            let names = self.disk.list(&self.path.join(directory)).map_err(&cannot)?;
+            let unfinished = names.iter().filter(|name| is_temporary(name));
+            survey.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
+            match directory {
+                "journal" => {
+                    for id in names.iter().filter_map(|name| FileId::parse(name)) {
+                        let read = |bytes: &[u8]| JournalFile::read(self.id, id, bytes);
+                        survey.journals.extend(self.read(directory, &id.to_string(), read)?.map(|file| (id, file)));
+                    }
+                }
+                "manifests" => {
+                    for id in names.iter().filter_map(|name| ManifestId::parse(name)) {
+                        let read = |bytes: &[u8]| Manifest::read(self.id, id, bytes);
+                        survey.manifests.extend(self.read(directory, &id.to_string(), read)?.map(|file| (id, file)));
+                    }
+                }
+                "segments" => survey.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
+                _ => {}
+            }
+        }
+        // Claims last: whose files were seen, its claim is.
+        let names = self.disk.list(&self.lives()).map_err(&cannot)?;
+        for (name, number) in names.iter().filter_map(|name| Some((name, claimed(name)?))) {
+            let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
+            survey.claims.extend(self.read("lives", name, read)?.map(|claim| (number, claim)));
+        }
+        for directory in DIRECTORIES {
+            self.disk.sync_directory(&self.path.join(directory)).map_err(&cannot)?;
+        }
+        self.disk.sync_directory(&self.path).map_err(&cannot)?;
+        Ok(survey)
+    }
+
+    /// Reads and syncs a file; `None` if it is not there any more.
+    fn read<T>(
+        &self,
+        directory: &str,
+        name: &str,
+        read: impl Fn(&[u8]) -> Result<T>,
+    ) -> Result<Option<std::result::Result<T, Error>>> {
+        let path = self.path.join(directory).join(name);
+        let bytes = self.disk.read(&path).and_then(|bytes| {
+            self.disk.open(&path)?.sync()?;
+            Ok(bytes)
+        });
+        match bytes {
+            // An older life removes what nobody needs.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(why) => Err(disk_error("cannot read a file of the state", path.display(), why)),
+            Ok(bytes) => Ok(Some(read(&bytes).map_err(|why| why.at(format!("{directory}/{name}"))))),
+        }
+    }
+
+    /// Writes for good what the life goes on from. `None` if a later life has begun: then this one is over, and may
+    /// start over with a new number.
+    ///
+    /// # Errors
+    /// If the life has a claim already, or the disk does not let it.
+    pub fn claim(&self, decision: &Decision, query: &QueryPrint) -> Result<Option<Claim>> {
+        let cannot = self.cannot("claim");
+        let claim = Claim {
+            state: self.id,
+            incarnation: decision.incarnation,
+            holder: Holder::this_process(),
+            manifests: decision.manifests.clone(),
+            base: decision.base.as_ref().map(Manifest::id),
+            journals: decision.accepted.clone(),
+            last_epoch: decision.last_epoch,
+            query: query.clone(),
+        };
+        let is_latest = || latest(&*self.disk, &self.lives()).map(|latest| latest == claim.incarnation);
+        if !is_latest().map_err(&cannot)? {
+            return Ok(None);
+        }
+        let path = self.lives().join(format!("{}.claim", claim.incarnation));
+        self.disk.create_new(&path, &CLAIM.seal(&claim)?).map_err(&cannot)?;
+        Ok(is_latest().map_err(&cannot)?.then_some(claim))
+    }
+
+    /// Where a process of a life writes its journal. Process 0 removes what earlier lives left, when it is cut off.
+    pub fn place(&self, claim: &Claim, process: u32, workers: usize) -> Place {
+        Place {
+            disk: self.disk.clone(),
+            directory: self.journal(),
+            state: self.id,
+            incarnation: claim.incarnation,
+            process,
+            workers,
+            limit: Place::LIMIT,
+            inherited: if process == 0 { claim.journals.clone() } else { Vec::new() },
+            still_current: self.still_current(claim.incarnation),
+        }
+    }
+
+    /// Removes what nothing names: all manifests that count but the `keep` newest, segments that only those named or
+    /// that lives before left behind, records of lives long gone, and `obsolete`, as the decision has it.
+    ///
+    /// Segments of this life that no manifest has named stay: they may be about to be named.
+    ///
+    /// # Errors
+    /// If a manifest to be kept cannot be read, if a later life has begun, or if the disk does not let it.
+    pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<Kept> {
+        let cannot = self.cannot("remove old files of");
+        let counts = |id: &ManifestId| id.incarnation == claim.incarnation || claim.manifests.contains(id);
+        let mut manifests = manifest::list(&*self.disk, &self.manifests())?;
+        manifests.retain(counts);
+        let dropped: Vec<_> = manifests.drain(..manifests.len().saturating_sub(keep.max(1))).collect();
+        let mut named = BTreeSet::new();
+        for id in &manifests {
+            named.extend(self.manifest(*id)?.segments().map(str::to_owned));
+        }
+        let mut superfluous = BTreeSet::new();
+        for id in &dropped {
+            // One that cannot be read is let go, and what it named with the next life.
+            if let Ok(manifest) = self.manifest(*id) {
+                superfluous.extend(manifest.segments().map(str::to_owned));
+            }
+        }
+        let mut segments = self.disk.list(&self.segments()).map_err(&cannot)?;
+        let is_older = |name: &str| life_of_segment(name).is_some_and(|life| life < claim.incarnation);
+        segments.retain(|name| !named.contains(name) && (is_older(name) || superfluous.contains(name)));
+        let mut lives = self.disk.list(&self.lives()).map_err(&cannot)?;
+        lives.retain(|name| number_of(name).is_some_and(|life| life + LIVES_KEPT < claim.incarnation));
+
+        // All that goes is known: of a life that begins from here on nothing is among it.
+        (self.still_current(claim.incarnation))()?;
+        let mut removed = 0;
+        let manifest = dropped.iter().map(|id| format!("manifests/{id}"));
+        removed += self.remove(manifest).map_err(&cannot)?;
+        if removed > 0 {
+            // Before what they name.
+            self.disk.sync_directory(&self.manifests()).map_err(&cannot)?;
+        }
+        removed += self.remove(obsolete.iter().cloned()).map_err(&cannot)?;
+        removed += self.remove(segments.iter().map(|name| format!("segments/{name}"))).map_err(&cannot)?;
+        removed += self.remove(lives.iter().map(|name| format!("lives/{name}"))).map_err(&cannot)?;
+        Ok(Kept { oldest: manifests.first().map(|id| id.epoch), removed })
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// If it is missing, damaged or of another state, or the disk does not let it.
+    pub fn manifest(&self, id: ManifestId) -> Result<Manifest> {
+        let path = self.manifests().join(id.to_string());
+        let bytes = self.disk.read(&path);
+        let bytes = bytes.map_err(|why| disk_error("cannot read the manifest", path.display(), why))?;
+        Manifest::read(self.id, id, &bytes)
+    }
+
+    /// Removes files of which some may be gone already.
+    fn remove(&self, paths: impl Iterator<Item = String>) -> io::Result<usize> {
+        let mut removed = 0;
+        for path in paths {
+            match self.disk.remove(&self.path.join(path)) {
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                gone => {
+                    gone?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// The life that wrote a segment: what its name begins with.
+fn life_of_segment(name: &str) -> Option<u64> {
+    name.strip_suffix(".segment")?.split('-').next()?.parse().ok()
+}
+
+/// The life that a file in `lives` is about.
+fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".claim").unwrap_or(name);
+    digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
+}
+
+/// The life of which a file is the claim.
+fn claimed(name: &str) -> Option<u64> {
+    number_of(name).filter(|_| name.ends_with(".claim"))
+}
+
+/// The number of the last life that has begun; 0 if none has.
+fn latest(disk: &dyn Disk, lives: &Path) -> io::Result<u64> {
+    Ok(disk.list(lives)?.iter().filter_map(|name| number_of(name)).max().unwrap_or(0))
+}
+
+fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Claim> {
+    let place = format!("{number}.claim");
+    let claim: Claim = CLAIM.open(bytes).map_err(|broken| CLAIM.refusal(broken, &place))?;
+    if claim.state != state || claim.incarnation != number {
+        let why = format!("it is that of life {} of the state {}", claim.incarnation, claim.state);
+        return Err(Error::new("a claim is not that of its life").at(place).because(why));
+    }
+    Ok(claim)
+}
+
+fn read_identity(disk: &dyn Disk, path: &Path) -> Result<Option<Identity>> {
+    let file = path.join("STATE");
+    match disk.read(&file) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(disk_error("cannot read the identity of the state", file.display(), why)),
+        Ok(bytes) => {
+            let identity = IDENTITY.open(&bytes);
+            identity.map(Some).map_err(|broken| IDENTITY.refusal(broken, file.display()))
+        }
+    }
+}
+
+fn make_identity(disk: &dyn Disk, path: &Path) -> Result<Identity> {
+    let cannot = |why: io::Error| disk_error("cannot make the state", path.display(), why);
+    for directory in DIRECTORIES {
+        let names = disk.list(&path.join(directory)).map_err(cannot)?;
+        if let Some(name) = names.iter().find(|name| !is_temporary(name)) {
+            return Err(Error::new("the identity of the state is missing")
+                .at(path.join("STATE").display())
+                .because(format!("there is {directory}/{name}"))
+                .help("restore the state from a copy, or begin a new one elsewhere"));
+        }
+    }
+    let program = env!("CARGO_PKG_VERSION").to_owned();
+    let identity = Identity { id: StateId(random()), made_ms: now_ms(), program };
+    match disk.create_new(&path.join("STATE"), &IDENTITY.seal(&identity)?) {
+        // Whoever was first has named it.
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(cannot)?,
+    }
+    read_identity(disk, path)?.ok_or_else(|| Error::new("the state went away while it was made").at(path.display()))
+}
+
+/// A number that nobody else draws: the keys of a hasher are random.
+fn random() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u64(now_ms());
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Holder {
+    /// The process that asks.
+    pub fn this_process() -> Holder {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
+        let host = host.unwrap_or_default().trim().replace(char::is_whitespace, "-");
+        let host = if host.is_empty() { "unknown".into() } else { host };
+        Holder { pid: std::process::id(), host, since_ms: now_ms() }
+    }
+}
+
+fn signature(holder: &Holder) -> String {
+    format!("{} {} {}\n", holder.pid, holder.host, holder.since_ms)
+}
+
+fn read_signature(text: &str) -> Option<Holder> {
+    let mut words = text.split_whitespace();
+    let (pid, host, since) = (words.next()?, words.next()?, words.next()?);
+    Some(Holder { pid: pid.parse().ok()?, host: host.to_owned(), since_ms: since.parse().ok()? })
+}
+
+/// Puts a lock of our own in the place of one that another has. `None` if even that is not ours.
+fn take_lock_over(disk: &dyn Disk, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+    let own = path.join(format!("LOCK.{}", std::process::id()));
+    let lock = disk.lock(&own)?;
+    if lock.is_some() {
+        disk.rename(&own, &path.join("LOCK"))?;
+        disk.sync_directory(path)?;
+    }
+    Ok(lock)
+}
+
+fn in_use(disk: &dyn Disk, path: &Path) -> Error {
+    let error = Error::new("the state is in use").at(path.display());
+    let take_over = "where it cannot be ended, --take-over goes on without it";
+    let text = disk.read(&path.join("LOCK")).unwrap_or_default();
+    let Some(holder) = read_signature(&String::from_utf8_lossy(&text)) else {
+        return error.because("another process has it").help(format!("wait for it or end it; {take_over}"));
+    };
+    let Holder { pid, host, since_ms } = &holder;
+    let since = EventTime::from_millis(i64::try_from(*since_ms).unwrap_or(i64::MAX));
+    let who = format!("process {pid} on {host} has it since {since}");
+    if *host == Holder::this_process().host && is_stopped(*pid) {
+        return error
+            .because(format!("{who}; it is stopped"))
+            .help(format!("let it go on (kill -CONT {pid}) or end it (kill -KILL {pid}); {take_over}"));
+    }
+    error.because(who).help(format!("wait for it or end it; {take_over}"))
+}
+
+/// Whether a process of this machine has been stopped, as by Ctrl-Z.
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before the state is in parentheses, and may have some of its own.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
+}
