@@ -104,10 +104,10 @@ impl Probe<'_> {
 }
 
 macro_rules! answer {
-    ($($ask:ident => $visit:ident($dummy:expr)),* $(,)?) => {
+    ($($ask:ident => $visit:ident($($dummy:expr)?)),* $(,)?) => {
         $(fn $ask<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Stop> {
             self.note(stringify!($ask))?;
-            visitor.$visit($dummy)
+            visitor.$visit($($dummy)?)
         })*
     };
 }

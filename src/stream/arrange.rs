@@ -35,7 +35,8 @@ use differential_dataflow::batcher::merge::Sealer;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use differential_dataflow::operators::arrange::{TraceAgent, TraceWriter};
 use differential_dataflow::trace::cursor::CursorList;
-use differential_dataflow::trace::implementations::{KeyBatch, KeyBuilder, KeySpine};
+use differential_dataflow::trace::implementations::ord_neu::OrdKeyBatch;
+use differential_dataflow::trace::implementations::{KeyBuilder, KeySpine, Vector};
 use differential_dataflow::trace::{Cursor, Description, Navigable, Span, Trace, TraceReader};
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,7 @@ const PIECE: usize = 2048;
 /// A row's key: window-major.
 pub(crate) type Row<K> = (EventTime, K);
 type State<K, S> = KeySpine<Row<K>, u64, Counted<S>>;
-type Batch<K, S> = KeyBatch<Row<K>, u64, Counted<S>>;
+type Batch<K, S> = OrdKeyBatch<Vector<Update<K, S>>>;
 type Update<K, S> = ((Row<K>, ()), u64, Counted<S>);
 /// A row as snapshots keep it.
 pub(crate) type Saved<K, S> = (Row<K>, Counted<S>);
@@ -71,7 +72,7 @@ type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
 pub(crate) type Routed<K, P> = (K, EventTime, P);
 
 /// An accumulator and how many records it holds; nothing when that is zero.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Counted<S> {
     count: i64,
     sum: S,

@@ -42,7 +42,7 @@ use crate::time::{Epoch, EventTime};
 const PIECE: usize = 4096;
 
 /// What one writer contributes to a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Part {
     /// Where one worker's partitions of a source are.
     Source(String, Vec<Bound>),

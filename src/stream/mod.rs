@@ -428,7 +428,7 @@ fn lesser<'f>(
     right: TimelyStream<'f, u64, Vec<Mark>>,
 ) -> TimelyStream<'f, u64, Vec<Mark>> {
     left.binary_frontier(right, Pipeline, Pipeline, "Lesser watermark", move |_capability, _info| {
-        let mut waiting = std::collections::BTreeMap::new();
+        let mut waiting = BTreeMap::new();
         let (mut left_now, mut right_now, mut shown) = (EventTime::MIN, EventTime::MIN, EventTime::MIN);
         move |(left, left_frontier), (right, right_frontier), output| {
             left.for_each(|capability, marks| {
