@@ -13,6 +13,7 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Probe;
 use timely::dataflow::operators::generic::operator::Operator;
 
+use crate::durable::Life;
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink};
 use crate::stream::{Fault, Flow, Stream};
@@ -42,7 +43,11 @@ pub(crate) fn write<'f, D: Record>(
     let mut writer = None;
     // Opening empties files: not for a job that has failed already, at its source for one.
     if !build.dry && owner == flow.scope.index() && build.failure.get().is_none() {
-        match sink.open(&shard) {
+        let begun = sink.open(&shard).and_then(|mut writer| {
+            writer.shown()?;
+            writer.begin(&Life::without_state()).map(|()| writer)
+        });
+        match begun {
             Ok(opened) => writer = Some(opened),
             Err(error) => build.failure.set(error),
         }
