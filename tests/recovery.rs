@@ -9,9 +9,10 @@ mod common;
 use std::sync::Arc;
 
 use fastrand::Rng;
+use tidegate::Record;
 use tidegate::durable::disk::Disk;
 use tidegate::job::Ending;
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, Run};
 
 use common::cases::{Data, for_seeds};
 use common::checks::Views;
@@ -34,17 +35,18 @@ fn on(disk: &CrashingDisk, random: &mut Rng) -> Run {
 }
 
 fn equal(what: &str, one: &Views, other: &Views) -> Result<(), String> {
-    for (name, equal) in [
-        ("closed rows", one.closed.all() == other.closed.all()),
-        ("late records", one.late.all() == other.late.all()),
-        ("rejects", one.rejects.all() == other.rejects.all()),
-        ("live rows at the end", one.live.all() == other.live.all()),
-    ] {
-        if !equal {
-            return Err(format!("{what}: other {name}:\n{one:?}\n{other:?}"));
+    fn rows<D: Record>(what: &str, name: &str, one: &Captured<D>, other: &Captured<D>) -> Result<(), String> {
+        let (one_rows, other_rows) = (one.all(), other.all());
+        if one_rows == other_rows {
+            return Ok(());
         }
+        let epochs = one.epochs();
+        Err(format!("{what}: {name}:\n     got {one_rows:?}\nexpected {other_rows:?}\nby epoch {epochs:?}"))
     }
-    Ok(())
+    rows(what, "closed rows", &one.closed, &other.closed)?;
+    rows(what, "late records", &one.late, &other.late)?;
+    rows(what, "rejects", &one.rejects, &other.rejects)?;
+    rows(what, "live rows at the end", &one.live, &other.live)
 }
 
 #[test]

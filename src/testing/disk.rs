@@ -797,7 +797,7 @@ mod tests {
         assert_eq!(outcomes(&disk, "d/new"), [None].into());
         disk.remove(path("d/old")).unwrap();
         assert_eq!(outcomes(&disk, "d/old").len(), 2);
-        assert_eq!(disk.list(path("d")).unwrap(), [String::new(); 0]);
+        assert!(disk.list(path("d")).unwrap().is_empty());
     }
 
     #[test]
