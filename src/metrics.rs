@@ -272,7 +272,9 @@ impl fmt::Display for Summary {
         for step in &self.steps {
             let StepSummary { name, taken, loaded, counted, late, closed_rows } = step;
             let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
-            lines.push(format!("{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"));
+            lines.push(format!(
+                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
+            ));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

@@ -17,7 +17,7 @@ type Act = Box<dyn FnOnce() + Send>;
 pub struct Background {
     queue: Mutex<Option<Sender<Act>>>,
     abandoned: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Background {
@@ -44,7 +44,7 @@ impl Background {
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
         let thread = thread.map_err(|why| Error::new("cannot start a thread").at(name).because(why))?;
-        Ok(Background { queue: Mutex::new(Some(queue)), abandoned, thread: Some(thread) })
+        Ok(Background { queue: Mutex::new(Some(queue)), abandoned, thread: Mutex::new(Some(thread)) })
     }
 
     /// Asks for an act, and returns at once.
@@ -59,14 +59,20 @@ impl Background {
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
+
+    /// Returns when all that was asked for is done; nothing can be asked for any more.
+    pub fn finish(&self) {
+        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.finish();
     }
 }
 
@@ -91,7 +97,7 @@ mod tests {
         let (go, wait) = channel::<()>();
         let done = Arc::new(AtomicBool::new(false));
         let background = Background::start("test").unwrap();
-        background.ask(move || drop(wait.recv()));
+        background.ask(move || wait.recv().unwrap());
         let flag = Arc::clone(&done);
         background.ask(move || flag.store(true, Ordering::Release));
         background.abandon();

@@ -11,7 +11,9 @@
 use std::any::type_name;
 use std::fmt;
 
-use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
 
 /// How many turns there are at most: enums of more variants are probed in their first ones.
 const TURNS: usize = 64;
@@ -315,19 +317,83 @@ mod tests {
     #[test]
     fn a_type_that_changed_has_another_fingerprint() {
         let all = [
-            fingerprints!(struct T { a: u32, b: String }),
-            fingerprints!(struct T { a: u64, b: String }),
-            fingerprints!(struct T { b: String, a: u32 }),
-            fingerprints!(struct T { a: u32, b: Option<String> }),
-            fingerprints!(struct T { a: u32, b: String, c: u8 }),
-            fingerprints!(struct T { a: u32, d: String }),
-            fingerprints!(struct T { a: u32, b: Vec<String> }),
-            fingerprints!(struct T { a: u32, b: BTreeMap<u8, String> }),
-            fingerprints!(struct T { a: u32, b: BTreeMap<u8, u8> }),
-            fingerprints!(struct T(u32, String);),
-            fingerprints!(enum T { A(u32), B { b: String } }),
-            fingerprints!(enum T { A(u32), B { b: Vec<u8> } }),
-            fingerprints!(enum T { A(u32), B { b: String }, C }),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: String,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u64,
+                    b: String,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    b: String,
+                    a: u32,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: Option<String>,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: String,
+                    c: u8,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    d: String,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: Vec<String>,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: BTreeMap<u8, String>,
+                }
+            ),
+            fingerprints!(
+                struct T {
+                    a: u32,
+                    b: BTreeMap<u8, u8>,
+                }
+            ),
+            fingerprints!(
+                struct T(u32, String);
+            ),
+            fingerprints!(
+                enum T {
+                    A(u32),
+                    B { b: String },
+                }
+            ),
+            fingerprints!(
+                enum T {
+                    A(u32),
+                    B { b: Vec<u8> },
+                }
+            ),
+            fingerprints!(
+                enum T {
+                    A(u32),
+                    B { b: String },
+                    C,
+                }
+            ),
         ];
         for (at, one) in all.iter().enumerate() {
             assert!(all[..at].iter().all(|other| other != one), "type {at} has the fingerprint of another");
@@ -336,8 +402,18 @@ mod tests {
 
     #[test]
     fn equal_types_have_equal_fingerprints_that_never_change() {
-        let one = fingerprints!(struct T { a: u32, b: Option<(i8, String)> });
-        let two = fingerprints!(struct T { a: u32, b: Option<(i8, String)> });
+        let one = fingerprints!(
+            struct T {
+                a: u32,
+                b: Option<(i8, String)>,
+            }
+        );
+        let two = fingerprints!(
+            struct T {
+                a: u32,
+                b: Option<(i8, String)>,
+            }
+        );
         assert_eq!(one, two);
         assert_eq!(of::<(u32, String)>(), 0x12f3_4d63_b2f9_3e4a, "states on disk would be refused");
     }

@@ -122,10 +122,14 @@ impl Snapshots {
         self.last.store(epoch.0, Ordering::Release);
     }
 
-    /// Lets go of what is not begun: the job has failed.
-    pub(crate) fn abandon(&self) {
-        self.manifests.abandon();
+    /// Returns when the last manifest is written; at once if the job has failed. A merge that has not begun is let go.
+    pub(crate) fn finish(&self) {
+        if self.failure.get().is_some() {
+            self.manifests.abandon();
+        }
         self.merger.abandon();
+        self.manifests.finish();
+        self.merger.finish();
     }
 
     /// Has the manifest of an epoch made of its parts.

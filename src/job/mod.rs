@@ -24,9 +24,9 @@ use crate::durable::recovery::{Found, SinkFound};
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
-use crate::metrics::{Metrics, Summary};
 use crate::job::state::{Beginning, Begun, Keeping};
 use crate::job::worker::Dry;
+use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
@@ -358,13 +358,10 @@ impl Job {
         let (shared, dir) = self.shared(begun, opened, Arc::clone(&failure));
         let snapshots = shared.snapshots.clone();
         let endings = run_workers(workers, &Arc::new(shared), &query)?;
-        if failure.get().is_some()
-            && let Some(snapshots) = &snapshots
-        {
-            snapshots.abandon();
-        }
         // The last manifest is written when its thread has ended; only then may another process have the state.
-        drop(snapshots);
+        if let Some(snapshots) = snapshots {
+            snapshots.finish();
+        }
         drop(dir);
         if let Some(error) = failure.get() {
             return Err(error.clone());

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::durable::Life;
 use crate::durable::background::Background;
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::Life;
 use crate::durable::journal::{FileJournal, Frame, Journal, Place};
 use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
 use crate::durable::recovery::{self, Found};

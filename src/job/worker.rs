@@ -30,13 +30,13 @@ use timely::dataflow::operators::vec::{Broadcast, Input};
 use timely::dataflow::operators::{core, probe};
 use timely::worker::Worker;
 
+use crate::durable::Life;
 use crate::durable::journal::{Bound, Frame, Journal};
 use crate::error::Result;
-use crate::durable::Life;
 use crate::job::commit::{Snapshots, commit};
 use crate::job::{Ending, Stop};
-use crate::sink::Shard;
 use crate::metrics::Metrics;
+use crate::sink::Shard;
 use crate::source::Place;
 use crate::stream::{Build, Driver, Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals};
 use crate::time::Epoch;
@@ -644,6 +644,7 @@ impl Turning {
         if self.open.iter().all(|open| open.released || !open.written) {
             return Ok(()); // The journal is shared: not to be asked without need.
         }
+        self.shared.journal.check()?;
         let synced = self.shared.journal.synced(self.index);
         for open in self.open.iter_mut().filter(|open| !open.released) {
             if !open.written || (open.needs_sync && synced < Some(open.epoch)) {

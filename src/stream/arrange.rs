@@ -41,11 +41,11 @@ use differential_dataflow::trace::{Cursor, Description, Navigable, Span, Trace, 
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
-use timely::dataflow::{Scope, Stream};
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::Capability;
-use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
+use timely::dataflow::{Scope, Stream};
 use timely::progress::{Antichain, Stamp};
 
 use crate::error::Result;
@@ -576,11 +576,14 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
     });
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
-        let activators = || (scope.activator_for(Rc::clone(&info.address)), scope.worker().sync_activator_for(info.address.to_vec()));
-        let saver = durable.as_ref().zip(capabilities.pop().filter(|_| durable.is_some())).map(|(durable, capability)| {
-            let kind = saved_rows::<K, A::Sum>();
-            Saver::new(&step.name, durable.clone(), kind, Rc::clone(&step.codec), capability, activators())
-        });
+        let activators = || {
+            (scope.activator_for(Rc::clone(&info.address)), scope.worker().sync_activator_for(info.address.to_vec()))
+        };
+        let saver =
+            durable.as_ref().zip(capabilities.pop().filter(|_| durable.is_some())).map(|(durable, capability)| {
+                let kind = saved_rows::<K, A::Sum>();
+                Saver::new(&step.name, durable.clone(), kind, Rc::clone(&step.codec), capability, activators())
+            });
         drop(capabilities);
         let again = scope.activator_for(Rc::clone(&info.address));
         let begins_at = durable.as_ref().and_then(Durable::gate);

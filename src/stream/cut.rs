@@ -260,7 +260,8 @@ impl<T: Record> Saver<T> {
                 from: Epoch(self.through),
                 to: Epoch(saving.epoch),
             };
-            let (made, disk, directory) = (Arc::clone(&open), Arc::clone(&self.durable.disk), self.durable.segments.clone());
+            let (made, disk, directory) =
+                (Arc::clone(&open), Arc::clone(&self.durable.disk), self.durable.segments.clone());
             let coding = self.codec.borrow().coding();
             self.durable.writer.ask(move || {
                 let writer = SegmentWriter::create(&disk, &directory, &label, &coding);
@@ -354,8 +355,7 @@ pub(crate) fn load<'f, T: Record>(
     let segments = state.map(|state| state.segments.as_slice()).unwrap_or_default();
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
     // A segment all of whose rows are dead goes unread.
-    let mine: Vec<SegmentInfo> =
-        mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
+    let mine: Vec<SegmentInfo> = mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
     let mut builder = OperatorBuilder::new(format!("Load: {name}"), flow.scope);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);

@@ -365,7 +365,8 @@ fn watermark<'f>(
             let frontier = &frontiers[0];
             let mut output = output.activate();
             if let Some(capability) = begins.take() {
-                let floors = floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
+                let floors =
+                    floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
                 let mark = Mark { watermark: clock.watermark(), floors: floors.collect() };
                 output.session(&capability).give(mark);
             }

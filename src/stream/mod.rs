@@ -22,8 +22,8 @@ mod input;
 mod output;
 pub mod window;
 
-use std::cell::{Cell, RefCell};
 use std::any::Any;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
@@ -36,10 +36,10 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
+use crate::durable::Life;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
-use crate::durable::Life;
 use crate::sink::{Shard, Writer};
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::time::watermark::Mark;

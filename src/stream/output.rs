@@ -70,7 +70,9 @@ pub(crate) fn write<'f, D: Record>(
         Purpose::Plan | Purpose::AskGrown => {}
         Purpose::OpenSinks => match open(sink, &shard) {
             Ok((shown, writer)) => {
-                build.opened.put(name, OpenedSink { shown, on_change: kind == Rows::Changes, writer: Box::new(writer) });
+                build
+                    .opened
+                    .put(name, OpenedSink { shown, on_change: kind == Rows::Changes, writer: Box::new(writer) });
             }
             Err(error) => build.failure.set(error),
         },

@@ -30,11 +30,11 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, CapabilityTrait, Probe};
 
+use crate::durable::fingerprint;
 use crate::error::{Error, Result};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::durable::fingerprint;
 use crate::stream::arrange::{self, Routed, Row, Saved, Step};
 use crate::stream::cut::{self, CodecCell, Durable};
 use crate::stream::{Collection, Fault, Flow, Pool, Stream, Wanted};

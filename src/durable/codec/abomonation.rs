@@ -317,6 +317,10 @@ mod tests {
         block
     }
 
+    fn open<T: InPlace + Clone + Send + 'static>(rows: &[T]) -> Rows<T> {
+        CODEC.open(block(rows), rows.len() as u32).unwrap()
+    }
+
     fn rows(seed: u64) -> Vec<Row> {
         let mut random = fastrand::Rng::with_seed(seed);
         let text = |random: &mut fastrand::Rng| (0..random.usize(..12)).map(|_| random.char(..)).collect::<String>();
@@ -331,10 +335,9 @@ mod tests {
     fn rows_are_read_in_place_as_they_were_written() {
         for seed in 0..if cfg!(miri) { 5 } else { 200 } {
             let rows = rows(seed);
-            let mut read = Vec::new();
+            let mut read: Vec<Row> = Vec::new();
             let bytes = {
-                let opened = CODEC.open(block(&rows), rows.len() as u32).unwrap();
-                let moved = Box::new(opened);
+                let moved = Box::new(open(&rows));
                 assert_eq!(moved.as_slice(), rows, "seed {seed}");
                 CODEC.decode(block(&rows), rows.len() as u32, &mut read).unwrap()
             };
@@ -348,7 +351,7 @@ mod tests {
     fn structs_are_read_in_place() {
         let named = |at: i64| Named { key: format!("key {at}"), note: vec![at as u8; at as usize], at };
         let rows: Vec<_> = (0..5).map(named).collect();
-        assert_eq!(CODEC.open(block(&rows), 5).unwrap().as_slice(), rows);
+        assert_eq!(open(&rows).as_slice(), rows);
     }
 
     #[test]
@@ -360,7 +363,7 @@ mod tests {
         let rows: Vec<Padded> = (0..9)
             .map(|n| ((EventTime::from_millis(n), n as u32, n % 2 == 0), (n, (i128::from(n) << 70, 7))))
             .collect();
-        assert_eq!(CODEC.open(block(&rows), 9).unwrap().as_slice(), rows);
+        assert_eq!(open(&rows).as_slice(), rows);
     }
 
     #[test]
