@@ -8,8 +8,11 @@
 //!
 //! This layer does not know timely, sources or sinks.
 
+pub mod codec;
+pub mod compaction;
 pub mod disk;
 pub mod journal;
+pub mod segment;
 
 use std::fmt;
 use std::sync::Arc;
