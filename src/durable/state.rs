@@ -372,7 +372,7 @@ impl StateDir {
 
 /// The life that wrote a segment: what its name begins with.
 fn life_of_segment(name: &str) -> Option<u64> {
-    name.strip_suffix(".segment")?.split('-').next()?.parse().ok()
+    name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }
 
 /// The life that a file in `lives` is about.

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows, fingerprint};
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows};
 
 /// The codec that every row type has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +18,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 
     fn fingerprint(&self) -> u64 {
-        fingerprint([std::any::type_name::<T>()])
+        crate::durable::fingerprint::of::<T>()
     }
 
     fn encode(&self, row: &T, draft: &mut Draft) -> Result<(), String> {
