@@ -180,7 +180,11 @@ fn told(case: &Case, query: &QueryPrint, accept_changed_query: bool) -> String {
         "from {}, replay {}, count {}, last {}",
         list(decision.base.iter().map(|base| short_name(&base.id().to_string()))),
         list(decision.replay.iter().map(|frame| frame.epoch)),
-        list(decision.accepted.iter().map(|a| format!("{}:{}", short_name(&a.file.to_string()), (a.length - 100) / 10))),
+        list(decision.accepted.iter().map(|a| format!(
+            "{}:{}",
+            short_name(&a.file.to_string()),
+            (a.length - 100) / 10
+        ))),
         decision.last_epoch
     );
     if !decision.obsolete.is_empty() {
@@ -239,10 +243,7 @@ fn a_first_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
         "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6",
         "from nothing, replay 2 6, count 1-0-0:1 2-0-0:1, last 6",
     );
-    check(
-        "claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6",
-        "from 4-1, replay 6, count 1-0-0:1, last 6",
-    );
+    check("claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6", "from 4-1, replay 6, count 1-0-0:1, last 6");
 }
 
 #[test]
@@ -286,18 +287,21 @@ fn of_older_lives_what_the_claim_counts_of_the_latest_all() {
         "claim 2 counts 1-0-0:3/6; 1-0-0 = 0@2 0@4",
         "the journal is damaged (journal/1-0-0.journal): life 2 counts 130 bytes of it, of which 120 are good; restore…",
     );
-    check("claim 2 counts 1-0-0:3/6", "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to…");
-    check("claim 2 counts 1-0-0:1/2; 1-0-0 damaged", "a file of the journal is damaged; restore…");
     check(
-        "claim 2 counts 1-0-0:3/6 from 8-1; manifest 8-1",
-        "from 8-1, replay nothing, count nothing, last 8",
+        "claim 2 counts 1-0-0:3/6",
+        "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to…",
     );
+    check("claim 2 counts 1-0-0:1/2; 1-0-0 damaged", "a file of the journal is damaged; restore…");
+    check("claim 2 counts 1-0-0:3/6 from 8-1; manifest 8-1", "from 8-1, replay nothing, count nothing, last 8");
     // That life 5 had begun and never claimed anything is no matter; that its claim is gone, is.
     check(
         "claim 2; 5-0-0 = 0@2",
         "the claim of a life of the state is missing (lives/5.claim): that life wrote 5-0-0.journal; restore…",
     );
-    check("manifest 4-1", "the claim of a life of the state is missing (lives/1.claim): that life wrote 4-1.manifest;…");
+    check(
+        "manifest 4-1",
+        "the claim of a life of the state is missing (lives/1.claim): that life wrote 4-1.manifest;…",
+    );
     check("claim 1; claim 2 damaged", "the claim is damaged; restore…");
     check("claim 1 damaged; claim 2", "from nothing, replay nothing, count nothing, last 0");
 }
@@ -310,10 +314,7 @@ fn what_was_synced_must_be_good() {
         "the journal is damaged (journal/1-0-0.journal): 130 bytes of it were synced, of which 120 are good; restore…",
     );
     check("claim 1; 1-0-0 headless known 1", "the journal is damaged (journal/1-0-0.journal): its beginning is not…");
-    check(
-        "claim 1; 1-0-0 = 0@2; 1-0-1 after 1/2 = 0@4",
-        "from nothing, replay 2 4, count 1-0-0:1 1-0-1:1, last 4",
-    );
+    check("claim 1; 1-0-0 = 0@2; 1-0-1 after 1/2 = 0@4", "from nothing, replay 2 4, count 1-0-0:1 1-0-1:1, last 4");
     check("claim 1; 1-0-0 = 0@2; 1-0-1 headless", "from nothing, replay 2, count 1-0-0:1, last 2, obsolete 1-0-1");
     check("claim 1; 1-0-0 headless; 1-0-1 after 1/2", "the journal is damaged (journal/1-0-0.journal): its beginning…");
     check(
@@ -325,10 +326,19 @@ fn what_was_synced_must_be_good() {
         "a file of the journal is missing (journal/1-0-0.journal): it goes up to epoch 4; restore…",
     );
     check("claim 1; 1-0-1 after 2/4 = 0@6; manifest 4-1", "from 4-1, replay 6, count 1-0-1:1, last 6");
-    check("claim 1; 1-0-1 = 0@6", "the journal is damaged (journal/1-0-1.journal): it does not follow the file before…");
+    check(
+        "claim 1; 1-0-1 = 0@6",
+        "the journal is damaged (journal/1-0-1.journal): it does not follow the file before…",
+    );
     check("claim 1; 1-0-0 after 1/2 = 0@6", "the journal is damaged (journal/1-0-0.journal): it does not follow…");
-    check("claim 1; 1-0-0 = 0@4 0@2", "the journal is damaged (journal/1-0-0.journal): worker 0 has bound epoch 2 out…");
-    check("claim 1; 1-0-0 = 0@4 1@4", "the journal is damaged (journal/1-0-0.journal): worker 1 has bound epoch 4 out…");
+    check(
+        "claim 1; 1-0-0 = 0@4 0@2",
+        "the journal is damaged (journal/1-0-0.journal): worker 0 has bound epoch 2 out…",
+    );
+    check(
+        "claim 1; 1-0-0 = 0@4 1@4",
+        "the journal is damaged (journal/1-0-0.journal): worker 1 has bound epoch 4 out…",
+    );
     check(
         "claim 2 counts 1-0-0:1/4; 1-0-0 = 0@4; 2-0-0 = 0@4",
         "the journal is damaged (journal/2-0-0.journal): worker 0 has bound epoch 4 out of order; restore…",
@@ -419,7 +429,12 @@ fn a_changed_query_does_not_replay() {
         true,
     );
     check_changed("claim 1; manifest 2-1; out - changing", another, "from 2-1", true);
-    check_changed("claim 1; manifest 2-1 ended", another, "from 2-1, replay nothing, count nothing, last 2, ended", true);
+    check_changed(
+        "claim 1; manifest 2-1 ended",
+        another,
+        "from 2-1, replay nothing, count nothing, last 2, ended",
+        true,
+    );
 }
 
 #[test]
@@ -438,7 +453,12 @@ fn rows_of_a_step_that_is_gone_or_has_other_types_are_never_read() {
         false,
     );
     let new_step = |query: &mut QueryPrint| {
-        query.steps.push(StepPrint { kind: "aggregate".into(), name: "u".into(), detail: String::new(), fingerprint: 1 });
+        query.steps.push(StepPrint {
+            kind: "aggregate".into(),
+            name: "u".into(),
+            detail: String::new(),
+            fingerprint: 1,
+        });
     };
     check_changed(found, new_step, "from 2-1", true);
 }

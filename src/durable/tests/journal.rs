@@ -225,7 +225,10 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     journal.cut(Epoch(12));
     wait_for(|| numbers(&state).len() < all.len());
     let decision = decided(&state.survey().unwrap(), 2, None).unwrap();
-    assert_eq!(decision.replay.iter().map(|frame| frame.epoch.0).collect::<Vec<_>>(), [14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40]);
+    assert_eq!(
+        decision.replay.iter().map(|frame| frame.epoch.0).collect::<Vec<_>>(),
+        [14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40]
+    );
     let left = numbers(&state);
     assert_eq!(left, all[all.len() - left.len()..]);
     // With the manifest, what was cut is missed.
@@ -313,10 +316,7 @@ fn files_of_other_states_and_under_other_names_are_refused() {
     let error = JournalFile::read(StateId(5), first_file(1), &bytes).unwrap_err().to_string();
     assert!(error.starts_with("a file of the journal is of another state (1-0-0.journal)"), "{error}");
     let error = JournalFile::read(state.id(), first_file(2), &bytes).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "a file of the journal has the name of another (2-0-0.journal): it was written as 1-0-0.journal"
-    );
+    assert_eq!(error, "a file of the journal has the name of another (2-0-0.journal): it was written as 1-0-0.journal");
     let mut other = bytes.clone();
     other[7] = 4;
     let error = JournalFile::read(state.id(), first_file(1), &other).unwrap_err().to_string();

@@ -50,7 +50,10 @@ fn a_state_keeps_its_identity_and_is_locked_for_life() {
     let error = StateDir::open(shared.clone(), "state", false).unwrap_err().to_string();
     let this = std::process::id();
     assert!(error.starts_with(&format!("the state is in use (state): process {this} on ")), "{error}");
-    assert!(error.ends_with("wait for it or end it; where it cannot be ended, --take-over goes on without it"), "{error}");
+    assert!(
+        error.ends_with("wait for it or end it; where it cannot be ended, --take-over goes on without it"),
+        "{error}"
+    );
     let second = StateDir::open(shared.clone(), "state", true).unwrap();
     assert_eq!(second.id(), id);
     // The first one's end does not free it.
@@ -139,10 +142,7 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
         assert_eq!((state.still_current(number))().is_ok(), number == 8);
     }
     let error = (state.still_current(3))().unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "another process goes on with this state (state): its life 8 has begun, and this is life 3"
-    );
+    assert_eq!(error, "another process goes on with this state (state): its life 8 has begun, and this is life 3");
 }
 
 #[test]
@@ -232,10 +232,7 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
     manifest.verify(&**state.disk(), &state.segments()).unwrap();
     state.disk().replace(&state.segments().join("1-a.segment"), b"row").unwrap();
     let error = manifest.verify(&**state.disk(), &state.segments()).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "a segment is damaged (state/segments/1-a.segment): it has 3 bytes, and 8-1.manifest names 4"
-    );
+    assert_eq!(error, "a segment is damaged (state/segments/1-a.segment): it has 3 bytes, and 8-1.manifest names 4");
     state.disk().remove(&state.segments().join("1-a.segment")).unwrap();
     let error = manifest.verify(&**state.disk(), &state.segments()).unwrap_err().to_string();
     assert!(error.starts_with("a segment of the snapshot is missing (state/segments/1-a.segment)"), "{error}");
