@@ -25,4 +25,6 @@ pub struct SegmentInfo {
     pub greatest: EventTime,
     /// How often its rows have been merged.
     pub level: u8,
+    /// The checksum of its footer.
+    pub checksum: u32,
 }

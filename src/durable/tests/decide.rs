@@ -133,6 +133,7 @@ fn manifest_found(case: &mut Case, mut words: Words<'_>) {
                     least: EventTime::MIN,
                     greatest: EventTime::MIN,
                     level: 0,
+                    checksum: 0,
                 });
             }
             "ended" => found.ended = true,

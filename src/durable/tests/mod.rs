@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::journal::{Bound, FileId, Frame, JournalFile, Place};
 use super::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepPrint};
 use super::memory_disk::MemoryDisk;
-use super::recovery::{Claim, Decision, Found, SinkFound, Survey, decide};
+use super::recovery::{Claim, Decision, Found, SinkFound, Survey, claimed, decide};
 use super::state::StateDir;
 use super::{StateId, StillCurrent};
 use crate::error::Result;

@@ -24,6 +24,7 @@ fn segment(file: &str, bytes: u64) -> SegmentInfo {
         least: EventTime::MIN,
         greatest: EventTime::MIN,
         level: 0,
+        checksum: 0,
     }
 }
 
@@ -169,7 +170,7 @@ fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
 fn damaged_claims_and_manifests_are_refused_by_their_names() {
     let (disk, state) = new_state();
     begin_life(&state);
-    write(&state, &snapshot(&state, 1, 8, &["1-a.segment"])).unwrap();
+    write(&state, &snapshot(&state, 1, 8, &["t-1-life1.segment"])).unwrap();
     for path in ["state/manifests/8-1.manifest", "state/lives/1.claim"] {
         let (path, name) = (PathBuf::from(path), path.strip_prefix("state/").unwrap());
         let bytes = disk.read(&path).unwrap();
@@ -206,16 +207,19 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
     let (_, state) = new_state();
     begin_life(&state);
     let refused = |change: fn(&mut Manifest), expected: &str| {
-        let mut manifest = snapshot(&state, 1, 8, &["1-a.segment", "1-b.segment"]);
+        let mut manifest = snapshot(&state, 1, 8, &["t-1-life1.segment", "t-2-life1.segment"]);
         change(&mut manifest);
         let error = write(&state, &manifest).unwrap_err().to_string();
         assert_eq!(error, format!("the manifest contradicts itself (8-1.manifest): {expected}"));
     };
     refused(|m| m.steps.push(m.steps[0].clone()), "it has two states of the step t");
-    refused(|m| m.steps[0].segments[0].step = "u".into(), "the step t has the segment 1-a.segment of u");
-    refused(|m| m.steps[0].segments[1] = m.steps[0].segments[0].clone(), "it names the segment 1-a.segment twice");
-    refused(|m| m.steps[0].segments[0].to = Epoch(9), "the segment 1-a.segment is of the epochs 0 to 9");
-    refused(|m| m.steps[0].segments[0].from = Epoch(3), "the segment 1-a.segment is of the epochs 3 to 2");
+    refused(|m| m.steps[0].segments[0].step = "u".into(), "the step t has the segment t-1-life1.segment of u");
+    refused(
+        |m| m.steps[0].segments[1] = m.steps[0].segments[0].clone(),
+        "it names the segment t-1-life1.segment twice",
+    );
+    refused(|m| m.steps[0].segments[0].to = Epoch(9), "the segment t-1-life1.segment is of the epochs 0 to 9");
+    refused(|m| m.steps[0].segments[0].from = Epoch(3), "the segment t-1-life1.segment is of the epochs 3 to 2");
     let sink = |m: &mut Manifest| m.sinks.push(SinkState { name: "out".into(), shown: None, on_change: false });
     refused(
         |m| {
@@ -224,18 +228,21 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
         },
         "it has two states of the sink out",
     );
-    let mut manifest = snapshot(&state, 1, 8, &["1-a.segment"]);
+    let mut manifest = snapshot(&state, 1, 8, &["t-1-life1.segment"]);
     sink(&mut manifest);
     let id = write(&state, &manifest).unwrap();
     assert_eq!(state.manifest(id).unwrap(), manifest);
     assert_eq!(manifest::list(&**state.disk(), &state.manifests()).unwrap(), [id]);
     manifest.verify(&**state.disk(), &state.segments()).unwrap();
-    state.disk().replace(&state.segments().join("1-a.segment"), b"row").unwrap();
+    state.disk().replace(&state.segments().join("t-1-life1.segment"), b"row").unwrap();
     let error = manifest.verify(&**state.disk(), &state.segments()).unwrap_err().to_string();
-    assert_eq!(error, "a segment is damaged (state/segments/1-a.segment): it has 3 bytes, and 8-1.manifest names 4");
-    state.disk().remove(&state.segments().join("1-a.segment")).unwrap();
+    assert_eq!(
+        error,
+        "a segment is damaged (state/segments/t-1-life1.segment): it has 3 bytes, and 8-1.manifest names 4"
+    );
+    state.disk().remove(&state.segments().join("t-1-life1.segment")).unwrap();
     let error = manifest.verify(&**state.disk(), &state.segments()).unwrap_err().to_string();
-    assert!(error.starts_with("a segment of the snapshot is missing (state/segments/1-a.segment)"), "{error}");
+    assert!(error.starts_with("a segment of the snapshot is missing (state/segments/t-1-life1.segment)"), "{error}");
 }
 
 fn names(state: &StateDir, directory: &str) -> Vec<String> {
@@ -246,27 +253,32 @@ fn names(state: &StateDir, directory: &str) -> Vec<String> {
 fn only_what_nothing_names_is_removed() {
     let (_, state) = new_state();
     let (claim, _) = begin_life(&state);
-    for (epoch, segments) in [(2, &["1-a.segment"][..]), (4, &["1-a.segment", "1-b.segment"]), (6, &["1-c.segment"])] {
+    for (epoch, segments) in
+        [(2, &["t-1-life1.segment"][..]), (4, &["t-1-life1.segment", "t-2-life1.segment"]), (6, &["t-3-life1.segment"])]
+    {
         write(&state, &snapshot(&state, 1, epoch, segments)).unwrap();
     }
-    state.disk().replace(&state.segments().join("1-d.segment"), b"rows").unwrap();
+    state.disk().replace(&state.segments().join("t-4-life1.segment"), b"rows").unwrap();
     let kept = state.collect_garbage(&claim, 2, &[]).unwrap();
     assert_eq!((kept.oldest, kept.removed), (Some(Epoch(4)), 1));
     assert_eq!(names(&state, "manifests"), ["4-1.manifest", "6-1.manifest"]);
     // Not yet named is not superfluous.
-    assert_eq!(names(&state, "segments"), ["1-a.segment", "1-b.segment", "1-c.segment", "1-d.segment"]);
+    assert_eq!(
+        names(&state, "segments"),
+        ["t-1-life1.segment", "t-2-life1.segment", "t-3-life1.segment", "t-4-life1.segment"]
+    );
     state.collect_garbage(&claim, 1, &[]).unwrap();
-    assert_eq!(names(&state, "segments"), ["1-c.segment", "1-d.segment"]);
+    assert_eq!(names(&state, "segments"), ["t-3-life1.segment", "t-4-life1.segment"]);
 
     // What a life has left behind goes with the next one.
-    let old = state.disk().write_beside(&state.segments().join("1-e.segment"), b"rows").unwrap();
+    let old = state.disk().write_beside(&state.segments().join("t-5-life1.segment"), b"rows").unwrap();
     let old = format!("segments/{}", old.file_name().unwrap().to_str().unwrap());
     let (claim, decision) = begin_life(&state);
     assert_eq!(decision.obsolete, [old]);
-    write(&state, &snapshot(&state, 2, 8, &["1-c.segment", "2-f.segment"])).unwrap();
-    state.disk().replace(&state.segments().join("3-g.segment"), b"rows").unwrap();
+    write(&state, &snapshot(&state, 2, 8, &["t-3-life1.segment", "t-6-life2.segment"])).unwrap();
+    state.disk().replace(&state.segments().join("t-7-life3.segment"), b"rows").unwrap();
     state.collect_garbage(&claim, 0, &decision.obsolete).unwrap();
-    assert_eq!(names(&state, "segments"), ["1-c.segment", "2-f.segment", "3-g.segment"]);
+    assert_eq!(names(&state, "segments"), ["t-3-life1.segment", "t-6-life2.segment", "t-7-life3.segment"]);
     assert_eq!(names(&state, "manifests"), ["8-2.manifest"]);
 
     // Records of lives do not become more and more, and numbers are not used again.
@@ -290,7 +302,7 @@ fn state_of(state: &StateDir) -> String {
 fn one_act_too_late_does_no_harm() {
     type Act = fn(&StateDir, &Claim, FileJournal) -> bool;
     let acts: [(&str, Act); 3] = [
-        ("manifest", |state, _, _| write(state, &snapshot(state, 1, 6, &["1-b.segment"])).is_ok()),
+        ("manifest", |state, _, _| write(state, &snapshot(state, 1, 6, &["t-2-life1.segment"])).is_ok()),
         ("garbage", |state, claim, _| state.collect_garbage(claim, 1, &[]).is_ok()),
         ("cut", |_, _, journal| {
             journal.cut(Epoch(4));
@@ -309,7 +321,7 @@ fn one_act_too_late_does_no_harm() {
                     std::thread::yield_now();
                 }
                 if epoch <= 4 {
-                    write(&state, &snapshot(&state, 1, epoch, &["1-a.segment"])).unwrap();
+                    write(&state, &snapshot(&state, 1, epoch, &["t-1-life1.segment"])).unwrap();
                 }
             }
             let (later, seen) = (joined(&state), Arc::new(Mutex::new(None)));
