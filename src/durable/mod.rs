@@ -15,10 +15,14 @@ pub mod disk;
 pub mod fingerprint;
 pub mod journal;
 pub mod manifest;
+#[cfg(test)]
+mod memory_disk;
 pub mod recovery;
 mod sealed;
 pub mod segment;
 pub mod state;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;

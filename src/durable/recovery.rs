@@ -195,6 +195,25 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
     })
 }
 
+/// What a life with this claim goes on from, and replays: for those of its processes that did not decide.
+///
+/// # Errors
+/// When files that the claim names are damaged or missing.
+pub fn claimed(survey: &Survey, claim: &Claim) -> Result<(Option<Manifest>, Vec<Frame>)> {
+    let base = match claim.base.map(|id| (id, survey.manifests.get(&id))) {
+        None => None,
+        Some((_, Some(manifest))) => Some(manifest.as_ref().map_err(|why| why.clone().help(RESTORE))?),
+        Some((id, None)) => {
+            return Err(Error::new("a manifest is missing").at(format!("manifests/{id}")).help(RESTORE));
+        }
+    };
+    let mut taken = Vec::new();
+    earlier_lives(survey, claim, base.map(|base| base.epoch), &mut taken)?;
+    let ended = base.is_some_and(|base| base.ended);
+    let replay = if ended { Vec::new() } else { merge(&taken, base.map(|base| base.epoch)) };
+    Ok((base.cloned(), replay))
+}
+
 /// The claim of the life that went on last.
 fn latest_claim(survey: &Survey) -> Result<Option<&Claim>> {
     match survey.claims.last_key_value() {

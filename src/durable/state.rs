@@ -7,7 +7,7 @@
 //! lives/3.claim         what life 3 went on from
 //! journal/3-0-0.journal life, process, number
 //! manifests/1700-3.manifest   epoch, life
-//! segments/3-….segment  life, and what its writer adds
+//! segments/*.segment    each named after its step, a digest of that, and the life that wrote it
 //! ```
 //!
 //! How a life begins: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number, so that every older
@@ -162,7 +162,7 @@ impl StateDir {
         move |why| disk_error(&what, &place, why)
     }
 
-    /// Takes the next life's number. From then on no older life is current.
+    /// Takes the next life's number. From then on no older life is current, whatever becomes of the new one.
     ///
     /// # Errors
     /// If the disk does not let it.
@@ -283,6 +283,16 @@ impl StateDir {
         Ok(is_latest().map_err(&cannot)?.then_some(claim))
     }
 
+    /// The claim of a life, for the other processes of it.
+    ///
+    /// # Errors
+    /// If it is missing or damaged, or the disk does not let it.
+    pub fn claim_of(&self, incarnation: u64) -> Result<Claim> {
+        let path = self.lives().join(format!("{incarnation}.claim"));
+        let bytes = self.disk.read(&path).map_err(|why| disk_error("cannot read the claim", path.display(), why))?;
+        read_claim(self.id, incarnation, &bytes)
+    }
+
     /// Where a process of a life writes its journal. Process 0 removes what earlier lives left, when it is cut off.
     pub fn place(&self, claim: &Claim, process: u32, workers: usize) -> Place {
         Place {
@@ -370,7 +380,7 @@ impl StateDir {
     }
 }
 
-/// The life that wrote a segment: what its name begins with.
+/// The life that wrote a segment, by its name.
 fn life_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }

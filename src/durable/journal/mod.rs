@@ -15,6 +15,8 @@ mod writer;
 
 pub use format::{Before, Entry, FileId, Header};
 pub use reader::JournalFile;
+#[cfg(test)]
+pub(in crate::durable) use writer::Writer;
 pub use writer::{FileJournal, Place};
 
 use std::sync::{Mutex, PoisonError};

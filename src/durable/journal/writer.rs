@@ -110,6 +110,17 @@ impl FileJournal {
     /// # Errors
     /// If the disk does not let it, or the process has begun it already.
     pub fn begin(place: Place) -> Result<FileJournal> {
+        let (mut journal, writer) = FileJournal::prepare(place)?;
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run())
+            .map_err(|why| Error::new("cannot start the journal's thread").because(why))?;
+        journal.thread = Some(thread);
+        Ok(journal)
+    }
+
+    /// A journal, and who writes it, before there is a thread.
+    pub(in crate::durable) fn prepare(place: Place) -> Result<(FileJournal, Writer)> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { appended: vec![None; place.workers], ..Queue::default() }),
             ready: Condvar::new(),
@@ -119,11 +130,7 @@ impl FileJournal {
             threads: Mutex::new(BTreeMap::new()),
         });
         let writer = Writer::begin(place, shared.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer.run())
-            .map_err(|why| Error::new("cannot start the journal's thread").because(why))?;
-        Ok(FileJournal { shared, thread: Some(thread) })
+        Ok((FileJournal { shared, thread: None }, writer))
     }
 
     /// Writes and syncs all that waits, and ends.
@@ -228,7 +235,7 @@ impl Shared {
 }
 
 /// The thread that writes.
-struct Writer {
+pub(in crate::durable) struct Writer {
     place: Place,
     shared: Arc<Shared>,
     file: Box<dyn DiskFile>,
@@ -258,16 +265,17 @@ impl Writer {
     }
 
     fn run(mut self) {
-        loop {
-            let work = self.shared.take();
-            if let Err(why) = self.round(&work) {
-                self.shared.fail(why);
-                return;
-            }
-            if work.closing {
-                return;
-            }
+        while self.step() {}
+    }
+
+    /// Waits for something to do and does it. Whether there may be more.
+    pub(in crate::durable) fn step(&mut self) -> bool {
+        let work = self.shared.take();
+        if let Err(why) = self.round(&work) {
+            self.shared.fail(why);
+            return false;
         }
+        !work.closing
     }
 
     fn round(&mut self, work: &Queue) -> Result<()> {

@@ -1,0 +1,321 @@
+//! A disk in memory that can lose power, fail, and let something happen between two acts. For tests.
+//!
+//! * A file's bytes survive a loss of power as far as they are synced; of the rest a part may, or zeros in its place.
+//! * Names survive as far as their directory is synced; of later changes the first few may.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use fastrand::Rng;
+
+use super::disk::{Disk, DiskFile, Lock, parent};
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// It. Clones are the same disk.
+#[derive(Clone, Default)]
+pub(super) struct MemoryDisk {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    files: Vec<Content>,
+    names: BTreeMap<PathBuf, usize>,
+    /// The names that survive a loss of power.
+    safe: BTreeMap<PathBuf, usize>,
+    /// What has changed since in the names of a directory.
+    changes: Vec<(PathBuf, Vec<Change>)>,
+    /// Open files of processes that were lost with the power are no good.
+    generation: u64,
+    /// How many acts will be done until all fail.
+    acts_left: Option<u64>,
+    /// Done after so many more listings of a directory with this name.
+    hook: Option<(&'static str, usize, Hook)>,
+}
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    safe: Vec<u8>,
+    locked: bool,
+}
+
+#[derive(Clone)]
+struct Change(PathBuf, Option<usize>);
+
+impl MemoryDisk {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// All processes are gone; with `power` what was not synced too, by chance.
+    pub(super) fn crash(&self, random: &mut Rng, power: bool) {
+        let mut inner = self.inner();
+        inner.generation += 1;
+        inner.acts_left = None;
+        inner.files.iter_mut().for_each(|file| file.locked = false);
+        if !power {
+            return;
+        }
+        let survive = random.usize(..=inner.changes.len());
+        let changes: Vec<_> = inner.changes.drain(..).take(survive).flat_map(|(_, changes)| changes).collect();
+        apply(&mut inner.safe, &changes);
+        inner.names = inner.safe.clone();
+        for file in &mut inner.files {
+            let common = file.safe.iter().zip(&file.bytes).take_while(|(safe, now)| safe == now).count();
+            if common == file.safe.len() {
+                let survive = random.usize(common..=file.bytes.len());
+                if random.bool() {
+                    file.bytes.truncate(survive);
+                } else {
+                    file.bytes[survive..].fill(0);
+                }
+            } else if random.bool() {
+                file.bytes = file.safe.clone();
+            }
+            file.safe = file.bytes.clone();
+        }
+    }
+
+    /// After so many more acts that change something, all fail.
+    pub(super) fn fail_after(&self, acts: u64) {
+        self.inner().acts_left = Some(acts);
+    }
+
+    /// Does something once, right after the next listing but `skip` of the directories of this name.
+    pub(super) fn after_listing(&self, directory: &'static str, skip: usize, hook: impl FnOnce() + Send + 'static) {
+        self.inner().hook = Some((directory, skip, Box::new(hook)));
+    }
+
+    /// The bytes of a file that would survive a loss of power.
+    pub(super) fn safe(&self, path: &Path) -> Option<Vec<u8>> {
+        let inner = self.inner();
+        inner.safe.get(path).map(|file| inner.files[*file].safe.clone())
+    }
+
+    /// Puts bytes in the place of a file's, for good.
+    pub(super) fn set(&self, path: &Path, bytes: &[u8]) {
+        let mut inner = self.inner();
+        let file = inner.names[path];
+        inner.files[file].bytes = bytes.to_vec();
+        inner.files[file].safe = bytes.to_vec();
+    }
+
+    /// The paths of all files.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.inner().names.keys().cloned().collect()
+    }
+}
+
+impl fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryDisk")
+    }
+}
+
+fn apply(names: &mut BTreeMap<PathBuf, usize>, changes: &[Change]) {
+    for Change(path, file) in changes {
+        match file {
+            Some(file) => names.insert(path.clone(), *file),
+            None => names.remove(path),
+        };
+    }
+}
+
+impl Inner {
+    fn act(&mut self) -> io::Result<()> {
+        match &mut self.acts_left {
+            Some(0) => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn change(&mut self, directory: &Path, changes: Vec<Change>) {
+        apply(&mut self.names, &changes);
+        self.changes.push((directory.to_owned(), changes));
+    }
+
+    fn find(&self, path: &Path) -> io::Result<usize> {
+        self.names.get(path).copied().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let mut inner = self.inner();
+        let inside = inner.names.keys().filter(|path| parent(path) == directory);
+        let names = inside.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+        let mut due = None;
+        if let Some((name, skip, hook)) = inner.hook.take() {
+            if !directory.ends_with(name) {
+                inner.hook = Some((name, skip, hook));
+            } else if skip > 0 {
+                inner.hook = Some((name, skip - 1, hook));
+            } else {
+                due = Some(hook);
+            }
+        }
+        drop(inner);
+        if let Some(hook) = due {
+            hook();
+        }
+        Ok(names)
+    }
+
+    fn create_directory(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let mut inner = self.inner();
+        inner.act()?;
+        let file = match inner.names.get(path) {
+            Some(file) => *file,
+            None => {
+                inner.files.push(Content::default());
+                let file = inner.files.len() - 1;
+                inner.change(parent(path), vec![Change(path.to_owned(), Some(file))]);
+                file
+            }
+        };
+        inner.files[file].bytes.clear();
+        Ok(Box::new(MemoryFile { disk: self.clone(), file, generation: inner.generation }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let inner = self.inner();
+        let file = inner.find(path)?;
+        Ok(Box::new(MemoryFile { disk: self.clone(), file, generation: inner.generation }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.act()?;
+        let file = inner.find(from)?;
+        inner.change(parent(to), vec![Change(from.to_owned(), None), Change(to.to_owned(), Some(file))]);
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.act()?;
+        let file = inner.find(from)?;
+        if inner.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        inner.change(parent(to), vec![Change(to.to_owned(), Some(file))]);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.act()?;
+        inner.find(path)?;
+        inner.change(parent(path), vec![Change(path.to_owned(), None)]);
+        Ok(())
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.act()?;
+        let changes = std::mem::take(&mut inner.changes);
+        let (now, later): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(changed, _)| changed == directory);
+        inner.changes = later;
+        for (_, changes) in now {
+            apply(&mut inner.safe, &changes);
+        }
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let exists = self.inner().names.contains_key(path);
+        if !exists {
+            self.create(path)?;
+        }
+        let mut inner = self.inner();
+        let file = inner.find(path)?;
+        if std::mem::replace(&mut inner.files[file].locked, true) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(MemoryLock { disk: self.clone(), file, generation: inner.generation })))
+    }
+}
+
+#[derive(Debug)]
+struct MemoryFile {
+    disk: MemoryDisk,
+    file: usize,
+    generation: u64,
+}
+
+impl MemoryFile {
+    fn with<T>(&self, act: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
+        let mut inner = self.disk.inner();
+        if inner.generation != self.generation {
+            return Err(io::Error::other("the process is gone"));
+        }
+        Ok(act(&mut inner.files[self.file]))
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn length(&self) -> io::Result<u64> {
+        self.with(|file| file.bytes.len() as u64)
+    }
+
+    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.with(|file| match file.bytes.get(position as usize..position as usize + bytes.len()) {
+            Some(read) => Ok(bytes.copy_from_slice(read)),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        })?
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let acted = self.disk.inner().act();
+        // Some of it is written when it fails.
+        let bytes = if acted.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
+        self.with(|file| file.bytes.extend_from_slice(bytes))?;
+        acted
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.disk.inner().act()?;
+        self.with(|file| file.bytes.truncate(length as usize))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.disk.inner().act()?;
+        self.with(|file| file.safe = file.bytes.clone())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLock {
+    disk: MemoryDisk,
+    file: usize,
+    generation: u64,
+}
+
+impl Lock for MemoryLock {
+    fn sign(&mut self, who: &str) -> io::Result<()> {
+        self.disk.inner().files[self.file].bytes = who.as_bytes().to_vec();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryLock {
+    fn drop(&mut self) {
+        let mut inner = self.disk.inner();
+        if inner.generation == self.generation {
+            inner.files[self.file].locked = false;
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! Where a state goes on from, case by case.
+//!
+//! A case is written as what was found, one thing an item, and what is decided of it in words, or the refusal:
+//!
+//! * `claim 2 from 6-1 names 4-1 counts 1-0-0:3` – life 2 went on from a manifest, knew others, and counted frames.
+//! * `1-0-0 workers 2 = 0@2 1@2` – a file of the journal, and the frames in it: worker and epoch. Also `known 2`: how
+//!   many frames it knows to be synced; `after 3/8`: the file before has so many frames and its last epoch;
+//!   `headless`; `damaged`.
+//! * `manifest 6-1 out 4 step t segment a ended damaged` – a manifest with a sink, a step, a segment.
+//! * `out 7 changing` – the sink `out` has shown that epoch; it holds a collection. `out -`: it is new.
+
+use super::*;
+use crate::durable::journal::{Before, Entry, Header};
+use crate::durable::manifest::{ManifestId, StepState};
+use crate::durable::recovery::{Accepted, Holder};
+use crate::durable::segment::SegmentInfo;
+use crate::error::Error;
+
+const STATE: StateId = StateId(1);
+
+/// Where a file with so many frames ends.
+fn length(frames: u64) -> u64 {
+    100 + 10 * frames
+}
+
+struct Case {
+    survey: Survey,
+    sinks: Vec<SinkFound>,
+}
+
+type Words<'a> = std::iter::Peekable<std::str::SplitWhitespace<'a>>;
+
+fn number(words: &mut Words<'_>) -> u64 {
+    words.next().unwrap().parse().unwrap()
+}
+
+fn file_id(name: &str) -> FileId {
+    FileId::parse(&format!("{name}.journal")).unwrap()
+}
+
+fn manifest_id(name: &str) -> ManifestId {
+    ManifestId::parse(&format!("{name}.manifest")).unwrap()
+}
+
+fn claim(case: &mut Case, mut words: Words<'_>) {
+    let incarnation = number(&mut words);
+    let mut claim = Claim {
+        state: STATE,
+        incarnation,
+        holder: Holder { pid: 1, host: "h".into(), since_ms: 0 },
+        manifests: vec![],
+        base: None,
+        journals: vec![],
+        last_epoch: Epoch(0),
+        query: print(),
+    };
+    let mut damaged = false;
+    while let Some(word) = words.next() {
+        match word {
+            "from" => {
+                claim.base = words.next().map(manifest_id);
+                claim.manifests.extend(claim.base);
+            }
+            "names" => claim.manifests.push(manifest_id(words.next().unwrap())),
+            "counts" => {
+                let (file, rest) = words.next().unwrap().split_once(':').unwrap();
+                let (frames, last) = rest.split_once('/').unwrap();
+                let (file, length) = (file_id(file), length(frames.parse().unwrap()));
+                claim.journals.push(Accepted { file, length, last: last.parse().ok().map(Epoch) });
+            }
+            "last" => claim.last_epoch = Epoch(number(&mut words)),
+            "damaged" => damaged = true,
+            word => panic!("{word}"),
+        }
+    }
+    let claim = if damaged { Err(Error::new("the claim is damaged")) } else { Ok(claim) };
+    case.survey.claims.insert(incarnation, claim);
+}
+
+fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
+    let mut header = Header { state: STATE, file: id, workers: 1, before: None };
+    let (mut entries, mut known, mut headless, mut damaged) = (Vec::new(), 0, false, false);
+    while let Some(word) = words.next() {
+        match word {
+            "workers" => header.workers = number(&mut words) as u32,
+            "known" => known = length(number(&mut words)),
+            "after" => {
+                let (frames, last) = words.next().unwrap().split_once('/').unwrap();
+                let length = length(frames.parse().unwrap());
+                header.before = Some(Before { length, last: last.parse().ok().map(Epoch) });
+            }
+            "headless" => headless = true,
+            "damaged" => damaged = true,
+            "=" => {}
+            word => {
+                let (worker, epoch) = word.split_once('@').unwrap();
+                let (worker, epoch): (u32, u64) = (worker.parse().unwrap(), epoch.parse().unwrap());
+                let end = length(entries.len() as u64 + 1);
+                entries.push(Entry { worker, frame: frame(epoch, &[(worker, epoch)]), end });
+            }
+        }
+    }
+    let good = if headless { 0 } else { length(entries.len() as u64) };
+    let header = (!headless).then_some(header);
+    let file = JournalFile { id, header, entries, begin: 100, good, known, found: good + 3 };
+    let file = if damaged { Err(Error::new("a file of the journal is damaged")) } else { Ok(file) };
+    case.survey.journals.insert(id, file);
+}
+
+fn manifest_found(case: &mut Case, mut words: Words<'_>) {
+    let id = manifest_id(words.next().unwrap());
+    let mut found = manifest(STATE, id.incarnation, id.epoch.0);
+    let mut damaged = false;
+    while let Some(word) = words.next() {
+        match word {
+            "out" => {
+                let shown = words.next().unwrap().parse().ok().map(Epoch);
+                found.sinks.push(SinkState { name: "out".into(), shown, on_change: false });
+            }
+            "step" => {
+                let name = words.next().unwrap().to_owned();
+                found.steps.push(StepState { name, closed: EventTime::MIN, segments: vec![] });
+            }
+            "segment" => {
+                let step = found.steps.last_mut().unwrap();
+                step.segments.push(SegmentInfo {
+                    file: words.next().unwrap().into(),
+                    step: step.name.clone(),
+                    from: Epoch(0),
+                    to: id.epoch,
+                    rows: 1,
+                    bytes: 1,
+                    least: EventTime::MIN,
+                    greatest: EventTime::MIN,
+                    level: 0,
+                    checksum: 0,
+                });
+            }
+            "ended" => found.ended = true,
+            "damaged" => damaged = true,
+            word => panic!("{word}"),
+        }
+    }
+    let found = if damaged { Err(Error::new("the manifest is damaged").at(id)) } else { Ok(found) };
+    case.survey.manifests.insert(id, found);
+}
+
+fn case(found: &str) -> Case {
+    let mut case = Case { survey: Survey::default(), sinks: vec![] };
+    for item in found.split([';', '\n']).map(str::trim).filter(|item| !item.is_empty()) {
+        let mut words = item.split_whitespace().peekable();
+        match words.next().unwrap() {
+            "claim" => claim(&mut case, words),
+            "manifest" => manifest_found(&mut case, words),
+            "out" => {
+                let shown = words.next().unwrap().parse().ok().map(Epoch);
+                let on_change = words.next().is_some();
+                case.sinks.push(SinkFound { name: "out".into(), shown, on_change });
+            }
+            "segment" => case.survey.segments.extend(words.next().map(str::to_owned)),
+            name => journal(&mut case, file_id(name), words),
+        }
+    }
+    case
+}
+
+fn list(of: impl IntoIterator<Item = impl ToString>) -> String {
+    let words: Vec<_> = of.into_iter().map(|one| one.to_string()).collect();
+    if words.is_empty() { "nothing".into() } else { words.join(" ") }
+}
+
+/// What is decided, in words.
+fn told(case: &Case, query: &QueryPrint, accept_changed_query: bool) -> String {
+    let found = Found { incarnation: 9, survey: &case.survey, sinks: &case.sinks, query, accept_changed_query };
+    let decision = match decide(&found) {
+        Ok(decision) => decision,
+        Err(why) => return why.to_string(),
+    };
+    let short_name = |name: &str| name.split('.').next().unwrap().replace("journal/", "").replace("manifests/", "m");
+    let mut told = format!(
+        "from {}, replay {}, count {}, last {}",
+        list(decision.base.iter().map(|base| short_name(&base.id().to_string()))),
+        list(decision.replay.iter().map(|frame| frame.epoch)),
+        list(decision.accepted.iter().map(|a| format!(
+            "{}:{}",
+            short_name(&a.file.to_string()),
+            (a.length - 100) / 10
+        ))),
+        decision.last_epoch
+    );
+    if !decision.obsolete.is_empty() {
+        told.push_str(&format!(", obsolete {}", list(decision.obsolete.iter().map(|path| short_name(path)))));
+    }
+    if decision.ended {
+        told.push_str(", ended");
+    }
+    told
+}
+
+#[track_caller]
+fn check(found: &str, expected: &str) {
+    let told = told(&case(found), &print(), false);
+    let fits = expected.strip_suffix('…').map_or(told == expected, |begin| told.starts_with(begin));
+    assert!(fits, "{found}\nexpected: {expected}\nfound:    {told}");
+}
+
+#[test]
+fn a_state_without_a_past_begins_from_nothing() {
+    check("", "from nothing, replay nothing, count nothing, last 0");
+    check("out -", "from nothing, replay nothing, count nothing, last 0");
+    check("claim 1", "from nothing, replay nothing, count nothing, last 0");
+    check("claim 1 last 8", "from nothing, replay nothing, count nothing, last 8");
+    check(
+        "out 6",
+        "an output is ahead of the state (output out): it has shown epoch 6, and the state has nothing; use the state \
+         that wrote it, or begin a new output",
+    );
+}
+
+#[test]
+fn a_first_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
+    check("claim 1; 1-0-0 = 0@2 0@4", "from nothing, replay 2 4, count 1-0-0:2, last 4");
+    check("claim 1; 1-0-0 workers 2 = 0@2 1@2 0@4", "from nothing, replay 2 4, count 1-0-0:3, last 4");
+    check("claim 1; 1-0-0 workers 2 = 0@2 0@4", "from nothing, replay nothing, count nothing, last 4, obsolete 1-0-0");
+    check(
+        "claim 1; 1-0-0 workers 2 = 0@2 0@4; 1-1-0 workers 2 = 1@4",
+        "from nothing, replay nothing, count nothing, last 4, obsolete 1-0-0 1-1-0",
+    );
+    check(
+        "claim 1; 1-0-0 workers 2 = 0@2 0@4; 1-1-0 workers 2 = 1@2",
+        "from nothing, replay 2 4, count 1-0-0:2 1-1-0:1, last 4",
+    );
+    check("claim 1; 1-0-0", "from nothing, replay nothing, count nothing, last 0, obsolete 1-0-0");
+    check("claim 1; 1-0-0 headless", "from nothing, replay nothing, count nothing, last 0, obsolete 1-0-0");
+    // Nothing of it can have been shown.
+    check("claim 1; 1-0-0 workers 2 = 0@2; out 2", "an output is ahead of the state (output out)…");
+    // The next life begins from nothing too, and its own first epoch counts.
+    check(
+        "claim 2 last 4; 1-0-0 workers 2 = 0@2; 2-0-0 workers 2 = 0@6 1@6",
+        "from nothing, replay 6, count 2-0-0:2, last 6, obsolete 1-0-0",
+    );
+    // One that goes on from others need not have bound anything on all workers.
+    check(
+        "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6",
+        "from nothing, replay 2 6, count 1-0-0:1 2-0-0:1, last 6",
+    );
+    check("claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6", "from 4-1, replay 6, count 1-0-0:1, last 6");
+}
+
+#[test]
+fn the_newest_manifest_is_gone_on_from() {
+    check("claim 1; manifest 4-1; manifest 8-1; 1-0-0 = 0@2 0@8 0@10", "from 8-1, replay 10, count 1-0-0:3, last 10");
+    check("claim 2 from 4-1; manifest 4-1; manifest 10-2", "from 10-2, replay nothing, count nothing, last 10");
+    check("claim 1; manifest 8-1 damaged; manifest 4-1", "the manifest is damaged (8-1.manifest); restore…");
+    check(
+        "claim 1; manifest 8-1; manifest 4-1 damaged",
+        "from 8-1, replay nothing, count nothing, last 8, obsolete m4-1",
+    );
+    // What life 1 wrote after life 2 had read does not count.
+    check(
+        "claim 2 from 4-1; manifest 4-1; manifest 8-1",
+        "from 4-1, replay nothing, count nothing, last 8, obsolete m8-1",
+    );
+    check(
+        "claim 2 from 4-1; manifest 4-1; manifest 8-1 damaged",
+        "from 4-1, replay nothing, count nothing, last 8, obsolete m8-1",
+    );
+    check(
+        "claim 2 from 8-1 names 4-1; manifest 4-1",
+        "the manifest that the state went on from last is missing (manifests/8-1.manifest); restore…",
+    );
+    check("claim 2 from 8-1", "the manifest that the state went on from last is missing…");
+    check("claim 2 from 8-1; manifest 10-2", "from 10-2, replay nothing, count nothing, last 10");
+    check("claim 1; manifest 4-1 ended; 1-0-0 = 0@2", "from 4-1, replay nothing, count 1-0-0:1, last 4, ended");
+}
+
+#[test]
+fn of_older_lives_what_the_claim_counts_of_the_latest_all() {
+    check(
+        "claim 2 counts 1-0-0:2/4; 1-0-0 = 0@2 0@4 0@6; 2-0-0 = 0@8",
+        "from nothing, replay 2 4 8, count 1-0-0:2 2-0-0:1, last 8",
+    );
+    check(
+        "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 1-1-0 = 1@2; 2-0-0 = 0@8",
+        "from nothing, replay 2 8, count 1-0-0:1 2-0-0:1, last 8, obsolete 1-1-0",
+    );
+    check(
+        "claim 2 counts 1-0-0:3/6; 1-0-0 = 0@2 0@4",
+        "the journal is damaged (journal/1-0-0.journal): life 2 counts 130 bytes of it, of which 120 are good; restore…",
+    );
+    check(
+        "claim 2 counts 1-0-0:3/6",
+        "a file of the journal is missing (journal/1-0-0.journal): life 2 counts it up to…",
+    );
+    check("claim 2 counts 1-0-0:1/2; 1-0-0 damaged", "a file of the journal is damaged; restore…");
+    check("claim 2 counts 1-0-0:3/6 from 8-1; manifest 8-1", "from 8-1, replay nothing, count nothing, last 8");
+    // That life 5 had begun and never claimed anything is no matter; that its claim is gone, is.
+    check(
+        "claim 2; 5-0-0 = 0@2",
+        "the claim of a life of the state is missing (lives/5.claim): that life wrote 5-0-0.journal; restore…",
+    );
+    check(
+        "manifest 4-1",
+        "the claim of a life of the state is missing (lives/1.claim): that life wrote 4-1.manifest;…",
+    );
+    check("claim 1; claim 2 damaged", "the claim is damaged; restore…");
+    check("claim 1 damaged; claim 2", "from nothing, replay nothing, count nothing, last 0");
+}
+
+#[test]
+fn what_was_synced_must_be_good() {
+    check("claim 1; 1-0-0 known 2 = 0@2 0@4", "from nothing, replay 2 4, count 1-0-0:2, last 4");
+    check(
+        "claim 1; 1-0-0 known 3 = 0@2 0@4",
+        "the journal is damaged (journal/1-0-0.journal): 130 bytes of it were synced, of which 120 are good; restore…",
+    );
+    check("claim 1; 1-0-0 headless known 1", "the journal is damaged (journal/1-0-0.journal): its beginning is not…");
+    check("claim 1; 1-0-0 = 0@2; 1-0-1 after 1/2 = 0@4", "from nothing, replay 2 4, count 1-0-0:1 1-0-1:1, last 4");
+    check("claim 1; 1-0-0 = 0@2; 1-0-1 headless", "from nothing, replay 2, count 1-0-0:1, last 2, obsolete 1-0-1");
+    check("claim 1; 1-0-0 headless; 1-0-1 after 1/2", "the journal is damaged (journal/1-0-0.journal): its beginning…");
+    check(
+        "claim 1; 1-0-0 = 0@2; 1-0-1 after 2/4 = 0@6",
+        "the journal is damaged (journal/1-0-0.journal): 120 bytes of it were synced, of which 110 are good; restore…",
+    );
+    check(
+        "claim 1; 1-0-1 after 2/4 = 0@6",
+        "a file of the journal is missing (journal/1-0-0.journal): it goes up to epoch 4; restore…",
+    );
+    check("claim 1; 1-0-1 after 2/4 = 0@6; manifest 4-1", "from 4-1, replay 6, count 1-0-1:1, last 6");
+    check(
+        "claim 1; 1-0-1 = 0@6",
+        "the journal is damaged (journal/1-0-1.journal): it does not follow the file before…",
+    );
+    check("claim 1; 1-0-0 after 1/2 = 0@6", "the journal is damaged (journal/1-0-0.journal): it does not follow…");
+    check(
+        "claim 1; 1-0-0 = 0@4 0@2",
+        "the journal is damaged (journal/1-0-0.journal): worker 0 has bound epoch 2 out…",
+    );
+    check(
+        "claim 1; 1-0-0 = 0@4 1@4",
+        "the journal is damaged (journal/1-0-0.journal): worker 1 has bound epoch 4 out…",
+    );
+    check(
+        "claim 2 counts 1-0-0:1/4; 1-0-0 = 0@4; 2-0-0 = 0@4",
+        "the journal is damaged (journal/2-0-0.journal): worker 0 has bound epoch 4 out of order; restore…",
+    );
+    check(
+        "claim 1; 1-0-0 workers 2 = 0@2; 1-1-0 workers 3 = 1@2",
+        "the journal is damaged (journal/1-1-0.journal): its life has 2 workers, not 3; restore…",
+    );
+    check(
+        "claim 1; manifest 4-1 step t segment a; segment b",
+        "a segment of the snapshot is missing (segments/a): 4-1.manifest names it; restore…",
+    );
+    check("claim 1; manifest 4-1 step t segment a; segment a", "from 4-1, replay nothing, count nothing, last 4");
+}
+
+#[test]
+fn no_sink_is_behind_or_ahead() {
+    check("claim 1; 1-0-0 = 0@2 0@4; out 5", "from nothing, replay 2 4, count 1-0-0:2, last 5");
+    check(
+        "claim 1; 1-0-0 = 0@2 0@4; out 6",
+        "an output is ahead of the state (output out): it has shown epoch 6, and the state has what happened up to epoch \
+         4; use…",
+    );
+    check("claim 1; manifest 6-1 out 6; out 7", "from 6-1, replay nothing, count nothing, last 7");
+    check("claim 1; manifest 6-1 out 6; out 8", "an output is ahead of the state (output out)…");
+    check(
+        "claim 1; manifest 6-1 out 6; out 4",
+        "an output is behind the state (output out): it ends with epoch 4, and had shown epoch 6 at the snapshot; put \
+         it…",
+    );
+    check(
+        "claim 1; manifest 6-1 out 6; out -",
+        "an output is behind the state (output out): it has shown nothing, and had shown epoch 6 at the snapshot; put…",
+    );
+    check(
+        "claim 1; manifest 6-1 out 6",
+        "an output of the state is missing from the query (output out); write it, as before, or begin a new state",
+    );
+    check("claim 1; manifest 6-1 out -; out -", "from 6-1, replay nothing, count nothing, last 6");
+    check("claim 1; manifest 6-1; out -", "from 6-1, replay nothing, count nothing, last 6");
+    check("claim 1; manifest 6-1 ended out 6; out 4", "an output is behind the state (output out)…");
+}
+
+/// A changed query, with what is found, and what is said of it; `accepted` where it is let go on.
+#[track_caller]
+fn check_changed(found: &str, change: impl Fn(&mut QueryPrint), expected: &str, accepted: bool) {
+    let mut query = print();
+    change(&mut query);
+    let case = case(found);
+    let refused = told(&case, &query, false);
+    assert!(refused.starts_with(expected.trim_end_matches('…')), "{found}\nexpected: {expected}\nfound:    {refused}");
+    assert_eq!(told(&case, &query, true).starts_with("from"), accepted, "{found}");
+}
+
+#[test]
+fn a_changed_query_does_not_replay() {
+    let replays = "claim 1; 1-0-0 = 0@2; out 2";
+    check_changed(
+        replays,
+        |query| query.build = "b2".into(),
+        "the query has changed since this state was used last: the program is another build (b2, was b1); epochs are to \
+         be replayed, which the changed query may not repeat: stop the old one cleanly first, or pass \
+         --accept-changed-query",
+        true,
+    );
+    let said = |change: fn(&mut QueryPrint), what: &str| {
+        check_changed(replays, change, &format!("the query has changed since this state was used last: {what};"), true);
+    };
+    said(|query| query.flags[0].1 = "1s".into(), "--epoch is 1s, was 100ms");
+    said(|query| query.flags.clear(), "--epoch is gone, was 100ms");
+    said(|query| query.flags.push(("--x".into(), "1".into())), "--x is new: 1");
+    said(|query| query.steps[0].detail = "tumbling 1m".into(), "the step aggregate t is tumbling 1m, was tumbling 10s");
+    said(|query| query.steps[0].fingerprint = 8, "the step aggregate t has other types");
+    said(|query| query.steps[0].name = "u".into(), "the step aggregate u is new, the step aggregate t is gone");
+    let another = |query: &mut QueryPrint| {
+        query.build = "b2".into();
+        query.steps.clear();
+    };
+    said(another, "the program is another build (b2, was b1), the step aggregate t is gone");
+    // Nothing is replayed: it may have changed.
+    let stopped = "claim 1; manifest 2-1 out 2; 1-0-0 = 0@2";
+    check_changed(&format!("{stopped}; out 2"), another, "from 2-1", true);
+    check_changed(
+        &format!("{stopped}; out 2 changing"),
+        another,
+        "the query has changed since this state was used last: the program is another build (b2, was b1), the step \
+         aggregate t is gone; the output out has rows that the changed query may not retract: give it a new output…",
+        true,
+    );
+    check_changed("claim 1; manifest 2-1; out - changing", another, "from 2-1", true);
+    check_changed(
+        "claim 1; manifest 2-1 ended",
+        another,
+        "from 2-1, replay nothing, count nothing, last 2, ended",
+        true,
+    );
+}
+
+#[test]
+fn rows_of_a_step_that_is_gone_or_has_other_types_are_never_read() {
+    let found = "claim 1; manifest 2-1 step t";
+    check_changed(
+        found,
+        |query| query.steps[0].fingerprint = 8,
+        "the state has rows of another type than the query (step t): the key or the value of the step has changed; give…",
+        false,
+    );
+    check_changed(
+        found,
+        |query| query.steps.clear(),
+        "the state has rows of a step that the query does not have (step t); give the step its name back…",
+        false,
+    );
+    let new_step = |query: &mut QueryPrint| {
+        query.steps.push(StepPrint {
+            kind: "aggregate".into(),
+            name: "u".into(),
+            detail: String::new(),
+            fingerprint: 1,
+        });
+    };
+    check_changed(found, new_step, "from 2-1", true);
+}

@@ -1,0 +1,98 @@
+//! Tests of the files that bind a job's life, on a disk that can lose power.
+
+mod decide;
+mod journal;
+mod simulation;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::journal::{Bound, FileId, Frame, JournalFile, Place};
+use super::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepPrint};
+use super::memory_disk::MemoryDisk;
+use super::recovery::{Claim, Decision, Found, SinkFound, Survey, claimed, decide};
+use super::state::StateDir;
+use super::{StateId, StillCurrent};
+use crate::error::Result;
+use crate::time::{Epoch, EventTime};
+
+/// What an epoch took from a partition: up to `next`.
+fn bound(partition: u32, next: u64) -> Bound {
+    Bound {
+        source: "s".into(),
+        partition,
+        found_at: None,
+        next,
+        watermark: EventTime::from_millis(next as i64),
+        idle: false,
+        until: None,
+        ended: false,
+    }
+}
+
+fn frame(epoch: u64, bounds: &[(u32, u64)]) -> Frame {
+    Frame { epoch: Epoch(epoch), bounds: bounds.iter().map(|(partition, next)| bound(*partition, *next)).collect() }
+}
+
+fn print() -> QueryPrint {
+    let step = StepPrint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
+    let flags = vec![("--epoch".into(), "100ms".into())];
+    QueryPrint { build: "b1".into(), flags, steps: vec![step] }
+}
+
+fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
+    Manifest {
+        state,
+        job: "j".into(),
+        incarnation,
+        epoch: Epoch(epoch),
+        made_ms: 0,
+        ended: false,
+        query: print(),
+        sources: vec![SourceState { name: "s".into(), bounds: vec![], watermark: EventTime::MIN, floors: vec![] }],
+        steps: vec![],
+        sinks: vec![],
+    }
+}
+
+fn always() -> StillCurrent {
+    Arc::new(|| Ok(()))
+}
+
+fn new_state() -> (MemoryDisk, StateDir) {
+    let disk = MemoryDisk::default();
+    let state = StateDir::open(Arc::new(disk.clone()), "state", false).unwrap();
+    (disk, state)
+}
+
+fn sink(name: &str, shown: Option<u64>) -> SinkFound {
+    SinkFound { name: name.into(), shown: shown.map(Epoch), on_change: false }
+}
+
+/// Decides for life `incarnation`, with one sink `out`.
+fn decided(survey: &Survey, incarnation: u64, shown: Option<u64>) -> Result<Decision> {
+    let (sinks, query) = (&[sink("out", shown)], &print());
+    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false })
+}
+
+/// Begins a life, whatever was shown.
+fn begin_life(state: &StateDir) -> (Claim, Decision) {
+    let number = state.begin().unwrap();
+    let decision = decided(&state.survey().unwrap(), number, None).unwrap();
+    (state.claim(&decision, &print()).unwrap().unwrap(), decision)
+}
+
+fn path_of(id: FileId) -> PathBuf {
+    PathBuf::from(format!("state/journal/{id}"))
+}
+
+fn first_file(incarnation: u64) -> FileId {
+    FileId { incarnation, process: 0, number: 0 }
+}
+
+/// Epochs with how far each took the partitions.
+fn short(frames: &[Frame]) -> Vec<(u64, Vec<(u32, u64)>)> {
+    let bounds = |frame: &Frame| frame.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
+    frames.iter().map(|frame| (frame.epoch.0, bounds(frame))).collect()
+}

@@ -1,0 +1,334 @@
+//! Lives of a state, one after another and sometimes two at once, on a disk that fails and loses power by chance: what
+//! could have been shown is never lost, and nothing that was bound is bound again otherwise.
+//!
+//! A worker of a life binds epochs to the partitions it has; an epoch is complete when every worker has come past it and
+//! what it bound is synced. The sink shows complete epochs for the life that fenced it last. Everything is done on one
+//! thread, so that a seed repeats it.
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+
+use super::*;
+use crate::durable::journal::{FileJournal, Journal, Writer};
+
+const PARTITIONS: u32 = 4;
+
+/// Frames by epoch.
+type History = BTreeMap<Epoch, Vec<Bound>>;
+
+/// What is outside of all lives.
+struct World {
+    disk: MemoryDisk,
+    random: Rng,
+    /// The life that fenced the sink last.
+    fence: u64,
+    shown: Option<Epoch>,
+    /// What could have been shown, or was replayed by a life that could show it.
+    settled: History,
+    /// Counts what has happened, so that it is known to have.
+    seen: BTreeMap<&'static str, usize>,
+}
+
+struct Process {
+    journal: FileJournal,
+    writer: Writer,
+    /// There are frames that it has not written.
+    behind: bool,
+}
+
+struct Worker {
+    process: usize,
+    /// How many of the proposed epochs it has come past.
+    past: usize,
+    /// The epochs to which it bound something.
+    bound: Vec<Epoch>,
+}
+
+/// A life that has a claim.
+struct Running {
+    state: StateDir,
+    claim: Claim,
+    processes: Vec<Process>,
+    workers: Vec<Worker>,
+    proposed: Vec<Epoch>,
+    /// What its workers have bound.
+    bound: History,
+    /// Where its workers are in the partitions.
+    next: BTreeMap<u32, u64>,
+    /// Where they were at its start.
+    start: BTreeMap<u32, u64>,
+    /// How many of the proposed epochs are complete.
+    complete: usize,
+}
+
+fn positions<'a>(of: impl Iterator<Item = &'a Bound>) -> BTreeMap<u32, u64> {
+    let mut positions = BTreeMap::new();
+    for bound in of {
+        let next = positions.entry(bound.partition).or_default();
+        *next = bound.next.max(*next);
+    }
+    positions
+}
+
+impl World {
+    fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// Begins a life, and checks that nothing that could have been shown is lost.
+    fn recover(&mut self) -> Result<Running> {
+        let state = StateDir::open(Arc::new(self.disk.clone()), "state", true)?;
+        let incarnation = state.begin()?;
+        self.fence = self.fence.max(incarnation);
+        let survey = state.survey()?;
+        let decision = decided(&survey, incarnation, self.shown.map(|shown| shown.0)).expect("it can go on");
+        self.check(&decision);
+        let claim = state.claim(&decision, &print())?.expect("nobody else begins");
+        let others = claimed(&state.survey()?, &state.claim_of(incarnation)?)?;
+        assert_eq!((&others.0, &others.1), (&decision.base, &decision.replay));
+
+        for frame in &decision.replay {
+            self.settled.insert(frame.epoch, frame.bounds.clone());
+        }
+        let base = decision.base.iter().flat_map(|base| &base.sources[0].bounds);
+        let start = positions(base.chain(decision.replay.iter().flat_map(|frame| &frame.bounds)));
+        let (processes, each) = (self.random.usize(1..=2), self.random.usize(1..=2));
+        let mut running = Running {
+            state,
+            claim,
+            processes: Vec::new(),
+            workers: Vec::new(),
+            proposed: vec![decision.last_epoch.next_at(0)],
+            bound: History::new(),
+            next: start.clone(),
+            start,
+            complete: 0,
+        };
+        for process in 0..processes {
+            let limit = self.random.u64(1..600);
+            let place = running.state.place(&running.claim, process as u32, processes * each);
+            let (journal, writer) = FileJournal::prepare(Place { limit, ..place })?;
+            running.processes.push(Process { journal, writer, behind: false });
+            running.workers.extend((0..each).map(|_| Worker { process, past: 0, bound: Vec::new() }));
+        }
+        state_collects(&running, &decision.obsolete)?;
+        Ok(running)
+    }
+
+    fn check(&mut self, decision: &Decision) {
+        let base = decision.base.as_ref().map(|base| base.epoch);
+        for (epoch, bounds) in self.settled.iter().filter(|(epoch, _)| Some(**epoch) > base) {
+            let replayed = decision.replay.iter().find(|frame| frame.epoch == *epoch);
+            assert_eq!(replayed.map(|frame| &frame.bounds), Some(bounds), "epoch {epoch} is not as it was");
+        }
+        if let Some(base) = &decision.base {
+            let before = self.settled.iter().filter(|(epoch, _)| **epoch <= base.epoch);
+            let expected = positions(before.flat_map(|(_, bounds)| bounds));
+            assert_eq!(positions(base.sources[0].bounds.iter()), expected, "the manifest of epoch {}", base.epoch);
+            self.saw("went on from a manifest");
+        }
+        let last = self.settled.keys().next_back().copied().max(self.shown);
+        assert!(Some(decision.last_epoch) >= last);
+        if !decision.replay.is_empty() {
+            self.saw("replayed");
+        }
+        if !decision.torn.is_empty() {
+            self.saw("cut a torn tail");
+        }
+        if decision.last_epoch > Epoch(0) && decision.base.is_none() && decision.replay.is_empty() {
+            self.saw("counted a first life as nothing");
+        }
+    }
+
+    /// A worker comes past its epoch, and hands the journal what it bound to it.
+    fn bind(&mut self, life: &mut Running) -> Result<()> {
+        let workers = life.workers.len();
+        let index = self.random.usize(..workers);
+        let worker = &mut life.workers[index];
+        if worker.past == life.proposed.len() {
+            let last = life.proposed[worker.past - 1];
+            life.proposed.push(Epoch(last.0 + 2 * self.random.u64(1..4)));
+        }
+        let epoch = life.proposed[worker.past];
+        let mut bounds = Vec::new();
+        for partition in (0..PARTITIONS).filter(|partition| *partition as usize % workers == index) {
+            if self.random.u8(..3) == 0 {
+                let next = life.next.entry(partition).or_default();
+                *next += self.random.u64(1..5);
+                bounds.push(bound(partition, *next));
+            }
+        }
+        worker.past += 1;
+        if !bounds.is_empty() || worker.past == 1 {
+            worker.bound.push(epoch);
+            let all = life.bound.entry(epoch).or_default();
+            all.extend(bounds.iter().cloned());
+            all.sort();
+            let process = &mut life.processes[worker.process];
+            process.behind = true;
+            process.journal.append(index, Frame { epoch, bounds })?;
+        }
+        Ok(())
+    }
+
+    /// A process writes its journal.
+    fn sync(&mut self, life: &mut Running) -> Result<()> {
+        let index = self.random.usize(..life.processes.len());
+        let process = &mut life.processes[index];
+        if std::mem::take(&mut process.behind) {
+            process.writer.step();
+        }
+        process.journal.check()
+    }
+
+    /// What is complete is settled, if the life could show it, and maybe shown.
+    fn show(&mut self, life: &mut Running) {
+        let is_complete = |life: &Running, epoch: Epoch| {
+            life.workers.iter().enumerate().all(|(index, worker)| {
+                let needed = worker.bound.iter().rfind(|bound| **bound <= epoch);
+                let synced = life.processes[worker.process].journal.synced(index);
+                worker.past > life.complete && synced.as_ref() >= needed
+            })
+        };
+        while life.proposed.get(life.complete).is_some_and(|epoch| is_complete(life, *epoch)) {
+            let epoch = life.proposed[life.complete];
+            life.complete += 1;
+            if self.fence > life.claim.incarnation {
+                self.saw("was fenced");
+                continue;
+            }
+            let bounds = life.bound.get(&epoch).cloned().unwrap_or_default();
+            if life.bound.contains_key(&epoch) {
+                self.settled.insert(epoch, bounds);
+                if self.random.bool() {
+                    self.shown = Some(Epoch(epoch.0 + self.random.u64(..2)));
+                    self.saw("showed");
+                }
+            }
+        }
+    }
+
+    /// The life writes a manifest at what is complete.
+    fn snapshot(&mut self, life: &mut Running) -> Result<()> {
+        let Some(epoch) = life.complete.checked_sub(1).map(|last| life.proposed[last]) else { return Ok(()) };
+        let mut manifest = manifest(life.state.id(), life.claim.incarnation, epoch.0);
+        let start = life.start.iter().map(|(partition, next)| bound(*partition, *next)).collect::<Vec<_>>();
+        let bound_then = life.bound.range(..=epoch).flat_map(|(_, bounds)| bounds);
+        let at = positions(start.iter().chain(bound_then));
+        manifest.sources[0].bounds = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
+        let shown = self.shown.filter(|_| self.fence == life.claim.incarnation);
+        manifest.sinks = vec![SinkState { name: "out".into(), shown, on_change: false }];
+        let current = life.state.still_current(life.claim.incarnation);
+        manifest.write(&**life.state.disk(), &life.state.manifests(), &current)?;
+        self.saw("wrote a manifest");
+        Ok(())
+    }
+
+    fn collect(&mut self, life: &mut Running) -> Result<()> {
+        let kept = life.state.collect_garbage(&life.claim, self.random.usize(1..=3), &[])?;
+        if let Some(oldest) = kept.oldest {
+            for process in &mut life.processes {
+                process.journal.cut(oldest);
+                process.writer.step();
+                process.behind = false;
+                process.journal.check()?;
+            }
+        }
+        if kept.removed > 0 {
+            self.saw("removed files");
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, life: &mut Running) -> Result<()> {
+        match self.random.u8(..20) {
+            0 => self.snapshot(life)?,
+            1 => self.collect(life)?,
+            2..9 => self.sync(life)?,
+            _ => self.bind(life)?,
+        }
+        self.show(life);
+        Ok(())
+    }
+}
+
+fn state_collects(life: &Running, obsolete: &[String]) -> Result<()> {
+    life.state.collect_garbage(&life.claim, 3, obsolete).map(drop)
+}
+
+fn simulate(seed: u64, seen: &mut BTreeMap<&'static str, usize>) {
+    let mut world = World {
+        disk: MemoryDisk::default(),
+        random: Rng::with_seed(seed),
+        fence: 0,
+        shown: None,
+        settled: History::new(),
+        seen: std::mem::take(seen),
+    };
+    let mut lives: Vec<Running> = Vec::new();
+    for _ in 0..world.random.usize(3..15) {
+        if world.random.u8(..3) == 0 {
+            let acts = world.random.u64(..80);
+            world.disk.fail_after(acts);
+        }
+        let mut ended = false;
+        match world.recover() {
+            Ok(life) => lives.push(life),
+            Err(_) => {
+                world.saw("failed to begin");
+                ended = true;
+            }
+        }
+        for _ in 0..world.random.usize(..150) {
+            if lives.is_empty() || ended {
+                break;
+            }
+            let index = world.random.usize(..lives.len());
+            let mut life = lives.swap_remove(index);
+            match world.step(&mut life) {
+                Ok(()) => lives.push(life),
+                Err(_) if life.claim.incarnation < world.fence => world.saw("was overtaken"),
+                Err(_) => {
+                    world.saw("failed");
+                    ended = true;
+                }
+            }
+        }
+        // Sometimes the life goes on beside the next one.
+        if ended || world.random.u8(..4) > 0 {
+            lives.clear();
+            let power = world.random.bool();
+            world.disk.crash(&mut world.random, power);
+        }
+        world.disk.fail_after(u64::MAX);
+    }
+    lives.clear();
+    world.disk.crash(&mut world.random, true);
+    world.recover().expect("the disk is good");
+    *seen = world.seen;
+}
+
+#[test]
+fn whatever_happens_what_could_have_been_shown_is_not_lost() {
+    let mut seen = BTreeMap::new();
+    for seed in 0..120 {
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| simulate(seed, &mut seen)));
+        assert!(caught.is_ok(), "seed {seed}");
+    }
+    for what in [
+        "showed",
+        "replayed",
+        "went on from a manifest",
+        "wrote a manifest",
+        "removed files",
+        "cut a torn tail",
+        "counted a first life as nothing",
+        "was fenced",
+        "was overtaken",
+        "failed",
+        "failed to begin",
+    ] {
+        assert!(seen.get(what) > Some(&20), "{what}: {seen:?}");
+    }
+}
