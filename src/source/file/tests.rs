@@ -292,6 +292,45 @@ fn check<F: Format>(case: &Case) {
     }
     let count = rng.usize(1..4);
     case.check(&on_threads(&input, count, case.seed), &format!("{count} threads"));
+    go_on::<F>(case, recorded, &mut rng);
+}
+
+/// Lives one after the other, each on another number of workers: each goes on from a random snapshot of what was read
+/// before it, repeats some epochs that follow in the journal, and reads on. What comes behind the end that was fixed
+/// before is for none of them.
+fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
+    for (life, count) in [1, 2, 4, 1].into_iter().enumerate() {
+        let bounds: Vec<_> = recorded.bounds.iter().map(|(epoch, bound)| (Epoch(*epoch), bound.clone())).collect();
+        let taken = rng.usize(life.min(1)..=bounds.len());
+        let repeated = rng.usize(taken..=bounds.len());
+        if life == 1 {
+            let mut file = std::fs::OpenOptions::new().append(true).open(case.file.path()).unwrap();
+            file.write_all(b"\nmore, which is for another run\n").unwrap();
+        }
+        let (input, first) = (case.input::<F>(rng.usize(1..200)), Epoch(bounds.last().unwrap().0.0 + 2));
+        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), first)).collect();
+        let snapshot = bounds[..taken].last();
+        for worker in &mut workers {
+            if let Some((epoch, bound)) = snapshot {
+                let places = [Resumed { bound: Bound { found_at: None, ..bound.clone() }, floor: EventTime::MIN }];
+                worker.reader.resume(*epoch, &places, &mut worker.intake).unwrap();
+            }
+            worker.journal =
+                bounds[taken..repeated].iter().map(|(epoch, bound)| (*epoch, vec![bound.clone()])).collect();
+        }
+        let run = in_turns(&mut workers, rng.u64(..), first);
+        let what = format!("life {life} on {count} workers, from epoch {taken}, {repeated} known");
+        assert!(run.bounds.len() >= repeated - taken, "seed {}, {what}", case.seed);
+        for (epoch, bound) in &bounds[taken..repeated] {
+            assert_eq!(run.bounds.get(&epoch.0), Some(bound), "seed {}, {what}", case.seed);
+        }
+        let kept = |epoch: &u64| snapshot.is_some_and(|(last, _)| *epoch <= last.0);
+        recorded.epochs.retain(|epoch, _| kept(epoch));
+        recorded.bounds.retain(|epoch, _| kept(epoch));
+        recorded.epochs.extend(run.epochs);
+        recorded.bounds.extend(run.bounds);
+        case.check(&recorded, &what);
+    }
 }
 
 /// Repeats some of what was recorded on another number of workers, and reads on.
@@ -629,4 +668,76 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
     assert_eq!(alone.ids(1), [10, 20, 0]);
     let outcomes: Vec<_> = alone.run.epochs[&4].iter().map(|outcome| (outcome.mark.millis(), outcome.line)).collect();
     assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);
+}
+
+/// A file of two lines that one worker read to the end, and what it bound.
+fn ended() -> (tempfile::NamedTempFile, Bound) {
+    let file = file_of(&(line(1) + &line(2)));
+    let mut alone = Alone::new(file.path(), &until_end());
+    assert_eq!(alone.ids(1), [1, 2]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    assert!(bound.ended && bound.check.is_some());
+    (file, bound)
+}
+
+#[test]
+fn a_state_that_has_ended_ends_at_once() {
+    let (mut file, bound) = ended();
+    file.write_all(line(3).as_bytes()).unwrap();
+    let mut alone = Alone::new(file.path(), &until_end());
+    alone.resume(&bound).unwrap();
+    assert!(alone.worker.reader.exhausted(&alone.worker.intake));
+    assert!(!alone.worker.poll(10, &mut alone.run));
+    alone.worker.turn_to(Epoch(6));
+    alone.worker.bind(&mut alone.run);
+    assert!(alone.worker.ended && alone.run.bounds.is_empty() && alone.run.epochs.values().all(Vec::is_empty));
+}
+
+#[test]
+fn a_file_that_was_changed_under_a_state_is_refused() {
+    let (file, bound) = ended();
+    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let refusals = |bound: &Bound| {
+        let resumed = Alone::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
+        let mut alone = Alone::new(file.path(), &until_end());
+        let journalled = Bound { found_at: Some(0), ..bound.clone() };
+        let repeated = alone.worker.reader.replay(Epoch(2), &[journalled], &mut alone.worker.intake);
+        let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(bound));
+        [resumed, repeated.map(drop).map_err(|e| e.to_string()), grown.map(drop).map_err(|e| e.to_string())]
+    };
+    assert_eq!(refusals(&bound), [Ok(()), Ok(()), Ok(())]);
+    let name = file.path().display();
+    for (text, why) in [
+        (line(1) + &line(7), format!("the file was changed since the state was written ({name}, before offset ")),
+        (line(7) + &line(2) + &line(3), format!("the file was changed since the state was written ({name}, ")),
+        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next)),
+        (String::new(), format!("the state names records that are not there ({name}, ")),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        for refusal in refusals(&bound) {
+            let error = refusal.unwrap_err();
+            assert!(error.starts_with(&why) && error.contains("restore the file"), "{error}");
+        }
+    }
+    // What was still to be read is missed as well.
+    std::fs::write(file.path(), line(1)).unwrap();
+    let half = Bound { next: line(1).len() as u64, check: None, ended: false, ..bound };
+    let error = Alone::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();
+    assert!(error.contains("records that are not there"), "{error}");
+}
+
+#[test]
+fn whether_a_file_has_grown_since_its_state_ended_is_told() {
+    let (mut file, bound) = ended();
+    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let grown = |bounds: &[Bound]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
+    assert_eq!(grown(std::slice::from_ref(&bound)), None);
+    assert_eq!(grown(&[]).unwrap(), "it was never read");
+    file.write_all(b"{}\n").unwrap();
+    let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(&bound)).unwrap();
+    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next));
+    std::fs::remove_file(file.path()).unwrap();
+    assert!(input::<Ndjson>(file.path(), 100).grown_since(&place, &[bound]).is_err());
 }
