@@ -141,6 +141,8 @@ struct Worker {
     to_bind: VecDeque<Epoch>,
     bound: Option<Epoch>,
     ended: bool,
+    /// Where it is to go on before it does anything else; others may be ahead of it then.
+    resume: Option<(Epoch, Resumed)>,
     journal: VecDeque<(Epoch, Vec<Bound>)>,
 }
 
@@ -151,7 +153,7 @@ impl Worker {
             Intake::new("s", 3, input, options, Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
         let (to_bind, journal) = (VecDeque::new(), VecDeque::new());
         let reader = input.open(&place).unwrap();
-        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, journal }
+        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, resume: None, journal }
     }
 
     fn take(&mut self, epoch: Epoch, run: &mut Run) {
@@ -172,6 +174,9 @@ impl Worker {
     }
 
     fn poll(&mut self, budget: usize, run: &mut Run) -> bool {
+        if let Some((epoch, place)) = self.resume.take() {
+            self.reader.resume(epoch, &[place], &mut self.intake).unwrap();
+        }
         if let Some((epoch, bounds)) = self.journal.front().cloned() {
             let done = self.reader.replay(epoch, &bounds, &mut self.intake).unwrap();
             self.take(epoch, run);
@@ -188,7 +193,7 @@ impl Worker {
     }
 
     fn turn_to(&mut self, epoch: Epoch) {
-        if self.journal.is_empty() && epoch > self.epoch {
+        if self.resume.is_none() && self.journal.is_empty() && epoch > self.epoch {
             self.to_bind.push_back(self.epoch);
             self.epoch = epoch;
         }
@@ -312,8 +317,8 @@ fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
         let snapshot = bounds[..taken].last();
         for worker in &mut workers {
             if let Some((epoch, bound)) = snapshot {
-                let places = [Resumed { bound: Bound { found_at: None, ..bound.clone() }, floor: EventTime::MIN }];
-                worker.reader.resume(*epoch, &places, &mut worker.intake).unwrap();
+                let bound = Bound { found_at: None, ..bound.clone() };
+                worker.resume = Some((*epoch, Resumed { bound, floor: EventTime::MIN }));
             }
             worker.journal =
                 bounds[taken..repeated].iter().map(|(epoch, bound)| (*epoch, vec![bound.clone()])).collect();
@@ -740,4 +745,29 @@ fn whether_a_file_has_grown_since_its_state_ended_is_told() {
     assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next));
     std::fs::remove_file(file.path()).unwrap();
     assert!(input::<Ndjson>(file.path(), 100).grown_since(&place, &[bound]).is_err());
+}
+
+#[test]
+fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
+    let mut file = file_of(&(line(90) + &line(10)));
+    let mut alone = Alone::new(file.path(), &Options::default());
+    assert_eq!(alone.ids(1), [90, 10]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    assert_eq!((bound.until, bound.ended), (None, false));
+    for (options, more) in [(Options::default(), vec![20, 0]), (until_end(), vec![20])] {
+        file.as_file().set_len(bound.next).unwrap();
+        std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(line(20).as_bytes()).unwrap();
+        let mut again = Alone::new(file.path(), &options);
+        again.resume(&bound).unwrap();
+        std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"x\n").unwrap();
+        assert_eq!(again.ids(50), more, "{}", options.until_end);
+        again.worker.turn_to(Epoch(6));
+        again.worker.bind(&mut again.run);
+        assert_eq!(again.worker.ended, options.until_end);
+        let outcomes = &again.run.epochs[&4];
+        assert!(outcomes.iter().all(|outcome| outcome.mark.millis() == 50), "the watermark of before goes on");
+        assert_eq!(outcomes.last().unwrap().line, if options.until_end { 0 } else { 4 });
+    }
 }
