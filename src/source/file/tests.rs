@@ -749,7 +749,7 @@ fn whether_a_file_has_grown_since_its_state_ended_is_told() {
 
 #[test]
 fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
-    let mut file = file_of(&(line(90) + &line(10)));
+    let file = file_of(&(line(90) + &line(10)));
     let mut alone = Alone::new(file.path(), &Options::default());
     assert_eq!(alone.ids(1), [90, 10]);
     alone.worker.turn_to(Epoch(4));
