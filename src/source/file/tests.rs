@@ -544,6 +544,16 @@ impl Alone {
         all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
     }
 
+    /// As `ids`, but waits until there are so many.
+    fn next_ids(&mut self, count: usize) -> Vec<u64> {
+        let (begun, mut ids) = (std::time::Instant::now(), Vec::new());
+        while ids.len() < count {
+            assert!(begun.elapsed() < Duration::from_secs(20), "only {ids:?}");
+            ids.extend(self.ids(1));
+        }
+        ids
+    }
+
     fn error(&mut self) -> String {
         let end = std::time::Instant::now() + Duration::from_secs(5);
         loop {
@@ -762,7 +772,8 @@ fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
         let mut again = Alone::new(file.path(), &options);
         again.resume(&bound).unwrap();
         std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"x\n").unwrap();
-        assert_eq!(again.ids(50), more, "{}", options.until_end);
+        assert_eq!(again.next_ids(more.len()), more, "{}", options.until_end);
+        assert_eq!(again.ids(25), [0; 0]);
         again.worker.turn_to(Epoch(6));
         again.worker.bind(&mut again.run);
         assert_eq!(again.worker.ended, options.until_end);
