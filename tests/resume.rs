@@ -51,6 +51,11 @@ impl<D: Record> Piece<D> {
 
 type History<D> = BTreeMap<Epoch, Piece<D>>;
 
+/// How many records a history took.
+fn taken<D>(history: &History<D>) -> usize {
+    history.values().map(|piece| piece.events.len() + piece.rejects.len()).sum()
+}
+
 /// What a snapshot at the end of a history has.
 fn places<D>(history: &History<D>) -> Vec<Resumed> {
     let mut places = BTreeMap::new();
@@ -60,19 +65,32 @@ fn places<D>(history: &History<D>) -> Vec<Resumed> {
     places.into_values().map(|bound| Resumed { bound, floor: EventTime::MIN }).collect()
 }
 
-/// One life: goes on from the snapshot, repeats the journal, and reads on for some epochs, or to the end if `last`.
+/// How long a life is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Some epochs.
+    Crash,
+    /// To the end that was fixed.
+    End,
+    /// Until all lives have taken so many records.
+    Taken(usize),
+}
+
+/// One life: goes on from the snapshot, repeats the journal, and reads on.
 struct Life<'a> {
     workers: usize,
-    last: bool,
+    until: Until,
+    options: Options,
     rng: &'a mut fastrand::Rng,
 }
 
 impl Life<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
-        let Life { workers: count, last, rng } = self;
+        let Life { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let open = |worker| Driven::open_at(source, &Place { worker, workers: count, ..place(bounded()) }).unwrap();
-        let mut workers: Vec<Driven<D>> = (0..count).map(open).collect();
+        let at = |worker| Place { worker, workers: count, ..place(options.clone()) };
+        let mut workers: Vec<Driven<D>> =
+            (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
         if let Some(epoch) = before.keys().last() {
             workers.iter_mut().for_each(|driven| driven.resume(*epoch, &places).unwrap());
@@ -84,7 +102,11 @@ impl Life<'_> {
         }
         let (begun, mut left) = (Instant::now(), rng.usize(0..30));
         let turns = rng.usize(1..20);
-        while left > 0 || last {
+        while match until {
+            Until::Crash => left > 0,
+            Until::End => true,
+            Until::Taken(count) => taken(before) + taken(&lived) < count,
+        } {
             assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
             for driven in &mut workers {
                 driven.epoch = now;
@@ -146,41 +168,61 @@ fn check_watermarks<D: Record>(history: &History<D>, disorder: i64) {
     }
 }
 
+/// What one life takes that reads all there is.
+fn ended<S: Source<Item = D>, D: Record>(source: &S) -> History<D> {
+    let rng = &mut fastrand::Rng::with_seed(1);
+    let life = Life { workers: 1, until: Until::End, options: bounded(), rng };
+    life.live(source, &History::new(), &History::new())
+}
+
 /// Lives on 1, 2, 4 and 1 workers take what one life takes; `meanwhile` is called between them.
-fn check<D: Record, S: Source<Item = D>>(seed: u64, source: &S, disorder: i64, mut meanwhile: impl FnMut()) {
+fn check<D: Record, S: Source<Item = D>>(
+    seed: u64,
+    source: &S,
+    disorder: i64,
+    options: &Options,
+    mut meanwhile: impl FnMut(),
+) {
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let whole = Life { workers: 1, last: true, rng: &mut rng }.live(source, &History::new(), &History::new());
-    let mut history = Life { workers: rng.usize(1..4), last: false, rng: &mut rng.fork() }.live(
-        source,
-        &History::new(),
-        &History::new(),
-    );
+    let mut whole = ended(source);
+    let first = Life { workers: rng.usize(1..4), until: Until::Crash, options: options.clone(), rng: &mut rng.fork() };
+    let mut history = first.live(source, &History::new(), &History::new());
     for (life, workers) in [1, 2, 4, 1].into_iter().enumerate() {
         // Something has to be known of the state: without it the end is the one at this start.
         let known: Vec<Epoch> = history.keys().copied().collect();
         if !known.is_empty() {
             meanwhile();
         }
-        let taken = rng.usize(0..=known.len());
-        let repeated = rng.usize(taken.max(known.len().min(1))..=known.len());
+        let taken_up = rng.usize(0..=known.len());
+        let repeated = rng.usize(taken_up.max(known.len().min(1))..=known.len());
         let part = |range: &[Epoch]| range.iter().map(|epoch| (*epoch, history[epoch].clone())).collect();
-        let (mut before, journal): (History<D>, History<D>) = (part(&known[..taken]), part(&known[taken..repeated]));
-        let life = Life { workers, last: life == 3, rng: &mut rng };
+        let mut before: History<D> = part(&known[..taken_up]);
+        let journal: History<D> = part(&known[taken_up..repeated]);
+        if !options.until_end {
+            whole = ended(source);
+        }
+        let until = match life {
+            3 if options.until_end => Until::End,
+            3 => Until::Taken(taken(&whole)),
+            _ => Until::Crash,
+        };
+        let life = Life { workers, until, options: options.clone(), rng: &mut rng };
         let lived = life.live(source, &before, &journal);
         before.extend(lived);
         history = before;
     }
     check_watermarks(&history, disorder);
-    let (whole_parts, parts) = (by_partition(&whole), by_partition(&history));
-    assert_eq!(parts, whole_parts, "seed {seed}");
+    assert_eq!(by_partition(&history), by_partition(&whole), "seed {seed}");
     let ends = |history: &History<D>| {
         let ends = places(history).into_iter().map(|place| place.bound);
-        ends.map(|end| (end.partition, end.next, end.watermark, end.until, end.ended, end.check)).collect::<Vec<_>>()
+        ends.map(|end| (end.partition, end.next, end.watermark, end.check)).collect::<Vec<_>>()
     };
     assert_eq!(ends(&history), ends(&whole), "seed {seed}");
-    let bounds: Vec<Bound> = places(&history).into_iter().map(|place| place.bound).collect();
-    assert!(bounds.iter().all(|bound| bound.ended));
+    for place in places(&history) {
+        let bound = place.bound;
+        assert_eq!((bound.until, bound.ended), (options.until_end.then_some(bound.next), options.until_end));
+    }
 }
 
 #[test]
@@ -194,7 +236,7 @@ fn records_in_memory() {
         };
         let partitions = (0..rng.usize(1..6)).map(|_| partition(&mut rng)).collect();
         let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
-        check(seed, &source, 20, || {});
+        check(seed, &source, 20, &bounded(), || {});
     }
 }
 
@@ -202,7 +244,7 @@ fn records_in_memory() {
 fn made_up_transactions() {
     for seed in 0..50 {
         let source = Transactions::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
-        check(seed, &source, 2000, || {});
+        check(seed, &source, 2000, &bounded(), || {});
     }
 }
 
@@ -236,20 +278,12 @@ fn topics() {
         let broker = broker(1 + seed as u32 % 5);
         send(&broker, seed, 600);
         let mut round = 0;
-        check(seed, &ticks(&broker), 20, || {
+        let options = Options { until_end: seed % 2 == 0, ..Options::default() };
+        check(seed, &ticks(&broker), 20, &options, || {
             round += 1;
             send(&broker, seed + 100 * round, 50);
         });
     }
-}
-
-/// What one life that reads all there is leaves behind.
-fn ended<S: Source<Item = D>, D: Record>(source: &S) -> History<D> {
-    Life { workers: 1, last: true, rng: &mut fastrand::Rng::with_seed(1) }.live(
-        source,
-        &History::new(),
-        &History::new(),
-    )
 }
 
 /// Whether, and with which error, a source is refused by its readers: by a snapshot of the history, and by its journal.
