@@ -151,3 +151,61 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::SourceMetrics;
+    use crate::source::{Options, StreamView};
+    use crate::time::EventTime;
+    use std::rc::Rc;
+
+    /// A reader of one partition, resumed at epoch 4 behind its first record, and the flow's view of its watermark.
+    fn resumed(watermark: i64, floor: i64) -> (Box<dyn Reader<i64>>, Intake<i64>, Rc<StreamView>) {
+        let source = Records::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
+        let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
+        let (view, metrics) = (Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
+        let mut intake = Intake::new("s", 0, &source, &options, Rc::clone(&view), metrics);
+        let mut reader = source.open(&Place { worker: 0, workers: 1, job: String::new(), options }).unwrap();
+        let bound = Bound {
+            source: String::from("s"),
+            partition: 0,
+            found_at: None,
+            next: 1,
+            watermark: EventTime::from_millis(watermark),
+            idle: false,
+            until: Some(5),
+            ended: false,
+            check: None,
+        };
+        let floor = EventTime::from_millis(floor);
+        reader.resume(Epoch(4), &[Resumed { bound, floor }], &mut intake).unwrap();
+        (reader, intake, view)
+    }
+
+    fn poll(reader: &mut Box<dyn Reader<i64>>, intake: &mut Intake<i64>) -> Vec<(i64, bool)> {
+        reader.poll(Epoch(6), 1, intake).unwrap();
+        intake.hand_over().1.drain(..).map(|event| (event.data, event.origin.fresh)).collect()
+    }
+
+    #[test]
+    fn a_floor_decides_until_the_partition_itself_has_come_so_far() {
+        let (mut reader, mut intake, view) = resumed(10, 25);
+        view.publish(Epoch(4), EventTime::from_millis(25));
+        let taken: Vec<_> = (0..4).flat_map(|_| poll(&mut reader, &mut intake)).collect();
+        assert_eq!(taken, [(20, true), (30, true), (40, false), (50, false)]);
+        // One that was ahead of its floor has none.
+        let (mut reader, mut intake, _view) = resumed(10, 10);
+        assert_eq!(poll(&mut reader, &mut intake), [(20, false)]);
+    }
+
+    #[test]
+    fn drift_counts_from_the_watermark_that_a_snapshot_has_unless_nothing_was_read_yet() {
+        let drifts = |watermark: EventTime| {
+            let (mut reader, mut intake, _view) = resumed(watermark.millis(), i64::MIN);
+            (0..6).map(|_| poll(&mut reader, &mut intake).len()).sum::<usize>()
+        };
+        // Up to the first record that is more than 15 ms ahead.
+        assert_eq!((drifts(EventTime::from_millis(10)), drifts(EventTime::MIN)), (2, 3));
+    }
+}

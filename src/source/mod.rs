@@ -151,11 +151,14 @@ pub struct Resumed {
 /// Reads one worker's part of a source.
 ///
 /// The caller polls with epochs that never go back. `bind` is called for each epoch, in order: first after the last poll
-/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
+/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to go on with a
+/// state gets `resume` if there is a snapshot, then `replay` for the epochs of the journal behind it, then `poll`.
 pub trait Reader<D: Record> {
     /// Takes up this worker's partitions where a snapshot has them, and reads nothing. Called at most once, before
     /// `replay` and `poll`, with what the snapshot at `epoch` knows of all partitions of the source, whoever read them
-    /// then; what is not named there is found later. Partitions that have ended are taken up too.
+    /// then. Partitions that have ended are taken up too. One that a state does not name was added later: it is found by
+    /// the first `poll`, and read from its first record, but never by a job that stops at an end, as that was fixed before.
+    /// If a state names none at all, all are found as at a first start.
     ///
     /// # Errors
     /// When the source no longer has what comes after the snapshot, or is not the one that it was.

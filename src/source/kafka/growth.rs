@@ -39,7 +39,7 @@ pub(super) fn grown_since(target: &Target, job: &str, bounds: &[Bound]) -> Resul
         if low > end {
             return Ok(Some(more(target, id, end)));
         }
-        let check = bound.and_then(|bound| bound.check).filter(|check| check.at >= low);
+        let check = bound.and_then(|bound| bound.check).filter(|check| (low..end).contains(&check.at));
         if check.is_some() || end_now > end {
             from.push((id, check.map_or(end, |check| check.at)));
             asked.insert(id, Asked { end, check });

@@ -8,7 +8,8 @@
 //! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
 //! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
 //! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
-//! shown, and never read back.
+//! shown, and never read back. A topic is read on behind a state only if the last record that the state took of
+//! each partition is still the one that it was, or retention has removed it.
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 

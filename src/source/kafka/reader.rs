@@ -510,7 +510,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             let slot = intake.resume(epoch, place);
             self.feeds[at].slot = Some(slot);
             // Retention may have removed what the topic would be known again by, and of an ended partition what follows.
-            let check = bound.check.filter(|check| check.at >= self.feeds[at].low);
+            let low = self.feeds[at].low;
+            let check = bound.check.filter(|check| (low..bound.next).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
             if !intake.ended(slot) {
                 self.check_start(&self.feeds[at], bound.next)?;
@@ -664,7 +665,8 @@ pub(super) fn no_partition(target: &Target, partition: u32) -> Error {
 /// The error for a topic that has another record than the state took, or none.
 pub(super) fn another(target: &Target, partition: u32, check: Check) -> Error {
     let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
-    Error::new("a record is not the one that the state has counted").at(place).help(MADE_ANEW)
+    let error = Error::new("a record is not the one that the state has counted").at(place);
+    error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
 }
 
 /// Refuses a partition that does not reach as far as a state has it, or was to take of it.
