@@ -118,7 +118,7 @@ pub const FACTOR: u64 = 4;
 const SMALLEST: u64 = 4096;
 
 /// The level of a file of so many bytes.
-fn level_of(bytes: u64) -> u8 {
+pub(in crate::durable) fn level_of(bytes: u64) -> u8 {
     let (mut level, mut most) = (0, SMALLEST);
     while most < bytes {
         most = most.saturating_mul(FACTOR);

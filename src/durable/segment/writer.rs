@@ -12,7 +12,7 @@ use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
 use crate::durable::segment::{Label, RawBlock, SegmentInfo};
 use crate::error::{Error, Result};
 
-/// Writes one segment. What is dropped before [`SegmentWriter::finish`] leaves a file that is no segment.
+/// Writes one segment. If it is dropped before [`SegmentWriter::finish`], it leaves a file that is none.
 #[derive(Debug)]
 pub struct SegmentWriter {
     disk: Arc<dyn Disk>,
@@ -40,9 +40,8 @@ impl SegmentWriter {
             Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
         }
         let header = format::encode_header(&Header::new(label.clone(), coding))?;
-        let mut file = disk.create(&path).map_err(|why| failed(&path, why))?;
-        file.append(&header).map_err(|why| failed(&path, why))?;
-        Ok(SegmentWriter {
+        let file = disk.create(&path).map_err(|why| failed(&path, why))?;
+        let mut writer = SegmentWriter {
             disk: Arc::clone(disk),
             directory: directory.to_owned(),
             path,
@@ -52,7 +51,15 @@ impl SegmentWriter {
             length: header.len() as u64,
             blocks: Vec::new(),
             compressed: Vec::new(),
-        })
+        };
+        match writer.file.append(&header) {
+            Ok(()) => Ok(writer),
+            Err(why) => {
+                let failed = failed(&writer.path, why);
+                writer.abandon();
+                Err(failed)
+            }
+        }
     }
 
     /// Adds a block.
@@ -84,12 +91,20 @@ impl SegmentWriter {
     /// # Errors
     /// When it cannot be written or synced; the segment is then lost.
     pub fn finish(mut self) -> Result<SegmentInfo> {
+        let finished = self.complete();
+        if finished.is_err() {
+            self.abandon();
+        }
+        finished
+    }
+
+    fn complete(&mut self) -> Result<SegmentInfo> {
         let footer = Footer::new(std::mem::take(&mut self.blocks));
         let (bytes, checksum) = format::encode_footer(&footer)?;
         self.file.append(&bytes).map_err(|why| failed(&self.path, why))?;
         self.file.sync().map_err(|why| failed(&self.path, why))?;
         self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, why))?;
-        Ok(footer.info(&self.label, self.name, self.length + bytes.len() as u64, checksum))
+        Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
     }
 
     /// Gives up, and removes what there is of the file as far as that can be done.
