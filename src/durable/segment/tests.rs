@@ -1,6 +1,6 @@
 //! A segment is read as it was written, or refused by its name.
 //!
-//! They try every bit and every length of small files rather than some, for both codecs, because one byte outside the
+//! They try every byte and every length of small files rather than some, for both codecs, because one byte outside the
 //! checksums would be enough to read wrong state without a word.
 
 use std::fs;
@@ -157,16 +157,16 @@ fn rows_that_do_not_compress_or_are_large_are_read_as_they_were_written() {
 }
 
 #[test]
-fn a_file_with_any_bit_flipped_is_refused() {
+fn a_file_with_any_byte_changed_is_refused() {
     for codec in codecs() {
         let place = Place::new();
         let (path, bytes, _) = small(&place, &codec);
         for at in 0..bytes.len() {
-            for bit in 0..8 {
+            for flipped in [1 << (at % 8), 0xff] {
                 let mut damaged = bytes.clone();
-                damaged[at] ^= 1 << bit;
+                damaged[at] ^= flipped;
                 fs::write(&path, &damaged).unwrap();
-                refused(&path, &*codec, &format!("bit {bit} of byte {at}"));
+                refused(&path, &*codec, &format!("{flipped:#x} of byte {at}"));
             }
         }
     }
@@ -193,7 +193,7 @@ fn a_file_with_blocks_of_bytes_lost_moved_or_written_over_is_refused() {
     for codec in codecs() {
         let place = Place::new();
         let (path, bytes, _) = small(&place, &codec);
-        for seed in 0..2_000 {
+        for seed in 0..500 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut damaged = bytes.clone();
             let (from, length) = (random.usize(..bytes.len()), random.usize(1..64));
