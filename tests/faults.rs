@@ -12,6 +12,7 @@ use tidegate::testing::{Fault, Run};
 
 use common::cases::{Data, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
+use common::lives::check_crashes;
 use common::oracle::Windows;
 
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
@@ -56,6 +57,12 @@ fn synced(seed: u64, run: Run) -> Result<(), String> {
     check_synced(&data, run.workers(1 + seed as usize % 3).seed(seed))
 }
 
+/// `recovery`: crashes, and lives that go on.
+fn crashes(seed: u64, run: Run) -> Result<(), String> {
+    let fault = run.fault_asked();
+    check_crashes(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault)))
+}
+
 type Check = fn(u64, Run) -> Result<(), String>;
 
 /// The check that finds a fault, and what it says then.
@@ -71,6 +78,10 @@ fn finder(fault: Fault) -> (Check, &'static str) {
         Fault::ForgetSealed => (seals, "live rows at epoch"),
         Fault::FindLate => (slow_start, "late records"),
         Fault::ForgetOffsets => (random_epochs, "closed rows at epoch"),
+        Fault::ShowAgain => (crashes, "is shown after epoch"),
+        Fault::LoseSegment => (crashes, "closed rows differ"),
+        Fault::OpenGate => (crashes, "chained rows differ"),
+        Fault::SnapshotEarly => (crashes, "an output is behind the state"),
     }
 }
 

@@ -35,7 +35,7 @@ use crate::durable::manifest::{Manifest, SinkState, StepState};
 use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::stream::{Failure, Flow};
+use crate::stream::{Failure, Fault, Flow};
 use crate::time::{Epoch, EventTime};
 
 /// How many rows are encoded at a time.
@@ -353,6 +353,7 @@ pub(crate) fn load<'f, T: Record>(
     let state = durable.step(name);
     let closed = state.map_or(EventTime::MIN, |state| state.closed);
     let segments = state.map(|state| state.segments.as_slice()).unwrap_or_default();
+    let segments = if flow.fault(Fault::LoseSegment) { segments.get(1..).unwrap_or_default() } else { segments };
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
     // A segment all of whose rows are dead goes unread.
     let mine: Vec<SegmentInfo> = mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();

@@ -98,11 +98,17 @@ pub enum Fault {
     ForgetOffsets,
     /// A sink shows again what it has shown in an earlier life.
     ShowAgain,
+    /// A segment of the snapshot is not loaded.
+    LoseSegment,
+    /// A cut takes what its snapshot has counted.
+    OpenGate,
+    /// A sink says at a snapshot's epoch that it has shown what it has not.
+    SnapshotEarly,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 11] = [
+    pub const ALL: [Fault; 14] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
         Fault::ForgetFloor,
@@ -114,6 +120,9 @@ impl Fault {
         Fault::FindLate,
         Fault::ForgetOffsets,
         Fault::ShowAgain,
+        Fault::LoseSegment,
+        Fault::OpenGate,
+        Fault::SnapshotEarly,
     ];
 }
 

@@ -131,7 +131,7 @@ fn show<'f, D: Record>(
 ) {
     let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
-    let (early, seals) = (flow.fault(Fault::ShowEarly), build.seals.clone());
+    let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
     let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<D>| owner as u64));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
@@ -186,12 +186,14 @@ fn show<'f, D: Record>(
             }
             // A snapshot waits until nothing at or before its epoch is unshown.
             if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {
-                let unshown = leaving.front().map(|(epoch, _)| *epoch);
+                let unshown = leaving.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
                 for epoch in seals.after(sealed_through) {
                     if !complete(epoch) || unshown.is_some_and(|unshown| unshown <= epoch) {
                         break;
                     }
-                    parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(output.state()));
+                    let mut state = output.state();
+                    state.shown = if hasty { Some(Epoch(epoch)) } else { state.shown };
+                    parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(state));
                     cap.downgrade(&(epoch + 1));
                     sealed_through = epoch;
                 }

@@ -230,7 +230,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             wants_late: Rc::clone(&wants_late),
             metrics: Arc::clone(&metrics),
             forget_floor: flow.fault(Fault::ForgetFloor),
-            gate: flow.build.durable.as_ref().and_then(Durable::gate),
+            gate: flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate)),
             pool: pool.clone(),
         };
         let marks = stream.marks.clone();

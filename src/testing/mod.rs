@@ -492,6 +492,11 @@ impl Run {
         self
     }
 
+    /// The fault that it has been asked to put in.
+    pub fn fault_asked(&self) -> Option<Fault> {
+        self.fault
+    }
+
     /// Runs a query until its sources are over, or the journal is.
     ///
     /// # Errors

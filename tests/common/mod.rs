@@ -3,4 +3,5 @@
 
 pub mod cases;
 pub mod checks;
+pub mod lives;
 pub mod oracle;

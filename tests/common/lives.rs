@@ -1,0 +1,105 @@
+//! Lives of a state on a disk that crashes: each goes on with what survived the one before, perhaps on other workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::durable::disk::Disk;
+use tidegate::job::Ending;
+use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::{Flow, Record, Window};
+
+use super::cases::{Data, Deal};
+use super::checks::{Views, small_drift};
+use super::oracle::Windows;
+
+const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
+/// How many lives crash at most.
+const LIVES: usize = 12;
+
+/// Everything that the query of these tests shows.
+#[derive(Clone, Default)]
+pub struct Results {
+    pub views: Views,
+    /// Windows of the results of windows: a cut behind a cut.
+    pub chained: Captured<(i64, u8, i64, u32)>,
+}
+
+impl Results {
+    fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
+        let (source, own) = (data.source(), self.clone());
+        move |flow| {
+            let deals = flow.read("one", &source);
+            own.views.of(deals.clone(), WINDOWS);
+            flow.rejects().write("rejects", &own.views.rejects);
+            let counts = deals.key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(20)));
+            let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
+            let chained = counts.on_close().key_by(|row| row.key).window(Window::tumbling(Duration::from_millis(60)));
+            chained
+                .aggregate("chained", |each| (each.sum(|row| row.value.0), each.max(|row| row.value.1)))
+                .on_close()
+                .map(|row| (row.window.end.millis(), row.key, row.value.0 as i64, row.value.1))
+                .write("chained", &own.chained);
+        }
+    }
+
+    /// Runs the query once.
+    pub fn run(&self, data: &Data, run: Run) -> Result<Ending, String> {
+        let outcome = run.options(small_drift(1_000_000)).run(self.query(data));
+        outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
+    }
+
+    /// Whether both have shown the same in the end, each row once.
+    pub fn check_equal(&self, what: &str, expected: &Results) -> Result<(), String> {
+        rows(what, "closed rows", &self.views.closed, &expected.views.closed)?;
+        rows(what, "late records", &self.views.late, &expected.views.late)?;
+        rows(what, "rejects", &self.views.rejects, &expected.views.rejects)?;
+        rows(what, "live rows at the end", &self.views.live, &expected.views.live)?;
+        rows(what, "chained rows", &self.chained, &expected.chained)
+    }
+}
+
+fn rows<D: Record>(what: &str, name: &str, got: &Captured<D>, expected: &Captured<D>) -> Result<(), String> {
+    let sum = |captured: &Captured<D>| {
+        let mut sums = std::collections::BTreeMap::<D, isize>::new();
+        for (row, diff) in captured.epochs().into_values().flatten() {
+            *sums.entry(row).or_default() += diff;
+        }
+        sums.retain(|_, count| *count != 0);
+        sums
+    };
+    let (rows, wanted) = (sum(got), sum(expected));
+    if rows == wanted {
+        return Ok(());
+    }
+    let other: Vec<_> = rows.iter().filter(|(row, count)| wanted.get(*row) != Some(*count)).collect();
+    let lacks: Vec<_> = wanted.iter().filter(|(row, count)| rows.get(*row) != Some(*count)).collect();
+    Err(format!("{what}: {name} differ: there are {other:?}, and should be {lacks:?}"))
+}
+
+/// A run on a disk, on random workers and at a random pace.
+pub fn on(disk: &CrashingDisk, random: &mut Rng, run: Run) -> Run {
+    let disk: Arc<dyn Disk> = disk.shared();
+    run.workers(random.usize(1..=3)).seed(random.u64(..)).state(&disk, "state")
+}
+
+/// Runs random data through crashes to the end; the results must be those of a run without state.
+pub fn check_crashes(seed: u64, run: impl Fn() -> Run) -> Result<(), String> {
+    let mut random = Rng::with_seed(seed);
+    let data = Data::random(&mut random, 200);
+    let (plain, kept) = (Results::default(), Results::default());
+    plain.run(&data, Run::new().seed(seed))?;
+    let mut disk = CrashingDisk::new();
+    for life in 0.. {
+        if life < LIVES {
+            disk.crash_at(random.usize(0..300));
+        }
+        match kept.run(&data, on(&disk, &mut random, run())) {
+            Ok(Ending::Stopped) => return Err(format!("life {life} stopped")),
+            Ok(Ending::Complete | Ending::WasComplete) => break,
+            Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
+            Err(error) => return Err(format!("life {life}: {error}")),
+        }
+    }
+    kept.check_equal("after crashes", &plain)
+}
