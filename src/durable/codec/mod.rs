@@ -13,6 +13,7 @@
 #[cfg(feature = "abomonation")]
 pub mod abomonation;
 mod postcard;
+mod shape;
 
 use std::fmt;
 
@@ -96,6 +97,14 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
 
     /// Of all that must be equal for bytes to mean the same rows.
     fn fingerprint(&self) -> u64;
+
+    /// Whether rows of this type can be read back at all: to be asked before a state is made of them.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    fn check(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
 
     /// Adds a row to a block.
     ///

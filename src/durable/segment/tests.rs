@@ -252,6 +252,25 @@ fn rows_of_another_type_or_codec_are_refused() {
 }
 
 #[test]
+fn rows_that_could_not_be_read_back_are_not_written() {
+    /// Writes two numbers, or one if the second is 0, and reads two.
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    struct Pair(u8, #[serde(skip_serializing_if = "is_zero")] u8);
+    fn is_zero(number: &u8) -> bool {
+        *number == 0
+    }
+    let mut builder = BlockBuilder::new(Arc::new(Postcard));
+    let said = builder.push(&Pair(1, 0), EventTime::MAX).unwrap_err().to_string();
+    assert!(said.starts_with("cannot write a row of the state: it could not be read back"), "{said}");
+    assert_eq!((builder.push(&Pair(1, 2), EventTime::MAX), builder.finish().unwrap().rows()), (Ok(None), 1));
+
+    let mut builder = BlockBuilder::new(Arc::new(Postcard));
+    let said = builder.push(&(1, crate::record::Decimal::ONE), EventTime::MAX).unwrap_err().to_string();
+    assert!(said.contains("asks what comes next"), "{said}");
+    assert_eq!(builder.finish(), None);
+}
+
+#[test]
 fn only_the_very_file_that_was_named_is_read() {
     let (place, codec) = (Place::new(), &codecs()[0]);
     let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
