@@ -280,5 +280,11 @@ mod tests {
             let said = mine.accepts(&written).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
         }
+        let in_place = |build| coding(CodecId::ABOMONATION, build, "u32");
+        let said = in_place(1).accepts(&in_place(2)).unwrap_err().to_string();
+        assert!(
+            said.contains("another build of the program") && said.contains("run the program that wrote them"),
+            "{said}"
+        );
     }
 }
