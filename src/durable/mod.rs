@@ -12,7 +12,6 @@ pub mod background;
 pub mod codec;
 pub mod compaction;
 pub mod disk;
-pub mod fingerprint;
 pub mod journal;
 pub mod manifest;
 #[cfg(test)]

@@ -26,7 +26,7 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
 use timely::scheduling::SyncActivator;
 
-use crate::durable::fingerprint;
+use crate::durable::codec::{Codec, Postcard};
 use crate::durable::manifest::SinkState;
 use crate::error::{Error, Result};
 use crate::metrics::SinkMetrics;
@@ -51,7 +51,7 @@ pub(crate) fn write<'f, D: Record>(
     sink: &impl Sink<D>,
 ) {
     let build = &flow.build;
-    let fingerprint = if kind == Rows::Changes { fingerprint::of::<D>() } else { 0 };
+    let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));

@@ -30,7 +30,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, CapabilityTrait, Probe};
 
-use crate::durable::fingerprint;
+use crate::durable::codec::{Codec, Postcard};
 use crate::error::{Error, Result};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
@@ -211,7 +211,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let Windowed { keyed: Keyed { stream, keys }, window } = self;
         let flow = stream.flow.clone();
         let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
-        let fingerprint = fingerprint::of::<Saved<K, A::Sum>>();
+        let fingerprint = Codec::<Saved<K, A::Sum>>::fingerprint(&Postcard);
         flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1), fingerprint);
         let assigner = window.assigner().unwrap_or_else(|error| {
             flow.build.failure.set(error.at(format!("step `{name}`")));

@@ -13,6 +13,7 @@
 #[cfg(feature = "abomonation")]
 pub mod abomonation;
 mod postcard;
+mod shape;
 
 use std::fmt;
 
@@ -96,6 +97,14 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
 
     /// Of all that must be equal for bytes to mean the same rows.
     fn fingerprint(&self) -> u64;
+
+    /// Whether rows of this type can be read back at all: to be asked before a state is made of them.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    fn check(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
 
     /// Adds a row to a block.
     ///
@@ -271,5 +280,11 @@ mod tests {
             let said = mine.accepts(&written).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
         }
+        let in_place = |build| coding(CodecId::ABOMONATION, build, "u32");
+        let said = in_place(1).accepts(&in_place(2)).unwrap_err().to_string();
+        assert!(
+            said.contains("another build of the program") && said.contains("run the program that wrote them"),
+            "{said}"
+        );
     }
 }

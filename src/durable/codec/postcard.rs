@@ -1,12 +1,13 @@
 //! Rows by serde, in the `postcard` format: small, and read by any program that has the same types.
 //!
 //! A block is its rows, one behind the other. The format does not describe itself, so what guards it is the checksum of
-//! the block and the fingerprint of the type.
+//! the block and the fingerprint of the type: its name, and its shape as serde sees it.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows};
+use crate::durable::codec::shape::shape_of;
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows, fingerprint};
 
 /// The codec that every row type has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +19,17 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 
     fn fingerprint(&self) -> u64 {
-        crate::durable::fingerprint::of::<T>()
+        fingerprint([std::any::type_name::<T>(), &shape_of::<T>().text])
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !shape_of::<T>().asks {
+            return Ok(());
+        }
+        let rows = std::any::type_name::<T>();
+        Err(format!(
+            "`{rows}` has a part that asks what comes next (a `Decimal`, an untagged enum), which postcard cannot tell"
+        ))
     }
 
     fn encode(&self, row: &T, draft: &mut Draft) -> Result<(), String> {
@@ -78,6 +89,8 @@ impl postcard::ser_flavors::Flavor for Behind<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Decimal, Origin, Real};
+    use crate::time::EventTime;
 
     type Row = (i64, String, Option<(u8, i128)>, Vec<u16>);
 
@@ -106,6 +119,23 @@ mod tests {
             Postcard.decode(aligned(&block), count, &mut read).unwrap();
             assert_eq!(read[1..], rows, "seed {seed}");
         }
+    }
+
+    #[test]
+    fn all_that_records_may_hold_is_read_as_it_was_written() {
+        type All = (EventTime, Real, Origin, (u128, char, bool, ()), std::collections::BTreeMap<u8, String>);
+        let map = [(1, "one".to_owned()), (2, String::new())].into();
+        let row: All = (EventTime::MAX, Real::new(-0.5), Origin::default(), (u128::MAX, 'ß', true, ()), map);
+        let mut draft = Draft::default();
+        Postcard.encode(&row, &mut draft).unwrap();
+        assert_eq!(Codec::<All>::check(&Postcard), Ok(()));
+        assert_eq!(Codec::<All>::open(&Postcard, aligned(&draft.take()), 1).unwrap().as_slice(), [row]);
+    }
+
+    #[test]
+    fn what_could_not_be_read_back_is_told_beforehand() {
+        let said = Codec::<(u8, Option<Decimal>)>::check(&Postcard).unwrap_err();
+        assert!(said.contains("Decimal") && said.contains("asks what comes next"), "{said}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::durable::codec::{Codec, Draft};
+use crate::durable::codec::{AlignedBytes, Codec, Draft};
 use crate::error::{Error, Result};
 use crate::time::EventTime;
 
@@ -52,25 +52,40 @@ impl<T: 'static> BlockBuilder<T> {
     /// order of their keys.
     ///
     /// # Errors
-    /// When the row's type refuses to be written, or a row is larger than a gigabyte.
+    /// When the row's type refuses to be written, or could not be read back, or a row is larger than a gigabyte.
     #[inline]
     pub fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
         let before = (self.draft.head.len(), self.draft.tail.len());
         if let Err(why) = self.codec.encode(row, &mut self.draft) {
             self.draft.cut(before);
-            let failed = Error::new("cannot write a row of the state").because(why);
-            return Err(failed.help("see how its type is serialised"));
+            return Err(unwritable(why).help("see how its type is serialised"));
         }
         if self.draft.length() >= MOST {
             self.draft.cut(before);
-            let failed = Error::new("cannot write a row of the state").because("it has more than a gigabyte");
-            return Err(failed.help("keep less in one key"));
+            return Err(unwritable("it has more than a gigabyte").help("keep less in one key"));
+        }
+        if self.rows == 0 {
+            self.read_back()?;
         }
         self.rows += 1;
         self.least = self.least.min(window);
         self.greatest = self.greatest.max(window);
         // Rows of no bytes at all are counted too.
         Ok(if self.draft.length() >= BLOCK || self.rows as usize >= BLOCK { self.take() } else { None })
+    }
+
+    /// Reads the first row of a block, as a state that cannot be read would only be noticed when it is needed.
+    #[cold]
+    fn read_back(&mut self) -> Result<()> {
+        let Draft { head, tail } = &self.draft;
+        let mut bytes = AlignedBytes::zeroed(self.draft.length());
+        let (first, second) = bytes.as_mut_slice().split_at_mut(head.len());
+        first.copy_from_slice(head);
+        second.copy_from_slice(tail);
+        let Err(why) = self.codec.open(bytes, 1) else { return Ok(()) };
+        self.draft.cut((0, 0));
+        let why = self.codec.check().err().unwrap_or(why);
+        Err(unwritable(format!("it could not be read back: {why}")).help("see how its type is serialised"))
     }
 
     /// The rows since the last full block, if there are any. The builder is then as new.
@@ -86,6 +101,10 @@ impl<T: 'static> BlockBuilder<T> {
         (self.rows, self.least, self.greatest) = (0, EventTime::MAX, EventTime::MIN);
         Some(block)
     }
+}
+
+fn unwritable(why: impl fmt::Display) -> Error {
+    Error::new("cannot write a row of the state").because(why)
 }
 
 impl<T> fmt::Debug for BlockBuilder<T> {

@@ -1,9 +1,10 @@
 //! A segment is read: block by block, each verified before it means anything.
 
+use std::any::TypeId;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::codec::{AlignedBytes, Codec, Coding, Rows};
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Rows};
 use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
 use crate::durable::segment::{Label, SegmentInfo};
@@ -20,6 +21,8 @@ pub struct SegmentReader {
     blocks: Vec<BlockInfo>,
     /// Where each block begins.
     positions: Vec<u64>,
+    /// Who is known to be able to read the rows: asking takes a while.
+    accepted: Option<(TypeId, CodecId)>,
     stored: Vec<u8>,
     raw: AlignedBytes,
 }
@@ -66,6 +69,7 @@ impl SegmentReader {
             info,
             blocks: footer.blocks,
             positions,
+            accepted: None,
             stored: Vec::new(),
             raw: AlignedBytes::default(),
         })
@@ -112,6 +116,15 @@ impl SegmentReader {
         codec.coding().accepts(&self.coding).map_err(|refused| refused.at(self.path.display()))
     }
 
+    fn accept_once<T: 'static>(&mut self, codec: &dyn Codec<T>) -> Result<()> {
+        let who = Some((TypeId::of::<T>(), codec.id()));
+        if self.accepted != who {
+            self.accept(codec)?;
+            self.accepted = who;
+        }
+        Ok(())
+    }
+
     /// Shows each row of a block, in order and in place where the codec can.
     ///
     /// # Errors
@@ -131,7 +144,7 @@ impl SegmentReader {
     /// # Errors
     /// When the block is damaged, or the rows are not the codec's.
     pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<Rows<T>> {
-        self.accept(codec)?;
+        self.accept_once(codec)?;
         let rows = self.load(block)?;
         let opened = codec.open(std::mem::take(&mut self.raw), rows);
         opened.map_err(|why| self.refuse(block, why))
@@ -142,7 +155,7 @@ impl SegmentReader {
     /// # Errors
     /// When the block is damaged, or the rows are not the codec's.
     pub fn read_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>, out: &mut Vec<T>) -> Result<()> {
-        self.accept(codec)?;
+        self.accept_once(codec)?;
         let rows = self.load(block)?;
         let before = out.len();
         match codec.decode(std::mem::take(&mut self.raw), rows, out) {

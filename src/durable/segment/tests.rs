@@ -228,6 +228,31 @@ fn a_file_of_another_version_is_refused_with_that_version() {
     assert!(refused(&path, &**codec, &"missing").starts_with("cannot read a segment"));
 }
 
+/// A segment as version 1 of the format has it: two blocks, of which the first is compressed.
+const VERSION_1: &str = "\
+    544944452d53454701660000003940dbfa01c3fddda7848286c1c00148282874696465676174653a3a74696d653a3a45 \
+    76656e7454696d652c20616c6c6f633a3a737472696e673a3a537472696e67292c20286936342c2028693132382c2069 \
+    363429292906746f74616c73030104080a05302e312e3048207312100001004fd00f286b01001425028001005f0201a0 \
+    1f503700140f02001612045f00608080808004034ff02e786b010064d00680808080808080808080060502299d0103ae \
+    dcd5c90300a01f16880101e08ef0f604f02ef02e0400f02e1e00000000000000b2baeb7873d61a025345472d45444954";
+
+#[test]
+fn a_file_that_was_written_in_the_past_is_read() {
+    let place = Place::new();
+    let path = place.directory.path().join("totals.segment");
+    let digits: Vec<char> = VERSION_1.chars().filter(char::is_ascii_hexdigit).collect();
+    let byte = |pair: &[char]| u8::from_str_radix(&String::from_iter(pair), 16).unwrap();
+    fs::write(&path, digits.chunks(2).map(byte).collect::<Vec<_>>()).unwrap();
+    let row = |n: i64| {
+        let key = "k".repeat(40 * n as usize);
+        ((EventTime::from_millis(1_000 * n), key), (n, (i128::from(n) << 70, -n)))
+    };
+    assert_eq!(read(&path, &Postcard).unwrap(), (0..4).map(row).collect::<Vec<_>>());
+    let reader = SegmentReader::open(&OsDisk, &path).unwrap();
+    let label = Label { step: "totals".into(), incarnation: 3, worker: 1, number: 4, from: Epoch(8), to: Epoch(10) };
+    assert_eq!((reader.label(), reader.blocks().len(), reader.info().checksum), (&label, 2, 2_028_714_674));
+}
+
 #[test]
 fn rows_of_another_type_or_codec_are_refused() {
     let place = Place::new();
@@ -249,6 +274,25 @@ fn rows_of_another_type_or_codec_are_refused() {
         let said = reader.accept::<Row>(&Postcard).unwrap_err().to_string();
         assert!(said.contains(expected) && said.contains(place.path(&label).to_str().unwrap()), "{said}");
     }
+}
+
+#[test]
+fn rows_that_could_not_be_read_back_are_not_written() {
+    /// Writes two numbers, or one if the second is 0, and reads two.
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    struct Pair(u8, #[serde(skip_serializing_if = "is_zero")] u8);
+    fn is_zero(number: &u8) -> bool {
+        *number == 0
+    }
+    let mut builder = BlockBuilder::new(Arc::new(Postcard));
+    let said = builder.push(&Pair(1, 0), EventTime::MAX).unwrap_err().to_string();
+    assert!(said.starts_with("cannot write a row of the state: it could not be read back"), "{said}");
+    assert_eq!((builder.push(&Pair(1, 2), EventTime::MAX), builder.finish().unwrap().rows()), (Ok(None), 1));
+
+    let mut builder = BlockBuilder::new(Arc::new(Postcard));
+    let said = builder.push(&(1, crate::record::Decimal::ONE), EventTime::MAX).unwrap_err().to_string();
+    assert!(said.contains("asks what comes next"), "{said}");
+    assert_eq!(builder.finish(), None);
 }
 
 #[test]

@@ -1,0 +1,384 @@
+//! The shape of a type, as serde sees it: what a format that does not describe itself depends on.
+//!
+//! A type is asked for a value by a deserializer that notes down what the type asks for, and answers with some value of
+//! that kind: 1, "1", one element, `Some`. Names of structs, fields and variants are part of the shape, so that two
+//! fields of one type that have changed places are noticed.
+//!
+//! An enum is asked once for each of its variants. What is below many options and collections is left out, so that types
+//! that hold themselves come to an end; and where a type refuses the value that it gets, what is behind that is left
+//! out. So a shape is a function of the type, and types of equal shape are most likely read alike.
+
+use std::fmt;
+
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
+    VariantAccess, Visitor,
+};
+
+/// How deep options and collections have something in them.
+const FILLED: usize = 8;
+/// How deep a shape is followed.
+const DEEPEST: usize = 40;
+/// How long its text may become.
+const LONGEST: usize = 1 << 16;
+
+/// The shape of a type.
+pub(super) struct Shape {
+    /// It, as a text.
+    pub(super) text: String,
+    /// Whether the type asks what comes next, as untagged enums and `Decimal` do. Only a format that describes itself
+    /// has an answer.
+    pub(super) asks: bool,
+}
+
+/// The shape of a type.
+pub(super) fn shape_of<T: DeserializeOwned>() -> Shape {
+    let mut seen = Seen { text: String::new(), asks: false, depth: 0, variant: 0, most: 1 };
+    while seen.variant < seen.most && seen.text.len() < LONGEST {
+        if T::deserialize(Probe(&mut seen)).is_err() {
+            seen.text.push('!');
+        }
+        seen.text.push('\n');
+        (seen.depth, seen.variant) = (0, seen.variant + 1);
+    }
+    Shape { text: seen.text, asks: seen.asks }
+}
+
+/// What a type has asked for so far.
+struct Seen {
+    text: String,
+    asks: bool,
+    depth: usize,
+    /// Which variant enums are asked for.
+    variant: usize,
+    /// How many variants the largest enum has.
+    most: usize,
+}
+
+impl Seen {
+    /// Notes what is within something.
+    fn within<V>(&mut self, what: &str, within: impl FnOnce(&mut Seen) -> Result<V, Stop>) -> Result<V, Stop> {
+        self.depth += 1;
+        if self.depth > DEEPEST || self.text.len() > LONGEST {
+            return Err(Stop);
+        }
+        self.text.push_str(what);
+        self.text.push('{');
+        let value = within(self)?;
+        self.text.push('}');
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    /// How many elements collections are given.
+    fn filled(&self) -> usize {
+        usize::from(self.depth < FILLED)
+    }
+}
+
+/// A shape is not followed any further.
+#[derive(Debug)]
+struct Stop;
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the shape is not followed any further")
+    }
+}
+
+impl std::error::Error for Stop {}
+
+impl de::Error for Stop {
+    fn custom<M: fmt::Display>(_: M) -> Self {
+        Stop
+    }
+}
+
+/// Answers one request.
+struct Probe<'s>(&'s mut Seen);
+
+/// Requests that are answered by one value.
+macro_rules! values {
+    ($($request:ident $visit:ident $value:expr;)*) => { $(
+        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+            self.0.text.push_str(stringify!($visit));
+            self.0.text.push(' ');
+            visitor.$visit($value)
+        }
+    )* };
+}
+
+impl<'de> Deserializer<'de> for Probe<'_> {
+    type Error = Stop;
+
+    values! {
+        deserialize_bool visit_bool true;
+        deserialize_i8 visit_i8 1;
+        deserialize_i16 visit_i16 1;
+        deserialize_i32 visit_i32 1;
+        deserialize_i64 visit_i64 1;
+        deserialize_i128 visit_i128 1;
+        deserialize_u8 visit_u8 1;
+        deserialize_u16 visit_u16 1;
+        deserialize_u32 visit_u32 1;
+        deserialize_u64 visit_u64 1;
+        deserialize_u128 visit_u128 1;
+        deserialize_f32 visit_f32 1.0;
+        deserialize_f64 visit_f64 1.0;
+        deserialize_char visit_char '1';
+        deserialize_str visit_str "1";
+        deserialize_string visit_str "1";
+        deserialize_bytes visit_bytes b"1";
+        deserialize_byte_buf visit_bytes b"1";
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        self.0.asks = true;
+        self.0.text.push_str("any ");
+        visitor.visit_str("1")
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let filled = self.0.filled() > 0;
+        let inside = |seen: &mut Seen| if filled { visitor.visit_some(Probe(seen)) } else { visitor.visit_none() };
+        self.0.within("option", inside)
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        self.0.text.push_str("unit ");
+        visitor.visit_unit()
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+        self.0.within(name, |_| visitor.visit_unit())
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+        self.0.within(name, |seen| visitor.visit_newtype_struct(Probe(seen)))
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let left = self.0.filled();
+        self.0.within("seq", |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, Stop> {
+        self.0.within("tuple", |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        left: usize,
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        self.0.within(name, |seen| visitor.visit_seq(Elements { seen, left, names: &[] }))
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let left = self.0.filled();
+        self.0.within("map", |seen| visitor.visit_map(Elements { seen, left, names: &[] }))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        self.0.within(name, |seen| visitor.visit_seq(Elements { seen, left: names.len(), names }))
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        self.0.most = self.0.most.max(names.len());
+        let variant = self.0.variant.min(names.len().saturating_sub(1));
+        let of = names.get(variant).copied().unwrap_or_default();
+        self.0.within(name, |seen| {
+            seen.text.push_str(&format!("{variant}/{} {of}:", names.len()));
+            visitor.visit_enum(Variant { seen, variant })
+        })
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
+        Err(Stop)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn is_human_readable(&self) -> bool {
+        false
+    }
+}
+
+/// The elements of a collection, or the fields of a struct.
+struct Elements<'s> {
+    seen: &'s mut Seen,
+    left: usize,
+    names: &'static [&'static str],
+}
+
+impl<'de> SeqAccess<'de> for Elements<'_> {
+    type Error = Stop;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        if let Some(name) = self.names.len().checked_sub(self.left).and_then(|at| self.names.get(at)) {
+            self.seen.text.push_str(name);
+            self.seen.text.push(':');
+        }
+        self.left = left;
+        seed.deserialize(Probe(self.seen)).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left)
+    }
+}
+
+impl<'de> MapAccess<'de> for Elements<'_> {
+    type Error = Stop;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+        self.next_element_seed(seed)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Stop> {
+        seed.deserialize(Probe(self.seen))
+    }
+}
+
+/// One variant of an enum.
+struct Variant<'s> {
+    seen: &'s mut Seen,
+    variant: usize,
+}
+
+impl<'de> EnumAccess<'de> for Variant<'_> {
+    type Error = Stop;
+    type Variant = Self;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), Stop> {
+        let number = u32::try_from(self.variant).map_err(|_| Stop)?;
+        let deserializer: de::value::U32Deserializer<Stop> = number.into_deserializer();
+        Ok((seed.deserialize(deserializer)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Variant<'_> {
+    type Error = Stop;
+
+    fn unit_variant(self) -> Result<(), Stop> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Stop> {
+        self.seen.within("newtype", |seen| seed.deserialize(Probe(seen)))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, left: usize, visitor: V) -> Result<V::Value, Stop> {
+        Probe(self.seen).deserialize_tuple(left, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, names: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
+        Probe(self.seen).deserialize_struct("struct", names, visitor)
+    }
+}
+
+#[cfg(test)]
+#[expect(dead_code, reason = "the types here have only a shape")]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::record::{Decimal, Real};
+    use crate::time::EventTime;
+
+    fn text_of<T: DeserializeOwned>() -> String {
+        shape_of::<T>().text
+    }
+
+    #[test]
+    fn a_shape_names_what_a_type_asks_for() {
+        #[derive(Deserialize)]
+        struct Total {
+            sum: i64,
+            key: (String, Option<u8>),
+        }
+        let expected = "Total{sum:visit_i64 key:tuple{visit_str option{visit_u8 }}}\n";
+        assert_eq!(text_of::<Total>(), expected);
+        assert_eq!(text_of::<BTreeMap<char, Vec<bool>>>(), "map{visit_char seq{visit_bool }}\n");
+        assert_eq!(text_of::<(EventTime, Real, ())>(), "tuple{visit_i64 visit_f64 unit }\n");
+        assert!(!text_of::<Decimal>().contains('!') && shape_of::<Vec<Decimal>>().asks);
+        assert!(!shape_of::<(String, Vec<Total>)>().asks);
+    }
+
+    /// The shapes of a type of this name, as it might change between runs.
+    macro_rules! shapes {
+        ($($body:item)*) => { [$({
+            #[derive(Deserialize)]
+            $body
+            text_of::<Vec<Row>>()
+        }),*] };
+    }
+
+    #[test]
+    fn types_of_one_name_that_are_read_differently_have_different_shapes() {
+        let shapes = shapes! {
+            struct Row { a: i64, b: i64 }
+            struct Row { b: i64, a: i64 }
+            struct Row { a: i64, b: u64 }
+            struct Row { a: i64, b: i32 }
+            struct Row { a: i64 }
+            struct Row { a: i64, b: i64, c: () }
+            struct Row { a: i64, b: Option<i64> }
+            struct Row { a: i64, b: (i64,) }
+            struct Row { a: i64, b: Vec<i64> }
+            struct Row(i64, i64);
+            struct Row(i64);
+            struct Row;
+            enum Row { A, B }
+            enum Row { B, A }
+            enum Row { A, B, C }
+            enum Row { A, B(i64) }
+            enum Row { A, B(u64) }
+            enum Row { A, B(i64, i64) }
+            enum Row { A, B { c: i64 } }
+        };
+        let distinct: std::collections::BTreeSet<_> = shapes.iter().collect();
+        assert_eq!(distinct.len(), shapes.len(), "{shapes:#?}");
+        assert!(shapes.iter().all(|shape| !shape.contains('!')), "{shapes:#?}");
+    }
+
+    #[test]
+    fn types_that_hold_themselves_have_a_shape() {
+        #[derive(Deserialize)]
+        struct Tree {
+            value: u8,
+            left: Option<Box<Tree>>,
+            right: Option<Box<Tree>>,
+            more: Vec<Tree>,
+            named: BTreeMap<String, Tree>,
+        }
+        #[derive(Deserialize)]
+        enum Term {
+            Sum(Box<Term>, Box<Term>),
+            Number(u8),
+        }
+        for shape in [text_of::<Tree>(), text_of::<Term>()] {
+            assert!(shape.len() < 2 * LONGEST, "{}", shape.len());
+        }
+        assert!(text_of::<Term>().contains("1/2 Number:newtype{visit_u8 }"));
+        // A type that refuses what it gets.
+        assert_eq!(text_of::<(u8, std::net::IpAddr, u8)>().matches('\n').count(), 2);
+        assert!(text_of::<(u8, std::num::NonZeroU8)>().ends_with("visit_u8 }\n"));
+    }
+}
