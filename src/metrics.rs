@@ -3,7 +3,7 @@
 //! A [`Metrics`] belongs to one job in one process; all of its workers share it. Counters only grow. The account that
 //! [`Summary::check_conservation`] makes compares counters that are raised in *different* places of the code, so that a
 //! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
-//! into a window step is what its rows counted and what was late.
+//! into a window step, and what the snapshot had that the job went on from, is what its rows counted and what was late.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -71,7 +71,9 @@ pub struct SourceMetrics {
 pub struct StepMetrics {
     /// Records that came in, each counted once for every window it belongs to.
     pub taken: Counter,
-    /// Of those, the ones that are counted in a row of a window.
+    /// Records that rows of a snapshot counted, when the job went on from one.
+    pub loaded: Counter,
+    /// Of both, the ones that are counted in a row of a window.
     pub counted: Counter,
     /// Of those, the ones that were late.
     pub late: Counter,
@@ -158,6 +160,7 @@ impl Metrics {
                 .map(|(name, step)| StepSummary {
                     name,
                     taken: step.taken.get(),
+                    loaded: step.loaded.get(),
                     counted: step.counted.get(),
                     late: step.late.get(),
                     closed_rows: step.closed_rows.get(),
@@ -194,7 +197,9 @@ pub struct StepSummary {
     pub name: String,
     /// Records that came in, once for every window they belong to.
     pub taken: u64,
-    /// Of those, the ones counted in a row.
+    /// Records that rows of a snapshot counted, when the job went on from one.
+    pub loaded: u64,
+    /// Of both, the ones counted in a row.
     pub counted: u64,
     /// Of those, the late ones.
     pub late: u64,
@@ -245,9 +250,10 @@ impl Summary {
             }
         }
         for step in &self.steps {
-            if step.taken != step.counted + step.late {
-                let StepSummary { taken, counted, late, .. } = step;
-                let figures = format!("{taken} in, but {counted} counted and {late} late");
+            if step.taken + step.loaded != step.counted + step.late {
+                let StepSummary { taken, loaded, counted, late, .. } = step;
+                let loaded = if *loaded > 0 { format!(" and {loaded} from the snapshot") } else { String::new() };
+                let figures = format!("{taken} in{loaded}, but {counted} counted and {late} late");
                 return fault(format!("step `{}`", step.name), figures);
             }
         }
@@ -264,8 +270,11 @@ impl fmt::Display for Summary {
             lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
         }
         for step in &self.steps {
-            let StepSummary { name, taken, counted, late, closed_rows } = step;
-            lines.push(format!("{name}: {taken} in = {counted} counted + {late} late; {closed_rows} rows closed"));
+            let StepSummary { name, taken, loaded, counted, late, closed_rows } = step;
+            let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
+            lines.push(format!(
+                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
+            ));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

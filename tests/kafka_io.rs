@@ -6,18 +6,19 @@ mod broker;
 #[path = "common/drive.rs"]
 mod drive;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
 use broker::{Broker, send_all};
 use drive::{Driven, Tick};
 use rdkafka::producer::Producer;
+use tidegate::durable::journal::Bound;
 use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink};
-use tidegate::source::Options;
 use tidegate::source::kafka::{Start, Topic};
-use tidegate::time::Epoch;
+use tidegate::source::{Options, Resumed, Source};
+use tidegate::time::{Epoch, EventTime};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -241,6 +242,94 @@ fn a_journal_whose_records_expired_is_refused() {
     let mut third = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
     third.until_events(5).unwrap();
     assert_eq!(ids(&third), (5..10).collect::<Vec<_>>());
+}
+
+/// A topic read by one life until it had everything, and what a snapshot then has: its epoch, and its partitions.
+fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<Resumed>) {
+    let mut driven = Driven::open(&ticks(broker, topic), options).unwrap();
+    driven.until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.mark.ended)).unwrap();
+    let mut places = BTreeMap::new();
+    for bound in driven.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()) {
+        places.insert(bound.partition, Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN });
+    }
+    (driven.bindings.last().unwrap().0, places.into_values().collect())
+}
+
+fn bounded_run(driven: &Driven<Tick>) -> bool {
+    driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).any(|bound| bound.until.is_some())
+}
+
+#[test]
+fn a_snapshot_is_gone_on_from_as_long_as_retention_has_left_what_follows() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..10);
+    let (epoch, places) = read(broker, &topic, Options::default(), 10);
+    send(broker, &topic, 10..20);
+    // The record by which the topic would be known again may be gone, what comes after the snapshot may not.
+    for (expired, refused) in [(9, false), (10, false), (11, true)] {
+        broker.expire(&topic, 0, expired);
+        let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+        let resumed = driven.resume(epoch, &places);
+        if refused {
+            let error = resumed.unwrap_err().to_string();
+            assert!(error.contains("before offset 11") && error.contains("offset 10"), "{error}");
+        } else {
+            resumed.unwrap();
+            driven.until_events(10).unwrap();
+            assert_eq!(ids(&driven), (10..20).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_was_deleted_and_made_again_is_refused() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    send(broker, &topic, 0..10);
+    let (epoch, places) = read(broker, &topic, Options::default(), 10);
+    broker.delete(&topic);
+    std::thread::sleep(Duration::from_secs(1));
+    broker.create(&topic, 1);
+    send(broker, &topic, 0..30);
+    let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
+    let error = driven.resume(epoch, &places).unwrap_err().to_string();
+    assert!(error.contains(&topic) && error.contains("offset 9") && error.contains("created again"), "{error}");
+}
+
+#[test]
+fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(1);
+    let producer = broker.transactional("resumes");
+    let transaction = |ids: Range<u64>, commit: bool| {
+        producer.begin_transaction().unwrap();
+        send_all(&producer, &topic, texts(ids));
+        if commit { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) }.unwrap();
+    };
+    transaction(0..10, true);
+    transaction(10..15, false);
+    let (epoch, mut places) = read(broker, &topic, bounded(), 10);
+    let bounds: Vec<Bound> = places.iter().map(|place| place.bound.clone()).collect();
+    let at = drive::place(bounded());
+    assert_eq!((bounds[0].next, bounds[0].until, bounds[0].ended), (17, Some(17), true));
+    // What was aborted since is no growth, though the topic is longer.
+    transaction(20..25, false);
+    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    broker.grow(&topic, 2);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    transaction(30..40, true);
+    let told = ticks(broker, &topic).grown_since(&at, &bounds).unwrap().unwrap();
+    assert!(told.starts_with("partition 0 of ") && told.ends_with("from offset 17 on"), "{told}");
+
+    for next in 10..=17 {
+        (places[0].bound.next, places[0].bound.until, places[0].bound.ended) = (next, None, false);
+        let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
+        driven.resume(epoch, &places).unwrap();
+        driven.until_ended().unwrap();
+        assert_eq!(ids(&driven), (30..40).collect::<Vec<_>>(), "from offset {next} on");
+    }
 }
 
 #[test]

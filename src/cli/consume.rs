@@ -240,5 +240,6 @@ impl Copy {
 
 fn bound(partition: u32, next: u64) -> Bound {
     let (found_at, watermark) = (Some(next), EventTime::MIN);
-    Bound { source: "consume".into(), partition, found_at, next, watermark, idle: false, until: None, ended: false }
+    let source = String::from("consume");
+    Bound { source, partition, found_at, next, watermark, idle: false, until: None, ended: false, check: None }
 }

@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::stop::Stop;
 use super::{Property, pairs};
+use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::{Ending, Job};
 use crate::metrics::{Metrics, Summary};
@@ -134,9 +135,29 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
     pub progress_every: Duration,
 
-    /// Keep state in a directory (not in this version: it is refused)
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// Keep durable state in this directory: started again, the query goes on where its results end, each shown once
+    #[arg(long, value_name = "DIR", help_heading = "State")]
     pub state: Option<PathBuf>,
+
+    /// How long there is from one snapshot of the state to the next at least; results do not wait for snapshots
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "State")]
+    pub snapshot_every: Duration,
+
+    /// How many snapshots are kept
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
+    pub keep_snapshots: usize,
+
+    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes
+    #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
+    pub from_savepoint: Option<PathBuf>,
+
+    /// Go on although another process holds the locks of the state and the results: one that sleeps, and will not wake
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub take_over: bool,
+
+    /// Go on although the program or its flags are not those that the state was made with
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub accept_changed_query: bool,
 
     /// More than one process (not in this version: it is refused)
     #[arg(short = 'n', long, value_name = "N", hide = true)]
@@ -150,6 +171,13 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 fn size(text: &str) -> std::result::Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
     if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
+}
+
+fn kept(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=10_000) => Ok(count),
+        _ => Err(String::from("it has to be a number of snapshots from 1 to 10000")),
+    }
 }
 
 fn workers(text: &str) -> std::result::Result<usize, String> {
@@ -195,10 +223,6 @@ pub fn start_with<A: Parser>(
 impl QueryArgs {
     /// What the flags refuse together, or not in this version.
     fn check(&self) -> Result<()> {
-        if self.state.is_some() {
-            let error = Error::usage("--state: durable state is not in this version");
-            return Err(error.help("run without it; every run then begins at the source's beginning"));
-        }
         if self.processes.is_some_and(|processes| processes != 1) {
             let error = Error::usage("-n: more than one process is not in this version");
             return Err(error.help("use worker threads: -w N"));
@@ -287,6 +311,20 @@ impl QueryArgs {
         }
     }
 
+    /// The job with the state that the flags name, if they do.
+    fn with_state(&self, job: Job) -> Job {
+        let Some(directory) = &self.state else { return job };
+        let written = |duration: Duration| humantime::format_duration(duration).to_string();
+        let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
+        let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
+        let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
+        let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
+        match &self.from_savepoint {
+            Some(savepoint) => job.from_savepoint(savepoint),
+            None => job,
+        }
+    }
+
     /// Runs a query as a job of this name, watched and stopped as the flags say; answers the exit code. Rejected records
     /// go where `--rejects` says.
     ///
@@ -304,7 +342,8 @@ impl QueryArgs {
             fail_on_reject: self.fail_on_reject,
         };
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
-        if self.progress != Show::Off {
+        let job = self.with_state(job);
+        if self.state.is_none() && self.progress != Show::Off {
             eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
         }
         let (stopper, metrics) = (job.stopper(), job.metrics());
@@ -335,11 +374,15 @@ impl QueryArgs {
             eprintln!("{name}: the progress display failed; the results are not affected");
         }
         let report = report?;
+        if report.ending == Ending::WasComplete {
+            eprintln!("{name}: this state has come to its end before, and there is nothing new: nothing was done");
+            return Ok(0);
+        }
         if self.progress != Show::Off {
             eprintln!("{}", report.summary);
         }
         Ok(match report.ending {
-            Ending::Complete => 0,
+            Ending::Complete | Ending::WasComplete => 0,
             Ending::Stopped => stop.asked().unwrap_or(0),
         })
     }
@@ -452,6 +495,14 @@ impl<T: Record> Source for AnySource<T> {
             AnySource::Csv(source) => source.open(at),
             AnySource::Ndjson(source) => source.open(at),
             AnySource::Kafka(source) => source.open(at),
+        }
+    }
+
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        match self {
+            AnySource::Csv(source) => source.grown_since(at, bounds),
+            AnySource::Ndjson(source) => source.grown_since(at, bounds),
+            AnySource::Kafka(source) => source.grown_since(at, bounds),
         }
     }
 }

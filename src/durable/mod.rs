@@ -8,7 +8,11 @@
 //!
 //! This layer does not know timely, sources or sinks.
 
+pub mod background;
+pub mod codec;
+pub mod compaction;
 pub mod disk;
+pub mod fingerprint;
 pub mod journal;
 pub mod manifest;
 #[cfg(test)]

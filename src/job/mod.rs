@@ -6,18 +6,30 @@
 //! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not fail
 //! the account is checked: no record lost, none counted twice.
 
+mod commit;
+pub(crate) mod state;
 pub(crate) mod worker;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
+use crate::durable::manifest::Manifest;
+use crate::durable::recovery::{Found, SinkFound};
+use crate::durable::state::StateDir;
+use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
+use crate::job::state::{Beginning, Begun, Keeping};
+use crate::job::worker::Dry;
 use crate::metrics::{Metrics, Summary};
+use crate::sink::{Rows, Shard};
 use crate::source;
-use crate::stream::{Failure, Fault, Flow, PlannedStep};
+use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
 use crate::time::Epoch;
 
 pub(crate) use worker::Pace;
@@ -45,6 +57,8 @@ pub enum Ending {
     Complete,
     /// It was asked to stop.
     Stopped,
+    /// The state had ended before: nothing was done.
+    WasComplete,
 }
 
 /// What a run did.
@@ -83,6 +97,7 @@ pub struct Job {
     options: source::Options,
     stop: Stop,
     metrics: Arc<Metrics>,
+    pub(crate) keeping: Option<Keeping>,
     journal: Arc<dyn Journal>,
     repeat: Vec<Frame>,
     pace: Pace,
@@ -107,6 +122,7 @@ impl Job {
             options: source::Options::default(),
             stop: Stop::default(),
             metrics: Arc::default(),
+            keeping: None,
             journal: Arc::new(MemoryJournal::forgetful()),
             repeat: Vec::new(),
             pace: Pace::Clock,
@@ -140,6 +156,73 @@ impl Job {
     #[must_use]
     pub fn options(mut self, options: source::Options) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Keeps durable state in a directory: after a crash the job goes on where its results end, each of them shown
+    /// exactly once by sinks that can (files and Kafka topics). A job that finds its state goes on from it.
+    #[must_use]
+    pub fn state(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.keeping = Some(Keeping::in_directory(directory.into()));
+        self
+    }
+
+    /// How long there is from one snapshot of the state to the next at least. Results do not wait for snapshots; what
+    /// came after the last one is run again after a crash.
+    #[must_use]
+    pub fn snapshot_every(self, every: Duration) -> Self {
+        self.keep(|keeping| keeping.every = every)
+    }
+
+    /// How many snapshots are kept, at least one.
+    #[must_use]
+    pub fn keep_snapshots(self, count: usize) -> Self {
+        self.keep(|keeping| keeping.keep = count.max(1))
+    }
+
+    /// Goes on without the locks of the state and the results, which a process that sleeps may hold: it finds out that
+    /// it was replaced when it wakes.
+    #[must_use]
+    pub fn take_over(self, take_over: bool) -> Self {
+        self.keep(|keeping| keeping.take_over = take_over)
+    }
+
+    /// Goes on from a state of another query or program. Results that were shown stay as they are.
+    #[must_use]
+    pub fn accept_changed_query(self, accept: bool) -> Self {
+        self.keep(|keeping| keeping.accept_changed_query = accept)
+    }
+
+    /// Begins a new state with a savepoint, an exported snapshot.
+    #[must_use]
+    pub fn from_savepoint(self, savepoint: impl Into<PathBuf>) -> Self {
+        self.keep(|keeping| keeping.savepoint = Some(savepoint.into()))
+    }
+
+    /// Notes something outside the query that affects its output, a flag for one: a state is only gone on from with
+    /// equal values.
+    #[must_use]
+    pub fn affected_by(self, what: &str, value: &str) -> Self {
+        self.keep(|keeping| drop(keeping.flags.insert(what.to_owned(), value.to_owned())))
+    }
+
+    /// Keeps state on another disk; call it after [`Job::state`].
+    #[must_use]
+    pub fn disk(self, disk: Arc<dyn Disk>) -> Self {
+        self.keep(|keeping| keeping.disk = disk)
+    }
+
+    /// How many bytes a file of the journal has before the next one is begun; a job without state has no journal.
+    #[must_use]
+    pub fn journal_file(self, bytes: u64) -> Self {
+        self.keep(|keeping| keeping.journal_limit = bytes)
+    }
+
+    /// Changes how state is kept, if it is kept.
+    fn keep(mut self, change: impl FnOnce(&mut Keeping)) -> Self {
+        if let Some(keeping) = &mut self.keeping {
+            change(keeping);
+        }
         self
     }
 
@@ -192,79 +275,182 @@ impl Job {
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let place = self.place(0);
-        let dry = || timely::execute_directly(move |worker| worker::dry(worker, place, &query));
-        let planned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
-        let steps = planned.map_err(|panic| panicked(&*panic))??;
+        let steps = self.dry(Purpose::Plan, Arc::default(), self.shard(None), None, query)?;
         if !steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
         Ok(steps)
     }
 
+    /// Builds the flow on an idle worker.
+    fn dry(
+        &self,
+        purpose: Purpose,
+        opened: Arc<OpenedSinks>,
+        shard: Shard,
+        durable: Option<Durable>,
+        query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
+    ) -> Result<Vec<PlannedStep>> {
+        let dry = Dry { place: self.place(0), purpose, opened, shard, durable };
+        let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
+        let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
+        built.map_err(|panic| panicked(&*panic))?
+    }
+
     fn place(&self, worker: usize) -> source::Place {
         source::Place { worker, workers: self.workers, job: self.name.clone(), options: self.options.clone() }
     }
 
-    /// Runs a query. The closure builds it: once on every worker, and once before that to learn its steps, so it must do
-    /// nothing else.
+    /// What the shards of the job's sinks have in common.
+    fn shard(&self, state: Option<StateId>) -> Shard {
+        let shard = Shard { state, ..Shard::new(&self.name, "", Rows::Events) };
+        match &self.keeping {
+            Some(keeping) => Shard { take_over: keeping.take_over, disk: Arc::clone(&keeping.disk), ..shard },
+            None => shard,
+        }
+    }
+
+    /// Begins a life of the job's state.
+    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+        let planned = Arc::clone(query);
+        let steps = self.plan(move |flow| planned(flow))?;
+        let Some(keeping) = &self.keeping else { return Ok(None) };
+        let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
+        let incarnation = dir.begin()?;
+        let dir = Arc::new(dir);
+        let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
+        self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
+        let found = Found {
+            incarnation,
+            survey: &dir.survey()?,
+            sinks: &sinks.collect::<Vec<_>>(),
+            query: &state::print(&steps, &self.flags(keeping))?,
+            accept_changed_query: keeping.accept_changed_query,
+        };
+        state::begin(keeping, &self.name, &dir, &found, self.workers, failure).map(Some)
+    }
+
+    /// What affects output apart from the query.
+    fn flags(&self, keeping: &Keeping) -> BTreeMap<String, String> {
+        let mut flags = keeping.flags.clone();
+        let written = |duration: Duration| humantime::format_duration(duration).to_string();
+        flags.insert("out-of-order".into(), written(self.options.out_of_order));
+        flags.insert("max-ahead".into(), written(self.options.max_ahead));
+        flags
+    }
+
+    /// Runs a query. The closure builds it: once on every worker, and some times before that to learn its steps and to
+    /// open its sinks, so it must do nothing else.
     ///
     /// # Errors
-    /// When the query is wrong, a source or sink fails, a value cannot be told, or user code panics.
+    /// When the query is wrong, a source or sink fails, a value cannot be told, the state cannot be gone on from, or user
+    /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
-        let query = Arc::new(query);
-        let planned = Arc::clone(&query);
-        self.plan(move |flow| planned(flow))?;
-        let failure = Arc::new(Failure::default());
-        let metrics = Arc::clone(&self.metrics);
-        let shared = Arc::new(worker::Shared {
-            place: self.place(0),
-            epoch: self.epoch,
-            in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
-            stop: self.stop,
-            failure: Arc::clone(&failure),
-            metrics: Arc::clone(&self.metrics),
-            journal: self.journal,
-            repeat: self.repeat,
-            pace: self.pace,
-            seals: self.seals,
-            fault: self.fault,
-            hurry: AtomicBool::new(false),
-        });
-        let config = match self.workers {
-            1 => timely::Config::thread(),
-            workers => timely::Config::process(workers),
+        let query: Query = Arc::new(query);
+        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
+        let begun = match self.begin(&query, &opened, &failure)? {
+            None => None,
+            Some(Beginning::Begun(begun)) => Some(*begun),
+            Some(Beginning::Ended(last)) => return self.was_complete(query, *last),
         };
-        let endings = Arc::new(Mutex::new(Vec::new()));
-        let ended = Arc::clone(&endings);
-        let guards = timely::execute(config, move |timely_worker| {
-            let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &shared, &*query));
-            match std::panic::catch_unwind(run) {
-                Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
-                Err(panic) => {
-                    shared.failure.set(panicked(&*panic));
-                    // What is left of the dataflow is in an unknown state: it must not be run to its end.
-                    for dataflow in timely_worker.installed_dataflows() {
-                        timely_worker.drop_dataflow(dataflow);
-                    }
-                }
-            }
-        });
-        let guards = guards.map_err(|why| Error::new("cannot start the workers").because(why))?;
-        for worker in guards.join() {
-            if let Err(why) = worker {
-                failure.set(Error::new("a worker ended before its time").because(why));
-            }
+        let (metrics, workers) = (Arc::clone(&self.metrics), self.workers);
+        let (shared, dir) = self.shared(begun, opened, Arc::clone(&failure));
+        let snapshots = shared.snapshots.clone();
+        let endings = run_workers(workers, &Arc::new(shared), &query)?;
+        // The last manifest is written when its thread has ended; only then may another process have the state.
+        if let Some(snapshots) = snapshots {
+            snapshots.finish();
         }
+        drop(dir);
         if let Some(error) = failure.get() {
             return Err(error.clone());
         }
         let summary = metrics.summary();
         summary.check_conservation()?;
-        let endings = endings.lock().unwrap_or_else(PoisonError::into_inner);
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         Ok(Report { ending, summary })
     }
+
+    /// What the workers share; and the state directory, locked.
+    fn shared(
+        self,
+        begun: Option<Begun>,
+        opened: Arc<OpenedSinks>,
+        failure: Arc<Failure>,
+    ) -> (worker::Shared, Option<Arc<StateDir>>) {
+        let mut shared = worker::Shared {
+            place: self.place(0),
+            epoch: self.epoch,
+            in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
+            shard: self.shard(None),
+            snapshot_every: self.keeping.as_ref().map_or(Duration::MAX, |keeping| keeping.every),
+            stop: self.stop,
+            failure,
+            metrics: self.metrics,
+            journal: self.journal,
+            repeat: self.repeat,
+            goes_on: false,
+            last: Epoch::default(),
+            snapshots: None,
+            durable: None,
+            opened,
+            life: Life::without_state(),
+            news: AtomicBool::new(false),
+            pace: self.pace,
+            seals: self.seals,
+            fault: self.fault,
+            hurry: AtomicBool::new(false),
+        };
+        let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
+        shared.shard.state = life.state;
+        shared.journal = journal;
+        shared.news = AtomicBool::new(!replay.is_empty());
+        (shared.repeat, shared.goes_on, shared.last) = (replay, true, last);
+        (shared.snapshots, shared.durable, shared.life) = (Some(snapshots), Some(durable), life);
+        (shared, Some(dir))
+    }
+
+    /// Answers for a job whose state has ended, if its sources have not grown since.
+    fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
+        let durable = Durable::ended(self.workers, last)?;
+        self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
+        Ok(Report { ending: Ending::WasComplete, summary: Summary::default() })
+    }
+}
+
+/// A query, shared by those who build it.
+type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
+
+/// Runs the workers to their ends.
+fn run_workers(workers: usize, shared: &Arc<worker::Shared>, query: &Query) -> Result<Vec<Ending>> {
+    let config = match workers {
+        1 => timely::Config::thread(),
+        workers => timely::Config::process(workers),
+    };
+    let endings = Arc::new(Mutex::new(Vec::new()));
+    let (ended, own, query) = (Arc::clone(&endings), Arc::clone(shared), Arc::clone(query));
+    let guards = timely::execute(config, move |timely_worker| {
+        let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
+        match std::panic::catch_unwind(run) {
+            Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
+            Err(panic) => {
+                own.failure.set(panicked(&*panic));
+                // What is left of the dataflow is in an unknown state: it must not be run to its end.
+                for dataflow in timely_worker.installed_dataflows() {
+                    timely_worker.drop_dataflow(dataflow);
+                }
+            }
+        }
+    });
+    let guards = guards.map_err(|why| Error::new("cannot start the workers").because(why))?;
+    for worker in guards.join() {
+        if let Err(why) = worker {
+            shared.failure.set(Error::new("a worker ended before its time").because(why));
+        }
+    }
+    let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(endings)
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {

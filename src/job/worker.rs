@@ -9,7 +9,11 @@
 //! for an early tick. So what is in flight is several epochs, and reading goes on while older ones are being finished.
 //!
 //! To **repeat** a journal, worker 0 proposes the journal's epochs instead, and every worker reads what they took before
-//! it follows to the next.
+//! it follows to the next. A job that goes on after a crash then goes live; what it repeats is on record already.
+//!
+//! In a job with state worker 0 also announces **snapshots**: with the tick that begins the epoch, so that every worker
+//! knows of it before the epoch can be complete; one at a time, the next when the manifest of the last one is written.
+//! The last epoch of a job that stops cleanly, or ends, is a snapshot's: the next start repeats nothing.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,12 +30,15 @@ use timely::dataflow::operators::vec::{Broadcast, Input};
 use timely::dataflow::operators::{core, probe};
 use timely::worker::Worker;
 
+use crate::durable::Life;
 use crate::durable::journal::{Bound, Frame, Journal};
 use crate::error::Result;
+use crate::job::commit::{Snapshots, commit};
 use crate::job::{Ending, Stop};
 use crate::metrics::Metrics;
+use crate::sink::Shard;
 use crate::source::Place;
-use crate::stream::{Build, Driver, Failure, Fault, Flow, PlannedStep, Seals};
+use crate::stream::{Build, Driver, Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals};
 use crate::time::Epoch;
 
 /// How many records a source is asked for at a time.
@@ -59,7 +66,21 @@ pub(crate) struct Shared {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
+    /// Epochs of a journal that are run again.
     pub(crate) repeat: Vec<Frame>,
+    /// Whether the job goes on after them: its state's journal has them already.
+    pub(crate) goes_on: bool,
+    /// The greatest epoch that there was before.
+    pub(crate) last: Epoch,
+    pub(crate) snapshots: Option<Arc<Snapshots>>,
+    /// How long there is from one snapshot to the next at least.
+    pub(crate) snapshot_every: Duration,
+    pub(crate) durable: Option<Durable>,
+    pub(crate) opened: Arc<OpenedSinks>,
+    pub(crate) life: Life,
+    pub(crate) shard: Shard,
+    /// Something was bound since the last snapshot was announced.
+    pub(crate) news: AtomicBool,
     pub(crate) pace: Pace,
     pub(crate) seals: Vec<Epoch>,
     pub(crate) fault: Option<Fault>,
@@ -72,15 +93,28 @@ pub(crate) struct Shared {
 enum Control {
     /// An epoch ends, and this one begins.
     Tick(u64),
+    /// Likewise, and there is a snapshot of it.
+    Snapshot(u64),
     /// No epoch comes any more.
     Stop,
 }
 
-/// Builds the flow with nothing opened, for its steps.
-pub(crate) fn dry(worker: &mut Worker, place: Place, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+/// What a flow is built with on an idle worker.
+pub(crate) struct Dry {
+    pub(crate) place: Place,
+    pub(crate) purpose: Purpose,
+    pub(crate) opened: Arc<OpenedSinks>,
+    pub(crate) shard: Shard,
+    /// What the state has, if the sources are to be asked whether they have more.
+    pub(crate) durable: Option<Durable>,
+}
+
+/// Builds the flow on an idle worker, for its steps.
+pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
+    let Dry { place, purpose, opened, shard, durable } = dry;
     let build = Rc::new(Build {
         place,
-        dry: true,
+        purpose,
         failure: Arc::default(),
         metrics: Arc::default(),
         drivers: RefCell::default(),
@@ -88,8 +122,16 @@ pub(crate) fn dry(worker: &mut Worker, place: Place, query: &dyn Fn(&Flow<'_>)) 
         probe: probe::Handle::new(),
         seals: Seals::default(),
         fault: None,
+        durable,
+        opened,
+        life: Life::without_state(),
+        shard,
     });
-    worker.dataflow(|scope| query(&Flow::new(scope, Rc::clone(&build))));
+    worker.dataflow(|scope| {
+        let flow = Flow::new(scope, Rc::clone(&build));
+        query(&flow);
+        drop(flow.parts());
+    });
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
     }
@@ -106,16 +148,27 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
     let build = Rc::new(Build {
         place: Place { worker: worker.index(), ..shared.place.clone() },
-        dry: false,
+        purpose: Purpose::Run,
         failure: Arc::clone(&shared.failure),
         metrics: Arc::clone(&shared.metrics),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
-        seals,
+        seals: seals.clone(),
         fault: shared.fault,
+        durable: shared.durable.clone().map(|durable| Durable { worker: worker.index(), ..durable }),
+        opened: Arc::clone(&shared.opened),
+        life: shared.life.clone(),
+        shard: shared.shard.clone(),
     });
-    worker.dataflow(|scope| query(&Flow::new(scope, Rc::clone(&build))));
+    worker.dataflow(|scope| {
+        let flow = Flow::new(scope, Rc::clone(&build));
+        query(&flow);
+        if let Some(snapshots) = &shared.snapshots {
+            commit(flow.parts(), Arc::clone(snapshots));
+        }
+    });
+    shared.journal.wake(worker.index(), std::thread::current());
     let drivers = build.drivers.take();
     let mut turning = Turning {
         index: worker.index(),
@@ -127,12 +180,18 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         shown: None,
         ticker: Ticker::new(shared),
         random: Random::new(shared.pace, worker.index()),
+        proposed: 0,
         replayed: 0,
         exhausted: false,
         begun: false,
+        bound: false,
+        seals,
+        announced: Epoch(0),
+        announced_at: Instant::now(),
+        ending: false,
         stopped: None,
     };
-    let ending = turning.until_the_end(worker);
+    let ending = turning.resume().and_then(|()| turning.until_the_end(worker));
     if let Err(error) = &ending {
         shared.failure.set(error.clone());
     }
@@ -191,7 +250,7 @@ struct Ticker {
 
 impl Ticker {
     fn new(shared: &Shared) -> Self {
-        let last = shared.repeat.iter().map(|frame| frame.epoch).max().unwrap_or_default();
+        let last = shared.repeat.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
         let now = Instant::now();
         Ticker { started: now, started_at: SystemTime::now(), due: now, every: shared.epoch, last }
     }
@@ -276,17 +335,37 @@ struct Turning {
     shown: Option<Epoch>,
     ticker: Ticker,
     random: Random,
+    /// How many epochs of a journal have been proposed.
+    proposed: usize,
     /// How many frames of the journal have been taken up.
     replayed: usize,
     /// Whether this worker has read all it will ever read.
     exhausted: bool,
     /// Whether the first epoch has begun.
     begun: bool,
+    /// Whether an epoch has been bound.
+    bound: bool,
+    seals: Seals,
+    /// The last snapshot that worker 0 has announced in this life, and when.
+    announced: Epoch,
+    announced_at: Instant,
+    /// Worker 0 has announced the last epoch.
+    ending: bool,
     /// Set when no epoch comes any more.
     stopped: Option<Ending>,
 }
 
 impl Turning {
+    /// Takes up sources where the snapshot has them that the job goes on from.
+    fn resume(&mut self) -> Result<()> {
+        self.drivers.iter_mut().try_for_each(|driver| driver.resume())
+    }
+
+    /// Whether epochs of a journal are still to be read.
+    fn repeats(&self) -> bool {
+        self.replayed < self.shared.repeat.len()
+    }
+
     fn until_the_end(&mut self, worker: &mut Worker) -> Result<Ending> {
         loop {
             if let Some(error) = self.shared.failure.get() {
@@ -298,7 +377,8 @@ impl Turning {
             }
             let busy = self.read()?;
             self.settle()?;
-            if self.drivers.iter().all(|driver| driver.finished()) {
+            // In a job with state worker 0 says when it ends, as there is a last snapshot then.
+            if self.shared.snapshots.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
                 self.stopped.get_or_insert(Ending::Complete);
             }
             if let Some(ending) = self.stopped
@@ -324,10 +404,15 @@ impl Turning {
     }
 
     fn follow_controls(&mut self) -> Result<()> {
-        while self.stopped.is_none() && self.replay()? {
+        while self.stopped.is_none() && !(self.repeats() && self.is_behind()) && self.replay()? {
             match self.controls.next() {
                 None => break,
                 Some(Control::Tick(epoch)) => self.begin(Epoch(epoch))?,
+                Some(Control::Snapshot(epoch)) => {
+                    self.seals.forget_before(self.shown.unwrap_or_default());
+                    self.seals.add(Epoch(epoch));
+                    self.begin(Epoch(epoch))?;
+                }
                 Some(Control::Stop) => {
                     self.end_current();
                     self.stopped = Some(Ending::Stopped);
@@ -368,7 +453,7 @@ impl Turning {
             released: false,
             bytes: 0,
         });
-        if !std::mem::replace(&mut self.begun, true) && self.shared.repeat.is_empty() {
+        if !std::mem::replace(&mut self.begun, true) && !self.repeats() {
             self.look()?;
         }
         Ok(())
@@ -395,9 +480,14 @@ impl Turning {
         let Some(frame) = shared.repeat.get(self.replayed).filter(|frame| frame.epoch == current) else {
             return Ok(true);
         };
-        let mut reached = true;
+        let (mut reached, mut taken) = (true, 0);
         for driver in &mut self.drivers {
-            reached &= driver.replay(&frame.bounds)?;
+            let (all, bytes) = driver.replay(&frame.bounds)?;
+            reached &= all;
+            taken += bytes;
+        }
+        if let Some(current) = self.open.back_mut() {
+            current.bytes += taken;
         }
         if reached {
             self.replayed += 1;
@@ -409,23 +499,23 @@ impl Turning {
     /// Worker 0 decides whether an epoch ends now.
     fn propose(&mut self) {
         let pending = self.open.back().is_some_and(|open| !open.closed && open.epoch < self.ticker.last);
-        if self.stopped.is_some() || pending {
+        if self.stopped.is_some() || self.ending || pending {
             return;
         }
         let repeats = &self.shared.repeat;
-        if !repeats.is_empty() {
+        if self.proposed < repeats.len() || (!repeats.is_empty() && !self.shared.goes_on) {
             // An epoch of the journal is proposed when this worker has read the one before.
-            let proposed = self.controls.sent as usize;
-            if proposed == self.replayed {
-                let control = repeats.get(proposed).map_or(Control::Stop, |frame| Control::Tick(frame.epoch.0));
+            if self.proposed == self.replayed {
+                let control = repeats.get(self.proposed).map_or(Control::Stop, |frame| Control::Tick(frame.epoch.0));
+                self.ending = control == Control::Stop;
+                self.proposed += 1;
                 self.controls.send(control);
             }
             return;
         }
-        if self.shared.stop.is_asked() {
-            self.controls.send(Control::Stop);
-            self.ticker.last = Epoch(u64::MAX);
-            return;
+        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.finished());
+        if (self.shared.stop.is_asked() || is_over) && self.is_free_for_snapshot() {
+            return self.end(is_over);
         }
         let due = match self.random.is_due() {
             Some(due) => due,
@@ -434,22 +524,68 @@ impl Turning {
         if due || self.open.is_empty() {
             self.shared.hurry.store(false, Ordering::Relaxed);
             let epoch = self.ticker.propose();
-            self.controls.send(Control::Tick(epoch.0));
+            let snapshot = self.is_snapshot_due();
+            self.announce(epoch, snapshot);
         }
+    }
+
+    /// Begins an epoch, with a snapshot or without.
+    fn announce(&mut self, epoch: Epoch, snapshot: bool) {
+        if snapshot {
+            (self.announced, self.announced_at) = (epoch, Instant::now());
+            self.shared.news.store(false, Ordering::Release);
+        }
+        self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
+    }
+
+    /// Ends the job: with a last snapshot, in a job with state, unless nothing has come since the last one.
+    fn end(&mut self, is_over: bool) {
+        if let Some(snapshots) = self.shared.snapshots.clone()
+            && (is_over || self.shared.news.load(Ordering::Acquire))
+        {
+            let epoch = self.ticker.propose();
+            if is_over {
+                snapshots.ends_with(epoch);
+            }
+            self.announce(epoch, true);
+        }
+        self.ending = true;
+        self.controls.send(Control::Stop);
+    }
+
+    /// Whether no announced snapshot is on its way: there is one at a time.
+    fn is_free_for_snapshot(&self) -> bool {
+        self.shared.snapshots.as_ref().is_none_or(|snapshots| snapshots.committed() >= self.announced)
+    }
+
+    /// Whether the next epoch is to have a snapshot.
+    fn is_snapshot_due(&mut self) -> bool {
+        if self.shared.snapshots.is_none() || !self.is_free_for_snapshot() {
+            return false;
+        }
+        match self.random.below(3) {
+            Some(chance) => chance == 0,
+            None => {
+                self.announced_at.elapsed() >= self.shared.snapshot_every && self.shared.news.load(Ordering::Acquire)
+            }
+        }
+    }
+
+    /// Whether sinks are behind: reading waits for them.
+    fn is_behind(&self) -> bool {
+        let allowed = self.shared.in_flight / self.shared.place.workers;
+        let in_flight: usize = self.open.iter().map(|open| open.bytes).sum();
+        let epochs = self.open.iter().filter(|open| open.bytes > 0).count();
+        in_flight > allowed || epochs > EPOCHS_IN_FLIGHT
     }
 
     /// Reads from the sources into the current epoch; answers whether there may be more to read at once.
     fn read(&mut self) -> Result<bool> {
-        if !self.shared.repeat.is_empty() || self.stopped.is_some() {
+        if self.repeats() || self.stopped.is_some() || (!self.shared.repeat.is_empty() && !self.shared.goes_on) {
             return Ok(true);
         }
-        let allowed = self.shared.in_flight / self.shared.place.workers;
-        let in_flight: usize = self.open.iter().map(|open| open.bytes).sum();
-        let epochs = self.open.iter().filter(|open| open.bytes > 0).count();
-        let Some(current) = self.open.back_mut().filter(|open| !open.closed) else { return Ok(false) };
-        if in_flight > allowed || epochs > EPOCHS_IN_FLIGHT {
-            return Ok(false); // Sinks are behind: reading waits for them.
-        }
+        let (allowed, behind) = (self.shared.in_flight / self.shared.place.workers, self.is_behind());
+        let Some(current) = self.open.back_mut().filter(|open| !open.closed && !behind) else { return Ok(false) };
         let budget = match self.random.amount() {
             Some(None) => return Ok(true), // A stall.
             Some(Some(amount)) => amount,
@@ -472,6 +608,10 @@ impl Turning {
 
     /// Collects what was bound to epochs that are over, and hands it to the journal.
     fn bind(&mut self) -> Result<()> {
+        let on_record = {
+            let last = self.shared.repeat.last().filter(|_| self.shared.goes_on).map(|last| last.epoch);
+            move |epoch: Epoch| Some(epoch) <= last
+        };
         for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
             for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
                 if bound.is_none() {
@@ -487,8 +627,11 @@ impl Turning {
             }
             let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
-            open.needs_sync = !bounds.is_empty();
+            let first = !std::mem::replace(&mut self.bound, true);
+            // In a state's first epoch every worker has a frame: a journal without all of them binds nothing.
+            open.needs_sync = !on_record(open.epoch) && (!bounds.is_empty() || (first && self.shared.goes_on));
             if open.needs_sync {
+                self.shared.news.store(true, Ordering::Release);
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
             }
         }
@@ -501,6 +644,7 @@ impl Turning {
         if self.open.iter().all(|open| open.released || !open.written) {
             return Ok(()); // The journal is shared: not to be asked without need.
         }
+        self.shared.journal.check()?;
         let synced = self.shared.journal.synced(self.index);
         for open in self.open.iter_mut().filter(|open| !open.released) {
             if !open.written || (open.needs_sync && synced < Some(open.epoch)) {

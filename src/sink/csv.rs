@@ -44,7 +44,7 @@ impl<D: Record> Sink<D> for File {
 
     fn open(&self, at: &Shard) -> error::Result<Box<dyn Writer<D>>> {
         let encoder = Encoder::new::<D>(at.rows)?;
-        Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder)?))
+        Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder, at)?))
     }
 }
 
@@ -346,6 +346,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::durable::Life;
     use crate::record::{Decimal, Real};
     use crate::source::Rejected;
     use crate::time::{Epoch, EventTime};
@@ -439,6 +440,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("totals.csv");
         let mut writer = Sink::<Total>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
+        writer.begin(&Life::without_state()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "key,count\n");
         writer.finish().unwrap();
     }
@@ -476,6 +478,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("out.csv");
             let mut writer = Sink::<D>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
+            writer.begin(&Life::without_state()).unwrap();
             let before = fs::read(&path).unwrap();
             let rows: Vec<_> = fine.into_iter().chain([bad]).map(|row| (row, 1)).collect();
             let error = writer.write(Epoch(2), &rows).unwrap_err().to_string();

@@ -50,8 +50,11 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
     }
 }
 
-/// How many lines a row with a difference has.
-fn times(rows: Rows, diff: isize) -> Result<usize> {
+/// How many lines, or messages, a row with a difference has.
+///
+/// # Errors
+/// When the difference makes no sense.
+pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
     match (rows, diff) {
         (Rows::Events, 1..) => Ok(diff.unsigned_abs()),
         (Rows::Changes, ..=-1 | 1..) => Ok(1),

@@ -1,302 +1,585 @@
 //! Files that rows are appended to, an epoch at a time, whatever their format.
 //!
-//! Invariants: an epoch's lines are built first and appended with one write; if that fails, the file is cut back to
-//! the length it had, so an epoch is in the file whole or not at all. While a file is written it is locked: nothing
-//! else of ours writes to it. What was in it before is gone once it is open, and only then.
+//! * Without a state, the file is replaced when a life begins; how far it is shown is known to nobody.
+//! * With a state, a [commit file](Commit) beside it says how far it is **shown**: readers who must see each epoch once
+//!   read it up to there. What is behind that was written by a life that ended before it could show it.
 //!
-//! A file keeps no number of the epoch it ends with, so what was shown is known only from its opening on: a file
-//! survives the end of its job, but not the start of the next one.
-//! Formats are not known here.
+//! Invariants: an epoch's lines are built first and appended at once; if that fails, the file is cut back to the length
+//! it had, so an epoch is in the file whole or not at all. With a state, lines are synced before a commit says that they
+//! are shown, and nothing that is shown is ever written over. While a file is written it is locked: nothing else of ours
+//! writes to it. What was in it before is gone once a life begins, and only then; it is never gone with a state, where
+//! a file that has something in it, and no commit that says it is this sink's, is refused.
+//!
+//! A life that begins although another process has the lock leaves that process its file, and goes on in a copy that
+//! gets its name: what a writer that wakes appends, it appends to a file without a name. Why its commits come to
+//! nothing as well is told in `commit.rs`.
+//!
+//! Devices and pipes have no length, no lock and no commit: they are written to as they are, and a state knows nothing
+//! of what they have shown. They apart, all I/O goes through the [`Disk`]. Formats are not known here.
 
+mod commit;
+
+use std::fmt;
 use std::fs;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::Writer;
 use super::encode::Encode;
-use crate::durable::Life;
+use super::{Shard, Writer};
+use crate::durable::disk::{Disk, DiskFile, Lock, parent};
+use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
+use commit::{Commit, Commits};
 
 /// How much of the space for an epoch's lines is kept for the next one, in bytes.
 const KEPT: usize = 1 << 20;
 
-/// What lines are appended to.
-pub(super) trait Target: Write + Send {
-    /// Drops everything after so many bytes; writing goes on there.
-    fn cut(&mut self, length: u64) -> io::Result<()>;
-
-    /// Returns when the bytes are where they survive a loss of power.
-    fn sync(&mut self) -> io::Result<()>;
-}
-
-impl Target for fs::File {
-    fn cut(&mut self, length: u64) -> io::Result<()> {
-        self.set_len(length)?;
-        self.seek(SeekFrom::Start(length)).map(drop)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        // Devices and pipes have nothing to sync.
-        if self.metadata()?.is_file() { self.sync_all() } else { Ok(()) }
-    }
-}
+/// How much of a file is read at once, in bytes.
+const PIECE: usize = 1 << 20;
 
 /// Appends epochs to a file.
-pub(super) struct FileWriter<E, T = fs::File> {
-    target: T,
+pub(super) struct FileWriter<E> {
     place: String,
     encoder: E,
     lines: Vec<u8>,
-    /// How long the file is: everything up to here is shown.
-    length: u64,
+    file: Appended,
+    /// The last epoch that was written.
     last: Option<Epoch>,
-    /// Whether the file has a part of an epoch that could not be cut off.
-    torn: bool,
+    begun: bool,
+    kind: Kind,
+}
+
+/// What a file is written for.
+enum Kind {
+    /// A device or a pipe.
+    Special,
+    /// A file of a job without state.
+    Plain(Held),
+    /// A file of a job with state.
+    Stated(Box<Stated>),
+}
+
+/// A file that we are allowed to write to.
+struct Held {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    commits: Commits,
+    /// `None` where the file system has no locks, or another process has it.
+    lock: Option<Box<dyn Lock>>,
+    /// Whether another process has the lock: the file is left to it.
+    is_of_another: bool,
+}
+
+/// A file whose shown epochs are known.
+struct Stated {
+    held: Held,
+    state: StateId,
+    sink: String,
+    /// What was found when it was asked what is shown.
+    found: Option<Option<Commit>>,
+    life: Option<Life>,
+    /// Whether anything was written since the last commit.
+    unshown: bool,
+    /// Whether a commit failed: what is on disk is then not known.
+    broken: bool,
 }
 
 impl<E> FileWriter<E> {
-    /// Replaces a file, and writes the header.
-    pub(super) fn open<D: Record>(path: &Path, encoder: E) -> Result<Self>
+    /// Locks a file, which is made if it is missing.
+    pub(super) fn open<D: Record>(path: &Path, encoder: E, at: &Shard) -> Result<Self>
     where
         E: Encode<D>,
     {
         let place = path.display().to_string();
-        let target = replace(path).map_err(|error| error.at(&place))?;
-        FileWriter::start::<D>(target, place, encoder)
+        let writer = |target, kind| FileWriter {
+            place: place.clone(),
+            encoder,
+            lines: Vec::new(),
+            file: Appended::to(target, place.clone()),
+            last: None,
+            begun: false,
+            kind,
+        };
+        if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let opened = fs::OpenOptions::new().write(true).open(path);
+            let file = opened.map_err(|why| Error::new("cannot open the results file").at(&place).because(why))?;
+            return Ok(writer(Box::new(Special { file, written: 0 }), Kind::Special));
+        }
+        let (held, target) = Held::hold(path, at).map_err(|error| error.at(&place))?;
+        let kind = match at.state {
+            None => Kind::Plain(held),
+            Some(state) => {
+                let (sink, found, life) = (at.name.clone(), None, None);
+                Kind::Stated(Box::new(Stated { held, state, sink, found, life, unshown: false, broken: false }))
+            }
+        };
+        Ok(writer(target, kind))
     }
 }
 
-/// Opens a file, locks it, and empties it.
-fn replace(path: &Path) -> Result<fs::File> {
-    let failed = || Error::new("cannot open the results file");
-    // It is emptied only when it is locked: another job may be writing to it.
-    let opened = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    let file = opened.map_err(|why| match path.parent() {
-        Some(parent) if why.kind() == io::ErrorKind::NotFound && !parent.as_os_str().is_empty() => failed()
-            .because(format!("there is no directory {}", parent.display()))
-            .help("create the directory, or name another file"),
-        _ => failed().because(why),
-    })?;
-    if !file.metadata().map_err(|why| failed().because(why))?.is_file() {
-        return Ok(file);
-    }
-    match file.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => {
-            return Err(failed().because("it is being written by another job or output").help("name another file"));
+impl Held {
+    fn hold(path: &Path, at: &Shard) -> Result<(Held, Box<dyn DiskFile>)> {
+        let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").because(why);
+        // What is beside a file is beside the file itself, not beside a link to it.
+        let path = if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.into()) } else { path.into() };
+        let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
+        let missing = disk.open(&path).is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
+        // To lock it makes it, and then it would look as if it had been emptied.
+        if missing
+            && at.state.is_some()
+            && let Some(commit) = commits.newest()?
+        {
+            return Err(missing_file(&commits.path(commit.incarnation)));
         }
-        // A file system without locks is no reason not to write.
-        Ok(()) | Err(fs::TryLockError::Error(_)) => {}
+        let (lock, is_of_another) = match disk.lock(&path) {
+            Ok(Some(lock)) => (Some(lock), false),
+            Ok(None) if at.take_over => (None, true),
+            Ok(None) => return Err(is_locked(&commits)),
+            // A file system without locks is no reason not to write.
+            Err(why) if has_no_locks(&why) => (None, false),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                return Err(failed(&format!("there is no directory {}", parent(&path).display()))
+                    .help("create the directory, or name another file"));
+            }
+            Err(why) => return Err(failed(&why)),
+        };
+        let target = disk.open(&path).map_err(|why| failed(&why))?;
+        Ok((Held { disk, path, commits, lock, is_of_another }, target))
     }
-    file.set_len(0).map_err(|why| failed().because(why))?;
-    Ok(file)
+
+    /// Gives the file's name to a copy of what it begins with, which is then ours.
+    fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
+        let failed = |why| Error::new("cannot copy the results file").at(self.path.display()).because(why);
+        let path = self.commits.path_of_copy(life.incarnation);
+        let mut copy = self.disk.create(&path).map_err(failed)?;
+        let lock = self.disk.lock(&path).unwrap_or_default();
+        let copied = read_through(from, length, |piece| copy.append(piece)).map_err(failed)?;
+        if copied != checksum {
+            return Err(failed(io::Error::other("it was changed meanwhile")));
+        }
+        copy.sync().map_err(failed)?;
+        (life.still_current)()?;
+        self.disk.rename(&path, &self.path).map_err(failed)?;
+        self.disk.sync_directory(parent(&self.path)).map_err(failed)?;
+        (self.lock, self.is_of_another) = (lock, false);
+        Ok(copy)
+    }
 }
 
-impl<E, T: Target> FileWriter<E, T> {
-    fn start<D: Record>(target: T, place: String, encoder: E) -> Result<Self>
-    where
-        E: Encode<D>,
-    {
-        let mut lines = Vec::new();
-        encoder.header(&mut lines);
-        let mut writer = FileWriter { target, place, encoder, lines, length: 0, last: None, torn: false };
-        writer.append().map_err(|error| error.at(&writer.place))?;
-        Ok(writer)
-    }
-
-    /// Appends the lines, all or none.
-    fn append(&mut self) -> Result<()> {
-        if self.torn {
-            return Err(Error::new("cannot write the results").because("a part of an earlier epoch is in the way"));
+impl Stated {
+    /// Makes sure that a file is what its commit says it is; `header` is what it would begin with now.
+    fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
+        let length = file.length().map_err(|why| Error::new("cannot read the results file").because(why))?;
+        let Some(commit) = commit else {
+            if length == 0 {
+                return Ok(());
+            }
+            return Err(refused("it is there already, and was not written with this state")
+                .help("move it away, or name another file: with a state, no file is replaced"));
+        };
+        let path = self.held.commits.path(commit.incarnation);
+        let aside = format!("name another file, or move it and {} away", path.display());
+        if commit.state != self.state {
+            let (theirs, ours) = (commit.state, self.state);
+            return Err(refused(format!("it belongs to the state {theirs}, and this is the state {ours}")).help(aside));
         }
-        let mut written = 0;
-        while written < self.lines.len() {
-            let failure = match self.target.write(&self.lines[written..]) {
-                Ok(0) => io::Error::from(io::ErrorKind::WriteZero),
-                Ok(count) => {
-                    written += count;
-                    continue;
-                }
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
-                Err(why) => why,
-            };
-            return Err(self.take_back(written, &failure));
+        if commit.sink != self.sink {
+            return Err(refused(format!("`{}` wrote it, and this is `{}`", commit.sink, self.sink)).help(aside));
         }
-        self.length += written as u64;
-        self.lines.clear();
-        self.lines.shrink_to(KEPT);
+        let again = "restore it, or move it away and begin anew, with a new state directory";
+        if length < commit.length {
+            let (shown, name) = (commit.length, path.display());
+            let why = format!("it has {length} bytes, and {shown} were shown, as {name} says");
+            return Err(refused(why).help(again));
+        }
+        let unreadable = |why| Error::new("cannot read the results file").because(why);
+        let mut begin = vec![0; header.len().min(usize::try_from(commit.length).unwrap_or(usize::MAX))];
+        file.read_at(0, &mut begin).map_err(unreadable)?;
+        if !begin.is_empty() && begin != header {
+            return Err(refused("its columns are not those of the rows that are to be written").help(aside));
+        }
+        if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
+            let why = format!("what was shown of it has been changed since, as {} says", path.display());
+            return Err(refused(why).help(again));
+        }
         Ok(())
     }
 
-    /// Cuts off what was written before a write failed, and says what happened.
-    fn take_back(&mut self, written: usize, failure: &io::Error) -> Error {
-        let failed = Error::new("cannot write the results").because(failure);
-        if written == 0 {
-            return failed;
+    /// What was found when it was asked what is shown, if that still holds.
+    fn still_found(&self, file: &Appended, life: &Life) -> Result<Option<Commit>> {
+        // Once this is done, no earlier life swaps in a commit.
+        self.held.commits.remove_temporaries(life.incarnation)?;
+        let newest = self.held.commits.newest()?;
+        if Some(&newest) != self.found.as_ref() {
+            let error = file.failed("begin the results file", "another process wrote to it meanwhile");
+            return Err(error.help("start again"));
         }
-        match self.target.cut(self.length) {
-            Ok(()) => failed,
-            Err(why) => {
-                self.torn = true;
-                failed.help(format!("cut the file back to {} bytes, as that failed too: {why}", self.length))
-            }
+        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= life.incarnation) {
+            let (theirs, ours) = (commit.incarnation, life.incarnation);
+            return Err(refused(format!("life {theirs} of the state wrote it, and this is only life {ours}"))
+                .at(&file.place)
+                .help("use the newest copy of the state directory"));
         }
+        Ok(newest)
+    }
+
+    /// Begins a life, where the file was last shown.
+    fn begin(&mut self, file: &mut Appended, life: &Life, header: &[u8]) -> Result<()> {
+        let found = self.still_found(file, life)?;
+        self.life = Some(life.clone());
+        let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
+        if self.held.is_of_another {
+            file.target = self.held.copy(&*file.target, length, checksum, life)?;
+        }
+        file.begin(length, checksum)?;
+        if found.is_none() {
+            // The file's name lasts before there is a commit, and there is a commit before there is anything in it: so
+            // a file with anything in it has a commit, or is not ours.
+            let synced = self.held.disk.sync_directory(parent(&self.held.path));
+            synced.map_err(|why| file.failed("begin the results file", why))?;
+            self.commit(file, None)?;
+        }
+        if length == 0 {
+            file.append(header)?;
+        }
+        self.commit(file, found.and_then(|commit| commit.epoch))?;
+        self.held.commits.remove_before(life.incarnation)
+    }
+
+    /// Makes what was written be shown, for good.
+    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>) -> Result<()> {
+        let Some(life) = &self.life else { return Err(bug("a results file was to be shown before it was begun")) };
+        if self.broken {
+            return Err(file.failed("show the results", "showing earlier ones failed"));
+        }
+        self.broken = true;
+        file.sync()?;
+        let commit = Commit {
+            state: self.state,
+            sink: self.sink.clone(),
+            incarnation: life.incarnation,
+            epoch,
+            length: file.length,
+            checksum: file.checksum.clone().finalize(),
+            process: std::process::id(),
+        };
+        self.held.commits.publish(&commit, life)?;
+        (self.broken, self.unshown) = (false, false);
+        Ok(())
     }
 }
 
-impl<D: Record, E: Encode<D>, T: Target> Writer<D> for FileWriter<E, T> {
+fn refused(why: impl fmt::Display) -> Error {
+    Error::new("cannot go on with the results file").because(why)
+}
+
+fn bug(what: impl Into<String>) -> Error {
+    Error::new(what).help("this is a bug in Tidegate: please report it")
+}
+
+fn missing_file(commit: &Path) -> Error {
+    let commit = commit.display();
+    refused(format!("it is missing, and its commit file {commit} is there"))
+        .help(format!("put it back, or remove {commit} too and begin anew, with a new state directory"))
+}
+
+fn is_locked(commits: &Commits) -> Error {
+    let error = Error::new("cannot open the results file");
+    match commits.newest() {
+        Ok(Some(commit)) => error
+            .because(format!("it is being written by another job or output, lately by process {}", commit.process))
+            .help("end that process, or name another file"),
+        _ => error.because("it is being written by another job or output").help("name another file"),
+    }
+}
+
+fn has_no_locks(why: &io::Error) -> bool {
+    why.kind() == io::ErrorKind::Unsupported || why.raw_os_error() == Some(nix::errno::Errno::ENOLCK as i32)
+}
+
+/// Reads the beginning of a file piece by piece, and returns its checksum.
+fn read_through(file: &dyn DiskFile, length: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
+    let mut checksum = crc32fast::Hasher::new();
+    let (mut piece, mut at) = (vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))], 0);
+    while at < length {
+        let size = piece.len().min(usize::try_from(length - at).unwrap_or(PIECE));
+        let piece = &mut piece[..size];
+        file.read_at(at, piece)?;
+        checksum.update(piece);
+        each(piece)?;
+        at += size as u64;
+    }
+    Ok(checksum.finalize())
+}
+
+/// A file that lines are appended to, all or none.
+struct Appended {
+    target: Box<dyn DiskFile>,
+    place: String,
+    /// How long the file is without what failed.
+    length: u64,
+    checksum: crc32fast::Hasher,
+    /// Whether there is anything that was not synced.
+    unsynced: bool,
+    /// Whether the file has a part of an epoch that could not be cut off.
+    torn: bool,
+}
+
+impl Appended {
+    fn to(target: Box<dyn DiskFile>, place: String) -> Self {
+        Appended { target, place, length: 0, checksum: crc32fast::Hasher::new(), unsynced: false, torn: false }
+    }
+
+    fn failed(&self, to: &str, why: impl fmt::Display) -> Error {
+        Error::new(format!("cannot {to}")).at(&self.place).because(why)
+    }
+
+    /// Drops all but the beginning of the file, whose checksum is given; appending goes on there.
+    fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
+        let found = self.target.length().map_err(|why| self.failed("begin the results file", why))?;
+        if found != length {
+            self.target.cut(length).map_err(|why| self.failed("begin the results file", why))?;
+            self.unsynced = true;
+        }
+        self.length = length;
+        self.checksum = crc32fast::Hasher::new_with_initial_len(checksum, length);
+        Ok(())
+    }
+
+    /// Appends lines, all or none.
+    fn append(&mut self, lines: &[u8]) -> Result<()> {
+        if self.torn {
+            return Err(self.failed("write the results", "a part of an earlier epoch is in the way"));
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.unsynced = true;
+        if let Err(why) = self.target.append(lines) {
+            let failed = self.failed("write the results", why);
+            return Err(match self.target.cut(self.length) {
+                Ok(()) => failed,
+                Err(why) => {
+                    self.torn = true;
+                    failed.help(format!("cut the file back to {} bytes, as that failed too: {why}", self.length))
+                }
+            });
+        }
+        self.length += lines.len() as u64;
+        self.checksum.update(lines);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        if self.unsynced {
+            self.target.sync().map_err(|why| self.failed("sync the results", why))?;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+}
+
+/// A device or a pipe: what is written is gone.
+#[derive(Debug)]
+struct Special {
+    file: fs::File,
+    written: u64,
+}
+
+impl DiskFile for Special {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.written)
+    }
+
+    fn read_at(&self, _position: u64, _bytes: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.written += count as u64;
+                    bytes = &bytes[count..];
+                }
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Err(why),
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        if length == self.written { Ok(()) } else { Err(io::Error::other("it is no file")) }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
     fn shown(&mut self) -> Result<Option<Epoch>> {
+        let FileWriter { kind: Kind::Stated(stated), file, encoder, place, .. } = self else { return Ok(None) };
+        let mut header = Vec::new();
+        encoder.header(&mut header);
+        let commit = stated.held.commits.newest()?;
+        stated.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
+        self.last = commit.as_ref().and_then(|commit| commit.epoch);
+        stated.found = Some(commit);
         Ok(self.last)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
-        Ok(())
-    }
-
-    fn show(&mut self) -> Result<()> {
+    fn begin(&mut self, life: &Life) -> Result<()> {
+        let mut header = Vec::new();
+        self.encoder.header(&mut header);
+        if let Kind::Stated(stated) = &self.kind
+            && stated.found.is_none()
+        {
+            Writer::<D>::shown(self)?;
+        }
+        match &mut self.kind {
+            Kind::Special => self.file.append(&header)?,
+            Kind::Plain(held) => {
+                // First nobody takes the file for what it was, and then it is emptied.
+                held.commits.remove_all()?;
+                if held.is_of_another {
+                    self.file.target = held.copy(&*self.file.target, 0, 0, life)?;
+                }
+                self.file.begin(0, 0)?;
+                self.file.append(&header)?;
+            }
+            Kind::Stated(stated) => stated.begin(&mut self.file, life, &header)?,
+        }
+        self.begun = true;
         Ok(())
     }
 
     fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        if !self.begun {
+            return Err(bug("a results file was to be written to before it was begun").at(&self.place));
+        }
         if self.last.is_some_and(|last| last >= epoch) {
-            return Err(Error::new(format!("epoch {epoch} was to be shown again, or out of order"))
-                .at(&self.place)
-                .help("this is a bug in Tidegate: please report it"));
+            return Err(bug(format!("epoch {epoch} was to be shown again, or out of order")).at(&self.place));
         }
         self.lines.clear();
-        self.encoder.rows(rows, &mut self.lines).map_err(|error| error.at(&self.place))?;
-        self.append().map_err(|error| error.at(&self.place))?;
+        let encoded = self.encoder.rows(rows, &mut self.lines);
+        encoded.map_err(|error| error.at(&self.place))?;
+        self.file.append(&self.lines)?;
+        self.lines.clear();
+        self.lines.shrink_to(KEPT);
         self.last = Some(epoch);
+        if let Kind::Stated(stated) = &mut self.kind {
+            stated.unshown = true;
+        }
         Ok(())
     }
 
+    fn show(&mut self) -> Result<()> {
+        match &mut self.kind {
+            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last),
+            _ => Ok(()),
+        }
+    }
+
     fn finish(&mut self) -> Result<()> {
-        let synced = self.target.sync();
-        synced.map_err(|why| Error::new("cannot sync the results").at(&self.place).because(why))
+        match self.kind {
+            // What was shown was synced then.
+            Kind::Stated(_) => Ok(()),
+            _ => self.file.sync(),
+        }
+    }
+
+    fn waits(&self) -> bool {
+        !matches!(self.kind, Kind::Special)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::Sink;
-    use crate::sink::{Rows, Shard, csv, ndjson};
-
-    /// A file in memory that takes a few bytes a write, and has room for so many.
-    #[derive(Default)]
-    struct Small {
-        bytes: Vec<u8>,
-        room: usize,
-        stuck: bool,
-    }
-
-    impl Write for Small {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let count = bytes.len().min(3).min(self.room - self.bytes.len());
-            if count == 0 {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.bytes.extend_from_slice(&bytes[..count]);
-            Ok(count)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Target for Small {
-        fn cut(&mut self, length: u64) -> io::Result<()> {
-            if self.stuck {
-                return Err(io::ErrorKind::PermissionDenied.into());
-            }
-            self.bytes.truncate(length as usize);
-            Ok(())
-        }
-
-        fn sync(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::sink::{Rows, Sink, csv, ndjson};
 
     fn shard() -> Shard {
         Shard::new("job", "totals", Rows::Events)
     }
 
-    fn numbers(small: Small) -> FileWriter<ndjson::Encoder, Small> {
-        let encoder = ndjson::Encoder::new::<u32>(Rows::Events).unwrap();
-        FileWriter::start::<u32>(small, "small".into(), encoder).unwrap()
+    /// A life that has begun.
+    fn begun(sink: &impl Sink<u32>) -> Box<dyn Writer<u32>> {
+        let mut writer = sink.open(&shard()).unwrap();
+        assert_eq!(writer.shown().unwrap(), None);
+        writer.begin(&Life::without_state()).unwrap();
+        writer
     }
 
-    /// Whatever room is left when the disk fills up.
-    #[test]
-    fn an_epoch_that_does_not_fit_is_not_there_at_all() {
-        let first = "{\"row\":1}\n";
-        for room in first.len()..first.len() + 20 {
-            let mut writer = numbers(Small { room, ..Small::default() });
-            writer.write(Epoch(2), &[(1, 1)]).unwrap();
-            let error = writer.write(Epoch(4), &[(22, 1), (33, 1)]).unwrap_err();
-            assert_eq!(error.to_string(), "cannot write the results (small): no storage space");
-            assert_eq!(String::from_utf8_lossy(&writer.target.bytes), first);
-            assert_eq!(Writer::<u32>::shown(&mut writer).unwrap(), Some(Epoch(2)));
-            writer.target.room = 100;
-            writer.write(Epoch(4), &[(3, 1)]).unwrap();
-            assert_eq!(String::from_utf8_lossy(&writer.target.bytes), "{\"row\":1}\n{\"row\":3}\n");
-        }
-    }
-
-    #[test]
-    fn nothing_is_written_behind_a_part_of_an_epoch() {
-        let mut writer = numbers(Small { room: 5, stuck: true, ..Small::default() });
-        let error = writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string();
-        assert!(error.contains("cut the file back to 0 bytes"), "{error}");
-        writer.target.room = 100;
-        let error = writer.write(Epoch(4), &[(1, 1)]).unwrap_err().to_string();
-        assert!(error.contains("a part of an earlier epoch is in the way"), "{error}");
+    fn show(writer: &mut Box<dyn Writer<u32>>, epoch: u64, rows: &[(u32, isize)]) -> Result<()> {
+        writer.write(Epoch(epoch), rows)?;
+        writer.show()
     }
 
     #[test]
     fn an_epoch_is_shown_once_and_in_order() {
-        let mut writer = numbers(Small { room: 100, ..Small::default() });
-        assert_eq!(Writer::<u32>::shown(&mut writer).unwrap(), None);
-        writer.write(Epoch(4), &[(1, 1)]).unwrap();
-        for epoch in [Epoch(2), Epoch(4)] {
-            let error = writer.write(epoch, &[(1, 1)]).unwrap_err().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.ndjson");
+        let mut writer = begun(&ndjson::File::new(&path));
+        show(&mut writer, 4, &[(1, 1)]).unwrap();
+        for epoch in [2, 4] {
+            let error = show(&mut writer, epoch, &[(1, 1)]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("epoch {epoch} was to be shown again")), "{error}");
         }
-        assert_eq!(writer.target.bytes, b"{\"row\":1}\n");
+        assert_eq!(fs::read(&path).unwrap(), b"{\"row\":1}\n");
     }
 
     #[test]
-    fn an_existing_file_is_replaced_and_a_real_one_is_cut_back() {
+    fn an_existing_file_is_replaced_when_a_life_begins() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("out.ndjson");
-        fs::write(&path, "old and long\n".repeat(10)).unwrap();
-        let mut writer = Sink::<u32>::open(&ndjson::File::new(&path), &shard()).unwrap();
+        let old = "old and long\n".repeat(10);
+        fs::write(&path, &old).unwrap();
+        let sink = ndjson::File::new(&path);
+        let mut writer = Sink::<u32>::open(&sink, &shard()).unwrap();
+        let error = show(&mut writer, 2, &[(1, 1)]).unwrap_err().to_string();
+        assert!(error.contains("before it was begun"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), old);
+        writer.begin(&Life::without_state()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
-        writer.write(Epoch(2), &[(1, 1), (2, 2)]).unwrap();
+        show(&mut writer, 2, &[(1, 1), (2, 2)]).unwrap();
         writer.finish().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"row\":1}\n{\"row\":2}\n{\"row\":2}\n");
-
-        let mut file = fs::OpenOptions::new().append(false).write(true).read(true).open(&path).unwrap();
-        file.seek(SeekFrom::End(0)).unwrap();
-        file.cut(10).unwrap();
-        file.write_all(b"new\n").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"row\":1}\nnew\n");
     }
 
     #[test]
     fn a_file_has_one_writer_at_a_time_and_keeps_its_rows() {
         let directory = tempfile::tempdir().unwrap();
         let sink = ndjson::File::new(directory.path().join("out.ndjson"));
-        let mut writer = Sink::<u32>::open(&sink, &shard()).unwrap();
-        writer.write(Epoch(2), &[(1, 1)]).unwrap();
+        let mut writer = begun(&sink);
+        show(&mut writer, 2, &[(1, 1)]).unwrap();
         let error = Sink::<u32>::open(&sink, &shard()).err().unwrap().to_string();
         assert!(error.contains("it is being written by another job or output"), "{error}");
         assert_eq!(fs::read(directory.path().join("out.ndjson")).unwrap(), b"{\"row\":1}\n");
         drop(writer);
-        Sink::<u32>::open(&sink, &shard()).unwrap();
+        begun(&sink);
+    }
+
+    #[test]
+    fn what_is_beside_a_file_is_beside_the_one_that_a_link_names() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("real")).unwrap();
+        let (real, link) = (directory.path().join("real/out.ndjson"), directory.path().join("link"));
+        fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let state = StateId(1);
+        let mut writer =
+            Sink::<u32>::open(&ndjson::File::new(&link), &Shard { state: Some(state), ..shard() }).unwrap();
+        writer.begin(&Life { state: Some(state), ..Life::without_state() }).unwrap();
+        show(&mut writer, 2, &[(1, 1)]).unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"{\"row\":1}\n");
+        assert!(fs::exists(directory.path().join("real/out.ndjson.commit-1")).unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
     #[test]
@@ -319,17 +602,14 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_an_error_that_names_the_file() {
         let full = "cannot write the results (/dev/full): No space left on device (os error 28)";
-        let mut writer = Sink::<u32>::open(&ndjson::File::new("/dev/full"), &shard()).unwrap();
+        let mut writer = begun(&ndjson::File::new("/dev/full"));
         assert_eq!(writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
-        let header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard());
-        assert_eq!(header.err().unwrap().to_string(), full);
+        let mut header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard()).unwrap();
+        assert_eq!(header.begin(&Life::without_state()).unwrap_err().to_string(), full);
 
-        let (mut first, mut second) = (
-            Sink::<u32>::open(&ndjson::File::new("/dev/null"), &shard()).unwrap(),
-            Sink::<u32>::open(&ndjson::File::new("/dev/null"), &shard()).unwrap(),
-        );
-        for writer in [&mut first, &mut second] {
-            writer.write(Epoch(2), &[(1, 1)]).unwrap();
+        let sink = ndjson::File::new("/dev/null");
+        for writer in &mut [begun(&sink), begun(&sink)] {
+            show(writer, 2, &[(1, 1)]).unwrap();
             writer.finish().unwrap();
         }
     }

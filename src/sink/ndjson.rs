@@ -44,7 +44,7 @@ impl<D: Record> Sink<D> for File {
 
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
         let encoder = Encoder::new::<D>(at.rows)?;
-        Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder)?))
+        Ok(Box::new(file::FileWriter::open::<D>(&self.path, encoder, at)?))
     }
 }
 

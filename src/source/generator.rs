@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::Bound;
 use crate::error::Result;
+use crate::source::memory::{check_there, grown};
 use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
@@ -192,8 +193,11 @@ impl Transactions {
         self
     }
 
-    /// How many transactions a partition has.
+    /// How many transactions a partition has; none if there is no such partition.
     fn length(&self, partition: u32) -> u64 {
+        if partition >= self.partitions {
+            return 0;
+        }
         (self.count + u64::from(self.partitions - 1 - partition)) / u64::from(self.partitions)
     }
 }
@@ -217,6 +221,11 @@ impl Source for Transactions {
         let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
         Ok(Box::new(GeneratorReader { source: self.clone(), mine, turn: 0 }))
     }
+
+    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        let lengths: Vec<u64> = (0..self.partitions).map(|id| self.length(id)).collect();
+        Ok(grown(&lengths, bounds))
+    }
 }
 
 struct GeneratorReader {
@@ -239,10 +248,13 @@ impl GeneratorReader {
 
 impl Reader<Transaction> for GeneratorReader {
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Transaction>) -> Result<()> {
+        for place in places {
+            intake.begin(epoch);
+            check_there(intake.name(), self.source.length(place.bound.partition), &place.bound)?;
+        }
         for (id, slot) in &mut self.mine {
-            if let Some(place) = places.iter().find(|place| place.bound.partition == *id) {
-                *slot = Some(intake.resume(epoch, place));
-            }
+            let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
+            *slot = Some(intake.resume(epoch, place));
         }
         Ok(())
     }
@@ -258,7 +270,8 @@ impl Reader<Transaction> for GeneratorReader {
             self.turn = (self.turn + 1) % self.mine.len();
             let (id, slot) = self.mine[self.turn];
             let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
-            let end = self.source.length(id).min(intake.next(slot) + budget as u64);
+            let end = intake.until(slot).unwrap_or_else(|| self.source.length(id));
+            let end = end.min(intake.next(slot) + budget as u64);
             self.take(epoch, id, slot, end, intake)?;
             return Ok(Polled { epoch, busy: true });
         }
@@ -269,6 +282,7 @@ impl Reader<Transaction> for GeneratorReader {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
+            check_there(intake.name(), self.source.length(bound.partition), bound)?;
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,

@@ -53,11 +53,31 @@ impl<D: Record> Source for Records<D> {
         let mine = (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
         Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), mine, turn: 0 }))
     }
+
+    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        let lengths: Vec<u64> = self.partitions.iter().map(|records| records.len() as u64).collect();
+        Ok(grown(&lengths, bounds))
+    }
 }
 
-fn not_there(source: &str, bound: &Bound) -> Error {
-    let place = format!("source `{source}`, partition {}, offset {}", bound.partition, bound.next);
-    Error::new("the state names records that are not there").at(place)
+/// Whether partitions of these lengths have more than a state that has ended took.
+pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
+    (0..).zip(lengths).find_map(|(id, length)| {
+        let bound = bounds.iter().find(|bound| bound.partition == id);
+        let end = bound.map_or(0, |bound| bound.until.unwrap_or(bound.next));
+        (*length > end).then(|| format!("partition {id} has records from offset {end} on"))
+    })
+}
+
+/// Refuses a state that took more of a partition, or is to take more, than its `length`.
+pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()> {
+    let end = bound.next.max(bound.until.unwrap_or(0));
+    if length >= end {
+        return Ok(());
+    }
+    let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
+    let error = Error::new("the state names records that are not there").at(place);
+    Err(error.because(format!("there are {length}")).help("have them again, or start without the old state"))
 }
 
 struct MemoryReader<D> {
@@ -68,6 +88,11 @@ struct MemoryReader<D> {
 }
 
 impl<D: Record> MemoryReader<D> {
+    /// How many records a partition has; none if there is no such partition.
+    fn length(&self, partition: u32) -> u64 {
+        self.partitions.get(partition as usize).map_or(0, |records| records.len() as u64)
+    }
+
     fn take(&self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
         let from = intake.next(slot);
         let records = &self.partitions[id as usize][from as usize..end as usize];
@@ -78,11 +103,12 @@ impl<D: Record> MemoryReader<D> {
 
 impl<D: Record> Reader<D> for MemoryReader<D> {
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+        for place in places {
+            intake.begin(epoch);
+            check_there(intake.name(), self.length(place.bound.partition), &place.bound)?;
+        }
         for (id, slot) in &mut self.mine {
             let Some(place) = places.iter().find(|place| place.bound.partition == *id) else { continue };
-            if (self.partitions[*id as usize].len() as u64) < place.bound.next {
-                return Err(not_there(intake.name(), &place.bound));
-            }
             *slot = Some(intake.resume(epoch, place));
         }
         Ok(())
@@ -99,7 +125,8 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
             self.turn = (self.turn + 1) % self.mine.len();
             let (id, slot) = self.mine[self.turn];
             let Some(slot) = slot.filter(|slot| !intake.ended(*slot) && !intake.drifted(*slot)) else { continue };
-            let end = (self.partitions[id as usize].len() as u64).min(intake.next(slot) + budget as u64);
+            let end = intake.until(slot).unwrap_or_else(|| self.length(id));
+            let end = end.min(intake.next(slot) + budget as u64);
             self.take(epoch, id, slot, end, intake)?;
             return Ok(Polled { epoch, busy: true });
         }
@@ -110,11 +137,9 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
-            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
-            if self.partitions[id as usize].len() < bound.next as usize {
-                return Err(not_there(intake.name(), bound));
-            }
+            check_there(intake.name(), self.length(id), bound)?;
+            let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,
                 None => intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until),
@@ -124,5 +149,63 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
             intake.repeat(slot, bound);
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::SourceMetrics;
+    use crate::source::{Options, StreamView};
+    use crate::time::EventTime;
+    use std::rc::Rc;
+
+    /// A reader of one partition, resumed at epoch 4 behind its first record, and the flow's view of its watermark.
+    fn resumed(watermark: i64, floor: i64) -> (Box<dyn Reader<i64>>, Intake<i64>, Rc<StreamView>) {
+        let source = Records::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
+        let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
+        let (view, metrics) = (Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
+        let mut intake = Intake::new("s", 0, &source, &options, Rc::clone(&view), metrics);
+        let mut reader = source.open(&Place { worker: 0, workers: 1, job: String::new(), options }).unwrap();
+        let bound = Bound {
+            source: String::from("s"),
+            partition: 0,
+            found_at: None,
+            next: 1,
+            watermark: EventTime::from_millis(watermark),
+            idle: false,
+            until: Some(5),
+            ended: false,
+            check: None,
+        };
+        let floor = EventTime::from_millis(floor);
+        reader.resume(Epoch(4), &[Resumed { bound, floor }], &mut intake).unwrap();
+        (reader, intake, view)
+    }
+
+    fn poll(reader: &mut Box<dyn Reader<i64>>, intake: &mut Intake<i64>) -> Vec<(i64, bool)> {
+        reader.poll(Epoch(6), 1, intake).unwrap();
+        intake.hand_over().1.drain(..).map(|event| (event.data, event.origin.fresh)).collect()
+    }
+
+    #[test]
+    fn a_floor_decides_until_the_partition_itself_has_come_so_far() {
+        let (mut reader, mut intake, view) = resumed(10, 25);
+        view.publish(Epoch(4), EventTime::from_millis(25));
+        let taken: Vec<_> = (0..4).flat_map(|_| poll(&mut reader, &mut intake)).collect();
+        assert_eq!(taken, [(20, true), (30, true), (40, false), (50, false)]);
+        // One that was ahead of its floor has none.
+        let (mut reader, mut intake, _view) = resumed(10, 10);
+        assert_eq!(poll(&mut reader, &mut intake), [(20, false)]);
+    }
+
+    #[test]
+    fn drift_counts_from_the_watermark_that_a_snapshot_has_unless_nothing_was_read_yet() {
+        let drifts = |watermark: EventTime| {
+            let (mut reader, mut intake, _view) = resumed(watermark.millis(), i64::MIN);
+            (0..6).map(|_| poll(&mut reader, &mut intake).len()).sum::<usize>()
+        };
+        // Up to the first record that is more than 15 ms ahead.
+        assert_eq!((drifts(EventTime::from_millis(10)), drifts(EventTime::MIN)), (2, 3));
     }
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Origin, Record};
@@ -58,6 +58,17 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// When the source is not there or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
+
+    /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
+    /// as "partition 2 has records from offset 120 on". `bounds` are all that the state knows of this source. Nothing has
+    /// to be open for it; a source that cannot grow says `None`.
+    ///
+    /// # Errors
+    /// When the source is not there, cannot be asked, or is not the one that it was.
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        let _ = (at, bounds);
+        Ok(None)
+    }
 }
 
 /// Which worker opens a source, and what all of a job's sources go by.
@@ -140,11 +151,14 @@ pub struct Resumed {
 /// Reads one worker's part of a source.
 ///
 /// The caller polls with epochs that never go back. `bind` is called for each epoch, in order: first after the last poll
-/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to repeat a journal gets `replay` instead of `poll`.
+/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to go on with a
+/// state gets `resume` if there is a snapshot, then `replay` for the epochs of the journal behind it, then `poll`.
 pub trait Reader<D: Record> {
     /// Takes up this worker's partitions where a snapshot has them, and reads nothing. Called at most once, before
     /// `replay` and `poll`, with what the snapshot at `epoch` knows of all partitions of the source, whoever read them
-    /// then; what is not named there is found later. Partitions that have ended are taken up too.
+    /// then. Partitions that have ended are taken up too. One that a state does not name was added later: it is found by
+    /// the first `poll`, and read from its first record, but never by a job that stops at an end, as that was fixed before.
+    /// If a state names none at all, all are found as at a first start.
     ///
     /// # Errors
     /// When the source no longer has what comes after the snapshot, or is not the one that it was.
@@ -251,6 +265,8 @@ struct Partition {
     until: Option<u64>,
     ended: bool,
     changed: bool,
+    /// What it is known again by.
+    check: Option<Check>,
     /// Its first watermark: what drift is measured from while the stream has none.
     first_mark: Option<EventTime>,
 }
@@ -366,6 +382,7 @@ impl<D: Record> Intake<D> {
             until,
             ended: until.is_some_and(|until| start >= until),
             changed: true,
+            check: None,
             first_mark: None,
         });
         Slot(self.partitions.len() - 1)
@@ -388,7 +405,8 @@ impl<D: Record> Intake<D> {
             until: bound.until,
             ended: bound.ended,
             changed: false,
-            first_mark: Some(bound.watermark),
+            check: bound.check,
+            first_mark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
         });
         Slot(self.partitions.len() - 1)
     }
@@ -406,6 +424,26 @@ impl<D: Record> Intake<D> {
     /// Where the partition ends for this job, if that is fixed.
     pub fn until(&self, slot: Slot) -> Option<u64> {
         self.partitions[slot.0].until
+    }
+
+    /// Fixes where the partition ends, if that is not fixed yet.
+    pub fn limit(&mut self, slot: Slot, until: u64) {
+        let partition = &mut self.partitions[slot.0];
+        if partition.until.is_none() {
+            partition.until = Some(until);
+            partition.ended |= partition.next >= until;
+            partition.changed = true;
+        }
+    }
+
+    /// Says what the partition is known again by, after the records that were taken of it.
+    pub fn remember(&mut self, slot: Slot, check: Check) {
+        self.partitions[slot.0].check = Some(check);
+    }
+
+    /// What the partition is known again by.
+    pub fn check(&self, slot: Slot) -> Option<Check> {
+        self.partitions[slot.0].check
     }
 
     /// Whether the partition has reached its end.
@@ -669,6 +707,7 @@ impl<D: Record> Intake<D> {
                     idle: partition.idle,
                     until: partition.until,
                     ended: partition.ended,
+                    check: partition.check,
                 });
             }
         }
@@ -682,6 +721,7 @@ impl<D: Record> Intake<D> {
         partition.idle = bound.idle;
         partition.ended = bound.ended;
         partition.until = bound.until;
+        partition.check = bound.check;
         partition.changed = true;
         if bound.next > partition.next {
             partition.next = bound.next;

@@ -18,6 +18,8 @@
 //! * Every closed row is the sum of trace and map. After all, counts of rows are ≥ 0; a zero count is no row.
 //! * Rows are emitted under the capability of the watermark message that closed them, so windows close even when no
 //!   records came.
+//! * Rows that a snapshot at epoch c has are one batch of the trace, through c. What closes exactly at c is in it, as c was
+//!   sealed before it closed, and closes again: sinks and cuts behind it drop what they had. Counts are then ≥ 1.
 //!
 //! This is the only module that knows differential's trace types. The trace types used are public there:
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
@@ -33,22 +35,25 @@ use differential_dataflow::batcher::merge::Sealer;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use differential_dataflow::operators::arrange::{TraceAgent, TraceWriter};
 use differential_dataflow::trace::cursor::CursorList;
-use differential_dataflow::trace::implementations::{KeyBuilder, KeySpine};
+use differential_dataflow::trace::implementations::ord_neu::OrdKeyBatch;
+use differential_dataflow::trace::implementations::{KeyBuilder, KeySpine, Vector};
 use differential_dataflow::trace::{Cursor, Description, Navigable, Span, Trace, TraceReader};
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
-use timely::dataflow::Stream;
+use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::Capability;
-use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
+use timely::dataflow::{Scope, Stream};
 use timely::progress::{Antichain, Stamp};
 
 use crate::error::Result;
 use crate::metrics::StepMetrics;
 use crate::record::Record;
 use crate::stream::aggregate::{Accumulator, Aggregate};
-use crate::stream::{Failure, Fault, Pool, Seals};
+use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
+use crate::stream::{Failure, Fault, Flow, Pool, Seals};
 use crate::time::EventTime;
 use crate::time::watermark::Mark;
 
@@ -58,13 +63,16 @@ const PIECE: usize = 2048;
 /// A row's key: window-major.
 pub(crate) type Row<K> = (EventTime, K);
 type State<K, S> = KeySpine<Row<K>, u64, Counted<S>>;
+type Batch<K, S> = OrdKeyBatch<Vector<Update<K, S>>>;
 type Update<K, S> = ((Row<K>, ()), u64, Counted<S>);
+/// A row as snapshots keep it.
+pub(crate) type Saved<K, S> = (Row<K>, Counted<S>);
 type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
 /// A record on its way to the worker of its key: key, window end, what the aggregate needs of it.
 pub(crate) type Routed<K, P> = (K, EventTime, P);
 
 /// An accumulator and how many records it holds; nothing when that is zero.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Counted<S> {
     count: i64,
     sum: S,
@@ -90,6 +98,38 @@ impl<S: Accumulator> Semigroup for Counted<S> {
         self.count += other.count;
         self.sum.merge(&other.sum);
     }
+}
+
+/// How saved rows are ordered, added up and judged.
+pub(crate) fn saved_rows<K: Record, S: Accumulator>() -> RowKind<Saved<K, S>> {
+    RowKind {
+        order: |a, b| a.0.cmp(&b.0),
+        add: |a, b| a.1.plus_equals(&b.1),
+        is_zero: |row| row.1.is_zero(),
+        window: |row| row.0.0,
+    }
+}
+
+/// Gives the rows of a batch out, those of windows that end at `closed` or before left out.
+fn rows_of<K: Record, S: Accumulator>(batch: Rc<Batch<K, S>>, closed: EventTime) -> RowsOut<Saved<K, S>> {
+    let mut cursor = batch.cursor();
+    Box::new(move |most, give| {
+        for _ in 0..most {
+            let Some(row) = cursor.get_key(&batch) else { return false };
+            if row.0 > closed {
+                let mut total: Option<Counted<S>> = None;
+                cursor.map_times(&batch, |_, part| match &mut total {
+                    None => total = Some(part.clone()),
+                    Some(total) => total.plus_equals(part),
+                });
+                if let Some(total) = total.filter(|total| !total.is_zero()) {
+                    give((row.clone(), total));
+                }
+            }
+            cursor.step_key(&batch);
+        }
+        true
+    })
 }
 
 /// Which worker has a key, before it is taken modulo their number. Its own seed and the upper half of the hash: maps
@@ -119,6 +159,23 @@ struct Store<K: Record, S: Accumulator> {
 }
 
 impl<K: Record, S: Accumulator> Store<K, S> {
+    fn new(scope: Scope<'_, u64>, info: OperatorInfo, closed: EventTime, metrics: Arc<StepMetrics>) -> Self {
+        let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
+        let activator = Some(scope.activator_for(Rc::clone(&info.address)));
+        let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
+        Store {
+            hot: BTreeMap::new(),
+            spare: Vec::new(),
+            retracted: Vec::new(),
+            sealed: BTreeSet::new(),
+            closed,
+            trace,
+            writer,
+            lower: 0,
+            metrics,
+        }
+    }
+
     fn absorb<D, A: Aggregate<D, Sum = S>>(&mut self, records: &mut Vec<Routed<K, A::Part>>, aggregate: &A) {
         let mut records = records.drain(..);
         while let Some(&(_, end, _)) = records.as_slice().first() {
@@ -145,10 +202,10 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         self.hot.get(end).and_then(|map| map.get(key))
     }
 
-    /// Makes all changes through `epoch` one batch of the trace.
-    fn seal(&mut self, epoch: u64) {
+    /// Makes all changes through `epoch` one batch of the trace, and answers with it if there were any.
+    fn seal(&mut self, epoch: u64) -> Option<Rc<Batch<K, S>>> {
         if epoch < self.lower {
-            return; // Nothing can have changed since.
+            return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
         for (&end, map) in &mut self.hot {
@@ -159,8 +216,15 @@ impl<K: Record, S: Accumulator> Store<K, S> {
             rows.extend(map.drain().map(|(key, total)| (((end, key), ()), epoch, total)));
             rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
+        self.insert(rows, epoch)
+    }
+
+    /// Adds sorted rows to the trace, as all there is through `epoch`.
+    fn insert(&mut self, rows: Vec<Update<K, S>>, epoch: u64) -> Option<Rc<Batch<K, S>>> {
         let (lower, upper) = (Antichain::from_elem(self.lower), Antichain::from_elem(epoch + 1));
-        let batch = KeyBuilder::<Row<K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
+        let batch: Option<Rc<Batch<K, S>>> =
+            KeyBuilder::<Row<K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
+        let sealed = batch.clone();
         let span = Span::new(Description::new(lower, upper.clone(), Antichain::from_elem(epoch)), batch);
         let hint = if span.has_updates() { Stamp::from_elem(self.lower) } else { Stamp::new() };
         self.writer.insert(span, hint);
@@ -168,6 +232,29 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         self.trace.set_logical_compaction(upper.borrow());
         self.trace.set_physical_compaction(upper.borrow());
         self.lower = epoch + 1;
+        sealed
+    }
+
+    /// Begins with what a snapshot at `epoch` has: rows of open windows, in no order. Answers with them, each once.
+    fn load(&mut self, mut rows: Vec<Saved<K, S>>, epoch: u64) -> Vec<Saved<K, S>> {
+        rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        rows.dedup_by(|next, row| {
+            let equal = next.0 == row.0;
+            if equal {
+                row.1.plus_equals(&next.1);
+            }
+            equal
+        });
+        for (row, total) in &rows {
+            assert!(total.count > 0, "a row of the snapshot counts {} records", total.count);
+            debug_assert!(row.0 > self.closed, "what is dead is not loaded");
+            self.metrics.loaded.add(total.count.unsigned_abs());
+            if self.sealed.last() != Some(&row.0) {
+                self.sealed.insert(row.0);
+            }
+        }
+        self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
+        rows
     }
 
     /// Calls `each` with the sum that the trace has of every row of windows up to `through`, in order.
@@ -258,7 +345,7 @@ impl<K: Record, S: Accumulator> Drop for Store<K, S> {
 }
 
 /// What a windowed step needs besides its records.
-pub(crate) struct Step<K, P, A> {
+pub(crate) struct Step<K, P, S, A> {
     pub(crate) name: String,
     pub(crate) aggregate: Rc<A>,
     /// Whether anybody wants the live rows; asked at the first epoch, when the whole flow is built.
@@ -267,6 +354,8 @@ pub(crate) struct Step<K, P, A> {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<StepMetrics>,
     pub(crate) fault: Option<Fault>,
+    /// How saved rows are bytes.
+    pub(crate) codec: CodecCell<Saved<K, S>>,
     /// Where emptied containers go, on a job's only worker; others get them from the exchange, which makes its own.
     pub(crate) pool: Option<Pool<Routed<K, P>>>,
 }
@@ -277,16 +366,18 @@ pub(crate) type Results<'f, K, V> =
     (Stream<'f, u64, Vec<(Row<K>, V)>>, Stream<'f, u64, Vec<((Row<K>, V), u64, isize)>>);
 
 /// Everything that happens at one epoch.
-struct Turn<P> {
-    records: Vec<Vec<P>>,
+struct Turn<K, P, S> {
+    records: Vec<Vec<Routed<K, P>>>,
+    /// What a snapshot at this epoch has.
+    loaded: Vec<Saved<K, S>>,
     /// A capability for each output; `None` while nothing has come that could be shown at this epoch.
     capabilities: Option<(Capability<u64>, Capability<u64>)>,
     mark: Option<EventTime>,
 }
 
-impl<P> Default for Turn<P> {
+impl<K, P, S> Default for Turn<K, P, S> {
     fn default() -> Self {
-        Turn { records: Vec::new(), capabilities: None, mark: None }
+        Turn { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
     }
 }
 
@@ -299,7 +390,7 @@ type Under<T> = (Capability<u64>, T);
 /// Changes of live rows, for `on_change`.
 type Changes<K, V> = Vec<((Row<K>, V), u64, isize)>;
 
-impl<K: Record, P, A> Step<K, P, A> {
+impl<K: Record, P, S, A> Step<K, P, S, A> {
     /// What is shown of a row; `None` if it cannot be told, which ends the job.
     fn value<D: 'static>(&self, row: &Row<K>, total: &Counted<A::Sum>) -> Option<A::Value>
     where
@@ -315,15 +406,24 @@ impl<K: Record, P, A> Step<K, P, A> {
 /// What one worker does of a windowed step.
 struct Windows<K: Record, D, A: Aggregate<D>> {
     store: Store<K, A::Sum>,
-    step: Step<K, A::Part, A>,
+    step: Step<K, A::Part, A::Sum, A>,
     /// Closed rows that are still to be emitted, each batch under its capability.
     leaving: VecDeque<Under<ClosedRows<K, A::Value>>>,
     /// Emptied batches.
     spare: Vec<ClosedRows<K, A::Value>>,
+    /// The epoch of the snapshot that the job goes on from.
+    begins_at: Option<u64>,
+    /// Makes segments of what is sealed, in a job with state.
+    saver: Option<Saver<Saved<K, A::Sum>>>,
     data: std::marker::PhantomData<fn(D)>,
 }
 
 impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
+    /// Whether the segment of an earlier seal is not written yet.
+    fn is_saving(&self) -> bool {
+        self.saver.as_ref().is_some_and(Saver::is_busy)
+    }
+
     /// Folds records in, and gives their container back.
     fn absorb(&mut self, mut records: Vec<Routed<K, A::Part>>) {
         self.store.absorb(&mut records, &*self.step.aggregate);
@@ -373,17 +473,35 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
         changes
     }
 
+    /// Begins with what a snapshot has; the live rows that it makes.
+    fn load(&mut self, epoch: u64, loaded: Vec<Saved<K, A::Sum>>) -> Changes<K, A::Value> {
+        let rows = self.store.load(loaded, epoch);
+        if !self.step.live.get() {
+            return Vec::new();
+        }
+        let shown = rows.into_iter().filter_map(|(row, total)| {
+            let value = self.step.value(&row, &total)?;
+            Some(((row, value), epoch, 1))
+        });
+        shown.collect()
+    }
+
     /// Ends an epoch: folds its records in, seals if it is to be sealed, closes what its watermark closes. The changes of
     /// live rows, with the capability to emit them under.
     fn complete(
         &mut self,
         epoch: u64,
-        turn: Turn<Routed<K, A::Part>>,
+        turn: Turn<K, A::Part, A::Sum>,
         sealed: bool,
     ) -> Option<Under<Changes<K, A::Value>>> {
-        let mut changes = self.fold(epoch, turn.records);
+        let mut changes =
+            if self.begins_at == Some(epoch) { self.load(epoch, turn.loaded) } else { self.fold(epoch, turn.records) };
         if sealed {
-            self.store.seal(epoch);
+            let batch = self.store.seal(epoch);
+            if let Some(saver) = &mut self.saver {
+                let closed = self.store.closed;
+                saver.begin(epoch, closed, batch.map(|batch| rows_of(batch, closed)));
+            }
         }
         let watermark = turn.mark.filter(|watermark| *watermark > self.store.closed);
         let rows = watermark.map(|watermark| self.close(epoch, watermark)).unwrap_or_default();
@@ -433,46 +551,56 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
 /// `records` are those that are on time, exchanged here by key; `marks` is the stream's watermark as every worker has
 /// it, already moved back by the allowed lateness.
 pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
+    flow: &Flow<'f>,
     records: Stream<'f, u64, Vec<Routed<K, A::Part>>>,
     marks: Stream<'f, u64, Vec<Mark>>,
-    step: Step<K, A::Part, A>,
+    step: Step<K, A::Part, A::Sum, A>,
 ) -> Results<'f, K, A::Value> {
     let scope = records.scope();
+    let durable = flow.build.durable.clone();
+    let loaded = cut::load(flow, &step.name, saved_rows::<K, A::Sum>(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Windowed: {}", step.name), scope);
     let by_key = Exchange::new(|(key, _, _): &Routed<K, A::Part>| route(key));
     let mut records = builder.new_input(records, by_key);
     let mut marks = builder.new_input(marks, Pipeline);
+    let by_key = Exchange::new(|((_, key), _): &Saved<K, A::Sum>| route(key));
+    let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key));
     let (closed, closed_stream) = builder.new_output();
     let (changed, changed_stream) = builder.new_output();
-    let mut closed = OutputBuilder::<_, timely::container::CapacityContainerBuilder<_>>::from(closed);
-    let mut changed = OutputBuilder::<_, timely::container::CapacityContainerBuilder<_>>::from(changed);
+    let mut closed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(closed);
+    let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
+    let mut parts = durable.is_some().then(|| {
+        let (parts, stream) = builder.new_output();
+        flow.parts.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    });
     let info = builder.operator_info();
-    builder.build(move |capabilities| {
-        drop(capabilities);
-        let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
-        let activator = Some(scope.activator_for(Rc::clone(&info.address)));
-        let again = scope.activator_for(Rc::clone(&info.address));
-        let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
-        let store = Store {
-            hot: BTreeMap::new(),
-            spare: Vec::new(),
-            retracted: Vec::new(),
-            sealed: BTreeSet::new(),
-            closed: EventTime::MIN,
-            trace,
-            writer,
-            lower: 0,
-            metrics: Arc::clone(&step.metrics),
+    builder.build(move |mut capabilities| {
+        let activators = || {
+            (scope.activator_for(Rc::clone(&info.address)), scope.worker().sync_activator_for(info.address.to_vec()))
         };
+        let saver =
+            durable.as_ref().zip(capabilities.pop().filter(|_| durable.is_some())).map(|(durable, capability)| {
+                let kind = saved_rows::<K, A::Sum>();
+                Saver::new(&step.name, durable.clone(), kind, Rc::clone(&step.codec), capability, activators())
+            });
+        drop(capabilities);
+        let again = scope.activator_for(Rc::clone(&info.address));
+        let begins_at = durable.as_ref().and_then(Durable::gate);
+        let dead = durable.as_ref().and_then(|durable| durable.step(&step.name)).map(|state| state.closed);
+        let store = Store::new(scope, info, dead.unwrap_or(EventTime::MIN), Arc::clone(&step.metrics));
         let mut windows = Windows::<K, D, A> {
             store,
             step,
             leaving: VecDeque::new(),
             spare: Vec::new(),
+            begins_at,
+            saver,
             data: std::marker::PhantomData,
         };
-        let mut turns = BTreeMap::<u64, Turn<Routed<K, A::Part>>>::new();
-        let mut sealed_through = 0;
+        let mut turns = BTreeMap::<u64, Turn<K, A::Part, A::Sum>>::new();
+        turns.extend(begins_at.map(|epoch| (epoch, Turn::default())));
+        let mut sealed_through = begins_at.unwrap_or(0);
 
         move |frontiers| {
             records.for_each(|capability, records| {
@@ -489,6 +617,14 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
                 turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
             });
+            if let Some(loaded) = &mut loaded {
+                loaded.for_each(|capability, rows| {
+                    let Some(&epoch) = capability.least() else { return };
+                    let turn = turns.entry(epoch).or_default();
+                    turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                    turn.loaded.append(rows);
+                });
+            }
             let waits_for = if windows.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
             for epoch in windows.step.seals.after(sealed_through) {
@@ -496,8 +632,11 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
             }
             let (mut closed, mut changed) = (closed.activate(), changed.activate());
             while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
+                let sealed = windows.step.seals.contains(*turn.key());
+                if sealed && windows.is_saving() {
+                    break;
+                }
                 let (epoch, turn) = turn.remove_entry();
-                let sealed = windows.step.seals.contains(epoch);
                 sealed_through = if sealed { epoch } else { sealed_through };
                 if let Some((capability, changes)) = windows.complete(epoch, turn, sealed) {
                     changed.session(&capability).give_iterator(changes.into_iter());
@@ -516,6 +655,14 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
             {
                 for records in oldest.get_mut().records.drain(..) {
                     windows.absorb(records);
+                }
+            }
+            if let (Some(saver), Some(parts)) = (&mut windows.saver, &mut parts) {
+                if let Some((capability, part)) = saver.work() {
+                    parts.activate().session(&capability).give(part);
+                }
+                if frontiers.iter().all(|frontier| frontier.is_empty()) && turns.is_empty() {
+                    saver.close();
                 }
             }
         }

@@ -16,15 +16,18 @@ use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::ActivateCapability;
 use timely::dataflow::operators::core::{UnorderedHandle, UnorderedInput};
-use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::durable::journal::Bound;
-use crate::error::Result;
+use crate::durable::manifest::SourceState;
+use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Polled, Reader, Rejected, Source};
-use crate::stream::{Fault, Flow, Pool, Stream, View};
-use crate::time::watermark::{Mark, StreamClock, WorkerMark};
+use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::stream::cut::{Durable, Part};
+use crate::stream::{Fault, Flow, Pool, Purpose, Seals, Stream, View};
+use crate::time::watermark::{Mark, PartitionId, StreamClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
 /// A source as the worker's loop drives it.
@@ -39,8 +42,11 @@ pub(crate) trait Driver {
     /// Sends what was read before and held back, without reading anything new; tells how many bytes that is.
     fn deliver(&mut self) -> Result<usize>;
 
-    /// Reads what a journal's epoch took; answers whether all of it has been read.
-    fn replay(&mut self, bounds: &[Bound]) -> Result<bool>;
+    /// Takes up partitions where the snapshot has them that the job goes on from; nothing if there is none.
+    fn resume(&mut self) -> Result<()>;
+
+    /// Reads what a journal's epoch took; answers whether all of it has been read, and how many bytes that was.
+    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)>;
 
     /// What was bound to an epoch that is over; `None` while that is not known yet.
     fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>>;
@@ -106,11 +112,30 @@ struct SourceDriver<D: Record> {
     metrics: Arc<SourceMetrics>,
     pool: Pool<Event<D>>,
     fault: Option<Fault>,
+    place: Place,
+    /// Where the snapshot has the partitions that the job goes on from.
+    resumes_from: Option<(Epoch, Vec<Resumed>)>,
+    /// Where this worker's partitions are at the last epoch that was bound; kept in a job with state.
+    bounds: BTreeMap<u32, Bound>,
+    /// Where they go at snapshots, with the capability for the next one that there can be.
+    parts: Option<(Handle<Part>, ActivateCapability<u64>)>,
+    seals: Seals,
 }
 
 impl<D: Record> SourceDriver<D> {
     fn current(&self) -> Epoch {
         self.open.back().map_or(Epoch(0), |open| open.0)
+    }
+
+    /// Notes where partitions are at the end of an epoch; tells it if that is a snapshot's.
+    fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
+        let Some((parts, held)) = &mut self.parts else { return };
+        self.bounds.extend(bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, ..bound.clone() })));
+        if self.seals.contains(epoch.0) {
+            let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
+            parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
+            held.downgrade(&(epoch.0 + 1));
+        }
     }
 
     /// Sends what the intake has taken, at an epoch that is still open.
@@ -162,12 +187,19 @@ impl<D: Record> Driver for SourceDriver<D> {
         Ok(epoch.map_or(0, |epoch| self.send(epoch)))
     }
 
-    fn replay(&mut self, bounds: &[Bound]) -> Result<bool> {
+    fn resume(&mut self) -> Result<()> {
+        let Some((epoch, places)) = self.resumes_from.take() else { return Ok(()) };
+        self.reader.resume(epoch, &places, &mut self.intake)?;
+        let mine = places.into_iter().filter(|place| self.place.owns(place.bound.partition));
+        self.bounds.extend(mine.map(|place| (place.bound.partition, place.bound)));
+        Ok(())
+    }
+
+    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)> {
         let epoch = self.current();
         let mine: Vec<_> = bounds.iter().filter(|bound| bound.source == self.intake.name()).cloned().collect();
         let reached = self.reader.replay(epoch, &mine, &mut self.intake)?;
-        self.send(epoch);
-        Ok(reached)
+        Ok((reached, self.send(epoch)))
     }
 
     fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>> {
@@ -183,6 +215,7 @@ impl<D: Record> Driver for SourceDriver<D> {
             session.give_iterator((0..self.peers as u64).map(|to| (to, worker, mark.clone())));
             self.said = Some(WorkerMark { woken: Vec::new(), ..mark });
         }
+        self.note(epoch, &bounds);
         Ok(Some(bounds))
     }
 
@@ -194,6 +227,7 @@ impl<D: Record> Driver for SourceDriver<D> {
 
     fn close(&mut self) {
         self.open.clear();
+        self.parts = None;
     }
 
     fn finished(&self) -> bool {
@@ -221,11 +255,28 @@ pub(crate) fn read<'f, S: Source>(
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
+    let parts = build.durable.is_some().then(|| {
+        let (parts, stream) = scope.new_unordered_input();
+        flow.parts.borrow_mut().push(stream);
+        parts
+    });
     let (view, pool) = (View::default(), Pool::default());
     let metrics = build.metrics.source(name);
-    let marks_of_stream = watermark(mark_stream, scope.peers(), &view, &metrics);
     let index = build.drivers.borrow().len() as u16;
-    if !build.dry {
+    let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
+    if build.purpose == Purpose::AskGrown
+        && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
+    {
+        match source.grown_since(&build.place, &saved.bounds) {
+            Ok(None) => {}
+            Ok(Some(what)) => {
+                let error = Error::new("the state has ended, and its source has grown since").at(source.describe());
+                build.failure.set(error.because(what).help("start with a new --state to read it all"));
+            }
+            Err(error) => build.failure.set(error),
+        }
+    }
+    if build.purpose == Purpose::Run {
         match source.open(&build.place) {
             Ok(reader) => {
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
@@ -247,6 +298,11 @@ pub(crate) fn read<'f, S: Source>(
                     metrics,
                     pool: pool.clone(),
                     fault: build.fault,
+                    place: build.place.clone(),
+                    resumes_from: build.durable.as_ref().and_then(|durable| places(durable, name)),
+                    bounds: BTreeMap::new(),
+                    parts,
+                    seals: build.seals.clone(),
                 }));
             }
             Err(error) => build.failure.set(error),
@@ -256,37 +312,103 @@ pub(crate) fn read<'f, S: Source>(
     (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
 }
 
+/// What the snapshot has of a source that the job goes on from.
+fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
+    let base = durable.base.as_ref()?;
+    base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
+}
+
+/// Where the snapshot has a source's partitions.
+fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
+    let (epoch, source) = saved(durable, name)?;
+    let places = source.bounds.iter().map(|bound| {
+        let floor = source.floors.iter().find(|(partition, _)| *partition == bound.partition);
+        Resumed { bound: bound.clone(), floor: floor.map_or(EventTime::MIN, |(_, floor)| *floor) }
+    });
+    Some((epoch, places.collect()))
+}
+
 /// Combines what the workers say of their partitions into the stream's watermark, on every worker alike.
+///
+/// In a job that goes on from a snapshot, the stream begins with the snapshot's watermark and floors, at its epoch.
 fn watermark<'f>(
+    flow: &Flow<'f>,
+    name: &str,
+    source: u32,
     said: TimelyStream<'f, u64, Vec<MarkMessage>>,
-    peers: usize,
     view: &View,
     metrics: &Arc<SourceMetrics>,
 ) -> TimelyStream<'f, u64, Vec<Mark>> {
-    let (view, metrics) = (Rc::clone(view), Arc::clone(metrics));
-    let to_worker = Exchange::new(|message: &MarkMessage| message.0);
-    said.unary_frontier(to_worker, "Watermark", move |_capability, _info| {
-        let mut clock = StreamClock::new(peers, EventTime::MIN);
+    let (view, metrics, name, peers) = (Rc::clone(view), Arc::clone(metrics), name.to_owned(), flow.scope.peers());
+    let (durable, seals) = (flow.build.durable.clone(), flow.build.seals.clone());
+    let mut builder = OperatorBuilder::new(format!("Watermark: {name}"), flow.scope);
+    let mut input = builder.new_input(said, Exchange::new(|message: &MarkMessage| message.0));
+    let (output, stream) = builder.new_output();
+    let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
+    let mut parts = durable.is_some().then(|| {
+        let (parts, stream) = builder.new_output();
+        flow.parts.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    });
+    let speaks = flow.scope.index() == 0;
+    builder.build(move |mut capabilities| {
+        let mut held = capabilities.pop().filter(|_| parts.is_some() && speaks);
+        let before = durable.as_ref().and_then(|durable| saved(durable, &name));
+        let mut clock = StreamClock::new(peers, before.map_or(EventTime::MIN, |(_, source)| source.watermark));
+        let mut floors = BTreeMap::<u32, EventTime>::new();
+        floors.extend(before.iter().flat_map(|(_, source)| source.floors.iter().copied()));
+        let mut sealed_through = before.map_or(0, |(epoch, _)| epoch.0);
+        let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
+        drop(capabilities);
         let mut waiting = BTreeMap::new();
-        move |(input, frontier), output| {
+        move |frontiers| {
+            let frontier = &frontiers[0];
+            let mut output = output.activate();
+            if let Some(capability) = begins.take() {
+                let floors =
+                    floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
+                let mark = Mark { watermark: clock.watermark(), floors: floors.collect() };
+                output.session(&capability).give(mark);
+            }
             input.for_each(|capability, messages| {
-                let Some(capability) = capability.retain_least(0) else { return };
-                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new()));
+                let Some(&epoch) = capability.least() else { return };
+                let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
                 entry.1.append(messages);
             });
-            while let Some(entry) = waiting.first_entry().filter(|entry| !frontier.less_equal(entry.key())) {
-                let (capability, mut messages): (_, Vec<MarkMessage>) = entry.remove();
+            let incomplete = |epoch: u64| frontier.less_equal(&epoch);
+            loop {
+                let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
+                let seal = seals.after(sealed_through).first().copied().filter(|epoch| !incomplete(*epoch));
+                // What holds at a snapshot's epoch is told before a later one is put together.
+                if let Some(epoch) = seal.filter(|seal| next.is_none_or(|next| next > *seal)) {
+                    sealed_through = epoch;
+                    if let (Some(parts), Some(held)) = (&mut parts, &mut held) {
+                        let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
+                        let part = Part::Mark(name.clone(), clock.watermark(), floors);
+                        parts.activate().session(&held.delayed(&epoch)).give(part);
+                        held.downgrade(&(epoch + 1));
+                    }
+                    continue;
+                }
+                let Some((_, (capability, mut messages))) = next.and_then(|next| waiting.remove_entry(&next)) else {
+                    break;
+                };
                 messages.sort_unstable();
                 for (_, worker, mark) in messages {
                     clock.update(worker, mark);
                 }
                 if let Some(mark) = clock.complete() {
+                    floors.extend(mark.floors.iter().map(|(id, floor)| (id.partition, *floor)));
                     output.session(&capability).give(mark);
                 }
             }
             let complete = frontier.frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
             view.publish(Epoch(complete), clock.watermark());
             metrics.watermark.set(clock.watermark());
+            if frontier.is_empty() && seals.after(sealed_through).is_empty() {
+                held = None;
+            }
         }
-    })
+    });
+    stream
 }

@@ -17,31 +17,36 @@
 pub mod aggregate;
 mod arrange;
 mod collection;
+pub(crate) mod cut;
 mod input;
 mod output;
 pub mod window;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use timely::dataflow::channels::pact::Pipeline;
-use timely::dataflow::operators::core::Concat;
+use timely::dataflow::operators::core::{Concat, Concatenate};
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
+use crate::durable::Life;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
+use crate::sink::{Shard, Writer};
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::time::watermark::Mark;
 use crate::time::{Epoch, EventTime};
 
 pub use collection::{Collection, Observer};
+pub(crate) use cut::{Durable, Part};
 pub(crate) use input::Driver;
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
 
@@ -91,11 +96,13 @@ pub enum Fault {
     FindLate,
     /// Records lose their offsets, which break ties.
     ForgetOffsets,
+    /// A sink shows again what it has shown in an earlier life.
+    ShowAgain,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 10] = [
+    pub const ALL: [Fault; 11] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
         Fault::ForgetFloor,
@@ -106,6 +113,7 @@ impl Fault {
         Fault::ForgetSealed,
         Fault::FindLate,
         Fault::ForgetOffsets,
+        Fault::ShowAgain,
     ];
 }
 
@@ -117,6 +125,12 @@ impl Seals {
     /// Adds an epoch that is not complete yet.
     pub(crate) fn add(&self, epoch: Epoch) {
         self.0.borrow_mut().insert(epoch.0);
+    }
+
+    /// Forgets epochs before this one: they are sealed.
+    pub(crate) fn forget_before(&self, epoch: Epoch) {
+        let mut seals = self.0.borrow_mut();
+        *seals = seals.split_off(&epoch.0);
     }
 
     fn contains(&self, epoch: u64) -> bool {
@@ -137,13 +151,28 @@ pub struct PlannedStep {
     pub name: String,
     /// What it does, with the types of its state.
     pub detail: String,
+    /// Of the types of its state: equal types, equal fingerprints. Zero for steps without state.
+    pub fingerprint: u64,
+}
+
+/// Why a flow is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To learn its steps: nothing is opened.
+    Plan,
+    /// To open its sinks and ask what they have shown.
+    OpenSinks,
+    /// To ask its sources whether they have grown since the state ended.
+    AskGrown,
+    /// To run.
+    Run,
 }
 
 /// What the workers of a job share while the flow is built on one of them.
 pub(crate) struct Build {
     pub(crate) place: Place,
-    /// Nothing is opened: the flow is built only to learn its steps.
-    pub(crate) dry: bool,
+    /// Why it is built.
+    pub(crate) purpose: Purpose,
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
@@ -152,17 +181,58 @@ pub(crate) struct Build {
     pub(crate) probe: probe::Handle<u64>,
     pub(crate) seals: Seals,
     pub(crate) fault: Option<Fault>,
+    /// The job's durable state, if it has one.
+    pub(crate) durable: Option<Durable>,
+    /// Writers that were opened already, by the names of their sinks.
+    pub(crate) opened: Arc<OpenedSinks>,
+    /// What writers begin with.
+    pub(crate) life: Life,
+    /// Where sinks' shards come from, without their name and kind.
+    pub(crate) shard: Shard,
+}
+
+/// Writers of sinks that were opened before the flow is built: in a job with state, all are asked what they have shown
+/// before it is decided where the job goes on.
+#[derive(Default)]
+pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
+
+/// An opened sink.
+pub(crate) struct OpenedSink {
+    /// What it has shown.
+    pub(crate) shown: Option<Epoch>,
+    /// Whether it gets the changes of a collection.
+    pub(crate) on_change: bool,
+    /// Its writer, a `Box<dyn Writer<D>>`.
+    writer: Box<dyn Any + Send>,
+}
+
+impl OpenedSinks {
+    fn put(&self, name: &str, sink: OpenedSink) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
+    }
+
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<Epoch>, Box<dyn Writer<D>>)> {
+        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
+        let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
+        Some((opened.shown, *writer))
+    }
+
+    /// What each has shown, by name.
+    pub(crate) fn shown(&self) -> Vec<(String, Option<Epoch>, bool)> {
+        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.iter().map(|(name, sink)| (name.clone(), sink.shown, sink.on_change)).collect()
+    }
 }
 
 impl Build {
     /// Notes a step; a name that its kind has already fails the job.
-    fn step(&self, kind: &'static str, name: &str, detail: String) {
+    fn step(&self, kind: &'static str, name: &str, detail: String, fingerprint: u64) {
         let mut plan = self.plan.borrow_mut();
         if plan.iter().any(|step| step.kind == kind && step.name == name) {
             let error = Error::usage(format!("two {kind} steps of the query are named `{name}`"));
             self.failure.set(error.help("give each a name of its own: state and metrics are found by it"));
         }
-        plan.push(PlannedStep { kind, name: name.to_owned(), detail });
+        plan.push(PlannedStep { kind, name: name.to_owned(), detail, fingerprint });
     }
 }
 
@@ -175,6 +245,8 @@ pub struct Flow<'f> {
     scope: Scope<'f, u64>,
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Stream<'f, Rejected>>>>,
+    /// What every writer of the flow contributes to manifests.
+    parts: Rc<RefCell<Vec<TimelyStream<'f, u64, Vec<Part>>>>>,
 }
 
 impl fmt::Debug for Flow<'_> {
@@ -185,13 +257,13 @@ impl fmt::Debug for Flow<'_> {
 
 impl<'f> Flow<'f> {
     pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
-        Flow { scope, build, rejects: Rc::default() }
+        Flow { scope, build, rejects: Rc::default(), parts: Rc::default() }
     }
 
     /// Reads a source, under a name of its own.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
-        self.build.step("source", name, detail);
+        self.build.step("source", name, detail, 0);
         let (stream, rejects) = input::read(self, name, source);
         self.rejects.borrow_mut().push(rejects);
         stream
@@ -209,6 +281,11 @@ impl<'f> Flow<'f> {
                 pool: Pool::default(),
             },
         }
+    }
+
+    /// All parts of all manifests; to be asked when the flow is built.
+    pub(crate) fn parts(&self) -> TimelyStream<'f, u64, Vec<Part>> {
+        self.scope.concatenate(self.parts.take())
     }
 
     pub(crate) fn fault(&self, fault: Fault) -> bool {
@@ -351,7 +428,7 @@ fn lesser<'f>(
     right: TimelyStream<'f, u64, Vec<Mark>>,
 ) -> TimelyStream<'f, u64, Vec<Mark>> {
     left.binary_frontier(right, Pipeline, Pipeline, "Lesser watermark", move |_capability, _info| {
-        let mut waiting = std::collections::BTreeMap::new();
+        let mut waiting = BTreeMap::new();
         let (mut left_now, mut right_now, mut shown) = (EventTime::MIN, EventTime::MIN, EventTime::MIN);
         move |(left, left_frontier), (right, right_frontier), output| {
             left.for_each(|capability, marks| {

@@ -2,21 +2,42 @@
 //!
 //! Rows are gathered where the shard's writer is, wait until their epoch is complete, and are consolidated, sorted and
 //! shown in order of epochs. The probe behind this operator passes an epoch only when it has been shown.
+//!
+//! A sink that waits for a disk or a network shows on a thread of its own, all epochs that have gathered in one act: a
+//! worker never waits.
+//!
+//! Promise kept here and in [`crate::sink`]: **an epoch is shown whole, once, or not at all.** A job that goes on after a
+//! crash makes again what it had made; what the sink says it has shown is dropped here (the **gate**). A snapshot's epoch
+//! is held until nothing at or before it is unshown, so no manifest is ever ahead of a sink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 
 use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
 use timely::dataflow::channels::pact::Exchange;
-use timely::dataflow::operators::Probe;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::{Capability, Probe};
+use timely::scheduling::SyncActivator;
 
+use crate::durable::fingerprint;
+use crate::durable::manifest::SinkState;
+use crate::error::{Error, Result};
+use crate::metrics::SinkMetrics;
 use crate::record::Record;
-use crate::sink::{Rows, Shard, Sink};
-use crate::stream::{Fault, Flow, Stream};
+use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::stream::cut::Part;
+use crate::stream::{Build, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
 use crate::time::Epoch;
+
+/// How many epochs are shown in one act at most.
+const GATHERED: usize = 256;
 
 /// A row of a sink: what it is, the epoch at which its number changed, and by how much.
 pub(crate) type Change<D> = (D, u64, isize);
@@ -30,7 +51,8 @@ pub(crate) fn write<'f, D: Record>(
     sink: &impl Sink<D>,
 ) {
     let build = &flow.build;
-    build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()));
+    let fingerprint = if kind == Rows::Changes { fingerprint::of::<D>() } else { 0 };
+    build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
@@ -38,57 +60,262 @@ pub(crate) fn write<'f, D: Record>(
     // One shard, so that the number of workers decides nothing; sinks are spread over workers by their order.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % flow.scope.peers();
-    let shard = Shard::new(&build.place.job, name, kind);
-    let mut writer = None;
-    // Opening empties files: not for a job that has failed already, at its source for one.
-    if !build.dry && owner == flow.scope.index() && build.failure.get().is_none() {
-        match sink.open(&shard) {
-            Ok(opened) => writer = Some(opened),
-            Err(error) => build.failure.set(error),
-        }
+    let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
+    // Opening may empty files: not for a job that has failed already, at its source for one.
+    if build.failure.get().is_some() {
+        return;
     }
+    let mut output = None;
+    match build.purpose {
+        Purpose::Plan | Purpose::AskGrown => {}
+        Purpose::OpenSinks => match open(sink, &shard) {
+            Ok((shown, writer)) => {
+                build
+                    .opened
+                    .put(name, OpenedSink { shown, on_change: kind == Rows::Changes, writer: Box::new(writer) });
+            }
+            Err(error) => build.failure.set(error),
+        },
+        Purpose::Run if owner == flow.scope.index() => {
+            let opened = build.opened.take::<D>(name).map_or_else(|| open(sink, &shard), Ok);
+            match opened.and_then(|(shown, writer)| begin(build, name, kind, shown, writer)) {
+                Ok(begun) => output = Some(begun),
+                Err(error) => build.failure.set(error),
+            }
+        }
+        Purpose::Run => {}
+    }
+    show(flow, name, owner, rows, output);
+}
+
+/// Opens a sink, and asks it what it has shown.
+fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Epoch>, Box<dyn Writer<D>>)> {
+    let mut writer = sink.open(shard)?;
+    let shown = if shard.state.is_some() { writer.shown()? } else { None };
+    Ok((shown, writer))
+}
+
+/// Lets a writer begin.
+fn begin<D: Record>(
+    build: &Build,
+    name: &str,
+    kind: Rows,
+    shown: Option<Epoch>,
+    mut writer: Box<dyn Writer<D>>,
+) -> Result<Output<D>> {
+    writer.begin(&build.life)?;
+    // Everything through the snapshot was shown before it was made. Only a collection that is new to it starts whole.
+    let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
+    let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
+    let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
+    let gate = if build.fault == Some(Fault::ShowAgain) { None } else { shown.max(through) };
+    let state = SinkState { name: name.to_owned(), shown, on_change: kind == Rows::Changes };
+    Ok(Output { writer, state, gate })
+}
+
+/// A sink that has begun.
+struct Output<D> {
+    writer: Box<dyn Writer<D>>,
+    state: SinkState,
+    /// What comes at this epoch or before was shown in an earlier life.
+    gate: Option<Epoch>,
+}
+
+/// The operator that shows rows, on every worker; only the owner has an output.
+fn show<'f, D: Record>(
+    flow: &Flow<'f>,
+    name: &str,
+    owner: usize,
+    rows: TimelyStream<'f, u64, Vec<Change<D>>>,
+    output: Option<Output<D>>,
+) {
+    let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
-    let early = flow.fault(Fault::ShowEarly);
-    let to_owner = Exchange::new(move |_row: &Change<D>| owner as u64);
-    let shown = rows.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(
-        to_owner,
-        &format!("Write: {name}"),
-        move |_capability, _info| {
-            let mut waiting = BTreeMap::new();
-            move |(input, frontier), _output| {
-                input.for_each(|capability, rows| {
-                    // A container may hold changes of several epochs, all at or after the capability's.
-                    for (row, epoch, diff) in rows.drain(..) {
-                        let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
-                        entry.1.push((row, diff));
-                    }
-                });
-                let complete = |epoch: &u64| early || !frontier.less_equal(epoch);
-                while let Some(entry) = waiting.first_entry().filter(|entry| complete(entry.key())) {
-                    let (epoch, (_capability, mut rows)): (_, (_, Vec<(D, isize)>)) = entry.remove_entry();
-                    consolidate(&mut rows);
-                    let Some(writer) = writer.as_mut().filter(|_| !rows.is_empty() && failure.get().is_none()) else {
-                        continue;
-                    };
-                    match writer.write(Epoch(epoch), &rows).and_then(|()| writer.show()) {
-                        Ok(()) => {
-                            metrics.rows.add(rows.len() as u64);
-                            metrics.epochs.add(1);
-                        }
-                        Err(error) => failure.set(error),
-                    }
+    let (early, seals) = (flow.fault(Fault::ShowEarly), build.seals.clone());
+    let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
+    let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<D>| owner as u64));
+    let (shown, shown_stream) = builder.new_output::<Vec<()>>();
+    let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
+    let mut parts = build.durable.is_some().then(|| {
+        let (parts, stream) = builder.new_output();
+        flow.parts.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    });
+    let wake = flow.scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
+    let gate = output.as_ref().and_then(|output| output.gate);
+    let began = output.map(|output| Showing::begin(output, &failure, metrics, wake));
+    let mut showing = match began.transpose() {
+        Ok(showing) => showing,
+        Err(error) => {
+            failure.set(error);
+            None
+        }
+    };
+    builder.build(move |mut capabilities| {
+        let mut held = capabilities.pop().filter(|_| parts.is_some() && showing.is_some());
+        drop(capabilities);
+        let mut sealed_through = gate.map_or(0, |gate| gate.0);
+        let mut waiting = BTreeMap::new();
+        // Epochs that are with the writer, with what keeps the probe at them.
+        let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
+        move |frontiers| {
+            let frontier = &frontiers[0];
+            input.for_each(|capability, rows| {
+                // A container may hold changes of several epochs, all at or after the capability's.
+                for (row, epoch, diff) in rows.drain(..) {
+                    let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
+                    entry.1.push((row, diff));
                 }
-                if frontier.is_empty()
-                    && let Some(mut writer) = writer.take()
-                    && failure.get().is_none()
-                    && let Err(error) = writer.finish()
-                {
-                    failure.set(error);
+            });
+            let Some(output) = &mut showing else { return };
+            let complete = |epoch: u64| early || !frontier.less_equal(&epoch);
+            while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
+                let (epoch, (capability, mut rows)): (_, (_, Vec<(D, isize)>)) = entry.remove_entry();
+                if Some(Epoch(epoch)) <= gate {
+                    continue;
+                }
+                consolidate(&mut rows);
+                if !rows.is_empty() && failure.get().is_none() {
+                    output.show(Epoch(epoch), rows);
+                    leaving.push_back((epoch, capability));
                 }
             }
-        },
-    );
-    let _shown = shown.probe_with(&build.probe);
+            let through = output.through();
+            while leaving.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
+                leaving.pop_front();
+            }
+            // A snapshot waits until nothing at or before its epoch is unshown.
+            if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {
+                let unshown = leaving.front().map(|(epoch, _)| *epoch);
+                for epoch in seals.after(sealed_through) {
+                    if !complete(epoch) || unshown.is_some_and(|unshown| unshown <= epoch) {
+                        break;
+                    }
+                    parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(output.state()));
+                    cap.downgrade(&(epoch + 1));
+                    sealed_through = epoch;
+                }
+            }
+            if frontier.is_empty() && leaving.is_empty() {
+                held = None;
+                showing = None;
+            }
+        }
+    });
+    let _shown = shown_stream.probe_with(&build.probe);
+}
+
+/// An epoch on its way to a writer's thread.
+type Batch<D> = (Epoch, Vec<(D, isize)>);
+
+/// Shows epochs: at once, or on a thread, where showing waits for a disk or a network. The thread shows all epochs that
+/// have gathered meanwhile in one act.
+struct Showing<D: Record> {
+    here: Option<Box<dyn Writer<D>>>,
+    queue: Option<Sender<Batch<D>>>,
+    thread: Option<JoinHandle<()>>,
+    shown: Shown,
+}
+
+/// What a writer has come to.
+#[derive(Clone)]
+struct Shown {
+    state: SinkState,
+    /// The last epoch that was shown in this life; 0 before the first.
+    through: Arc<AtomicU64>,
+    failure: Arc<Failure>,
+    metrics: Arc<SinkMetrics>,
+}
+
+impl Shown {
+    /// Writes epochs and shows them.
+    fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
+        let written = batches.iter().try_for_each(|(epoch, rows)| writer.write(*epoch, rows));
+        match written.and_then(|()| writer.show()) {
+            Ok(()) => {
+                self.metrics.rows.add(batches.iter().map(|(_, rows)| rows.len() as u64).sum());
+                self.metrics.epochs.add(batches.len() as u64);
+                if let Some((epoch, _)) = batches.last() {
+                    self.through.store(epoch.0, Ordering::Release);
+                }
+            }
+            Err(error) => self.failure.set(error),
+        }
+    }
+
+    /// Ends a writer, unless the job has failed.
+    fn finish<D: Record>(&self, mut writer: Box<dyn Writer<D>>) {
+        if self.failure.get().is_none()
+            && let Err(error) = writer.finish()
+        {
+            self.failure.set(error);
+        }
+    }
+}
+
+impl<D: Record> Showing<D> {
+    fn begin(
+        output: Output<D>,
+        failure: &Arc<Failure>,
+        metrics: Arc<SinkMetrics>,
+        wake: SyncActivator,
+    ) -> Result<Self> {
+        let Output { mut writer, state, .. } = output;
+        let shown = Shown { state, through: Arc::default(), failure: Arc::clone(failure), metrics };
+        if !writer.waits() {
+            return Ok(Showing { here: Some(writer), queue: None, thread: None, shown });
+        }
+        let (queue, batches) = channel::<Batch<D>>();
+        let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
+        let body = move || {
+            while let Ok(first) = batches.recv() {
+                let mut gathered = vec![first];
+                gathered.extend(batches.try_iter().take(GATHERED - 1));
+                if there.failure.get().is_none() {
+                    there.show(&mut *writer, &gathered);
+                }
+                // A worker that has gone needs no waking.
+                let _ = wake.activate();
+            }
+            there.finish(writer);
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
+        let thread = thread.map_err(|why| Error::new("cannot start a thread").at(name).because(why))?;
+        Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
+    }
+
+    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>) {
+        if let Some(writer) = &mut self.here {
+            self.shown.show(&mut **writer, &[(epoch, rows)]);
+        } else if let Some(queue) = &self.queue {
+            // Without its thread there is a failure, or will be when it is waited for.
+            let _ = queue.send((epoch, rows));
+        }
+    }
+
+    /// What has been shown in this life.
+    fn through(&self) -> Option<Epoch> {
+        Some(Epoch(self.shown.through.load(Ordering::Acquire))).filter(|through| through.0 > 0)
+    }
+
+    /// What has been shown, in any life.
+    fn state(&self) -> SinkState {
+        let SinkState { name, shown, on_change } = self.shown.state.clone();
+        SinkState { name, shown: shown.max(self.through()), on_change }
+    }
+}
+
+/// The writer finishes, and all it shows is where it should be, before the job ends.
+impl<D: Record> Drop for Showing<D> {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            self.shown.failure.set(Error::new("the writing of results panicked").at(&self.shown.state.name));
+        }
+        if let Some(writer) = self.here.take() {
+            self.shown.finish(writer);
+        }
+    }
 }
 
 impl<'f, D: Record> Stream<'f, D> {

@@ -16,7 +16,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,11 +30,13 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, CapabilityTrait, Probe};
 
+use crate::durable::fingerprint;
 use crate::error::{Error, Result};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::stream::arrange::{self, Routed, Row, Step};
+use crate::stream::arrange::{self, Routed, Row, Saved, Step};
+use crate::stream::cut::{self, CodecCell, Durable};
 use crate::stream::{Collection, Fault, Flow, Pool, Stream, Wanted};
 use crate::time::watermark::{Mark, PartitionId};
 use crate::time::{EventTime, Span};
@@ -210,7 +211,8 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let Windowed { keyed: Keyed { stream, keys }, window } = self;
         let flow = stream.flow.clone();
         let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
-        flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1));
+        let fingerprint = fingerprint::of::<Saved<K, A::Sum>>();
+        flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1), fingerprint);
         let assigner = window.assigner().unwrap_or_else(|error| {
             flow.build.failure.set(error.at(format!("step `{name}`")));
             Assigner { size: 1, offset: 0 }
@@ -220,6 +222,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let pool = Pool::default();
         let wants_late = Wanted::default();
         let live = Wanted::default();
+        let codec = cut::postcard::<Saved<K, A::Sum>>();
         let assign = Assign {
             assigner,
             keys,
@@ -227,11 +230,13 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             wants_late: Rc::clone(&wants_late),
             metrics: Arc::clone(&metrics),
             forget_floor: flow.fault(Fault::ForgetFloor),
+            gate: flow.build.durable.as_ref().and_then(Durable::gate),
             pool: pool.clone(),
         };
         let marks = stream.marks.clone();
         let (records, late) = assign_windows(stream, name, assign);
         let step = Step {
+            codec: Rc::clone(&codec),
             name: name.to_owned(),
             aggregate,
             live: Rc::clone(&live),
@@ -241,10 +246,10 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             fault: flow.build.fault,
             pool: (flow.scope.peers() == 1).then_some(pool),
         };
-        let (closed, changed) = arrange::windowed::<K, D, A>(records, marks.clone(), step);
+        let (closed, changed) = arrange::windowed::<K, D, A>(&flow, records, marks.clone(), step);
         // Reading waits for this step too: it may be all there is to wait for.
         let closed = closed.probe_with(&flow.build.probe);
-        Aggregated { closed, changed, late, marks, flow, assigner, live, wants_late, kind: PhantomData }
+        Aggregated { closed, changed, late, marks, flow, assigner, live, wants_late, codec }
     }
 }
 
@@ -254,7 +259,7 @@ type Rows<'f, K, V> = TimelyStream<'f, u64, Vec<(Row<K>, V)>>;
 type Changed<K, V> = ((Row<K>, V), u64, isize);
 
 /// The results of a windowed aggregate, in whichever form they are wanted.
-pub struct Aggregated<'f, K, D, A: Aggregate<D>> {
+pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     closed: Rows<'f, K, A::Value>,
     changed: TimelyStream<'f, u64, Vec<Changed<K, A::Value>>>,
     late: TimelyStream<'f, u64, Vec<Event<D>>>,
@@ -263,10 +268,10 @@ pub struct Aggregated<'f, K, D, A: Aggregate<D>> {
     assigner: Assigner,
     live: Wanted,
     wants_late: Wanted,
-    kind: PhantomData<A>,
+    codec: CodecCell<Saved<K, A::Sum>>,
 }
 
-impl<K, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
+impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Aggregated<{}, {}>", std::any::type_name::<K>(), std::any::type_name::<A::Value>())
     }
@@ -343,6 +348,8 @@ struct Assign<K, D, A: Aggregate<D>> {
     wants_late: Wanted,
     metrics: Arc<StepMetrics>,
     forget_floor: bool,
+    /// Records at this epoch or before are in the snapshot that the job went on from.
+    gate: Option<u64>,
     /// Where containers come back from, on a job's only worker.
     pool: Pool<Routed<K, A::Part>>,
 }
@@ -403,6 +410,10 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
             let (mut records, mut late) = (records.activate(), late.activate());
             events.for_each(|capability, events| {
                 let Some(&epoch) = capability.least() else { return };
+                if sorter.step.gate >= Some(epoch) {
+                    events.clear();
+                    return;
+                }
                 sorter.step.metrics.taken.add(events.len() as u64);
                 if !sorter.step.forget_floor && events.iter().any(|event| event.origin.fresh) {
                     let waiting = held.entry(epoch).or_insert_with(|| Held {

@@ -4,6 +4,7 @@
 //!   says what each epoch takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
 //! * An [`Outcome`] has the run's report, and its journal, which runs it again.
+//! * [`CrashingDisk`] is a disk in memory that crashes at any act, and forgets what a real one may forget.
 //! * [`SlowSync`] makes the journal's syncs take time, and knows whether anything was shown before it was on record.
 //!
 //! ```
@@ -34,13 +35,18 @@
 //! # Ok(()) }
 //! ```
 
+pub mod disk;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::durable::Life;
+use crate::durable::disk::Disk;
 use crate::durable::journal::{Bound, Frame, Journal, MemoryJournal};
 use crate::error::{Error, Result};
+use crate::job::state::Keeping;
 use crate::job::{Job, Pace, Report, Stop};
 use crate::record::Record;
 use crate::sink::{Shard, Sink, Writer};
@@ -49,6 +55,7 @@ use crate::stream::Flow;
 use crate::time::{Epoch, EventTime};
 
 pub use crate::stream::Fault;
+pub use disk::CrashingDisk;
 
 /// The rows of a sink, by epoch.
 type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
@@ -218,6 +225,7 @@ impl Script {
                     idle: false,
                     until: None,
                     ended: false,
+                    check: None,
                 });
                 match act {
                     Act::Find => {}
@@ -346,6 +354,7 @@ pub struct Run {
     in_flight: u64,
     sync: Option<SlowSync>,
     stop: Stop,
+    keeping: Option<Keeping>,
 }
 
 impl Default for Run {
@@ -360,6 +369,7 @@ impl Default for Run {
             in_flight: 64 << 20,
             sync: None,
             stop: Stop::default(),
+            keeping: None,
         }
     }
 }
@@ -450,6 +460,24 @@ impl Run {
         self
     }
 
+    /// Keeps state in a directory of a disk, such as a [`CrashingDisk`], with snapshots at random epochs: after a crash, a
+    /// run on what has survived goes on. Files of the journal are small, so that they are rotated and cut.
+    #[must_use]
+    pub fn state(mut self, disk: &Arc<dyn Disk>, directory: impl Into<PathBuf>) -> Self {
+        let keeping = Keeping::in_directory(directory.into());
+        self.keeping = Some(Keeping { disk: Arc::clone(disk), keep: 2, journal_limit: 512, ..keeping });
+        self
+    }
+
+    /// Changes how state is kept, as a job's builder does.
+    #[must_use]
+    pub fn keeping(mut self, change: impl FnOnce(Job) -> Job) -> Self {
+        let mut job = Job::new("test");
+        job.keeping = self.keeping.take();
+        self.keeping = change(job).keeping;
+        self
+    }
+
     /// Lets `stop` stop the run, as a signal stops a job.
     #[must_use]
     pub fn stop_by(mut self, stop: &Stop) -> Self {
@@ -476,7 +504,9 @@ impl Run {
         };
         let job = Job::new("test").workers(self.workers).options(self.options).in_flight(self.in_flight);
         let job = job.journal(asked).repeat(self.repeat).pace(self.pace).stop_by(self.stop);
-        let report = job.seals(self.seals).fault(self.fault).run(query)?;
+        let mut job = job.seals(self.seals).fault(self.fault);
+        job.keeping = self.keeping;
+        let report = job.run(query)?;
         Ok(Outcome { report, journal: journal.frames() })
     }
 }

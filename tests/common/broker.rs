@@ -84,11 +84,16 @@ impl Broker {
     pub fn topic(&self, partitions: i32) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("topic-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        self.create(&name, partitions);
+        name
+    }
+
+    /// Creates a topic.
+    pub fn create(&self, name: &str, partitions: i32) {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
             result.unwrap();
         }
-        name
     }
 
     /// Adds partitions to a topic, up to so many.

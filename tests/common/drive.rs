@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::Bound;
 use tidegate::metrics::SourceMetrics;
 use tidegate::record::Event;
-use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Source, StreamView};
+use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Resumed, Source, StreamView};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
@@ -103,6 +103,12 @@ impl<D: Record> Driven<D> {
     pub fn for_a_while(&mut self, time: Duration) -> Result<()> {
         let begun = Instant::now();
         self.until(|_| begun.elapsed() >= time)
+    }
+
+    /// Goes on from a snapshot.
+    pub fn resume(&mut self, epoch: Epoch, places: &[Resumed]) -> Result<()> {
+        self.epoch = Epoch(epoch.0 + 2);
+        self.reader.resume(epoch, places, &mut self.intake)
     }
 
     /// Repeats an epoch of a journal.

@@ -1,6 +1,7 @@
 //! The journal: the log that binds each epoch to its inputs.
 //!
 //! * A [`Bound`] says what one epoch took from one partition: up to which offset, and with which watermark and flags.
+//! * A [`Check`] in it tells later whether the partition is still the one that it was.
 //! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing, but for the
 //!   first epoch of a life, to which every worker appends a frame.
 //! * [`FileJournal`] keeps frames in files, [`JournalFile`] reads those back, [`FileId`] names them.
@@ -45,6 +46,18 @@ pub struct Bound {
     pub until: Option<u64>,
     /// Whether it has reached that offset.
     pub ended: bool,
+    /// What the partition is known again by; `None` if nothing was taken of it, or its kind of source has no such thing.
+    pub check: Option<Check>,
+}
+
+/// A checksum of something that a partition has before a bound's `next`, from `at` on: of bytes of a file, of a record of
+/// a topic. A partition that has something else there is not the one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Check {
+    /// The offset.
+    pub at: u64,
+    /// The checksum: CRC-32.
+    pub sum: u32,
 }
 
 /// What one worker bound to one epoch.
@@ -150,6 +163,7 @@ mod tests {
             idle: false,
             until: None,
             ended: false,
+            check: None,
         };
         Frame { epoch: Epoch(epoch), bounds: vec![bound] }
     }

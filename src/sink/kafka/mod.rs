@@ -4,10 +4,14 @@
 //!   that is no JSON object is written as `{"row": …, "diff": …}`.
 //! * [`Publisher`]: sends any messages to a topic, for whoever produces.
 //!
-//! Invariant: an epoch is shown only when the brokers have acknowledged every message of it. It is shown *at least*
-//! once: after a crash its messages may be sent again, so nothing is said to have been shown.
+//! Invariants: an epoch is shown only when the brokers have acknowledged every message of it. Without a state it is
+//! shown *at least* once: after a crash its messages may be sent again, so nothing is said to have been shown. With a
+//! state it is shown once: to readers of committed messages, in one transaction with a record of its number in the
+//! progress topic.
 
+mod progress;
 mod publisher;
+mod transactions;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -19,10 +23,12 @@ use serde_json::Value;
 use crate::durable::Life;
 use crate::error::{Error, Result};
 use crate::record::Record;
+use crate::sink::encode::times;
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::source::kafka::client::Target;
 use crate::time::Epoch;
 pub use publisher::Publisher;
+use transactions::Transactions;
 
 /// Gives a row's key.
 type KeyOf<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
@@ -76,37 +82,38 @@ impl<D: Record> Sink<D> for Output<D> {
     }
 
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
-        let publisher = Publisher::to(self.target.clone(), self.create)?;
-        if !self.told.swap(true, Ordering::Relaxed) {
-            eprintln!("results go to {} at least once: after a crash some may be there twice", self.target.describe());
-        }
+        let way = match at.state {
+            Some(state) => Way::Once(Box::new(Transactions::open(&self.target, self.create, state, &at.name)?)),
+            None => {
+                let publisher = Publisher::to(self.target.clone(), self.create)?;
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    let topic = self.target.describe();
+                    eprintln!("results go to {topic} at least once: after a crash some may be there twice");
+                }
+                Way::AtLeastOnce(Box::new(publisher))
+            }
+        };
         let (rows, key_of) = (at.rows, self.key_of.clone());
-        Ok(Box::new(KafkaWriter { publisher, rows, key_of, message: Vec::new(), place: self.target.describe() }))
+        Ok(Box::new(KafkaWriter { way, rows, key_of, message: Vec::new(), place: self.target.describe() }))
     }
 }
 
+/// How messages are sent.
+enum Way {
+    AtLeastOnce(Box<Publisher>),
+    Once(Box<Transactions>),
+}
+
 struct KafkaWriter<D> {
-    publisher: Publisher,
+    way: Way,
     rows: Rows,
     key_of: Option<KeyOf<D>>,
     message: Vec<u8>,
     place: String,
 }
 
-impl<D: Record> Writer<D> for KafkaWriter<D> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
-        Ok(None)
-    }
-
-    fn begin(&mut self, _life: &Life) -> Result<()> {
-        Ok(())
-    }
-
-    fn show(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn write(&mut self, _epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+impl<D: Record> KafkaWriter<D> {
+    fn send(&mut self, rows: &[(D, isize)]) -> Result<()> {
         for (row, diff) in rows {
             self.message.clear();
             let written = match self.rows {
@@ -114,14 +121,63 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
                 Rows::Changes => write_change(&mut self.message, row, *diff),
             };
             written.map_err(|error| Error::new("a row cannot be written as JSON").at(&self.place).because(error))?;
+            let times = times(self.rows, *diff).map_err(|error| error.at(&self.place))?;
             let key = self.key_of.as_ref().map(|key_of| key_of(row));
-            self.publisher.send(key.as_deref().map(str::as_bytes), &self.message, None)?;
+            let publisher = match &mut self.way {
+                Way::AtLeastOnce(publisher) => publisher,
+                Way::Once(transactions) => &mut transactions.publisher,
+            };
+            for _ in 0..times {
+                publisher.send(key.as_deref().map(str::as_bytes), &self.message, None)?;
+            }
         }
-        self.publisher.settle()
+        Ok(())
+    }
+}
+
+impl<D: Record> Writer<D> for KafkaWriter<D> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        match &mut self.way {
+            Way::AtLeastOnce(_) => Ok(None),
+            Way::Once(transactions) => transactions.shown(),
+        }
+    }
+
+    fn begin(&mut self, life: &Life) -> Result<()> {
+        match &mut self.way {
+            Way::AtLeastOnce(_) => Ok(()),
+            Way::Once(transactions) => transactions.begin(life),
+        }
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        if let Way::Once(transactions) = &mut self.way {
+            transactions.next(epoch)?;
+        }
+        let sent = self.send(rows);
+        match &mut self.way {
+            Way::Once(transactions) => sent.map_err(|error| transactions.give_up(error)),
+            Way::AtLeastOnce(_) => sent,
+        }
+    }
+
+    fn show(&mut self) -> Result<()> {
+        match &mut self.way {
+            Way::AtLeastOnce(publisher) => publisher.settle(),
+            Way::Once(transactions) => transactions.show(),
+        }
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.publisher.settle()
+        match &mut self.way {
+            Way::AtLeastOnce(publisher) => publisher.settle(),
+            // What was shown was committed then.
+            Way::Once(_) => Ok(()),
+        }
+    }
+
+    fn waits(&self) -> bool {
+        true
     }
 }
 

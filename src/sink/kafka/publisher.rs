@@ -1,8 +1,10 @@
-//! Sends messages to a topic, and knows of each what became of it.
+//! Sends messages to a topic, and knows of each what became of it; with an id for transactions, in transactions.
 //!
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
-//! all in-sync replicas; the first failure is kept and every later call returns it.
+//! all in-sync replicas; the first failure is kept and every later call returns it. Of the producers with one id for
+//! transactions only the one that was opened last can still send or commit anything.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +18,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{LastWords, Lookup, Target, find_topic, in_words, no_topic, not_made, said};
@@ -33,11 +35,24 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("reconnect.backoff.max.ms", "1000"),
 ];
 
+/// In transactions brokers often ask to come again at once: the end of the last one is still under way.
+const DEFAULTS_OF_TRANSACTIONS: &[(&str, &str)] =
+    &[("retry.backoff.ms", "2"), ("retry.backoff.max.ms", "10"), ("transaction.timeout.ms", "120000")];
+
 const NEEDED: &[(&str, &str)] =
     &[("enable.idempotence", "true"), ("acks", "all"), ("allow.auto.create.topics", "false")];
 
 /// How long a wait for the broker is before it is told.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the broker may take to end what an earlier producer with the same id had begun.
+const INIT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long it may take to abort a transaction that is not wanted: the broker aborts it later in any case.
+const ABORT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often it is asked whether the transaction can still succeed, while messages are not acknowledged.
+const DOUBT: Duration = Duration::from_millis(100);
 
 /// What became of the messages.
 #[derive(Debug, Default)]
@@ -46,6 +61,8 @@ struct Reports {
     delivered: AtomicU64,
     failed: AtomicU64,
     first: Mutex<Option<Failure>>,
+    /// The topic whose offsets are kept, and the greatest that was acknowledged of each partition.
+    ends: Option<(String, Mutex<BTreeMap<i32, i64>>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -65,9 +82,19 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        let Err((error, message)) = result else {
-            self.delivered.fetch_add(1, Ordering::Relaxed);
-            return;
+        let (error, message) = match result {
+            Ok(message) => {
+                self.delivered.fetch_add(1, Ordering::Relaxed);
+                if let Some((topic, ends)) = &self.ends
+                    && topic == message.topic()
+                {
+                    let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+                    let end = ends.entry(message.partition()).or_insert(0);
+                    *end = (*end).max(message.offset() + 1);
+                }
+                return;
+            }
+            Err(failed) => failed,
         };
         self.failed.fetch_add(1, Ordering::Relaxed);
         let (code, because) = (error.rdkafka_error_code(), said(error));
@@ -83,6 +110,10 @@ pub struct Publisher {
     partitions: usize,
     created: bool,
     waiting_told: bool,
+    /// How long a transaction may take, if messages are sent in transactions.
+    limit: Option<Duration>,
+    /// Since when there is a transaction.
+    begun: Option<Instant>,
 }
 
 impl Publisher {
@@ -103,27 +134,52 @@ impl Publisher {
     }
 
     pub(super) fn to(target: Target, create: Option<u32>) -> Result<Self> {
+        Publisher::with(target, create, None)
+    }
+
+    /// As [`Publisher::open`], for messages in transactions under this id: ends what any other producer of this id has
+    /// begun, and keeps it from everything from now on.
+    pub(super) fn transactional(target: Target, create: Option<u32>, id: &str) -> Result<Self> {
+        let publisher = Publisher::with(target, create, Some(id))?;
+        let begun = Instant::now();
+        loop {
+            match publisher.producer.init_transactions(PATIENCE) {
+                Ok(()) => return Ok(publisher),
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_PATIENCE => {}
+                Err(error) => {
+                    let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
+                    return Err(failed.because(told(&error)).help("check the brokers and --kafka-config"));
+                }
+            }
+        }
+    }
+
+    fn with(target: Target, create: Option<u32>, id: Option<&str>) -> Result<Self> {
         if target.properties.contains_key("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
             return Err(error.help("leave the property away"));
         }
-        let config = target.configure(DEFAULTS, NEEDED)?;
-        let producer: BaseProducer<Reports> =
-            config.create_with_context(Reports::default()).map_err(|error| not_made(&target, &error))?;
-        let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
-        let find = || find_topic(producer.client(), &target, &producer.context().words, served);
-        let (ids, created) = match (find()?, create) {
-            (Lookup::There(ids), _) => (ids, false),
-            (Lookup::Unknown(similar), None) => return Err(no_topic(&target, &similar)),
-            (Lookup::Unknown(_), Some(partitions)) => {
-                create_topic(&target, &config, partitions)?;
-                match find()? {
-                    Lookup::There(ids) => (ids, true),
-                    Lookup::Unknown(similar) => return Err(no_topic(&target, &similar)),
-                }
+        let config = match id {
+            None => target.configure(DEFAULTS, NEEDED)?,
+            Some(id) => {
+                let needed = [NEEDED, &[("transactional.id", id)]].concat();
+                target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?
             }
         };
-        Ok(Publisher { producer, target, partitions: ids.len(), created, waiting_told: false })
+        let limit = id.and(config.get("transaction.timeout.ms")).and_then(|text| text.parse().ok());
+        let ends = id.map(|_| (target.topic.clone(), Mutex::default()));
+        let producer: BaseProducer<Reports> = config
+            .create_with_context(Reports { ends, ..Reports::default() })
+            .map_err(|error| not_made(&target, &error))?;
+        let (partitions, created) = find_or_create(&producer, &config, &target, create, &[])?;
+        let limit = limit.map(Duration::from_millis);
+        Ok(Publisher { producer, target, partitions, created, waiting_told: false, limit, begun: None })
+    }
+
+    /// Makes sure that a topic at the same brokers is there; `settings` are the topic's.
+    pub(super) fn prepare(&self, topic: &Target, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
+        let config = topic.configure(DEFAULTS, NEEDED)?;
+        find_or_create(&self.producer, &config, topic, Some(partitions), settings).map(drop)
     }
 
     /// How many partitions the topic has, and whether it was created just now.
@@ -142,7 +198,7 @@ impl Publisher {
     /// # Errors
     /// When the message cannot be sent, or one before it was not delivered.
     pub fn send(&mut self, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
-        self.post(None, key, payload, at_ms)
+        self.post(None, None, key, payload, at_ms)
     }
 
     /// Sends a message to this partition, whatever its key; else as [`Publisher::send`].
@@ -150,11 +206,23 @@ impl Publisher {
     /// # Errors
     /// As [`Publisher::send`], and when there is no such partition.
     pub fn send_to(&mut self, partition: u32, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
-        self.post(Some(partition as i32), key, payload, at_ms)
+        self.post(None, Some(partition as i32), key, payload, at_ms)
     }
 
-    fn post(&mut self, partition: Option<i32>, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
-        let topic = self.target.topic.clone();
+    /// Sends a message to partition 0 of another topic; else as [`Publisher::send`].
+    pub(super) fn send_aside(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Result<()> {
+        self.post(Some(topic), Some(0), Some(key), payload, None)
+    }
+
+    fn post(
+        &mut self,
+        topic: Option<&str>,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        payload: &[u8],
+        at_ms: Option<i64>,
+    ) -> Result<()> {
+        let topic = topic.unwrap_or(&self.target.topic).to_owned();
         let mut record = BaseRecord::<[u8], [u8]>::to(&topic).payload(payload);
         record.partition = partition;
         record.key = key;
@@ -166,11 +234,14 @@ impl Publisher {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => {
+                    if let Some(why) = self.is_hopeless() {
+                        return Err(why);
+                    }
                     let error = Error::new("cannot send a message").because(said(&error));
                     return Err(error.at(self.target.describe()).help("check --kafka-config"));
                 }
             };
-            self.wait(&mut since);
+            self.wait(&mut since)?;
         }
     }
 
@@ -190,7 +261,8 @@ impl Publisher {
     pub fn settle(&mut self) -> Result<()> {
         let mut since = None;
         while self.producer.in_flight_count() > 0 {
-            self.wait(&mut since);
+            self.wait(&mut since)?;
+            self.check()?;
         }
         if std::mem::take(&mut self.waiting_told) {
             eprintln!("the messages to {} were taken", self.target.describe());
@@ -199,18 +271,112 @@ impl Publisher {
     }
 
     /// Waits a little for acknowledgements; tells, once, if it has been waiting for long.
-    fn wait(&mut self, since: &mut Option<(Instant, u64)>) {
+    fn wait(&mut self, waiting: &mut Option<Waiting>) -> Result<()> {
         let before = self.delivered();
         // Never the library's `flush`, which sleeps in steps of 100 ms.
         self.producer.poll(Duration::from_millis(1));
         let now = Instant::now();
-        let (begun, _) = *since.get_or_insert((now, before));
+        let Waiting { since, asked } = waiting.get_or_insert(Waiting { since: now, asked: now });
         if self.delivered() > before {
-            *since = None;
-        } else if now - begun > PATIENCE && !self.waiting_told {
+            *waiting = None;
+            return Ok(());
+        }
+        if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
             eprintln!("{} takes no messages, waiting", self.target.describe());
         }
+        // Messages of a transaction that has failed are neither sent nor given up.
+        if now - *asked > DOUBT {
+            *asked = now;
+            self.is_hopeless().map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction, unless there is one.
+    ///
+    /// # Errors
+    /// When another producer of the same id was opened, or an earlier transaction was not ended.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        if self.begun.is_none() {
+            self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", &error))?;
+            self.begun = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Commits the transaction: what was sent in it is there, at once and for good. All of it has to be acknowledged.
+    ///
+    /// # Errors
+    /// When another producer of the same id was opened, or the brokers do not take it; it is then not known whether it
+    /// is committed.
+    pub(super) fn commit(&mut self) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            match self.producer.commit_transaction(PATIENCE) {
+                Ok(()) => break,
+                Err(KafkaError::Transaction(error))
+                    if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_PATIENCE => {}
+                Err(error) => return Err(self.failed("commit a transaction", &error)),
+            }
+            if !std::mem::replace(&mut self.waiting_told, true) {
+                eprintln!("{} takes no transaction, waiting", self.target.describe());
+            }
+        }
+        if std::mem::take(&mut self.waiting_told) {
+            eprintln!("the transaction of {} was taken", self.target.describe());
+        }
+        self.begun = None;
+        Ok(())
+    }
+
+    /// Aborts the transaction, if there is one, so that readers need not wait until the brokers do.
+    pub(super) fn abort(&mut self) {
+        if self.begun.take().is_none() || self.producer.client().fatal_error().is_some() {
+            return;
+        }
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        let since = Instant::now();
+        while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_PATIENCE {
+            self.producer.poll(Duration::from_millis(1));
+        }
+        // If it fails, the brokers abort it when its time is over, or when the next producer of its id is opened.
+        let _aborted = self.producer.abort_transaction(ABORT_PATIENCE);
+    }
+
+    /// The offset behind the last message that was acknowledged, for each partition that any was sent to.
+    pub(super) fn ends(&self) -> BTreeMap<i32, i64> {
+        let ends = self.producer.context().ends.as_ref();
+        ends.map(|(_, ends)| ends.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+    }
+
+    /// Why the transaction that is under way can no longer be committed, if it cannot.
+    fn is_hopeless(&self) -> Option<Error> {
+        self.begun?;
+        // What it answers in the middle of a transaction says what became of that one, and changes nothing.
+        match self.producer.begin_transaction() {
+            Err(KafkaError::Transaction(error)) if error.is_fatal() || error.txn_requires_abort() => {
+                Some(self.failed("send messages in a transaction", &KafkaError::Transaction(error)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Says why a transaction failed.
+    fn failed(&self, to: &str, error: &KafkaError) -> Error {
+        let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
+        let code = fatal.or_else(|| error.rdkafka_error_code());
+        let failed = Error::new(format!("cannot {to}")).at(self.target.describe());
+        let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
+        if let Some(limit) = self.limit.filter(|limit| took > *limit) {
+            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs());
+            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config");
+        }
+        if code.is_some_and(is_fenced) {
+            let why = "another process has taken over: it has been started with the same state";
+            return failed.because(why).help("leave the state to that process, or end it and start again");
+        }
+        failed.because(told(error))
     }
 
     fn check(&self) -> Result<()> {
@@ -219,6 +385,8 @@ impl Publisher {
         if failed == 0 {
             return Ok(());
         }
+        // Of a transaction that has failed, this says more than what it did to messages.
+        self.is_hopeless().map_or(Ok(()), Err)?;
         let first = reports.first.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let what = format!("{failed} messages were not delivered");
         let error = Error::new(if failed == 1 { String::from("a message was not delivered") } else { what });
@@ -226,6 +394,7 @@ impl Publisher {
         let at = if partition < 0 { String::new() } else { format!(", partition {partition}") };
         let error = error.at(format!("{}{at}", self.target.describe())).because(because);
         Err(match code {
+            Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
                 error.help("raise the topic's max.message.bytes, or send smaller messages")
             }
@@ -235,8 +404,52 @@ impl Publisher {
     }
 }
 
+/// How long nothing has come.
+struct Waiting {
+    since: Instant,
+    /// When it was last asked whether anything can come.
+    asked: Instant,
+}
+
+/// Whether an error says that another producer of the same id was opened.
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
+    matches!(code, Fenced | ProducerFenced | InvalidProducerEpoch)
+}
+
+/// What the library says of an error of a transaction, which it words best itself.
+fn told(error: &KafkaError) -> String {
+    match error {
+        KafkaError::Transaction(error) => error.string(),
+        error => said(error),
+    }
+}
+
+/// Finds a topic, or creates it; how many partitions it has, and whether it was created.
+fn find_or_create(
+    producer: &BaseProducer<Reports>,
+    config: &ClientConfig,
+    target: &Target,
+    create: Option<u32>,
+    settings: &[(&str, &str)],
+) -> Result<(usize, bool)> {
+    let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
+    let find = || find_topic(producer.client(), target, &producer.context().words, served);
+    match (find()?, create) {
+        (Lookup::There(ids), _) => Ok((ids.len(), false)),
+        (Lookup::Unknown(similar), None) => Err(no_topic(target, &similar)),
+        (Lookup::Unknown(_), Some(partitions)) => {
+            create_topic(target, config, partitions, settings)?;
+            match find()? {
+                Lookup::There(ids) => Ok((ids.len(), true)),
+                Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+            }
+        }
+    }
+}
+
 /// Creates the topic, with as many replicas as the brokers have for their default.
-fn create_topic(target: &Target, config: &ClientConfig, partitions: u32) -> Result<()> {
+fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
     let failed = |because: String| {
         Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
     };
@@ -251,6 +464,7 @@ fn create_topic(target: &Target, config: &ClientConfig, partitions: u32) -> Resu
     let admin: AdminClient<DefaultClientContext> = admin_config.create().map_err(|error| not_made(target, &error))?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
     let topic = NewTopic::new(&target.topic, count, TopicReplication::Fixed(-1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
     let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(said(&error)))?;
     for result in results {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::{Epoch, EventTime};
@@ -48,6 +48,9 @@ impl Default for Sizes {
         }
     }
 }
+
+/// How many bytes before a position a file is known again by.
+const CHECKED: u64 = 4 << 10;
 
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -109,6 +112,8 @@ pub struct Share {
     pub until: Option<u64>,
     /// Whether that was reached.
     pub ended: bool,
+    /// What the file is known again by.
+    pub check: Option<Check>,
     /// Where reading began, in the epoch in which it did.
     pub found_at: Option<u64>,
     /// Whether any of this is news.
@@ -153,7 +158,7 @@ struct Dispenser {
     partial_at: Option<u64>,
     /// Chunks belong to this epoch or a later one.
     least_epoch: Epoch,
-    /// The last epoch that was repeated from a journal.
+    /// The last epoch that was repeated from a journal, or the snapshot's.
     repeated: Option<Epoch>,
     /// Watermarks that a journal has for positions.
     expected: VecDeque<(u64, EventTime)>,
@@ -163,7 +168,7 @@ struct Dispenser {
     carry: Carry,
     /// The ends of epochs whose chunks are summed up, but not bound: position and watermark.
     ends: VecDeque<(Epoch, u64, EventTime)>,
-    /// Where reading began.
+    /// Where reading began: at the file's beginning, or where a snapshot has it.
     found_at: u64,
     /// The position and the watermark after the chunks that are bound.
     bound: (u64, EventTime),
@@ -282,6 +287,20 @@ impl<F: Format> Shared<F> {
         state.until.is_some_and(|until| state.position >= until)
     }
 
+    /// Makes ready to read on behind a snapshot at `epoch`. All workers ask for it before anything else; the first one's
+    /// word holds for all.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is not the one that the snapshot was taken of.
+    pub fn resume(&self, epoch: Epoch, bound: &Bound) -> Result<()> {
+        let state = &mut *self.lock();
+        if state.repeated.is_none() {
+            state.resume(bound)?;
+            state.repeated = Some(epoch);
+        }
+        Ok(())
+    }
+
     /// Deals the next chunk of what a journal's epoch took. [`Dealt::Nothing`] when all of it has been dealt.
     ///
     /// # Errors
@@ -349,7 +368,7 @@ impl<F: Format> Shared<F> {
         if !ready || state.pending.front().is_some_and(|chunk| chunk.epoch <= epoch) {
             return Ok(None);
         }
-        Ok(Some(state.bind(epoch)))
+        state.bind(epoch).map(Some)
     }
 
     /// How many lines of the file end before the place where reading began.
@@ -370,6 +389,18 @@ impl<F: Format> Shared<F> {
         }
         Ok(*self.lines_before.get_or_init(|| lines))
     }
+}
+
+/// What a file has beyond the end of a state that took all up to there; `None` if it has not grown.
+///
+/// # Errors
+/// When it is not there, or not the one that the state was written from.
+pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option<String>> {
+    let mut file = Dispenser::open(path, false, sizes)?;
+    let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
+    file.recognize(bound)?;
+    let end = bound.until.unwrap_or(bound.next);
+    Ok((file.length > end).then(|| format!("it has {} bytes more, from offset {end} on", file.length - end)))
 }
 
 impl Dispenser {
@@ -499,36 +530,58 @@ impl Dispenser {
         }
     }
 
-    /// Makes ready to repeat an epoch of a journal.
-    fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
-        if self.repeated.is_none()
-            && let Some(at) = bound.found_at
-        {
-            self.begin_at(at, bound);
-        }
-        if bound.next > self.length {
+    /// Refuses a file that cannot be the one that a bound speaks of.
+    fn recognize(&mut self, bound: &Bound) -> Result<()> {
+        let end = bound.next.max(bound.until.unwrap_or(0));
+        if end > self.length {
             self.look(true)?;
         }
-        if bound.next > self.length {
-            let place = format!("{}, offset {}", self.path.display(), bound.next);
-            let error = Error::new("the journal names records that are not there").at(place);
+        if end > self.length {
+            let place = format!("{}, offset {end}", self.path.display());
+            let error = Error::new("the state names records that are not there").at(place);
             let length = format!("the file has {} bytes", self.length);
             return Err(error.because(length).help("restore the file, or start without the old state"));
         }
+        let Some(check) = bound.check else { return Ok(()) };
+        if check.at <= bound.next && self.sum(check.at, bound.next)? == check {
+            return Ok(());
+        }
+        let place = format!("{}, before offset {}", self.path.display(), bound.next);
+        let error = Error::new("the file was changed since the state was written").at(place);
+        Err(error.help("restore the file, or start without the old state; files that are read may only grow"))
+    }
+
+    /// What is to be known again: the bytes in between.
+    fn sum(&mut self, at: u64, end: u64) -> Result<Check> {
+        let (mut position, mut sum) = (at, crc32fast::Hasher::new());
+        while position < end {
+            let count = self.sizes.block.min((end - position) as usize);
+            let bytes = self.read(position, count)?;
+            sum.update(&bytes);
+            position += count as u64;
+            self.keep(bytes);
+        }
+        Ok(Check { at, sum: sum.finalize() })
+    }
+
+    /// Makes ready to read on where a snapshot has the file.
+    fn resume(&mut self, bound: &Bound) -> Result<()> {
+        self.recognize(bound)?;
+        let &Bound { next, watermark, until, ended, check, .. } = bound;
+        (self.found_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
+        self.carry.watermark = watermark;
+        self.said = Some(Share { next, watermark, until, ended, check, found_at: None, changed: false });
+        Ok(())
+    }
+
+    /// Makes ready to repeat an epoch of a journal.
+    fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
+        self.recognize(bound)?;
         self.until = bound.until;
         self.expected.push_back((bound.next, bound.watermark));
         self.repeated = Some(epoch);
         self.advance();
         Ok(())
-    }
-
-    /// Reading began here in the journal. Where that is behind records which a snapshot holds, the epoch in which the
-    /// file is "found" takes nothing, and the watermark to go on with is the journal's.
-    fn begin_at(&mut self, at: u64, bound: &Bound) {
-        if at == bound.next {
-            self.carry.watermark = bound.watermark;
-        }
-        (self.found_at, self.position, self.bound) = (at, at, (at, self.carry.watermark));
     }
 
     /// Moves the carry over all chunks that are summed up.
@@ -563,15 +616,20 @@ impl Dispenser {
         }
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Share {
+    fn bind(&mut self, epoch: Epoch) -> Result<Share> {
         while let Some((_, end, watermark)) = self.ends.pop_front_if(|(of, _, _)| *of <= epoch) {
             self.bound = (end, watermark);
         }
         let (next, watermark) = self.bound;
         let ended = self.until.is_some_and(|until| next >= until);
-        let share = Share { next, watermark, until: self.until, ended, found_at: None, changed: false };
+        let check = match self.said {
+            Some(said) if said.next == next => said.check,
+            _ if next == 0 => None,
+            _ => Some(self.sum(next.saturating_sub(CHECKED), next)?),
+        };
+        let share = Share { next, watermark, until: self.until, ended, check, found_at: None, changed: false };
         let before = self.said.replace(share);
         let found_at = before.is_none().then_some(self.found_at);
-        Share { found_at, changed: before != Some(share), ..share }
+        Ok(Share { found_at, changed: before != Some(share), ..share })
     }
 }

@@ -14,6 +14,8 @@
 //! Invariants: chunks are whole records and cover the file without gap or overlap; the epochs of successive chunks never
 //! go back; an event's mark is the watermark just before it as if one thread had read the file from its first byte on.
 //! So what a file gives is a function of its bytes alone, and each epoch's share of it of the epoch's end alone.
+//! A state knows a file again by the last few KiB before the place that it came to, as well as by its length; a change
+//! further before is not noticed.
 //!
 //! All workers that open an input must be threads of one process: workers of several processes would each read the
 //! whole file. Partitions are not paused for being ahead of the stream (`--max-drift`): the file is the only partition
@@ -29,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
@@ -169,6 +172,10 @@ impl<F: Format, T: Record> Source for Input<F, T> {
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
         Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
+    }
+
+    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        dispenser::grown_since(&self.path, self.sizes, bounds)
     }
 }
 

@@ -153,8 +153,11 @@ impl<T: Record> Held<T> {
 }
 
 impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
-    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<T>) -> Result<()> {
-        Err(Error::new("this source cannot be resumed yet"))
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<T>) -> Result<()> {
+        // Of a stream with one partition the floor is never above the partition's own watermark.
+        let Some(place) = places.iter().find(|place| place.bound.partition == PARTITION) else { return Ok(()) };
+        intake.begin(epoch);
+        self.shared.resume(epoch, &place.bound)
     }
 
     fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
@@ -187,10 +190,11 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
             return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
         }
         let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
-        let Share { next, watermark, until, ended, found_at, changed } = share;
+        let Share { next, watermark, until, ended, check, found_at, changed } = share;
         let least = (!ended).then_some(watermark);
         let source = intake.name().to_owned();
-        let bound = Bound { source, partition: PARTITION, found_at, next, watermark, idle: false, until, ended };
+        let partition = PARTITION;
+        let bound = Bound { source, partition, found_at, next, watermark, idle: false, until, ended, check };
         let bounds = if changed { vec![bound] } else { Vec::new() };
         Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
     }

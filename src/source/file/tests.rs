@@ -17,7 +17,7 @@ use crate::metrics::SourceMetrics;
 use crate::record::Event;
 use crate::source::csv::Csv;
 use crate::source::ndjson::Ndjson;
-use crate::source::{Binding, Intake, Options, Rejected, StreamView};
+use crate::source::{Binding, Intake, Options, Rejected, Resumed, StreamView};
 use crate::time::watermark::PartitionClock;
 use crate::time::{Epoch, EventTime};
 
@@ -141,6 +141,8 @@ struct Worker {
     to_bind: VecDeque<Epoch>,
     bound: Option<Epoch>,
     ended: bool,
+    /// Where it is to go on before it does anything else; others may be ahead of it then.
+    resume: Option<(Epoch, Resumed)>,
     journal: VecDeque<(Epoch, Vec<Bound>)>,
 }
 
@@ -151,7 +153,7 @@ impl Worker {
             Intake::new("s", 3, input, options, Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
         let (to_bind, journal) = (VecDeque::new(), VecDeque::new());
         let reader = input.open(&place).unwrap();
-        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, journal }
+        Worker { reader, intake, epoch: first, to_bind, bound: None, ended: false, resume: None, journal }
     }
 
     fn take(&mut self, epoch: Epoch, run: &mut Run) {
@@ -172,6 +174,9 @@ impl Worker {
     }
 
     fn poll(&mut self, budget: usize, run: &mut Run) -> bool {
+        if let Some((epoch, place)) = self.resume.take() {
+            self.reader.resume(epoch, &[place], &mut self.intake).unwrap();
+        }
         if let Some((epoch, bounds)) = self.journal.front().cloned() {
             let done = self.reader.replay(epoch, &bounds, &mut self.intake).unwrap();
             self.take(epoch, run);
@@ -188,7 +193,7 @@ impl Worker {
     }
 
     fn turn_to(&mut self, epoch: Epoch) {
-        if self.journal.is_empty() && epoch > self.epoch {
+        if self.resume.is_none() && self.journal.is_empty() && epoch > self.epoch {
             self.to_bind.push_back(self.epoch);
             self.epoch = epoch;
         }
@@ -292,6 +297,45 @@ fn check<F: Format>(case: &Case) {
     }
     let count = rng.usize(1..4);
     case.check(&on_threads(&input, count, case.seed), &format!("{count} threads"));
+    go_on::<F>(case, recorded, &mut rng);
+}
+
+/// Lives one after the other, each on another number of workers: each goes on from a random snapshot of what was read
+/// before it, repeats some epochs that follow in the journal, and reads on. What comes behind the end that was fixed
+/// before is for none of them.
+fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
+    for (life, count) in [1, 2, 4, 1].into_iter().enumerate() {
+        let bounds: Vec<_> = recorded.bounds.iter().map(|(epoch, bound)| (Epoch(*epoch), bound.clone())).collect();
+        let taken = rng.usize(life.min(1)..=bounds.len());
+        let repeated = rng.usize(taken..=bounds.len());
+        if life == 1 {
+            let mut file = std::fs::OpenOptions::new().append(true).open(case.file.path()).unwrap();
+            file.write_all(b"\nmore, which is for another run\n").unwrap();
+        }
+        let (input, first) = (case.input::<F>(rng.usize(1..200)), Epoch(bounds.last().unwrap().0.0 + 2));
+        let mut workers: Vec<_> = (0..count).map(|at| Worker::new(&input, at, count, &until_end(), first)).collect();
+        let snapshot = bounds[..taken].last();
+        for worker in &mut workers {
+            if let Some((epoch, bound)) = snapshot {
+                let bound = Bound { found_at: None, ..bound.clone() };
+                worker.resume = Some((*epoch, Resumed { bound, floor: EventTime::MIN }));
+            }
+            worker.journal =
+                bounds[taken..repeated].iter().map(|(epoch, bound)| (*epoch, vec![bound.clone()])).collect();
+        }
+        let run = in_turns(&mut workers, rng.u64(..), first);
+        let what = format!("life {life} on {count} workers, from epoch {taken}, {repeated} known");
+        assert!(run.bounds.len() >= repeated - taken, "seed {}, {what}", case.seed);
+        for (epoch, bound) in &bounds[taken..repeated] {
+            assert_eq!(run.bounds.get(&epoch.0), Some(bound), "seed {}, {what}", case.seed);
+        }
+        let kept = |epoch: &u64| snapshot.is_some_and(|(last, _)| *epoch <= last.0);
+        recorded.epochs.retain(|epoch, _| kept(epoch));
+        recorded.bounds.retain(|epoch, _| kept(epoch));
+        recorded.epochs.extend(run.epochs);
+        recorded.bounds.extend(run.bounds);
+        case.check(&recorded, &what);
+    }
 }
 
 /// Repeats some of what was recorded on another number of workers, and reads on.
@@ -481,6 +525,12 @@ struct Alone {
 }
 
 impl Alone {
+    fn resume(&mut self, bound: &Bound) -> Result<()> {
+        let places = [Resumed { bound: bound.clone(), floor: EventTime::MIN }];
+        self.worker.epoch = Epoch(4);
+        self.worker.reader.resume(Epoch(2), &places, &mut self.worker.intake)
+    }
+
     fn new(path: &Path, options: &Options) -> Alone {
         Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
     }
@@ -492,6 +542,16 @@ impl Alone {
         while self.worker.poll(100, &mut self.run) || std::time::Instant::now() < end {}
         let all = self.run.epochs.values().flatten().skip(before);
         all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
+    }
+
+    /// As `ids`, but waits until there are so many.
+    fn next_ids(&mut self, count: usize) -> Vec<u64> {
+        let (begun, mut ids) = (std::time::Instant::now(), Vec::new());
+        while ids.len() < count {
+            assert!(begun.elapsed() < Duration::from_secs(20), "only {ids:?}");
+            ids.extend(self.ids(1));
+        }
+        ids
     }
 
     fn error(&mut self) -> String {
@@ -589,7 +649,7 @@ fn a_reject_can_end_the_job() {
 
 fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
-    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false }
+    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false, check: None }
 }
 
 #[test]
@@ -609,10 +669,7 @@ fn a_journal_of_another_file_is_refused() {
     let (one, name) = (line(1).len() as u64, file.path().display());
     assert_eq!(replay(bound(Some(0), one, 1 - 40)), "");
     let error = replay(bound(Some(0), 1000, 1 - 40));
-    assert!(
-        error.starts_with(&format!("the journal names records that are not there ({name}, offset 1000)")),
-        "{error}"
-    );
+    assert!(error.starts_with(&format!("the state names records that are not there ({name}, offset 1000)")), "{error}");
     let error = replay(bound(Some(0), one, 7));
     assert!(error.starts_with("the file is not what the journal was written from"), "{error}");
 }
@@ -622,9 +679,106 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
     let file = file_of(&(line(90) + &line(10) + &line(20) + "x\n"));
     let mut alone = Alone::new(file.path(), &until_end());
     let at = line(90).len() as u64;
-    alone.worker.journal.push_back((Epoch(2), vec![bound(Some(at), at, 50)]));
-    alone.worker.epoch = Epoch(4);
+    alone.resume(&bound(None, at, 50)).unwrap();
     assert_eq!(alone.ids(1), [10, 20, 0]);
     let outcomes: Vec<_> = alone.run.epochs[&4].iter().map(|outcome| (outcome.mark.millis(), outcome.line)).collect();
     assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);
+}
+
+/// A file of two lines that one worker read to the end, and what it bound.
+fn ended() -> (tempfile::NamedTempFile, Bound) {
+    let file = file_of(&(line(1) + &line(2)));
+    let mut alone = Alone::new(file.path(), &until_end());
+    assert_eq!(alone.ids(1), [1, 2]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    assert!(bound.ended && bound.check.is_some());
+    (file, bound)
+}
+
+#[test]
+fn a_state_that_has_ended_ends_at_once() {
+    let (mut file, bound) = ended();
+    file.write_all(line(3).as_bytes()).unwrap();
+    let mut alone = Alone::new(file.path(), &until_end());
+    alone.resume(&bound).unwrap();
+    assert!(alone.worker.reader.exhausted(&alone.worker.intake));
+    assert!(!alone.worker.poll(10, &mut alone.run));
+    alone.worker.turn_to(Epoch(6));
+    alone.worker.bind(&mut alone.run);
+    assert!(alone.worker.ended && alone.run.bounds.is_empty() && alone.run.epochs.values().all(Vec::is_empty));
+}
+
+#[test]
+fn a_file_that_was_changed_under_a_state_is_refused() {
+    let (file, bound) = ended();
+    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let refusals = |bound: &Bound| {
+        let resumed = Alone::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
+        let mut alone = Alone::new(file.path(), &until_end());
+        let journalled = Bound { found_at: Some(0), ..bound.clone() };
+        let repeated = alone.worker.reader.replay(Epoch(2), &[journalled], &mut alone.worker.intake);
+        let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(bound));
+        [resumed, repeated.map(drop).map_err(|e| e.to_string()), grown.map(drop).map_err(|e| e.to_string())]
+    };
+    assert_eq!(refusals(&bound), [Ok(()), Ok(()), Ok(())]);
+    let name = file.path().display();
+    for (text, why) in [
+        (line(1) + &line(7), format!("the file was changed since the state was written ({name}, before offset ")),
+        (line(7) + &line(2) + &line(3), format!("the file was changed since the state was written ({name}, ")),
+        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next)),
+        (String::new(), format!("the state names records that are not there ({name}, ")),
+    ] {
+        std::fs::write(file.path(), &text).unwrap();
+        for refusal in refusals(&bound) {
+            let error = refusal.unwrap_err();
+            assert!(error.starts_with(&why) && error.contains("restore the file"), "{error}");
+        }
+    }
+    // What was still to be read is missed as well.
+    std::fs::write(file.path(), line(1)).unwrap();
+    let half = Bound { next: line(1).len() as u64, check: None, ended: false, ..bound };
+    let error = Alone::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();
+    assert!(error.contains("records that are not there"), "{error}");
+}
+
+#[test]
+fn whether_a_file_has_grown_since_its_state_ended_is_told() {
+    let (mut file, bound) = ended();
+    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let grown = |bounds: &[Bound]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
+    assert_eq!(grown(std::slice::from_ref(&bound)), None);
+    assert_eq!(grown(&[]).unwrap(), "it was never read");
+    file.write_all(b"{}\n").unwrap();
+    let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(&bound)).unwrap();
+    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next));
+    std::fs::remove_file(file.path()).unwrap();
+    assert!(input::<Ndjson>(file.path(), 100).grown_since(&place, &[bound]).is_err());
+}
+
+#[test]
+fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
+    let file = file_of(&(line(90) + &line(10)));
+    let mut alone = Alone::new(file.path(), &Options::default());
+    assert_eq!(alone.ids(1), [90, 10]);
+    alone.worker.turn_to(Epoch(4));
+    alone.worker.bind(&mut alone.run);
+    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    assert_eq!((bound.until, bound.ended), (None, false));
+    for (options, more) in [(Options::default(), vec![20, 0]), (until_end(), vec![20])] {
+        file.as_file().set_len(bound.next).unwrap();
+        std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(line(20).as_bytes()).unwrap();
+        let mut again = Alone::new(file.path(), &options);
+        again.resume(&bound).unwrap();
+        std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(b"x\n").unwrap();
+        assert_eq!(again.next_ids(more.len()), more, "{}", options.until_end);
+        assert_eq!(again.ids(25), [0; 0]);
+        again.worker.turn_to(Epoch(6));
+        again.worker.bind(&mut again.run);
+        assert_eq!(again.worker.ended, options.until_end);
+        let outcomes = &again.run.epochs[&4];
+        assert!(outcomes.iter().all(|outcome| outcome.mark.millis() == 50), "the watermark of before goes on");
+        assert_eq!(outcomes.last().unwrap().line, if options.until_end { 0 } else { 4 });
+    }
 }

@@ -8,12 +8,14 @@
 //! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
 //! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
 //! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
-//! shown, and never read back.
+//! shown, and never read back. A topic is read on behind a state only if the last record that the state took of
+//! each partition is still the one that it was, or retention has removed it.
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
 pub(crate) mod client;
 mod embedded;
+mod growth;
 mod reader;
 mod report;
 mod watch;
@@ -22,6 +24,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
@@ -147,5 +150,9 @@ impl<T: Record> Source for Topic<T> {
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
         Ok(Box::new(reader::KafkaReader::open(&self.target, self.start, at)?))
+    }
+
+    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+        growth::grown_since(&self.target, &at.job, bounds)
     }
 }

@@ -3,6 +3,8 @@
 //! * A [`Feed`] is one partition: it has a queue of its own, which the client library fills up to a limit. A partition
 //!   that should rest is simply not taken from: nothing of it is lost or fetched twice.
 //! * A record that is taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
+//! * A topic is **known again** by the last record that was taken of each partition: its timestamp and its value. One that
+//!   was deleted and made anew under the same name has another there, or none.
 //!
 //! Invariants: an offset below the intake's next one is never taken again; an end of a partition that a feed sees lies
 //! at or past every offset that was asked for when the reader was opened, and every offset in a journal, as the last
@@ -13,7 +15,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -25,7 +26,7 @@ use super::Start;
 use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
 use super::report::{Listener, Outage, Report};
 use super::watch::{News, Watch};
-use crate::durable::journal::Bound;
+use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Binding, Found, Intake, Place, Polled, Reader, Resumed, Slot};
@@ -40,8 +41,10 @@ const REPLAY_BUDGET: usize = 50_000;
 /// How many epochs' offsets are kept for monitors until they are shown.
 const UNSHOWN: usize = 10_000;
 
-/// How long the offsets of a partition may take to be told when the topic is opened.
-const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a partition's broker may take to tell its offsets, or to bring a record that is there.
+pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+
+const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
 
 const DEFAULTS: &[(&str, &str)] = &[
     // A full queue is looked at again after this; by default a second later.
@@ -122,6 +125,8 @@ pub(super) struct KafkaReader<T> {
     feeds: Vec<Feed>,
     /// Some feeds are not yet in the intake.
     unfound: bool,
+    /// There is a state that knows the topic: a partition that it does not name was added later.
+    known: bool,
     turn: usize,
     watch: Watch,
     last_poll: Option<Instant>,
@@ -134,20 +139,7 @@ pub(super) struct KafkaReader<T> {
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
     pub(super) fn open(target: &Target, start: Start, at: &Place) -> Result<Self> {
-        let name = format!("tidegate-{}", at.job);
-        let mut config = target.configure(DEFAULTS, NEEDED)?;
-        for key in ["group.id", "client.id"] {
-            if config.get(key).is_none() {
-                config.set(key, &name);
-            }
-        }
-        let consumer = connect(target, &config)?;
-        // Counted, as a poll also answers nothing when it has served an event.
-        let served = || (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
-        let ids = match find_topic(consumer.client(), target, &consumer.context().words, served)? {
-            Lookup::There(ids) => ids,
-            Lookup::Unknown(similar) => return Err(client::no_topic(target, &similar)),
-        };
+        let (consumer, ids) = connect(target, &at.job)?;
         let mut feeds = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
             let (low, end) = offsets(&consumer, target, id)?;
@@ -166,6 +158,7 @@ impl<T: Record> KafkaReader<T> {
             idle_timeout: at.options.idle_timeout,
             feeds,
             unfound: true,
+            known: false,
             turn: 0,
             watch,
             last_poll: None,
@@ -196,12 +189,23 @@ impl<T: Record> KafkaReader<T> {
             return Ok(());
         }
         intake.begin(epoch);
+        if self.known && self.until_end {
+            self.feeds.retain(|feed| feed.slot.is_some());
+        }
         let mut assigned = Vec::new();
-        for feed in self.feeds.iter_mut().filter(|feed| feed.slot.is_none()) {
-            let slot = intake.find(epoch, feed.id, feed.start, self.until_end.then_some(feed.end));
+        for feed in &mut self.feeds {
+            if let Some(slot) = feed.slot {
+                // Where earlier lives were to go on for ever, the end at this start holds.
+                if self.until_end {
+                    intake.limit(slot, feed.end);
+                }
+                continue;
+            }
+            let start = if self.known { feed.low } else { feed.start };
+            let slot = intake.find(epoch, feed.id, start, self.until_end.then_some(feed.end));
             feed.slot = Some(slot);
             if !intake.ended(slot) {
-                assigned.push((feed.id, feed.start));
+                assigned.push((feed.id, start));
             }
         }
         self.assign(&assigned)?;
@@ -277,33 +281,49 @@ impl<T: Record> KafkaReader<T> {
         let feed = &mut self.feeds[at];
         let Some(slot) = feed.slot else { return Ok(Taken::Empty(0)) };
         let mut taken = 0;
-        if let Some(held) = feed.held.take() {
-            taken += usize::from(offer(epoch, slot, held.offset, held.stamped, held.payload.as_deref(), intake)?);
+        if let Some(Held { offset, stamped, payload }) = feed.held.take()
+            && offer(epoch, slot, offset, stamped, payload.as_deref(), intake)?
+        {
+            taken += 1;
+            intake.remember(slot, check(offset, stamped, payload.as_deref()));
         }
-        while taken < budget {
+        let mut last = None;
+        let all = loop {
+            if taken >= budget {
+                break Taken::Records(taken);
+            }
+            if let Some(until) = intake.until(slot).filter(|_| feed.at_end) {
+                // What is left before it are markers.
+                intake.skip_to(slot, until);
+                intake.end(slot);
+            }
             if intake.ended(slot) || intake.drifted(slot) {
-                return Ok(Taken::Empty(taken));
+                break Taken::Empty(taken);
             }
             match feed.queue.poll(Duration::ZERO) {
-                None => return Ok(Taken::Empty(taken)),
+                None => break Taken::Empty(taken),
                 Some(Ok(message)) => {
                     feed.at_end = false;
                     feed.quiet_since = None;
                     let (offset, stamped) = place(&message);
-                    taken += usize::from(offer(epoch, slot, offset, stamped, message.payload(), intake)?);
-                }
-                Some(Err(KafkaError::PartitionEOF(_))) => {
-                    feed.at_end = true;
-                    if let Some(until) = intake.until(slot) {
-                        // What is left before it are markers.
-                        intake.skip_to(slot, until);
-                        intake.end(slot);
+                    if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
+                        taken += 1;
+                        last = Some(message);
                     }
                 }
-                Some(Err(error)) => judge(&self.target, feed, &error)?,
+                Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
+                Some(Err(error)) => {
+                    feed.quiet_since = None;
+                    judge(&self.target, feed.id, &error)?;
+                }
             }
+        };
+        // Of the last one only, so that it costs nothing.
+        if let Some(message) = last {
+            let (offset, stamped) = place(&message);
+            intake.remember(slot, check(offset, stamped, message.payload()));
         }
-        Ok(Taken::Records(taken))
+        Ok(all)
     }
 
     /// Takes records of all feeds, in turns.
@@ -358,19 +378,18 @@ impl<T: Record> KafkaReader<T> {
         left: &mut usize,
         intake: &mut Intake<T>,
     ) -> Result<bool> {
-        // Where earlier lives were to go on for ever, the end at this start holds.
-        let until = bound.until.or(self.until_end.then_some(self.feeds[at].end));
         let slot = match self.feeds[at].slot {
             Some(slot) => slot,
             None => {
-                let from = bound.found_at.unwrap_or(self.feeds[at].start);
-                self.check_there(&self.feeds[at], from, bound)?;
-                let slot = intake.find(epoch, bound.partition, from, until);
+                let from = bound.found_at.unwrap_or(self.feeds[at].low);
+                self.check_start(&self.feeds[at], from)?;
+                let slot = intake.find(epoch, bound.partition, from, bound.until);
                 self.feeds[at].slot = Some(slot);
                 self.assign(&[(bound.partition, from)])?;
                 slot
             }
         };
+        check_end(&self.target, bound, self.feeds[at].end)?;
         while intake.next(slot) < bound.next {
             let feed = &mut self.feeds[at];
             if feed.at_end && feed.held.is_none() {
@@ -388,26 +407,32 @@ impl<T: Record> KafkaReader<T> {
                         feed.at_end = false;
                         let (offset, stamped) = place(&message);
                         if offset < bound.next {
-                            *left -= usize::from(offer(epoch, slot, offset, stamped, message.payload(), intake)?);
+                            let payload = message.payload();
+                            *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload), intake)?);
                             continue;
                         }
                         let payload = message.payload().map(<[u8]>::to_vec);
                         feed.held = Some(Held { offset, stamped, payload });
                     }
                     Some(Err(KafkaError::PartitionEOF(_))) => feed.at_end = true,
-                    Some(Err(error)) => judge(&self.target, feed, &error)?,
+                    Some(Err(error)) => {
+                        feed.quiet_since = None;
+                        judge(&self.target, feed.id, &error)?;
+                    }
                 }
                 continue;
             }
             match feed.held.take_if(|held| held.offset < bound.next) {
-                Some(held) => {
-                    let payload = held.payload.as_deref();
-                    *left -= usize::from(offer(epoch, slot, held.offset, held.stamped, payload, intake)?);
+                Some(Held { offset, stamped, payload }) => {
+                    *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload.as_deref()), intake)?);
                 }
                 None => intake.skip_to(slot, bound.next),
             }
         }
-        intake.repeat(slot, &Bound { until, ..bound.clone() });
+        if let Some(check) = bound.check.filter(|check| intake.check(slot) != Some(*check)) {
+            return Err(another(&self.target, bound.partition, check));
+        }
+        intake.repeat(slot, bound);
         if intake.ended(slot) {
             self.rest(at);
         }
@@ -426,26 +451,86 @@ impl<T: Record> KafkaReader<T> {
         }
     }
 
-    /// Refuses to repeat a journal over a topic that no longer has its records.
-    fn check_there(&self, feed: &Feed, from: u64, bound: &Bound) -> Result<()> {
+    /// The feed of a partition that a state names, if it is this worker's.
+    fn feed_of(&self, partition: u32) -> Result<Option<usize>> {
+        if partition as usize % self.share.1 != self.share.0 {
+            return Ok(None);
+        }
+        if let Some(at) = self.feeds.iter().position(|feed| feed.id == partition) {
+            return Ok(Some(at));
+        }
+        Err(no_partition(&self.target, partition))
+    }
+
+    /// Refuses a topic that no longer has the records from an offset on.
+    fn check_start(&self, feed: &Feed, from: u64) -> Result<()> {
+        if from >= feed.low {
+            return Ok(());
+        }
         let place = format!("{}, partition {}, offset {from}", self.target.describe(), feed.id);
-        if from < feed.low {
-            let error = Error::new("records that the state still needs are gone").at(place);
-            let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
-            return Err(error.help("start with a new --state, or keep records longer"));
+        let error = Error::new("records that the state still needs are gone").at(place);
+        let error = error.because(format!("the topic's retention has removed all before offset {}", feed.low));
+        Err(error.help("start with a new --state, or keep records longer"))
+    }
+
+    /// Reads a record that a state has taken once more: see the module.
+    fn recognize(&mut self, at: usize, expected: Check) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.serve(Instant::now())?;
+            let feed = &self.feeds[at];
+            match feed.queue.poll(Duration::from_millis(20)) {
+                None if begun.elapsed() > OFFSETS_PATIENCE => {
+                    let error = Error::new("a record that is there does not come");
+                    let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
+                    return Err(error.at(place).help("check the brokers"));
+                }
+                None => {}
+                Some(Ok(message)) => {
+                    let (offset, stamped) = place(&message);
+                    let as_it_was = check(offset, stamped, message.payload()) == expected;
+                    return if as_it_was { Ok(()) } else { Err(another(&self.target, feed.id, expected)) };
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => return Err(another(&self.target, feed.id, expected)),
+                Some(Err(error)) => judge(&self.target, feed.id, &error)?,
+            }
         }
-        if bound.next > feed.end {
-            let because = format!("the topic ends at offset {}, the state at {}", feed.end, bound.next);
-            let error = Error::new("records that the state has counted are not there").at(place).because(because);
-            return Err(error.help("was the topic deleted and created again? then start with a new --state"));
-        }
-        Ok(())
     }
 }
 
 impl<T: Record> Reader<T> for KafkaReader<T> {
-    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<T>) -> Result<()> {
-        Err(Error::new("this source cannot be resumed yet"))
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<T>) -> Result<()> {
+        let (mut assigned, mut checks) = (Vec::new(), Vec::new());
+        for place in places {
+            intake.begin(epoch);
+            self.known = true;
+            let bound = &place.bound;
+            let Some(at) = self.feed_of(bound.partition)? else { continue };
+            check_end(&self.target, bound, self.feeds[at].end)?;
+            let slot = intake.resume(epoch, place);
+            self.feeds[at].slot = Some(slot);
+            // Retention may have removed what the topic would be known again by, and of an ended partition what follows.
+            let low = self.feeds[at].low;
+            let check = bound.check.filter(|check| (low..bound.next).contains(&check.at));
+            checks.extend(check.map(|check| (at, check)));
+            if !intake.ended(slot) {
+                self.check_start(&self.feeds[at], bound.next)?;
+            }
+            if check.is_some() || !intake.ended(slot) {
+                assigned.push((bound.partition, check.map_or(bound.next, |check| check.at)));
+            }
+        }
+        self.assign(&assigned)?;
+        for (at, check) in checks {
+            self.recognize(at, check)?;
+            if self.feeds[at].slot.is_some_and(|slot| intake.ended(slot)) {
+                self.rest(at);
+            }
+        }
+        if self.known && self.until_end {
+            intake.all_found();
+        }
+        Ok(())
     }
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
@@ -471,21 +556,13 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
         intake.begin(epoch);
         self.serve(Instant::now())?;
-        // Partitions that no bound names were added to the topic later: read from their first record.
-        self.feeds.iter_mut().for_each(|feed| feed.start = feed.low);
-        if self.until_end {
+        self.known |= !bounds.is_empty();
+        if self.known && self.until_end {
             intake.all_found();
         }
         let (mut left, mut done) = (REPLAY_BUDGET, true);
         for bound in bounds {
-            if bound.partition as usize % self.share.1 != self.share.0 {
-                continue;
-            }
-            let Some(at) = self.feeds.iter().position(|feed| feed.id == bound.partition) else {
-                let place = format!("{}, partition {}", self.target.describe(), bound.partition);
-                let error = Error::new("a partition that the state names is not there").at(place);
-                return Err(error.help("was the topic deleted and created again? then start with a new --state"));
-            };
+            let Some(at) = self.feed_of(bound.partition)? else { continue };
             done &= self.repeat(epoch, at, bound, &mut left, intake)?;
         }
         Ok(done)
@@ -506,15 +583,29 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 }
 
-fn connect(target: &Target, config: &ClientConfig) -> Result<Arc<BaseConsumer<Listener>>> {
+/// Connects, and finds the partitions of the topic.
+pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Listener>>, Vec<u32>)> {
+    let name = format!("tidegate-{job}");
+    let mut config = target.configure(DEFAULTS, NEEDED)?;
+    for key in ["group.id", "client.id"] {
+        if config.get(key).is_none() {
+            config.set(key, &name);
+        }
+    }
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let listener = Listener::new(&target.topic, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
-    Ok(Arc::new(consumer))
+    let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
+    // Counted, as a poll also answers nothing when it has served an event.
+    let served = || (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+    match find_topic(consumer.client(), target, &consumer.context().words, served)? {
+        Lookup::There(ids) => Ok((consumer, ids)),
+        Lookup::Unknown(similar) => Err(client::no_topic(target, &similar)),
+    }
 }
 
 /// The first offset and the end of a partition.
-fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u32) -> Result<(u64, u64)> {
+pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u32) -> Result<(u64, u64)> {
     let begun = Instant::now();
     loop {
         match consumer.fetch_watermarks(&target.topic, id as i32, Duration::from_secs(3)) {
@@ -545,7 +636,7 @@ fn new_feed(
     Ok(Feed { id, start, low, end, slot: None, queue, held: None, at_end: false, quiet_since: None, weigh: false })
 }
 
-fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
+pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
     for (id, offset) in partitions {
         list.add_partition_offset(topic, *id as i32, Offset::Offset(*offset as i64))?;
@@ -553,8 +644,55 @@ fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionLis
     Ok(list)
 }
 
-fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
+pub(super) fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
     (message.offset().max(0) as u64, message.timestamp().to_millis())
+}
+
+/// What a partition is known again by: a record of it.
+pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> Check {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
+    sum.update(payload.unwrap_or_default());
+    Check { at: offset, sum: sum.finalize() }
+}
+
+/// The error for a topic without a partition that a state names.
+pub(super) fn no_partition(target: &Target, partition: u32) -> Error {
+    let place = format!("{}, partition {partition}", target.describe());
+    Error::new("a partition that the state names is not there").at(place).help(MADE_ANEW)
+}
+
+/// The error for a topic that has another record than the state took, or none.
+pub(super) fn another(target: &Target, partition: u32, check: Check) -> Error {
+    let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
+    let error = Error::new("a record is not the one that the state has counted").at(place);
+    error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
+}
+
+/// Refuses a partition that does not reach as far as a state has it, or was to take of it.
+pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> {
+    let named = bound.next.max(bound.until.unwrap_or(0));
+    if named <= end {
+        return Ok(());
+    }
+    let because = format!("the topic ends at offset {end}, the state at {named}");
+    let error = Error::new("records that the state has counted are not there").because(because).help(MADE_ANEW);
+    Err(error.at(format!("{}, partition {}", target.describe(), bound.partition)))
+}
+
+/// Offers a record of a journal's epoch to the intake; answers whether it was taken.
+fn again<T: Record + DeserializeOwned>(
+    epoch: Epoch,
+    slot: Slot,
+    bound: &Bound,
+    (offset, stamped, payload): (u64, Option<i64>, Option<&[u8]>),
+    intake: &mut Intake<T>,
+) -> Result<bool> {
+    let taken = offer(epoch, slot, offset, stamped, payload, intake)?;
+    if taken && bound.check.is_some_and(|check| check.at == offset) {
+        intake.remember(slot, check(offset, stamped, payload));
+    }
+    Ok(taken)
 }
 
 /// Offers a record to the intake; answers whether it was taken.
@@ -594,12 +732,11 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
 }
 
 /// Decides whether an error that came instead of a record ends the job.
-fn judge(target: &Target, feed: &mut Feed, error: &KafkaError) -> Result<()> {
-    feed.quiet_since = None;
+pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
         // Whether a topic is gone for good, the watch finds out.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
-        Some(code) => Err(failed(target, Some(feed.id), code)),
+        Some(code) => Err(failed(target, Some(partition), code)),
         None => Err(Error::new("cannot read").at(target.describe()).because(said(error))),
     }
 }

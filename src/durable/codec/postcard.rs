@@ -1,0 +1,132 @@
+//! Rows by serde, in the `postcard` format: small, and read by any program that has the same types.
+//!
+//! A block is its rows, one behind the other. The format does not describe itself, so what guards it is the checksum of
+//! the block and the fingerprint of the type.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows};
+
+/// The codec that every row type has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Postcard;
+
+impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
+    fn id(&self) -> CodecId {
+        CodecId::POSTCARD
+    }
+
+    fn fingerprint(&self) -> u64 {
+        crate::durable::fingerprint::of::<T>()
+    }
+
+    fn encode(&self, row: &T, draft: &mut Draft) -> Result<(), String> {
+        postcard::serialize_with_flavor(row, Behind(&mut draft.head)).map_err(|why| why.to_string())
+    }
+
+    fn open(&self, block: AlignedBytes, rows: u32) -> Result<Rows<T>, String> {
+        let mut decoded = Vec::new();
+        decode(block.as_slice(), rows, &mut decoded)?;
+        Ok(Rows::decoded(decoded))
+    }
+
+    fn decode(&self, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> Result<AlignedBytes, String> {
+        decode(block.as_slice(), rows, out)?;
+        Ok(block)
+    }
+}
+
+fn decode<T: DeserializeOwned>(mut bytes: &[u8], rows: u32, out: &mut Vec<T>) -> Result<(), String> {
+    // A row may have no bytes at all, but then it needs no room either.
+    out.reserve((rows as usize).min(bytes.len()));
+    for number in 0..rows {
+        let (row, rest) = postcard::take_from_bytes(bytes)
+            .map_err(|why| format!("row {number} of {rows} in the block cannot be read: {why}"))?;
+        out.push(row);
+        bytes = rest;
+    }
+    if !bytes.is_empty() {
+        return Err(format!("{} bytes are behind the last of the block's {rows} rows", bytes.len()));
+    }
+    Ok(())
+}
+
+/// Serialises to the end of a vector.
+struct Behind<'a>(&'a mut Vec<u8>);
+
+impl postcard::ser_flavors::Flavor for Behind<'_> {
+    type Output = ();
+
+    #[inline]
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Row = (i64, String, Option<(u8, i128)>, Vec<u16>);
+
+    fn row(random: &mut fastrand::Rng) -> Row {
+        let text = (0..random.usize(..9)).map(|_| random.char(..)).collect();
+        let option = random.bool().then(|| (random.u8(..), random.i128(..)));
+        (random.i64(..), text, option, (0..random.usize(..4)).map(|_| random.u16(..)).collect())
+    }
+
+    fn aligned(bytes: &[u8]) -> AlignedBytes {
+        let mut block = AlignedBytes::zeroed(bytes.len());
+        block.as_mut_slice().copy_from_slice(bytes);
+        block
+    }
+
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        for seed in 0..50 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let rows: Vec<Row> = (0..random.usize(..50)).map(|_| row(&mut random)).collect();
+            let mut draft = Draft::default();
+            rows.iter().for_each(|row| Postcard.encode(row, &mut draft).unwrap());
+            let (block, count) = (draft.take(), rows.len() as u32);
+            assert_eq!(Codec::<Row>::open(&Postcard, aligned(&block), count).unwrap().as_slice(), rows, "seed {seed}");
+            let mut read = vec![rows.first().cloned().unwrap_or_default()];
+            Postcard.decode(aligned(&block), count, &mut read).unwrap();
+            assert_eq!(read[1..], rows, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_exactly_so_many_rows_are_refused() {
+        let mut draft = Draft::default();
+        (0..3u32).for_each(|row| Postcard.encode(&(row, "abc".to_owned()), &mut draft).unwrap());
+        let block = draft.take();
+        let open = |bytes: &[u8], rows| Codec::<(u32, String)>::open(&Postcard, aligned(bytes), rows).unwrap_err();
+        assert_eq!(open(&block, 2), "5 bytes are behind the last of the block's 2 rows");
+        assert!(open(&block, 4).starts_with("row 3 of 4 in the block cannot be read"));
+        assert!(open(&block[..14], 3).starts_with("row 2 of 3 in the block cannot be read"));
+        assert!(open(&[], u32::MAX).starts_with("row 0 of"));
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_ask_for_much_memory() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
+            // Either is right: what is looked for is a panic.
+            let _unverified = Codec::<Row>::open(&Postcard, aligned(&bytes), random.u32(..5));
+        }
+    }
+}

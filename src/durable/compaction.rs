@@ -1,0 +1,511 @@
+//! Compaction: many small segments of a step become few large ones, and what the watermark has passed goes away.
+//!
+//! Merging segments is consolidation: rows of equal keys are added up, and adding is commutative and associative, so any
+//! segments of a step may be merged, in any order, and a step's state is the sum of its segments before as after.
+//!
+//! * The **level** of a segment follows from its length, in powers of [`FACTOR`](crate::durable::segment::FACTOR). Four
+//!   or more of a level are merged, into one that is mostly of the next level: so a row is written about once a level,
+//!   and a step has a few segments a level.
+//! * A row is **dead** when its window can no longer change nor be shown. Dead rows, and rows that add up to nothing,
+//!   are left out of what a merge writes; a segment all of whose rows are dead need not be merged, nor read.
+//!
+//! Invariants: compaction changes no answer; inputs stay as they are, as kept manifests may name them; memory is
+//! bounded by a block of each input.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::durable::codec::{Codec, Rows};
+use crate::durable::disk::Disk;
+use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
+use crate::error::Result;
+use crate::time::EventTime;
+
+/// How many segments of a level are merged at least.
+pub const FEWEST: usize = 4;
+/// How many are merged at most: what bounds memory, and how long one merge takes.
+pub const MOST: usize = 16;
+
+/// What is to be done with the segments of a state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Have no row that is not dead: the next manifest need not name them.
+    pub dead: Vec<SegmentInfo>,
+    /// To be merged, each group into one.
+    pub merges: Vec<Vec<SegmentInfo>>,
+}
+
+/// Decides what to do with segments, of one step or of several. Rows of windows that end at `dead` or before are dead.
+pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
+    let mut plan = Plan::default();
+    let mut levels = BTreeMap::<(&str, u8), Vec<&SegmentInfo>>::new();
+    for segment in segments {
+        if segment.is_dead(dead) {
+            plan.dead.push(segment.clone());
+        } else {
+            levels.entry((&segment.step, segment.level)).or_default().push(segment);
+        }
+    }
+    for mut alike in levels.into_values() {
+        // Neighbours in time die at about the same time.
+        alike.sort_by_key(|segment| (segment.from, segment.to, &segment.file));
+        let groups = alike.chunks(MOST).filter(|group| group.len() >= FEWEST);
+        plan.merges.extend(groups.map(|group| group.iter().copied().cloned().collect()));
+    }
+    plan
+}
+
+/// How the rows of a step are merged.
+pub struct Merging<'a, T> {
+    /// How they are written.
+    pub codec: Arc<dyn Codec<T>>,
+    /// The order of their keys; rows of equal keys are added up.
+    pub order: fn(&T, &T) -> Ordering,
+    /// Adds the second to the first.
+    pub add: fn(&mut T, &T),
+    /// The end of a row's window; [`EventTime::MAX`] for rows of none.
+    pub window: fn(&T) -> EventTime,
+    /// Whether a sum is worth keeping: rows that add up to nothing are not. What is left out must add nothing to the
+    /// rows of its key in other segments either, as these may be merged at another time.
+    pub keep: &'a dyn Fn(&T) -> bool,
+    /// Rows of windows that end here or before are dead, and left out.
+    pub dead: EventTime,
+}
+
+impl<T> fmt::Debug for Merging<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Merging").field("codec", &self.codec).field("dead", &self.dead).finish_non_exhaustive()
+    }
+}
+
+/// Writes the sum of some segments of a step as one, under `label`. Returns nothing, and writes no file, if nothing is
+/// left. The inputs stay.
+///
+/// # Errors
+/// When an input is damaged or is not what `merging` says, or the output cannot be written.
+pub fn merge<T: Clone + 'static>(
+    disk: &Arc<dyn Disk>,
+    directory: &Path,
+    inputs: &[SegmentInfo],
+    label: &Label,
+    merging: &Merging<'_, T>,
+) -> Result<Option<SegmentInfo>> {
+    assert!(inputs.iter().all(|input| input.step == label.step), "only segments of one step are merged");
+    let mut cursors = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let reader = SegmentReader::open_named(&**disk, directory, input)?;
+        cursors.push(Cursor::new(reader, merging)?);
+    }
+    let builder = BlockBuilder::new(Arc::clone(&merging.codec));
+    let mut output = Output { disk, directory, label, merging, builder, writer: None };
+    match output.fill(cursors) {
+        Ok(()) => output.writer.map(SegmentWriter::finish).transpose(),
+        Err(why) => {
+            output.writer.into_iter().for_each(SegmentWriter::abandon);
+            Err(why)
+        }
+    }
+}
+
+/// What a merge writes, begun when there is something to write.
+struct Output<'a, T> {
+    disk: &'a Arc<dyn Disk>,
+    directory: &'a Path,
+    label: &'a Label,
+    merging: &'a Merging<'a, T>,
+    builder: BlockBuilder<T>,
+    writer: Option<SegmentWriter>,
+}
+
+impl<T: Clone + 'static> Output<'_, T> {
+    fn fill(&mut self, mut cursors: Vec<Cursor<T>>) -> Result<()> {
+        let merging = self.merging;
+        // Those with a row, by that row, the least one last.
+        let mut waiting = Vec::with_capacity(cursors.len());
+        for index in 0..cursors.len() {
+            wait(&mut waiting, &cursors, index, merging.order);
+        }
+        let mut equal = Vec::with_capacity(cursors.len());
+        while let Some(row) = waiting.last().and_then(|&least| cursors[least].row()) {
+            let is_equal =
+                |other: &usize| cursors[*other].row().is_some_and(|other| (merging.order)(other, row).is_eq());
+            let first = waiting.iter().rposition(|other| !is_equal(other)).map_or(0, |greater| greater + 1);
+            equal.extend(waiting.drain(first..));
+            if equal.len() == 1 {
+                self.emit(row)?;
+            } else {
+                let (mut sum, others) = (row.clone(), equal.iter().rev().skip(1));
+                others.filter_map(|&other| cursors[other].row()).for_each(|other| (merging.add)(&mut sum, other));
+                self.emit(&sum)?;
+            }
+            for index in equal.drain(..) {
+                cursors[index].advance(merging)?;
+                wait(&mut waiting, &cursors, index, merging.order);
+            }
+        }
+        match self.builder.finish() {
+            Some(block) => self.append(&block),
+            None => Ok(()),
+        }
+    }
+
+    fn emit(&mut self, row: &T) -> Result<()> {
+        let window = (self.merging.window)(row);
+        if window <= self.merging.dead || !(self.merging.keep)(row) {
+            return Ok(());
+        }
+        match self.builder.push(row, window)? {
+            Some(block) => self.append(&block),
+            None => Ok(()),
+        }
+    }
+
+    fn append(&mut self, block: &RawBlock) -> Result<()> {
+        if self.writer.is_none() {
+            let coding = self.merging.codec.coding();
+            self.writer = Some(SegmentWriter::create(self.disk, self.directory, self.label, &coding)?);
+        }
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.append(block))
+    }
+}
+
+/// Puts a cursor that has a row where it belongs among those that wait, which are in descending order.
+fn wait<T: 'static>(waiting: &mut Vec<usize>, cursors: &[Cursor<T>], index: usize, order: fn(&T, &T) -> Ordering) {
+    if let Some(row) = cursors[index].row() {
+        let greater = |other: &usize| cursors[*other].row().is_some_and(|other| order(other, row).is_gt());
+        waiting.insert(waiting.partition_point(greater), index);
+    }
+}
+
+/// Walks over the rows of an input that are not in blocks of dead rows alone.
+struct Cursor<T> {
+    reader: SegmentReader,
+    /// The block that comes next.
+    next: usize,
+    rows: Rows<T>,
+    /// Which of the rows.
+    at: usize,
+}
+
+impl<T: 'static> Cursor<T> {
+    fn new(reader: SegmentReader, merging: &Merging<'_, T>) -> Result<Self> {
+        reader.accept(&*merging.codec)?;
+        let mut cursor = Cursor { reader, next: 0, rows: Rows::decoded(Vec::new()), at: 0 };
+        cursor.load(merging)?;
+        Ok(cursor)
+    }
+
+    /// The row that it stands on; nothing behind the last.
+    fn row(&self) -> Option<&T> {
+        self.rows.as_slice().get(self.at)
+    }
+
+    /// Goes on to the next row.
+    fn advance(&mut self, merging: &Merging<'_, T>) -> Result<()> {
+        self.at += 1;
+        if self.at < self.rows.as_slice().len() { Ok(()) } else { self.load(merging) }
+    }
+
+    /// Goes on to the first row of the next block that is not dead.
+    fn load(&mut self, merging: &Merging<'_, T>) -> Result<()> {
+        let blocks = self.reader.blocks().iter().enumerate().skip(self.next);
+        let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.dead) else {
+            (self.rows, self.at) = (Rows::decoded(Vec::new()), 0);
+            self.next = self.reader.blocks().len();
+            return Ok(());
+        };
+        let rows = self.reader.open_block(number, &*merging.codec)?;
+        let ascend = |pair: &[T]| (merging.order)(&pair[0], &pair[1]).is_lt();
+        let behind = match (self.rows.as_slice().last(), rows.as_slice().first()) {
+            (Some(last), Some(first)) => (merging.order)(last, first).is_lt(),
+            _ => true,
+        };
+        if !behind || !rows.as_slice().windows(2).all(ascend) {
+            return Err(self.reader.refuse(number, "its rows are not in order"));
+        }
+        let windows = block.least..=block.greatest;
+        if !rows.as_slice().iter().all(|row| windows.contains(&(merging.window)(row))) {
+            return Err(self.reader.refuse(number, "it has a row of a window that it should not have"));
+        }
+        (self.next, self.rows, self.at) = (number + 1, rows, 0);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::durable::disk::OsDisk;
+    use crate::durable::segment::tests::{Failing, Row, codecs, label, random_rows, read, write};
+    use crate::durable::segment::{level_of, verify};
+    use crate::time::Epoch;
+
+    /// The rows' sums by key, of which those of 0 are nothing.
+    fn sums(rows: impl IntoIterator<Item = Row>, dead: EventTime) -> Vec<Row> {
+        let mut sums = BTreeMap::new();
+        for (key, value) in rows {
+            sums.entry(key).and_modify(|sum| add_value(sum, &value)).or_insert(value);
+        }
+        sums.into_iter().filter(|(key, value)| key.0 > dead && *value != (0, (0, 0))).collect()
+    }
+
+    fn add_value(sum: &mut (i64, (i128, i64)), other: &(i64, (i128, i64))) {
+        sum.0 += other.0;
+        sum.1.0 += other.1.0;
+        sum.1.1 = sum.1.1.wrapping_add(other.1.1);
+    }
+
+    fn merging(codec: &Arc<dyn Codec<Row>>, dead: EventTime) -> Merging<'static, Row> {
+        Merging {
+            codec: Arc::clone(codec),
+            order: |a, b| a.0.cmp(&b.0),
+            add: |sum, other| add_value(&mut sum.1, &other.1),
+            window: |row| row.0.0,
+            keep: &|row| row.1 != (0, (0, 0)),
+            dead,
+        }
+    }
+
+    #[test]
+    fn a_merge_is_the_sum_of_any_segments_in_any_order() {
+        for (codec, seed) in codecs().iter().flat_map(|codec| (0..40).map(move |seed| (codec, seed))) {
+            let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut segments = Vec::new();
+            for number in 0..random.u64(1..8) {
+                let count = random.usize(..if seed % 10 == 0 { 2_000 } else { 30 });
+                let mut rows = random_rows(&mut random, count, 4);
+                // Some take back, or add to, what others have.
+                let others = segments.iter().flat_map(|(_, rows): &(SegmentInfo, Vec<Row>)| rows);
+                for row in others {
+                    match random.u8(..6) {
+                        0 => rows.push((row.0.clone(), (-row.1.0, (-row.1.1.0, row.1.1.1.wrapping_neg())))),
+                        1 => rows.push((row.0.clone(), (1, row.1.1))),
+                        _ => {}
+                    }
+                }
+                rows.sort();
+                rows.dedup_by(|a, b| a.0 == b.0);
+                let of_block = random.usize(1..40);
+                let info = write(&disk, directory.path(), &label(number), codec, &rows, of_block).unwrap();
+                segments.push((info, rows));
+            }
+            random.shuffle(&mut segments);
+            let (merged, alone) = segments.split_at(random.usize(1..=segments.len()));
+            let dead = EventTime::from_millis(random.i64(-1..5) * 1_000);
+            let inputs: Vec<_> = merged.iter().map(|(info, _)| info.clone()).collect();
+            let sum_label = Label::of_sum(&inputs, 4, 0, 0);
+            let output = merge(&disk, directory.path(), &inputs, &sum_label, &merging(codec, dead)).unwrap();
+            let expected = sums(merged.iter().flat_map(|(_, rows)| rows.clone()), dead);
+            let path = directory.path().join(sum_label.file_name());
+            assert_eq!((output.is_some(), path.exists()), (!expected.is_empty(), !expected.is_empty()), "seed {seed}");
+            let found = output.map_or(Vec::new(), |_| read(&path, &**codec).unwrap());
+            assert_eq!(found, expected, "seed {seed}");
+            // What the step has is the same as before.
+            let rest = || alone.iter().flat_map(|(_, rows)| rows.clone());
+            let all = segments.iter().flat_map(|(_, rows)| rows.clone());
+            assert_eq!(sums(found.into_iter().chain(rest()), dead), sums(all, dead), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_are_not_as_they_should_be_are_refused() {
+        for codec in codecs() {
+            let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+            let rows = random_rows(&mut fastrand::Rng::with_seed(1), 30, 4);
+            let sound = write(&disk, directory.path(), &label(0), &codec, &rows, 7).unwrap();
+            let refused = |number, inputs: &[SegmentInfo], expected: &str| {
+                let sum = Label::of_sum(inputs, 4, 0, number);
+                let merging = merging(&codec, EventTime::MIN);
+                let said = merge(&disk, directory.path(), inputs, &sum, &merging).unwrap_err().to_string();
+                assert!(said.contains(expected) && said.contains(&inputs[1].file), "{said}");
+                assert!(!directory.path().join(sum.file_name()).exists());
+            };
+            // Out of order within a block, from block to block, and a key that comes twice.
+            for (number, (from, to)) in (1..).zip([(8, 9), (6, 7), (20, 12)]) {
+                let mut rows = rows.clone();
+                rows.swap(from, to);
+                let info = write(&disk, directory.path(), &label(number), &codec, &rows, 7).unwrap();
+                refused(number, &[sound.clone(), info], "its rows are not in order");
+            }
+            let twice = [rows[0].clone(), rows[0].clone()];
+            let info = write(&disk, directory.path(), &label(5), &codec, &twice, 7).unwrap();
+            refused(5, &[sound.clone(), info], "its rows are not in order");
+            // Of another window than the block is said to be of.
+            let (mut builder, label) = (BlockBuilder::new(Arc::clone(&codec)), label(6));
+            assert_eq!(builder.push(&rows[0], EventTime::from_millis(77)).unwrap(), None);
+            let mut writer = SegmentWriter::create(&disk, directory.path(), &label, &codec.coding()).unwrap();
+            writer.append(&builder.finish().unwrap()).unwrap();
+            refused(6, &[sound.clone(), writer.finish().unwrap()], "of a window that it should not have");
+            // Another file than the manifest names.
+            refused(7, &[sound.clone(), SegmentInfo { checksum: 1, ..sound.clone() }], "not the one");
+        }
+    }
+
+    #[test]
+    fn blocks_of_dead_rows_alone_go_unread() {
+        for codec in codecs() {
+            let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+            let rows = random_rows(&mut fastrand::Rng::with_seed(1), 40, 4);
+            let info = write(&disk, directory.path(), &label(0), &codec, &rows, 2).unwrap();
+            let path = directory.path().join(&info.file);
+            let mut bytes = fs::read(&path).unwrap();
+            let dead = EventTime::from_millis(1_000);
+            // The first block is damaged: only who reads it can tell.
+            let header = u32::from_le_bytes(bytes[9..13].try_into().unwrap()) as usize;
+            bytes[17 + header + 4] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            let run = |number, dead| {
+                let sum = Label::of_sum(std::slice::from_ref(&info), 4, 0, number);
+                merge(&disk, directory.path(), std::slice::from_ref(&info), &sum, &merging(&codec, dead))
+            };
+            assert!(run(1, EventTime::MIN).unwrap_err().to_string().contains("block 0"));
+            let merged = run(2, dead).unwrap().unwrap();
+            assert_eq!(read(&directory.path().join(&merged.file), &*codec).unwrap(), sums(rows, dead));
+        }
+    }
+
+    #[test]
+    fn a_merge_that_fails_leaves_its_inputs_and_can_be_done_again() {
+        let codec = &codecs()[0];
+        let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+        let mut random = fastrand::Rng::with_seed(5);
+        let all: Vec<_> = (0..3).map(|_| random_rows(&mut random, 3_000, 4)).collect();
+        let write = |(number, rows): (u64, &Vec<Row>)| {
+            write(&disk, directory.path(), &label(number), codec, rows, usize::MAX).unwrap()
+        };
+        let inputs: Vec<_> = (0..).zip(&all).map(write).collect();
+        let sum = Label::of_sum(&inputs, 4, 0, 9);
+        let acts = {
+            let (disk, acts) = Failing::shared(usize::MAX);
+            let elsewhere = Label { number: 10, ..sum.clone() };
+            merge(&disk, directory.path(), &inputs, &elsewhere, &merging(codec, EventTime::MIN)).unwrap().unwrap();
+            acts.told().len()
+        };
+        assert!(acts > 8, "{acts} acts are too few for this test");
+        for fail_at in 0..acts {
+            let (disk, _) = Failing::shared(fail_at);
+            let said = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap_err();
+            assert!(said.to_string().contains("it broke"), "{said}");
+        }
+        let merged = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap().unwrap();
+        let found = read(&directory.path().join(&merged.file), &**codec).unwrap();
+        assert_eq!(found, sums(all.concat(), EventTime::MIN));
+        assert!(inputs.iter().all(|info| verify(&OsDisk, &directory.path().join(&info.file)).as_ref() == Ok(info)));
+    }
+
+    /// A segment that is only spoken of.
+    fn spoken_of(step: &str, number: u64, bytes: u64, windows: (i64, i64)) -> SegmentInfo {
+        SegmentInfo {
+            file: format!("{step}-{number}"),
+            step: step.to_owned(),
+            from: Epoch(2 * number),
+            to: Epoch(2 * number + 2),
+            rows: bytes / 20,
+            bytes,
+            least: EventTime::from_millis(windows.0),
+            greatest: EventTime::from_millis(windows.1),
+            level: level_of(bytes),
+            checksum: 0,
+        }
+    }
+
+    /// What a merge makes of segments when `share` of their bytes is left.
+    fn merged(group: &[SegmentInfo], number: u64, share: f64, dead: EventTime) -> SegmentInfo {
+        let bytes = (group.iter().map(|segment| segment.bytes).sum::<u64>() as f64 * share) as u64 + 100;
+        let Label { step, from, to, .. } = Label::of_sum(group, 1, 0, number);
+        let greatest = group.iter().map(|segment| segment.greatest).max().unwrap();
+        let least = group.iter().map(|segment| segment.least).min().unwrap().max(dead);
+        SegmentInfo { from, to, ..spoken_of(&step, number, bytes, (least.millis(), greatest.millis())) }
+    }
+
+    #[test]
+    fn what_is_dead_is_dropped_and_the_rest_is_merged_level_by_level() {
+        for seed in 0..500 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut segments: Vec<_> = (0..random.u64(..120))
+                .map(|number| {
+                    let (step, from) = (if random.bool() { "a" } else { "b" }, random.i64(0..100));
+                    spoken_of(step, number, 1 + (random.u64(..) >> random.u32(24..56)), (from, from + random.i64(0..9)))
+                })
+                .collect();
+            let dead = EventTime::from_millis(random.i64(0..60));
+            let (mut number, mut turns) = (1_000, 0);
+            loop {
+                let plan = choose(&segments, dead);
+                for segment in &segments {
+                    let in_dead = plan.dead.contains(segment);
+                    let groups = plan.merges.iter().filter(|group| group.contains(segment)).count();
+                    assert_eq!(in_dead, segment.greatest <= dead, "seed {seed}");
+                    assert!(groups <= usize::from(!in_dead), "seed {seed}");
+                }
+                for group in &plan.merges {
+                    let alike = |other: &SegmentInfo| (&other.step, other.level) == (&group[0].step, group[0].level);
+                    assert!(group.iter().all(alike) && (FEWEST..=MOST).contains(&group.len()), "seed {seed}");
+                }
+                if plan == Plan::default() {
+                    break;
+                }
+                segments.retain(|segment| !plan.dead.contains(segment));
+                segments.retain(|segment| !plan.merges.iter().any(|group| group.contains(segment)));
+                for group in &plan.merges {
+                    number += 1;
+                    segments.push(merged(group, number, random.f64(), dead));
+                }
+                turns += 1;
+                assert!(turns < 40, "seed {seed}: it does not end");
+            }
+            let mut left = BTreeMap::<(&str, u8), usize>::new();
+            segments.iter().for_each(|segment| *left.entry((&segment.step, segment.level)).or_default() += 1);
+            assert!(left.values().all(|count| *count < FEWEST), "seed {seed}");
+        }
+    }
+
+    /// Runs many snapshots; returns how many bytes merges wrote for each byte of a snapshot, and the most segments
+    /// there were.
+    fn run(seed: u64, lifetime: Option<i64>) -> (f64, usize) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut segments, mut most) = (Vec::new(), 0);
+        let (mut taken, mut written, mut number) = (0, 0, 0);
+        for snapshot in 0..1_000 {
+            let bytes = random.u64(50_000..200_000);
+            taken += bytes;
+            number += 1;
+            segments.push(spoken_of("a", number, bytes, (snapshot, lifetime.map_or(i64::MAX, |life| snapshot + life))));
+            let dead = EventTime::from_millis(snapshot);
+            loop {
+                let plan = choose(&segments, dead);
+                if plan == Plan::default() {
+                    break;
+                }
+                segments.retain(|segment| !plan.dead.contains(segment));
+                for group in &plan.merges {
+                    number += 1;
+                    segments.retain(|segment| !group.contains(segment));
+                    let sum = merged(group, number, 1.0, dead);
+                    written += sum.bytes;
+                    segments.push(sum);
+                }
+            }
+            most = most.max(segments.len());
+        }
+        (written as f64 / taken as f64, most)
+    }
+
+    #[test]
+    fn a_row_is_rewritten_about_once_a_level_and_segments_stay_few() {
+        for seed in 0..5 {
+            // 100 MB in snapshots of 125 kB: five levels above theirs.
+            let (amplification, most) = run(seed, None);
+            assert!((2.0..5.5).contains(&amplification) && most < 20, "seed {seed}: {amplification}, {most}");
+            // Rows that die after ten snapshots.
+            let (amplification, most) = run(seed, Some(10));
+            assert!(amplification < 3.5 && most < 16, "seed {seed}: {amplification}, {most}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! How a segment's bytes lie.
+//!
+//! ```text
+//! start    8  magic "TIDE-SEG"
+//!          1  version of the format
+//!          4  length of the header
+//!          4  checksum of the 13 bytes above
+//! header   n  postcard: codec, fingerprint, name of the row type, label, version of the program
+//!          4  checksum of the header
+//! blocks   …  one behind the other; each is one lz4 block, or the raw bytes if those are not longer
+//! footer   n  postcard: of each block stored bytes, raw bytes, rows, windows, checksum; totals
+//! end      8  length of the footer
+//!          4  checksum of the footer
+//!          4  checksum of the 12 bytes above
+//!          8  magic "SEG-EDIT"
+//! ```
+//!
+//! Integers outside postcard are little-endian; checksums are CRC-32, a block's of its stored bytes. Where blocks lie is
+//! not written but follows from their lengths, so they neither overlap nor leave gaps, and must end where the footer
+//! begins. The version decides how all that follows is read, so it is looked at first.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::durable::codec::{CodecId, Coding};
+use crate::durable::segment::{Label, SegmentInfo, build, level_of};
+use crate::error::{Error, Result};
+use crate::time::EventTime;
+
+const MAGIC: [u8; 8] = *b"TIDE-SEG";
+const END_MAGIC: [u8; 8] = *b"SEG-EDIT";
+/// The version that this program writes, and the only one that it reads.
+pub(super) const VERSION: u8 = 1;
+/// Bytes of the start.
+pub(super) const START: usize = 17;
+/// Bytes of the end.
+pub(super) const END: usize = 24;
+/// Bytes of a checksum.
+pub(super) const CHECKSUM: usize = 4;
+/// How many raw bytes an lz4 block can at most have for each stored one.
+const MOST_RATIO: u64 = 256;
+
+/// The first thing that a segment says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Header {
+    codec: u8,
+    fingerprint: u64,
+    rows: String,
+    pub(super) label: Label,
+    /// The version of the program, for people.
+    program: String,
+}
+
+impl Header {
+    pub(super) fn new(label: Label, coding: &Coding) -> Self {
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        Header { codec: coding.codec.0, fingerprint: coding.fingerprint, rows: coding.rows.clone(), label, program }
+    }
+
+    pub(super) fn coding(&self) -> Coding {
+        Coding { codec: CodecId(self.codec), fingerprint: self.fingerprint, rows: self.rows.clone() }
+    }
+}
+
+/// One block of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockInfo {
+    /// Bytes in the file.
+    pub stored: u32,
+    /// Bytes when they are no longer compressed.
+    pub raw: u32,
+    /// How many rows it has.
+    pub rows: u32,
+    /// Of the stored bytes.
+    pub(super) checksum: u32,
+    /// The least window end of a row.
+    pub least: EventTime,
+    /// The greatest window end of a row.
+    pub greatest: EventTime,
+}
+
+/// The last thing that a segment says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Footer {
+    pub(super) blocks: Vec<BlockInfo>,
+    rows: u64,
+    least: EventTime,
+    greatest: EventTime,
+}
+
+impl Footer {
+    pub(super) fn new(blocks: Vec<BlockInfo>) -> Self {
+        let (rows, least, greatest) = totals(&blocks);
+        Footer { blocks, rows, least, greatest }
+    }
+
+    /// Whether it fits a file in which so many bytes are between header and footer.
+    pub(super) fn check(&self, between: u64) -> std::result::Result<(), String> {
+        if totals(&self.blocks) != (self.rows, self.least, self.greatest) {
+            return Err("the totals in its footer are not those of its blocks".into());
+        }
+        let stored = self.blocks.iter().map(|block| u64::from(block.stored)).sum::<u64>();
+        if stored != between {
+            return Err(format!("its blocks have {stored} bytes, but {between} are there"));
+        }
+        for (number, block) in self.blocks.iter().enumerate() {
+            let most = u64::from(block.stored) * MOST_RATIO;
+            let fits = block.stored <= block.raw && u64::from(block.raw) <= most && (block.raw as usize) < build::MOST;
+            if !fits || block.rows == 0 || block.least > block.greatest {
+                return Err(format!("what its footer says of block {number} cannot be"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn info(&self, label: &Label, file: String, bytes: u64, checksum: u32) -> SegmentInfo {
+        let Label { step, from, to, .. } = label.clone();
+        let Footer { rows, least, greatest, .. } = *self;
+        SegmentInfo { file, step, from, to, rows, bytes, least, greatest, level: level_of(bytes), checksum }
+    }
+}
+
+fn totals(blocks: &[BlockInfo]) -> (u64, EventTime, EventTime) {
+    let least = blocks.iter().map(|block| block.least).min().unwrap_or(EventTime::MAX);
+    let greatest = blocks.iter().map(|block| block.greatest).max().unwrap_or(EventTime::MIN);
+    (blocks.iter().map(|block| u64::from(block.rows)).sum(), least, greatest)
+}
+
+/// Start and header.
+pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>> {
+    let body = encode(header)?;
+    let mut bytes = MAGIC.to_vec();
+    bytes.push(VERSION);
+    bytes.extend(u32::try_from(body.len()).map_err(too_large)?.to_le_bytes());
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    let checksum = crc32fast::hash(&body);
+    bytes.extend(body);
+    bytes.extend(checksum.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Footer and end, and the footer's checksum.
+pub(super) fn encode_footer(footer: &Footer) -> Result<(Vec<u8>, u32)> {
+    let mut bytes = encode(footer)?;
+    let (length, checksum) = (bytes.len(), crc32fast::hash(&bytes));
+    bytes.extend((length as u64).to_le_bytes());
+    bytes.extend(checksum.to_le_bytes());
+    bytes.extend(crc32fast::hash(&bytes[length..]).to_le_bytes());
+    bytes.extend(END_MAGIC);
+    Ok((bytes, checksum))
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(too_large)
+}
+
+fn too_large(why: impl std::fmt::Display) -> Error {
+    Error::new("cannot describe a segment").because(why)
+}
+
+/// The length of the header, of a file's first bytes, which may be fewer than [`START`] if the file is shorter.
+pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<u32> {
+    if !bytes.starts_with(&MAGIC) {
+        return Err(damaged(path, "it does not begin as a segment does"));
+    }
+    match bytes.get(MAGIC.len()) {
+        Some(&VERSION) => {}
+        Some(version) => {
+            let why = format!("it was written in version {version} of the format, and this program reads {VERSION}");
+            let refused = Error::new("cannot read a segment").at(path.display()).because(why);
+            return Err(refused.help("run the version of Tidegate that wrote it, or start from a new state directory"));
+        }
+        None => return Err(damaged(path, "it ends within its start")),
+    }
+    let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM>().filter(|_| bytes.len() == START) else {
+        return Err(damaged(path, "it ends within its start"));
+    };
+    if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
+        return Err(damaged(path, "the checksum of its start is wrong"));
+    }
+    let length = body.last_chunk::<4>().ok_or_else(|| damaged(path, "it ends within its start"))?;
+    Ok(u32::from_le_bytes(*length))
+}
+
+/// The header, of its bytes and checksum.
+pub(super) fn decode_header(bytes: &[u8], path: &Path) -> Result<Header> {
+    let parts = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(|| damaged(path, "it ends within its header"))?;
+    if crc32fast::hash(parts.0) != u32::from_le_bytes(*parts.1) {
+        return Err(damaged(path, "the checksum of its header is wrong"));
+    }
+    decode(parts.0, path, "header")
+}
+
+/// The length and the checksum of the footer, of a file's last bytes.
+pub(super) fn decode_end(bytes: &[u8; END], path: &Path) -> Result<(u64, u32)> {
+    if !bytes.ends_with(&END_MAGIC) {
+        return Err(damaged(path, "it does not end as a segment does: it is cut, or something is behind it"));
+    }
+    if crc32fast::hash(&bytes[..12]) != u32::from_le_bytes(part(bytes, 12)) {
+        return Err(damaged(path, "the checksum of its end is wrong"));
+    }
+    Ok((u64::from_le_bytes(part(bytes, 0)), u32::from_le_bytes(part(bytes, 8))))
+}
+
+fn part<const N: usize>(bytes: &[u8; END], at: usize) -> [u8; N] {
+    std::array::from_fn(|byte| bytes[at + byte])
+}
+
+/// The footer, of its bytes.
+pub(super) fn decode_footer(bytes: &[u8], checksum: u32, path: &Path) -> Result<Footer> {
+    if crc32fast::hash(bytes) != checksum {
+        return Err(damaged(path, "the checksum of its footer is wrong"));
+    }
+    decode(bytes, path, "footer")
+}
+
+fn decode<V: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<V> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(damaged(path, format!("{} bytes are behind its {what}", rest.len()))),
+        Err(why) => Err(damaged(path, format!("its {what} cannot be read: {why}"))),
+    }
+}
+
+/// A file is refused.
+pub(super) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    let error = Error::new("a segment is damaged").at(path.display()).because(why);
+    error.help("restore the file from a copy, or go back to a snapshot without it")
+}

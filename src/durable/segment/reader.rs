@@ -1,0 +1,217 @@
+//! A segment is read: block by block, each verified before it means anything.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::durable::codec::{AlignedBytes, Codec, Coding, Rows};
+use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
+use crate::durable::segment::{Label, SegmentInfo};
+use crate::error::{Error, Result};
+
+/// Reads one segment, whose header and footer are verified.
+#[derive(Debug)]
+pub struct SegmentReader {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    label: Label,
+    coding: Coding,
+    info: SegmentInfo,
+    blocks: Vec<BlockInfo>,
+    /// Where each block begins.
+    positions: Vec<u64>,
+    stored: Vec<u8>,
+    raw: AlignedBytes,
+}
+
+impl SegmentReader {
+    /// Opens a file, and verifies all of it but its blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read, is damaged, or was written in another version of the format.
+    pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
+        let file = disk.open(path).map_err(|why| unreadable(path, &why))?;
+        let length = file.length().map_err(|why| unreadable(path, &why))?;
+        let mut start = vec![0; usize::try_from(length).unwrap_or(START).min(START)];
+        read(&*file, path, 0, &mut start)?;
+        let header_length = u64::from(format::decode_start(&start, path)?) + CHECKSUM as u64;
+        let blocks_at = START as u64 + header_length;
+        let end_at = length.checked_sub(END as u64).filter(|end_at| *end_at >= blocks_at);
+        let end_at = end_at.ok_or_else(|| damaged(path, "it is too short to have a header and an end"))?;
+
+        let header = read_some(&*file, path, START as u64, header_length)?;
+        let header = format::decode_header(&header, path)?;
+        let mut end = [0; END];
+        read(&*file, path, end_at, &mut end)?;
+        let (footer_length, checksum) = format::decode_end(&end, path)?;
+        let footer_at = end_at.checked_sub(footer_length).filter(|footer_at| *footer_at >= blocks_at);
+        let footer_at = footer_at.ok_or_else(|| damaged(path, "it is too short to have the footer that it names"))?;
+        let footer = read_some(&*file, path, footer_at, footer_length)?;
+        let footer = format::decode_footer(&footer, checksum, path)?;
+        footer.check(footer_at - blocks_at).map_err(|why| damaged(path, why))?;
+
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let info = footer.info(&header.label, name, length, checksum);
+        let position = |next: &mut u64, block: &BlockInfo| {
+            let position = *next;
+            *next += u64::from(block.stored);
+            Some(position)
+        };
+        let positions = footer.blocks.iter().scan(blocks_at, position).collect();
+        Ok(SegmentReader {
+            path: path.to_owned(),
+            file,
+            coding: header.coding(),
+            label: header.label,
+            info,
+            blocks: footer.blocks,
+            positions,
+            stored: Vec::new(),
+            raw: AlignedBytes::default(),
+        })
+    }
+
+    /// Opens the file that a manifest names, which must be the very one.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::open`]; and when the file is not the one that was named.
+    pub fn open_named(disk: &dyn Disk, directory: &Path, named: &SegmentInfo) -> Result<Self> {
+        let path = directory.join(&named.file);
+        let reader = SegmentReader::open(disk, &path)?;
+        if reader.info != *named {
+            return Err(damaged(&path, "it is a segment, but not the one that was written under this name"));
+        }
+        Ok(reader)
+    }
+
+    /// What its rows are of.
+    pub fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// What a manifest says of it.
+    pub fn info(&self) -> &SegmentInfo {
+        &self.info
+    }
+
+    /// How its rows were written.
+    pub fn coding(&self) -> &Coding {
+        &self.coding
+    }
+
+    /// Its blocks, in the order of their rows.
+    pub fn blocks(&self) -> &[BlockInfo] {
+        &self.blocks
+    }
+
+    /// Whether its rows can be read by `codec`.
+    ///
+    /// # Errors
+    /// When they were written by another codec or as another type.
+    pub fn accept<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
+        codec.coding().accepts(&self.coding).map_err(|refused| refused.at(self.path.display()))
+    }
+
+    /// Shows each row of a block, in order and in place where the codec can.
+    ///
+    /// # Errors
+    /// When the block is damaged, or the rows are not the codec's.
+    pub fn scan_block<T: 'static>(
+        &mut self,
+        block: usize,
+        codec: &dyn Codec<T>,
+        each: &mut dyn FnMut(&T),
+    ) -> Result<()> {
+        self.open_block(block, codec)?.as_slice().iter().for_each(each);
+        Ok(())
+    }
+
+    /// The rows of a block, in order and in place where the codec can.
+    ///
+    /// # Errors
+    /// When the block is damaged, or the rows are not the codec's.
+    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<Rows<T>> {
+        self.accept(codec)?;
+        let rows = self.load(block)?;
+        let opened = codec.open(std::mem::take(&mut self.raw), rows);
+        opened.map_err(|why| self.refuse(block, why))
+    }
+
+    /// Adds the rows of a block to `out`, in order; when it fails, `out` is as it was.
+    ///
+    /// # Errors
+    /// When the block is damaged, or the rows are not the codec's.
+    pub fn read_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>, out: &mut Vec<T>) -> Result<()> {
+        self.accept(codec)?;
+        let rows = self.load(block)?;
+        let before = out.len();
+        match codec.decode(std::mem::take(&mut self.raw), rows, out) {
+            Ok(raw) => {
+                self.raw = raw;
+                Ok(())
+            }
+            Err(why) => {
+                out.truncate(before);
+                Err(self.refuse(block, why))
+            }
+        }
+    }
+
+    /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.
+    fn load(&mut self, block: usize) -> Result<u32> {
+        let BlockInfo { stored, raw, rows, checksum, .. } = self.blocks[block];
+        self.stored.resize(stored as usize, 0);
+        read(&*self.file, &self.path, self.positions[block], &mut self.stored)?;
+        if crc32fast::hash(&self.stored) != checksum {
+            return Err(self.refuse(block, "its checksum is wrong"));
+        }
+        self.raw.resize(raw as usize);
+        if stored == raw {
+            self.raw.as_mut_slice().copy_from_slice(&self.stored);
+            return Ok(rows);
+        }
+        match lz4_flex::block::decompress_into(&self.stored, self.raw.as_mut_slice()) {
+            Ok(length) if length == raw as usize => Ok(rows),
+            Ok(length) => Err(self.refuse(block, format!("{length} bytes come out of it, not {raw}"))),
+            Err(why) => Err(self.refuse(block, why)),
+        }
+    }
+
+    /// The error that refuses a block.
+    pub(in crate::durable) fn refuse(&self, block: usize, why: impl std::fmt::Display) -> Error {
+        damaged(&self.path, format!("block {block} of {}: {why}", self.blocks.len()))
+    }
+}
+
+/// Verifies every checksum of a file, without knowing its rows.
+///
+/// # Errors
+/// As [`SegmentReader::open`]; and when a block is damaged.
+pub fn verify(disk: &dyn Disk, path: &Path) -> Result<SegmentInfo> {
+    let mut reader = SegmentReader::open(disk, path)?;
+    for block in 0..reader.blocks.len() {
+        reader.load(block)?;
+    }
+    Ok(reader.info)
+}
+
+fn read(file: &dyn DiskFile, path: &Path, position: u64, bytes: &mut [u8]) -> Result<()> {
+    file.read_at(position, bytes).map_err(|why| unreadable(path, &why))
+}
+
+/// So many bytes, which are known to be in the file.
+fn read_some(file: &dyn DiskFile, path: &Path, position: u64, length: u64) -> Result<Vec<u8>> {
+    let length = usize::try_from(length).map_err(|why| damaged(path, why))?;
+    let mut bytes = vec![0; length];
+    read(file, path, position, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, why: &io::Error) -> Error {
+    let error = Error::new("cannot read a segment").at(path.display()).because(why);
+    if why.kind() == io::ErrorKind::NotFound {
+        error.help("restore the file from a copy, or go back to a snapshot without it")
+    } else {
+        error.help("see to the disk and start again")
+    }
+}

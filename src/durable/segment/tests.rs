@@ -1,0 +1,453 @@
+//! A segment is read as it was written, or refused by its name.
+//!
+//! They try every byte and every length of small files rather than some, for both codecs, because one byte outside the
+//! checksums would be enough to read wrong state without a word.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::format::{self, Footer, Header};
+use super::*;
+use crate::durable::codec::{Codec, CodecId, Coding, Postcard};
+use crate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
+use crate::error::Result;
+
+pub(in crate::durable) type Row = ((EventTime, String), (i64, (i128, i64)));
+
+/// All codecs that this build has.
+pub(in crate::durable) fn codecs() -> Vec<Arc<dyn Codec<Row>>> {
+    let mut codecs: Vec<Arc<dyn Codec<Row>>> = vec![Arc::new(Postcard)];
+    #[cfg(feature = "abomonation")]
+    codecs.push(Arc::new(crate::durable::codec::Abomonation::of_this_program().unwrap()));
+    codecs.dedup_by_key(|codec| codec.id());
+    codecs
+}
+
+pub(in crate::durable) fn label(number: u64) -> Label {
+    let (from, to) = (Epoch(2 * number), Epoch(2 * number + 2));
+    Label { step: "totals".into(), incarnation: 3, worker: 1, number, from, to }
+}
+
+/// Rows in order, with keys that are mostly short and sometimes not ASCII.
+pub(in crate::durable) fn random_rows(random: &mut fastrand::Rng, count: usize, windows: i64) -> Vec<Row> {
+    let mut rows = std::collections::BTreeMap::new();
+    for _ in 0..count {
+        let key = (0..random.usize(..12)).map(|_| if random.u8(..8) == 0 { random.char(..) } else { 'k' }).collect();
+        let key: String = key;
+        let key = (EventTime::from_millis(1_000 * random.i64(0..windows)), key + &random.u16(..).to_string());
+        rows.insert(key, (random.i64(1..9), (random.i128(..) >> 70, random.i64(..))));
+    }
+    rows.into_iter().collect()
+}
+
+/// Writes rows as a segment; a block has so many rows, or as many as fit.
+pub(in crate::durable) fn write(
+    disk: &Arc<dyn Disk>,
+    directory: &Path,
+    label: &Label,
+    codec: &Arc<dyn Codec<Row>>,
+    rows: &[Row],
+    rows_of_block: usize,
+) -> Result<SegmentInfo> {
+    let mut writer = SegmentWriter::create(disk, directory, label, &codec.coding())?;
+    let mut builder = BlockBuilder::new(Arc::clone(codec));
+    for (row, number) in rows.iter().zip(1..) {
+        let mut full = builder.push(row, row.0.0)?;
+        if number % rows_of_block == 0 {
+            full = full.or_else(|| builder.finish());
+        }
+        full.iter().try_for_each(|block| writer.append(block))?;
+    }
+    builder.finish().iter().try_for_each(|block| writer.append(block))?;
+    writer.finish()
+}
+
+pub(in crate::durable) fn read(path: &Path, codec: &dyn Codec<Row>) -> Result<Vec<Row>> {
+    let mut reader = SegmentReader::open(&OsDisk, path)?;
+    let mut rows = Vec::new();
+    for block in 0..reader.blocks().len() {
+        reader.read_block(block, codec, &mut rows)?;
+    }
+    Ok(rows)
+}
+
+struct Place {
+    directory: tempfile::TempDir,
+    disk: Arc<dyn Disk>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Place { directory: tempfile::tempdir().unwrap(), disk: OsDisk::shared() }
+    }
+
+    fn path(&self, label: &Label) -> PathBuf {
+        self.directory.path().join(label.file_name())
+    }
+
+    fn write(&self, label: &Label, codec: &Arc<dyn Codec<Row>>, rows: &[Row], rows_of_block: usize) -> SegmentInfo {
+        write(&self.disk, self.directory.path(), label, codec, rows, rows_of_block).unwrap()
+    }
+}
+
+/// A small segment of three blocks, and its bytes.
+fn small(place: &Place, codec: &Arc<dyn Codec<Row>>) -> (PathBuf, Vec<u8>, Vec<Row>) {
+    let rows = random_rows(&mut fastrand::Rng::with_seed(7), 8, 3);
+    place.write(&label(1), codec, &rows, 3);
+    let path = place.path(&label(1));
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!((read(&path, &**codec).unwrap(), bytes.len() < 2_000), (rows.clone(), true));
+    (path, bytes, rows)
+}
+
+/// The file is refused by its name, by who reads its rows and by who only verifies it.
+fn refused(path: &Path, codec: &dyn Codec<Row>, what: &dyn std::fmt::Display) -> String {
+    let said = read(path, codec).map(|rows| rows.len()).expect_err(&format!("{what}: it was read")).to_string();
+    let verified = verify(&OsDisk, path).expect_err(&format!("{what}: it was verified")).to_string();
+    for said in [&said, &verified] {
+        assert!(said.contains(path.to_str().unwrap()), "{what}: {said} does not name the file");
+        assert!(said.contains("; "), "{what}: {said} does not say what to do");
+    }
+    said
+}
+
+#[test]
+fn rows_are_read_as_they_were_written() {
+    for codec in codecs() {
+        for (seed, count) in (0..).zip([0, 1, 2, 50, 3_000, 20_000]) {
+            let place = Place::new();
+            let mut random = fastrand::Rng::with_seed(seed);
+            let rows = random_rows(&mut random, count, 5);
+            let info = place.write(&label(seed), &codec, &rows, usize::MAX);
+            let path = place.path(&label(seed));
+            assert_eq!(read(&path, &*codec).unwrap(), rows, "seed {seed}");
+
+            let mut reader = SegmentReader::open_named(&OsDisk, place.directory.path(), &info).unwrap();
+            let mut scanned = Vec::new();
+            for block in 0..reader.blocks().len() {
+                reader.scan_block(block, &*codec, &mut |row: &Row| scanned.push(row.clone())).unwrap();
+            }
+            assert_eq!(scanned, rows, "seed {seed}");
+            assert_eq!((reader.label(), reader.blocks().len() > 5), (&label(seed), count == 20_000));
+
+            let windows = || rows.iter().map(|row| row.0.0);
+            let least = windows().min().unwrap_or(EventTime::MAX);
+            assert_eq!((info.least, info.greatest), (least, windows().max().unwrap_or(EventTime::MIN)));
+            assert_eq!((info.rows, info.bytes), (rows.len() as u64, fs::metadata(&path).unwrap().len()));
+            assert_eq!((info.from, info.to, info.step.as_str()), (label(seed).from, label(seed).to, "totals"));
+            assert_eq!(verify(&OsDisk, &path).unwrap(), info);
+        }
+    }
+}
+
+#[test]
+fn rows_that_do_not_compress_or_are_large_are_read_as_they_were_written() {
+    for codec in codecs() {
+        let (place, mut random) = (Place::new(), fastrand::Rng::with_seed(3));
+        let mut large = |length: usize| (0..length).map(|_| random.char(..)).collect::<String>();
+        let row = |n, key| ((EventTime::from_millis(n), key), (1, (2, 3)));
+        let rows = [row(0, large(10)), row(1, large(300_000)), row(2, large(0)), row(3, "z".repeat(2_000_000))];
+        place.write(&label(0), &codec, &rows, usize::MAX);
+        assert_eq!(read(&place.path(&label(0)), &*codec).unwrap(), rows);
+        assert!(fs::metadata(place.path(&label(0))).unwrap().len() < 1_400_000, "what compresses is compressed");
+    }
+}
+
+#[test]
+fn a_file_with_any_byte_changed_is_refused() {
+    for codec in codecs() {
+        let place = Place::new();
+        let (path, bytes, _) = small(&place, &codec);
+        for at in 0..bytes.len() {
+            for flipped in [1 << (at % 8), 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= flipped;
+                fs::write(&path, &damaged).unwrap();
+                refused(&path, &*codec, &format!("{flipped:#x} of byte {at}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_or_longer_is_refused() {
+    for codec in codecs() {
+        let place = Place::new();
+        let (path, bytes, _) = small(&place, &codec);
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).unwrap();
+            refused(&path, &*codec, &format!("{length} bytes"));
+        }
+        for more in [&[0][..], &bytes[bytes.len() - 24..], &bytes] {
+            fs::write(&path, [&bytes, more].concat()).unwrap();
+            refused(&path, &*codec, &"longer");
+        }
+    }
+}
+
+#[test]
+fn a_file_with_blocks_of_bytes_lost_moved_or_written_over_is_refused() {
+    for codec in codecs() {
+        let place = Place::new();
+        let (path, bytes, _) = small(&place, &codec);
+        for seed in 0..500 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut damaged = bytes.clone();
+            let (from, length) = (random.usize(..bytes.len()), random.usize(1..64));
+            let hit = from..(from + length).min(bytes.len());
+            match random.u8(..3) {
+                0 => damaged[hit].fill_with(|| random.u8(..)),
+                1 => drop(damaged.drain(hit)),
+                _ => {
+                    let to = random.usize(..bytes.len() - hit.len());
+                    damaged.copy_within(hit, to);
+                }
+            }
+            if damaged != bytes {
+                fs::write(&path, &damaged).unwrap();
+                refused(&path, &*codec, &format!("seed {seed}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_of_another_version_is_refused_with_that_version() {
+    let (place, codec) = (Place::new(), &codecs()[0]);
+    let (path, mut bytes, _) = small(&place, codec);
+    bytes[8] = 7;
+    fs::write(&path, &bytes).unwrap();
+    let said = refused(&path, &**codec, &"version 7");
+    assert!(said.contains("written in version 7 of the format, and this program reads 1; run the version"), "{said}");
+    fs::write(&path, "name,count\n").unwrap();
+    assert!(refused(&path, &**codec, &"csv").contains("does not begin as a segment does"));
+    fs::remove_file(&path).unwrap();
+    assert!(refused(&path, &**codec, &"missing").starts_with("cannot read a segment"));
+}
+
+#[test]
+fn rows_of_another_type_or_codec_are_refused() {
+    let place = Place::new();
+    let codec: Arc<dyn Codec<Row>> = Arc::new(Postcard);
+    let (path, _, _) = small(&place, &codec);
+    let mut reader = SegmentReader::open(&OsDisk, &path).unwrap();
+    let said = reader.read_block::<(u32, u8)>(0, &Postcard, &mut Vec::new()).unwrap_err().to_string();
+    assert!(
+        said.contains("String)") && said.contains("`(u32, u8)`") && said.contains(path.to_str().unwrap()),
+        "{said}"
+    );
+    for (codec, fingerprint, expected) in
+        [(codec.id(), 1, "another shape"), (CodecId::ABOMONATION, codec.fingerprint(), "written by abomonation")]
+    {
+        let coding = Coding { codec, fingerprint, ..Codec::<Row>::coding(&Postcard) };
+        let label = label(u64::from(codec.0) + 10);
+        SegmentWriter::create(&place.disk, place.directory.path(), &label, &coding).unwrap().finish().unwrap();
+        let reader = SegmentReader::open(&OsDisk, &place.path(&label)).unwrap();
+        let said = reader.accept::<Row>(&Postcard).unwrap_err().to_string();
+        assert!(said.contains(expected) && said.contains(place.path(&label).to_str().unwrap()), "{said}");
+    }
+}
+
+#[test]
+fn only_the_very_file_that_was_named_is_read() {
+    let (place, codec) = (Place::new(), &codecs()[0]);
+    let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
+    let named = place.write(&label(1), codec, &rows, 7);
+    let path = place.path(&label(1));
+    let taken = write(&place.disk, place.directory.path(), &label(1), codec, &rows, 7).unwrap_err().to_string();
+    assert!(taken.contains("never written over") && taken.contains(path.to_str().unwrap()), "{taken}");
+
+    // A file of equal length and totals, whole in itself, under the same name.
+    let mut others = rows.clone();
+    others[4].1.0 ^= 1;
+    fs::remove_file(&path).unwrap();
+    place.write(&label(1), codec, &others, 7);
+    assert_eq!(verify(&OsDisk, &path).unwrap().bytes, named.bytes);
+    let said = SegmentReader::open_named(&OsDisk, place.directory.path(), &named).unwrap_err().to_string();
+    assert!(said.contains("not the one that was written under this name"), "{said}");
+}
+
+#[test]
+fn a_footer_that_cannot_be_is_refused_before_memory_is_asked_for() {
+    let block = BlockInfo {
+        stored: 10,
+        raw: 20,
+        rows: 2,
+        checksum: 0,
+        least: EventTime::from_millis(1),
+        greatest: EventTime::from_millis(2),
+    };
+    let check = |block: BlockInfo, between| Footer::new(vec![block; 2]).check(between);
+    assert_eq!(check(block, 20), Ok(()));
+    assert!(check(block, 21).unwrap_err().contains("its blocks have 20 bytes, but 21 are there"));
+    for wrong in [
+        BlockInfo { raw: u32::MAX, ..block },
+        BlockInfo { raw: 10_000, ..block },
+        BlockInfo { raw: 9, ..block },
+        BlockInfo { rows: 0, ..block },
+        BlockInfo { least: EventTime::MAX, ..block },
+    ] {
+        assert!(check(wrong, 20).unwrap_err().contains("block 0 cannot be"), "{wrong:?}");
+    }
+    // Totals that are not the sum, under a right checksum.
+    let (bytes, checksum) = format::encode_footer(&Footer::new(vec![block])).unwrap();
+    let mut bytes = bytes[..bytes.len() - format::END].to_vec();
+    let rows = bytes.len() - 3;
+    assert_eq!(format::decode_footer(&bytes, checksum, Path::new("f")).unwrap().check(10), Ok(()));
+    bytes[rows] += 1;
+    let footer = format::decode_footer(&bytes, crc32fast::hash(&bytes), Path::new("f")).unwrap();
+    assert!(footer.check(10).unwrap_err().contains("totals"));
+}
+
+#[test]
+fn a_header_says_what_it_was_given() {
+    let coding = Codec::<Row>::coding(&Postcard);
+    let bytes = format::encode_header(&Header::new(label(4), &coding)).unwrap();
+    let length = format::decode_start(&bytes[..format::START], Path::new("f")).unwrap() as usize;
+    assert_eq!(bytes.len(), format::START + length + format::CHECKSUM);
+    let header = format::decode_header(&bytes[format::START..], Path::new("f")).unwrap();
+    assert_eq!((header.coding(), header.label), (coding, label(4)));
+}
+
+#[test]
+fn names_are_safe_and_each_files_own() {
+    let name = |step: &str| Label { step: step.into(), ..label(5) }.file_name();
+    let steps =
+        ["totals", "Totals", "../../etc/passwd", "a/b", "a_b", "", "größe 10s", &"long ".repeat(90), "a\0b", "."];
+    let mut names: Vec<_> = steps.iter().map(|step| name(step)).collect();
+    for name in &names {
+        let safe = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+        assert!(name.chars().all(safe) && name.len() < 200 && is_segment(name), "{name}");
+        assert!(!name.starts_with(['.', '-']), "{name}");
+    }
+    names.extend([label(6).file_name(), Label { worker: 2, ..label(5) }.file_name()]);
+    names.push(Label { incarnation: 4, ..label(5) }.file_name());
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), steps.len() + 3);
+}
+
+#[test]
+fn a_segment_is_spoken_of_only_when_file_and_name_are_on_disk() {
+    let codec = &codecs()[0];
+    let rows = random_rows(&mut fastrand::Rng::with_seed(1), 20, 3);
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, acts) = Failing::shared(usize::MAX);
+    write(&disk, directory.path(), &label(0), codec, &rows, 7).unwrap();
+    let told = acts.told();
+    assert_eq!(told, ["create", "append", "append", "append", "append", "append", "sync", "sync directory"]);
+    for fail_at in 0..told.len() {
+        let (disk, _) = Failing::shared(fail_at);
+        let number = 1 + fail_at as u64;
+        let said = write(&disk, directory.path(), &label(number), codec, &rows, 7).unwrap_err().to_string();
+        assert!(said.contains(&label(number).file_name()) && said.contains("it broke"), "{said}");
+    }
+}
+
+/// The operating system's disk, whose writing acts are told, and fail from one of them on.
+#[derive(Debug)]
+pub(in crate::durable) struct Failing {
+    acts: Arc<Acts>,
+}
+
+#[derive(Debug)]
+pub(in crate::durable) struct Acts {
+    fail_at: usize,
+    count: AtomicUsize,
+    told: std::sync::Mutex<Vec<&'static str>>,
+}
+
+impl Failing {
+    pub(in crate::durable) fn shared(fail_at: usize) -> (Arc<dyn Disk>, Arc<Acts>) {
+        let acts = Arc::new(Acts { fail_at, count: AtomicUsize::new(0), told: std::sync::Mutex::default() });
+        (Arc::new(Failing { acts: Arc::clone(&acts) }), acts)
+    }
+}
+
+impl Acts {
+    pub(in crate::durable) fn told(&self) -> Vec<&'static str> {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn act(&self, what: &'static str) -> io::Result<()> {
+        self.told.lock().unwrap().push(what);
+        let failed = self.count.fetch_add(1, Ordering::Relaxed) >= self.fail_at;
+        if failed { Err(io::Error::other("it broke")) } else { Ok(()) }
+    }
+}
+
+impl Disk for Failing {
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        OsDisk.list(directory)
+    }
+
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        OsDisk.create_directory(directory)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.acts.act("create")?;
+        Ok(Box::new(FailingFile { file: OsDisk.create(path)?, acts: Arc::clone(&self.acts) }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        OsDisk.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.acts.act("rename")?;
+        OsDisk.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.acts.act("link")?;
+        OsDisk.link(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        OsDisk.remove(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.acts.act("sync directory")?;
+        OsDisk.sync_directory(directory)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        OsDisk.lock(path)
+    }
+}
+
+#[derive(Debug)]
+struct FailingFile {
+    file: Box<dyn DiskFile>,
+    acts: Arc<Acts>,
+}
+
+impl DiskFile for FailingFile {
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+
+    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(position, bytes)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.acts.act("append")?;
+        self.file.append(bytes)
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.acts.act("cut")?;
+        self.file.cut(length)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.acts.act("sync")?;
+        self.file.sync()
+    }
+}

@@ -1,0 +1,120 @@
+//! Raw blocks become a file: the part of writing a segment that waits for the disk, done on a thread of its own.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lz4_flex::block::{compress_into, get_maximum_output_size};
+
+use crate::durable::codec::Coding;
+use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
+use crate::durable::segment::{Label, RawBlock, SegmentInfo};
+use crate::error::{Error, Result};
+
+/// Writes one segment. If it is dropped before [`SegmentWriter::finish`], it leaves a file that is none.
+#[derive(Debug)]
+pub struct SegmentWriter {
+    disk: Arc<dyn Disk>,
+    directory: PathBuf,
+    path: PathBuf,
+    name: String,
+    label: Label,
+    file: Box<dyn DiskFile>,
+    length: u64,
+    blocks: Vec<BlockInfo>,
+    compressed: Vec<u8>,
+}
+
+impl SegmentWriter {
+    /// Begins the segment of a label, whose rows are written as `coding` says.
+    ///
+    /// # Errors
+    /// When the file cannot be made, or a file has its name.
+    pub fn create(disk: &Arc<dyn Disk>, directory: &Path, label: &Label, coding: &Coding) -> Result<Self> {
+        let name = label.file_name();
+        let path = directory.join(&name);
+        match disk.open(&path) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+            Err(why) => return Err(failed(&path, why)),
+            Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
+        }
+        let header = format::encode_header(&Header::new(label.clone(), coding))?;
+        let file = disk.create(&path).map_err(|why| failed(&path, why))?;
+        let mut writer = SegmentWriter {
+            disk: Arc::clone(disk),
+            directory: directory.to_owned(),
+            path,
+            name,
+            label: label.clone(),
+            file,
+            length: header.len() as u64,
+            blocks: Vec::new(),
+            compressed: Vec::new(),
+        };
+        match writer.file.append(&header) {
+            Ok(()) => Ok(writer),
+            Err(why) => {
+                let failed = failed(&writer.path, why);
+                writer.abandon();
+                Err(failed)
+            }
+        }
+    }
+
+    /// Adds a block.
+    ///
+    /// # Errors
+    /// When it cannot be written; the segment is then lost.
+    pub fn append(&mut self, block: &RawBlock) -> Result<()> {
+        self.compressed.resize(get_maximum_output_size(block.bytes.len()), 0);
+        let compressed = compress_into(&block.bytes, &mut self.compressed).map_err(|why| failed(&self.path, why))?;
+        // Equal lengths mean that it is not compressed.
+        let stored = self.compressed.get(..compressed).filter(|stored| stored.len() < block.bytes.len());
+        let stored = stored.unwrap_or(&block.bytes);
+        let count = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|why| failed(&self.path, why));
+        self.blocks.push(BlockInfo {
+            stored: count(stored)?,
+            raw: count(&block.bytes)?,
+            rows: block.rows,
+            checksum: crc32fast::hash(stored),
+            least: block.least,
+            greatest: block.greatest,
+        });
+        self.file.append(stored).map_err(|why| failed(&self.path, why))?;
+        self.length += stored.len() as u64;
+        Ok(())
+    }
+
+    /// Makes the segment whole and durable: file, then name.
+    ///
+    /// # Errors
+    /// When it cannot be written or synced; the segment is then lost.
+    pub fn finish(mut self) -> Result<SegmentInfo> {
+        let finished = self.complete();
+        if finished.is_err() {
+            self.abandon();
+        }
+        finished
+    }
+
+    fn complete(&mut self) -> Result<SegmentInfo> {
+        let footer = Footer::new(std::mem::take(&mut self.blocks));
+        let (bytes, checksum) = format::encode_footer(&footer)?;
+        self.file.append(&bytes).map_err(|why| failed(&self.path, why))?;
+        self.file.sync().map_err(|why| failed(&self.path, why))?;
+        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, why))?;
+        Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
+    }
+
+    /// Gives up, and removes what there is of the file as far as that can be done.
+    pub fn abandon(self) {
+        // What stays is named by no manifest.
+        let _what_stays_is_harmless = self.disk.remove(&self.path);
+    }
+}
+
+fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
+    let error = Error::new("cannot write a segment").at(path.display()).because(why);
+    error.help("see to the disk and start again: the state is as it was at the last snapshot")
+}

@@ -1,0 +1,157 @@
+//! How a job with state begins a life: it finds out where it is, decides, and claims the life.
+//!
+//! The order matters, and is this: the state directory is locked; the number of the life is taken, after which no older
+//! life shows anything any more; every sink is opened, which fences whoever wrote to it, and then asked what it has shown;
+//! manifests and journals are read, files and directories synced; it is decided where to go on
+//! ([`crate::durable::recovery`], a pure function); and the life is claimed. A process that was overtaken meanwhile ends.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::durable::Life;
+use crate::durable::background::Background;
+use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::journal::{FileJournal, Frame, Journal, Place};
+use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
+use crate::durable::recovery::{self, Found};
+use crate::durable::state::StateDir;
+use crate::error::{Error, Result};
+use crate::job::commit::{Snapshots, Terms};
+use crate::stream::cut::Merges;
+use crate::stream::{Durable, Failure, PlannedStep};
+use crate::time::Epoch;
+
+/// Where a job keeps its state, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Keeping {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) directory: PathBuf,
+    /// How long there is from one snapshot to the next at least.
+    pub(crate) every: Duration,
+    /// How many snapshots are kept.
+    pub(crate) keep: usize,
+    pub(crate) take_over: bool,
+    pub(crate) accept_changed_query: bool,
+    /// The savepoint that a new state begins with.
+    pub(crate) savepoint: Option<PathBuf>,
+    /// What of the command line affects output.
+    pub(crate) flags: BTreeMap<String, String>,
+    /// How many bytes a file of the journal may have.
+    pub(crate) journal_limit: u64,
+}
+
+impl Keeping {
+    /// State in this directory, a snapshot a second, three of them kept.
+    pub(crate) fn in_directory(directory: PathBuf) -> Self {
+        Keeping {
+            disk: OsDisk::shared(),
+            directory,
+            every: Duration::from_secs(1),
+            keep: 3,
+            take_over: false,
+            accept_changed_query: false,
+            savepoint: None,
+            flags: BTreeMap::new(),
+            journal_limit: Place::LIMIT,
+        }
+    }
+}
+
+/// A life that has begun.
+pub(crate) struct Begun {
+    pub(crate) dir: Arc<StateDir>,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) durable: Durable,
+    pub(crate) life: Life,
+    /// The journal's epochs after the snapshot.
+    pub(crate) replay: Vec<Frame>,
+    /// The greatest epoch that there ever was.
+    pub(crate) last: Epoch,
+}
+
+/// What there is to go on from.
+pub(crate) enum Beginning {
+    Begun(Box<Begun>),
+    /// The state has ended: this is its last manifest.
+    Ended(Box<Manifest>),
+}
+
+/// The query, as states know it.
+pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
+    let steps = steps.iter().map(|step| StepPrint {
+        kind: step.kind.to_owned(),
+        name: step.name.clone(),
+        detail: step.detail.clone(),
+        fingerprint: step.fingerprint,
+    });
+    let flags = flags.iter().map(|(flag, value)| (flag.clone(), value.clone()));
+    Ok(QueryPrint { build: build_id()?, flags: flags.collect(), steps: steps.collect() })
+}
+
+/// What tells this program from every other: a checksum of its executable file.
+fn build_id() -> Result<String> {
+    use std::io::Read;
+    use std::sync::OnceLock;
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(id.clone());
+    }
+    let failed = |why: std::io::Error| Error::new("cannot read this program's own file").because(why);
+    let mut file = std::fs::File::open("/proc/self/exe").map_err(failed)?;
+    let (mut hasher, mut length, mut piece) = (crc32fast::Hasher::new(), 0u64, vec![0; 1 << 20]);
+    loop {
+        let read = file.read(&mut piece).map_err(failed)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&piece[..read]);
+        length += read as u64;
+    }
+    Ok(ID.get_or_init(|| format!("{:08x}-{length:x}", hasher.finalize())).clone())
+}
+
+/// Begins a life, whose number is taken and whose sinks have been opened.
+pub(crate) fn begin(
+    keeping: &Keeping,
+    job: &str,
+    dir: &Arc<StateDir>,
+    found: &Found<'_>,
+    workers: usize,
+    failure: &Arc<Failure>,
+) -> Result<Beginning> {
+    let decision = recovery::decide(found)?;
+    if decision.ended {
+        return decision.base.map(|base| Beginning::Ended(Box::new(base))).ok_or_else(|| {
+            Error::new("the state has ended, but its last snapshot is not there").at(keeping.directory.display())
+        });
+    }
+    let Some(claim) = dir.claim(&decision, found.query)? else {
+        return Err(Error::new("another process goes on with this state").at(keeping.directory.display()));
+    };
+    dir.collect_garbage(&claim, keeping.keep, &decision.obsolete)?;
+    let place = Place { limit: keeping.journal_limit, ..dir.place(&claim, 0, workers) };
+    let still_current = Arc::clone(&place.still_current);
+    let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
+    let merges = Arc::new(Merges::default());
+    let terms = Terms { job: job.to_owned(), query: found.query.clone(), claim, keep: keeping.keep };
+    let (own, base) = (Arc::clone(dir), decision.base.as_ref());
+    let snapshots = Snapshots::start(terms, own, Arc::clone(&journal), Arc::clone(&merges), Arc::clone(failure), base)?;
+    let from = base.map(|base| base.epoch);
+    let durable = Durable {
+        disk: Arc::clone(&keeping.disk),
+        segments: dir.segments(),
+        incarnation: decision.incarnation,
+        worker: 0,
+        peers: workers,
+        writer: Arc::new(Background::start("segments")?),
+        base: decision.base.map(Arc::new),
+        merges,
+        failure: Arc::clone(failure),
+    };
+    let life = Life { state: Some(dir.id()), incarnation: decision.incarnation, from, still_current };
+    let (replay, last, dir) = (decision.replay, decision.last_epoch, Arc::clone(dir));
+    Ok(Beginning::Begun(Box::new(Begun { dir, journal, snapshots, durable, life, replay, last })))
+}

@@ -1,0 +1,314 @@
+//! The commit file beside a results file: up to where that file is shown, and by whom.
+//!
+//! * A [`Commit`] is one line of JSON: the state, the sink and the life that wrote it, the last epoch that is shown, the
+//!   length of the results file up to there and the CRC-32 of those bytes, and at last its own CRC-32. It is called
+//!   `<results file>.commit-<incarnation>`.
+//! * The **newest** one, of the greatest incarnation, counts; the next writer removes the others.
+//!
+//! Invariants: a commit file is swapped in whole, and is there for good when that is said to be done. It is written
+//! under a temporary name that has the incarnation in it; between that and the swap the writer asks whether its life is
+//! still the current one. A later life, once it has been claimed, removes the temporary files of earlier ones, and
+//! reads the newest commit only then. So whatever an earlier life still does when it wakes, it has either been seen or
+//! it comes to nothing: its swap was before the removal, or finds nothing to swap in, or is never tried.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable::disk::{Disk, is_temporary, parent};
+use crate::durable::{Life, StateId};
+use crate::error::{Error, Result};
+use crate::time::Epoch;
+
+/// The version of the format.
+const FORMAT: u32 = 1;
+/// What stands between what the checksum covers and the checksum.
+const CHECK: &str = ",\"check\":\"";
+const END: &str = "\"}\n";
+
+/// Up to where a results file is shown, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Commit {
+    pub(super) state: StateId,
+    pub(super) sink: String,
+    pub(super) incarnation: u64,
+    /// The last epoch that is shown; `None` before the first.
+    pub(super) epoch: Option<Epoch>,
+    /// How many bytes are shown.
+    pub(super) length: u64,
+    /// The CRC-32 of those bytes.
+    pub(super) checksum: u32,
+    /// Which process wrote it.
+    pub(super) process: u32,
+}
+
+/// How a commit looks in its file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    tidegate: String,
+    format: u32,
+    state: String,
+    sink: String,
+    incarnation: u64,
+    epoch: Option<u64>,
+    length: u64,
+    crc32: String,
+    process: u32,
+}
+
+/// What can be said of a line of any format.
+#[derive(Deserialize)]
+struct Format {
+    tidegate: String,
+    format: u32,
+}
+
+impl Commit {
+    fn to_line(&self) -> serde_json::Result<String> {
+        let line = Line {
+            tidegate: env!("CARGO_PKG_VERSION").to_owned(),
+            format: FORMAT,
+            state: self.state.to_string(),
+            sink: self.sink.clone(),
+            incarnation: self.incarnation,
+            epoch: self.epoch.map(|epoch| epoch.0),
+            length: self.length,
+            crc32: format!("{:08x}", self.checksum),
+            process: self.process,
+        };
+        let mut line = serde_json::to_string(&line)?;
+        line.pop();
+        let check = crc32fast::hash(line.as_bytes());
+        line.push_str(&format!("{CHECK}{check:08x}{END}"));
+        Ok(line)
+    }
+
+    /// Reads a line, or says why it is none.
+    fn from_line(bytes: &[u8]) -> std::result::Result<Commit, String> {
+        let damaged = |_| String::from("it is damaged");
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is damaged")?;
+        let (body, check) = text.strip_suffix(END).and_then(|text| text.rsplit_once(CHECK)).ok_or("it is damaged")?;
+        if check != format!("{:08x}", crc32fast::hash(body.as_bytes())) {
+            return Err("it is damaged: its checksum is another one".into());
+        }
+        let body = format!("{body}}}");
+        let Format { tidegate, format } = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
+        if format != FORMAT {
+            return Err(format!(
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads format {FORMAT}"
+            ));
+        }
+        let line: Line = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
+        Ok(Commit {
+            state: StateId(u64::from_str_radix(&line.state, 16).map_err(damaged)?),
+            sink: line.sink,
+            incarnation: line.incarnation,
+            epoch: line.epoch.map(Epoch),
+            length: line.length,
+            checksum: u32::from_str_radix(&line.crc32, 16).map_err(damaged)?,
+            process: line.process,
+        })
+    }
+}
+
+/// The commit files of one results file.
+#[derive(Clone, Debug)]
+pub(super) struct Commits {
+    disk: Arc<dyn Disk>,
+    results: PathBuf,
+}
+
+impl Commits {
+    pub(super) fn of(disk: &Arc<dyn Disk>, results: &Path) -> Self {
+        Commits { disk: Arc::clone(disk), results: results.to_owned() }
+    }
+
+    /// The commit file of a life.
+    pub(super) fn path(&self, incarnation: u64) -> PathBuf {
+        self.beside(&format!(".commit-{incarnation}"))
+    }
+
+    /// Where a life writes the results file anew, before it takes the old one's place.
+    pub(super) fn path_of_copy(&self, incarnation: u64) -> PathBuf {
+        self.beside(&format!(".copy-{incarnation}.temporary"))
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.results.file_name().unwrap_or_default().to_owned();
+        name.push(suffix);
+        self.results.with_file_name(name)
+    }
+
+    fn failed(&self, what: &str, why: impl std::fmt::Display) -> Error {
+        Error::new(format!("cannot {what} the commit file of the results")).at(self.results.display()).because(why)
+    }
+
+    /// What stands behind the results file's name in the names beside it, for names that go on with `kind`.
+    fn names(&self, kind: &str) -> Result<Vec<String>> {
+        let listed = self.disk.list(parent(&self.results)).map_err(|why| self.failed("find", why))?;
+        let prefix = self.results.file_name().unwrap_or_default().to_string_lossy().into_owned() + kind;
+        Ok(listed.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect())
+    }
+
+    /// The lives that left a commit file, in order.
+    fn lives(&self) -> Result<Vec<u64>> {
+        let names = self.names(".commit-")?;
+        let mut lives: Vec<u64> = names.iter().filter_map(|rest| number(rest)).collect();
+        lives.sort_unstable();
+        Ok(lives)
+    }
+
+    /// The newest commit.
+    ///
+    /// # Errors
+    /// When it is damaged, or cannot be read.
+    pub(super) fn newest(&self) -> Result<Option<Commit>> {
+        let Some(newest) = self.lives()?.pop() else { return Ok(None) };
+        let path = self.path(newest);
+        let bytes = self.disk.read(&path).map_err(|why| self.failed("read", why))?;
+        match Commit::from_line(&bytes) {
+            Ok(commit) if commit.incarnation == newest => Ok(Some(commit)),
+            Ok(commit) => Err(refused(&path, format!("it is of life {}", commit.incarnation))),
+            Err(why) => Err(refused(&path, why)),
+        }
+    }
+
+    /// Swaps in a commit, for good.
+    ///
+    /// # Errors
+    /// When the disk fails, or a later life has begun. After a failure of the disk it may be there all the same.
+    pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
+        let path = self.path(commit.incarnation);
+        let line = commit.to_line().map_err(|why| self.failed("write", why))?;
+        let beside = self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", why))?;
+        if let Err(later) = (life.still_current)() {
+            // What cannot be removed is removed by the later life.
+            let _removed = self.disk.remove(&beside);
+            return Err(later);
+        }
+        let swapped = self.disk.rename(&beside, &path).and_then(|()| self.disk.sync_directory(parent(&path)));
+        swapped.map_err(|why| self.failed("write", why))
+    }
+
+    /// Removes what a life, or one before it, had begun to write and not swapped in.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn remove_temporaries(&self, through: u64) -> Result<()> {
+        for kind in [".commit-", ".copy-"] {
+            for rest in self.names(kind)? {
+                let life = rest.split_once('.').and_then(|(life, _)| number(life));
+                if is_temporary(&rest) && life.is_some_and(|life| life <= through) {
+                    self.remove(&self.beside(&format!("{kind}{rest}")))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the commit files of lives before this one.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn remove_before(&self, incarnation: u64) -> Result<()> {
+        let lives = self.lives()?;
+        lives.into_iter().filter(|life| *life < incarnation).try_for_each(|life| self.remove(&self.path(life)))
+    }
+
+    /// Removes all commit files, for good.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn remove_all(&self) -> Result<()> {
+        // The newest goes last, so that no older one ever counts again.
+        for life in self.lives()? {
+            self.remove(&self.path(life))?;
+            self.disk.sync_directory(parent(&self.results)).map_err(|why| self.failed("remove", why))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        match self.disk.remove(path) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|why| self.failed("remove", why)),
+        }
+    }
+}
+
+fn refused(path: &Path, why: String) -> Error {
+    Error::new("cannot go by the commit file of the results")
+        .at(path.display())
+        .because(why)
+        .help("restore it, or move it and the results file away and begin anew, with a new state directory")
+}
+
+/// A number without a sign or leading zeros: no other file name stands for it.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|number: &u64| number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit() -> Commit {
+        Commit {
+            state: StateId(0xfeed_0000_0000_0001),
+            sink: "totals, \"late\"".into(),
+            incarnation: 12,
+            epoch: Some(Epoch(1_700_000_000_000)),
+            length: 77,
+            checksum: 0x00ab_cdef,
+            process: 4_711,
+        }
+    }
+
+    #[test]
+    fn a_commit_is_one_line_that_people_can_read() {
+        let line = commit().to_line().unwrap();
+        let expected = concat!(
+            r#"{"tidegate":""#,
+            env!("CARGO_PKG_VERSION"),
+            r#"","format":1,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"#,
+            r#""epoch":1700000000000,"length":77,"crc32":"00abcdef","process":4711,"check":""#
+        );
+        assert!(line.starts_with(expected), "{line}");
+        assert!(line.lines().count() == 1 && line.ends_with("\"}\n"), "{line}");
+        assert_eq!(Commit::from_line(line.as_bytes()), Ok(commit()));
+        let new = Commit { epoch: None, ..commit() };
+        assert_eq!(Commit::from_line(new.to_line().unwrap().as_bytes()), Ok(new));
+    }
+
+    #[test]
+    fn whatever_byte_is_damaged_the_commit_is_refused() {
+        let line = commit().to_line().unwrap().into_bytes();
+        for at in 0..line.len() {
+            for flip in [1, 0x20, 0x80, 0xff] {
+                let mut damaged = line.clone();
+                damaged[at] ^= flip;
+                assert!(Commit::from_line(&damaged).unwrap_err().starts_with("it is damaged"), "byte {at}");
+            }
+            assert!(Commit::from_line(&line[..at]).is_err(), "{at} bytes");
+        }
+        assert!(Commit::from_line(&[line.as_slice(), b"\n"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_later_format_is_told_from_damage() {
+        let body = r#"{"tidegate":"9.1.0","format":2,"new":true"#;
+        let line = format!("{body}{CHECK}{:08x}{END}", crc32fast::hash(body.as_bytes()));
+        let why = Commit::from_line(line.as_bytes()).unwrap_err();
+        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 2; this program reads format 1");
+    }
+
+    #[test]
+    fn names_that_only_look_like_a_number_are_not_lives() {
+        for (text, expected) in [("7", Some(7)), ("07", None), ("+7", None), ("7.1-2.temporary", None), ("", None)] {
+            assert_eq!(number(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The progress topic of an output topic: which epochs of which sinks are shown in it.
+//!
+//! * It is called `<output topic>-tidegate-progress`, has one partition and is compacted: brokers keep the last record
+//!   of each key. A record's key is the state's id and the sink's name, its value a [`Progress`] as JSON.
+//! * A record is sent in the transaction of the rows that it tells of: so both are there, or neither is.
+//!
+//! Invariant: progress is read only by a producer that has fenced all earlier ones of its state and sink, when all that
+//! those had sent is decided; what is read is the last there is, and stays so until that producer writes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+
+use crate::durable::StateId;
+use crate::error::{Error, Result};
+use crate::source::kafka::client::{Target, is_transient, not_made, said};
+use crate::time::Epoch;
+
+/// The version of the format.
+const FORMAT: u32 = 1;
+
+/// What the topic is created with: parts that are small enough to be compacted soon, and read at once.
+pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
+
+const DEFAULTS: &[(&str, &str)] =
+    &[("group.id", "tidegate"), ("fetch.wait.max.ms", "10"), ("reconnect.backoff.max.ms", "1000")];
+
+const NEEDED: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("enable.partition.eof", "true"),
+    ("auto.offset.reset", "error"),
+    ("allow.auto.create.topics", "false"),
+];
+
+/// How long the brokers may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a wait for others' transactions is before it is told.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
+
+/// How long others' transactions may hold the topic: more than brokers let any take, by default.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(16 * 60);
+
+/// What is shown of a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// The life of the state that wrote it.
+    pub(super) incarnation: u64,
+    /// The last epoch that is shown; `None` before the first.
+    pub(super) epoch: Option<Epoch>,
+    /// An offset that the output topic has reached, for each partition that anything was sent to.
+    pub(super) ends: BTreeMap<i32, i64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Value {
+    tidegate: String,
+    format: u32,
+    incarnation: u64,
+    epoch: Option<u64>,
+    ends: BTreeMap<i32, i64>,
+}
+
+/// What can be said of a value of any format.
+#[derive(Deserialize)]
+struct Format {
+    tidegate: String,
+    format: u32,
+}
+
+impl Progress {
+    pub(super) fn to_value(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Value {
+            tidegate: env!("CARGO_PKG_VERSION").to_owned(),
+            format: FORMAT,
+            incarnation: self.incarnation,
+            epoch: self.epoch.map(|epoch| epoch.0),
+            ends: self.ends.clone(),
+        })
+    }
+
+    /// Reads a value, or says why it is none.
+    fn from_value(value: &[u8]) -> std::result::Result<Self, String> {
+        let no = |_| String::from("it is not what Tidegate writes");
+        let Format { tidegate, format } = serde_json::from_slice(value).map_err(no)?;
+        if format != FORMAT {
+            return Err(format!(
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads format {FORMAT}"
+            ));
+        }
+        let Value { incarnation, epoch, ends, .. } = serde_json::from_slice(value).map_err(no)?;
+        Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends })
+    }
+}
+
+/// The key of a sink of a state.
+pub(super) fn key(state: StateId, sink: &str) -> String {
+    format!("{state}/{sink}")
+}
+
+/// The progress topic of an output topic.
+pub(super) fn topic_of(output: &Target) -> Target {
+    let topic = format!("{}-tidegate-progress", output.topic);
+    Target { topic, ..output.clone() }
+}
+
+fn consumer(target: &Target, isolation: &str) -> Result<BaseConsumer> {
+    let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
+    let mut target = target.clone();
+    // It is for what is sent.
+    target.properties.retain(|key, _| !key.starts_with("transaction"));
+    let config: ClientConfig = target.configure(DEFAULTS, &needed)?;
+    config.create().map_err(|error| not_made(&target, &error))
+}
+
+/// The first offset of a partition, and where it ends for this consumer.
+fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64, i64)> {
+    let begun = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(&target.topic, partition, Duration::from_secs(3)) {
+            // Without a broker's answer the library leaves −1.
+            Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
+            Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
+                return Err(unreadable(target, &said(&error)));
+            }
+            _ if begun.elapsed() > PATIENCE => return Err(unreadable(target, "no broker leads it")),
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn unreadable(target: &Target, why: &str) -> Error {
+    Error::new("cannot read how far results are shown").at(target.describe()).because(why)
+}
+
+/// Reads the last progress of a key. All that was sent under it has to be decided.
+///
+/// # Errors
+/// When the topic cannot be read to its end, or the record is none of ours.
+pub(super) fn read(target: &Target, key: &str) -> Result<Option<Progress>> {
+    // The end of all there is: a reader of what is committed stops at the first transaction that is open.
+    let (low, end) = ends(&consumer(target, "read_uncommitted")?, target, 0)?;
+    if low == end {
+        return Ok(None);
+    }
+    let consumer = consumer(target, "read_committed")?;
+    let begun = Instant::now();
+    let mut told = false;
+    while ends(&consumer, target, 0)?.1 < end {
+        if begun.elapsed() > OTHERS_PATIENCE {
+            return Err(unreadable(target, "a transaction of another producer does not end"));
+        }
+        if begun.elapsed() > TOLD_AFTER && !std::mem::replace(&mut told, true) {
+            eprintln!("waiting for another producer's transaction in {}", target.describe());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut from = TopicPartitionList::new();
+    let assigned =
+        from.add_partition_offset(&target.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
+    assigned.map_err(|error| unreadable(target, &said(&error)))?;
+    last_of(&consumer, target, key, end)
+}
+
+/// The last progress of a key before the partition's end.
+fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Result<Option<Progress>> {
+    let mut last = None;
+    let mut heard = Instant::now();
+    loop {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                heard = Instant::now();
+                if message.key() == Some(key.as_bytes()) {
+                    let read = message.payload().map(Progress::from_value).transpose();
+                    last = read.map_err(|why| unreadable(target, &format!("record {}: {why}", message.offset())))?;
+                }
+                if message.offset() + 1 >= end {
+                    return Ok(last);
+                }
+            }
+            // All was decided before it was assigned, so this is the end of all.
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
+            Some(Err(error)) if !error.rdkafka_error_code().is_some_and(is_transient) => {
+                return Err(unreadable(target, &said(&error)));
+            }
+            _ if heard.elapsed() > PATIENCE => return Err(unreadable(target, "the brokers do not answer")),
+            _ => {}
+        }
+    }
+}
+
+/// Refuses a topic that ends before what was sent to it: it is not the one that it was.
+///
+/// # Errors
+/// When it does, or cannot be asked.
+pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
+    if progress.ends.is_empty() {
+        return Ok(());
+    }
+    let consumer = consumer(output, "read_uncommitted")?;
+    for (partition, end) in &progress.ends {
+        let (_, found) = ends(&consumer, output, *partition)?;
+        if found < *end {
+            let why = format!("partition {partition} ends at offset {found}, and results were shown up to {end}");
+            return Err(Error::new("cannot go on with the topic").at(output.describe()).because(why).help(
+                "it was deleted or lost records: begin anew, with a new state directory, or name another topic",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        for epoch in [None, Some(Epoch(1_700_000_000_000))] {
+            let progress = Progress { incarnation: 3, epoch, ends: [(0, 12), (7, 1)].into() };
+            assert_eq!(Progress::from_value(&progress.to_value().unwrap()), Ok(progress));
+        }
+        let value = Progress { incarnation: 3, epoch: Some(Epoch(8)), ends: [(0, 12)].into() }.to_value().unwrap();
+        let expected = r#","format":1,"incarnation":3,"epoch":8,"ends":{"0":12}}"#;
+        assert!(String::from_utf8(value).unwrap().ends_with(expected));
+    }
+
+    #[test]
+    fn what_is_no_progress_is_refused() {
+        let later = br#"{"tidegate":"9.1.0","format":2,"more":1}"#;
+        let why = Progress::from_value(later).unwrap_err();
+        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 2; this program reads format 1");
+        for value in [&b"{}"[..], b"", b"12", br#"{"tidegate":"0.1.0","format":1,"incarnation":1}"#] {
+            assert_eq!(Progress::from_value(value).unwrap_err(), "it is not what Tidegate writes");
+        }
+    }
+}

@@ -1,0 +1,931 @@
+//! A disk in memory that crashes when it is told to, and forgets what a real one may forget.
+//!
+//! * An **act** is a call that changes something: it makes, appends to, cuts, syncs, renames, links, removes or locks a
+//!   file, or makes or syncs a directory. Acts are numbered from 0, and kept in a [log](CrashingDisk::log).
+//! * The disk **crashes** at an act: that act may have happened, wholly, in part or not at all; it and every call after
+//!   it fail.
+//! * What is there after a loss of power are the [survivors](CrashingDisk::survivors): all that was synced, and of the
+//!   rest whatever a seed says.
+//!
+//! Invariants, which are those of a real disk and no more: bytes survive when their file was synced after they were
+//! written, a name when its directory was synced after it was given. Of what was not synced, each append, cut, name and
+//! removal may be kept or lost, whatever became of those before and after it; an append may be torn, with nothing,
+//! zeros or other bytes in its place. A rename or a link is never torn. Locks end with the process that holds them.
+//!
+//! A test that crashes a program at each of its acts, and goes on with what survives, has tried every crash there is:
+//!
+//! ```
+//! use std::path::Path;
+//! use tidegate::durable::disk::Disk;
+//! use tidegate::testing::CrashingDisk;
+//!
+//! let (path, written) = (Path::new("settings"), |disk: &CrashingDisk| disk.replace(Path::new("settings"), b"new"));
+//! let acts = {
+//!     let disk = CrashingDisk::new();
+//!     disk.put(path, b"old");
+//!     written(&disk).unwrap();
+//!     disk.acts()
+//! };
+//! for (act, seed) in (0..acts).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
+//!     let disk = CrashingDisk::new();
+//!     disk.put(path, b"old");
+//!     disk.crash_at(act);
+//!     written(&disk).unwrap_err();
+//!     let found = disk.survivors(seed).bytes(path).unwrap();
+//!     assert!(found == b"old" || found == b"new", "crashed at {}", disk.log()[act]);
+//! }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::durable::disk::{Disk, DiskFile, Lock, parent};
+
+/// A disk in memory that crashes when it is told to. Clones are the same disk.
+#[derive(Clone, Default)]
+pub struct CrashingDisk(Arc<Mutex<State>>);
+
+/// Something that was done to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Act {
+    /// What was done.
+    pub kind: ActKind,
+    /// To which file or directory.
+    pub path: PathBuf,
+}
+
+/// What can be done to a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActKind {
+    /// A directory is made, for good.
+    CreateDirectory,
+    /// An empty file is made.
+    Create,
+    /// So many bytes are appended.
+    Append(usize),
+    /// Everything after so many bytes is dropped.
+    Cut(u64),
+    /// A file's bytes are made to survive.
+    Sync,
+    /// A file gets this name instead of its own.
+    Rename(PathBuf),
+    /// A file gets this name too.
+    Link(PathBuf),
+    /// A file is removed.
+    Remove,
+    /// The names in a directory are made to survive.
+    SyncDirectory,
+    /// A file is locked.
+    Lock,
+    /// The holder of a lock writes who it is.
+    Sign,
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.kind {
+            ActKind::CreateDirectory => write!(f, "create the directory {path}"),
+            ActKind::Create => write!(f, "create {path}"),
+            ActKind::Append(bytes) => write!(f, "append {bytes} bytes to {path}"),
+            ActKind::Cut(length) => write!(f, "cut {path} to {length} bytes"),
+            ActKind::Sync => write!(f, "sync {path}"),
+            ActKind::Rename(to) => write!(f, "rename {path} to {}", to.display()),
+            ActKind::Link(to) => write!(f, "link {path} to {}", to.display()),
+            ActKind::Remove => write!(f, "remove {path}"),
+            ActKind::SyncDirectory => write!(f, "sync the directory {path}"),
+            ActKind::Lock => write!(f, "lock {path}"),
+            ActKind::Sign => write!(f, "sign {path}"),
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// The contents of all files that ever had a name, by number.
+    files: Vec<Contents>,
+    /// What a running program sees.
+    names: Names,
+    /// What survives whatever happens.
+    synced: Names,
+    /// What was done to names since their directory was synced.
+    waiting: Vec<Naming>,
+    locked: BTreeSet<usize>,
+    log: Vec<Act>,
+    crash_at: Option<usize>,
+    fail_at: Option<usize>,
+    crashed: bool,
+    room: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+struct Names {
+    directories: BTreeSet<PathBuf>,
+    files: BTreeMap<PathBuf, usize>,
+}
+
+/// A change of the names in a directory.
+#[derive(Clone)]
+enum Naming {
+    Directory(PathBuf),
+    Put(PathBuf, usize),
+    Move(PathBuf, PathBuf, usize),
+    Drop(PathBuf),
+}
+
+impl Naming {
+    /// Whether syncing this directory makes it last.
+    fn is_of(&self, directory: &Path) -> bool {
+        let is_in = |path: &Path| parent(path) == directory;
+        match self {
+            Naming::Directory(path) | Naming::Put(path, _) | Naming::Drop(path) => is_in(path),
+            Naming::Move(from, to, _) => is_in(from) || is_in(to),
+        }
+    }
+}
+
+impl Names {
+    fn apply(&mut self, naming: &Naming) {
+        match naming {
+            Naming::Directory(path) => {
+                self.directories.insert(path.clone());
+            }
+            Naming::Put(path, file) => {
+                self.files.insert(path.clone(), *file);
+            }
+            Naming::Move(from, to, file) => {
+                // It may be that the name it had never came to last.
+                if self.files.get(from) == Some(file) {
+                    self.files.remove(from);
+                }
+                self.files.insert(to.clone(), *file);
+            }
+            Naming::Drop(path) => {
+                self.files.remove(path);
+            }
+        }
+    }
+
+    fn has_directory(&self, path: &Path) -> bool {
+        path == Path::new(".") || path == Path::new("/") || self.directories.contains(path)
+    }
+}
+
+/// What a file has in it.
+#[derive(Clone, Default)]
+struct Contents {
+    bytes: Vec<u8>,
+    synced: Vec<u8>,
+    waiting: Vec<Change>,
+}
+
+/// A change of a file's bytes.
+#[derive(Clone)]
+enum Change {
+    Write(usize, Vec<u8>),
+    Cut(usize),
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Change) {
+    match change {
+        Change::Write(at, new) => {
+            if bytes.len() < at + new.len() {
+                bytes.resize(at + new.len(), 0);
+            }
+            bytes[*at..at + new.len()].copy_from_slice(new);
+        }
+        Change::Cut(length) => bytes.resize(*length, 0),
+    }
+}
+
+impl Contents {
+    fn change(&mut self, change: Change) {
+        apply(&mut self.bytes, &change);
+        self.waiting.push(change);
+    }
+
+    fn sync(&mut self) {
+        for change in self.waiting.drain(..) {
+            apply(&mut self.synced, &change);
+        }
+    }
+
+    fn last(&mut self, random: &mut Random) {
+        let mut bytes = std::mem::take(&mut self.synced);
+        let fate = random.fate();
+        let upto = random.below(self.waiting.len() + 1);
+        for (at, change) in self.waiting.drain(..).enumerate() {
+            match fate {
+                Fate::Lost => {}
+                Fate::Kept => apply(&mut bytes, &change),
+                Fate::Upto if at < upto => apply(&mut bytes, &change),
+                Fate::Upto if at == upto => apply(&mut bytes, &random.torn(change)),
+                Fate::Upto => {}
+                Fate::Each => match random.below(4) {
+                    0 => {}
+                    1 => apply(&mut bytes, &random.torn(change)),
+                    _ => apply(&mut bytes, &change),
+                },
+            }
+        }
+        *self = Contents { bytes: bytes.clone(), synced: bytes, waiting: Vec::new() };
+    }
+}
+
+/// What becomes of changes that were not synced.
+#[derive(Clone, Copy)]
+enum Fate {
+    Lost,
+    Kept,
+    /// Those up to one of them are kept.
+    Upto,
+    /// Each is kept, lost or torn, whatever becomes of the others.
+    Each,
+}
+
+/// Seeded random numbers: SplitMix64, by Steele, Lea and Flood.
+struct Random {
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Random { seed, state: seed }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    fn fate(&mut self) -> Fate {
+        match (self.seed, self.below(4)) {
+            (0, _) | (2.., 0) => Fate::Lost,
+            (1, _) | (2.., 1) => Fate::Kept,
+            (_, 2) => Fate::Upto,
+            _ => Fate::Each,
+        }
+    }
+
+    /// A change of which only a part happened.
+    fn torn(&mut self, change: Change) -> Change {
+        let Change::Write(at, mut bytes) = change else { return change };
+        let middle = self.below(bytes.len() + 1);
+        match self.below(4) {
+            // The file was made longer, and the bytes never came.
+            0 => bytes[middle..].fill(0),
+            1 => bytes[..middle].fill(0),
+            2 => bytes[middle..].iter_mut().for_each(|byte| *byte = self.next() as u8),
+            _ => bytes.truncate(middle),
+        }
+        Change::Write(at, bytes)
+    }
+}
+
+/// What becomes of an act.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Done,
+    Crashing,
+    Failing,
+}
+
+impl State {
+    /// Notes an act, and says what becomes of it.
+    fn begin(&mut self, kind: ActKind, path: &Path) -> io::Result<Doing> {
+        self.running()?;
+        let number = self.log.len();
+        self.log.push(Act { kind, path: path.to_owned() });
+        if self.fail_at.is_some_and(|at| at == number) {
+            return Ok(Doing::Failing);
+        }
+        if self.crash_at.is_some_and(|at| at <= number) {
+            self.crashed = true;
+            return Ok(Doing::Crashing);
+        }
+        Ok(Doing::Done)
+    }
+
+    fn running(&self) -> io::Result<()> {
+        if self.crashed { Err(crash()) } else { Ok(()) }
+    }
+
+    fn file(&self, path: &Path) -> io::Result<usize> {
+        self.running()?;
+        match self.names.files.get(path) {
+            Some(file) => Ok(*file),
+            None if self.names.has_directory(path) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Refuses a name that a file cannot have.
+    fn can_be_named(&self, path: &Path) -> io::Result<()> {
+        self.running()?;
+        if self.names.has_directory(path) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        if !self.names.has_directory(parent(path)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, naming: Naming) {
+        self.names.apply(&naming);
+        self.waiting.push(naming);
+    }
+
+    /// Finds a file, or makes an empty one.
+    fn make(&mut self, path: &Path) -> usize {
+        if let Some(file) = self.names.files.get(path) {
+            return *file;
+        }
+        self.files.push(Contents::default());
+        let file = self.files.len() - 1;
+        self.name(Naming::Put(path.to_owned(), file));
+        file
+    }
+
+    fn sync_names(&mut self, is_meant: impl Fn(&Naming) -> bool) {
+        let synced = &mut self.synced;
+        self.waiting.retain(|naming| {
+            let meant = is_meant(naming);
+            if meant {
+                synced.apply(naming);
+            }
+            !meant
+        });
+    }
+}
+
+impl Doing {
+    /// The outcome of an act that has been carried out as far as it was.
+    fn end(self) -> io::Result<()> {
+        match self {
+            Doing::Done => Ok(()),
+            Doing::Crashing => Err(crash()),
+            Doing::Failing => Err(io::Error::other("the disk failed at this act, as it was told to")),
+        }
+    }
+}
+
+fn crash() -> io::Error {
+    io::Error::other("the disk has crashed")
+}
+
+/// A path without what does not change where it leads.
+fn plain(path: &Path) -> PathBuf {
+    let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+    if plain.as_os_str().is_empty() { PathBuf::from(".") } else { plain }
+}
+
+impl CrashingDisk {
+    /// An empty disk, with the root and the current directory.
+    pub fn new() -> Self {
+        CrashingDisk::default()
+    }
+
+    /// It, as most need it.
+    pub fn shared(&self) -> Arc<dyn Disk> {
+        Arc::new(self.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the disk crash at the act of this number.
+    pub fn crash_at(&self, act: usize) {
+        self.state().crash_at = Some(act);
+    }
+
+    /// Crashes it now.
+    pub fn crash(&self) {
+        self.state().crashed = true;
+    }
+
+    /// Makes the act of this number fail, and none after it: an append in the middle, others as if never called.
+    pub fn fail_at(&self, act: usize) {
+        self.state().fail_at = Some(act);
+    }
+
+    /// Lets so many bytes more be appended: what is cut makes room again. `None` is as many as there are.
+    pub fn set_room(&self, bytes: Option<u64>) {
+        self.state().room = bytes;
+    }
+
+    /// Whether it has crashed.
+    pub fn has_crashed(&self) -> bool {
+        self.state().crashed
+    }
+
+    /// How many acts there were: the number of the next one.
+    pub fn acts(&self) -> usize {
+        self.state().log.len()
+    }
+
+    /// All acts, in order; the last one of a crashed disk is the one it crashed at.
+    pub fn log(&self) -> Vec<Act> {
+        self.state().log.clone()
+    }
+
+    /// The disk after a loss of power: what was synced, and of the rest what the seed says. Seed 0 loses all of it, seed
+    /// 1 keeps all of it. This disk is as it was.
+    #[must_use]
+    pub fn survivors(&self, seed: u64) -> CrashingDisk {
+        let mut state = self.state().clone();
+        let mut random = Random::new(seed);
+        let fate = random.fate();
+        let upto = random.below(state.waiting.len() + 1);
+        for (at, naming) in std::mem::take(&mut state.waiting).iter().enumerate() {
+            let kept = match fate {
+                Fate::Lost => false,
+                Fate::Kept => true,
+                Fate::Upto => at < upto,
+                Fate::Each => random.below(2) == 0,
+            };
+            if kept {
+                state.synced.apply(naming);
+            }
+        }
+        state.names = state.synced.clone();
+        state.files.iter_mut().for_each(|file| file.last(&mut random));
+        CrashingDisk::again(state)
+    }
+
+    /// The disk after its process was killed: all is there, and what was not synced may still be lost later. This disk
+    /// is as it was.
+    #[must_use]
+    pub fn after_kill(&self) -> CrashingDisk {
+        CrashingDisk::again(self.state().clone())
+    }
+
+    fn again(state: State) -> CrashingDisk {
+        let State { files, names, synced, waiting, room, .. } = state;
+        let state = State { files, names, synced, waiting, room, ..State::default() };
+        CrashingDisk(Arc::new(Mutex::new(state)))
+    }
+
+    /// Puts a file there, for good, with its directories: not an act.
+    pub fn put(&self, path: &Path, bytes: &[u8]) {
+        let mut state = self.state();
+        let path = plain(path);
+        state.files.push(Contents { bytes: bytes.to_vec(), synced: bytes.to_vec(), waiting: Vec::new() });
+        let above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+        let mut namings: Vec<_> = above.map(|above| Naming::Directory(above.to_owned())).collect();
+        namings.push(Naming::Put(path.clone(), state.files.len() - 1));
+        for naming in namings {
+            state.names.apply(&naming);
+            state.synced.apply(&naming);
+        }
+    }
+
+    /// The bytes of a file, as a running program sees them, after a crash too; `None` if it is not there.
+    pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.state();
+        state.names.files.get(&plain(path)).map(|file| state.files[*file].bytes.clone())
+    }
+
+    /// The paths of all files, as a running program sees them, sorted.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.state().names.files.keys().cloned().collect()
+    }
+}
+
+impl fmt::Debug for CrashingDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CrashingDisk").field(&self.paths()).finish()
+    }
+}
+
+impl Disk for CrashingDisk {
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let (state, directory) = (self.state(), plain(directory));
+        state.running()?;
+        let inside = state.names.files.keys().filter(|path| parent(path) == directory);
+        Ok(inside.filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        let directory = plain(directory);
+        let mut above: Vec<_> = directory.ancestors().filter(|above| !above.as_os_str().is_empty()).collect();
+        above.reverse();
+        for directory in above {
+            let mut state = self.state();
+            state.running()?;
+            if state.names.has_directory(directory) {
+                continue;
+            }
+            if state.names.files.contains_key(directory) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let doing = state.begin(ActKind::CreateDirectory, directory)?;
+            if doing != Doing::Failing {
+                state.name(Naming::Directory(directory.to_owned()));
+            }
+            if doing == Doing::Done {
+                state.sync_names(|naming| matches!(naming, Naming::Directory(made) if made == directory));
+            }
+            doing.end()?;
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let (mut state, path) = (self.state(), plain(path));
+        state.can_be_named(&path)?;
+        let doing = state.begin(ActKind::Create, &path)?;
+        if doing == Doing::Failing {
+            doing.end()?;
+        }
+        let file = state.make(&path);
+        if !state.files[file].bytes.is_empty() {
+            state.files[file].change(Change::Cut(0));
+        }
+        doing.end()?;
+        Ok(Box::new(OpenFile { disk: self.clone(), file, path, at: 0 }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let (state, path) = (self.state(), plain(path));
+        let file = state.file(&path)?;
+        Ok(Box::new(OpenFile { disk: self.clone(), file, path, at: state.files[file].bytes.len() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (mut state, from, to) = (self.state(), plain(from), plain(to));
+        let file = state.file(&from)?;
+        state.can_be_named(&to)?;
+        let doing = state.begin(ActKind::Rename(to.clone()), &from)?;
+        if doing != Doing::Failing && state.names.files.get(&to) != Some(&file) {
+            state.name(Naming::Move(from, to, file));
+        }
+        doing.end()
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (mut state, from, to) = (self.state(), plain(from), plain(to));
+        let file = state.file(&from)?;
+        if state.names.files.contains_key(&to) || state.names.has_directory(&to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.can_be_named(&to)?;
+        let doing = state.begin(ActKind::Link(to.clone()), &from)?;
+        if doing != Doing::Failing {
+            state.name(Naming::Put(to, file));
+        }
+        doing.end()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let (mut state, path) = (self.state(), plain(path));
+        state.file(&path)?;
+        let doing = state.begin(ActKind::Remove, &path)?;
+        if doing != Doing::Failing {
+            state.name(Naming::Drop(path));
+        }
+        doing.end()
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        let (mut state, directory) = (self.state(), plain(directory));
+        state.running()?;
+        if !state.names.has_directory(&directory) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let doing = state.begin(ActKind::SyncDirectory, &directory)?;
+        if doing == Doing::Done {
+            state.sync_names(|naming| naming.is_of(&directory));
+        }
+        doing.end()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let (mut state, path) = (self.state(), plain(path));
+        state.can_be_named(&path)?;
+        let doing = state.begin(ActKind::Lock, &path)?;
+        if doing == Doing::Failing {
+            doing.end()?;
+        }
+        let file = state.make(&path);
+        doing.end()?;
+        if !state.locked.insert(file) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Held { disk: self.clone(), file, path })))
+    }
+}
+
+struct OpenFile {
+    disk: CrashingDisk,
+    file: usize,
+    path: PathBuf,
+    /// Where appending goes on, whatever others did to the file.
+    at: usize,
+}
+
+impl fmt::Debug for OpenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OpenFile").field(&self.path).finish()
+    }
+}
+
+impl DiskFile for OpenFile {
+    fn length(&self) -> io::Result<u64> {
+        let state = self.disk.state();
+        state.running()?;
+        Ok(state.files[self.file].bytes.len() as u64)
+    }
+
+    fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let state = self.disk.state();
+        state.running()?;
+        let from = usize::try_from(position).map_err(io::Error::other)?;
+        let found = state.files[self.file].bytes.get(from..).and_then(|rest| rest.get(..bytes.len()));
+        bytes.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let doing = state.begin(ActKind::Append(bytes.len()), &self.path)?;
+        let mut fits = if doing == Doing::Failing { bytes.len() / 2 } else { bytes.len() };
+        if let Some(room) = &mut state.room {
+            fits = fits.min(usize::try_from(*room).unwrap_or(usize::MAX));
+            *room -= fits as u64;
+        }
+        if fits > 0 {
+            state.files[self.file].change(Change::Write(self.at, bytes[..fits].to_vec()));
+        }
+        doing.end()?;
+        if fits < bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.at += bytes.len();
+        Ok(())
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let doing = state.begin(ActKind::Cut(length), &self.path)?;
+        if doing != Doing::Failing {
+            let length = usize::try_from(length).map_err(io::Error::other)?;
+            let dropped = state.files[self.file].bytes.len().saturating_sub(length) as u64;
+            state.room = state.room.map(|room| room + dropped);
+            state.files[self.file].change(Change::Cut(length));
+            self.at = length;
+        }
+        doing.end()
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let doing = state.begin(ActKind::Sync, &self.path)?;
+        if doing == Doing::Done {
+            state.files[self.file].sync();
+        }
+        doing.end()
+    }
+}
+
+struct Held {
+    disk: CrashingDisk,
+    file: usize,
+    path: PathBuf,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.path).finish()
+    }
+}
+
+impl Lock for Held {
+    fn sign(&mut self, who: &str) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let doing = state.begin(ActKind::Sign, &self.path)?;
+        if doing != Doing::Failing {
+            let file = &mut state.files[self.file];
+            file.change(Change::Cut(0));
+            file.change(Change::Write(0, who.as_bytes().to_vec()));
+        }
+        doing.end()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.disk.state().locked.remove(&self.file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "a";
+
+    fn path(name: &str) -> &Path {
+        Path::new(name)
+    }
+
+    /// The contents that some seed leaves of a file, each once.
+    fn outcomes(disk: &CrashingDisk, name: &str) -> BTreeSet<Option<Vec<u8>>> {
+        (0..400).map(|seed| disk.survivors(seed).bytes(path(name))).collect()
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_the_rest_may_be_there_gone_or_torn() {
+        let disk = CrashingDisk::new();
+        let mut file = disk.create(path(A)).unwrap();
+        file.append(b"synced").unwrap();
+        file.sync().unwrap();
+        assert!(outcomes(&disk, A).contains(&None), "its name was never synced");
+        disk.sync_directory(path(".")).unwrap();
+        assert_eq!(outcomes(&disk, A), [Some(b"synced".to_vec())].into());
+        file.append(b"+more").unwrap();
+        let found = outcomes(&disk, A);
+        assert!(found.iter().all(|bytes| bytes.as_ref().is_some_and(|bytes| bytes.starts_with(b"synced"))));
+        for expected in [&b"synced"[..], b"synced+", b"synced+more", b"synced+\0\0\0\0", b"synced\0\0\0re"] {
+            assert!(found.contains(&Some(expected.to_vec())), "never {}", String::from_utf8_lossy(expected));
+        }
+        assert_eq!(disk.survivors(0).bytes(path(A)).unwrap(), b"synced");
+        assert_eq!(disk.survivors(1).bytes(path(A)).unwrap(), b"synced+more");
+    }
+
+    #[test]
+    fn a_cut_may_come_undone_and_what_was_written_after_it_be_there_all_the_same() {
+        let disk = CrashingDisk::new();
+        disk.put(path(A), b"abcdef");
+        let mut file = disk.open(path(A)).unwrap();
+        file.cut(2).unwrap();
+        file.append(b"XY").unwrap();
+        assert_eq!(disk.read(path(A)).unwrap(), b"abXY");
+        let found = outcomes(&disk, A);
+        for expected in ["abcdef", "ab", "abXY", "abXYef", "abX"] {
+            assert!(found.contains(&Some(expected.as_bytes().to_vec())), "never {expected}");
+        }
+    }
+
+    #[test]
+    fn names_last_with_their_directory_and_a_rename_is_never_torn() {
+        let disk = CrashingDisk::new();
+        disk.create_directory(path("d/e")).unwrap();
+        disk.put(path("d/old"), b"old");
+        disk.put(path("d/new"), b"new");
+        disk.rename(path("d/new"), path("d/old")).unwrap();
+        for seed in 0..100 {
+            let left = disk.survivors(seed);
+            let pair = (left.bytes(path("d/old")).unwrap(), left.bytes(path("d/new")));
+            assert!(pair == (b"old".into(), Some(b"new".into())) || pair == (b"new".into(), None), "{seed}");
+        }
+        disk.sync_directory(path("d/e")).unwrap();
+        assert_eq!(outcomes(&disk, "d/new").len(), 2);
+        disk.sync_directory(path("./d")).unwrap();
+        assert_eq!(outcomes(&disk, "d/new"), [None].into());
+        disk.remove(path("d/old")).unwrap();
+        assert_eq!(outcomes(&disk, "d/old").len(), 2);
+        assert!(disk.list(path("d")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn files_lose_what_they_lose_independently_of_each_other() {
+        let disk = CrashingDisk::new();
+        disk.put(path("a"), b"");
+        disk.put(path("b"), b"");
+        disk.open(path("a")).unwrap().append(b"1").unwrap();
+        disk.open(path("b")).unwrap().append(b"1").unwrap();
+        let pairs: BTreeSet<_> = (0..400)
+            .map(|seed| disk.survivors(seed))
+            .map(|left| ["a", "b"].map(|name| left.bytes(path(name)).unwrap() == b"1"))
+            .collect();
+        assert_eq!(pairs.len(), 4);
+    }
+
+    #[test]
+    fn a_crash_comes_at_its_act_which_may_have_happened_and_nothing_works_after_it() {
+        let disk = CrashingDisk::new();
+        disk.put(path(A), b"");
+        let mut file = disk.open(path(A)).unwrap();
+        disk.crash_at(1);
+        file.append(b"x").unwrap();
+        assert_eq!((disk.acts(), disk.has_crashed()), (1, false));
+        assert_eq!(file.sync().unwrap_err().to_string(), "the disk has crashed");
+        assert!(disk.has_crashed());
+        for result in [file.append(b"y"), file.length().map(drop), disk.open(path(A)).map(drop)] {
+            assert_eq!(result.unwrap_err().to_string(), "the disk has crashed");
+        }
+        assert_eq!(disk.log()[1].to_string(), "sync a");
+        assert_eq!(disk.acts(), 2);
+        assert!(outcomes(&disk, A).len() > 1);
+        // Another disk, which has not crashed, and where the same can be tried again.
+        assert!(!disk.survivors(3).has_crashed());
+        for act in 0..2 {
+            let disk = CrashingDisk::new();
+            disk.crash_at(act);
+            let made = disk.create_directory(path("d/e"));
+            assert_eq!(made.unwrap_err().to_string(), "the disk has crashed");
+            disk.survivors(0).create_directory(path("d/e")).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_act_that_fails_leaves_the_next_ones_alone() {
+        let disk = CrashingDisk::new();
+        disk.put(path(A), b"");
+        let mut file = disk.open(path(A)).unwrap();
+        disk.fail_at(0);
+        assert!(file.append(b"abcd").unwrap_err().to_string().contains("failed"));
+        assert_eq!(disk.bytes(path(A)).unwrap(), b"ab");
+        file.append(b"xyz").unwrap();
+        assert_eq!(disk.bytes(path(A)).unwrap(), b"xyz");
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_fits_until_there_is_room() {
+        let disk = CrashingDisk::new();
+        disk.set_room(Some(5));
+        let mut file = disk.create(path(A)).unwrap();
+        file.append(b"abc").unwrap();
+        assert_eq!(file.append(b"def").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(disk.bytes(path(A)).unwrap(), b"abcde");
+        file.cut(3).unwrap();
+        file.append(b"d").unwrap();
+        disk.set_room(None);
+        file.append(b"efgh").unwrap();
+        assert_eq!(disk.bytes(path(A)).unwrap(), b"abcdefgh");
+    }
+
+    #[test]
+    fn a_lock_is_of_the_file_and_ends_with_its_holder() {
+        let disk = CrashingDisk::new();
+        let mut held = disk.lock(path(A)).unwrap().unwrap();
+        held.sign("me").unwrap();
+        assert!(disk.lock(path("./a")).unwrap().is_none());
+        assert_eq!(disk.bytes(path(A)).unwrap(), b"me");
+        // Another file gets the name, and the lock stays with the one that had it.
+        disk.put(path("b"), b"");
+        disk.rename(path("b"), path(A)).unwrap();
+        let second = disk.lock(path(A)).unwrap().unwrap();
+        drop(second);
+        let _third = disk.lock(path(A)).unwrap().unwrap();
+        assert!(disk.lock(path(A)).unwrap().is_none());
+        assert!(disk.after_kill().lock(path(A)).unwrap().is_some());
+        drop(held);
+        assert!(disk.lock(path(A)).unwrap().is_none());
+    }
+
+    #[test]
+    fn after_a_kill_all_is_there_and_may_still_be_lost() {
+        let disk = CrashingDisk::new();
+        disk.create(path(A)).unwrap().append(b"x").unwrap();
+        let killed = disk.after_kill();
+        assert_eq!(killed.bytes(path(A)).unwrap(), b"x");
+        assert_eq!(killed.survivors(0).bytes(path(A)), None);
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_to_be_not_there() {
+        let disk = CrashingDisk::new();
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        assert_eq!(kind(disk.open(path(A)).map(drop)), io::ErrorKind::NotFound);
+        assert_eq!(kind(disk.create(path("d/a")).map(drop)), io::ErrorKind::NotFound);
+        assert_eq!(kind(disk.remove(path(A))), io::ErrorKind::NotFound);
+        assert_eq!(kind(disk.create(path(".")).map(drop)), io::ErrorKind::IsADirectory);
+        disk.put(path("d/a"), b"");
+        disk.put(path(A), b"");
+        assert_eq!(kind(disk.link(path(A), path("d/a"))), io::ErrorKind::AlreadyExists);
+        assert_eq!(disk.list(path("d")).unwrap(), ["a"]);
+        assert_eq!(disk.acts(), 0);
+    }
+
+    /// The compound acts of the trait, on every crash.
+    #[test]
+    fn a_file_is_made_once_and_whole() {
+        let make = |disk: &CrashingDisk| disk.create_new(path(A), b"whole");
+        let disk = CrashingDisk::new();
+        make(&disk).unwrap();
+        assert_eq!(make(&disk).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        for (act, seed) in (0..disk.acts()).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
+            let disk = CrashingDisk::new();
+            disk.crash_at(act);
+            if make(&disk).is_ok() {
+                continue;
+            }
+            let found = disk.survivors(seed).bytes(path(A));
+            assert!(found.as_ref().is_none_or(|bytes| bytes == b"whole"), "{}: {found:?}", disk.log()[act]);
+        }
+    }
+}

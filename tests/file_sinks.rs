@@ -1,0 +1,561 @@
+//! Files as sinks with a state: an epoch is shown whole, once, or not at all, whatever crashes, wakes or is damaged.
+//!
+//! A life is crashed at each of its acts on the disk, with what was not synced lost, kept or torn by a seed; the next
+//! life goes on from what it is told was shown. In the end the file is what it is without a crash.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tidegate::durable::disk::Disk;
+use tidegate::durable::{Life, StateId};
+use tidegate::error::{Error, Result};
+use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::testing::CrashingDisk;
+use tidegate::time::Epoch;
+use tidegate::{csv, ndjson};
+
+const FILE: &str = "totals.csv";
+const STATE: StateId = StateId(0xfeed);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Total {
+    account: String,
+    sum: u64,
+}
+
+/// What the job writes in an epoch: some have no rows, one has many.
+fn rows_of(epoch: u64) -> Vec<(Total, isize)> {
+    let count = [0, 1, 3, 40][(epoch / 2 % 4) as usize];
+    (0..count).map(|n| (Total { account: format!("a{n:02}"), sum: epoch }, 1 + (n % 2) as isize)).collect()
+}
+
+const LAST: u64 = 20;
+
+/// The file after an epoch, if all went well.
+fn file_after(last: u64) -> String {
+    let mut expected = String::from("account,sum\n");
+    for (row, times) in (2..=last).step_by(2).flat_map(rows_of) {
+        expected.push_str(&format!("{},{}\n", row.account, row.sum).repeat(times as usize));
+    }
+    expected
+}
+
+/// A state directory, as far as sinks know it: which life is the current one.
+#[derive(Clone, Default)]
+struct Lives(Arc<AtomicU64>);
+
+impl Lives {
+    fn claim(&self) -> Life {
+        let (incarnation, lives) = (self.0.fetch_add(1, Ordering::SeqCst) + 1, self.clone());
+        let still_current = Arc::new(move || match lives.0.load(Ordering::SeqCst) {
+            current if current == incarnation => Ok(()),
+            current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
+        });
+        Life { state: Some(STATE), incarnation, from: None, still_current }
+    }
+}
+
+fn shard(disk: &CrashingDisk) -> Shard {
+    Shard { state: Some(STATE), disk: disk.shared(), ..Shard::new("job", "totals", Rows::Events) }
+}
+
+fn open(disk: &CrashingDisk) -> Result<Box<dyn Writer<Total>>> {
+    csv::File::new(FILE).open(&shard(disk))
+}
+
+fn take_over(disk: &CrashingDisk) -> Result<Box<dyn Writer<Total>>> {
+    csv::File::new(FILE).open(&Shard { take_over: true, ..shard(disk) })
+}
+
+fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn Writer<Total>>, Option<Epoch>) {
+    let mut writer = open(disk).unwrap();
+    let shown = writer.shown().unwrap();
+    writer.begin(&lives.claim()).unwrap();
+    (writer, shown)
+}
+
+/// One life: goes on from what was shown, writes the other epochs, and shows `together` of them at once. Returns what
+/// it is sure to have shown.
+fn live(disk: &CrashingDisk, lives: &Lives, together: u64, surely: &mut Option<Epoch>) -> Result<()> {
+    let mut writer = open(disk)?;
+    let shown = writer.shown()?;
+    assert!(shown >= *surely, "{shown:?} is less than {surely:?}, which was shown");
+    *surely = shown;
+    writer.begin(&lives.claim())?;
+    for epoch in (2..=LAST).step_by(2).filter(|epoch| Some(Epoch(*epoch)) > shown) {
+        writer.write(Epoch(epoch), &rows_of(epoch))?;
+        if epoch / 2 % together == 0 || epoch == LAST {
+            writer.show()?;
+            *surely = Some(Epoch(epoch));
+        }
+    }
+    writer.finish()
+}
+
+fn text(disk: &CrashingDisk, path: &str) -> String {
+    String::from_utf8(disk.bytes(Path::new(path)).unwrap()).unwrap()
+}
+
+/// The path of the only commit file.
+fn commit_file(disk: &CrashingDisk) -> String {
+    let paths = disk.paths();
+    let mut commits = paths.iter().map(|path| path.to_str().unwrap()).filter(|path| path.contains(".commit-"));
+    let path = commits.next().unwrap().to_owned();
+    assert_eq!(commits.next(), None);
+    path
+}
+
+fn refused<T>(result: Result<T>) -> String {
+    result.err().expect("refused").to_string()
+}
+
+#[test]
+fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
+    for together in [1, 3] {
+        let disk = CrashingDisk::new();
+        live(&disk, &Lives::default(), together, &mut None).unwrap();
+        assert_eq!(text(&disk, FILE), file_after(LAST));
+        for act in 0..disk.acts() {
+            for seed in 0..12 {
+                check_crash(act, seed, together);
+            }
+        }
+    }
+}
+
+/// Crashes at an act, then twice more at acts that the seed says, and then goes on to the end.
+fn check_crash(act: usize, seed: u64, together: u64) {
+    let (lives, mut surely, mut disk) = (Lives::default(), None, CrashingDisk::new());
+    for crash in [act, (act * 7 + seed as usize * 5) % 40, seed as usize] {
+        disk.crash_at(crash);
+        let ended = live(&disk, &lives, together, &mut surely);
+        if disk.has_crashed() {
+            let why = refused(ended);
+            assert!(why.contains("the disk has crashed"), "act {act}, seed {seed}: {why}");
+        } else {
+            ended.unwrap();
+        }
+        disk = disk.survivors(seed);
+    }
+    let ended = live(&disk, &lives, together, &mut surely);
+    assert!(ended.is_ok(), "act {act}, seed {seed}: {}", refused(ended));
+    assert_eq!(text(&disk, FILE), file_after(LAST), "act {act}, seed {seed}");
+    assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
+}
+
+/// Readers who go by the newest commit file see whole epochs, whenever they look.
+#[test]
+fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
+    let disk = CrashingDisk::new();
+    live(&disk, &Lives::default(), 2, &mut None).unwrap();
+    for (act, seed) in (0..disk.acts()).flat_map(|act| (0..8).map(move |seed| (act, seed))) {
+        let disk = CrashingDisk::new();
+        disk.crash_at(act);
+        live(&disk, &Lives::default(), 2, &mut None).unwrap_err();
+        let disk = disk.survivors(seed);
+        let paths = disk.paths();
+        let commits = paths.iter().filter_map(|path| path.to_str()).filter(|path| path.ends_with(".commit-1"));
+        for commit in commits {
+            let commit: serde_json::Value = serde_json::from_str(&text(&disk, commit)).unwrap();
+            let length = commit["length"].as_u64().unwrap() as usize;
+            let bytes = disk.bytes(Path::new(FILE)).unwrap();
+            let whole = match commit["epoch"].as_u64() {
+                Some(epoch) => file_after(epoch),
+                None if length == 0 => String::new(),
+                None => file_after(0),
+            };
+            assert_eq!(String::from_utf8_lossy(&bytes[..length]), whole, "act {act}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn an_act_that_fails_shows_nothing_and_the_next_life_goes_on() {
+    let disk = CrashingDisk::new();
+    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    for act in 0..disk.acts() {
+        let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+        disk.fail_at(act);
+        let why = refused(live(&disk, &lives, 1, &mut surely));
+        assert!(why.contains("the disk failed at this act") && why.contains(FILE), "{act}: {why}");
+        live(&disk, &lives, 1, &mut surely).unwrap();
+        assert_eq!(text(&disk, FILE), file_after(LAST), "{act}");
+    }
+}
+
+#[test]
+fn epochs_without_rows_are_shown_too() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (mut writer, shown) = begun(&disk, &lives);
+    assert_eq!(shown, None);
+    writer.write(Epoch(8), &[]).unwrap();
+    writer.show().unwrap();
+    let acts = disk.acts();
+    writer.show().unwrap();
+    assert_eq!(disk.acts(), acts, "nothing was to be shown");
+    drop(writer);
+    assert_eq!(begun(&disk, &lives).1, Some(Epoch(8)));
+    assert_eq!(text(&disk, FILE), "account,sum\n");
+}
+
+#[test]
+fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (mut writer, _) = begun(&disk, &lives);
+    writer.write(Epoch(2), &rows_of(2)).unwrap();
+    writer.show().unwrap();
+    writer.write(Epoch(4), &rows_of(4)).unwrap();
+    drop(writer);
+    let mut writer = open(&disk).unwrap();
+    assert_eq!(writer.shown().unwrap(), Some(Epoch(2)));
+    assert_eq!(text(&disk, FILE), file_after(4), "opening changes nothing");
+    writer.begin(&lives.claim()).unwrap();
+    assert_eq!(text(&disk, FILE), file_after(2));
+    assert_eq!(commit_file(&disk), "totals.csv.commit-2");
+}
+
+#[test]
+fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() {
+    let room_for = |last: u64| file_after(last).len() as u64;
+    for spare in 0..room_for(6) - room_for(4) {
+        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (mut writer, _) = begun(&disk, &lives);
+        for epoch in [2, 4] {
+            writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
+        }
+        writer.show().unwrap();
+        disk.set_room(Some(spare));
+        let why = refused(writer.write(Epoch(6), &rows_of(6)));
+        assert_eq!(why, "cannot write the results (totals.csv): no storage space");
+        assert_eq!(text(&disk, FILE), file_after(4));
+        disk.set_room(None);
+        writer.write(Epoch(6), &rows_of(6)).unwrap();
+        writer.show().unwrap();
+        assert_eq!(text(&disk, FILE), file_after(6));
+    }
+    // The commit needs room too.
+    let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+    let (mut writer, _) = begun(&disk, &lives);
+    writer.write(Epoch(2), &rows_of(2)).unwrap();
+    disk.set_room(Some(10));
+    let why = refused(writer.show());
+    assert_eq!(why, "cannot write the commit file of the results (totals.csv): no storage space");
+    assert!(refused(writer.show()).contains("showing earlier ones failed"));
+    drop(writer);
+    disk.set_room(None);
+    live(&disk, &lives, 1, &mut surely).unwrap();
+    assert_eq!(text(&disk, FILE), file_after(LAST));
+    assert_eq!(disk.paths().len(), 2, "{disk:?}");
+}
+
+#[test]
+fn nothing_is_written_behind_a_part_of_an_epoch() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (mut writer, _) = begun(&disk, &lives);
+    disk.set_room(Some(5));
+    disk.fail_at(disk.acts() + 1);
+    let why = refused(writer.write(Epoch(2), &rows_of(2)));
+    assert!(why.contains("cut the file back to 12 bytes"), "{why}");
+    disk.set_room(None);
+    let why = refused(writer.write(Epoch(4), &rows_of(4)));
+    assert!(why.contains("a part of an earlier epoch is in the way"), "{why}");
+}
+
+#[test]
+fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
+    let ours = || {
+        let disk = CrashingDisk::new();
+        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        disk
+    };
+    let check = |disk: CrashingDisk, shard: Shard, expected: &str| {
+        let before = disk.bytes(Path::new(FILE));
+        let opened = csv::File::new(FILE).open(&shard);
+        let why = refused(opened.and_then(|mut writer: Box<dyn Writer<Total>>| writer.shown()));
+        assert_eq!(why, expected);
+        assert_eq!(disk.bytes(Path::new(FILE)), before);
+    };
+    let disk = CrashingDisk::new();
+    disk.put(Path::new(FILE), b"precious");
+    check(
+        disk.clone(),
+        shard(&disk),
+        "cannot go on with the results file (totals.csv): it is there already, and was not written with this state; \
+         move it away, or name another file: with a state, no file is replaced",
+    );
+    let disk = ours();
+    check(
+        disk.clone(),
+        Shard { state: Some(StateId(7)), ..shard(&disk) },
+        "cannot go on with the results file (totals.csv): it belongs to the state 000000000000feed, and this is the \
+         state 0000000000000007; name another file, or move it and totals.csv.commit-1 away",
+    );
+    check(
+        disk.clone(),
+        Shard { name: "late".into(), ..shard(&disk) },
+        "cannot go on with the results file (totals.csv): `totals` wrote it, and this is `late`; name another file, or \
+         move it and totals.csv.commit-1 away",
+    );
+    let length = file_after(LAST).len();
+    disk.open(Path::new(FILE)).unwrap().cut(length as u64 - 1).unwrap();
+    check(
+        disk.clone(),
+        shard(&disk),
+        &format!(
+            "cannot go on with the results file (totals.csv): it has {} bytes, and {length} were shown, as \
+             totals.csv.commit-1 says; restore it, or move it away and begin anew, with a new state directory",
+            length - 1
+        ),
+    );
+    disk.remove(Path::new(FILE)).unwrap();
+    check(
+        disk.clone(),
+        shard(&disk),
+        "cannot go on with the results file (totals.csv): it is missing, and its commit file totals.csv.commit-1 is \
+         there; put it back, or remove totals.csv.commit-1 too and begin anew, with a new state directory",
+    );
+}
+
+#[test]
+fn whatever_byte_of_the_results_or_their_commit_is_damaged_it_is_refused() {
+    let disk = CrashingDisk::new();
+    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    let commit = commit_file(&disk);
+    for path in [FILE, commit.as_str()] {
+        let bytes = disk.bytes(Path::new(path)).unwrap();
+        for at in 0..bytes.len() {
+            let disk = disk.after_kill();
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            disk.put(Path::new(path), &damaged);
+            let why = refused(open(&disk).and_then(|mut writer| writer.shown()));
+            assert!(why.contains(path), "byte {at} of {path}: {why}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_other_columns_are_not_appended_to_a_file() {
+    #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    struct Wider {
+        account: String,
+        sum: u64,
+        count: u64,
+    }
+    let disk = CrashingDisk::new();
+    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    let mut writer: Box<dyn Writer<Wider>> = csv::File::new(FILE).open(&shard(&disk)).unwrap();
+    let why = refused(writer.shown());
+    assert!(why.contains("its columns are not those of the rows"), "{why}");
+}
+
+/// Results may be larger than memory is to be used for.
+#[test]
+fn a_file_of_several_pieces_is_checked_and_copied() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let sink = ndjson::File::new("large.ndjson");
+    let mut first: Box<dyn Writer<String>> = sink.open(&shard(&disk)).unwrap();
+    first.begin(&lives.claim()).unwrap();
+    let rows: Vec<_> = (0..3).map(|n| (format!("{n}").repeat(1_000_001), 1)).collect();
+    first.write(Epoch(2), &rows).unwrap();
+    first.show().unwrap();
+    let before = disk.bytes(Path::new("large.ndjson")).unwrap();
+    let mut second: Box<dyn Writer<String>> = sink.open(&Shard { take_over: true, ..shard(&disk) }).unwrap();
+    assert_eq!(second.shown().unwrap(), Some(Epoch(2)));
+    second.begin(&lives.claim()).unwrap();
+    assert!(disk.bytes(Path::new("large.ndjson")).unwrap() == before);
+    let damaged = disk.after_kill();
+    let mut bytes = before;
+    *bytes.last_mut().unwrap() ^= 1;
+    damaged.put(Path::new("large.ndjson"), &bytes);
+    let mut third: Box<dyn Writer<String>> = sink.open(&shard(&damaged)).unwrap();
+    assert!(refused(third.shown()).contains("has been changed since"));
+}
+
+#[test]
+fn a_file_that_is_written_is_refused_and_its_writer_named() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (_writer, _) = begun(&disk, &lives);
+    let expected = format!(
+        "cannot open the results file (totals.csv): it is being written by another job or output, lately by process \
+         {}; end that process, or name another file",
+        std::process::id()
+    );
+    assert_eq!(refused(open(&disk)), expected);
+}
+
+#[test]
+fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
+    // How far the holder has come with an epoch when it is stopped: written it, or not.
+    for written in [true, false] {
+        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (mut zombie, _) = begun(&disk, &lives);
+        zombie.write(Epoch(2), &rows_of(2)).unwrap();
+        zombie.show().unwrap();
+        if written {
+            zombie.write(Epoch(4), &rows_of(4)).unwrap();
+        }
+        let mut heir = take_over(&disk).unwrap();
+        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        heir.begin(&lives.claim()).unwrap();
+        heir.write(Epoch(4), &rows_of(4)).unwrap();
+        heir.show().unwrap();
+        if !written {
+            zombie.write(Epoch(4), &rows_of(6)).unwrap();
+        }
+        assert_eq!(refused(zombie.show()), "life 1 is over: life 2 has begun");
+        heir.write(Epoch(6), &rows_of(6)).unwrap();
+        heir.show().unwrap();
+        drop((zombie, heir));
+        assert_eq!(text(&disk, FILE), file_after(6));
+        assert_eq!(begun(&disk, &lives).1, Some(Epoch(6)));
+        assert_eq!(disk.paths().len(), 2, "{disk:?}");
+    }
+}
+
+/// The holder of an earlier life is stopped after it has asked whether its life is current and before it swaps in the
+/// commit: the worst moment. `stopped` is run at that moment.
+fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + Sync + 'static) -> Result<()> {
+    let mut zombie = open(disk).unwrap();
+    zombie.shown().unwrap();
+    let asked = AtomicU64::new(0);
+    let life = Life {
+        state: Some(STATE),
+        incarnation: 1,
+        from: None,
+        // Two commits are made when a file is begun, and one for the first epoch.
+        still_current: Arc::new(move || {
+            if asked.fetch_add(1, Ordering::SeqCst) == 3 {
+                stopped();
+            }
+            Ok(())
+        }),
+    };
+    zombie.begin(&life).unwrap();
+    for epoch in [2, 4] {
+        zombie.write(Epoch(epoch), &rows_of(epoch)).unwrap();
+        zombie.show()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_has_begun() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    lives.claim();
+    let (its, seen) = (lives.clone(), disk.clone());
+    let why = refused(stopped_at_the_worst_moment(&disk, move || {
+        let mut heir = take_over(&seen).unwrap();
+        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        heir.begin(&its.claim()).unwrap();
+        heir.write(Epoch(4), &rows_of(4)).unwrap();
+        heir.show().unwrap();
+    }));
+    assert!(why.contains("cannot write the commit file of the results (totals.csv)"), "{why}");
+    assert_eq!(text(&disk, FILE), file_after(4));
+    assert_eq!(begun(&disk, &lives).1, Some(Epoch(4)));
+}
+
+#[test]
+fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    lives.claim();
+    let heirs = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (its, seen) = (Arc::clone(&heirs), disk.clone());
+    stopped_at_the_worst_moment(&disk, move || {
+        let mut heir = take_over(&seen).unwrap();
+        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        its.lock().unwrap().push(heir);
+    })
+    .unwrap();
+    let mut heir = heirs.lock().unwrap().pop().unwrap();
+    let why = refused(heir.begin(&lives.claim()));
+    assert!(why.contains("another process wrote to it meanwhile; start again"), "{why}");
+    let mut heir = take_over(&disk).unwrap();
+    assert_eq!(heir.shown().unwrap(), Some(Epoch(4)));
+    heir.begin(&lives.claim()).unwrap();
+    assert_eq!(text(&disk, FILE), file_after(4));
+}
+
+#[test]
+fn taking_over_may_crash_at_any_act() {
+    let before = || {
+        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (mut zombie, _) = begun(&disk, &lives);
+        zombie.write(Epoch(2), &rows_of(2)).unwrap();
+        zombie.show().unwrap();
+        zombie.write(Epoch(4), &rows_of(4)).unwrap();
+        (disk, lives, zombie)
+    };
+    let heir = |disk: &CrashingDisk, lives: &Lives| {
+        let mut heir = take_over(disk)?;
+        assert_eq!(heir.shown()?, Some(Epoch(2)));
+        heir.begin(&lives.claim())
+    };
+    let (disk, lives, zombie) = before();
+    let first = disk.acts();
+    heir(&disk, &lives).unwrap();
+    drop(zombie);
+    for (act, seed) in (first..disk.acts()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
+        let (disk, lives, _zombie) = before();
+        disk.crash_at(act);
+        refused(heir(&disk, &lives));
+        let disk = disk.survivors(seed);
+        live(&disk, &lives, 1, &mut Some(Epoch(2))).unwrap();
+        assert_eq!(text(&disk, FILE), file_after(LAST), "{}, seed {seed}", disk.log()[act]);
+        assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    drop(begun(&disk, &lives));
+    let copied = Lives(Arc::new(AtomicU64::new(lives.0.load(Ordering::SeqCst))));
+    drop(begun(&disk, &lives));
+    let mut writer = open(&disk).unwrap();
+    writer.shown().unwrap();
+    let why = refused(writer.begin(&copied.claim()));
+    assert!(why.contains("life 2 of the state wrote it, and this is only life 2"), "{why}");
+}
+
+#[test]
+fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
+    let ours = || {
+        let disk = CrashingDisk::new();
+        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        // One that a stopped holder left.
+        disk.put(Path::new("totals.csv.commit-0"), b"old");
+        disk
+    };
+    let without_state = |disk: &CrashingDisk| -> Result<()> {
+        let mut writer = csv::File::new(FILE).open(&Shard { state: None, ..shard(disk) })?;
+        assert_eq!(writer.shown()?, None);
+        writer.begin(&Life::without_state())?;
+        writer.write(Epoch(2), &rows_of(2))?;
+        writer.show()?;
+        writer.finish()
+    };
+    let disk = ours();
+    let first = disk.acts();
+    without_state(&disk).unwrap();
+    assert_eq!(text(&disk, FILE), file_after(2));
+    assert_eq!(disk.paths(), [Path::new(FILE)]);
+    for (act, seed) in (first..disk.acts()).flat_map(|act| (0..12).map(move |seed| (act, seed))) {
+        let disk = ours();
+        disk.crash_at(act);
+        refused(without_state(&disk));
+        let disk = disk.survivors(seed);
+        // Until it is replaced it is what it was; after that, it is not the state's.
+        let shown = open(&disk).and_then(|mut writer| writer.shown());
+        let whole = disk.bytes(Path::new(FILE)).unwrap() == file_after(LAST).as_bytes();
+        match shown {
+            Ok(Some(epoch)) => assert!(whole && epoch == Epoch(LAST), "act {act}, seed {seed}"),
+            Ok(None) => assert_eq!(text(&disk, FILE), "", "act {act}, seed {seed}"),
+            Err(why) => assert!(why.to_string().contains("was not written with this state"), "{why}"),
+        }
+    }
+}

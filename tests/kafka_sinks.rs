@@ -1,0 +1,396 @@
+//! Topics of a real broker as sinks with a state: whoever reads what is committed sees each epoch whole, and once,
+//! whatever becomes of the writer, of the one before it, and of the broker.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/broker.rs"]
+mod broker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use broker::Broker;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+use tidegate::durable::{Life, StateId};
+use tidegate::error::{Error, Result};
+use tidegate::sink::kafka::Output;
+use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::source::kafka::EmbeddedBroker;
+use tidegate::time::Epoch;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const FENCED: &str = "another process has taken over: it has been started with the same state";
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Row {
+    epoch: u64,
+    n: u64,
+}
+
+/// The state and the topic of a test, and which life is the current one.
+#[derive(Clone)]
+struct Place {
+    servers: String,
+    topic: String,
+    state: StateId,
+    lives: Arc<AtomicU64>,
+}
+
+impl Place {
+    fn new(broker: &Broker, partitions: i32) -> Place {
+        static STATES: AtomicU64 = AtomicU64::new(1);
+        let state = StateId(STATES.fetch_add(1, Ordering::Relaxed));
+        let (servers, topic) = (broker.servers.clone(), broker.topic(partitions));
+        Place { servers, topic, state, lives: Arc::default() }
+    }
+
+    fn progress(&self) -> String {
+        format!("{}-tidegate-progress", self.topic)
+    }
+
+    fn open(&self) -> Result<Box<dyn Writer<Row>>> {
+        self.open_as("totals", &[])
+    }
+
+    fn open_as(&self, sink: &str, properties: &[(&str, &str)]) -> Result<Box<dyn Writer<Row>>> {
+        let output = Output::json(&self.servers, &self.topic).key_by(|row: &Row| row.n.to_string());
+        let output = properties.iter().fold(output, |output, (key, value)| output.config(key, value));
+        output.open(&Shard { state: Some(self.state), ..Shard::new("job", sink, Rows::Events) })
+    }
+
+    fn claim(&self) -> Life {
+        let (incarnation, lives) = (self.lives.fetch_add(1, Ordering::SeqCst) + 1, Arc::clone(&self.lives));
+        let still_current = Arc::new(move || match lives.load(Ordering::SeqCst) {
+            current if current == incarnation => Ok(()),
+            current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
+        });
+        Life { state: Some(self.state), incarnation, from: None, still_current }
+    }
+
+    /// A writer that has begun, and what was shown before.
+    fn begun(&self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
+        let mut writer = self.open().unwrap();
+        let shown = writer.shown().unwrap();
+        writer.begin(&self.claim()).unwrap();
+        (writer, shown)
+    }
+
+    /// The epochs and numbers of all rows that are committed, sorted.
+    fn committed(&self) -> Vec<(u64, u64)> {
+        let mut rows: Vec<(u64, u64)> = texts(&self.servers, &self.topic)
+            .iter()
+            .map(|text| serde_json::from_str::<Row>(text).map(|row| (row.epoch, row.n)).unwrap())
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+}
+
+/// All messages of a topic that are committed.
+fn texts(servers: &str, topic: &str) -> Vec<String> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
+    config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let (mut list, mut open) = (TopicPartitionList::new(), metadata.topics()[0].partitions().len());
+    for partition in metadata.topics()[0].partitions() {
+        list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (mut texts, begun) = (Vec::new(), Instant::now());
+    while open > 0 {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap().to_vec()).unwrap()),
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
+        }
+    }
+    texts
+}
+
+fn rows_of(epoch: u64) -> Vec<(Row, isize)> {
+    (0..20).map(|n| (Row { epoch, n }, 1)).collect()
+}
+
+fn all_of(epochs: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+    epochs.into_iter().flat_map(|epoch| (0..20).map(move |n| (epoch, n))).collect()
+}
+
+fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
+    writer.write(Epoch(epoch), &rows_of(epoch))
+}
+
+fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
+    write(writer, epoch)?;
+    writer.show()
+}
+
+fn refused<T>(result: Result<T>) -> String {
+    result.err().expect("refused").to_string()
+}
+
+#[test]
+fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 3);
+    // Never dropped, as if they had been killed, or stopped.
+    let mut earlier = Vec::new();
+    for (life, last) in [(0, 0), (1, 4), (2, 8), (3, 12)] {
+        let (mut writer, shown) = place.begun();
+        assert_eq!(shown, (life > 0).then_some(Epoch(last)));
+        show(&mut writer, last + 2).unwrap();
+        show(&mut writer, last + 4).unwrap();
+        // Sent and not committed.
+        write(&mut writer, last + 6).unwrap();
+        earlier.push(writer);
+    }
+    let (mut writer, shown) = place.begun();
+    assert_eq!(shown, Some(Epoch(16)));
+    assert_eq!(place.committed(), all_of((2..=16).step_by(2)));
+    // The others wake.
+    for mut zombie in earlier {
+        let why = refused(zombie.show());
+        assert!(why.contains(FENCED) && why.contains(&place.topic), "{why}");
+        assert!(refused(show(&mut zombie, 100)).contains("showing earlier ones failed"));
+    }
+    show(&mut writer, 18).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(place.committed(), all_of((2..=18).step_by(2)));
+}
+
+#[test]
+fn several_epochs_are_shown_at_once_by_one_transaction() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let (mut writer, _) = place.begun();
+    for epoch in [2, 4, 6] {
+        write(&mut writer, epoch).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(place.committed(), []);
+    writer.show().unwrap();
+    assert_eq!(place.committed(), all_of([2, 4, 6]));
+    // One that begins the life, and one for the three epochs.
+    assert_eq!(texts(&place.servers, &place.progress()).len(), 2);
+    writer.show().unwrap();
+    writer.write(Epoch(8), &[]).unwrap();
+    writer.show().unwrap();
+    let progress = texts(&place.servers, &place.progress());
+    assert_eq!(progress.len(), 3, "what has no rows is shown too, and nothing is not: {progress:?}");
+    drop(writer);
+    assert_eq!(place.begun().1, Some(Epoch(8)));
+}
+
+#[test]
+fn a_row_that_is_there_twice_is_sent_twice() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 1);
+    let (mut writer, _) = place.begun();
+    writer.write(Epoch(2), &[(Row { epoch: 2, n: 1 }, 2)]).unwrap();
+    writer.show().unwrap();
+    assert_eq!(place.committed(), [(2, 1), (2, 1)]);
+}
+
+/// Two threads of this process stand for two processes: neither knows of the other.
+#[test]
+fn one_that_is_overtaken_while_it_writes_is_told_so() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let (mut first, _) = place.begun();
+    show(&mut first, 2).unwrap();
+    let (mut second, shown) = place.begun();
+    assert_eq!(shown, Some(Epoch(2)));
+    show(&mut second, 4).unwrap();
+    // The first one may learn of it when it begins, sends, or commits.
+    let why = refused(show(&mut first, 4));
+    assert!(why.contains(FENCED), "{why}");
+    assert_eq!(place.committed(), all_of([2, 4]));
+}
+
+#[test]
+fn nothing_is_shown_once_a_later_life_has_begun() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2).unwrap();
+    place.claim();
+    assert_eq!(refused(show(&mut writer, 4)), "life 1 is over: life 2 has begun");
+    assert_eq!(place.committed(), all_of([2]));
+    // Not even while it still lives: it has aborted.
+    let progress = texts(&place.servers, &place.progress());
+    assert_eq!(progress.len(), 2, "{progress:?}");
+}
+
+#[test]
+fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let other = Place { state: StateId(place.state.0 + 1_000), lives: Arc::default(), ..place.clone() };
+    let mut writers = [place.open(), place.open_as("late", &[]), other.open()].map(Result::unwrap);
+    for (at, writer) in writers.iter_mut().enumerate() {
+        assert_eq!(writer.shown().unwrap(), None);
+        let life = if at == 2 { other.claim() } else { Life { incarnation: 1, ..place.claim() } };
+        writer.begin(&Life { still_current: Arc::new(|| Ok(())), ..life }).unwrap();
+        show(writer, 2 + 2 * at as u64).unwrap();
+    }
+    drop(writers);
+    for (at, writer) in [place.open(), place.open_as("late", &[]), other.open()].into_iter().enumerate() {
+        assert_eq!(writer.unwrap().shown().unwrap(), Some(Epoch(2 + 2 * at as u64)));
+    }
+    assert_eq!(place.committed(), all_of([2, 4, 6]));
+}
+
+#[test]
+fn what_is_shown_is_asked_behind_transactions_of_others() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 1);
+    let (mut writer, _) = place.begun();
+    let (other, progress) = (broker.transactional("other"), place.progress());
+    other.begin_transaction().unwrap();
+    let theirs = BaseRecord::to(&progress).key("another state's").payload("anything");
+    other.send(theirs).map_err(|(error, _)| error).unwrap();
+    other.flush(PATIENCE).unwrap();
+    show(&mut writer, 2).unwrap();
+    drop(writer);
+    let ends = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(700));
+        other.commit_transaction(PATIENCE).unwrap();
+    });
+    let begun = Instant::now();
+    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(2)));
+    assert!(begun.elapsed() > Duration::from_millis(500), "it did not wait: {:?}", begun.elapsed());
+    ends.join().unwrap();
+}
+
+#[test]
+fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 1);
+    drop(place.begun());
+    let copied = Place { lives: Arc::new(AtomicU64::new(1)), ..place.clone() };
+    drop(place.begun());
+    let mut writer = copied.open().unwrap();
+    let why = refused(writer.begin(&copied.claim()));
+    assert!(why.contains("life 2 of the state wrote to it, and this is only life 2"), "{why}");
+}
+
+#[test]
+fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 1);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2).unwrap();
+    show(&mut writer, 4).unwrap();
+    drop(writer);
+    // Old records may go: that is retention.
+    broker.expire(&place.topic, 0, 21);
+    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(4)));
+    // The progress tells of records that were acknowledged before it: of one more transaction, it cannot know.
+    broker.delete(&place.topic);
+    std::thread::sleep(Duration::from_millis(500));
+    let recreated = Output::json(&place.servers, &place.topic).create(1);
+    let shard = Shard { state: Some(place.state), ..Shard::new("job", "totals", Rows::Events) };
+    let mut writer: Box<dyn Writer<Row>> = recreated.open(&shard).unwrap();
+    let why = refused(writer.shown());
+    let expected = "partition 0 ends at offset 0, and results were shown up to 41; it was deleted or lost records";
+    assert!(why.contains(expected), "{why}");
+    drop(writer);
+    broker.delete(&place.progress());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(place.open().unwrap().shown().unwrap(), None);
+}
+
+#[test]
+fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_said_to() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let mut writer = place.open_as("totals", &[("queue.buffering.max.messages", "500")]).unwrap();
+    writer.begin(&place.claim()).unwrap();
+    let rows: Vec<_> = (0..20_000).map(|n| (Row { epoch: 2, n }, 1)).collect();
+    writer.write(Epoch(2), &rows).unwrap();
+    writer.show().unwrap();
+    assert_eq!(place.committed().len(), 20_000);
+    drop(writer);
+    let mut writer = place.open_as("totals", &[("transaction.timeout.ms", "1000")]).unwrap();
+    writer.begin(&place.claim()).unwrap();
+    write(&mut writer, 4).unwrap();
+    std::thread::sleep(Duration::from_millis(2_500));
+    let why = refused(writer.show());
+    let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";
+    assert!(why.contains(expected), "{why}");
+    drop(writer);
+    let (mut writer, shown) = place.begun();
+    assert_eq!(shown, Some(Epoch(2)));
+    show(&mut writer, 4).unwrap();
+    assert_eq!(place.committed().len(), 20_020);
+}
+
+#[test]
+fn a_broker_that_crashes_changes_nothing() {
+    let Some(broker) = Broker::start() else { return };
+    let place = Place::new(&broker, 2);
+    let (mut writer, _) = place.begun();
+    let mut epoch = 0;
+    std::thread::scope(|scope| {
+        let crash = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            broker.kill();
+            broker.restart();
+        });
+        while !crash.is_finished() || epoch % 20 != 0 {
+            epoch += 2;
+            if let Err(error) = show(&mut writer, epoch) {
+                // A new life goes on from what was shown: the failed epoch, or the one before it.
+                println!("{error}");
+                drop(std::mem::replace(&mut writer, place.begun().0));
+                let shown = place.open().unwrap().shown().unwrap().unwrap().0;
+                assert!(shown == epoch || shown == epoch - 2, "{shown} after {epoch} failed");
+                (writer, epoch) = (place.begun().0, shown);
+            }
+        }
+    });
+    assert!(epoch > 4, "{epoch}");
+    assert_eq!(place.committed(), all_of((2..=epoch).step_by(2)));
+}
+
+#[test]
+fn a_transaction_takes_milliseconds() {
+    let Some(broker) = Broker::shared() else { return };
+    let place = Place::new(broker, 2);
+    let (mut writer, _) = place.begun();
+    let mut times: Vec<_> = (1..=100)
+        .map(|epoch| {
+            let begun = Instant::now();
+            show(&mut writer, 2 * epoch).unwrap();
+            begun.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    println!("transactions of 20 rows: half take {:?}, nine in ten {:?}", times[50], times[90]);
+    assert!(times[50] < Duration::from_millis(150), "half of them take more than {:?}", times[50]);
+}
+
+/// It takes transactions, and is no basis for more than this.
+#[test]
+fn an_embedded_broker_is_enough_for_a_demonstration() {
+    let embedded = EmbeddedBroker::start().unwrap();
+    embedded.create_topic("out", 2).unwrap();
+    let place =
+        Place { servers: embedded.servers().to_owned(), topic: "out".into(), state: StateId(1), lives: Arc::default() };
+    embedded.create_topic(&place.progress(), 1).unwrap();
+    let (mut writer, shown) = place.begun();
+    assert_eq!(shown, None);
+    show(&mut writer, 2).unwrap();
+    drop(writer);
+    let (mut writer, shown) = place.begun();
+    assert_eq!(shown, Some(Epoch(2)));
+    show(&mut writer, 4).unwrap();
+    assert_eq!(place.committed(), all_of([2, 4]));
+}

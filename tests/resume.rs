@@ -1,0 +1,425 @@
+//! Sources go on from any snapshot, on any number of workers: all lives of a state together take what one uninterrupted
+//! life takes, each record once, with the same watermark before it, up to the end that was fixed at the first start.
+//!
+//! Lives are made up by seed: random polls and epochs, a random epoch as the next life's snapshot, some of the epochs
+//! after it repeated. Files have the same test beside their readers, as their workers share more.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/drive.rs"]
+mod drive;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use drive::{Driven, Tick, place};
+use tidegate::Record;
+use tidegate::durable::journal::Bound;
+use tidegate::record::Event;
+use tidegate::sink::kafka::Publisher;
+use tidegate::source::generator::{Generator, Transactions};
+use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
+use tidegate::source::memory::Records;
+use tidegate::source::{Options, Place, Rejected, Resumed, Source};
+use tidegate::time::{Epoch, EventTime};
+
+fn bounded() -> Options {
+    Options { until_end: true, ..Options::default() }
+}
+
+/// What an epoch took, of all workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece<D> {
+    events: Vec<Event<D>>,
+    rejects: Vec<Rejected>,
+    bounds: Vec<Bound>,
+}
+
+impl<D: Record> Piece<D> {
+    fn of(workers: &mut [Driven<D>]) -> Self {
+        let mut piece = Piece { events: Vec::new(), rejects: Vec::new(), bounds: Vec::new() };
+        for driven in workers {
+            piece.events.append(&mut driven.events);
+            piece.rejects.append(&mut driven.rejects);
+            piece.bounds.extend(driven.bindings.last().unwrap().1.bounds.clone());
+        }
+        piece.events.sort_by_key(|event| (event.origin.partition, event.origin.offset));
+        piece.rejects.sort_by_key(|reject| (reject.partition, reject.offset));
+        piece.bounds.sort();
+        piece
+    }
+}
+
+type History<D> = BTreeMap<Epoch, Piece<D>>;
+
+/// How many records a history took.
+fn taken<D>(history: &History<D>) -> usize {
+    history.values().map(|piece| piece.events.len() + piece.rejects.len()).sum()
+}
+
+/// What a snapshot at the end of a history has.
+fn places<D>(history: &History<D>) -> Vec<Resumed> {
+    let mut places = BTreeMap::new();
+    for bound in history.values().flat_map(|piece| &piece.bounds) {
+        places.insert(bound.partition, Bound { found_at: None, ..bound.clone() });
+    }
+    places.into_values().map(|bound| Resumed { bound, floor: EventTime::MIN }).collect()
+}
+
+/// How long a life is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Some epochs.
+    Crash,
+    /// To the end that was fixed.
+    End,
+    /// Until all lives have taken so many records.
+    Taken(usize),
+}
+
+/// One life: goes on from the snapshot, repeats the journal, and reads on.
+struct Life<'a> {
+    workers: usize,
+    until: Until,
+    options: Options,
+    rng: &'a mut fastrand::Rng,
+}
+
+impl Life<'_> {
+    fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
+        let Life { workers: count, until, options, rng } = self;
+        let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
+        let at = |worker| Place { worker, workers: count, ..place(options.clone()) };
+        let mut workers: Vec<Driven<D>> =
+            (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
+        let (mut lived, places) = (History::new(), places(before));
+        if let Some(epoch) = before.keys().last() {
+            workers.iter_mut().for_each(|driven| driven.resume(*epoch, &places).unwrap());
+        }
+        for (epoch, piece) in journal {
+            workers.iter_mut().for_each(|driven| driven.replay(*epoch, &piece.bounds).unwrap());
+            lived.insert(*epoch, Piece::of(&mut workers));
+            assert_eq!(&lived[epoch], piece, "epoch {epoch} is not repeated as it was");
+        }
+        let (begun, mut left) = (Instant::now(), rng.usize(0..30));
+        let turns = rng.usize(1..20);
+        while match until {
+            Until::Crash => left > 0,
+            Until::End => true,
+            Until::Taken(count) => taken(before) + taken(&lived) < count,
+        } {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+            for driven in &mut workers {
+                driven.epoch = now;
+                driven.poll(0).unwrap();
+            }
+            for _ in 0..rng.usize(0..=turns) {
+                if rng.pick(&mut workers).poll(rng.usize(1..40)).unwrap() == 0 {
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.bind().mark).collect();
+            lived.insert(now, Piece::of(&mut workers));
+            (now, left) = (Epoch(now.0 + 2), left.saturating_sub(1));
+            if marks.iter().all(|mark| mark.ended) {
+                break;
+            }
+        }
+        lived
+    }
+}
+
+trait Pick {
+    fn pick<'a, T>(&mut self, from: &'a mut [T]) -> &'a mut T;
+}
+
+impl Pick for fastrand::Rng {
+    fn pick<'a, T>(&mut self, from: &'a mut [T]) -> &'a mut T {
+        let at = self.usize(..from.len());
+        &mut from[at]
+    }
+}
+
+/// What a history took of each partition, in the order in which it took it.
+fn by_partition<D: Record>(history: &History<D>) -> BTreeMap<u32, (Vec<Event<D>>, Vec<Rejected>)> {
+    let mut partitions = BTreeMap::<u32, (Vec<_>, Vec<_>)>::new();
+    for piece in history.values() {
+        for event in &piece.events {
+            partitions.entry(event.origin.partition).or_default().0.push(event.clone());
+        }
+        for reject in &piece.rejects {
+            partitions.entry(reject.partition).or_default().1.push(reject.clone());
+        }
+    }
+    partitions
+}
+
+/// Each bound's watermark is that of the records before it.
+fn check_watermarks<D: Record>(history: &History<D>, disorder: i64) {
+    let mut greatest = BTreeMap::<u32, i64>::new();
+    for (epoch, piece) in history {
+        for event in &piece.events {
+            let greatest = greatest.entry(event.origin.partition).or_insert(i64::MIN);
+            *greatest = (*greatest).max(event.time.millis());
+        }
+        for bound in &piece.bounds {
+            let expected = greatest.get(&bound.partition).map(|greatest| greatest - disorder);
+            assert_eq!(bound.watermark, expected.map_or(EventTime::MIN, EventTime::from_millis), "{epoch} {bound:?}");
+        }
+    }
+}
+
+/// What one life takes that reads all there is.
+fn ended<S: Source<Item = D>, D: Record>(source: &S) -> History<D> {
+    let rng = &mut fastrand::Rng::with_seed(1);
+    let life = Life { workers: 1, until: Until::End, options: bounded(), rng };
+    life.live(source, &History::new(), &History::new())
+}
+
+/// Lives on 1, 2, 4 and 1 workers take what one life takes; `meanwhile` is called between them.
+fn check<D: Record, S: Source<Item = D>>(
+    seed: u64,
+    source: &S,
+    disorder: i64,
+    options: &Options,
+    mut meanwhile: impl FnMut(),
+) {
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut whole = ended(source);
+    let first = Life { workers: rng.usize(1..4), until: Until::Crash, options: options.clone(), rng: &mut rng.fork() };
+    let mut history = first.live(source, &History::new(), &History::new());
+    for (life, workers) in [1, 2, 4, 1].into_iter().enumerate() {
+        // Something has to be known of the state: without it the end is the one at this start.
+        let known: Vec<Epoch> = history.keys().copied().collect();
+        if !known.is_empty() {
+            meanwhile();
+        }
+        let taken_up = rng.usize(0..=known.len());
+        let repeated = rng.usize(taken_up.max(known.len().min(1))..=known.len());
+        let part = |range: &[Epoch]| range.iter().map(|epoch| (*epoch, history[epoch].clone())).collect();
+        let mut before: History<D> = part(&known[..taken_up]);
+        let journal: History<D> = part(&known[taken_up..repeated]);
+        if !options.until_end {
+            whole = ended(source);
+        }
+        let until = match life {
+            3 if options.until_end => Until::End,
+            3 => Until::Taken(taken(&whole)),
+            _ => Until::Crash,
+        };
+        let life = Life { workers, until, options: options.clone(), rng: &mut rng };
+        let lived = life.live(source, &before, &journal);
+        before.extend(lived);
+        history = before;
+    }
+    check_watermarks(&history, disorder);
+    assert_eq!(by_partition(&history), by_partition(&whole), "seed {seed}");
+    let ends = |history: &History<D>| {
+        let ends = places(history).into_iter().map(|place| place.bound);
+        ends.map(|end| (end.partition, end.next, end.watermark, end.check)).collect::<Vec<_>>()
+    };
+    assert_eq!(ends(&history), ends(&whole), "seed {seed}");
+    for place in places(&history) {
+        let bound = place.bound;
+        assert_eq!((bound.until, bound.ended), (options.until_end.then_some(bound.next), options.until_end));
+    }
+}
+
+#[test]
+fn records_in_memory() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let partition = |rng: &mut fastrand::Rng| {
+            let count = rng.u64(0..300);
+            let mut time = |id| if rng.u8(..50) == 0 { i64::MAX } else { id as i64 + rng.i64(-50..50) };
+            (0..count).map(|id| Tick { id, at_ms: time(id) }).collect::<Vec<_>>()
+        };
+        let partitions = (0..rng.usize(1..6)).map(|_| partition(&mut rng)).collect();
+        let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
+        check(seed, &source, 20, &bounded(), || {});
+    }
+}
+
+#[test]
+fn made_up_transactions() {
+    for seed in 0..50 {
+        let source = Transactions::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
+        check(seed, &source, 2000, &bounded(), || {});
+    }
+}
+
+fn broker(partitions: u32) -> EmbeddedBroker {
+    let broker = EmbeddedBroker::start().unwrap();
+    broker.create_topic("ticks", partitions).unwrap();
+    broker
+}
+
+fn ticks(broker: &EmbeddedBroker) -> Topic<Tick> {
+    Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20))
+}
+
+/// Sends ticks in a disorder, and some messages that are none.
+fn send(broker: &EmbeddedBroker, seed: u64, count: u64) {
+    let (mut rng, mut publisher) =
+        (fastrand::Rng::with_seed(seed), Publisher::open(broker.servers(), "ticks", [], None).unwrap());
+    for id in 0..count {
+        let text = match rng.u8(..20) {
+            0 => String::from("{"),
+            _ => format!(r#"{{"id":{id},"at_ms":{}}}"#, 1_000_000 + id as i64 + rng.i64(-50..50)),
+        };
+        publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), Some(1_000_000)).unwrap();
+    }
+    publisher.settle().unwrap();
+}
+
+#[test]
+fn topics() {
+    for seed in 0..8 {
+        let broker = broker(1 + seed as u32 % 5);
+        send(&broker, seed, 600);
+        let mut round = 0;
+        let options = Options { until_end: seed % 2 == 0, ..Options::default() };
+        check(seed, &ticks(&broker), 20, &options, || {
+            round += 1;
+            send(&broker, seed + 100 * round, 50);
+        });
+    }
+}
+
+/// Whether, and with which error, a source is refused by its readers: by a snapshot of the history, and by its journal.
+fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> [Result<(), String>; 2] {
+    let mut driven = Driven::open(source, bounded()).unwrap();
+    let resumed = driven.resume(*history.keys().last().unwrap(), &places(history));
+    let mut driven = Driven::open(source, bounded()).unwrap();
+    let mut repeated = history.iter().map(|(epoch, piece)| driven.replay(*epoch, &piece.bounds));
+    let repeated = repeated.find(Result::is_err).unwrap_or(Ok(()));
+    [resumed, repeated].map(|result| result.map_err(|error| error.to_string()))
+}
+
+fn grown<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> tidegate::Result<Option<String>> {
+    let bounds: Vec<Bound> = places(history).into_iter().map(|place| place.bound).collect();
+    source.grown_since(&place(bounded()), &bounds)
+}
+
+#[test]
+fn a_topic_that_was_made_anew_is_refused_even_if_it_has_more_records() {
+    let old = broker(2);
+    send(&old, 1, 300);
+    let history = ended(&ticks(&old));
+    assert_eq!(refusals(&ticks(&old), &history), [Ok(()), Ok(())]);
+    let more = broker(2);
+    send(&more, 2, 600);
+    for refusal in refusals(&ticks(&more), &history) {
+        let error = refusal.unwrap_err();
+        assert!(error.starts_with("a record is not the one that the state has counted (topic ticks at "), "{error}");
+        assert!(error.contains("deleted and created again"), "{error}");
+    }
+    assert!(grown(&ticks(&more), &history).is_err());
+    let (fewer, narrower) = (broker(2), broker(1));
+    send(&fewer, 1, 100);
+    send(&narrower, 1, 600);
+    for (broker, why) in [(&fewer, "are not there"), (&narrower, "partition that the state names is not there")] {
+        let [resumed, repeated] = refusals(&ticks(broker), &history).map(Result::unwrap_err);
+        let told = grown(&ticks(broker), &history).unwrap_err().to_string();
+        assert!(resumed.contains(why) && repeated.contains(why) && told.contains(why), "{resumed} {repeated} {told}");
+    }
+}
+
+#[test]
+fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told() {
+    let broker = broker(3);
+    send(&broker, 1, 300);
+    let topic = ticks(&broker);
+    let history = ended(&topic);
+    assert_eq!(grown(&topic, &history).unwrap(), None);
+    send(&broker, 2, 300);
+    let told = grown(&topic, &history).unwrap().unwrap();
+    assert!(told.starts_with("partition ") && told.contains("has records from offset "), "{told}");
+    for worker in 0..4 {
+        let at = Place { worker, workers: 4, ..place(bounded()) };
+        let mut driven = Driven::open_at(&topic, &at).unwrap();
+        driven.resume(*history.keys().last().unwrap(), &places(&history)).unwrap();
+        assert!(driven.reader.exhausted(&driven.intake));
+        assert_eq!(driven.poll(100).unwrap(), 0);
+        let binding = driven.bind();
+        assert!(binding.mark.ended && binding.bounds.is_empty(), "{binding:?}");
+    }
+
+    let records = |count: i64| Records::new(vec![(0..count).collect(), vec![7]], |at: &i64| *at);
+    let history = ended(&records(5));
+    assert_eq!(grown(&records(5), &history).unwrap(), None);
+    assert_eq!(grown(&records(6), &history).unwrap().unwrap(), "partition 0 has records from offset 5 on");
+    let error = refusals(&records(4), &history).map(Result::unwrap_err);
+    assert!(error.iter().all(|error| error.contains("records that are not there")), "{error:?}");
+    let made_up = |count| Transactions::new(Generator::new(1), count).partitions(2);
+    let history = ended(&made_up(9));
+    assert_eq!(grown(&made_up(9), &history).unwrap(), None);
+    assert_eq!(grown(&made_up(10), &history).unwrap().unwrap(), "partition 1 has records from offset 4 on");
+    let error = refusals(&made_up(7), &history).map(Result::unwrap_err);
+    assert!(error.iter().all(|error| error.contains("records that are not there")), "{error:?}");
+}
+
+#[test]
+fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unless_the_end_is_fixed() {
+    let broker = broker(3);
+    send(&broker, 1, 300);
+    let topic = ticks(&broker).from(Start::Latest);
+    let whole = by_partition(&ended(&ticks(&broker)));
+    let mut history = ended(&ticks(&broker));
+    for piece in history.values_mut() {
+        piece.bounds.retain(|bound| bound.partition != 1);
+        piece.bounds.iter_mut().for_each(|bound| (bound.until, bound.ended) = (None, false));
+    }
+    let epoch = *history.keys().last().unwrap();
+    for journal in [false, true] {
+        let open = |options: Options| {
+            let mut driven = Driven::open(&topic, options).unwrap();
+            if journal {
+                history.iter().for_each(|(epoch, piece)| driven.replay(*epoch, &piece.bounds).unwrap());
+                driven.events.clear();
+                driven.rejects.clear();
+            } else {
+                driven.resume(epoch, &places(&history)).unwrap();
+            }
+            driven.bindings.clear();
+            driven
+        };
+        let mut driven = open(Options::default());
+        driven.until_events(whole[&1].0.len()).unwrap();
+        assert!(driven.events.iter().all(|event| event.origin.partition == 1));
+        let (first, woken) = (&driven.bindings[0].1.bounds, &driven.bindings[0].1.mark.woken);
+        assert_eq!(first.iter().map(|bound| (bound.partition, bound.found_at)).collect::<Vec<_>>(), [(1, Some(0))]);
+        assert_eq!(woken.iter().map(|partition| partition.partition).collect::<Vec<_>>(), [1]);
+
+        let mut driven = open(bounded());
+        driven.until_ended().unwrap();
+        assert!(driven.events.is_empty() && driven.rejects.is_empty());
+        let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).collect();
+        assert_eq!(bounds.iter().map(|bound| bound.partition).collect::<Vec<_>>(), [0, 2], "they end at this start");
+        assert!(bounds.iter().all(|bound| bound.ended && bound.until == Some(bound.next)));
+    }
+}
+
+#[test]
+fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
+    let broker = broker(1);
+    send(&broker, 1, 100);
+    let topic = ticks(&broker);
+    let mut history = ended(&topic);
+    for bound in history.values_mut().flat_map(|piece| &mut piece.bounds) {
+        (bound.idle, bound.until, bound.ended) = (true, None, false);
+    }
+    let mut driven = Driven::open(&topic, Options::default()).unwrap();
+    let floor = EventTime::from_millis(2_000_000);
+    let places: Vec<_> = places(&history).into_iter().map(|place| Resumed { floor, ..place }).collect();
+    driven.resume(*history.keys().last().unwrap(), &places).unwrap();
+    driven.poll(100).unwrap();
+    let binding = driven.bind();
+    assert!(binding.mark.least.is_none() && binding.bounds.is_empty() && !binding.mark.ended, "{binding:?}");
+    send(&broker, 2, 10);
+    driven.until(|driven| !driven.events.is_empty()).unwrap();
+    assert_eq!(driven.events[0].mark, places[0].bound.watermark);
+    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.woken).collect();
+    assert_eq!(woken.len(), 1);
+    assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
+}
