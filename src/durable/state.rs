@@ -383,7 +383,7 @@ impl StateDir {
 }
 
 /// The life that wrote a segment, by its name.
-fn life_of_segment(name: &str) -> Option<u64> {
+pub(super) fn life_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }
 
