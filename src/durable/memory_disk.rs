@@ -273,7 +273,10 @@ impl DiskFile for MemoryFile {
 
     fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.with(|file| match file.bytes.get(position as usize..position as usize + bytes.len()) {
-            Some(read) => Ok(bytes.copy_from_slice(read)),
+            Some(read) => {
+                bytes.copy_from_slice(read);
+                Ok(())
+            }
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         })?
     }

@@ -5,8 +5,8 @@
 //!   every file of the journal that counts, with its length. What an older life adds later is in no claim, and ignored.
 //!
 //! From the latest claim: manifests count that it names, and those its life wrote; of the journals of earlier lives
-//! exactly what it names, of its own life's all up to a torn tail. The newest manifest is gone on from, and what the
-//! journal binds after it is replayed.
+//! exactly what it names, of its own life's all up to a torn tail, if all its workers have bound its first epoch. The
+//! newest manifest is gone on from, and what the journal binds after it is replayed.
 //!
 //! Invariants: what anybody can have been shown is in the manifest or in the replay, or the state is refused; what is
 //! damaged is refused by its name, never passed over. A tail that is not good is torn if nothing says that it was synced:
@@ -159,10 +159,11 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
     let mut taken = Vec::new();
     if let Some(claim) = claim {
         earlier_lives(survey, claim, base_epoch, &mut taken)?;
+        let earlier = taken.len();
         latest_life(survey, claim, base_epoch, &mut taken)?;
         each_epoch_once(&taken)?;
-        if base.is_none() && claim.base.is_none() && claim.journals.is_empty() && !first_epoch_is_whole(&taken) {
-            taken.clear();
+        if !first_epoch_is_whole(&taken[earlier..], base_epoch) {
+            taken.truncate(earlier);
         }
     }
     let last_bound = taken.iter().filter_map(Taken::last).max();
@@ -382,16 +383,21 @@ fn each_epoch_once(taken: &[Taken<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Whether every worker of a life that began from nothing has bound the first epoch. Before that, nothing can have been
-/// shown; and partitions that a worker had yet to find would be found as late-comers, with a floor, so that records
-/// could be judged late that were not.
-fn first_epoch_is_whole(taken: &[Taken<'_>]) -> bool {
-    let entries = || taken.iter().flat_map(Taken::entries);
-    let Some(first) = entries().map(|entry| entry.frame.epoch).min() else { return false };
+/// Whether every worker of a life has bound its first epoch. Before that, nothing that it bound itself can have been
+/// shown, and none of it counts. Otherwise the partitions that a worker had yet to find would be found later, with a
+/// floor that those found before have raised, and records could be judged late that were not.
+fn first_epoch_is_whole(own: &[Taken<'_>], base: Option<Epoch>) -> bool {
+    let headers = || own.iter().filter_map(|taken| taken.file.header.as_ref());
+    let entries = || own.iter().flat_map(Taken::entries);
+    let epochs = || entries().map(|entry| entry.frame.epoch);
+    // A manifest has it, and files of it may have been cut.
+    if epochs().chain(headers().filter_map(|header| header.before?.last)).any(|epoch| Some(epoch) <= base) {
+        return true;
+    }
+    let Some(first) = epochs().min() else { return false };
     let bound: BTreeSet<_> =
         entries().filter(|entry| entry.frame.epoch == first).map(|entry| entry.worker as usize).collect();
-    let workers = taken.iter().filter_map(|taken| Some(taken.file.header.as_ref()?.workers)).max();
-    Some(bound.len()) == workers.map(|workers| workers as usize)
+    headers().all(|header| header.workers as usize == bound.len())
 }
 
 /// The frames after the base, those of an epoch as one.

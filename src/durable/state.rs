@@ -224,6 +224,8 @@ impl StateDir {
                 _ => {}
             }
         }
+        let names = self.disk.list(&self.path).map_err(&cannot)?;
+        survey.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
         // Claims last: whose files were seen, its claim is.
         let names = self.disk.list(&self.lives()).map_err(&cannot)?;
         for (name, number) in names.iter().filter_map(|name| Some((name, claimed(name)?))) {
@@ -381,7 +383,7 @@ impl StateDir {
 }
 
 /// The life that wrote a segment, by its name.
-fn life_of_segment(name: &str) -> Option<u64> {
+pub(super) fn life_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }
 

@@ -71,7 +71,8 @@ pub struct Frame {
 
 /// Where frames go. Shared by the workers of a process.
 pub trait Journal: Send + Sync {
-    /// Takes a frame of `worker`, without waiting for the disk.
+    /// Takes a frame of `worker`, without waiting for the disk. The first epoch of a life is bound by all its workers,
+    /// even to nothing: what the life binds counts only then.
     ///
     /// # Errors
     /// When the journal can take no more.

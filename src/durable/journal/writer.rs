@@ -88,6 +88,8 @@ struct Queue {
     waiting: Vec<Waiting>,
     /// The last epoch that each worker has appended.
     appended: Vec<Option<Epoch>>,
+    /// The first epoch of the life, when a worker has bound it.
+    first: Option<Epoch>,
     cut: Option<Epoch>,
     closing: bool,
 }
@@ -145,10 +147,9 @@ impl FileJournal {
     fn end(&mut self) {
         locked(&self.shared.queue).closing = true;
         self.shared.ready.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            self.shared.fail(Error::new("the journal's thread has panicked"));
+        if let Some(thread) = self.thread.take() {
+            // That it panicked it has told.
+            let _ = thread.join();
         }
     }
 }
@@ -167,6 +168,10 @@ impl Journal for FileJournal {
         let body = body_of(number, &frame)?;
         let mut queue = locked(&self.shared.queue);
         assert!(queue.appended[worker] < Some(epoch), "a worker binds its epochs in order, each once");
+        if queue.appended[worker].is_none() {
+            // What a life bound counts only if none of its workers misses there.
+            assert_eq!(*queue.first.get_or_insert(epoch), epoch, "all workers bind the first epoch of a life");
+        }
         queue.appended[worker] = Some(epoch);
         queue.waiting.push(Waiting { worker, epoch, body });
         drop(queue);
@@ -205,12 +210,8 @@ impl Shared {
         while queue.waiting.is_empty() && queue.cut.is_none() && !queue.closing {
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        Queue {
-            waiting: std::mem::take(&mut queue.waiting),
-            cut: queue.cut.take(),
-            closing: queue.closing,
-            appended: Vec::new(),
-        }
+        let (waiting, cut) = (std::mem::take(&mut queue.waiting), queue.cut.take());
+        Queue { waiting, cut, closing: queue.closing, ..Queue::default() }
     }
 
     /// Keeps what failed first, and wakes all, who will ask.
@@ -265,6 +266,7 @@ impl Writer {
     }
 
     fn run(mut self) {
+        let _told = TellOfPanic(self.shared.clone());
         while self.step() {}
     }
 
@@ -355,6 +357,17 @@ impl Writer {
         }
         // That they are gone need not survive a crash.
         Ok(())
+    }
+}
+
+/// Lets workers know of a panic, which they would wait for in vain.
+struct TellOfPanic(Arc<Shared>);
+
+impl Drop for TellOfPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::new("the journal's thread has panicked"));
+        }
     }
 }
 

@@ -218,7 +218,7 @@ fn a_state_without_a_past_begins_from_nothing() {
 }
 
 #[test]
-fn a_first_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
+fn a_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
     check("claim 1; 1-0-0 = 0@2 0@4", "from nothing, replay 2 4, count 1-0-0:2, last 4");
     check("claim 1; 1-0-0 workers 2 = 0@2 1@2 0@4", "from nothing, replay 2 4, count 1-0-0:3, last 4");
     check("claim 1; 1-0-0 workers 2 = 0@2 0@4", "from nothing, replay nothing, count nothing, last 4, obsolete 1-0-0");
@@ -239,12 +239,22 @@ fn a_first_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
         "claim 2 last 4; 1-0-0 workers 2 = 0@2; 2-0-0 workers 2 = 0@6 1@6",
         "from nothing, replay 6, count 2-0-0:2, last 6, obsolete 1-0-0",
     );
-    // One that goes on from others need not have bound anything on all workers.
+    // So it is with a life that goes on from others: it may have new partitions too.
     check(
-        "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6",
-        "from nothing, replay 2 6, count 1-0-0:1 2-0-0:1, last 6",
+        "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6 1@8",
+        "from nothing, replay 2, count 1-0-0:1, last 8, obsolete 2-0-0",
     );
-    check("claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6", "from 4-1, replay 6, count 1-0-0:1, last 6");
+    check(
+        "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6 1@8 0@6",
+        "from nothing, replay 2 6 8, count 1-0-0:1 2-0-0:3, last 8",
+    );
+    check(
+        "claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6",
+        "from 4-1, replay nothing, count nothing, last 6, obsolete 1-0-0",
+    );
+    // A manifest at or after it has it whole.
+    check("claim 1; manifest 4-1; 1-0-0 workers 2 = 0@4 1@6", "from 4-1, replay 6, count 1-0-0:2, last 6");
+    check("claim 1; manifest 4-1; 1-0-1 after 2/4 workers 2 = 1@6", "from 4-1, replay 6, count 1-0-1:1, last 6");
 }
 
 #[test]

@@ -327,6 +327,16 @@ fn files_of_other_states_and_under_other_names_are_refused() {
 }
 
 #[test]
+#[should_panic(expected = "all workers bind the first epoch")]
+fn all_workers_bind_the_first_epoch_of_a_life() {
+    let (_, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let journal = FileJournal::begin(state.place(&claim, 0, 2)).unwrap();
+    journal.append(0, frame(4, &[])).unwrap();
+    let _ = journal.append(1, frame(6, &[]));
+}
+
+#[test]
 #[should_panic(expected = "in order")]
 fn a_worker_binds_an_epoch_once() {
     let (_, state) = new_state();

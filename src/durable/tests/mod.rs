@@ -28,6 +28,7 @@ fn bound(partition: u32, next: u64) -> Bound {
         idle: false,
         until: None,
         ended: false,
+        check: None,
     }
 }
 

@@ -7,7 +7,8 @@ use super::*;
 use crate::durable::disk::Disk;
 use crate::durable::journal::{FileJournal, Journal};
 use crate::durable::manifest::{self, ManifestId, StepState};
-use crate::durable::segment::SegmentInfo;
+use crate::durable::segment::{Label, SegmentInfo};
+use crate::durable::state::life_of_segment;
 
 fn joined(state: &StateDir) -> StateDir {
     StateDir::join(state.disk().clone(), "state").unwrap()
@@ -243,6 +244,16 @@ fn a_manifest_that_contradicts_itself_is_not_written() {
     state.disk().remove(&state.segments().join("t-1-life1.segment")).unwrap();
     let error = manifest.verify(&**state.disk(), &state.segments()).unwrap_err().to_string();
     assert!(error.starts_with("a segment of the snapshot is missing (state/segments/t-1-life1.segment)"), "{error}");
+}
+
+#[test]
+fn the_life_of_a_segment_is_in_its_name() {
+    for (step, incarnation) in [("t", 1), ("", 20), ("a-b-life7-c", 3), ("-life7-", 4)] {
+        let (from, to) = (Epoch(5), Epoch(6));
+        let label = Label { step: step.into(), incarnation, worker: 8, number: 9, from, to };
+        assert_eq!(life_of_segment(&label.file_name()), Some(incarnation));
+    }
+    assert_eq!(life_of_segment("t-1-life2"), None);
 }
 
 fn names(state: &StateDir, directory: &str) -> Vec<String> {
