@@ -69,7 +69,7 @@ struct Held {
     commits: Commits,
     /// `None` where the file system has no locks, or another process has it.
     lock: Option<Box<dyn Lock>>,
-    /// Whether another process has the lock: the file is left to it.
+    /// Whether another process has the lock, or might have: the file is left to it.
     is_of_another: bool,
 }
 
@@ -108,7 +108,7 @@ impl<E> FileWriter<E> {
             let file = opened.map_err(|why| Error::new("cannot open the results file").at(&place).because(why))?;
             return Ok(writer(Box::new(Special { file, written: 0 }), Kind::Special));
         }
-        let (held, target) = Held::hold(path, at).map_err(|error| error.at(&place))?;
+        let (held, target) = Held::hold(path, at)?;
         let kind = match at.state {
             None => Kind::Plain(held),
             Some(state) => {
@@ -122,7 +122,8 @@ impl<E> FileWriter<E> {
 
 impl Held {
     fn hold(path: &Path, at: &Shard) -> Result<(Held, Box<dyn DiskFile>)> {
-        let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").because(why);
+        let place = path.display();
+        let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").at(&place).because(why);
         // What is beside a file is beside the file itself, not beside a link to it.
         let path = if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.into()) } else { path.into() };
         let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
@@ -132,14 +133,14 @@ impl Held {
             && at.state.is_some()
             && let Some(commit) = commits.newest()?
         {
-            return Err(missing_file(&commits.path(commit.incarnation)));
+            return Err(missing_file(&commits.path(commit.incarnation)).at(place));
         }
         let (lock, is_of_another) = match disk.lock(&path) {
             Ok(Some(lock)) => (Some(lock), false),
             Ok(None) if at.take_over => (None, true),
-            Ok(None) => return Err(is_locked(&commits)),
-            // A file system without locks is no reason not to write.
-            Err(why) if has_no_locks(&why) => (None, false),
+            Ok(None) => return Err(is_locked(&commits).at(place)),
+            // A file system without locks is no reason not to write; to a holder that may wake, the file is left.
+            Err(why) if has_no_locks(&why) => (None, at.take_over),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
                 return Err(failed(&format!("there is no directory {}", parent(&path).display()))
                     .help("create the directory, or name another file"));

@@ -20,7 +20,9 @@ use super::{Rows, Shard, Sink, Writer, file};
 use crate::error::{Error, Result};
 use crate::record::Record;
 
-/// An NDJSON file. Without durable state, a file that is already there is replaced.
+/// An NDJSON file. Without durable state, a file that is already there is replaced. With a state, a file
+/// that the state has written goes on, each epoch in it once, and any other is refused; how far it is shown is said by a
+/// file `<file>.commit-<number>` beside it.
 #[derive(Clone, Debug)]
 pub struct File {
     path: PathBuf,

@@ -33,7 +33,8 @@ use transactions::Transactions;
 /// Gives a row's key.
 type KeyOf<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
 
-/// A topic that results go to, as JSON messages.
+/// A topic that results go to, as JSON messages. With a state, readers of committed messages see each epoch once; how far
+/// it is shown is said by the topic `<topic>-tidegate-progress`, which is made if it is missing.
 pub struct Output<D> {
     target: Target,
     create: Option<u32>,

@@ -209,9 +209,9 @@ pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
     for (partition, end) in &progress.ends {
         let (_, found) = ends(&consumer, output, *partition)?;
         if found < *end {
-            let why = format!("partition {partition} ends at offset {found}, and results were shown up to {end}");
+            let why = format!("partition {partition} ends at offset {found}, and had reached {end}");
             return Err(Error::new("cannot go on with the topic").at(output.describe()).because(why).help(
-                "it was deleted or lost records: begin anew, with a new state directory, or name another topic",
+                "it was made anew or lost records: begin anew, with a new state directory, or name another topic",
             ));
         }
     }

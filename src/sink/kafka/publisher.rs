@@ -21,7 +21,7 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
 
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{LastWords, Lookup, Target, find_topic, in_words, no_topic, not_made, said};
+use crate::source::kafka::client::{LastWords, Lookup, Target, find_topic, in_words, look, no_topic, not_made, said};
 
 const DEFAULTS: &[(&str, &str)] = &[
     // Batches fill while others are on their way, so that waiting for more gains little.
@@ -435,21 +435,27 @@ fn find_or_create(
 ) -> Result<(usize, bool)> {
     let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
     let find = || find_topic(producer.client(), target, &producer.context().words, served);
-    match (find()?, create) {
-        (Lookup::There(ids), _) => Ok((ids.len(), false)),
-        (Lookup::Unknown(similar), None) => Err(no_topic(target, &similar)),
-        (Lookup::Unknown(_), Some(partitions)) => {
-            create_topic(target, config, partitions, settings)?;
-            match find()? {
-                Lookup::There(ids) => Ok((ids.len(), true)),
-                Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
-            }
+    let Some(wanted) = create else {
+        return match find()? {
+            Lookup::There(ids) => Ok((ids.len(), false)),
+            Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+        };
+    };
+    // To create one that is there does no harm, so that it is asked for once and not for as long as it may be unknown.
+    let unknown = matches!(look(producer.client(), &target.topic, PATIENCE), Ok(Some(Lookup::Unknown(_))));
+    let created = unknown && create_topic(target, config, wanted, settings)?;
+    match find()? {
+        Lookup::There(ids) => Ok((ids.len(), created)),
+        Lookup::Unknown(_) if !created => {
+            create_topic(target, config, wanted, settings)?;
+            find_or_create(producer, config, target, None, settings).map(|(partitions, _)| (partitions, true))
         }
+        Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
     }
 }
 
-/// Creates the topic, with as many replicas as the brokers have for their default.
-fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
+/// Creates the topic, with as many replicas as the brokers have for their default; whether it was not there yet.
+fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
     let failed = |because: String| {
         Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
     };
@@ -467,13 +473,15 @@ fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, setting
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
     let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
     let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(said(&error)))?;
+    let mut created = false;
     for result in results {
         match result {
-            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Ok(_) => created = true,
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((_, code)) => return Err(failed(in_words(code))),
         }
     }
-    Ok(())
+    Ok(created)
 }
 
 /// Wakes a thread that waits for a future.

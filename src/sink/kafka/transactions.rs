@@ -101,6 +101,7 @@ impl Transactions {
 
     fn commit(&mut self) -> Result<()> {
         let Some(life) = &self.life else { return Err(self.bug("a topic was to be shown before it was begun")) };
+        // Acknowledgements that have not come yet are not waited for: that would take half as long again.
         let mut ends = self.found.iter().flatten().map(|found| found.ends.clone()).next().unwrap_or_default();
         for (partition, end) in self.publisher.ends() {
             let known = ends.entry(partition).or_insert(0);
