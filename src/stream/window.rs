@@ -37,7 +37,7 @@ use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
 use crate::stream::arrange::{self, Routed, Row, Saved, Step};
 use crate::stream::cut::{self, CodecCell, Durable};
-use crate::stream::{Collection, Fault, Flow, Pool, Stream, Wanted};
+use crate::stream::{Collection, Fault, Flow, Pool, Purpose, Stream, Wanted};
 use crate::time::watermark::{Mark, PartitionId};
 use crate::time::{EventTime, Span};
 
@@ -213,6 +213,12 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
         let fingerprint = Codec::<Saved<K, A::Sum>>::fingerprint(&Postcard);
         flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1), fingerprint);
+        if flow.build.purpose == Purpose::OpenSinks
+            && let Err(why) = Codec::<Saved<K, A::Sum>>::check(&Postcard)
+        {
+            let error = Error::usage("cannot keep the rows of a step").at(format!("step `{name}`")).because(why);
+            flow.build.failure.set(error.help("map such values to texts or integers before the step"));
+        }
         let assigner = window.assigner().unwrap_or_else(|error| {
             flow.build.failure.set(error.at(format!("step `{name}`")));
             Assigner { size: 1, offset: 0 }
