@@ -282,20 +282,21 @@ impl<K: Record, V: Record> Table<K, V> {
 struct Turn<K, V> {
     /// The greatest row of each key.
     news: Map<K, Stamped<V>>,
+    /// How many records these are of, and how many rows of a snapshot.
     records: u64,
+    loaded: u64,
     /// `None` while nothing has come that could be shown at this epoch.
     capability: Option<Capability<u64>>,
 }
 
 impl<K, V> Default for Turn<K, V> {
     fn default() -> Self {
-        Turn { news: HashMap::default(), records: 0, capability: None }
+        Turn { news: HashMap::default(), records: 0, loaded: 0, capability: None }
     }
 }
 
 impl<K: Record, V: Record> Turn<K, V> {
     fn take(&mut self, rows: &mut Vec<Row<K, V>>) {
-        self.records += rows.len() as u64;
         for (key, new) in rows.drain(..) {
             match self.news.entry(key) {
                 Entry::Occupied(mut row) => {
@@ -330,7 +331,8 @@ impl<K: Record, V: Record> Latest<K, V> {
     fn complete(&mut self, epoch: u64, mut turn: Turn<K, V>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
         let metrics = &self.step.metrics;
-        if from_snapshot { &metrics.loaded } else { &metrics.folded }.add(turn.records);
+        metrics.folded.add(turn.records);
+        metrics.loaded.add(turn.loaded);
         if from_snapshot && self.step.forget_deletes {
             turn.news.retain(|_, row| row.value.is_some());
         }
@@ -355,8 +357,8 @@ fn latest<'f, K: Record, V: Record>(
     let loaded = cut::load(flow, &step.name, saved_rows::<K, V>(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Table: {}", step.name), scope);
     let by_key = || Exchange::new(|(key, _): &Row<K, V>| route(key));
-    let mut inputs = vec![builder.new_input(rows, by_key())];
-    inputs.extend(loaded.map(|loaded| builder.new_input(loaded, by_key())));
+    let mut rows = builder.new_input(rows, by_key());
+    let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
     let (changed, changes) = builder.new_output();
     let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
     let mut parts = durable.is_some().then(|| {
@@ -381,11 +383,19 @@ fn latest<'f, K: Record, V: Record>(
         let again = again();
 
         move |frontiers| {
-            for input in &mut inputs {
-                input.for_each(|capability, rows| {
+            rows.for_each(|capability, rows| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                turn.records += rows.len() as u64;
+                turn.take(rows);
+            });
+            if let Some(loaded) = &mut loaded {
+                loaded.for_each(|capability, rows| {
                     let Some(&epoch) = capability.least() else { return };
                     let turn = turns.entry(epoch).or_default();
                     turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                    turn.loaded += rows.len() as u64;
                     turn.take(rows);
                 });
             }
