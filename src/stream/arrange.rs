@@ -78,6 +78,9 @@ pub(crate) struct Counted<S> {
     sum: S,
 }
 
+#[cfg(feature = "abomonation")]
+crate::in_place!(Counted<S> { count, sum });
+
 impl<S: Accumulator> Counted<S> {
     /// What takes this row back: only its count matters.
     fn retraction(&self) -> Self {

@@ -274,6 +274,7 @@ pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     assigner: Assigner,
     live: Wanted,
     wants_late: Wanted,
+    #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codec: CodecCell<Saved<K, A::Sum>>,
 }
 
@@ -325,6 +326,20 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
             }
         });
         Collection::new(changes.as_collection(), self.flow.clone())
+    }
+
+    /// How snapshots keep the step's rows: as they lie in memory, instead of by serde. It is read back by this very
+    /// program alone; what it buys is said at [`crate::durable::codec`]. [`in_place!`](crate::in_place) makes types of
+    /// your own fit for it.
+    #[cfg(feature = "abomonation")]
+    #[must_use]
+    pub fn codec(self, codec: crate::durable::codec::Abomonation) -> Self
+    where
+        K: crate::durable::codec::abomonation::InPlace,
+        A::Sum: crate::durable::codec::abomonation::InPlace,
+    {
+        *self.codec.borrow_mut() = Arc::new(codec);
+        self
     }
 
     /// The records that came too late for their window, as they are.
