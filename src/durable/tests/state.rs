@@ -348,13 +348,15 @@ fn one_act_too_late_does_no_harm() {
                 assert!(skip > 0 && done);
                 continue;
             }
-            let (before, claim) = seen.lock().unwrap().take().unwrap();
+            let (before, later) = seen.lock().unwrap().take().unwrap();
             assert_eq!(state_of(&state), before, "{name}, {skip}");
             assert_eq!(before, "from Some(4), replay [(6, [(0, 6)]), (8, [(0, 8)])]");
-            let base = state.manifest(claim.base.unwrap()).unwrap();
-            base.verify(&**state.disk(), &state.segments()).unwrap();
             // It is over, and sees it.
             assert!(write(&state, &snapshot(&state, 1, 8, &[])).is_err());
+            assert!(state.collect_garbage(&claim, 1, &["lives/2.claim".into()]).is_err());
+            assert_eq!(state_of(&state), before, "{name}, {skip}");
+            let base = state.manifest(later.base.unwrap()).unwrap();
+            base.verify(&**state.disk(), &state.segments()).unwrap();
         }
     }
 }
