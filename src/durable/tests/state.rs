@@ -168,6 +168,21 @@ fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
 }
 
 #[test]
+fn a_number_whose_record_was_removed_is_not_taken_again() {
+    let (disk, state) = new_state();
+    begin_life(&state);
+    let other = joined(&state);
+    disk.after_listing("lives", 0, move || {
+        for _ in 0..20 {
+            let (claim, _) = begin_life(&other);
+            other.collect_garbage(&claim, 1, &[]).unwrap();
+        }
+        assert!(!names(&other, "lives").contains(&"2".to_owned()));
+    });
+    assert_eq!(state.begin().unwrap(), 22);
+}
+
+#[test]
 fn damaged_claims_and_manifests_are_refused_by_their_names() {
     let (disk, state) = new_state();
     begin_life(&state);
