@@ -62,6 +62,8 @@ type Update<K, S> = ((Row<K>, ()), u64, Counted<S>);
 type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
 /// A record on its way to the worker of its key: key, window end, what the aggregate needs of it.
 pub(crate) type Routed<K, P> = (K, EventTime, P);
+/// Records for a worker, and which: so that they cross threads as they are, many at a time.
+pub(crate) type Parcel<K, P> = (u64, Vec<Routed<K, P>>);
 
 /// An accumulator and how many records it holds; nothing when that is zero.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,6 +99,12 @@ impl<S: Accumulator> Semigroup for Counted<S> {
 #[inline]
 pub(crate) fn route<K: Hash>(key: &K) -> u64 {
     FixedState::with_seed(7).hash_one(key) >> 32
+}
+
+/// The worker that has a key, of so many.
+#[inline]
+pub(crate) fn worker_of<K: Hash>(key: &K, peers: u64) -> u64 {
+    if peers.is_power_of_two() { route(key) & (peers - 1) } else { route(key) % peers }
 }
 
 /// The rows of one step on one worker.
@@ -267,8 +275,8 @@ pub(crate) struct Step<K, P, A> {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<StepMetrics>,
     pub(crate) fault: Option<Fault>,
-    /// Where emptied containers go, on a job's only worker; others get them from the exchange, which makes its own.
-    pub(crate) pool: Option<Pool<Routed<K, P>>>,
+    /// Where emptied containers go: to the worker's own sending, whoever filled them.
+    pub(crate) pool: Pool<Routed<K, P>>,
 }
 
 /// The two results of a windowed step: rows of closed windows, each at the epoch whose watermark closed it; and the
@@ -327,9 +335,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
     /// Folds records in, and gives their container back.
     fn absorb(&mut self, mut records: Vec<Routed<K, A::Part>>) {
         self.store.absorb(&mut records, &*self.step.aggregate);
-        if let Some(pool) = &self.step.pool {
-            pool.give(records);
-        }
+        self.step.pool.give(records);
     }
 
     /// Folds an epoch's records in, and tells how the live rows changed by them.
@@ -430,17 +436,17 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
 
 /// Aggregates records by window and key.
 ///
-/// `records` are those that are on time, exchanged here by key; `marks` is the stream's watermark as every worker has
+/// `records` are those that are on time, in parcels for the [`worker_of`] their keys; `marks` is the stream's watermark as every worker has
 /// it, already moved back by the allowed lateness.
 pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
-    records: Stream<'f, u64, Vec<Routed<K, A::Part>>>,
+    records: Stream<'f, u64, Vec<Parcel<K, A::Part>>>,
     marks: Stream<'f, u64, Vec<Mark>>,
     step: Step<K, A::Part, A>,
 ) -> Results<'f, K, A::Value> {
     let scope = records.scope();
     let mut builder = OperatorBuilder::new(format!("Windowed: {}", step.name), scope);
-    let by_key = Exchange::new(|(key, _, _): &Routed<K, A::Part>| route(key));
-    let mut records = builder.new_input(records, by_key);
+    let to_worker = Exchange::new(|parcel: &Parcel<K, A::Part>| parcel.0);
+    let mut records = builder.new_input(records, to_worker);
     let mut marks = builder.new_input(marks, Pipeline);
     let (closed, closed_stream) = builder.new_output();
     let (changed, changed_stream) = builder.new_output();
@@ -475,13 +481,13 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
         let mut sealed_through = 0;
 
         move |frontiers| {
-            records.for_each(|capability, records| {
+            records.for_each(|capability, parcels| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
                 if windows.step.live.get() && turn.capabilities.is_none() {
                     turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
                 }
-                turn.records.push(std::mem::take(records));
+                turn.records.extend(parcels.drain(..).map(|(_, records)| records));
             });
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
