@@ -113,6 +113,8 @@ struct Store<K: Record, S: Accumulator> {
     hot: BTreeMap<EventTime, Hot<K, S>>,
     /// Emptied maps: growing a new one costs more than filling it.
     spare: Vec<Hot<K, S>>,
+    /// How many rows the map has that was last added to: windows side by side have about as many.
+    usual: usize,
     /// Rows of the trace that have closed since the last seal, in order: windows close in order.
     retracted: Vec<Update<K, S>>,
     /// Ends of open windows that have rows in the trace.
@@ -132,7 +134,10 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         while let Some(&(_, end, _)) = records.as_slice().first() {
             debug_assert!(end > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one window: look the map up once a run.
-            let map = self.hot.entry(end).or_insert_with(|| self.spare.pop().unwrap_or_default());
+            let map = self.hot.entry(end).or_insert_with(|| {
+                let spare = self.spare.pop();
+                spare.unwrap_or_else(|| Hot::with_capacity_and_hasher(self.usual, FixedState::default()))
+            });
             let run = records.as_slice().iter().take_while(|record| record.1 == end).count();
             for (key, _, part) in records.by_ref().take(run) {
                 match map.entry(key) {
@@ -146,6 +151,7 @@ impl<K: Record, S: Accumulator> Store<K, S> {
                     }
                 }
             }
+            self.usual = map.len();
         }
     }
 
@@ -217,6 +223,11 @@ impl<K: Record, S: Accumulator> Store<K, S> {
             });
         }
         total.filter(|total| !total.is_zero())
+    }
+
+    /// How many rows the maps have of windows that end at `watermark` or before.
+    fn hot_through(&self, watermark: EventTime) -> usize {
+        self.hot.range(..=watermark).map(|(_, map)| map.len()).sum()
     }
 
     /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
@@ -421,6 +432,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
     /// Closes what the watermark closes: the rows, for `on_close`.
     fn close(&mut self, epoch: u64, watermark: EventTime) -> Vec<(Row<K>, A::Value)> {
         let (mut rows, step) = (self.spare.pop().unwrap_or_default(), &self.step);
+        rows.reserve(self.store.hot_through(watermark));
         self.store.close(watermark, epoch, |row, total| {
             if let Some(value) = step.value(&row, total) {
                 rows.push((row, value));
@@ -462,6 +474,7 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
         let store = Store {
             hot: BTreeMap::new(),
             spare: Vec::new(),
+            usual: 0,
             retracted: Vec::new(),
             sealed: BTreeSet::new(),
             closed: EventTime::MIN,
