@@ -2,6 +2,7 @@
 //!
 //! It exists because a table is the one cut that looks at what it had: which record is the last must not depend on when it
 //! came, on workers, or on crashes; and a join that sees a table too early or too late shows what never was.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod common;
 
@@ -12,6 +13,7 @@ use tidegate::Window;
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, Stop};
 use tidegate::source::memory::Records;
+use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, Run, Script};
 
 use common::cases::{Data, for_seeds};
@@ -108,7 +110,7 @@ fn names_are_unique_among_all_steps_with_rows() {
     let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
     let run = Run::new().run(move |flow| {
         let records = flow.read("records", &source);
-        records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", |each| each.count());
+        records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", Each::count);
         records.key_by(|record| record.0).last_by_key("mine");
     });
     let error = run.unwrap_err().to_string();
@@ -143,7 +145,7 @@ fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 600);
         let (disk, old, new) = (CrashingDisk::new(), Captured::new(), Captured::new());
-        let stopped = live(&data, &disk, random.u32(1..200), &[old.clone()]) == Ending::Stopped;
+        let stopped = live(&data, &disk, random.u32(1..200), std::slice::from_ref(&old)) == Ending::Stopped;
         if stopped && live(&data, &disk.after_kill(), 0, &[old.clone(), new.clone()]) == Ending::Complete {
             // `all` would panic if anything were taken back that is not there.
             assert_eq!(new.all(), old.all(), "seed {seed}");

@@ -87,12 +87,12 @@ impl Tables {
             }
             let closed: Vec<Counted> = results.get(&epoch).into_iter().flatten().map(|(row, _)| *row).collect();
             closed.iter().for_each(|result| naive.take_result(*result));
-            views.0.check(epoch, "table rows", naive.last())?;
-            views.1.check(epoch, "counts of a table", naive.counts())?;
-            views.2.check(epoch, "rows of a table of results", naive.results.clone())?;
-            views.3.check(epoch, "joined tables", naive.both())?;
-            at(epoch, "joined rows", joined.get(&epoch), naive.joined(&closed))?;
-            at(epoch, "left joined rows", left.get(&epoch), naive.left(&closed))?;
+            views.0.check(epoch, "table rows", &naive.last())?;
+            views.1.check(epoch, "counts of a table", &naive.counts())?;
+            views.2.check(epoch, "rows of a table of results", &naive.results)?;
+            views.3.check(epoch, "joined tables", &naive.both())?;
+            at(epoch, "joined rows", joined.get(&epoch), &naive.joined(&closed))?;
+            at(epoch, "left joined rows", left.get(&epoch), &naive.left(&closed))?;
         }
         if let Some(epoch) = joined.keys().chain(left.keys()).find(|epoch| !results.contains_key(epoch)) {
             return Err(format!("joined rows at epoch {epoch}, which has no results"));
@@ -237,7 +237,7 @@ impl<D: Record> Sum<D> {
     }
 
     /// Compares what there is at an epoch, and that what was shown there was a change.
-    fn check(&mut self, epoch: Epoch, what: &str, expected: Multiset<D>) -> Result<(), String> {
+    fn check(&mut self, epoch: Epoch, what: &str, expected: &Multiset<D>) -> Result<(), String> {
         while let Some(changes) = self.left.first_entry().filter(|changes| *changes.key() <= epoch) {
             for (row, diff) in changes.remove() {
                 *self.now.entry(row).or_default() += diff;
@@ -245,7 +245,7 @@ impl<D: Record> Sum<D> {
         }
         self.now.retain(|_, count| *count != 0);
         let now = &self.now;
-        if *now == expected {
+        if now == expected {
             return Ok(());
         }
         Err(format!("{what} at epoch {epoch}:\n     got {now:?}\nexpected {expected:?}"))
@@ -263,9 +263,14 @@ impl<D> Sum<D> {
 }
 
 /// Compares what was shown at an epoch.
-fn at<D: Record>(epoch: Epoch, what: &str, got: Option<&Vec<(D, isize)>>, expected: Multiset<D>) -> Result<(), String> {
+fn at<D: Record>(
+    epoch: Epoch,
+    what: &str,
+    got: Option<&Vec<(D, isize)>>,
+    expected: &Multiset<D>,
+) -> Result<(), String> {
     let got: Multiset<D> = got.into_iter().flatten().cloned().collect();
-    if got == expected {
+    if got == *expected {
         return Ok(());
     }
     Err(format!("{what} at epoch {epoch}:\n     got {got:?}\nexpected {expected:?}"))
