@@ -328,7 +328,7 @@ impl Job {
             query: &state::print(&steps, &self.flags(keeping))?,
             accept_changed_query: keeping.accept_changed_query,
         };
-        state::begin(keeping, &self.name, &dir, &found, self.workers, failure).map(Some)
+        state::begin(keeping, &self.name, &dir, &found, self.workers, (failure, &self.metrics)).map(Some)
     }
 
     /// What affects output apart from the query.

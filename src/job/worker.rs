@@ -423,8 +423,10 @@ impl Turning {
     }
 
     fn end_current(&mut self) {
-        if let Some(current) = self.open.back_mut() {
-            current.closed = true;
+        let Some(current) = self.open.back_mut().filter(|open| !open.closed) else { return };
+        current.closed = true;
+        if let Some(snapshots) = self.shared.snapshots.as_ref().filter(|_| current.epoch == self.announced) {
+            snapshots.epoch_ended();
         }
     }
 
