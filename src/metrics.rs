@@ -83,6 +83,19 @@ pub struct StepMetrics {
     pub closed_rows: Counter,
 }
 
+/// What happened at a table.
+#[derive(Debug, Default)]
+pub struct TableMetrics {
+    /// Records that came in.
+    pub taken: Counter,
+    /// Of those, the ones that were compared with what the table had.
+    pub folded: Counter,
+    /// Rows that came from a snapshot, when the job went on from one: of a key there may be several.
+    pub loaded: Counter,
+    /// Rows taken back and new rows.
+    pub changes: Counter,
+}
+
 /// What happened at a sink.
 #[derive(Debug, Default)]
 pub struct SinkMetrics {
@@ -172,6 +185,7 @@ impl<M: Default> Named<M> {
 pub struct Metrics {
     sources: Named<SourceMetrics>,
     steps: Named<StepMetrics>,
+    tables: Named<TableMetrics>,
     sinks: Named<SinkMetrics>,
     /// Epochs that were begun.
     pub epochs: Counter,
@@ -188,6 +202,11 @@ impl Metrics {
     /// The counters of the window step of this name.
     pub fn step(&self, name: &str) -> Arc<StepMetrics> {
         self.steps.get(name)
+    }
+
+    /// The counters of the table of this name.
+    pub fn table(&self, name: &str) -> Arc<TableMetrics> {
+        self.tables.get(name)
     }
 
     /// The counters of the sink that the flow writes under `name`.
@@ -223,6 +242,15 @@ impl Metrics {
                     counted: step.counted.get(),
                     late: step.late.get(),
                     closed_rows: step.closed_rows.get(),
+                })
+                .collect(),
+            tables: (self.tables.all().into_iter())
+                .map(|(name, table)| TableSummary {
+                    name,
+                    taken: table.taken.get(),
+                    folded: table.folded.get(),
+                    loaded: table.loaded.get(),
+                    changes: table.changes.get(),
                 })
                 .collect(),
             sinks: (self.sinks.all().into_iter())
@@ -266,6 +294,21 @@ pub struct StepSummary {
     pub closed_rows: u64,
 }
 
+/// The figures of a table in a [`Summary`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSummary {
+    /// The step's name.
+    pub name: String,
+    /// Records that came in.
+    pub taken: u64,
+    /// Of those, the ones that were compared with what the table had.
+    pub folded: u64,
+    /// Rows that came from a snapshot, when the job went on from one.
+    pub loaded: u64,
+    /// Rows taken back and new rows.
+    pub changes: u64,
+}
+
 /// The figures of a sink in a [`Summary`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkSummary {
@@ -299,6 +342,8 @@ pub struct Summary {
     pub sources: Vec<SourceSummary>,
     /// The window steps, in the flow's order.
     pub steps: Vec<StepSummary>,
+    /// The tables, in the flow's order.
+    pub tables: Vec<TableSummary>,
     /// The sinks, in the flow's order.
     pub sinks: Vec<SinkSummary>,
     /// Snapshots of its state.
@@ -307,7 +352,7 @@ pub struct Summary {
 
 impl Summary {
     /// Checks that no record was lost or counted twice: at every source, read = accepted + rejected; at every window
-    /// step, in = counted + late.
+    /// step, in = counted + late; at every table, in = folded.
     ///
     /// # Errors
     /// Names the source or step whose figures disagree. That is a fault of Tidegate, never of the data.
@@ -331,11 +376,16 @@ impl Summary {
                 return fault(format!("step `{}`", step.name), figures);
             }
         }
+        for TableSummary { name, taken, folded, .. } in &self.tables {
+            if taken != folded {
+                return fault(format!("table `{name}`"), format!("{taken} in, but {folded} folded"));
+            }
+        }
         Ok(())
     }
 }
 
-/// One line for each source, step and sink.
+/// One line for each source, step, table and sink.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
@@ -349,6 +399,11 @@ impl fmt::Display for Summary {
             lines.push(format!(
                 "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
             ));
+        }
+        for table in &self.tables {
+            let TableSummary { name, taken, folded, loaded, changes } = table;
+            let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
+            lines.push(format!("{name}: {taken} in = {folded} folded{loaded}; {changes} changes"));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

@@ -5,3 +5,4 @@ pub mod cases;
 pub mod checks;
 pub mod lives;
 pub mod oracle;
+pub mod tables;
