@@ -343,7 +343,7 @@ struct Turning {
     exhausted: bool,
     /// Whether the first epoch has begun.
     begun: bool,
-    /// Whether an epoch has been bound.
+    /// Whether an epoch of this life has been bound.
     bound: bool,
     seals: Seals,
     /// The last snapshot that worker 0 has announced in this life, and when.
@@ -627,9 +627,10 @@ impl Turning {
             }
             let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
-            let first = !std::mem::replace(&mut self.bound, true);
-            // In a state's first epoch every worker has a frame: a journal without all of them binds nothing.
-            open.needs_sync = !on_record(open.epoch) && (!bounds.is_empty() || (first && self.shared.goes_on));
+            let live = !on_record(open.epoch);
+            // In a life's first epoch every worker has a frame: a journal without all of them binds nothing.
+            let first = live && self.shared.goes_on && !std::mem::replace(&mut self.bound, true);
+            open.needs_sync = live && (!bounds.is_empty() || first);
             if open.needs_sync {
                 self.shared.news.store(true, Ordering::Release);
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;

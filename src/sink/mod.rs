@@ -121,6 +121,11 @@ pub trait Writer<D: Record>: Send {
     /// When the target fails.
     fn finish(&mut self) -> Result<()>;
 
+    /// Whether what was shown outlives a job and is told by [`Writer::shown`]: a state then counts on it.
+    fn remembers(&self) -> bool {
+        self.waits()
+    }
+
     /// Whether showing waits for a disk or a network: it is then done on a thread of its own.
     fn waits(&self) -> bool {
         false
