@@ -156,7 +156,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { drop(fs::copy(&path, &target).unwrap()) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
     }
 }
 
@@ -404,7 +408,7 @@ fn wrong_usage_is_told_apart_from_failure() {
         ("ls", "<STATE>"),
         ("prune {}/state", "--keep"),
         ("prune {}/state --keep 0", "--keep"),
-        ("export {}/state", "--csv"),
+        ("export {}/state", "<DIR>"),
         ("export {}/state {}/a --csv {}/b", "--csv"),
         ("inspect {}/state --key a", "STEP"),
         ("inspect {}/state totals --epoch now", "--epoch"),

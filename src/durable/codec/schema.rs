@@ -31,6 +31,9 @@ const PASSES: usize = 512;
 /// For how many things that have parts it is asked in one go.
 const REQUESTS: usize = 20_000;
 
+/// The name and the fields of sums in halves.
+const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
+
 /// What values of a type consist of, in the order in which they are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Schema {
@@ -59,6 +62,8 @@ pub enum Schema {
     Unit,
     /// An [`EventTime`].
     Time,
+    /// A signed integer of 128 bits in two halves, the upper one first: how sums are kept.
+    Halves,
     /// Something or nothing.
     Option(Box<Schema>),
     /// Any number of one kind.
@@ -124,6 +129,10 @@ impl Schema {
             Schema::Bytes => Value::Bytes(take::<&[u8]>(bytes)?.to_vec()),
             Schema::Unit => Value::Nothing,
             Schema::Time => Value::Time(EventTime::from_millis(take(bytes)?)),
+            Schema::Halves => {
+                let (high, low): (i64, u64) = take(bytes)?;
+                Value::Wide(i128::from(high) << 64 | i128::from(low))
+            }
             Schema::Option(inner) => match take(bytes)? {
                 false => Value::Nothing,
                 true => inner.read(bytes)?,
@@ -430,7 +439,13 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Stop> {
-        self.named(name, |inside| visitor.visit_seq(inside.fields(name, names)))
+        if (name, names) != HALVES {
+            return self.named(name, |inside| visitor.visit_seq(inside.fields(name, names)));
+        }
+        let aside = Probe { into: &mut Schema::Unknown, asked: self.asked };
+        let value = visitor.visit_seq(aside.fields(name, names))?;
+        *self.into = Schema::Halves;
+        Ok(value)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -571,6 +586,12 @@ mod tests {
     }
 
     #[derive(Serialize, Deserialize)]
+    struct WideSum {
+        high: i64,
+        low: u64,
+    }
+
+    #[derive(Serialize, Deserialize)]
     enum Inner {
         A,
         B(i8),
@@ -593,6 +614,7 @@ mod tests {
         let map: BTreeMap<String, Vec<Option<bool>>> = [("k".into(), vec![None, Some(true)])].into();
         assert_eq!(shown(&map), r#"{"k":[null,true]}"#);
         assert_eq!(shown(&BTreeMap::from([(1, 'x')])), r#"[[1,"x"]]"#);
+        assert_eq!(shown(&(WideSum { high: -1, low: u64::MAX }, 1u8)), r#"["-1",1]"#);
     }
 
     #[test]
