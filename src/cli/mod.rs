@@ -8,6 +8,7 @@ pub mod demo;
 pub mod produce;
 mod progress;
 mod query;
+pub mod snapshot;
 mod stop;
 
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};

@@ -147,7 +147,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
     pub keep_snapshots: usize,
 
-    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes
+    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
+    /// what comes after the savepoint
     #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
     pub from_savepoint: Option<PathBuf>,
 

@@ -31,10 +31,12 @@ pub mod codec;
 pub mod compaction;
 pub mod disk;
 pub mod journal;
+pub mod look;
 pub mod manifest;
 #[cfg(test)]
 mod memory_disk;
 pub mod recovery;
+pub mod savepoint;
 mod sealed;
 pub mod segment;
 pub mod state;
