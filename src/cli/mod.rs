@@ -45,3 +45,8 @@ fn say(line: std::fmt::Arguments<'_>) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{line}");
 }
+
+/// Reads a length of time, as `100ms` or `2s`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
+}

@@ -17,7 +17,7 @@ use clap::{Args, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::stop::Stop;
-use super::{Property, pairs};
+use super::{Property, duration, pairs};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::{Ending, Job};
@@ -163,10 +163,6 @@ pub struct QueryArgs {
     /// More than one process (not in this version: it is refused)
     #[arg(short = 'n', long, value_name = "N", hide = true)]
     pub processes: Option<usize>,
-}
-
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
