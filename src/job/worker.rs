@@ -567,8 +567,11 @@ impl Turning {
         }
         match self.random.below(3) {
             Some(chance) => chance == 0,
+            // What had to be repeated is not to be repeated again, however short lives are.
             None => {
-                self.announced_at.elapsed() >= self.shared.snapshot_every && self.shared.news.load(Ordering::Acquire)
+                let repeated = self.announced == Epoch(0) && !self.shared.repeat.is_empty();
+                let due = repeated || self.announced_at.elapsed() >= self.shared.snapshot_every;
+                due && self.shared.news.load(Ordering::Acquire)
             }
         }
     }
