@@ -108,7 +108,7 @@ fn table(dir: &StateDir, manifest: &Manifest, args: &ExportArgs, path: &Path, is
     while let (Some(row), Some(form)) = (rows.next()?, &form) {
         let Row { window, key, parts } = row;
         for part in parts {
-            let cells = cells(form, window.map(Value::Time), &key, part);
+            let cells = cells(form, window.map(Value::Time), &key, &part);
             match &mut csv {
                 None => {
                     let named = columns.iter().cloned().zip(cells).collect();
@@ -223,7 +223,7 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
 }
 
 /// What is in the columns.
-fn cells(form: &Form, window: Option<Value>, key: &Value, part: Part) -> Vec<Value> {
+fn cells(form: &Form, window: Option<Value>, key: &Value, part: &Part) -> Vec<Value> {
     let mut cells = Vec::new();
     if form.windowed {
         cells.push(window.unwrap_or(Value::Nothing));
