@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use transactions::{TOTALS, Transaction, expected_of, ndjson_of, rows_of, same_rows, whole_records, wild};
 
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const FLAGS: &str = "--ndjson {}/in.ndjson --snapshot-every 40ms --epoch 10ms";
 
@@ -338,6 +339,39 @@ fn a_savepoint_of_a_running_job_is_whole_and_can_be_gone_on_from_again_and_again
     same_rows(&rows_of(&folder.path("second.csv"), &TOTALS), &later_rows(&rows, &closed));
     folder.totals("--out {}/fourth.csv --state {}/fourth --from-savepoint {}/third --until-end").code(0);
     same_rows(&rows_of(&folder.path("fourth.csv"), &TOTALS), &later_rows(&rows, &closed_then));
+}
+
+/// The rows of a live collection that remain when all changes are taken in.
+fn live_rows(path: &Path) -> BTreeMap<Vec<String>, i64> {
+    let mut rows = BTreeMap::new();
+    for mut row in rows_of(path, &["holder", "balance_cents", "diff"]) {
+        let diff: i64 = row.pop().unwrap().parse().unwrap();
+        *rows.entry(row).or_default() += diff;
+    }
+    rows.retain(|_, count| *count != 0);
+    rows
+}
+
+#[test]
+fn a_live_collection_starts_whole_from_a_savepoint() {
+    let folder = Folder::new();
+    let rows = wild(39, 4_000);
+    folder.append(&rows[..2_000]);
+    let mut running = start(BALANCES, folder.typed(&format!("{FLAGS} --out {{}}/out.csv --state {{}}/state")));
+    until_read(&folder, &mut running);
+    running.signal(Signal::SIGTERM);
+    running.end().code(143);
+    folder.tool("export {}/state {}/savepoint").code(0);
+    folder.append(&rows[2_000..]);
+    run(BALANCES, folder.typed("--ndjson {}/in.ndjson --out {}/plain.csv --until-end")).code(0);
+    let expected = live_rows(&folder.path("plain.csv"));
+    assert!(expected.len() > 50 && expected.values().all(|count| *count == 1));
+    for workers in [1, 2] {
+        let line =
+            format!("{FLAGS} --until-end -w {workers} --state {{}}/new-{workers} --from-savepoint {{}}/savepoint");
+        run(BALANCES, folder.typed(&format!("{line} --out {{}}/new-{workers}.csv"))).code(0);
+        assert_eq!(live_rows(&folder.path(&format!("new-{workers}.csv"))), expected);
+    }
 }
 
 #[test]

@@ -104,11 +104,12 @@ fn table(dir: &StateDir, manifest: &Manifest, args: &ExportArgs, path: &Path, is
         csv.write_record(&columns).map_err(|why| out.failed(why))?;
     }
     let bar = bytes_bar();
+    bar.set_length(rows.progress().1);
     let mut count = 0_u64;
     while let (Some(row), Some(form)) = (rows.next()?, &form) {
         let Row { window, key, parts } = row;
         for part in parts {
-            let cells = cells(form, window.map(Value::Time), &key, part);
+            let cells = cells(form, window.map(Value::Time), &key, &part);
             match &mut csv {
                 None => {
                     let named = columns.iter().cloned().zip(cells).collect();
@@ -123,7 +124,7 @@ fn table(dir: &StateDir, manifest: &Manifest, args: &ExportArgs, path: &Path, is
             }
             count += 1;
         }
-        bar.tick();
+        bar.set_position(rows.progress().0);
         let is_full = csv.as_ref().map_or(out.pending.len(), |csv| csv.get_ref().len()) > PIECE;
         if is_full {
             out.take(&mut csv)?;
@@ -223,7 +224,7 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
 }
 
 /// What is in the columns.
-fn cells(form: &Form, window: Option<Value>, key: &Value, part: Part) -> Vec<Value> {
+fn cells(form: &Form, window: Option<Value>, key: &Value, part: &Part) -> Vec<Value> {
     let mut cells = Vec::new();
     if form.windowed {
         cells.push(window.unwrap_or(Value::Nothing));

@@ -4,9 +4,11 @@ use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
 
 use clap::Args;
+use indicatif::ProgressBar;
 
 use super::rows::{Row, Rows, json, step, text_of};
 use super::{bytes, choose, clock, look_at, rows, size};
+use crate::cli::progress::bytes_bar;
 use crate::cli::say;
 use crate::durable::codec::Value;
 use crate::durable::manifest::Manifest;
@@ -62,7 +64,11 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
     let mut rows = open(&dir, args.epoch, name)?;
     let limit = args.limit.unwrap_or(if stdout().is_terminal() { SHOWN } else { u64::MAX });
     let (mut shown, mut out) = (0, stdout().lock());
+    // Not in between rows.
+    let bar = if stdout().is_terminal() { ProgressBar::hidden() } else { bytes_bar() };
+    bar.set_length(rows.progress().1);
     while let Some(row) = rows.next()? {
+        bar.set_position(rows.progress().0);
         if let Some(key) = &args.key
             && text_of(&row.key)? != *key
         {
@@ -78,6 +84,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
         }
         shown += 1;
     }
+    bar.finish_and_clear();
     if shown == 0 {
         eprintln!("there are no such rows");
     }

@@ -89,6 +89,8 @@ fn pair(schema: &Schema) -> Option<[&Schema; 2]> {
 pub(super) struct Rows {
     closed: EventTime,
     segments: Vec<Segment>,
+    /// How many bytes of them have been read.
+    read: u64,
 }
 
 #[derive(Debug)]
@@ -114,12 +116,17 @@ impl Rows {
             segments.push(Segment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
         }
         segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
-        Ok(Rows { closed: step.closed, segments })
+        Ok(Rows { closed: step.closed, segments, read: 0 })
     }
 
     /// What the rows consist of; `None` if there are none.
     pub(super) fn form(&self) -> Option<&Form> {
         self.segments.last().map(|segment| &segment.form)
+    }
+
+    /// How many bytes have been read, and how many there are.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.read, self.segments.iter().map(|segment| segment.info.bytes).sum())
     }
 
     /// The next key, in order.
@@ -128,7 +135,7 @@ impl Rows {
     /// When a block is damaged, or cannot be told without its type.
     pub(super) fn next(&mut self) -> Result<Option<Row>> {
         for segment in &mut self.segments {
-            segment.fill(self.closed)?;
+            self.read += segment.fill(self.closed)?;
         }
         let heads = self.segments.iter().filter_map(|segment| segment.rows.front());
         let Some((window, key)) = heads.map(|(window, key, _)| (window, key)).min() else { return Ok(None) };
@@ -144,14 +151,16 @@ impl Rows {
 }
 
 impl Segment {
-    /// Has a row ready, if there is one.
-    fn fill(&mut self, closed: EventTime) -> Result<()> {
+    /// Has a row ready, if there is one; answers how many bytes were read for that.
+    fn fill(&mut self, closed: EventTime) -> Result<u64> {
+        let mut read = 0;
         while self.rows.is_empty() && self.block < self.reader.blocks().len() {
             let rows = self.reader.values(self.block)?.into_iter().map(|row| self.form.split(row));
             self.rows.extend(rows.filter(|(window, ..)| window.is_none_or(|end| end > closed)));
+            read += u64::from(self.reader.blocks()[self.block].stored);
             self.block += 1;
         }
-        Ok(())
+        Ok(read)
     }
 }
 
