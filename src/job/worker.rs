@@ -343,7 +343,7 @@ struct Turning {
     exhausted: bool,
     /// Whether the first epoch has begun.
     begun: bool,
-    /// Whether an epoch has been bound.
+    /// Whether an epoch has been bound that was not on record.
     bound: bool,
     seals: Seals,
     /// The last snapshot that worker 0 has announced in this life, and when.
@@ -627,9 +627,11 @@ impl Turning {
             }
             let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
-            let first = !std::mem::replace(&mut self.bound, true);
-            // In a state's first epoch every worker has a frame: a journal without all of them binds nothing.
-            open.needs_sync = !on_record(open.epoch) && (!bounds.is_empty() || (first && self.shared.goes_on));
+            let new = !on_record(open.epoch);
+            let first = new && !std::mem::replace(&mut self.bound, true);
+            // In a life's first epoch that is not on record every worker has a frame: a journal without all of them
+            // binds nothing.
+            open.needs_sync = new && (!bounds.is_empty() || (first && self.shared.goes_on));
             if open.needs_sync {
                 self.shared.news.store(true, Ordering::Release);
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;

@@ -95,6 +95,12 @@ pub trait Writer<D: Record>: Send {
     /// When the target cannot be asked, or belongs to another state, or is not what it was when it was last shown.
     fn shown(&mut self) -> Result<Option<Epoch>>;
 
+    /// Whether the target itself knows what it has shown. One that does not sees again, after a crash, what it was shown
+    /// since the last snapshot.
+    fn knows_shown(&self) -> bool {
+        true
+    }
+
     /// Begins a life: drops what was written and not shown; without a state, or where nothing was ever shown, begins
     /// anew. Called once, before anything is written.
     ///
