@@ -119,7 +119,7 @@ fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
         live(&disk, &Lives::default(), together, &mut None).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST));
         for act in 0..disk.acts() {
-            for seed in 0..12 {
+            for seed in 0..30 {
                 check_crash(act, seed, together);
             }
         }

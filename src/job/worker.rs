@@ -343,7 +343,7 @@ struct Turning {
     exhausted: bool,
     /// Whether the first epoch has begun.
     begun: bool,
-    /// Whether an epoch has been bound that was not on record.
+    /// Whether an epoch of this life has been bound.
     bound: bool,
     seals: Seals,
     /// The last snapshot that worker 0 has announced in this life, and when.
@@ -627,11 +627,10 @@ impl Turning {
             }
             let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
-            let new = !on_record(open.epoch);
-            let first = new && !std::mem::replace(&mut self.bound, true);
-            // In a life's first epoch that is not on record every worker has a frame: a journal without all of them
-            // binds nothing.
-            open.needs_sync = new && (!bounds.is_empty() || (first && self.shared.goes_on));
+            let live = !on_record(open.epoch);
+            // In a life's first epoch every worker has a frame: a journal without all of them binds nothing.
+            let first = live && self.shared.goes_on && !std::mem::replace(&mut self.bound, true);
+            open.needs_sync = live && (!bounds.is_empty() || first);
             if open.needs_sync {
                 self.shared.news.store(true, Ordering::Release);
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;

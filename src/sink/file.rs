@@ -437,10 +437,6 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         Ok(self.last)
     }
 
-    fn knows_shown(&self) -> bool {
-        !matches!(self.kind, Kind::Special)
-    }
-
     fn begin(&mut self, life: &Life) -> Result<()> {
         let mut header = Vec::new();
         self.encoder.header(&mut header);

@@ -95,12 +95,6 @@ pub trait Writer<D: Record>: Send {
     /// When the target cannot be asked, or belongs to another state, or is not what it was when it was last shown.
     fn shown(&mut self) -> Result<Option<Epoch>>;
 
-    /// Whether the target itself knows what it has shown. One that does not sees again, after a crash, what it was shown
-    /// since the last snapshot.
-    fn knows_shown(&self) -> bool {
-        true
-    }
-
     /// Begins a life: drops what was written and not shown; without a state, or where nothing was ever shown, begins
     /// anew. Called once, before anything is written.
     ///
@@ -126,6 +120,11 @@ pub trait Writer<D: Record>: Send {
     /// # Errors
     /// When the target fails.
     fn finish(&mut self) -> Result<()>;
+
+    /// Whether what was shown outlives a job and is told by [`Writer::shown`]: a state then counts on it.
+    fn remembers(&self) -> bool {
+        self.waits()
+    }
 
     /// Whether showing waits for a disk or a network: it is then done on a thread of its own.
     fn waits(&self) -> bool {

@@ -95,10 +95,6 @@ impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
         Ok(None)
     }
 
-    fn knows_shown(&self) -> bool {
-        false
-    }
-
     fn begin(&mut self, _life: &Life) -> Result<()> {
         Ok(())
     }

@@ -196,6 +196,9 @@ pub struct WideSum {
     low: u64,
 }
 
+#[cfg(feature = "abomonation")]
+crate::in_place!(WideSum { high, low });
+
 impl WideSum {
     #[inline]
     fn new(value: i128) -> Self {
@@ -253,6 +256,9 @@ pub struct WrappingSum {
     low: i128,
 }
 
+#[cfg(feature = "abomonation")]
+crate::in_place!(WrappingSum { wraps, low });
+
 impl Accumulator for WrappingSum {
     #[inline]
     fn merge(&mut self, other: &Self) {
@@ -297,6 +303,9 @@ pub struct DecimalSum {
     /// What did not fit into `units`, in halves of its range; never zero if the sum is out of range for good.
     wraps: i64,
 }
+
+#[cfg(feature = "abomonation")]
+crate::in_place!(DecimalSum { units, fraction, wraps });
 
 const FRACTIONS: i128 = 10i128.pow(28);
 
@@ -409,13 +418,18 @@ macro_rules! extreme {
         /// The value kept by the aggregate of the same name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $sum<V>(V);
+        pub struct $sum<V> {
+            value: V,
+        }
+
+        #[cfg(feature = "abomonation")]
+        crate::in_place!($sum<V> { value });
 
         impl<V: Record> Accumulator for $sum<V> {
             #[inline]
             fn merge(&mut self, other: &Self) {
-                if other.0 $better self.0 {
-                    self.0.clone_from(&other.0);
+                if other.value $better self.value {
+                    self.value.clone_from(&other.value);
                 }
             }
         }
@@ -431,24 +445,24 @@ macro_rules! extreme {
             }
 
             #[inline]
-            fn lift(&self, part: V) -> $sum<V> {
-                $sum(part)
+            fn lift(&self, value: V) -> $sum<V> {
+                $sum { value }
             }
 
             #[inline]
             fn absorb(&self, sum: &mut $sum<V>, part: V) {
                 if const { std::mem::needs_drop::<V>() } {
-                    if part $better sum.0 {
-                        sum.0 = part;
+                    if part $better sum.value {
+                        sum.value = part;
                     }
                 } else {
                     // Without a branch: which records are new extremes cannot be predicted, and copying is cheap.
-                    sum.0 = if part $better sum.0 { part } else { sum.0.clone() };
+                    sum.value = if part $better sum.value { part } else { sum.value.clone() };
                 }
             }
 
             fn value(&self, _count: i64, sum: &$sum<V>) -> Result<V> {
-                Ok(sum.0.clone())
+                Ok(sum.value.clone())
             }
         }
     };
@@ -481,12 +495,12 @@ macro_rules! by_event_time {
                 ((event.time, event.origin.place()), (self.0)(&event.data))
             }
 
-            fn lift(&self, part: (Standing, V)) -> $sum<(Standing, V)> {
-                $sum(part)
+            fn lift(&self, value: (Standing, V)) -> $sum<(Standing, V)> {
+                $sum { value }
             }
 
             fn value(&self, _count: i64, sum: &$sum<(Standing, V)>) -> Result<V> {
-                Ok(sum.0.1.clone())
+                Ok(sum.value.1.clone())
             }
         }
     };

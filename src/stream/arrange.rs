@@ -70,6 +70,8 @@ pub(crate) type Saved<K, S> = (Row<K>, Counted<S>);
 type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
 /// A record on its way to the worker of its key: key, window end, what the aggregate needs of it.
 pub(crate) type Routed<K, P> = (K, EventTime, P);
+/// Records for a worker, and which: so that they cross threads as they are, many at a time.
+pub(crate) type Parcel<K, P> = (u64, Vec<Routed<K, P>>);
 
 /// An accumulator and how many records it holds; nothing when that is zero.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +79,9 @@ pub(crate) struct Counted<S> {
     count: i64,
     sum: S,
 }
+
+#[cfg(feature = "abomonation")]
+crate::in_place!(Counted<S> { count, sum });
 
 impl<S: Accumulator> Counted<S> {
     /// What takes this row back: only its count matters.
@@ -139,12 +144,20 @@ pub(crate) fn route<K: Hash>(key: &K) -> u64 {
     FixedState::with_seed(7).hash_one(key) >> 32
 }
 
+/// The worker that has a key, of so many.
+#[inline]
+pub(crate) fn worker_of<K: Hash>(key: &K, peers: u64) -> u64 {
+    if peers.is_power_of_two() { route(key) & (peers - 1) } else { route(key) % peers }
+}
+
 /// The rows of one step on one worker.
 struct Store<K: Record, S: Accumulator> {
     /// Changes since the last seal, of windows still open, by window end.
     hot: BTreeMap<EventTime, Hot<K, S>>,
     /// Emptied maps: growing a new one costs more than filling it.
     spare: Vec<Hot<K, S>>,
+    /// How many rows the map has that was last added to: windows side by side have about as many.
+    usual: usize,
     /// Rows of the trace that have closed since the last seal, in order: windows close in order.
     retracted: Vec<Update<K, S>>,
     /// Ends of open windows that have rows in the trace.
@@ -166,6 +179,7 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         Store {
             hot: BTreeMap::new(),
             spare: Vec::new(),
+            usual: 0,
             retracted: Vec::new(),
             sealed: BTreeSet::new(),
             closed,
@@ -181,7 +195,10 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         while let Some(&(_, end, _)) = records.as_slice().first() {
             debug_assert!(end > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one window: look the map up once a run.
-            let map = self.hot.entry(end).or_insert_with(|| self.spare.pop().unwrap_or_default());
+            let map = self.hot.entry(end).or_insert_with(|| {
+                let spare = self.spare.pop();
+                spare.unwrap_or_else(|| Hot::with_capacity_and_hasher(self.usual, FixedState::default()))
+            });
             let run = records.as_slice().iter().take_while(|record| record.1 == end).count();
             for (key, _, part) in records.by_ref().take(run) {
                 match map.entry(key) {
@@ -195,6 +212,7 @@ impl<K: Record, S: Accumulator> Store<K, S> {
                     }
                 }
             }
+            self.usual = map.len();
         }
     }
 
@@ -298,6 +316,11 @@ impl<K: Record, S: Accumulator> Store<K, S> {
         total.filter(|total| !total.is_zero())
     }
 
+    /// How many rows the maps have of windows that end at `watermark` or before.
+    fn hot_through(&self, watermark: EventTime) -> usize {
+        self.hot.range(..=watermark).map(|(_, map)| map.len()).sum()
+    }
+
     /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
     fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(Row<K>, &Counted<S>)) {
         let open = if watermark == EventTime::MAX {
@@ -356,8 +379,8 @@ pub(crate) struct Step<K, P, S, A> {
     pub(crate) fault: Option<Fault>,
     /// How saved rows are bytes.
     pub(crate) codec: CodecCell<Saved<K, S>>,
-    /// Where emptied containers go, on a job's only worker; others get them from the exchange, which makes its own.
-    pub(crate) pool: Option<Pool<Routed<K, P>>>,
+    /// Where emptied containers go: to the worker's own sending, whoever filled them.
+    pub(crate) pool: Pool<Routed<K, P>>,
 }
 
 /// The two results of a windowed step: rows of closed windows, each at the epoch whose watermark closed it; and the
@@ -427,9 +450,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
     /// Folds records in, and gives their container back.
     fn absorb(&mut self, mut records: Vec<Routed<K, A::Part>>) {
         self.store.absorb(&mut records, &*self.step.aggregate);
-        if let Some(pool) = &self.step.pool {
-            pool.give(records);
-        }
+        self.step.pool.give(records);
     }
 
     /// Folds an epoch's records in, and tells how the live rows changed by them.
@@ -533,6 +554,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
     /// Closes what the watermark closes: the rows, for `on_close`.
     fn close(&mut self, epoch: u64, watermark: EventTime) -> Vec<(Row<K>, A::Value)> {
         let (mut rows, step) = (self.spare.pop().unwrap_or_default(), &self.step);
+        rows.reserve(self.store.hot_through(watermark));
         self.store.close(watermark, epoch, |row, total| {
             if let Some(value) = step.value(&row, total) {
                 rows.push((row, value));
@@ -548,11 +570,11 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
 
 /// Aggregates records by window and key.
 ///
-/// `records` are those that are on time, exchanged here by key; `marks` is the stream's watermark as every worker has
+/// `records` are those that are on time, in parcels for the [`worker_of`] their keys; `marks` is the stream's watermark as every worker has
 /// it, already moved back by the allowed lateness.
 pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
     flow: &Flow<'f>,
-    records: Stream<'f, u64, Vec<Routed<K, A::Part>>>,
+    records: Stream<'f, u64, Vec<Parcel<K, A::Part>>>,
     marks: Stream<'f, u64, Vec<Mark>>,
     step: Step<K, A::Part, A::Sum, A>,
 ) -> Results<'f, K, A::Value> {
@@ -560,8 +582,8 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
     let durable = flow.build.durable.clone();
     let loaded = cut::load(flow, &step.name, saved_rows::<K, A::Sum>(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Windowed: {}", step.name), scope);
-    let by_key = Exchange::new(|(key, _, _): &Routed<K, A::Part>| route(key));
-    let mut records = builder.new_input(records, by_key);
+    let to_worker = Exchange::new(|parcel: &Parcel<K, A::Part>| parcel.0);
+    let mut records = builder.new_input(records, to_worker);
     let mut marks = builder.new_input(marks, Pipeline);
     let by_key = Exchange::new(|((_, key), _): &Saved<K, A::Sum>| route(key));
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key));
@@ -603,13 +625,13 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
         let mut sealed_through = begins_at.unwrap_or(0);
 
         move |frontiers| {
-            records.for_each(|capability, records| {
+            records.for_each(|capability, parcels| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
                 if windows.step.live.get() && turn.capabilities.is_none() {
                     turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
                 }
-                turn.records.push(std::mem::take(records));
+                turn.records.extend(parcels.drain(..).map(|(_, records)| records));
             });
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };

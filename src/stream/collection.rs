@@ -137,10 +137,6 @@ impl<D: Record> Writer<D> for Observer<D> {
         Ok(None)
     }
 
-    fn knows_shown(&self) -> bool {
-        false
-    }
-
     fn begin(&mut self, _life: &Life) -> Result<()> {
         Ok(())
     }

@@ -223,8 +223,8 @@ struct Showing<D: Record> {
 #[derive(Clone)]
 struct Shown {
     state: SinkState,
-    /// Whether the target will say so when it is asked.
-    knows_shown: bool,
+    /// Whether the sink will know it in the next life.
+    remembers: bool,
     /// The last epoch that was shown in this life; 0 before the first.
     through: Arc<AtomicU64>,
     failure: Arc<Failure>,
@@ -265,8 +265,8 @@ impl<D: Record> Showing<D> {
         wake: SyncActivator,
     ) -> Result<Self> {
         let Output { mut writer, state, .. } = output;
-        let knows_shown = writer.knows_shown();
-        let shown = Shown { state, knows_shown, through: Arc::default(), failure: Arc::clone(failure), metrics };
+        let (remembers, failure) = (writer.remembers(), Arc::clone(failure));
+        let shown = Shown { state, remembers, through: Arc::default(), failure, metrics };
         if !writer.waits() {
             return Ok(Showing { here: Some(writer), queue: None, thread: None, shown });
         }
@@ -303,11 +303,11 @@ impl<D: Record> Showing<D> {
         Some(Epoch(self.shown.through.load(Ordering::Acquire))).filter(|through| through.0 > 0)
     }
 
-    /// What has been shown, in any life: nothing that the target will not say itself.
+    /// What has been shown, in any life, as far as the sink will know it in the next one.
     fn state(&self) -> SinkState {
         let SinkState { name, shown, on_change } = self.shown.state.clone();
-        let through = self.through().filter(|_| self.shown.knows_shown);
-        SinkState { name, shown: shown.max(through), on_change }
+        let shown = shown.max(self.through()).filter(|_| self.shown.remembers);
+        SinkState { name, shown, on_change }
     }
 }
 

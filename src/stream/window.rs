@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
-use crate::stream::arrange::{self, Routed, Row, Saved, Step};
+use crate::stream::arrange::{self, Parcel, Routed, Row, Saved, Step};
 use crate::stream::cut::{self, CodecCell, Durable};
 use crate::stream::{Collection, Fault, Flow, Pool, Purpose, Stream, Wanted};
 use crate::time::watermark::{Mark, PartitionId};
@@ -237,6 +237,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             metrics: Arc::clone(&metrics),
             forget_floor: flow.fault(Fault::ForgetFloor),
             gate: flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate)),
+            peers: flow.scope.peers(),
             pool: pool.clone(),
         };
         let marks = stream.marks.clone();
@@ -250,7 +251,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             failure: Arc::clone(&flow.build.failure),
             metrics,
             fault: flow.build.fault,
-            pool: (flow.scope.peers() == 1).then_some(pool),
+            pool,
         };
         let (closed, changed) = arrange::windowed::<K, D, A>(&flow, records, marks.clone(), step);
         // Reading waits for this step too: it may be all there is to wait for.
@@ -274,6 +275,7 @@ pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     assigner: Assigner,
     live: Wanted,
     wants_late: Wanted,
+    #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codec: CodecCell<Saved<K, A::Sum>>,
 }
 
@@ -327,6 +329,20 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
         Collection::new(changes.as_collection(), self.flow.clone())
     }
 
+    /// How snapshots keep the step's rows: as they lie in memory, instead of by serde. It is read back by this very
+    /// program alone; what it buys is said at [`crate::durable::codec`]. [`in_place!`](crate::in_place) makes types of
+    /// your own fit for it.
+    #[cfg(feature = "abomonation")]
+    #[must_use]
+    pub fn codec(self, codec: crate::durable::codec::Abomonation) -> Self
+    where
+        K: crate::durable::codec::abomonation::InPlace,
+        A::Sum: crate::durable::codec::abomonation::InPlace,
+    {
+        *self.codec.borrow_mut() = Arc::new(codec);
+        self
+    }
+
     /// The records that came too late for their window, as they are.
     pub fn late(&self) -> Stream<'f, D> {
         self.wants_late.set(true);
@@ -356,7 +372,9 @@ struct Assign<K, D, A: Aggregate<D>> {
     forget_floor: bool,
     /// Records at this epoch or before are in the snapshot that the job went on from.
     gate: Option<u64>,
-    /// Where containers come back from, on a job's only worker.
+    /// How many workers there are to send records to.
+    peers: usize,
+    /// Where containers come back from: from this worker's aggregating, whoever filled them.
     pool: Pool<Routed<K, A::Part>>,
 }
 
@@ -385,7 +403,7 @@ impl Floors {
 }
 
 /// Records on their way to the worker of their key, and late ones.
-type Assigned<'f, K, D, P> = (TimelyStream<'f, u64, Vec<Routed<K, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
+type Assigned<'f, K, D, P> = (TimelyStream<'f, u64, Vec<Parcel<K, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
 
 /// Finds each record's window, and parts those that are on time from those that are late.
 fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
@@ -405,8 +423,7 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
         drop(capabilities);
         let mut floors = Floors::default();
         let mut held = BTreeMap::<u64, Held<D>>::new();
-        let mut sorter =
-            Sorter { step, last: Interval::NOTHING, keys: Vec::new(), on_time: Vec::new(), late: Vec::new() };
+        let mut sorter = Sorter::new(step);
         move |frontiers| {
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
@@ -421,23 +438,24 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
                     return;
                 }
                 sorter.step.metrics.taken.add(events.len() as u64);
-                if !sorter.step.forget_floor && events.iter().any(|event| event.origin.fresh) {
+                let forget = sorter.step.forget_floor;
+                sorter.sort(events, |origin| if origin.fresh && !forget { None } else { Some(EventTime::MIN) });
+                emptied.give(std::mem::take(events));
+                if !sorter.waiting.is_empty() {
                     let waiting = held.entry(epoch).or_insert_with(|| Held {
                         events: Vec::new(),
                         records: capability.delayed(&epoch, 0),
                         late: capability.delayed(&epoch, 1),
                     });
-                    waiting.events.extend(events.extract_if(.., |event| event.origin.fresh));
+                    waiting.events.append(&mut sorter.waiting);
                 }
-                sorter.sort(events, |_| EventTime::MIN);
-                emptied.give(std::mem::take(events));
                 sorter.give(&mut records.session(&capability), &mut late.session(&capability));
             });
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
                 let (epoch, mut waited) = entry.remove_entry();
                 let known = floors.through(epoch);
-                let floor = |origin: Origin| known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN);
+                let floor = |origin: Origin| Some(known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN));
                 sorter.sort(&mut waited.events, floor);
                 sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
             }
@@ -446,14 +464,21 @@ fn assign_windows<'f, K: Record, D: Record, A: Aggregate<D>>(
     (record_stream, late_stream)
 }
 
-/// Sorts records into those that are on time and those that are late.
+/// How many events are sorted at a time: so few that they stay in the processor's nearest cache meanwhile.
+const PIECE: usize = 128;
+
+/// Sorts records into those that are on time, by the worker that has their key, and those that are late.
 struct Sorter<K, D, A: Aggregate<D>> {
     step: Assign<K, D, A>,
     /// The window that was found last.
     last: Interval,
     keys: Vec<K>,
-    on_time: Vec<Routed<K, A::Part>>,
+    /// For each worker.
+    on_time: Vec<Vec<Routed<K, A::Part>>>,
+    parcels: Vec<Parcel<K, A::Part>>,
     late: Vec<Event<D>>,
+    /// Those that cannot be judged yet.
+    waiting: Vec<Event<D>>,
 }
 
 /// Where [`Sorter::give`] gives records.
@@ -461,41 +486,74 @@ type Session<'a, 'b, D, C> =
     timely::dataflow::operators::generic::Session<'a, 'b, u64, CapacityContainerBuilder<Vec<D>>, C>;
 
 impl<K: Record, D: Record, A: Aggregate<D>> Sorter<K, D, A> {
-    /// Judges records, each by its own partition's watermark before it and the partition's floor.
-    #[inline]
-    fn sort(&mut self, events: &mut Vec<Event<D>>, floor: impl Fn(Origin) -> EventTime) {
-        let Assign { assigner, keys, aggregate, wants_late, .. } = &self.step;
-        keys(events, &mut self.keys);
-        self.on_time.reserve(events.len());
-        let before = self.on_time.len();
-        let (all, mut last) = (events.len(), self.last);
-        for (event, key) in events.drain(..).zip(self.keys.drain(..)) {
-            let end = assigner.end(event.time, &mut last);
-            if end > event.mark.max(floor(event.origin)) {
-                self.on_time.push((key, end, aggregate.part(&event)));
-            } else if wants_late.get() {
-                self.late.push(event);
+    fn new(step: Assign<K, D, A>) -> Self {
+        let on_time = (0..step.peers).map(|_| Vec::new()).collect();
+        let (keys, parcels, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Sorter { step, last: Interval::NOTHING, keys, on_time, parcels, late, waiting }
+    }
+
+    /// Judges records, each by its own partition's watermark before it and the partition's floor; `None` for a floor that
+    /// is not known yet.
+    fn sort(&mut self, events: &mut Vec<Event<D>>, floor: impl Fn(Origin) -> Option<EventTime>) {
+        let expected = events.len() / self.step.peers + events.len() / 8;
+        for on_time in &mut self.on_time {
+            if on_time.capacity() == 0 {
+                *on_time = self.step.pool.take();
+                on_time.reserve(expected);
             }
         }
+        match self.step.peers as u64 {
+            1 => self.sort_by(events, floor, |_| 0),
+            peers => self.sort_by(events, floor, |key| arrange::worker_of(key, peers) as usize),
+        }
+    }
+
+    #[inline]
+    fn sort_by(
+        &mut self,
+        events: &mut Vec<Event<D>>,
+        floor: impl Fn(Origin) -> Option<EventTime>,
+        worker_of: impl Fn(&K) -> usize,
+    ) {
+        let Assign { assigner, keys, aggregate, wants_late, .. } = &self.step;
+        let (mut last, mut late) = (self.last, 0);
+        for piece in events.chunks(PIECE) {
+            keys(piece, &mut self.keys);
+            for (event, key) in piece.iter().zip(self.keys.drain(..)) {
+                let Some(floor) = floor(event.origin) else {
+                    self.waiting.push(event.clone());
+                    continue;
+                };
+                let end = assigner.end(event.time, &mut last);
+                if end > event.mark.max(floor) {
+                    self.on_time[worker_of(&key)].push((key, end, aggregate.part(event)));
+                } else {
+                    late += 1;
+                    if wants_late.get() {
+                        self.late.push(event.clone());
+                    }
+                }
+            }
+        }
+        events.clear();
         self.last = last;
-        let late = all - (self.on_time.len() - before);
         if late > 0 {
-            self.step.metrics.late.add(late as u64);
+            self.step.metrics.late.add(late);
         }
     }
 
     /// Sends what was sorted.
     fn give<C: CapabilityTrait<u64>>(
         &mut self,
-        records: &mut Session<'_, '_, Routed<K, A::Part>, C>,
+        records: &mut Session<'_, '_, Parcel<K, A::Part>, C>,
         late: &mut Session<'_, '_, Event<D>, C>,
     ) {
-        if !self.on_time.is_empty() {
-            records.give_container(&mut self.on_time);
-            self.on_time.clear();
-            if self.on_time.capacity() == 0 {
-                self.on_time = self.step.pool.take();
-            }
+        for (worker, on_time) in self.on_time.iter_mut().enumerate().filter(|(_, on_time)| !on_time.is_empty()) {
+            self.parcels.push((worker as u64, std::mem::take(on_time)));
+        }
+        if !self.parcels.is_empty() {
+            records.give_container(&mut self.parcels);
+            self.parcels.clear();
         }
         if !self.late.is_empty() {
             late.give_container(&mut self.late);

@@ -270,10 +270,10 @@ impl Random {
     }
 
     fn fate(&mut self) -> Fate {
-        match (self.seed, self.below(4)) {
+        match (self.seed, self.below(8)) {
             (0, _) | (2.., 0) => Fate::Lost,
             (1, _) | (2.., 1) => Fate::Kept,
-            (_, 2) => Fate::Upto,
+            (_, 2..=4) => Fate::Upto,
             _ => Fate::Each,
         }
     }
@@ -743,7 +743,7 @@ mod tests {
 
     /// The contents that some seed leaves of a file, each once.
     fn outcomes(disk: &CrashingDisk, name: &str) -> BTreeSet<Option<Vec<u8>>> {
-        (0..400).map(|seed| disk.survivors(seed).bytes(path(name))).collect()
+        (0..3_000).map(|seed| disk.survivors(seed).bytes(path(name))).collect()
     }
 
     #[test]

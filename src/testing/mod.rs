@@ -124,6 +124,10 @@ impl<D: Record> Sink<D> for Captured<D> {
 }
 
 impl<D: Record> Writer<D> for Captured<D> {
+    fn remembers(&self) -> bool {
+        true
+    }
+
     fn shown(&mut self) -> Result<Option<Epoch>> {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().next_back().copied())
     }

@@ -310,6 +310,20 @@ fn a_journal_that_has_failed_takes_no_more_and_says_why() {
     }
 }
 
+/// A disk may give old bytes to a file that grew before power was lost.
+#[test]
+fn frames_of_another_file_or_place_are_none() {
+    let ((_, state, bytes), (_, _, other)) = (six_epochs(), six_epochs());
+    let read = |bytes: &[u8]| JournalFile::read(state.id(), first_file(1), bytes).unwrap();
+    let whole = read(&bytes);
+    assert_eq!(bytes.len(), other.len());
+    let end = |entry: usize| whole.entries[entry].end as usize;
+    let spliced = read(&[&bytes[..end(2)], &other[end(2)..]].concat());
+    assert_eq!((spliced.entries.len(), spliced.good, spliced.known), (3, end(2) as u64, 0));
+    let moved = read(&[&bytes[..], &bytes[end(2)..]].concat());
+    assert_eq!((moved.entries.len(), moved.good, moved.known), (6, bytes.len() as u64, 0));
+}
+
 #[test]
 fn files_of_other_states_and_under_other_names_are_refused() {
     let (_, state, bytes) = six_epochs();

@@ -168,6 +168,21 @@ fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
 }
 
 #[test]
+fn a_number_whose_record_was_removed_is_not_taken_again() {
+    let (disk, state) = new_state();
+    begin_life(&state);
+    let other = joined(&state);
+    disk.after_listing("lives", 0, move || {
+        for _ in 0..20 {
+            let (claim, _) = begin_life(&other);
+            other.collect_garbage(&claim, 1, &[]).unwrap();
+        }
+        assert!(!names(&other, "lives").contains(&"2".to_owned()));
+    });
+    assert_eq!(state.begin().unwrap(), 22);
+}
+
+#[test]
 fn damaged_claims_and_manifests_are_refused_by_their_names() {
     let (disk, state) = new_state();
     begin_life(&state);
@@ -348,13 +363,15 @@ fn one_act_too_late_does_no_harm() {
                 assert!(skip > 0 && done);
                 continue;
             }
-            let (before, claim) = seen.lock().unwrap().take().unwrap();
+            let (before, later) = seen.lock().unwrap().take().unwrap();
             assert_eq!(state_of(&state), before, "{name}, {skip}");
             assert_eq!(before, "from Some(4), replay [(6, [(0, 6)]), (8, [(0, 8)])]");
-            let base = state.manifest(claim.base.unwrap()).unwrap();
-            base.verify(&**state.disk(), &state.segments()).unwrap();
             // It is over, and sees it.
             assert!(write(&state, &snapshot(&state, 1, 8, &[])).is_err());
+            assert!(state.collect_garbage(&claim, 1, &["lives/2.claim".into()]).is_err());
+            assert_eq!(state_of(&state), before, "{name}, {skip}");
+            let base = state.manifest(later.base.unwrap()).unwrap();
+            base.verify(&**state.disk(), &state.segments()).unwrap();
         }
     }
 }
