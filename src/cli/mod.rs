@@ -5,12 +5,14 @@
 
 pub mod consume;
 pub mod demo;
+mod kill_at;
 pub mod produce;
 mod progress;
 mod query;
 pub mod snapshot;
 mod stop;
 
+pub use kill_at::KillAt;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
 /// A property of the Kafka client, typed as `KEY=VALUE`.

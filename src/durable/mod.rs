@@ -54,13 +54,17 @@ use crate::time::Epoch;
 
 /// The error for an act on a file that the disk refused.
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
-    let error = Error::new(what).at(place);
-    match why.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            error.because("the disk is full").help("free some space and start again: it goes on where it was")
-        }
-        _ => error.because(why),
-    }
+    let error = Error::new(what).at(place).because(reason(&why));
+    if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }
+}
+
+/// Why the disk refused an act, for people.
+pub(crate) fn reason(why: &io::Error) -> String {
+    if is_full(why) { String::from("the disk is full") } else { why.to_string() }
+}
+
+fn is_full(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Names a state for ever: drawn at random when its directory is made.
