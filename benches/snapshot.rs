@@ -368,7 +368,7 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
                 // A state to keep, of as many keys as there are records in a second.
                 let counts =
                     due.clone().key_by(move |due| due.number % rate).window(Window::tumbling(Duration::from_secs(2)));
-                let counts = counts.aggregate("counts", |each| each.count());
+                let counts = counts.aggregate("counts", |each| (each.count(),));
                 counts.on_close().inspect(|_| {});
                 due.write("out", &sink);
             })?;

@@ -11,11 +11,11 @@ use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
 /// Makes the record of a number.
-pub type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
+pub(crate) type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
 
 /// A source of one partition a worker, whose records are made when they are read: as fast as they are taken, or, **open
 /// loop**, so many a second by the clock, whether anybody keeps up or not.
-pub struct Made<D> {
+pub(crate) struct Made<D> {
     make: Make<D>,
     time_of: TimeOf<D>,
     partitions: u32,
@@ -28,7 +28,7 @@ pub struct Made<D> {
 
 impl<D: Record> Made<D> {
     /// `count` records in all; the record with number `n` of partition `p` is made of `n * partitions + p`.
-    pub fn new(
+    pub(crate) fn new(
         partitions: u32,
         count: u64,
         make: impl Fn(u64) -> D + Send + Sync + 'static,
@@ -39,13 +39,13 @@ impl<D: Record> Made<D> {
     }
 
     /// The first `at_once` records are there from the beginning; from then on there are so many more a second.
-    pub fn paced(mut self, at_once: u64, from: Instant, a_second: u64) -> Self {
+    pub(crate) fn paced(mut self, at_once: u64, from: Instant, a_second: u64) -> Self {
         self.paced = Some((at_once, from, a_second));
         self
     }
 
     /// There may always be more: the job goes on until it is stopped.
-    pub fn endless(mut self) -> Self {
+    pub(crate) fn endless(mut self) -> Self {
         self.endless = true;
         self
     }
@@ -147,19 +147,19 @@ impl<D: Record> Reader<D> for MadeReader<D> {
 }
 
 /// The number at a share of sorted numbers.
-pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
 /// The median.
-pub fn median(mut numbers: Vec<f64>) -> f64 {
+pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     quantile(&numbers, 0.5)
 }
 
 /// The bytes of the files in a directory, those below it too.
-pub fn bytes_in(directory: &Path) -> u64 {
+pub(crate) fn bytes_in(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {
         Ok(about) if about.is_dir() => bytes_in(&entry.path()),

@@ -53,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The error for an act on a file that the disk refused.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
     let error = Error::new(what).at(place).because(reason(&why));
     if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }

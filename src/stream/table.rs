@@ -46,6 +46,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
+use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
@@ -424,7 +425,7 @@ fn latest<'f, K: Record, V: Record>(
                 if let Some((capability, part)) = saver.work() {
                     parts.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(|frontier| frontier.is_empty()) && turns.is_empty() {
+                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
                     saver.close();
                 }
             }
