@@ -335,7 +335,7 @@ impl Job {
             incarnation = dir.begin()?;
         }
         let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: &query, accept_changed_query };
-        state::begin(keeping, &self.name, &dir, &found, self.workers, failure).map(Some)
+        state::begin(keeping, &self.name, &dir, &found, self.workers, (failure, &self.metrics)).map(Some)
     }
 
     /// What affects output apart from the query.

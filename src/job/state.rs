@@ -20,6 +20,7 @@ use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
+use crate::metrics::Metrics;
 use crate::stream::cut::Merges;
 use crate::stream::{Durable, Failure, PlannedStep};
 use crate::time::Epoch;
@@ -144,7 +145,7 @@ pub(crate) fn begin(
     dir: &Arc<StateDir>,
     found: &Found<'_>,
     workers: usize,
-    failure: &Arc<Failure>,
+    (failure, metrics): (&Arc<Failure>, &Arc<Metrics>),
 ) -> Result<Beginning> {
     let decision = recovery::decide(found)?;
     if decision.ended {
@@ -160,7 +161,8 @@ pub(crate) fn begin(
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
     let merges = Arc::new(Merges::default());
-    let terms = Terms { job: job.to_owned(), query: found.query.clone(), claim, keep: keeping.keep };
+    let (query, metrics) = (found.query.clone(), Arc::clone(metrics));
+    let terms = Terms { job: job.to_owned(), query, claim, keep: keeping.keep, metrics };
     let (own, base) = (Arc::clone(dir), decision.base.as_ref());
     let snapshots = Snapshots::start(terms, own, Arc::clone(&journal), Arc::clone(&merges), Arc::clone(failure), base)?;
     let from = base.map(|base| base.epoch);

@@ -3,5 +3,7 @@
 
 pub mod cases;
 pub mod checks;
+pub mod kept;
 pub mod lives;
 pub mod oracle;
+pub mod tables;
