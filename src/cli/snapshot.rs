@@ -145,6 +145,23 @@ fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
     }
 }
 
+/// How often what a job has removed is looked for again.
+const TRIES: usize = 10;
+
+/// Does something with the snapshot that was asked for. Where that may be any, and the job removes it before it is open,
+/// the next one is as good.
+fn with_snapshot<T>(dir: &StateDir, epoch: Option<u64>, act: impl Fn(&Manifest) -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        let manifest = choose(dir, epoch)?;
+        let done = act(&manifest);
+        let listed = || crate::durable::manifest::list(&**dir.disk(), &dir.manifests());
+        if done.is_ok() || epoch.is_some() || listed()?.contains(&manifest.id()) {
+            return done;
+        }
+    }
+    act(&choose(dir, epoch)?)
+}
+
 /// Whether no manifest of a later epoch is there, readable or not.
 fn is_newest(dir: &StateDir, found: &Manifest) -> Result<bool> {
     let ids = crate::durable::manifest::list(&**dir.disk(), &dir.manifests())?;

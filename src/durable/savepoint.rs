@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Disk, is_temporary};
+use super::disk::{Disk, DiskFile, is_temporary};
 use super::manifest::{Manifest, ManifestId};
 use super::recovery::{Claim, Decision, Holder, Survey};
 use super::sealed::Kind;
@@ -72,11 +72,15 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
         }
         disk.create_directory(directory).map_err(cannot)?;
     }
+    // Once they are open they are there, whatever the job removes meanwhile.
+    let named = manifest.steps.iter().flat_map(|step| &step.segments);
+    let opened = named.map(|named| Opened::open(disk, &dir.segments(), named)).collect::<Result<Vec<_>>>()?;
     let mut copied = Vec::new();
     let all = (|| {
-        for named in manifest.steps.iter().flat_map(|step| &step.segments) {
-            copied.push(segments.join(&named.file));
-            copy(disk, &dir.segments(), named, disk, &segments, &named.file, each)?;
+        for from in opened {
+            let target = segments.join(&from.named.file);
+            copied.push(target.clone());
+            from.copy(disk, &target, each)?;
         }
         disk.sync_directory(&segments).map_err(cannot)?;
         copied.push(manifests.join(id.to_string()));
@@ -94,38 +98,43 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
     Ok(manifest)
 }
 
-/// Copies a segment for good, and verifies the copy. Its name is synced with its directory, by who asks.
-fn copy(
-    disk: &dyn Disk,
-    from: &Path,
-    named: &SegmentInfo,
-    target: &dyn Disk,
-    to: &Path,
-    name: &str,
-    each: &mut dyn FnMut(u64),
-) -> Result<()> {
-    let (source, copy) = (from.join(&named.file), to.join(name));
-    let unreadable = |why| disk_error("cannot read a segment", source.display(), why);
-    let unwritable = |why| disk_error("cannot copy a segment", copy.display(), why);
-    let from = disk.open(&source).map_err(unreadable)?;
-    let length = from.length().map_err(unreadable)?;
-    let mut file = target.create(&copy).map_err(unwritable)?;
-    let (mut at, mut bytes) = (0, vec![0; PIECE]);
-    while at < length {
-        let piece = &mut bytes[..usize::try_from(length - at).unwrap_or(PIECE).min(PIECE)];
-        from.read_at(at, piece).map_err(unreadable)?;
-        file.append(piece).map_err(unwritable)?;
-        at += piece.len() as u64;
-        each(piece.len() as u64);
+/// A segment that is to be copied.
+struct Opened<'a> {
+    named: &'a SegmentInfo,
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+}
+
+impl<'a> Opened<'a> {
+    fn open(disk: &dyn Disk, directory: &Path, named: &'a SegmentInfo) -> Result<Self> {
+        let path = directory.join(&named.file);
+        let file = disk.open(&path).map_err(|why| disk_error("cannot read a segment", path.display(), why))?;
+        Ok(Opened { named, path, file })
     }
-    file.sync().map_err(unwritable)?;
-    drop(file);
-    let info = segment::verify(target, &copy)?;
-    if (SegmentInfo { file: named.file.clone(), ..info }) != *named {
-        let error = Error::new("a segment is damaged").at(source.display());
-        return Err(error.because("it is a segment, but not the one that was written under this name"));
+
+    /// Copies it for good, and verifies the copy, whose name is synced with its directory by who asks.
+    fn copy(self, disk: &dyn Disk, to: &Path, each: &mut dyn FnMut(u64)) -> Result<()> {
+        let unreadable = |why| disk_error("cannot read a segment", self.path.display(), why);
+        let unwritable = |why| disk_error("cannot copy a segment", to.display(), why);
+        let length = self.file.length().map_err(unreadable)?;
+        let mut file = disk.create(to).map_err(unwritable)?;
+        let (mut at, mut bytes) = (0, vec![0; PIECE]);
+        while at < length {
+            let piece = &mut bytes[..usize::try_from(length - at).unwrap_or(PIECE).min(PIECE)];
+            self.file.read_at(at, piece).map_err(unreadable)?;
+            file.append(piece).map_err(unwritable)?;
+            at += piece.len() as u64;
+            each(piece.len() as u64);
+        }
+        file.sync().map_err(unwritable)?;
+        drop(file);
+        let info = SegmentInfo { file: self.named.file.clone(), ..segment::verify(disk, to)? };
+        if info != *self.named {
+            let error = Error::new("a segment is damaged").at(self.path.display());
+            return Err(error.because("it is a segment, but not the one that was written under this name"));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The state that a savepoint is of, if a directory is one.
@@ -213,8 +222,8 @@ impl Savepoint {
         still_current()?;
         let named = self.manifest.steps.iter().flat_map(|step| &step.segments);
         for (named, copied) in named.zip(manifest.segments()) {
-            let from = self.path.join("segments");
-            copy(&*self.disk, &from, named, &**dir.disk(), &dir.segments(), copied, &mut |_| {})?;
+            let from = Opened::open(&*self.disk, &self.path.join("segments"), named)?;
+            from.copy(&**dir.disk(), &dir.segments().join(copied), &mut |_| {})?;
         }
         let synced = dir.disk().sync_directory(&dir.segments());
         synced.map_err(|why| disk_error("cannot copy the segments", dir.segments().display(), why))?;

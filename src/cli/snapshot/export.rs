@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::rows::{Form, Part, Row, Rows, json, step, text_of};
-use super::{bytes, choose, look_at, segments, size};
+use super::{bytes, look_at, segments, size, with_snapshot};
 use crate::cli::progress::bytes_bar;
 use crate::cli::say;
 use crate::durable::codec::{Schema, Value};
@@ -62,20 +62,13 @@ pub struct ExportArgs {
 /// Runs the command; answers its exit code.
 pub(super) fn export(args: &ExportArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
-    loop {
-        let manifest = choose(&dir, args.epoch)?;
-        let done = match (&args.to, &args.csv, &args.ndjson) {
-            (Some(to), ..) => savepoint(&dir, &manifest, to),
-            (_, Some(file), _) => table(&dir, &manifest, args, file, true),
-            (_, _, Some(file)) => table(&dir, &manifest, args, file, false),
-            _ => return Err(Error::usage("there is nowhere to export to").help("name a directory, --csv or --ndjson")),
-        };
-        match done {
-            // The job has removed the snapshot meanwhile: the next one is as good.
-            Err(_) if args.epoch.is_none() && choose(&dir, None)?.epoch != manifest.epoch => {}
-            done => return done.map(|()| 0),
-        }
+    match (&args.to, &args.csv, &args.ndjson) {
+        (Some(to), ..) => with_snapshot(&dir, args.epoch, |manifest| savepoint(&dir, manifest, to))?,
+        (_, Some(file), _) => table(&dir, args, file, true)?,
+        (_, _, Some(file)) => table(&dir, args, file, false)?,
+        _ => return Err(Error::usage("there is nowhere to export to").help("name a directory, --csv or --ndjson")),
     }
+    Ok(0)
 }
 
 fn savepoint(dir: &StateDir, manifest: &Manifest, to: &Path) -> Result<()> {
@@ -90,12 +83,11 @@ fn savepoint(dir: &StateDir, manifest: &Manifest, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn table(dir: &StateDir, manifest: &Manifest, args: &ExportArgs, path: &Path, is_csv: bool) -> Result<()> {
-    let step = step(manifest, args.step.as_deref()).map_err(|error| match args.step {
-        None => error.help("name one: --step S"),
-        Some(_) => error,
+fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result<()> {
+    let (mut rows, epoch, name) = with_snapshot(dir, args.epoch, |manifest| {
+        let step = step(manifest, args.step.as_deref())?;
+        Ok((Rows::open(dir, step)?, manifest.epoch.0, step.name.clone()))
     })?;
-    let mut rows = Rows::open(dir, step)?;
     let form = rows.form().cloned();
     let mut out = Out::create(path)?;
     let mut csv = is_csv.then(|| csv::Writer::from_writer(Vec::new()));
@@ -133,7 +125,6 @@ fn table(dir: &StateDir, manifest: &Manifest, args: &ExportArgs, path: &Path, is
     out.take(&mut csv)?;
     out.finish()?;
     bar.finish_and_clear();
-    let (epoch, name) = (manifest.epoch.0, &step.name);
     say(format_args!("{}: {count} rows of step {name} at epoch {epoch}", path.display()));
     Ok(())
 }

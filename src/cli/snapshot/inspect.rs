@@ -7,12 +7,11 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::rows::{Row, Rows, json, step, text_of};
-use super::{bytes, choose, clock, look_at, rows, size};
+use super::{bytes, choose, clock, look_at, rows, size, with_snapshot};
 use crate::cli::progress::bytes_bar;
 use crate::cli::say;
 use crate::durable::codec::Value;
 use crate::durable::manifest::Manifest;
-use crate::durable::state::StateDir;
 use crate::error::Result;
 
 /// How many rows are shown unless it is said otherwise, where people look.
@@ -61,7 +60,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
         overview(&choose(&dir, args.epoch)?);
         return Ok(0);
     };
-    let mut rows = open(&dir, args.epoch, name)?;
+    let mut rows = with_snapshot(&dir, args.epoch, |manifest| Rows::open(&dir, step(manifest, Some(name))?))?;
     let limit = args.limit.unwrap_or(if stdout().is_terminal() { SHOWN } else { u64::MAX });
     let (mut shown, mut out) = (0, stdout().lock());
     // Not in between rows.
@@ -89,19 +88,6 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
         eprintln!("there are no such rows");
     }
     Ok(0)
-}
-
-/// Opens the rows of a step; those of the newest snapshot again if the job removes segments meanwhile. Once open, they
-/// are there, whatever the job removes.
-fn open(dir: &StateDir, epoch: Option<u64>, name: &str) -> Result<Rows> {
-    loop {
-        let manifest = choose(dir, epoch)?;
-        let opened = step(&manifest, Some(name)).and_then(|step| Rows::open(dir, step));
-        match opened {
-            Err(_) if epoch.is_none() && choose(dir, None)?.epoch != manifest.epoch => {}
-            opened => return opened,
-        }
-    }
 }
 
 /// A row as a line.

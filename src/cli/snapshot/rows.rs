@@ -173,7 +173,9 @@ pub(super) fn step<'m>(manifest: &'m Manifest, name: Option<&str>) -> Result<&'m
     let known = || if names.is_empty() { "there are none".into() } else { format!("there are {}", names.join(", ")) };
     match (name, &manifest.steps[..]) {
         (None, [only]) => Ok(only),
-        (None, _) => Err(Error::usage("which step's rows?").because(known()).help("name one")),
+        (None, _) => {
+            Err(Error::usage("which step's rows?").because(known()).help("name one: STEP of inspect, --step of export"))
+        }
         (Some(name), steps) => steps.iter().find(|step| step.name == name).ok_or_else(|| {
             Error::new(format!("the snapshot has no step `{name}`")).because(known()).help("name one of those")
         }),

@@ -73,6 +73,23 @@ fn a_savepoint_whose_making_is_cut_off_is_none() {
 }
 
 #[test]
+fn a_savepoint_is_made_whatever_the_job_removes_meanwhile() {
+    let (disk, state, id) = with_snapshot();
+    let removes = |_: u64| {
+        let gone = disk.paths().into_iter().filter(|path| path.starts_with("state/segments"));
+        gone.for_each(|path| disk.remove(&path).unwrap());
+    };
+    export(&state, id, Path::new("save"), &mut { removes }).unwrap();
+    assert!(disk.list(&state.segments()).unwrap().is_empty());
+    let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
+    let checked = check(&joined, &mut |_, _| {}).unwrap();
+    assert_eq!((checked.wrong, checked.segments), (vec![], 2));
+    // A snapshot whose segments are gone leaves nothing that could be taken for a savepoint.
+    export(&state, id, Path::new("other"), &mut no_matter).unwrap_err();
+    assert!(!disk.paths().iter().any(|path| path.starts_with("other")));
+}
+
+#[test]
 fn a_state_that_begins_with_a_savepoint_does_so_whole_or_stays_new() {
     let mut cut_off = 0;
     for acts in 0.. {
