@@ -107,7 +107,7 @@ fn names_are_unique_among_all_steps_with_rows() {
     let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
     let run = Run::new().run(move |flow| {
         let records = flow.read("records", &source);
-        records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", |each| each.count());
+        records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", |each| (each.count(),));
         records.key_by(|record| record.0).last_by_key("mine");
     });
     let error = run.unwrap_err().to_string();
