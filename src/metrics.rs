@@ -5,9 +5,11 @@
 //! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
 //! into a window step, and what the snapshot had that the job went on from, is what its rows counted and what was late.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::time::EventTime;
@@ -103,6 +105,55 @@ pub struct SinkMetrics {
     pub epochs: Counter,
 }
 
+/// One snapshot that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its epoch.
+    pub epoch: u64,
+    /// From the end of the epoch to its manifest on disk.
+    pub took: Duration,
+    /// Rows that had changed since the one before.
+    pub rows: u64,
+    /// Bytes of the segments that were written of them.
+    pub bytes: u64,
+}
+
+/// What snapshots did.
+#[derive(Debug, Default)]
+pub struct SnapshotMetrics {
+    /// Snapshots that were taken.
+    pub taken: Counter,
+    /// Rows in the segments written for them.
+    pub rows: Counter,
+    /// Bytes of the segments written for them.
+    pub bytes: Counter,
+    /// Bytes of segments that were merged of others, in the background.
+    pub merged: Counter,
+    recent: Mutex<VecDeque<Snapshot>>,
+}
+
+impl SnapshotMetrics {
+    /// How many snapshots are kept for looking at.
+    const RECENT: usize = 256;
+
+    /// Counts a snapshot.
+    pub fn add(&self, snapshot: Snapshot) {
+        self.taken.add(1);
+        self.rows.add(snapshot.rows);
+        self.bytes.add(snapshot.bytes);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == Self::RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(snapshot);
+    }
+
+    /// The last few, oldest first.
+    pub fn recent(&self) -> Vec<Snapshot> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}
+
 /// A list of named things of one kind, in the order in which they were first asked for.
 #[derive(Debug)]
 struct Named<M>(Mutex<Vec<(String, Arc<M>)>>);
@@ -138,6 +189,8 @@ pub struct Metrics {
     sinks: Named<SinkMetrics>,
     /// Epochs that were begun.
     pub epochs: Counter,
+    /// Snapshots of a job with state.
+    pub snapshots: SnapshotMetrics,
 }
 
 impl Metrics {
@@ -165,6 +218,12 @@ impl Metrics {
     pub fn summary(&self) -> Summary {
         Summary {
             epochs: self.epochs.get(),
+            snapshots: SnapshotSummary {
+                taken: self.snapshots.taken.get(),
+                rows: self.snapshots.rows.get(),
+                bytes: self.snapshots.bytes.get(),
+                merged: self.snapshots.merged.get(),
+            },
             sources: (self.sources.all().into_iter())
                 .map(|(name, source)| SourceSummary {
                     name,
@@ -261,6 +320,19 @@ pub struct SinkSummary {
     pub epochs: u64,
 }
 
+/// The figures of snapshots in a [`Summary`]: zeros in a job without state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotSummary {
+    /// Snapshots taken.
+    pub taken: u64,
+    /// Rows written for them.
+    pub rows: u64,
+    /// Bytes of segments written for them.
+    pub bytes: u64,
+    /// Bytes of segments merged in the background.
+    pub merged: u64,
+}
+
 /// What a job has done, at the end or so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -274,6 +346,8 @@ pub struct Summary {
     pub tables: Vec<TableSummary>,
     /// The sinks, in the flow's order.
     pub sinks: Vec<SinkSummary>,
+    /// Snapshots of its state.
+    pub snapshots: SnapshotSummary,
 }
 
 impl Summary {
@@ -334,6 +408,10 @@ impl fmt::Display for Summary {
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;
             lines.push(format!("{name}: {rows} rows written in {epochs} of {} epochs", self.epochs));
+        }
+        let SnapshotSummary { taken, rows, bytes, merged } = self.snapshots;
+        if taken > 0 {
+            lines.push(format!("state: {taken} snapshots of {rows} rows in {bytes} bytes; {merged} bytes merged"));
         }
         f.write_str(&lines.join("\n"))
     }

@@ -410,7 +410,7 @@ fn a_full_disk_is_an_error_that_names_the_file() {
             let _ = fs::remove_file(case.path(name));
             symlink("/dev/full", case.path(name)).unwrap();
             let ended = case.run(&format!("{flag} {{}}/{name} -w 2"));
-            says(ended.error(1), &[name, "No space left on device"]);
+            says(ended.error(1), &[name, "the disk is full"]);
         }
     }
 }

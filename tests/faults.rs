@@ -59,6 +59,7 @@ fn synced(seed: u64, run: Run) -> Result<(), String> {
 }
 
 /// `recovery`: crashes, and lives that go on.
+#[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
 fn crashes(seed: u64, run: Run) -> Result<(), String> {
     let fault = run.fault_asked();
     check_crashes(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault)))

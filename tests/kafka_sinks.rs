@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use broker::Broker;
+use broker::{Broker, committed as texts};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -90,29 +90,6 @@ impl Place {
         rows.sort_unstable();
         rows
     }
-}
-
-/// All messages of a topic that are committed.
-fn texts(servers: &str, topic: &str) -> Vec<String> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
-    config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
-    let consumer: BaseConsumer = config.create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-    let (mut list, mut open) = (TopicPartitionList::new(), metadata.topics()[0].partitions().len());
-    for partition in metadata.topics()[0].partitions() {
-        list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
-    }
-    consumer.assign(&list).unwrap();
-    let (mut texts, begun) = (Vec::new(), Instant::now());
-    while open > 0 {
-        match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap().to_vec()).unwrap()),
-            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
-            _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
-        }
-    }
-    texts
 }
 
 fn rows_of(epoch: u64) -> Vec<(Row, isize)> {

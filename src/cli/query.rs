@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::kill_at::KillAt;
 use super::stop::Stop;
-use super::{Property, pairs};
+use super::{Property, duration, pairs};
+use crate::durable::disk::OsDisk;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::{Ending, Job};
@@ -147,7 +149,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
     pub keep_snapshots: usize,
 
-    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes
+    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
+    /// what comes after the savepoint
     #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
     pub from_savepoint: Option<PathBuf>,
 
@@ -159,13 +162,13 @@ pub struct QueryArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_query: bool,
 
+    /// End this process as a kill would, at this moment: for tests
+    #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
+    pub kill_at: Option<KillAt>,
+
     /// More than one process (not in this version: it is refused)
     #[arg(short = 'n', long, value_name = "N", hide = true)]
     pub processes: Option<usize>,
-}
-
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
@@ -317,6 +320,10 @@ impl QueryArgs {
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
         let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
+        let job = match self.kill_at {
+            Some(moment) => job.disk(moment.on(OsDisk::shared())),
+            None => job,
+        };
         let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
         let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
         match &self.from_savepoint {

@@ -31,10 +31,12 @@ pub mod codec;
 pub mod compaction;
 pub mod disk;
 pub mod journal;
+pub mod look;
 pub mod manifest;
 #[cfg(test)]
 mod memory_disk;
 pub mod recovery;
+pub mod savepoint;
 mod sealed;
 pub mod segment;
 pub mod state;
@@ -51,14 +53,19 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The error for an act on a file that the disk refused.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
-    let error = Error::new(what).at(place);
-    match why.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            error.because("the disk is full").help("free some space and start again: it goes on where it was")
-        }
-        _ => error.because(why),
-    }
+    let error = Error::new(what).at(place).because(reason(&why));
+    if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }
+}
+
+/// Why the disk refused an act, for people.
+pub(crate) fn reason(why: &io::Error) -> String {
+    if is_full(why) { String::from("the disk is full") } else { why.to_string() }
+}
+
+fn is_full(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Names a state for ever: drawn at random when its directory is made.

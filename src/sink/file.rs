@@ -28,7 +28,7 @@ use std::sync::Arc;
 use super::encode::Encode;
 use super::{Shard, Writer};
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
-use crate::durable::{Life, StateId};
+use crate::durable::{Life, StateId, reason};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -153,7 +153,8 @@ impl Held {
 
     /// Gives the file's name to a copy of what it begins with, which is then ours.
     fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
-        let failed = |why| Error::new("cannot copy the results file").at(self.path.display()).because(why);
+        let failed =
+            |why: io::Error| Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why));
         let path = self.commits.path_of_copy(life.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();
@@ -240,7 +241,7 @@ impl Stated {
             // The file's name lasts before there is a commit, and there is a commit before there is anything in it: so
             // a file with anything in it has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
-            synced.map_err(|why| file.failed("begin the results file", why))?;
+            synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
             self.commit(file, None)?;
         }
         if length == 0 {
@@ -340,9 +341,9 @@ impl Appended {
 
     /// Drops all but the beginning of the file, whose checksum is given; appending goes on there.
     fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
-        let found = self.target.length().map_err(|why| self.failed("begin the results file", why))?;
+        let found = self.target.length().map_err(|why| self.failed("begin the results file", reason(&why)))?;
         if found != length {
-            self.target.cut(length).map_err(|why| self.failed("begin the results file", why))?;
+            self.target.cut(length).map_err(|why| self.failed("begin the results file", reason(&why)))?;
             self.unsynced = true;
         }
         self.length = length;
@@ -360,7 +361,7 @@ impl Appended {
         }
         self.unsynced = true;
         if let Err(why) = self.target.append(lines) {
-            let failed = self.failed("write the results", why);
+            let failed = self.failed("write the results", reason(&why));
             return Err(match self.target.cut(self.length) {
                 Ok(()) => failed,
                 Err(why) => {
@@ -376,7 +377,7 @@ impl Appended {
 
     fn sync(&mut self) -> Result<()> {
         if self.unsynced {
-            self.target.sync().map_err(|why| self.failed("sync the results", why))?;
+            self.target.sync().map_err(|why| self.failed("sync the results", reason(&why)))?;
             self.unsynced = false;
         }
         Ok(())
@@ -602,7 +603,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_an_error_that_names_the_file() {
-        let full = "cannot write the results (/dev/full): No space left on device (os error 28)";
+        let full = "cannot write the results (/dev/full): the disk is full";
         let mut writer = begun(&ndjson::File::new("/dev/full"));
         assert_eq!(writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
         let mut header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard()).unwrap();

@@ -46,6 +46,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
 use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
+use timely::progress::frontier::MutableAntichain;
 use timely::progress::{Antichain, Stamp};
 
 use crate::error::Result;
@@ -689,7 +690,7 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 if let Some((capability, part)) = saver.work() {
                     parts.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(|frontier| frontier.is_empty()) && turns.is_empty() {
+                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
                     saver.close();
                 }
             }

@@ -72,7 +72,7 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Each record that is there, once.
     #[must_use]
     pub fn distinct(self) -> Collection<'f, D> {
-        self.through(VecCollection::distinct)
+        self.through(differential_dataflow::Collection::distinct)
     }
 
     /// Any operators of differential dataflow: takes the raw collection and comes back with another one. The raw
@@ -118,7 +118,7 @@ impl<'f, D: Record> Collection<'f, D> {
 impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
     /// Each pair of this collection with each of the other that has its key.
     pub fn join<V2: Record>(self, other: Collection<'f, (K, V2)>) -> Collection<'f, (K, (V, V2))> {
-        self.through_with(other, VecCollection::join)
+        self.through_with(other, differential_dataflow::Collection::join)
     }
 
     /// As [`Collection::join`], with what `change` makes of the key and the two.
@@ -133,13 +133,13 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
     /// The pairs whose key is in `keys`, each as many times as it is there.
     #[must_use]
     pub fn semijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
-        self.through_with(keys, VecCollection::semijoin)
+        self.through_with(keys, differential_dataflow::Collection::semijoin)
     }
 
     /// The pairs whose key is not in `keys`, where each key is at most once: see [`Collection::distinct`].
     #[must_use]
     pub fn antijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
-        self.through_with(keys, VecCollection::antijoin)
+        self.through_with(keys, differential_dataflow::Collection::antijoin)
     }
 
     /// How many pairs each key has: a row for each key that has any.

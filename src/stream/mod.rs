@@ -262,6 +262,9 @@ impl Build {
     }
 }
 
+/// What one operator contributes to manifests.
+pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
+
 /// A query under construction.
 ///
 /// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps: it
@@ -272,7 +275,7 @@ pub struct Flow<'f> {
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Stream<'f, Rejected>>>>,
     /// What every writer of the flow contributes to manifests.
-    parts: Rc<RefCell<Vec<TimelyStream<'f, u64, Vec<Part>>>>>,
+    parts: Rc<RefCell<Vec<Parts<'f>>>>,
 }
 
 impl fmt::Debug for Flow<'_> {

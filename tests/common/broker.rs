@@ -13,12 +13,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+/// How long a broker may take for what it is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running broker.
 pub struct Broker {
@@ -118,6 +124,19 @@ impl Broker {
         wait_for(self.admin().delete_records(&list, &AdminOptions::new())).unwrap();
     }
 
+    /// Sends texts to a partition, in order, and waits until the broker has them.
+    pub fn send(&self, topic: &str, partition: usize, texts: impl IntoIterator<Item = String>) {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.servers).set("enable.idempotence", "true").set("linger.ms", "2");
+        let producer: BaseProducer = config.create().unwrap();
+        for text in texts {
+            let record = BaseRecord::<(), str>::to(topic).partition(partition as i32).payload(&text);
+            producer.send(record).map_err(|(why, _)| why).unwrap();
+            producer.poll(Duration::ZERO);
+        }
+        producer.flush(PATIENCE).unwrap();
+    }
+
     fn admin(&self) -> AdminClient<DefaultClientContext> {
         ClientConfig::new().set("bootstrap.servers", &self.servers).create().unwrap()
     }
@@ -138,6 +157,29 @@ pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<I
         producer.send(BaseRecord::<(), str>::to(topic).partition(0).payload(&text)).map_err(|(e, _)| e).unwrap();
     }
     producer.flush(Duration::from_secs(20)).unwrap();
+}
+
+/// All messages of a topic that are committed: what a reader sees that must see nothing else.
+pub fn committed(servers: &str, topic: &str) -> Vec<String> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
+    config.set("isolation.level", "read_committed").set("enable.auto.commit", "false");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let (mut list, mut open) = (rdkafka::TopicPartitionList::new(), metadata.topics()[0].partitions().len());
+    for partition in metadata.topics()[0].partitions() {
+        list.add_partition_offset(topic, partition.id(), rdkafka::Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (mut texts, begun) = (Vec::new(), Instant::now());
+    while open > 0 {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => texts.push(String::from_utf8(message.payload().unwrap().to_vec()).unwrap()),
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            _ => assert!(begun.elapsed() < PATIENCE, "no end of {topic}"),
+        }
+    }
+    texts
 }
 
 struct Unpark(std::thread::Thread);

@@ -28,6 +28,11 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Whether it was killed.
+    pub fn was_killed(&self) -> bool {
+        self.status.signal() == Some(Signal::SIGKILL as i32)
+    }
+
     /// Fails unless it ended with this exit code, and without a word of a panic.
     #[track_caller]
     pub fn code(&self, code: i32) -> &Self {
@@ -109,7 +114,21 @@ impl Running {
 
     /// Waits until it ends by itself, for so long at most.
     #[track_caller]
-    pub fn end_within(mut self, limit: Duration) -> Ended {
+    pub fn end_within(self, limit: Duration) -> Ended {
+        let name = self.name.clone();
+        let ended = self.wait_within(limit);
+        assert!(ended.status.signal().is_none(), "{name} ended by {}:\n{}", ended.status, ended.stderr);
+        ended
+    }
+
+    /// Waits until it ends, by itself or by a kill.
+    #[track_caller]
+    pub fn end_or_killed(self) -> Ended {
+        self.wait_within(LIMIT)
+    }
+
+    #[track_caller]
+    fn wait_within(mut self, limit: Duration) -> Ended {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -122,8 +141,7 @@ impl Running {
         };
         let stdout = self.stdout.take().map(Pipe::all).unwrap_or_default();
         let stderr = self.stderr.take().map(Pipe::all).unwrap_or_default();
-        assert!(status.signal().is_none(), "{} ended by {status}:\n{}", self.name, String::from_utf8_lossy(&stderr));
-        Ended { status, stdout, stderr: String::from_utf8(stderr).unwrap() }
+        Ended { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
 
     /// Waits until something holds, checking that the program lives meanwhile.
@@ -145,6 +163,16 @@ impl Running {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Kills it, unless it has ended.
+    pub fn kill(&mut self) {
+        let _ended = self.child.kill();
     }
 
     /// What it has said on standard error so far.

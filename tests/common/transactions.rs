@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fastrand::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The columns of a transaction, in the order in which a file usually has them.
 pub const COLUMNS: [&str; 6] = ["id", "account", "merchant", "amount_cents", "currency", "at_ms"];
@@ -22,7 +22,7 @@ pub const DISORDER_MS: i64 = 2_000;
 /// 2025-01-01T00:00:00Z.
 pub const START_MS: i64 = 1_735_689_600_000;
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Transaction {
     pub id: u64,
     pub account: String,

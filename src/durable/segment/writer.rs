@@ -8,6 +8,7 @@ use lz4_flex::block::{compress_into, get_maximum_output_size};
 
 use crate::durable::codec::Coding;
 use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::reason;
 use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
 use crate::durable::segment::{Label, RawBlock, SegmentInfo};
 use crate::error::{Error, Result};
@@ -40,7 +41,7 @@ impl SegmentWriter {
             Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
         }
         let header = format::encode_header(&Header::new(label.clone(), coding))?;
-        let file = disk.create(&path).map_err(|why| failed(&path, why))?;
+        let file = disk.create(&path).map_err(|why| failed(&path, reason(&why)))?;
         let mut writer = SegmentWriter {
             disk: Arc::clone(disk),
             directory: directory.to_owned(),
@@ -55,7 +56,7 @@ impl SegmentWriter {
         match writer.file.append(&header) {
             Ok(()) => Ok(writer),
             Err(why) => {
-                let failed = failed(&writer.path, why);
+                let failed = failed(&writer.path, reason(&why));
                 writer.abandon();
                 Err(failed)
             }
@@ -81,7 +82,7 @@ impl SegmentWriter {
             least: block.least,
             greatest: block.greatest,
         });
-        self.file.append(stored).map_err(|why| failed(&self.path, why))?;
+        self.file.append(stored).map_err(|why| failed(&self.path, reason(&why)))?;
         self.length += stored.len() as u64;
         Ok(())
     }
@@ -101,9 +102,9 @@ impl SegmentWriter {
     fn complete(&mut self) -> Result<SegmentInfo> {
         let footer = Footer::new(std::mem::take(&mut self.blocks));
         let (bytes, checksum) = format::encode_footer(&footer)?;
-        self.file.append(&bytes).map_err(|why| failed(&self.path, why))?;
-        self.file.sync().map_err(|why| failed(&self.path, why))?;
-        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, why))?;
+        self.file.append(&bytes).map_err(|why| failed(&self.path, reason(&why)))?;
+        self.file.sync().map_err(|why| failed(&self.path, reason(&why)))?;
+        self.disk.sync_directory(&self.directory).map_err(|why| failed(&self.path, reason(&why)))?;
         Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
-use crate::durable::{Life, StateId};
+use crate::durable::{Life, StateId, reason};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -183,14 +183,15 @@ impl Commits {
     pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let beside = self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", why))?;
+        let beside =
+            self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", reason(&why)))?;
         if let Err(later) = (life.still_current)() {
             // What cannot be removed is removed by the later life.
             let _removed = self.disk.remove(&beside);
             return Err(later);
         }
         let swapped = self.disk.rename(&beside, &path).and_then(|()| self.disk.sync_directory(parent(&path)));
-        swapped.map_err(|why| self.failed("write", why))
+        swapped.map_err(|why| self.failed("write", reason(&why)))
     }
 
     /// Removes what a life, or one before it, had begun to write and not swapped in.

@@ -1,0 +1,333 @@
+//! A query with every kind of cut and of sink that there is without a broker, whose files are on the disk of its state.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde::{Deserialize, Serialize};
+use tidegate::durable::Life;
+use tidegate::durable::disk::Disk;
+use tidegate::job::Report;
+use tidegate::sink::{Rows, Shard, Sink};
+use tidegate::source::Rejected;
+use tidegate::stream::Observer;
+use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::time::Epoch;
+use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
+
+use super::cases::{Data, Deal};
+use super::checks::small_drift;
+
+/// The rows of windows that have closed, as CSV.
+pub const CLOSED: &str = "out/closed.csv";
+/// All changes of a window that stays open, as NDJSON.
+pub const EVER: &str = "out/ever.ndjson";
+/// Where the state is.
+pub const STATE: &str = "state";
+
+/// A window's row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Closed {
+    pub end: i64,
+    pub key: u8,
+    pub count: i64,
+    pub last: u32,
+}
+
+/// A key's row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ever {
+    pub key: u8,
+    pub count: i64,
+    pub greatest: u32,
+}
+
+/// Deals in a few partitions, so many in all, some late and one impossible: enough of everything in little.
+pub fn steady(seed: u64, records: u32) -> Data {
+    let mut random = Rng::with_seed(seed);
+    let mut partitions = vec![Vec::new(), Vec::new()];
+    for id in 0..records {
+        let behind = if random.u8(0..12) == 0 { 45 } else { random.i64(0..4) };
+        let at_ms = if id == records / 2 { i64::MAX } else { i64::from(id) * 4 - behind };
+        let deal = Deal { id, key: random.u8(0..3), at_ms, amount: random.i64(0..100) };
+        partitions[random.usize(0..2)].push(deal);
+    }
+    Data { partitions, disorder: 5 }
+}
+
+/// An empty disk with a directory for results.
+pub fn new_disk() -> CrashingDisk {
+    let disk = CrashingDisk::new();
+    disk.put(Path::new("out/note"), b"");
+    disk
+}
+
+/// A run with its state on a disk.
+pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> Run {
+    let disk: Arc<dyn Disk> = disk.shared();
+    Run::new().workers(workers).seed(seed).state(&disk, STATE)
+}
+
+/// Sees what a sink is given, and what it is given again: an epoch that is repeated has to be as it was.
+#[derive(Clone)]
+pub struct Seen<D>(Arc<Mutex<ByEpoch<D>>>);
+
+type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
+
+impl<D> Default for Seen<D> {
+    fn default() -> Self {
+        Seen(Arc::default())
+    }
+}
+
+impl<D: Record> Seen<D> {
+    fn sink(&self) -> Observer<D> {
+        let own = self.clone();
+        Observer::new(move |epoch, rows| match own.0.lock().unwrap().insert(epoch, rows.to_vec()) {
+            Some(was) if was != rows => {
+                Err(Error::new(format!("epoch {epoch} is repeated as {rows:?}, and was {was:?}")))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn epochs(&self) -> ByEpoch<D> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn fork(&self) -> Self {
+        Seen(Arc::new(Mutex::new(self.epochs())))
+    }
+}
+
+/// All that the query shows, apart from its files.
+#[derive(Clone, Default)]
+pub struct Kept {
+    pub closed: Captured<Closed>,
+    pub ever: Captured<Ever>,
+    pub live: Captured<Closed>,
+    /// Windows of the rows of windows: a cut behind a cut.
+    pub chained: Captured<(i64, u8, i64, u32)>,
+    pub late: Captured<Deal>,
+    pub rejects: Captured<Rejected>,
+    /// As often as they come: the closed rows, and the live ones.
+    pub seen_closed: Seen<Closed>,
+    pub seen_live: Seen<Closed>,
+}
+
+/// Rows with how often they are there.
+pub type Sums<D> = BTreeMap<D, isize>;
+
+/// What there is in the end: of a collection that is what is left of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    pub closed: Sums<Closed>,
+    pub ever: Sums<Ever>,
+    pub live: Sums<Closed>,
+    pub chained: Sums<(i64, u8, i64, u32)>,
+    pub late: Sums<Deal>,
+    pub rejects: Sums<Rejected>,
+}
+
+impl Kept {
+    fn query(&self, data: &Data, files: bool) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
+        let (source, own) = (data.source(), self.clone());
+        move |flow| {
+            let deals = flow.read("deals", &source);
+            let tumbling = Window::tumbling(Duration::from_millis(20));
+            let counts = deals.clone().key_by(|deal: &Deal| deal.key).window(tumbling);
+            let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
+            let closed = counts.on_close();
+            let chained = closed.clone().key_by(|row| row.key).window(Window::tumbling(Duration::from_millis(60)));
+            chained
+                .aggregate("chained", |each| (each.sum(|row| row.value.0), each.max(|row| row.value.1)))
+                .on_close()
+                .map(|row| (row.window.end.millis(), row.key, row.value.0 as i64, row.value.1))
+                .write("chained", &own.chained);
+            let row = |window: Interval, key: u8, (count, last): (i64, u32)| {
+                let end = window.end.millis();
+                Closed { end, key, count, last }
+            };
+            let closed = closed.map(move |closed| row(closed.window, closed.key, closed.value));
+            let live = counts.on_change().map(move |open| row(open.window, open.key, open.value));
+            live.clone().write("live", &own.live);
+            counts.late().write("late", &own.late);
+            let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
+            let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
+            let row = |key: u8, (count, greatest): (i64, u32)| Ever { key, count, greatest };
+            let ever = ever.on_change().map(move |open| row(open.key, open.value));
+            flow.rejects().write("rejects", &own.rejects);
+            if files {
+                closed.clone().write("closed file", &csv::File::new(CLOSED));
+                ever.clone().write("ever file", &ndjson::File::new(EVER));
+                closed.clone().write("closed rows seen", &own.seen_closed.sink());
+                live.write("live rows seen", &own.seen_live.sink());
+            }
+            closed.write("closed", &own.closed);
+            ever.write("ever", &own.ever);
+        }
+    }
+
+    /// Runs the query, with its files on the disk of its state.
+    pub fn run(&self, data: &Data, run: Run) -> Result<Report, String> {
+        let outcome = run.options(small_drift(1_000_000)).run(self.query(data, true));
+        outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
+    }
+
+    /// What a run without state, and without files, comes to.
+    pub fn plain(data: &Data) -> Result<End, String> {
+        let plain = Kept::default();
+        let outcome = Run::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
+        outcome.map_err(|error| error.to_string())?;
+        Ok(plain.captured())
+    }
+
+    /// A copy that goes its own way.
+    pub fn fork(&self) -> Kept {
+        Kept {
+            closed: fork(&self.closed),
+            ever: fork(&self.ever),
+            live: fork(&self.live),
+            chained: fork(&self.chained),
+            late: fork(&self.late),
+            rejects: fork(&self.rejects),
+            seen_closed: self.seen_closed.fork(),
+            seen_live: self.seen_live.fork(),
+        }
+    }
+
+    fn captured(&self) -> End {
+        End {
+            closed: sums(self.closed.epochs()),
+            ever: sums(self.ever.epochs()),
+            live: sums(self.live.epochs()),
+            chained: sums(self.chained.epochs()),
+            late: sums(self.late.epochs()),
+            rejects: sums(self.rejects.epochs()),
+        }
+    }
+
+    /// Whether both the files and what was captured are what there has to be in the end.
+    pub fn check(&self, disk: &CrashingDisk, expected: &End) -> Result<(), String> {
+        let captured = self.captured();
+        same("closed rows", &captured.closed, &expected.closed)?;
+        same("rows of what stayed open", &captured.ever, &expected.ever)?;
+        same("live rows", &captured.live, &expected.live)?;
+        same("chained rows", &captured.chained, &expected.chained)?;
+        same("late records", &captured.late, &expected.late)?;
+        same("rejects", &captured.rejects, &expected.rejects)?;
+        same("closed rows seen", &sums(self.seen_closed.epochs()), &expected.closed)?;
+        same("live rows seen", &sums(self.seen_live.epochs()), &expected.live)?;
+        same(CLOSED, &closed_file(disk)?, &expected.closed)?;
+        same(EVER, &ever_file(disk)?, &expected.ever)
+    }
+}
+
+/// The contents of both files, for comparing them byte by byte.
+pub fn files(disk: &CrashingDisk) -> [Option<Vec<u8>>; 2] {
+    [CLOSED, EVER].map(|path| disk.bytes(Path::new(path)))
+}
+
+fn lines(disk: &CrashingDisk, path: &str) -> Result<Vec<String>, String> {
+    let bytes = disk.bytes(Path::new(path)).ok_or_else(|| format!("{path} is not there"))?;
+    let text = String::from_utf8(bytes).map_err(|why| format!("{path}: {why}"))?;
+    match text.strip_suffix('\n') {
+        Some(text) => Ok(text.split('\n').map(str::to_owned).collect()),
+        None if text.is_empty() => Ok(Vec::new()),
+        None => Err(format!("{path} ends within a line: {text:?}")),
+    }
+}
+
+fn closed_file(disk: &CrashingDisk) -> Result<Sums<Closed>, String> {
+    let lines = lines(disk, CLOSED)?;
+    let Some(("end,key,count,last", rows)) = lines.split_first().map(|(first, rest)| (first.as_str(), rest)) else {
+        return Err(format!("{CLOSED} has no header: {lines:?}"));
+    };
+    let mut sums = Sums::new();
+    for line in rows {
+        let fields: Result<Vec<i64>, _> = line.split(',').map(str::parse).collect();
+        let fields = fields.map_err(|why| format!("{CLOSED} has the line {line:?}: {why}"))?;
+        let [end, key, count, last] = fields[..] else { return Err(format!("{CLOSED} has the line {line:?}")) };
+        *sums.entry(Closed { end, key: key as u8, count, last: last as u32 }).or_default() += 1;
+    }
+    Ok(sums)
+}
+
+/// What a log of changes comes to, each of which must take back what there was.
+fn ever_file(disk: &CrashingDisk) -> Result<Sums<Ever>, String> {
+    #[derive(Deserialize)]
+    struct Line {
+        #[serde(flatten)]
+        row: Ever,
+        diff: isize,
+    }
+    let mut now = BTreeMap::<u8, Ever>::new();
+    for line in lines(disk, EVER)? {
+        let wrong = |why: &dyn std::fmt::Display| Err(format!("{EVER} has the line {line:?}: {why}"));
+        let Line { row, diff } = match serde_json::from_str(&line) {
+            Ok(line) => line,
+            Err(why) => return wrong(&why),
+        };
+        match (diff, now.remove(&row.key)) {
+            (1, None) => drop(now.insert(row.key, row)),
+            (-1, Some(was)) if was == row => {}
+            (_, was) => return wrong(&format!("before it there was {was:?}")),
+        }
+    }
+    Ok(now.into_values().map(|row| (row, 1)).collect())
+}
+
+fn sums<D: Record>(epochs: ByEpoch<D>) -> Sums<D> {
+    let mut sums = Sums::new();
+    for (row, diff) in epochs.into_values().flatten() {
+        *sums.entry(row).or_default() += diff;
+    }
+    sums.retain(|_, count| *count != 0);
+    sums
+}
+
+fn fork<D: Record>(captured: &Captured<D>) -> Captured<D> {
+    let copy = Captured::new();
+    let mut writer = copy.open(&Shard::new("", "", Rows::Events)).unwrap();
+    writer.begin(&Life::without_state()).unwrap();
+    for (epoch, rows) in captured.epochs() {
+        writer.write(epoch, &rows).unwrap();
+    }
+    copy
+}
+
+fn same<D: Record>(what: &str, got: &Sums<D>, expected: &Sums<D>) -> Result<(), String> {
+    if got == expected {
+        return Ok(());
+    }
+    let other: Vec<_> = got.iter().filter(|(row, count)| expected.get(*row) != Some(*count)).take(10).collect();
+    let lacks: Vec<_> = expected.iter().filter(|(row, count)| got.get(*row) != Some(*count)).take(10).collect();
+    Err(format!("{what} differ: there are {other:?}, and should be {lacks:?}"))
+}
+
+/// The kind of a file of a state or beside it, by its name.
+pub fn kind_of(path: &Path) -> &'static str {
+    let text = path.display().to_string();
+    let has = |part: &str| text.contains(part);
+    match () {
+        () if has(".commit-") => "commit",
+        () if has(".copy-") => "copy",
+        () if text.starts_with("out") => "results",
+        () if has(".journal") => "journal",
+        () if has(".manifest") => "manifest",
+        () if has("worker4294967295") => "merged segment",
+        () if has(".segment") => "segment",
+        () if has(".claim") => "claim",
+        () if has("/lives/") => "life",
+        () if has("STATE") => "identity",
+        () if has("LOCK") => "lock",
+        () => "directory",
+    }
+}
+
+/// The paths of all files of the state and of the results.
+pub fn all_files(disk: &CrashingDisk) -> Vec<PathBuf> {
+    disk.paths().into_iter().filter(|path| path != Path::new("out/note")).collect()
+}

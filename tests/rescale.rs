@@ -1,0 +1,104 @@
+//! State belongs to keys, never to workers: a state of any number of workers goes on with any other, and its results
+//! are those of one life on one worker.
+//!
+//! Lives on 1, 2 and 4 workers follow each other at random, each ended by a stop or by a kill; what an epoch had shown it
+//! shows again when it is repeated, on however many workers.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod common;
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::job::{Ending, Report, Stop};
+use tidegate::testing::CrashingDisk;
+
+use common::cases::{Data, for_seeds};
+use common::kept::{Kept, files, new_disk, on, steady};
+
+const WORKERS: [usize; 3] = [1, 2, 4];
+/// How many lives are cut short at most.
+const LIVES: usize = 12;
+
+/// Runs a life that is stopped when so many epochs of closed rows have been shown in all, or at its end.
+fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<Report, String> {
+    let (stop, over) = (Stop::default(), Stop::default());
+    let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
+    let watcher = std::thread::spawn(move || {
+        while !ended.is_asked() && watched.epochs().len() < epochs {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        stopping.stop();
+    });
+    let report = kept.run(data, run.stop_by(&stop));
+    over.stop();
+    watcher.join().unwrap();
+    report
+}
+
+#[test]
+fn lives_on_any_numbers_of_workers_come_to_the_results_of_one() {
+    for_seeds(25, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = if seed % 2 == 0 { Data::random(&mut random, 150) } else { steady(seed, 150) };
+        let (expected, kept, mut disk) = (Kept::plain(&data)?, Kept::default(), new_disk());
+        for life in 0.. {
+            let (workers, pace) = (*random.choice(&WORKERS).unwrap(), random.u64(..));
+            let ending = match random.u8(0..3) {
+                _ if life >= LIVES => kept.run(&data, on(&disk, workers, pace))?.ending,
+                0 => {
+                    let epochs = kept.closed.epochs().len() + random.usize(0..4);
+                    stopped(&kept, &data, on(&disk, workers, pace), epochs)?.ending
+                }
+                _ => {
+                    disk.crash_at(random.usize(20..300));
+                    match kept.run(&data, on(&disk, workers, pace)) {
+                        _ if disk.has_crashed() => Ending::Stopped,
+                        ended => ended?.ending,
+                    }
+                }
+            };
+            disk = disk.after_kill();
+            if ending != Ending::Stopped {
+                break;
+            }
+        }
+        kept.check(&disk, &expected)?;
+        let shown = files(&disk);
+        let again = kept.run(&data, on(&disk, 2, seed))?;
+        assert_eq!((again.ending, files(&disk)), (Ending::WasComplete, shown));
+        kept.check(&disk, &expected)
+    });
+}
+
+/// What a step of a report has loaded, and what it has counted, loaded rows included.
+fn of_step(report: &Report, name: &str) -> (u64, u64) {
+    let step = report.summary.steps.iter().find(|step| step.name == name).unwrap();
+    (step.loaded, step.counted)
+}
+
+#[test]
+fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
+    for_seeds(12, |seed| {
+        let (data, kept, disk) = (steady(seed, 200), Kept::default(), new_disk());
+        let report = stopped(&kept, &data, on(&disk, 4, seed * 16), 2 + seed as usize % 4)?;
+        if report.ending != Ending::Stopped {
+            return Ok(());
+        }
+        let closed: i64 = kept.closed.all().iter().map(|row| row.count).sum();
+        let (ever, counts) = (of_step(&report, "ever").1, of_step(&report, "counts").1 - closed as u64);
+        assert!(ever > 0, "seed {seed}: nothing is kept");
+        let segments = disk.paths().iter().filter(|path| path.to_string_lossy().ends_with(".segment")).count();
+        assert!(segments > 1, "seed {seed}: there is little to deal out");
+        for workers in WORKERS {
+            let (kept, disk): (Kept, CrashingDisk) = (kept.fork(), disk.after_kill());
+            let report = stopped(&kept, &data, on(&disk, workers, seed), 0)?;
+            let loaded = (of_step(&report, "ever").0, of_step(&report, "counts").0);
+            assert_eq!(loaded, (ever, counts), "seed {seed}, {workers} workers");
+            let disk = disk.after_kill();
+            kept.run(&data, on(&disk, 5 - workers, seed))?;
+            kept.check(&disk, &Kept::plain(&data)?)?;
+        }
+        Ok(())
+    });
+}
