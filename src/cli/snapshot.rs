@@ -186,6 +186,11 @@ fn clock(millis: u64) -> EventTime {
     EventTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
+/// So many things.
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 fn size(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
@@ -246,14 +251,15 @@ fn ls(args: &LsArgs) -> Result<u8> {
     } else {
         let life = claim.map_or(String::from("no life has gone on yet"), |claim| {
             let (holder, life) = (&claim.holder, claim.incarnation);
-            format!("life {life}: process {} on {} since {}", holder.pid, holder.host, clock(holder.since_ms))
+            format!("last life {life}, process {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
         });
-        let (count, id) = (manifests.len(), dir.id());
-        say(format_args!(
-            "state {id}: {count} snapshots, {} together; journal {}; {life}",
-            size(whole),
-            size(journal_bytes)
-        ));
+        let id = dir.id();
+        if dir.is_savepoint()? {
+            say(format_args!("a savepoint of the state {id}"));
+        } else {
+            let (count, whole, journal) = (counted(manifests.len(), "snapshot"), size(whole), size(journal_bytes));
+            say(format_args!("state {id}: {count}, {whole} together; journal {journal}; {life}"));
+        }
     }
     for error in &unreadable {
         eprintln!("{error}");

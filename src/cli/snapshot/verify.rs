@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{look_at, size};
+use super::{counted, look_at, size};
 use crate::cli::progress::bytes_bar;
 use crate::cli::say;
 use crate::durable::look::{Checked, check};
@@ -47,14 +47,15 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     }
     if let Some(goes_on) = goes_on {
         let from = goes_on.from.map_or("the beginning".into(), |from| format!("epoch {}", from.0));
-        say(format_args!("goes on from {from}, and runs {} epochs again", goes_on.replayed));
+        say(format_args!("goes on from {from}, and runs {} again", counted(goes_on.replayed, "epoch")));
     }
     let verdict = match wrong.len() {
         0 => "all are as they were written".to_owned(),
         1 => "1 is not as it was written".to_owned(),
         count => format!("{count} are not as they were written"),
     };
-    let what = format!("{snapshots} snapshots, {segments} segments of {}", size(*bytes));
-    say(format_args!("checked {what}, {journals} files of the journal, {claims} claims: {verdict}"));
+    let (snapshots, segments) = (counted(*snapshots, "snapshot"), counted(*segments, "segment"));
+    let (journals, claims) = (counted(*journals, "journal file"), counted(*claims, "claim"));
+    say(format_args!("checked {snapshots}, {segments} of {}, {journals}, {claims}: {verdict}", size(*bytes)));
     Ok(u8::from(!wrong.is_empty()))
 }
