@@ -153,9 +153,8 @@ impl Held {
 
     /// Gives the file's name to a copy of what it begins with, which is then ours.
     fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
-        let failed = |why: io::Error| {
-            Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why))
-        };
+        let failed =
+            |why: io::Error| Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why));
         let path = self.commits.path_of_copy(life.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();

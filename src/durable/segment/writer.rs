@@ -7,8 +7,8 @@ use std::sync::Arc;
 use lz4_flex::block::{compress_into, get_maximum_output_size};
 
 use crate::durable::codec::Coding;
-use crate::durable::reason;
 use crate::durable::disk::{Disk, DiskFile};
+use crate::durable::reason;
 use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
 use crate::durable::segment::{Label, RawBlock, SegmentInfo};
 use crate::error::{Error, Result};

@@ -183,7 +183,8 @@ impl Commits {
     pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let beside = self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", reason(&why)))?;
+        let beside =
+            self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", reason(&why)))?;
         if let Err(later) = (life.still_current)() {
             // What cannot be removed is removed by the later life.
             let _removed = self.disk.remove(&beside);
