@@ -53,7 +53,8 @@
 //! * A **watermark** is how far a stream has come in event time. It closes windows; whether a record is *late* is decided
 //!   by its own partition alone, so results are a function of the data: not of workers, of epochs or of arrival.
 //! * A **window step** keeps one hash map for each open window, the newest batch of a differential arrangement.
-//! * A **sink** shows an epoch when it is complete, its rows sorted.
+//! * A **sink** shows an epoch when it is complete, its rows sorted, and its number in the same atomic act.
+//! * A **cut** is where events become durable state; everything behind it is rebuilt.
 //!
 //! # Where things are
 //!
@@ -61,10 +62,16 @@
 //! are written with; [`job`]; [`testing`], to run a query in memory and read its output by epoch; [`cli`], the flags that
 //! query programs share.
 //!
+//! # State
+//!
+//! With [`Job::state`] what a job knows outlives it. The journal binds every epoch to its inputs before the epoch can be
+//! shown; snapshots write what has changed since the last one; after a crash the job goes on from the last snapshot, runs
+//! the epochs since then again, and every sink drops what it has shown. So each result is shown exactly once, an epoch
+//! after its records came, by sinks that can: files and Kafka topics. The commit protocol is in [`durable`].
+//!
 //! # What it does not do yet
 //!
-//! State is in memory: after a crash a job begins anew, and Kafka output is at-least-once. Windows are tumbling or global.
-//! A job is one process.
+//! Windows are tumbling or global. A job is one process.
 
 pub mod cli;
 pub mod durable;

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{self, DemoArgs, demo};
 use tidegate::cli::produce::{ProduceArgs, produce};
+use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
 use tidegate::cli::start;
 
 #[path = "../queries/account_totals.rs"]
@@ -22,6 +23,7 @@ const EXAMPLES: &str = "Examples:
   tidegate demo --brokers localhost:9092           the same with a real broker
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
+  tidegate snapshot ls state/                      the snapshots of a query's state
 
 Queries are programs of their own; those that come along:
   account_totals --brokers localhost:9092 --out totals.csv -w 2
@@ -29,7 +31,7 @@ Queries are programs of their own; those that come along:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM.";
 
-/// Incremental queries over Kafka topics: a demonstration, and tools to fill and copy topics
+/// Incremental queries over Kafka topics: a demonstration, and tools for topics and for states
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, after_help = EXAMPLES)]
 struct Tool {
@@ -45,6 +47,8 @@ enum Command {
     Produce(ProduceArgs),
     /// Copies a topic of transactions to a CSV file
     Consume(ConsumeArgs),
+    /// Looks at the snapshots of a state, checks them, makes savepoints of them
+    Snapshot(SnapshotArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::Demo(args)) => demo(args),
         Some(Command::Produce(args)) => produce(args),
         Some(Command::Consume(args)) => consume(args),
+        Some(Command::Snapshot(args)) => snapshot(args),
         None => demo(&DemoArgs::default()),
     })
 }

@@ -5,9 +5,11 @@
 //! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
 //! into a window step, and what the snapshot had that the job went on from, is what its rows counted and what was late.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::time::EventTime;
@@ -81,6 +83,19 @@ pub struct StepMetrics {
     pub closed_rows: Counter,
 }
 
+/// What happened at a table.
+#[derive(Debug, Default)]
+pub struct TableMetrics {
+    /// Records that came in.
+    pub taken: Counter,
+    /// Of those, the ones that were compared with what the table had.
+    pub folded: Counter,
+    /// Rows that came from a snapshot, when the job went on from one: of a key there may be several.
+    pub loaded: Counter,
+    /// Rows taken back and new rows.
+    pub changes: Counter,
+}
+
 /// What happened at a sink.
 #[derive(Debug, Default)]
 pub struct SinkMetrics {
@@ -88,6 +103,55 @@ pub struct SinkMetrics {
     pub rows: Counter,
     /// Epochs in which rows were shown.
     pub epochs: Counter,
+}
+
+/// One snapshot that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its epoch.
+    pub epoch: u64,
+    /// From the end of the epoch to its manifest on disk.
+    pub took: Duration,
+    /// Rows that had changed since the one before.
+    pub rows: u64,
+    /// Bytes of the segments that were written of them.
+    pub bytes: u64,
+}
+
+/// What snapshots did.
+#[derive(Debug, Default)]
+pub struct SnapshotMetrics {
+    /// Snapshots that were taken.
+    pub taken: Counter,
+    /// Rows in the segments written for them.
+    pub rows: Counter,
+    /// Bytes of the segments written for them.
+    pub bytes: Counter,
+    /// Bytes of segments that were merged of others, in the background.
+    pub merged: Counter,
+    recent: Mutex<VecDeque<Snapshot>>,
+}
+
+impl SnapshotMetrics {
+    /// How many snapshots are kept for looking at.
+    const RECENT: usize = 256;
+
+    /// Counts a snapshot.
+    pub fn add(&self, snapshot: Snapshot) {
+        self.taken.add(1);
+        self.rows.add(snapshot.rows);
+        self.bytes.add(snapshot.bytes);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == Self::RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(snapshot);
+    }
+
+    /// The last few, oldest first.
+    pub fn recent(&self) -> Vec<Snapshot> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
 }
 
 /// A list of named things of one kind, in the order in which they were first asked for.
@@ -121,9 +185,12 @@ impl<M: Default> Named<M> {
 pub struct Metrics {
     sources: Named<SourceMetrics>,
     steps: Named<StepMetrics>,
+    tables: Named<TableMetrics>,
     sinks: Named<SinkMetrics>,
     /// Epochs that were begun.
     pub epochs: Counter,
+    /// Snapshots of a job with state.
+    pub snapshots: SnapshotMetrics,
 }
 
 impl Metrics {
@@ -137,6 +204,11 @@ impl Metrics {
         self.steps.get(name)
     }
 
+    /// The counters of the table of this name.
+    pub fn table(&self, name: &str) -> Arc<TableMetrics> {
+        self.tables.get(name)
+    }
+
     /// The counters of the sink that the flow writes under `name`.
     pub fn sink(&self, name: &str) -> Arc<SinkMetrics> {
         self.sinks.get(name)
@@ -146,6 +218,12 @@ impl Metrics {
     pub fn summary(&self) -> Summary {
         Summary {
             epochs: self.epochs.get(),
+            snapshots: SnapshotSummary {
+                taken: self.snapshots.taken.get(),
+                rows: self.snapshots.rows.get(),
+                bytes: self.snapshots.bytes.get(),
+                merged: self.snapshots.merged.get(),
+            },
             sources: (self.sources.all().into_iter())
                 .map(|(name, source)| SourceSummary {
                     name,
@@ -164,6 +242,15 @@ impl Metrics {
                     counted: step.counted.get(),
                     late: step.late.get(),
                     closed_rows: step.closed_rows.get(),
+                })
+                .collect(),
+            tables: (self.tables.all().into_iter())
+                .map(|(name, table)| TableSummary {
+                    name,
+                    taken: table.taken.get(),
+                    folded: table.folded.get(),
+                    loaded: table.loaded.get(),
+                    changes: table.changes.get(),
                 })
                 .collect(),
             sinks: (self.sinks.all().into_iter())
@@ -207,6 +294,21 @@ pub struct StepSummary {
     pub closed_rows: u64,
 }
 
+/// The figures of a table in a [`Summary`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSummary {
+    /// The step's name.
+    pub name: String,
+    /// Records that came in.
+    pub taken: u64,
+    /// Of those, the ones that were compared with what the table had.
+    pub folded: u64,
+    /// Rows that came from a snapshot, when the job went on from one.
+    pub loaded: u64,
+    /// Rows taken back and new rows.
+    pub changes: u64,
+}
+
 /// The figures of a sink in a [`Summary`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkSummary {
@@ -218,6 +320,19 @@ pub struct SinkSummary {
     pub epochs: u64,
 }
 
+/// The figures of snapshots in a [`Summary`]: zeros in a job without state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotSummary {
+    /// Snapshots taken.
+    pub taken: u64,
+    /// Rows written for them.
+    pub rows: u64,
+    /// Bytes of segments written for them.
+    pub bytes: u64,
+    /// Bytes of segments merged in the background.
+    pub merged: u64,
+}
+
 /// What a job has done, at the end or so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -227,13 +342,17 @@ pub struct Summary {
     pub sources: Vec<SourceSummary>,
     /// The window steps, in the flow's order.
     pub steps: Vec<StepSummary>,
+    /// The tables, in the flow's order.
+    pub tables: Vec<TableSummary>,
     /// The sinks, in the flow's order.
     pub sinks: Vec<SinkSummary>,
+    /// Snapshots of its state.
+    pub snapshots: SnapshotSummary,
 }
 
 impl Summary {
     /// Checks that no record was lost or counted twice: at every source, read = accepted + rejected; at every window
-    /// step, in = counted + late.
+    /// step, in = counted + late; at every table, in = folded.
     ///
     /// # Errors
     /// Names the source or step whose figures disagree. That is a fault of Tidegate, never of the data.
@@ -257,11 +376,16 @@ impl Summary {
                 return fault(format!("step `{}`", step.name), figures);
             }
         }
+        for TableSummary { name, taken, folded, .. } in &self.tables {
+            if taken != folded {
+                return fault(format!("table `{name}`"), format!("{taken} in, but {folded} folded"));
+            }
+        }
         Ok(())
     }
 }
 
-/// One line for each source, step and sink.
+/// One line for each source, step, table and sink.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
@@ -276,9 +400,18 @@ impl fmt::Display for Summary {
                 "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
             ));
         }
+        for table in &self.tables {
+            let TableSummary { name, taken, folded, loaded, changes } = table;
+            let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
+            lines.push(format!("{name}: {taken} in = {folded} folded{loaded}; {changes} changes"));
+        }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;
             lines.push(format!("{name}: {rows} rows written in {epochs} of {} epochs", self.epochs));
+        }
+        let SnapshotSummary { taken, rows, bytes, merged } = self.snapshots;
+        if taken > 0 {
+            lines.push(format!("state: {taken} snapshots of {rows} rows in {bytes} bytes; {merged} bytes merged"));
         }
         f.write_str(&lines.join("\n"))
     }

@@ -14,6 +14,7 @@ use common::cases::{Data, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
 use common::lives::check_crashes;
 use common::oracle::Windows;
+use common::tables::check_tables;
 
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
@@ -58,9 +59,16 @@ fn synced(seed: u64, run: Run) -> Result<(), String> {
 }
 
 /// `recovery`: crashes, and lives that go on.
+#[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
 fn crashes(seed: u64, run: Run) -> Result<(), String> {
     let fault = run.fault_asked();
     check_crashes(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault)))
+}
+
+/// `tables`: tables and joins with them, at every epoch.
+fn tables(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 150);
+    check_tables(&data, run.workers(1 + seed as usize % 3).seed(seed)).map(drop)
 }
 
 type Check = fn(u64, Run) -> Result<(), String>;
@@ -82,6 +90,8 @@ fn finder(fault: Fault) -> (Check, &'static str) {
         Fault::LoseSegment => (crashes, "closed rows differ"),
         Fault::OpenGate => (crashes, "chained rows differ"),
         Fault::SnapshotEarly => (crashes, "an output is behind the state"),
+        Fault::ForgetDeletes => (crashes, "table rows at epoch"),
+        Fault::LookUpEarly => (tables, "joined rows at epoch"),
     }
 }
 

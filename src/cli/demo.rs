@@ -64,6 +64,7 @@ const EXTRA: Duration = Duration::from_millis(300);
 const EXAMPLES: &str = "Examples:
   tidegate demo
   tidegate demo --seconds 40 --rate 2000 --accounts 100
+  tidegate demo --kill-every 5s
   tidegate demo --brokers localhost:9092 --rate 50000
 
 The topic is `transaction`; if the brokers have one already, it is left alone and another is
@@ -94,6 +95,10 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR", default_value = "tidegate-demo")]
     pub dir: PathBuf,
 
+    /// Kill the query with SIGKILL so often, and start it again: with a state it goes on where its results end
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    pub kill_every: Option<Duration>,
+
     /// Seed of the transactions: equal seeds give equal ones, but for their times
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,
@@ -101,7 +106,8 @@ pub struct DemoArgs {
 
 impl Default for DemoArgs {
     fn default() -> Self {
-        DemoArgs { brokers: None, seconds: 20, rate: 4_000, accounts: 1_000, dir: "tidegate-demo".into(), seed: 1 }
+        let (dir, kill_every) = ("tidegate-demo".into(), None);
+        DemoArgs { brokers: None, seconds: 20, rate: 4_000, accounts: 1_000, dir, kill_every, seed: 1 }
     }
 }
 
@@ -119,7 +125,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     }
     let folder = Folder::prepare(&args.dir)?;
     let mut place = Place::prepare(args.brokers.as_deref())?;
-    let mut programs = Programs::start(&place, &folder)?;
+    let mut programs = Programs::start(&place, &folder, args.kill_every)?;
     say(format_args!(
         "Transactions go to the topic {} at {}, {} a second.",
         place.topic,
@@ -128,11 +134,15 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     ));
     say(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
     say(format_args!(
-        "  account_totals --brokers {} --topic {} --out {} -w 2",
+        "  account_totals --brokers {} --topic {} --out {} -w 2{}",
         place.servers,
         place.topic,
-        folder.totals()
+        folder.totals(),
+        args.kill_every.map_or(String::new(), |_| format!(" --state {}", folder.state().display())),
     ));
+    if let Some(every) = args.kill_every {
+        say(format_args!("It is killed every {}, and started again.", humantime::format_duration(every)));
+    }
     let mut run = Run {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
         taken: (0, Instant::now()),
@@ -146,7 +156,10 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         programs: &mut programs,
         stop: &stop,
     };
-    let rate = run.produce(count, args.rate).and_then(|rate| run.close().map(|()| rate));
+    let rate = run.produce(count, args.rate).and_then(|rate| {
+        run.programs.spare();
+        run.close().map(|()| rate)
+    });
     run.view.finish();
     let (rate, ledger) = (rate?, run.ledger);
     programs.stop()?;
@@ -191,11 +204,27 @@ impl Folder {
                 _ => {}
             }
         }
+        // What the query kept, and what its results say of it.
+        match fs::remove_dir_all(path.join("state")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        for entry in fs::read_dir(path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with("account_totals.csv.") {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
         Ok(Folder { path: path.to_owned(), totals, copy, query_log, copy_log, _lock: lock })
     }
 
     fn name(&self) -> std::path::Display<'_> {
         self.path.display()
+    }
+
+    /// Where the query keeps its state, if it is killed.
+    fn state(&self) -> PathBuf {
+        self.path.join("state")
     }
 
     fn totals(&self) -> std::path::Display<'_> {
@@ -235,27 +264,59 @@ impl Place {
 struct Programs {
     query: Program,
     copy: Program,
+    kills: Option<Kills>,
+}
+
+/// How the query is killed and started again.
+struct Kills {
+    every: Duration,
+    due: Instant,
+    arguments: Vec<OsString>,
+    log: PathBuf,
+    count: u32,
 }
 
 impl Programs {
-    fn start(place: &Place, folder: &Folder) -> Result<Self> {
+    fn start(place: &Place, folder: &Folder, kill_every: Option<Duration>) -> Result<Self> {
         let from = ["--brokers", &place.servers, "--topic", &place.topic, "--out"];
         let arguments = |command: &[&str], out: &Path, more: &[&str]| -> Vec<OsString> {
             let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
             [words(command), words(&from), vec![out.into()], words(more)].concat()
         };
         let query = ["-w", "2", "--progress", "plain", "--progress-every", "500ms"];
-        let query = arguments(&[], &folder.totals, &query);
+        let mut query = arguments(&[], &folder.totals, &query);
+        if kill_every.is_some() {
+            query.extend(["--state".into(), folder.state().into()]);
+        }
         let copy = arguments(&["consume"], &folder.copy, &[]);
         Ok(Programs {
+            kills: kill_every.map(|every| {
+                let (due, arguments, log) = (Instant::now() + every, query.clone(), folder.query_log.clone());
+                Kills { every, due, arguments, log, count: 0 }
+            }),
             query: Program::start(QUERY, QUERY, &query, &folder.query_log)?,
             copy: Program::start("consume", "tidegate", &copy, &folder.copy_log)?,
         })
     }
 
     fn check(&mut self) -> Result<()> {
+        if let Some(kills) = self.kills.as_mut().filter(|kills| Instant::now() >= kills.due) {
+            self.query.check()?;
+            self.query.kill();
+            self.query = Program::start_again(QUERY, QUERY, &kills.arguments, &kills.log)?;
+            kills.count += 1;
+            kills.due = Instant::now() + kills.every;
+        }
         self.query.check()?;
         self.copy.check()
+    }
+
+    /// Kills the query no more.
+    fn spare(&mut self) {
+        if let Some(kills) = &mut self.kills {
+            kills.every = Duration::MAX;
+            kills.due = Instant::now() + Duration::from_secs(86_400);
+        }
     }
 
     /// Stops both, cleanly.
@@ -383,6 +444,9 @@ fn report(
         return Err(error.help("the first of them are above"));
     }
     let rows = HumanCount(expected.rows());
+    if let Some(kills) = &programs.kills {
+        say(format_args!("The query was killed {} times on the way, and went on each time.", kills.count));
+    }
     say(format_args!("{}: holds each of them once.", folder.copy.display()));
     say(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
     say(format_args!("{}", next(args, place, folder)));

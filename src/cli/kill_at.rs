@@ -138,7 +138,7 @@ fn in_directory<'a>(path: &'a Path, directory: &str) -> Option<&'a str> {
 fn is_results(path: &Path) -> bool {
     let is_of_state = |directory: &&str| in_directory(path, directory).is_some();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    !["lives", "journal", "manifests", "segments"].iter().any(|directory| is_of_state(&directory))
+    !["lives", "journal", "manifests", "segments"].iter().any(is_of_state)
         && !name.contains(".commit-")
         && !name.starts_with("STATE")
         && !name.starts_with("LOCK")

@@ -9,6 +9,7 @@ mod kill_at;
 pub mod produce;
 mod progress;
 mod query;
+pub mod snapshot;
 mod stop;
 
 pub use kill_at::KillAt;
@@ -45,4 +46,9 @@ fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
 fn say(line: std::fmt::Arguments<'_>) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Reads a length of time, as `100ms` or `2s`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
 }

@@ -29,6 +29,15 @@ pub(super) enum Length {
     Endless,
 }
 
+/// A bar over bytes whose number is told later; nothing where there is no terminal.
+pub(super) fn bytes_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} to go");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 impl Progress {
     pub(super) fn start(length: &Length) -> Self {
         let now = Instant::now();

@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::kill_at::KillAt;
 use super::stop::Stop;
-use super::{Property, pairs};
+use super::{Property, duration, pairs};
 use crate::durable::disk::OsDisk;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
@@ -149,7 +149,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
     pub keep_snapshots: usize,
 
-    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes
+    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
+    /// what comes after the savepoint
     #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
     pub from_savepoint: Option<PathBuf>,
 
@@ -168,10 +169,6 @@ pub struct QueryArgs {
     /// More than one process (not in this version: it is refused)
     #[arg(short = 'n', long, value_name = "N", hide = true)]
     pub processes: Option<usize>,
-}
-
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {

@@ -1,10 +1,28 @@
-//! What outlives a process: the [`journal`], which binds each epoch to its inputs, and the files it is kept in.
+//! What outlives a process, and the protocol by which it is committed.
 //!
-//! The commit protocol of an epoch: a worker stops adding to it, appends what it has bound to the [`journal::Journal`],
-//! and releases its capability for the epoch when the journal says that it is synced. So a frontier past an epoch means
-//! that every process has the epoch's inputs on record, and that the epoch can be run again with equal contents.
+//! * The [`journal`] binds each epoch to its inputs: offsets, watermarks, ends.
+//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, as a [`codec`] writes
+//!   them; [`compaction`] merges segments.
+//! * A [`manifest`] names segments, offsets, watermarks and sink positions that are one consistent cut at an epoch. A
+//!   **snapshot** is a manifest and what it names.
+//! * A **life** of a state, or incarnation, is the time between two recoveries; lives are numbered from 1. [`state`] is the
+//!   directory of all this, and [`recovery`] decides where a life goes on.
 //!
-//! * A **life** of a state, or incarnation, is the time between two recoveries; lives are numbered from 1.
+//! # The commit protocol
+//!
+//! **An epoch.** A worker stops adding to it, appends what it has bound to the [`journal::Journal`], and releases its
+//! capability for the epoch when the journal says that it is synced. So a frontier past an epoch means that every process
+//! has the epoch's inputs on record, and that the epoch can be run again with equal contents. Sinks show an epoch when the
+//! frontier has passed it.
+//!
+//! **A snapshot.** An epoch c is announced when it begins. Every writer holds a capability at c until its part is durable: a
+//! source tells where its partitions are at the end of c; a cut has its rows' changes written and synced; a sink waits until
+//! nothing at or before c is unshown. When the frontier of the parts has passed c, the manifest is written: to a file beside,
+//! synced, given its name, the directory synced. There is no other message, and no worker waits.
+//!
+//! **A recovery.** See [`state`] for the order. The life goes on from the newest manifest: partitions where it has them, rows
+//! through the same exchange as live data, at epoch c; then the journal's epochs after c, with the same contents; then new
+//! ones. What sinks have shown, they drop.
 //!
 //! This layer does not know timely, sources or sinks.
 
@@ -13,10 +31,12 @@ pub mod codec;
 pub mod compaction;
 pub mod disk;
 pub mod journal;
+pub mod look;
 pub mod manifest;
 #[cfg(test)]
 mod memory_disk;
 pub mod recovery;
+pub mod savepoint;
 mod sealed;
 pub mod segment;
 pub mod state;
@@ -33,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The error for an act on a file that the disk refused.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
     let error = Error::new(what).at(place).because(reason(&why));
     if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }

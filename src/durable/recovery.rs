@@ -57,6 +57,13 @@ pub struct Claim {
     pub query: QueryPrint,
 }
 
+impl Claim {
+    /// Whether a manifest counts: one that was good, or that the life itself wrote.
+    pub fn counts(&self, id: ManifestId) -> bool {
+        id.incarnation == self.incarnation || self.manifests.contains(&id)
+    }
+}
+
 /// A process, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -241,8 +248,7 @@ fn all_is_claimed(survey: &Survey, claim: Option<&Claim>) -> Result<()> {
 /// The manifests that count, by epoch.
 fn manifests_of(survey: &Survey, claim: Option<&Claim>) -> Vec<ManifestId> {
     let Some(claim) = claim else { return Vec::new() };
-    let counts = |id: &&ManifestId| id.incarnation == claim.incarnation || claim.manifests.contains(id);
-    survey.manifests.keys().filter(counts).copied().collect()
+    survey.manifests.keys().filter(|id| claim.counts(**id)).copied().collect()
 }
 
 /// The manifest to go on from.

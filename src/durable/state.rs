@@ -40,6 +40,7 @@ use super::disk::{Disk, Lock, is_temporary};
 use super::journal::{FileId, JournalFile, Place};
 use super::manifest::{self, Manifest, ManifestId, QueryPrint};
 use super::recovery::{Claim, Decision, Holder, Survey};
+use super::savepoint;
 use super::sealed::Kind;
 use super::{StateId, StillCurrent, disk_error};
 use crate::error::{Error, Result};
@@ -92,6 +93,10 @@ impl StateDir {
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
+        if disk.list(&path).map_err(cannot)?.iter().any(|name| name == savepoint::MARK) {
+            let error = Error::new("this is a savepoint, and no state").at(path.display());
+            return Err(error.help("begin a new state with it: --state NEW-DIR --from-savepoint DIR"));
+        }
         disk.create_directory(&path).map_err(cannot)?;
         let lock = match disk.lock(&path.join("LOCK")).map_err(cannot)? {
             Some(lock) => Some(lock),
@@ -110,7 +115,8 @@ impl StateDir {
         Ok(StateDir { disk, path, id, _lock: lock })
     }
 
-    /// Opens a state that is there without locking it: for the other processes of its job, and to look at it.
+    /// Opens a state that is there, or a savepoint, without locking it: for the other processes of its job, and to look
+    /// at it.
     ///
     /// # Errors
     /// If there is none, if its identity cannot be read, or if the disk does not let it.
@@ -118,8 +124,29 @@ impl StateDir {
         let path = path.into();
         match read_identity(&*disk, &path)? {
             Some(Identity { id, .. }) => Ok(StateDir { disk, path, id, _lock: None }),
-            None => Err(Error::new("there is no state here").at(path.display())),
+            None => match savepoint::state_of(&*disk, &path)? {
+                Some(id) => Ok(StateDir { disk, path, id, _lock: None }),
+                None => Err(Error::new("there is no state here").at(path.display())),
+            },
         }
+    }
+
+    /// Whether it is no state, but a savepoint of one.
+    ///
+    /// # Errors
+    /// If the disk does not let us see.
+    pub fn is_savepoint(&self) -> Result<bool> {
+        Ok(self.disk.list(&self.path).map_err(self.cannot("read"))?.iter().any(|name| name == savepoint::MARK))
+    }
+
+    /// Whether no life of it has ever gone on: then a savepoint may be put into it.
+    ///
+    /// # Errors
+    /// If the disk does not let us see.
+    pub fn is_new(&self) -> Result<bool> {
+        let cannot = self.cannot("read");
+        let claims = self.disk.list(&self.lives()).map_err(&cannot)?.iter().any(|name| claimed(name).is_some());
+        Ok(!claims && self.disk.list(&self.journal()).map_err(&cannot)?.is_empty())
     }
 
     /// Names the state for ever.
@@ -201,6 +228,18 @@ impl StateDir {
     /// # Errors
     /// If the disk does not let it. Files that are not as they should be are part of what is found.
     pub fn survey(&self) -> Result<Survey> {
+        self.look_at(true, true)
+    }
+
+    /// As [`StateDir::survey`], but nothing is synced: for who only looks. Without `journals` those are left out.
+    ///
+    /// # Errors
+    /// If the disk does not let it. Files that are not as they should be are part of what is found.
+    pub fn look(&self, journals: bool) -> Result<Survey> {
+        self.look_at(journals, false)
+    }
+
+    fn look_at(&self, journals: bool, sync: bool) -> Result<Survey> {
         let mut survey = Survey::default();
         let cannot = self.cannot("read");
         for directory in DIRECTORIES {
@@ -208,16 +247,20 @@ impl StateDir {
             let unfinished = names.iter().filter(|name| is_temporary(name));
             survey.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
             match directory {
-                "journal" => {
+                "journal" if journals => {
                     for id in names.iter().filter_map(|name| FileId::parse(name)) {
                         let read = |bytes: &[u8]| JournalFile::read(self.id, id, bytes);
-                        survey.journals.extend(self.read(directory, &id.to_string(), read)?.map(|file| (id, file)));
+                        survey
+                            .journals
+                            .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
                 "manifests" => {
                     for id in names.iter().filter_map(|name| ManifestId::parse(name)) {
                         let read = |bytes: &[u8]| Manifest::read(self.id, id, bytes);
-                        survey.manifests.extend(self.read(directory, &id.to_string(), read)?.map(|file| (id, file)));
+                        survey
+                            .manifests
+                            .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
                 "segments" => survey.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
@@ -230,25 +273,30 @@ impl StateDir {
         let names = self.disk.list(&self.lives()).map_err(&cannot)?;
         for (name, number) in names.iter().filter_map(|name| Some((name, claimed(name)?))) {
             let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
-            survey.claims.extend(self.read("lives", name, read)?.map(|claim| (number, claim)));
+            survey.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
         }
-        for directory in DIRECTORIES {
-            self.disk.sync_directory(&self.path.join(directory)).map_err(&cannot)?;
+        if sync {
+            for directory in DIRECTORIES {
+                self.disk.sync_directory(&self.path.join(directory)).map_err(&cannot)?;
+            }
+            self.disk.sync_directory(&self.path).map_err(&cannot)?;
         }
-        self.disk.sync_directory(&self.path).map_err(&cannot)?;
         Ok(survey)
     }
 
-    /// Reads and syncs a file; `None` if it is not there any more.
+    /// Reads a file, and makes it survive a loss of power with `sync`; `None` if it is not there any more.
     fn read<T>(
         &self,
         directory: &str,
         name: &str,
+        sync: bool,
         read: impl Fn(&[u8]) -> Result<T>,
     ) -> Result<Option<std::result::Result<T, Error>>> {
         let path = self.path.join(directory).join(name);
         let bytes = self.disk.read(&path).and_then(|bytes| {
-            self.disk.open(&path)?.sync()?;
+            if sync {
+                self.disk.open(&path)?.sync()?;
+            }
             Ok(bytes)
         });
         match bytes {
@@ -318,10 +366,37 @@ impl StateDir {
     /// # Errors
     /// If a manifest to be kept cannot be read, if a later life has begun, or if the disk does not let it.
     pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<Kept> {
+        self.remove_superfluous(claim, keep, obsolete, &self.still_current(claim.incarnation))
+    }
+
+    /// Removes snapshots that count but the `keep` newest, and what only those named: for who has the state locked, and
+    /// no life of it. The journal stays: the next life cuts it.
+    ///
+    /// # Errors
+    /// If no life has gone on yet, if what says which snapshots count is damaged, if a manifest to be kept cannot be
+    /// read, or if the disk does not let it.
+    pub fn prune(&self, keep: usize) -> Result<Kept> {
+        let survey = self.look(false)?;
+        match survey.claims.last_key_value() {
+            None => Ok(Kept::default()),
+            // Whoever has the lock is the only one: a life that has begun and has no claim is over.
+            Some((_, claim)) => {
+                let alone: StillCurrent = Arc::new(|| Ok(()));
+                self.remove_superfluous(claim.as_ref().map_err(Error::clone)?, keep, &[], &alone)
+            }
+        }
+    }
+
+    fn remove_superfluous(
+        &self,
+        claim: &Claim,
+        keep: usize,
+        obsolete: &[String],
+        still_current: &StillCurrent,
+    ) -> Result<Kept> {
         let cannot = self.cannot("remove old files of");
-        let counts = |id: &ManifestId| id.incarnation == claim.incarnation || claim.manifests.contains(id);
         let mut manifests = manifest::list(&*self.disk, &self.manifests())?;
-        manifests.retain(counts);
+        manifests.retain(|id| claim.counts(*id));
         let dropped: Vec<_> = manifests.drain(..manifests.len().saturating_sub(keep.max(1))).collect();
         let mut named = BTreeSet::new();
         for id in &manifests {
@@ -341,7 +416,7 @@ impl StateDir {
         lives.retain(|name| number_of(name).is_some_and(|life| life + LIVES_KEPT < claim.incarnation));
 
         // All that goes is known: of a life that begins from here on nothing is among it.
-        (self.still_current(claim.incarnation))()?;
+        still_current()?;
         let mut removed = 0;
         let manifest = dropped.iter().map(|id| format!("manifests/{id}"));
         removed += self.remove(manifest).map_err(&cannot)?;
@@ -454,7 +529,7 @@ fn random() -> u64 {
     hasher.finish()
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Exchange;
@@ -28,6 +28,7 @@ use crate::durable::recovery::Claim;
 use crate::durable::segment::{Label, SegmentInfo};
 use crate::durable::state::StateDir;
 use crate::error::Result;
+use crate::metrics::{Metrics, Snapshot};
 use crate::stream::Failure;
 use crate::stream::cut::{Merges, Part};
 use crate::time::{Epoch, EventTime};
@@ -55,6 +56,7 @@ pub(crate) struct Terms {
     pub(crate) claim: Claim,
     /// How many manifests are kept.
     pub(crate) keep: usize,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Makes the manifests of one life.
@@ -68,6 +70,8 @@ pub(crate) struct Snapshots {
     committed: AtomicU64,
     /// The epoch of the snapshot after which nothing comes, as all is over; `u64::MAX` before that is known.
     last: AtomicU64,
+    /// When the epoch of the snapshot that is on its way ended.
+    ended_at: Mutex<Instant>,
     kept: Mutex<Kept>,
     merging: AtomicBool,
     manifests: Background,
@@ -105,6 +109,7 @@ impl Snapshots {
             failure,
             committed: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
+            ended_at: Mutex::new(Instant::now()),
             kept: Mutex::new(kept),
             merging: AtomicBool::new(false),
             manifests: Background::start("manifests")?,
@@ -115,6 +120,11 @@ impl Snapshots {
     /// The epoch of the last manifest of this life that was written.
     pub(crate) fn committed(&self) -> Epoch {
         Epoch(self.committed.load(Ordering::Acquire))
+    }
+
+    /// Says that the epoch of the snapshot that was announced has ended: from now on it takes time.
+    pub(crate) fn epoch_ended(&self) {
+        *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Says that the snapshot of this epoch is the last: all sources have ended.
@@ -145,11 +155,16 @@ impl Snapshots {
     }
 
     fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) -> Result<()> {
-        let mut kept = self.kept();
-        let manifest = self.assemble(epoch, parts, &mut kept);
-        drop(kept);
+        let new = |part: &Part| match part {
+            Part::Cut(_, _, Some(segment)) => (segment.rows, segment.bytes),
+            _ => (0, 0),
+        };
+        let (rows, bytes) = parts.iter().map(new).fold((0, 0), |sum, new| (sum.0 + new.0, sum.1 + new.1));
+        let manifest = self.assemble(epoch, parts, &mut self.kept());
         let still_current = self.dir.still_current(self.terms.claim.incarnation);
         manifest.write(&**self.dir.disk(), &self.dir.manifests(), &still_current)?;
+        let took = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
         // What nothing names any more goes, and the journal that no snapshot needs.
         if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &[])?.oldest {
@@ -219,6 +234,7 @@ impl Snapshots {
                 let label = own.label(&group);
                 match merge(&group, closed, &label) {
                     Ok(output) => {
+                        own.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
                         let inputs = group.into_iter().map(|input| input.file).collect();
                         own.kept().merged.push((name, inputs, output));
                     }

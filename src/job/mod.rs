@@ -193,7 +193,9 @@ impl Job {
         self.keep(|keeping| keeping.accept_changed_query = accept)
     }
 
-    /// Begins a new state with a savepoint, an exported snapshot.
+    /// Begins a new state with a savepoint, an exported snapshot. Outputs have to be new: those of the savepoint's state
+    /// are that state's. Results of the savepoint's epoch and before are not shown again, but rows of a live collection
+    /// are, all of them, as the collection is then.
     #[must_use]
     pub fn from_savepoint(self, savepoint: impl Into<PathBuf>) -> Self {
         self.keep(|keeping| keeping.savepoint = Some(savepoint.into()))
@@ -316,19 +318,24 @@ impl Job {
         let steps = self.plan(move |flow| planned(flow))?;
         let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
-        let incarnation = dir.begin()?;
+        let savepoint = state::savepoint(keeping, &dir)?;
+        let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
-        let found = Found {
-            incarnation,
-            survey: &dir.survey()?,
-            sinks: &sinks.collect::<Vec<_>>(),
-            query: &state::print(&steps, &self.flags(keeping))?,
-            accept_changed_query: keeping.accept_changed_query,
-        };
-        state::begin(keeping, &self.name, &dir, &found, self.workers, failure).map(Some)
+        let sinks: Vec<_> = sinks.collect();
+        let query = state::print(&steps, &self.flags(keeping))?;
+        let accept_changed_query = keeping.accept_changed_query;
+        if let Some(savepoint) = savepoint {
+            let survey = &savepoint.survey_after(&dir, incarnation);
+            let next = incarnation + 1;
+            let found = Found { incarnation: next, survey, sinks: &sinks, query: &query, accept_changed_query };
+            state::restore(&savepoint, &dir, incarnation, &found)?;
+            incarnation = dir.begin()?;
+        }
+        let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: &query, accept_changed_query };
+        state::begin(keeping, &self.name, &dir, &found, self.workers, (failure, &self.metrics)).map(Some)
     }
 
     /// What affects output apart from the query.

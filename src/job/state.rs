@@ -16,9 +16,11 @@ use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Frame, Journal, Place};
 use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
 use crate::durable::recovery::{self, Found};
+use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
+use crate::metrics::Metrics;
 use crate::stream::cut::Merges;
 use crate::stream::{Durable, Failure, PlannedStep};
 use crate::time::Epoch;
@@ -113,6 +115,29 @@ fn build_id() -> Result<String> {
     Ok(ID.get_or_init(|| format!("{:08x}-{length:x}", hasher.finalize())).clone())
 }
 
+/// The savepoint that a new state is to begin with, if it is to.
+pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Savepoint>> {
+    let Some(path) = &keeping.savepoint else { return Ok(None) };
+    if dir.is_new()? {
+        return Savepoint::open(Arc::clone(&keeping.disk), path).map(Some);
+    }
+    Err(Error::new("only a new state begins with a savepoint, and this one has been used")
+        .at(dir.path().display())
+        .help("leave --from-savepoint out to go on with it, or name another directory"))
+}
+
+/// Puts a savepoint into a new state, as the life whose number is taken, if that can be gone on from as `found` says.
+pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
+    if let Some(sink) = found.sinks.iter().find(|sink| sink.shown.is_some()) {
+        return Err(Error::new("a savepoint is begun with new outputs only")
+            .at(format!("output {}", sink.name))
+            .because("it has results already")
+            .help("name another one"));
+    }
+    recovery::decide(found)?;
+    savepoint.restore(dir, incarnation)
+}
+
 /// Begins a life, whose number is taken and whose sinks have been opened.
 pub(crate) fn begin(
     keeping: &Keeping,
@@ -120,7 +145,7 @@ pub(crate) fn begin(
     dir: &Arc<StateDir>,
     found: &Found<'_>,
     workers: usize,
-    failure: &Arc<Failure>,
+    (failure, metrics): (&Arc<Failure>, &Arc<Metrics>),
 ) -> Result<Beginning> {
     let decision = recovery::decide(found)?;
     if decision.ended {
@@ -136,7 +161,8 @@ pub(crate) fn begin(
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
     let merges = Arc::new(Merges::default());
-    let terms = Terms { job: job.to_owned(), query: found.query.clone(), claim, keep: keeping.keep };
+    let (query, metrics) = (found.query.clone(), Arc::clone(metrics));
+    let terms = Terms { job: job.to_owned(), query, claim, keep: keeping.keep, metrics };
     let (own, base) = (Arc::clone(dir), decision.base.as_ref());
     let snapshots = Snapshots::start(terms, own, Arc::clone(&journal), Arc::clone(&merges), Arc::clone(failure), base)?;
     let from = base.map(|base| base.epoch);

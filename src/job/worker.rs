@@ -429,8 +429,10 @@ impl Turning {
     }
 
     fn end_current(&mut self) {
-        if let Some(current) = self.open.back_mut() {
-            current.closed = true;
+        let Some(current) = self.open.back_mut().filter(|open| !open.closed) else { return };
+        current.closed = true;
+        if let Some(snapshots) = self.shared.snapshots.as_ref().filter(|_| current.epoch == self.announced) {
+            snapshots.epoch_ended();
         }
     }
 
@@ -571,8 +573,11 @@ impl Turning {
         }
         match self.random.below(3) {
             Some(chance) => chance == 0,
+            // What had to be repeated is not to be repeated again, however short lives are.
             None => {
-                self.announced_at.elapsed() >= self.shared.snapshot_every && self.shared.news.load(Ordering::Acquire)
+                let repeated = self.announced == Epoch(0) && !self.shared.repeat.is_empty();
+                let due = repeated || self.announced_at.elapsed() >= self.shared.snapshot_every;
+                due && self.shared.news.load(Ordering::Acquire)
             }
         }
     }

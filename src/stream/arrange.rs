@@ -42,10 +42,11 @@ use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
-use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
+use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
+use timely::progress::frontier::MutableAntichain;
 use timely::progress::{Antichain, Stamp};
 
 use crate::error::Result;
@@ -442,6 +443,26 @@ struct Windows<K: Record, D, A: Aggregate<D>> {
 }
 
 impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
+    /// Begins on a worker; in a job with state, with the capability of its parts.
+    fn begin(
+        scope: Scope<'_, u64>,
+        info: OperatorInfo,
+        durable: Option<(&Durable, Capability<u64>)>,
+        step: Step<K, A::Part, A::Sum, A>,
+    ) -> Self {
+        let state = durable.as_ref().and_then(|(durable, _)| durable.step(&step.name));
+        let (dead, begins_at) = (state.map(|state| state.closed), durable.as_ref().and_then(|(d, _)| d.gate()));
+        let saver = durable.map(|(durable, capability)| {
+            let address = &info.address;
+            let wake = scope.worker().sync_activator_for(address.to_vec());
+            let activators = (scope.activator_for(Rc::clone(address)), wake);
+            Saver::new(&step.name, durable.clone(), saved_rows(), Rc::clone(&step.codec), capability, activators)
+        });
+        let store = Store::new(scope, info, dead.unwrap_or(EventTime::MIN), Arc::clone(&step.metrics));
+        let (leaving, spare, data) = (VecDeque::new(), Vec::new(), std::marker::PhantomData);
+        Windows { store, step, leaving, spare, begins_at, saver, data }
+    }
+
     /// Whether the segment of an earlier seal is not written yet.
     fn is_saving(&self) -> bool {
         self.saver.as_ref().is_some_and(Saver::is_busy)
@@ -568,6 +589,11 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Windows<K, D, A> {
     }
 }
 
+/// A capability for each output, at an epoch.
+fn both(capability: &InputCapability<u64>, epoch: u64) -> (Capability<u64>, Capability<u64>) {
+    (capability.delayed(&epoch, 0), capability.delayed(&epoch, 1))
+}
+
 /// Aggregates records by window and key.
 ///
 /// `records` are those that are on time, in parcels for the [`worker_of`] their keys; `marks` is the stream's watermark as every worker has
@@ -598,52 +624,33 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
     });
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
-        let activators = || {
-            (scope.activator_for(Rc::clone(&info.address)), scope.worker().sync_activator_for(info.address.to_vec()))
-        };
-        let saver =
-            durable.as_ref().zip(capabilities.pop().filter(|_| durable.is_some())).map(|(durable, capability)| {
-                let kind = saved_rows::<K, A::Sum>();
-                Saver::new(&step.name, durable.clone(), kind, Rc::clone(&step.codec), capability, activators())
-            });
-        drop(capabilities);
         let again = scope.activator_for(Rc::clone(&info.address));
-        let begins_at = durable.as_ref().and_then(Durable::gate);
-        let dead = durable.as_ref().and_then(|durable| durable.step(&step.name)).map(|state| state.closed);
-        let store = Store::new(scope, info, dead.unwrap_or(EventTime::MIN), Arc::clone(&step.metrics));
-        let mut windows = Windows::<K, D, A> {
-            store,
-            step,
-            leaving: VecDeque::new(),
-            spare: Vec::new(),
-            begins_at,
-            saver,
-            data: std::marker::PhantomData,
-        };
+        let mut windows = Windows::<K, D, A>::begin(scope, info, durable.as_ref().zip(capabilities.pop()), step);
+        drop(capabilities);
         let mut turns = BTreeMap::<u64, Turn<K, A::Part, A::Sum>>::new();
-        turns.extend(begins_at.map(|epoch| (epoch, Turn::default())));
-        let mut sealed_through = begins_at.unwrap_or(0);
+        turns.extend(windows.begins_at.map(|epoch| (epoch, Turn::default())));
+        let mut sealed_through = windows.begins_at.unwrap_or(0);
 
         move |frontiers| {
             records.for_each(|capability, parcels| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
                 if windows.step.live.get() && turn.capabilities.is_none() {
-                    turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                    turn.capabilities = Some(both(&capability, epoch));
                 }
                 turn.records.extend(parcels.drain(..).map(|(_, records)| records));
             });
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
-                turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                turn.capabilities = Some(both(&capability, epoch));
                 turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
             });
             if let Some(loaded) = &mut loaded {
                 loaded.for_each(|capability, rows| {
                     let Some(&epoch) = capability.least() else { return };
                     let turn = turns.entry(epoch).or_default();
-                    turn.capabilities = Some((capability.delayed(&epoch, 0), capability.delayed(&epoch, 1)));
+                    turn.capabilities = Some(both(&capability, epoch));
                     turn.loaded.append(rows);
                 });
             }
@@ -683,7 +690,7 @@ pub(crate) fn windowed<'f, K: Record, D: 'static, A: Aggregate<D>>(
                 if let Some((capability, part)) = saver.work() {
                     parts.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(|frontier| frontier.is_empty()) && turns.is_empty() {
+                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
                     saver.close();
                 }
             }

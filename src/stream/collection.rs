@@ -19,7 +19,7 @@ use crate::time::Epoch;
 
 /// A multiset that changes by insertions and retractions.
 pub struct Collection<'f, D: Record> {
-    inner: VecCollection<'f, u64, D, isize>,
+    pub(super) inner: VecCollection<'f, u64, D, isize>,
     flow: Flow<'f>,
 }
 
@@ -64,6 +64,17 @@ impl<'f, D: Record> Collection<'f, D> {
         self.through(|collection| collection.concat(other.inner))
     }
 
+    /// How many there are of each record: a row for each record that is there at all.
+    pub fn count(self) -> Collection<'f, (D, i64)> {
+        self.through(|collection| collection.count().map(|(record, count)| (record, count as i64)))
+    }
+
+    /// Each record that is there, once.
+    #[must_use]
+    pub fn distinct(self) -> Collection<'f, D> {
+        self.through(differential_dataflow::Collection::distinct)
+    }
+
     /// Any operators of differential dataflow: takes the raw collection and comes back with another one. The raw
     /// timestamp is the epoch; differences are `isize`.
     pub fn through<D2: Record>(
@@ -100,6 +111,74 @@ impl<'f, D: Record> Collection<'f, D> {
     /// An error ends the job.
     pub fn for_each_epoch(self, name: &str, see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) {
         self.write(name, &Observer(std::sync::Arc::new(see)));
+    }
+}
+
+/// Collections of pairs, by the first of the two, the key.
+impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
+    /// Each pair of this collection with each of the other that has its key.
+    pub fn join<V2: Record>(self, other: Collection<'f, (K, V2)>) -> Collection<'f, (K, (V, V2))> {
+        self.through_with(other, differential_dataflow::Collection::join)
+    }
+
+    /// As [`Collection::join`], with what `change` makes of the key and the two.
+    pub fn join_map<V2: Record, D: Record>(
+        self,
+        other: Collection<'f, (K, V2)>,
+        change: impl Fn(&K, &V, &V2) -> D + 'static,
+    ) -> Collection<'f, D> {
+        self.through_with(other, |left, right| left.join_map(right, change))
+    }
+
+    /// The pairs whose key is in `keys`, each as many times as it is there.
+    #[must_use]
+    pub fn semijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
+        self.through_with(keys, differential_dataflow::Collection::semijoin)
+    }
+
+    /// The pairs whose key is not in `keys`, where each key is at most once: see [`Collection::distinct`].
+    #[must_use]
+    pub fn antijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
+        self.through_with(keys, differential_dataflow::Collection::antijoin)
+    }
+
+    /// How many pairs each key has: a row for each key that has any.
+    pub fn count_by_key(self) -> Collection<'f, (K, i64)> {
+        self.map(|(key, _)| key).count()
+    }
+
+    /// What `change` makes of all values of a key: it gets them in order, each with how many there are of it, and answers
+    /// with any number of rows. It is called anew whenever something changes for the key, so its cost is that of all the
+    /// key's values; for keys of many, aggregate in steps.
+    ///
+    /// ```
+    /// use tidegate::testing::{Captured, Run};
+    /// use tidegate::source::memory::Records;
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// // (seller, offer, price, event time): the cheapest offer that each seller has now.
+    /// let offers = vec![("s".to_string(), 'a', 30, 1), ("s".to_string(), 'b', 20, 2), ("s".to_string(), 'b', 40, 3)];
+    /// let source = Records::new(vec![offers], |offer: &(String, char, i64, i64)| offer.3);
+    /// let cheapest = Captured::new();
+    /// let output = cheapest.clone();
+    /// Run::new().run(move |flow| {
+    ///     flow.read("offers", &source)
+    ///         .key_by(|(seller, offer, ..)| (seller.clone(), *offer))
+    ///         .last_by_key_with("offers", |(.., price, _)| Some(price))
+    ///         .map(|((seller, offer), price)| (seller, (price, offer)))
+    ///         .reduce(|_seller, offers| offers.first().map(|(offer, _)| (*offer).clone()))
+    ///         .write("cheapest", &output);
+    /// })?;
+    /// assert_eq!(cheapest.all(), [("s".to_string(), (30, 'a'))]);
+    /// # Ok(()) }
+    /// ```
+    pub fn reduce<I: IntoIterator<Item: Record>>(
+        self,
+        change: impl Fn(&K, &[(&V, isize)]) -> I + 'static,
+    ) -> Collection<'f, (K, I::Item)> {
+        self.through(|pairs| {
+            pairs.reduce(move |key, values, rows| rows.extend(change(key, values).into_iter().map(|row| (row, 1))))
+        })
     }
 }
 

@@ -35,7 +35,7 @@ use crate::durable::manifest::{Manifest, SinkState, StepState};
 use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::stream::{Failure, Fault, Flow};
+use crate::stream::{Failure, Fault, Flow, Purpose};
 use crate::time::{Epoch, EventTime};
 
 /// How many rows are encoded at a time.
@@ -149,6 +149,16 @@ pub(crate) type CodecCell<T> = Rc<RefCell<Arc<dyn Codec<T>>>>;
 /// The default codec.
 pub(crate) fn postcard<T: Record>() -> CodecCell<T> {
     Rc::new(RefCell::new(Arc::new(Postcard)))
+}
+
+/// Fails the job if it has state, which is about to be opened, and rows of this type cannot be read back.
+pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
+    if flow.build.purpose == Purpose::OpenSinks
+        && let Err(why) = Codec::<T>::check(&Postcard)
+    {
+        let error = Error::usage("cannot keep the rows of a step").at(format!("step `{name}`")).because(why);
+        flow.build.failure.set(error.help("map such values to texts or integers before the step"));
+    }
 }
 
 /// Gives rows out, at most so many a call, in order; answers whether there may be more.

@@ -3,7 +3,8 @@
 //! * [`Flow`]: the query under construction; it reads sources. It is built once on every worker.
 //! * [`Stream`]: append-only events, each with an event time and its partition's watermark.
 //! * [`Keyed`], [`Windowed`], [`Aggregated`]: the way from a stream to windowed results ([`window`]).
-//! * [`Collection`]: differential's own, a multiset that changes by insertions and retractions.
+//! * [`Collection`]: differential's own, a multiset that changes by insertions and retractions. [`Keyed::last_by_key`] makes
+//!   one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
 //!
 //! The epoch, timely's timestamp, stays hidden: what users see is event time, and that every epoch is shown whole.
 //!
@@ -19,7 +20,9 @@ mod arrange;
 mod collection;
 pub(crate) mod cut;
 mod input;
+mod lookup;
 mod output;
+mod table;
 pub mod window;
 
 use std::any::Any;
@@ -104,11 +107,15 @@ pub enum Fault {
     OpenGate,
     /// A sink says at a snapshot's epoch that it has shown what it has not.
     SnapshotEarly,
+    /// A table forgets the deletes that its snapshot has.
+    ForgetDeletes,
+    /// A stream is joined with a table that is not complete yet.
+    LookUpEarly,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 16] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
         Fault::ForgetFloor,
@@ -123,6 +130,8 @@ impl Fault {
         Fault::LoseSegment,
         Fault::OpenGate,
         Fault::SnapshotEarly,
+        Fault::ForgetDeletes,
+        Fault::LookUpEarly,
     ];
 }
 
@@ -154,7 +163,7 @@ impl Seals {
 /// What a step of the flow is, for the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedStep {
-    /// `source`, `window` or `sink`.
+    /// `source`, `window`, `table` or `sink`.
     pub kind: &'static str,
     /// Its name, unique among steps of its kind.
     pub name: String,
@@ -234,16 +243,27 @@ impl OpenedSinks {
 }
 
 impl Build {
-    /// Notes a step; a name that its kind has already fails the job.
+    /// Notes a step; a name that its kind has already fails the job, and so does one that another step with rows has:
+    /// snapshots find rows by name.
     fn step(&self, kind: &'static str, name: &str, detail: String, fingerprint: u64) {
         let mut plan = self.plan.borrow_mut();
-        if plan.iter().any(|step| step.kind == kind && step.name == name) {
-            let error = Error::usage(format!("two {kind} steps of the query are named `{name}`"));
-            self.failure.set(error.help("give each a name of its own: state and metrics are found by it"));
+        let keeps_rows = |kind| matches!(kind, "window" | "table");
+        let collides = |known| known == kind || (keeps_rows(known) && keeps_rows(kind));
+        if let Some(known) = plan.iter().find(|step| step.name == name && collides(step.kind)) {
+            let what = if known.kind == kind {
+                format!("two {kind} steps of the query are named `{name}`")
+            } else {
+                format!("a {} step and a {kind} step of the query are both named `{name}`", known.kind)
+            };
+            let help = "give each a name of its own: state and metrics are found by it";
+            self.failure.set(Error::usage(what).help(help));
         }
         plan.push(PlannedStep { kind, name: name.to_owned(), detail, fingerprint });
     }
 }
+
+/// What one operator contributes to manifests.
+pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 
 /// A query under construction.
 ///
@@ -255,7 +275,7 @@ pub struct Flow<'f> {
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Stream<'f, Rejected>>>>,
     /// What every writer of the flow contributes to manifests.
-    parts: Rc<RefCell<Vec<TimelyStream<'f, u64, Vec<Part>>>>>,
+    parts: Rc<RefCell<Vec<Parts<'f>>>>,
 }
 
 impl fmt::Debug for Flow<'_> {

@@ -37,7 +37,7 @@ use crate::record::{Event, Origin, Record};
 use crate::stream::aggregate::{Aggregate, Each};
 use crate::stream::arrange::{self, Parcel, Routed, Row, Saved, Step};
 use crate::stream::cut::{self, CodecCell, Durable};
-use crate::stream::{Collection, Fault, Flow, Pool, Purpose, Stream, Wanted};
+use crate::stream::{Collection, Fault, Flow, Pool, Stream, Wanted};
 use crate::time::watermark::{Mark, PartitionId};
 use crate::time::{EventTime, Span};
 
@@ -165,12 +165,12 @@ impl Assigner {
 
 /// Appends the keys of some events; of many at a time, as calling a function that is not known costs more than most
 /// keys.
-type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
+pub(super) type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
 
 /// A stream grouped by a key.
 pub struct Keyed<'f, K, D> {
-    stream: Stream<'f, D>,
-    keys: KeysOf<K, D>,
+    pub(super) stream: Stream<'f, D>,
+    pub(super) keys: KeysOf<K, D>,
 }
 
 impl<K, D> fmt::Debug for Keyed<'_, K, D> {
@@ -213,12 +213,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
         let fingerprint = Codec::<Saved<K, A::Sum>>::fingerprint(&Postcard);
         flow.build.step("window", name, format!("{window:?}: {} -> {}", types.0, types.1), fingerprint);
-        if flow.build.purpose == Purpose::OpenSinks
-            && let Err(why) = Codec::<Saved<K, A::Sum>>::check(&Postcard)
-        {
-            let error = Error::usage("cannot keep the rows of a step").at(format!("step `{name}`")).because(why);
-            flow.build.failure.set(error.help("map such values to texts or integers before the step"));
-        }
+        cut::check_rows::<Saved<K, A::Sum>>(&flow, name);
         let assigner = window.assigner().unwrap_or_else(|error| {
             flow.build.failure.set(error.at(format!("step `{name}`")));
             Assigner { size: 1, offset: 0 }

@@ -57,6 +57,9 @@ impl EventTime {
         EventTime(millis)
     }
 
+    /// What it is called where formats are binary: so that it is known from other integers. Its bytes are an `i64`'s.
+    pub(crate) const TYPE: &'static str = "tidegate::EventTime";
+
     /// Milliseconds since 1970-01-01T00:00:00Z.
     #[inline]
     pub const fn millis(self) -> i64 {
@@ -198,7 +201,7 @@ impl Serialize for EventTime {
         if serializer.is_human_readable() {
             serializer.serialize_str(Text::of(*self).as_str())
         } else {
-            serializer.serialize_i64(self.0)
+            serializer.serialize_newtype_struct(Self::TYPE, &self.0)
         }
     }
 }
@@ -208,18 +211,22 @@ impl<'de> Deserialize<'de> for EventTime {
         if deserializer.is_human_readable() {
             deserializer.deserialize_any(EventTimeVisitor)
         } else {
-            i64::deserialize(deserializer).map(EventTime)
+            deserializer.deserialize_newtype_struct(Self::TYPE, EventTimeVisitor)
         }
     }
 }
 
 struct EventTimeVisitor;
 
-impl de::Visitor<'_> for EventTimeVisitor {
+impl<'de> de::Visitor<'de> for EventTimeVisitor {
     type Value = EventTime;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("milliseconds since 1970 or an RFC 3339 time")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<EventTime, D::Error> {
+        i64::deserialize(deserializer).map(EventTime)
     }
 
     fn visit_i64<E: de::Error>(self, millis: i64) -> Result<EventTime, E> {

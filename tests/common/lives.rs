@@ -12,6 +12,7 @@ use tidegate::{Flow, Record, Window};
 use super::cases::{Data, Deal};
 use super::checks::{Views, small_drift};
 use super::oracle::Windows;
+use super::tables::Tables;
 
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
 /// How many lives crash at most.
@@ -23,6 +24,8 @@ pub struct Results {
     pub views: Views,
     /// Windows of the results of windows: a cut behind a cut.
     pub chained: Captured<(i64, u8, i64, u32)>,
+    /// Tables of the records and of the results, and what is joined with them.
+    pub tables: Tables,
 }
 
 impl Results {
@@ -32,8 +35,11 @@ impl Results {
             let deals = flow.read("one", &source);
             own.views.of(deals.clone(), WINDOWS);
             flow.rejects().write("rejects", &own.views.rejects);
-            let counts = deals.key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(20)));
+            let counts =
+                deals.clone().key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(20)));
             let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
+            let results = counts.on_close().map(|row| (row.window.end.millis(), row.key, row.value.0, row.value.1));
+            own.tables.of(deals, results);
             let chained = counts.on_close().key_by(|row| row.key).window(Window::tumbling(Duration::from_millis(60)));
             chained
                 .aggregate("chained", |each| (each.sum(|row| row.value.0), each.max(|row| row.value.1)))
@@ -55,7 +61,11 @@ impl Results {
         rows(what, "late records", &self.views.late, &expected.views.late)?;
         rows(what, "rejects", &self.views.rejects, &expected.views.rejects)?;
         rows(what, "live rows at the end", &self.views.live, &expected.views.live)?;
-        rows(what, "chained rows", &self.chained, &expected.chained)
+        rows(what, "chained rows", &self.chained, &expected.chained)?;
+        rows(what, "tables", &self.tables.last, &expected.tables.last)?;
+        rows(what, "tables of results", &self.tables.last_results, &expected.tables.last_results)?;
+        // What is joined depends on what is in which epoch: it is compared with what the same epochs had.
+        self.tables.check(true).map_err(|why| format!("{what}: {why}"))
     }
 }
 

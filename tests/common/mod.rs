@@ -1,8 +1,15 @@
 //! What the tests of the engine in memory share: the oracle, made-up data, and checks that compare the two.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "a part is used by each test; a panic fails it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    reason = "a part is used by each test; a panic fails it"
+)]
 
 pub mod cases;
 pub mod checks;
 pub mod kept;
 pub mod lives;
 pub mod oracle;
+pub mod tables;

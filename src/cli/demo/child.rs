@@ -55,6 +55,10 @@ pub fn end_with_parent() {
     });
 }
 
+fn not_started(name: &str, error: std::io::Error) -> Error {
+    Error::new(format!("cannot start {name}")).because(error)
+}
+
 /// A running program; it is stopped when dropped.
 #[derive(Debug)]
 pub(super) struct Program {
@@ -67,13 +71,30 @@ pub(super) struct Program {
 impl Program {
     /// Starts this executable as `called`, the first word of a command line, with these arguments; `name` is for people.
     pub(super) fn start(name: &'static str, called: &str, arguments: &[OsString], log: &Path) -> Result<Self> {
-        let failed = |error: std::io::Error| Error::new(format!("cannot start {name}")).because(error);
-        let output = File::create(log).map_err(|error| failed(error).at(log.display()))?;
+        let output = File::create(log).map_err(|error| not_started(name, error).at(log.display()))?;
+        Program::with_log(name, called, arguments, log, output)
+    }
+
+    /// Likewise, one that was killed: what it says goes behind what it had said.
+    pub(super) fn start_again(name: &'static str, called: &str, arguments: &[OsString], log: &Path) -> Result<Self> {
+        let output = File::options().append(true).open(log);
+        let output = output.map_err(|error| not_started(name, error).at(log.display()))?;
+        Program::with_log(name, called, arguments, log, output)
+    }
+
+    fn with_log(name: &'static str, called: &str, arguments: &[OsString], log: &Path, output: File) -> Result<Self> {
+        let failed = |error: std::io::Error| not_started(name, error);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg0(called).args(arguments).env(BOUND, "1").process_group(0);
         command.stdin(Stdio::piped()).stdout(output.try_clone().map_err(failed)?).stderr(output);
         let child = command.spawn().map_err(failed)?;
         Ok(Program { name, child, log: log.to_owned(), ended: None })
+    }
+
+    /// Ends it as a crash would.
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.ended = self.child.wait().ok();
     }
 
     /// How it ended, if it has.

@@ -13,6 +13,7 @@
 #[cfg(feature = "abomonation")]
 pub mod abomonation;
 mod postcard;
+mod schema;
 mod shape;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "abomonation")]
 pub use abomonation::Abomonation;
 pub use postcard::Postcard;
+pub use schema::{Schema, Value};
 
 /// Names a codec in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +55,8 @@ pub struct Coding {
     pub fingerprint: u64,
     /// The rows' type, for people.
     pub rows: String,
+    /// What the rows consist of, to be shown to people; [`Schema::Unknown`] where the codec does not say.
+    pub schema: Schema,
 }
 
 impl Coding {
@@ -61,7 +65,7 @@ impl Coding {
     /// # Errors
     /// Without a place: that it is another codec, another type, or another form of the type, and what to do.
     pub fn accepts(&self, written: &Coding) -> Result<()> {
-        if self == written {
+        if (self.codec, self.fingerprint, &self.rows) == (written.codec, written.fingerprint, &written.rows) {
             return Ok(());
         }
         let refused = Error::new("cannot read a segment's rows");
@@ -106,6 +110,11 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
         Ok(())
     }
 
+    /// What rows consist of, if the codec can say that.
+    fn schema(&self) -> Schema {
+        Schema::Unknown
+    }
+
     /// Adds a row to a block.
     ///
     /// # Errors
@@ -126,7 +135,8 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
 
     /// What a file says of rows that it writes.
     fn coding(&self) -> Coding {
-        Coding { codec: self.id(), fingerprint: self.fingerprint(), rows: std::any::type_name::<T>().to_owned() }
+        let rows = std::any::type_name::<T>().to_owned();
+        Coding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
     }
 }
 
@@ -237,6 +247,24 @@ impl<T> fmt::Debug for Rows<T> {
     }
 }
 
+/// A type is not followed any further.
+#[derive(Debug)]
+struct Stop;
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the type is not followed any further")
+    }
+}
+
+impl std::error::Error for Stop {}
+
+impl serde::de::Error for Stop {
+    fn custom<M: fmt::Display>(_: M) -> Self {
+        Stop
+    }
+}
+
 /// Of words, in order: the same on every machine and for ever, as it is written to files.
 ///
 /// Source: Fowler, Noll and Vo, FNV-1a with 64 bits; each word is closed by a byte that no UTF-8 text has.
@@ -268,7 +296,13 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_differs_and_what_to_do() {
-        let coding = |codec, fingerprint, rows: &str| Coding { codec, fingerprint, rows: rows.to_owned() };
+        let schema = Schema::Unknown;
+        let coding = |codec, fingerprint, rows: &str| Coding {
+            codec,
+            fingerprint,
+            rows: rows.to_owned(),
+            schema: schema.clone(),
+        };
         let mine = coding(CodecId::POSTCARD, 1, "u32");
         assert_eq!(mine.accepts(&mine.clone()), Ok(()));
         for (written, expected) in [

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::durable::codec::shape::shape_of;
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows, fingerprint};
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows, Schema, fingerprint};
 
 /// The codec that every row type has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +30,10 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
         Err(format!(
             "`{rows}` has a part that asks what comes next (a `Decimal`, an untagged enum), which postcard cannot tell"
         ))
+    }
+
+    fn schema(&self) -> Schema {
+        Schema::of::<T>()
     }
 
     fn encode(&self, row: &T, draft: &mut Draft) -> Result<(), String> {

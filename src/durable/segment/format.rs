@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! start    8  magic "TIDE-SEG"
-//!          1  version of the format
+//!          1  version of the format: 2; version 1 is read too, in which the header has no schema
 //!          4  length of the header
 //!          4  checksum of the 13 bytes above
-//! header   n  postcard: codec, fingerprint, name of the row type, label, version of the program
+//! header   n  postcard: codec, fingerprint, name of the row type, label, version of the program, schema of the rows
 //!          4  checksum of the header
 //! blocks   …  one behind the other; each is one lz4 block, or the raw bytes if those are not longer
 //! footer   n  postcard: of each block stored bytes, raw bytes, rows, windows, checksum; totals
@@ -24,15 +24,17 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::durable::codec::{CodecId, Coding};
+use crate::durable::codec::{CodecId, Coding, Schema};
 use crate::durable::segment::{Label, SegmentInfo, build, level_of};
 use crate::error::{Error, Result};
 use crate::time::EventTime;
 
 const MAGIC: [u8; 8] = *b"TIDE-SEG";
 const END_MAGIC: [u8; 8] = *b"SEG-EDIT";
-/// The version that this program writes, and the only one that it reads.
-pub(super) const VERSION: u8 = 1;
+/// The version that this program writes.
+pub(super) const VERSION: u8 = 2;
+/// The version before there were schemas, which it reads too.
+const WITHOUT_SCHEMA: u8 = 1;
 /// Bytes of the start.
 pub(super) const START: usize = 17;
 /// Bytes of the end.
@@ -45,10 +47,17 @@ const MOST_RATIO: u64 = 256;
 /// The first thing that a segment says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header {
+    first: FirstHeader,
+    schema: Schema,
+}
+
+/// A header without a schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FirstHeader {
     codec: u8,
     fingerprint: u64,
     rows: String,
-    pub(super) label: Label,
+    label: Label,
     /// The version of the program, for people.
     program: String,
 }
@@ -56,11 +65,17 @@ pub(super) struct Header {
 impl Header {
     pub(super) fn new(label: Label, coding: &Coding) -> Self {
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        Header { codec: coding.codec.0, fingerprint: coding.fingerprint, rows: coding.rows.clone(), label, program }
+        let Coding { codec, fingerprint, rows, schema } = coding.clone();
+        Header { first: FirstHeader { codec: codec.0, fingerprint, rows, label, program }, schema }
+    }
+
+    pub(super) fn into_label(self) -> Label {
+        self.first.label
     }
 
     pub(super) fn coding(&self) -> Coding {
-        Coding { codec: CodecId(self.codec), fingerprint: self.fingerprint, rows: self.rows.clone() }
+        let FirstHeader { codec, fingerprint, rows, .. } = self.first.clone();
+        Coding { codec: CodecId(codec), fingerprint, rows, schema: self.schema.clone() }
     }
 }
 
@@ -160,20 +175,21 @@ fn too_large(why: impl std::fmt::Display) -> Error {
     Error::new("cannot describe a segment").because(why)
 }
 
-/// The length of the header, of a file's first bytes, which may be fewer than [`START`] if the file is shorter.
-pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<u32> {
+/// The version, and the length of the header, of a file's first bytes, which may be fewer than [`START`] if the file is shorter.
+pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<(u8, u32)> {
     if !bytes.starts_with(&MAGIC) {
         return Err(damaged(path, "it does not begin as a segment does"));
     }
-    match bytes.get(MAGIC.len()) {
-        Some(&VERSION) => {}
+    let version = match bytes.get(MAGIC.len()) {
+        Some(version @ WITHOUT_SCHEMA..=VERSION) => *version,
         Some(version) => {
-            let why = format!("it was written in version {version} of the format, and this program reads {VERSION}");
+            let why =
+                format!("it was written in version {version} of the format, and this program reads 1 to {VERSION}");
             let refused = Error::new("cannot read a segment").at(path.display()).because(why);
             return Err(refused.help("run the version of Tidegate that wrote it, or start from a new state directory"));
         }
         None => return Err(damaged(path, "it ends within its start")),
-    }
+    };
     let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM>().filter(|_| bytes.len() == START) else {
         return Err(damaged(path, "it ends within its start"));
     };
@@ -181,14 +197,17 @@ pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<u32> {
         return Err(damaged(path, "the checksum of its start is wrong"));
     }
     let length = body.last_chunk::<4>().ok_or_else(|| damaged(path, "it ends within its start"))?;
-    Ok(u32::from_le_bytes(*length))
+    Ok((version, u32::from_le_bytes(*length)))
 }
 
 /// The header, of its bytes and checksum.
-pub(super) fn decode_header(bytes: &[u8], path: &Path) -> Result<Header> {
+pub(super) fn decode_header(version: u8, bytes: &[u8], path: &Path) -> Result<Header> {
     let parts = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(|| damaged(path, "it ends within its header"))?;
     if crc32fast::hash(parts.0) != u32::from_le_bytes(*parts.1) {
         return Err(damaged(path, "the checksum of its header is wrong"));
+    }
+    if version == WITHOUT_SCHEMA {
+        return Ok(Header { first: decode(parts.0, path, "header")?, schema: Schema::Unknown });
     }
     decode(parts.0, path, "header")
 }

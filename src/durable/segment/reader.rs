@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Rows};
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Rows, Schema, Value};
 use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
 use crate::durable::segment::{Label, SegmentInfo};
@@ -37,13 +37,14 @@ impl SegmentReader {
         let length = file.length().map_err(|why| unreadable(path, &why))?;
         let mut start = vec![0; usize::try_from(length).unwrap_or(START).min(START)];
         read(&*file, path, 0, &mut start)?;
-        let header_length = u64::from(format::decode_start(&start, path)?) + CHECKSUM as u64;
+        let (version, header_length) = format::decode_start(&start, path)?;
+        let header_length = u64::from(header_length) + CHECKSUM as u64;
         let blocks_at = START as u64 + header_length;
         let end_at = length.checked_sub(END as u64).filter(|end_at| *end_at >= blocks_at);
         let end_at = end_at.ok_or_else(|| damaged(path, "it is too short to have a header and an end"))?;
 
         let header = read_some(&*file, path, START as u64, header_length)?;
-        let header = format::decode_header(&header, path)?;
+        let header = format::decode_header(version, &header, path)?;
         let mut end = [0; END];
         read(&*file, path, end_at, &mut end)?;
         let (footer_length, checksum) = format::decode_end(&end, path)?;
@@ -54,7 +55,8 @@ impl SegmentReader {
         footer.check(footer_at - blocks_at).map_err(|why| damaged(path, why))?;
 
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let info = footer.info(&header.label, name, length, checksum);
+        let (coding, label) = (header.coding(), header.into_label());
+        let info = footer.info(&label, name, length, checksum);
         let position = |next: &mut u64, block: &BlockInfo| {
             let position = *next;
             *next += u64::from(block.stored);
@@ -64,8 +66,8 @@ impl SegmentReader {
         Ok(SegmentReader {
             path: path.to_owned(),
             file,
-            coding: header.coding(),
-            label: header.label,
+            coding,
+            label,
             info,
             blocks: footer.blocks,
             positions,
@@ -168,6 +170,35 @@ impl SegmentReader {
                 Err(self.refuse(block, why))
             }
         }
+    }
+
+    /// The rows of a block as values, for who does not know their type.
+    ///
+    /// # Errors
+    /// When the block is damaged, or its rows cannot be told without their type.
+    pub fn values(&mut self, block: usize) -> Result<Vec<Value>> {
+        let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
+        if self.coding.codec != CodecId::POSTCARD {
+            let why = format!("they were written by {}, as they lay in memory", self.coding.codec);
+            return Err(cannot.because(why).help("only the program that wrote them can read them"));
+        }
+        if self.coding.schema == Schema::Unknown {
+            let why = "it was written by a version of Tidegate that did not say what rows consist of";
+            return Err(cannot.because(why).help("run the job again for a while: its next segments say it"));
+        }
+        let count = self.load(block)?;
+        let mut bytes = self.raw.as_slice();
+        let mut values = Vec::with_capacity((count as usize).min(bytes.len()));
+        for number in 0..count {
+            match self.coding.schema.read(&mut bytes) {
+                Ok(value) => values.push(value),
+                Err(why) => return Err(cannot.because(format!("row {number} of block {block}: {why}"))),
+            }
+        }
+        if bytes.is_empty() {
+            return Ok(values);
+        }
+        Err(self.refuse(block, format!("{} bytes are behind its last row", bytes.len())))
     }
 
     /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.

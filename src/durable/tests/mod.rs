@@ -2,6 +2,7 @@
 
 mod decide;
 mod journal;
+mod savepoint;
 mod simulation;
 mod state;
 

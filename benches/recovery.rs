@@ -1,0 +1,169 @@
+//! How long a job takes to go on from a snapshot, against the size of its state, the number of workers, and the codec.
+//!
+//! A state of so many keys is made once and stopped cleanly; then it is gone on from: timed is from the start of the job to
+//! the moment when every row is loaded and on the worker of its key, sorted and indexed.
+//!
+//! `cargo bench --bench recovery` ; with `--features abomonation` both codecs
+
+#[path = "state/mod.rs"]
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tidegate::{Error, Flow, Job, Result, Window};
+
+use state::{Made, bytes_in, median};
+
+/// The allocator that Tidegate's own programs use.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures how long a job takes to go on from a snapshot
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo bench --bench recovery
+  cargo bench --bench recovery -- --keys 1000000 --workers 1,2,4 --json > figures.ndjson
+  cargo bench --bench recovery --features abomonation")]
+struct Arguments {
+    /// Keys in the state
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]
+    keys: Vec<u64>,
+
+    /// Worker threads
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    workers: Vec<usize>,
+
+    /// Runs of each; medians are shown
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+
+    /// Lines for plotting, one JSON object each
+    #[arg(long)]
+    json: bool,
+
+    /// Where files are made [default: a temporary directory]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// How rows are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Postcard,
+    #[cfg(feature = "abomonation")]
+    Abomonation,
+}
+
+const CODECS: &[Kept] = &[
+    Kept::Postcard,
+    #[cfg(feature = "abomonation")]
+    Kept::Abomonation,
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = dir.join(format!("tidegate-recovery-{}", std::process::id()));
+    let measured = measure(&arguments, &dir);
+    let _ = std::fs::remove_dir_all(&dir);
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
+    if !arguments.json {
+        println!("recovery: from the start of the job until every row is in place, median of {}", arguments.runs);
+        println!(
+            "  {:<12}{:>10}{:>9}{:>14}{:>10}{:>12}{:>20}",
+            "codec", "keys", "workers", "bytes", "s", "M keys/s", "M keys/s a worker"
+        );
+    }
+    for &codec in CODECS {
+        for &keys in &arguments.keys {
+            let directory = dir.join(format!("{codec:?}-{keys}"));
+            run(&directory, codec, keys, 1, keys)?;
+            let bytes = bytes_in(&directory.join("segments"));
+            for &workers in &arguments.workers {
+                let mut seconds = Vec::new();
+                for _ in 0..arguments.runs {
+                    let (took, loaded) = run(&directory, codec, keys, workers, 0)?;
+                    if loaded != keys {
+                        return Err(Error::new(format!("{loaded} rows were loaded of {keys}")));
+                    }
+                    seconds.push(took);
+                }
+                let seconds = median(seconds);
+                let rate = keys as f64 / 1e6 / seconds;
+                let each = rate / workers as f64;
+                if arguments.json {
+                    println!(
+                        "{{\"codec\":\"{codec:?}\",\"keys\":{keys},\"workers\":{workers},\"bytes\":{bytes},\
+                         \"seconds\":{seconds:.4},\"m_keys_per_s\":{rate:.3},\"m_keys_per_s_a_worker\":{each:.3}}}"
+                    );
+                } else {
+                    let codec = format!("{codec:?}");
+                    println!("  {codec:<12}{keys:>10}{workers:>9}{bytes:>14}{seconds:>10.3}{rate:>12.2}{each:>20.2}");
+                }
+            }
+            let _ = std::fs::remove_dir_all(&directory);
+        }
+    }
+    Ok(())
+}
+
+/// Runs until so many records are read and so many rows are in place; how long that took, and how many rows were loaded.
+fn run(directory: &Path, codec: Kept, keys: u64, workers: usize, records: u64) -> Result<(f64, u64)> {
+    let source = Made::new(1, keys, |number| number, |_| 0).endless();
+    let job = Job::new("recovery").workers(workers).state(directory).snapshot_every(Duration::from_secs(3600));
+    let (metrics, stop, over) = (job.metrics(), job.stopper(), Arc::new(AtomicBool::new(false)));
+    let (watched, ended, begun) = (Arc::clone(&metrics), Arc::clone(&over), Instant::now());
+    let watcher = std::thread::spawn(move || {
+        let mut took = 0.0;
+        while !ended.load(Ordering::Acquire) {
+            let summary = watched.summary();
+            let read: u64 = summary.sources.iter().map(|source| source.read).sum();
+            let loaded: u64 = summary.steps.iter().map(|step| step.loaded).sum();
+            let rows = if records == 0 { keys } else { 0 };
+            if read >= records && loaded >= rows && took == 0.0 {
+                took = begun.elapsed().as_secs_f64();
+                stop.stop();
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        took
+    });
+    let ran = job.run(move |flow| query(flow, &source, codec));
+    over.store(true, Ordering::Release);
+    let took = watcher.join().unwrap_or_default();
+    let loaded = ran?.summary.steps.iter().map(|step| step.loaded).sum();
+    Ok((took, loaded))
+}
+
+fn query(flow: &Flow<'_>, source: &Made<u64>, codec: Kept) {
+    let totals = flow.read("numbers", source).key_by(|number| *number).window(Window::global());
+    let totals =
+        totals.aggregate("totals", |each| (each.count(), each.sum(|number| *number), each.max(|number| *number)));
+    let totals = match codec {
+        Kept::Postcard => totals,
+        #[cfg(feature = "abomonation")]
+        Kept::Abomonation => match tidegate::durable::codec::Abomonation::of_this_program() {
+            Ok(codec) => totals.codec(codec),
+            Err(_) => totals,
+        },
+    };
+    totals.on_close().inspect(|_| {});
+}

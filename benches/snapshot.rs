@@ -1,0 +1,390 @@
+//! What durable state costs: snapshots against the size of the state, and throughput and latency with and without it.
+//!
+//! * `size`: a state of 10^4 … 10^7 keys of which the same number change between two snapshots. What a snapshot takes, and
+//!   the bytes it writes, must depend on what changed, not on what is stored. Bytes of background merges are apart.
+//! * `throughput`: tumbling totals over 100,000 accounts as fast as they go: without state, with the journal alone, and
+//!   with a snapshot a second; results written to a file.
+//! * `latency`: 50,000 records a second by the clock, whether anybody keeps up or not, each written as it is: from when a
+//!   record was due to when its epoch was shown, for good. Beside it stands the interval of snapshots: results do not wait for them.
+//!
+//! `cargo bench --bench snapshot`
+
+#[path = "state/mod.rs"]
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use nix::sys::resource::{UsageWho, getrusage};
+use serde::{Deserialize, Serialize};
+use tidegate::durable::Life;
+use tidegate::metrics::Metrics;
+use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::source::Options;
+use tidegate::time::Epoch;
+use tidegate::{EventTime, Job, Record, Result, Window, csv};
+
+use state::{Made, bytes_in, median, quantile};
+
+/// The allocator that Tidegate's own programs use.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Snapshots against the size of the state.
+    Size,
+    /// Throughput with and without state.
+    Throughput,
+    /// Latency with and without state.
+    Latency,
+}
+
+/// Measures what durable state costs
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo bench --bench snapshot
+  cargo bench --bench snapshot -- --parts size --keys 10000,1000000 --json > figures.ndjson")]
+struct Arguments {
+    /// What to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "size,throughput,latency")]
+    parts: Vec<Part>,
+
+    /// Keys in the state
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]
+    keys: Vec<u64>,
+
+    /// Keys that change between two snapshots
+    #[arg(long, default_value_t = 10_000)]
+    changes: u64,
+
+    /// Snapshots of each size
+    #[arg(long, default_value_t = 20)]
+    snapshots: u64,
+
+    /// Records of each run that measures throughput
+    #[arg(long, default_value_t = 10_000_000)]
+    records: u64,
+
+    /// Runs of each; medians are shown
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+
+    /// Worker threads
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    workers: Vec<usize>,
+
+    /// Records a second where latency is measured, for so many seconds
+    #[arg(long, default_value_t = 50_000)]
+    rate: u64,
+
+    /// How many seconds latency is measured
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+
+    /// Lines for plotting, one JSON object each
+    #[arg(long)]
+    json: bool,
+
+    /// Where files are made [default: a temporary directory]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let dir = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = dir.join(format!("tidegate-snapshot-{}", std::process::id()));
+    let measured = arguments.parts.iter().try_for_each(|part| match part {
+        Part::Size => size(&arguments, &dir),
+        Part::Throughput => throughput(&arguments, &dir),
+        Part::Latency => latency(&arguments, &dir),
+    });
+    let _ = std::fs::remove_dir_all(&dir);
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A directory of its own, empty.
+fn fresh(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    let _ = std::fs::create_dir_all(&path);
+    path
+}
+
+fn until_end() -> Options {
+    Options { until_end: true, ..Options::default() }
+}
+
+/// Snapshots of a state of many keys, of which few change.
+fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
+    let Arguments { changes, snapshots, json, .. } = *arguments;
+    if !json {
+        println!("\nsnapshots: {changes} keys change between two, median of {snapshots}; one worker");
+        println!("  {:>10}{:>14}{:>10}{:>16}{:>10}{:>16}", "keys", "ms", "ratio", "bytes", "ratio", "state, bytes");
+    }
+    let mut first = None;
+    for &keys in &arguments.keys {
+        let directory = fresh(dir, "size");
+        // Every key once, then the keys that change, so many before each snapshot.
+        let a_snapshot = Duration::from_millis(400);
+        let rate = (changes as f64 / a_snapshot.as_secs_f64()) as u64;
+        let make =
+            move |number: u64| if number < keys { number } else { (number - keys) % changes * (keys / changes).max(1) };
+        let filling = Made::new(1, keys, make, |_| 0).endless();
+        run_totals(&directory, filling, Duration::from_secs(3600), keys)?;
+        let whole = Made::new(1, keys + changes * snapshots, make, |_| 0).endless();
+        let whole = whole.paced(keys, Instant::now(), rate);
+        let metrics = run_totals(&directory, whole, a_snapshot, changes * snapshots)?;
+        let metrics = &metrics.snapshots;
+        let taken = metrics.recent();
+        let steady: Vec<_> = taken.iter().filter(|one| one.rows > changes / 2 && one.rows < changes * 3).collect();
+        let ms = median(steady.iter().map(|one| one.took.as_secs_f64() * 1e3).collect());
+        let bytes = median(steady.iter().map(|one| one.bytes as f64 / one.rows as f64 * changes as f64).collect());
+        let (ms_at_first, bytes_at_first) = *first.get_or_insert((ms, bytes));
+        let (stored, merged) = (bytes_in(&directory.join("segments")), metrics.merged.get());
+        if json {
+            println!(
+                "{{\"part\":\"size\",\"keys\":{keys},\"changes\":{changes},\"snapshots\":{},\"ms\":{ms:.3},\"bytes\":{bytes:.0},\
+                 \"stored\":{stored},\"merged\":{merged}}}",
+                steady.len()
+            );
+        } else {
+            let (ms_ratio, bytes_ratio) = (ms / ms_at_first, bytes / bytes_at_first);
+            println!(
+                "  {keys:>10}{ms:>14.1}{ms_ratio:>10.2}{bytes:>16.0}{bytes_ratio:>10.2}{stored:>16}   {merged} bytes merged"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Runs totals over all time until so many records are read.
+fn run_totals(directory: &Path, source: Made<u64>, every: Duration, records: u64) -> Result<Arc<Metrics>> {
+    let job = Job::new("size").state(directory).snapshot_every(every);
+    let (metrics, stop) = (job.metrics(), job.stopper());
+    let watched = Arc::clone(&metrics);
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&over);
+    let watcher = std::thread::spawn(move || {
+        while !ended.load(Ordering::Acquire) {
+            if watched.summary().sources.first().is_some_and(|source| source.read >= records) {
+                stop.stop();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let ran = job.run(move |flow| {
+        let totals = flow.read("numbers", &source).key_by(|number| *number).window(Window::global());
+        let totals = totals.aggregate("totals", |each| (each.count(), each.sum(|number| *number)));
+        totals.on_close().inspect(|_| {});
+    });
+    over.store(true, Ordering::Release);
+    let _ = watcher.join();
+    ran.map(|_report| metrics)
+}
+
+/// A row of totals.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Total {
+    window_end: EventTime,
+    account: u32,
+    count: i64,
+    sum: i128,
+}
+
+/// Throughput without state, with the journal, with everything.
+fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
+    let Arguments { records, runs, json, .. } = *arguments;
+    if !json {
+        println!("\nthroughput: {records} records in memory, totals to a file, median of {runs}");
+        println!("  {:<22}{:>8}{:>16}{:>8}{:>12}", "durability", "workers", "M records/s", "ratio", "CPU s/M");
+    }
+    for &workers in &arguments.workers {
+        let kinds =
+            [("off", None), ("journal only", Some(Duration::from_secs(3600))), ("full", Some(Duration::from_secs(1)))];
+        let mut figures = vec![Vec::new(); kinds.len()];
+        for _ in 0..runs {
+            for ((_, every), figures) in kinds.iter().zip(&mut figures) {
+                figures.push(one_run(records, workers, *every, dir)?);
+            }
+        }
+        let mut base = None;
+        for ((name, _), figures) in kinds.iter().zip(figures) {
+            let rate = median(figures.iter().map(|(seconds, _)| records as f64 / 1e6 / seconds).collect());
+            let cpu = median(figures.iter().map(|(_, cpu)| cpu / (records as f64 / 1e6)).collect());
+            let ratio = rate / *base.get_or_insert(rate);
+            if json {
+                println!(
+                    "{{\"part\":\"throughput\",\"durability\":\"{name}\",\"workers\":{workers},\"records\":{records},\
+                     \"median\":{rate:.3},\"ratio\":{ratio:.3},\"cpu_s_per_m\":{cpu:.4}}}"
+                );
+            } else {
+                println!("  {name:<22}{workers:>8}{rate:>16.2}{ratio:>8.2}{cpu:>12.3}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cpu_seconds() -> f64 {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return f64::NAN };
+    [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
+}
+
+/// A record of the runs that measure throughput: account, amount, event time.
+type Deal = (u32, i64, i64);
+
+fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<(f64, f64)> {
+    let directory = fresh(dir, "throughput");
+    let make = |number: u64| {
+        let dice = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (((dice >> 33) % 100_000) as u32, (dice >> 20) as i64 % 20_000, (number / 100) as i64)
+    };
+    let source = Made::new(4, records, make, |deal: &Deal| deal.2);
+    let out = csv::File::new(directory.join("totals.csv"));
+    let job = Job::new("totals").workers(workers).options(until_end());
+    let job = match every {
+        Some(every) => job.state(directory.join("state")).snapshot_every(every),
+        None => job,
+    };
+    let (cpu, begun) = (cpu_seconds(), Instant::now());
+    job.run(move |flow| {
+        flow.read("deals", &source)
+            .key_by(|deal| deal.0)
+            .window(Window::tumbling(Duration::from_secs(10)))
+            .aggregate("totals", |each| (each.count(), each.sum(|deal| deal.1)))
+            .on_close()
+            .map(|row| Total { window_end: row.window.end, account: row.key, count: row.value.0, sum: row.value.1 })
+            .write("totals", &out);
+    })?;
+    Ok((begun.elapsed().as_secs_f64(), cpu_seconds() - cpu))
+}
+
+/// A record that knows when it was due, in microseconds since the run began.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Due {
+    number: u64,
+    due_us: u64,
+}
+
+/// A sink that notes, when an epoch was shown for good, how long ago each of its records was due.
+struct Timed<S> {
+    sink: S,
+    begun: Instant,
+    late_ms: Arc<Mutex<Vec<f64>>>,
+}
+
+impl<S: Sink<Due>> Sink<Due> for Timed<S> {
+    fn describe(&self) -> String {
+        self.sink.describe()
+    }
+
+    fn check(&self, rows: Rows) -> Result<()> {
+        self.sink.check(rows)
+    }
+
+    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<Due>>> {
+        let (writer, late_ms) = (self.sink.open(at)?, Arc::clone(&self.late_ms));
+        Ok(Box::new(TimedWriter { writer, begun: self.begun, late_ms, written: Vec::new() }))
+    }
+}
+
+struct TimedWriter<D: Record> {
+    writer: Box<dyn Writer<D>>,
+    begun: Instant,
+    late_ms: Arc<Mutex<Vec<f64>>>,
+    written: Vec<u64>,
+}
+
+impl Writer<Due> for TimedWriter<Due> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        self.writer.shown()
+    }
+
+    fn begin(&mut self, life: &Life) -> Result<()> {
+        self.writer.begin(life)
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(Due, isize)]) -> Result<()> {
+        self.written.extend(rows.iter().map(|(row, _)| row.due_us));
+        self.writer.write(epoch, rows)
+    }
+
+    fn show(&mut self) -> Result<()> {
+        self.writer.show()?;
+        let now = self.begun.elapsed().as_secs_f64() * 1e3;
+        let mut late_ms = self.late_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        late_ms.extend(self.written.drain(..).map(|due_us| now - due_us as f64 / 1e3));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.writer.finish()
+    }
+
+    fn waits(&self) -> bool {
+        self.writer.waits()
+    }
+}
+
+/// From when records were due to when they were shown, at a steady rate.
+fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
+    let Arguments { rate, seconds, json, .. } = *arguments;
+    if !json {
+        println!("\nlatency: {rate} records a second for {seconds} s, each written to a file; from due to shown, ms");
+        println!("  {:<22}{:>10}{:>14}{:>10}{:>10}{:>10}", "durability", "epoch", "snapshots", "p50", "p99", "most");
+    }
+    for (name, every) in [("off", None), ("journal only", Some(3600)), ("full", Some(1)), ("full", Some(5))] {
+        for epoch in [100, 20] {
+            let directory = fresh(dir, "latency");
+            let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
+            let make = move |number| Due { number, due_us: number * 1_000_000 / rate };
+            let source = Made::new(1, rate * seconds, make, |due: &Due| due.due_us as i64 / 1000);
+            let source = source.paced(0, begun, rate);
+            let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
+            let job = Job::new("latency").options(until_end()).epoch(Duration::from_millis(epoch));
+            let job = match every {
+                Some(every) => job.state(directory.join("state")).snapshot_every(Duration::from_secs(every)),
+                None => job,
+            };
+            job.run(move |flow| {
+                let due = flow.read("due", &source);
+                // A state to keep, of as many keys as there are records in a second.
+                let counts =
+                    due.clone().key_by(move |due| due.number % rate).window(Window::tumbling(Duration::from_secs(2)));
+                let counts = counts.aggregate("counts", |each| (each.count(),));
+                counts.on_close().inspect(|_| {});
+                due.write("out", &sink);
+            })?;
+            let mut late = late_ms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            late.sort_by(f64::total_cmp);
+            let (p50, p99, most) = (quantile(&late, 0.5), quantile(&late, 0.99), quantile(&late, 1.0));
+            let interval = every.filter(|every| *every < 3600).map_or("-".into(), |every| format!("{every} s"));
+            if json {
+                println!(
+                    "{{\"part\":\"latency\",\"durability\":\"{name}\",\"epoch_ms\":{epoch},\"snapshots\":\"{interval}\",\
+                     \"rate\":{rate},\"p50_ms\":{p50:.2},\"p99_ms\":{p99:.2},\"most_ms\":{most:.2}}}"
+                );
+            } else {
+                println!("  {name:<22}{epoch:>7} ms{interval:>14}{p50:>10.1}{p99:>10.1}{most:>10.1}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! What the benchmarks of durable state share: sources whose records are made as they are read, and how figures are said.
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidegate::durable::journal::Bound;
+use tidegate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use tidegate::time::Epoch;
+use tidegate::{Record, Result};
+
+/// Makes the record of a number.
+pub(crate) type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
+
+/// A source of one partition a worker, whose records are made when they are read: as fast as they are taken, or, **open
+/// loop**, so many a second by the clock, whether anybody keeps up or not.
+pub(crate) struct Made<D> {
+    make: Make<D>,
+    time_of: TimeOf<D>,
+    partitions: u32,
+    /// Records of each partition.
+    count: u64,
+    /// How many records are due at once, and from when on how many more are a second, over all partitions.
+    paced: Option<(u64, Instant, u64)>,
+    endless: bool,
+}
+
+impl<D: Record> Made<D> {
+    /// `count` records in all; the record with number `n` of partition `p` is made of `n * partitions + p`.
+    pub(crate) fn new(
+        partitions: u32,
+        count: u64,
+        make: impl Fn(u64) -> D + Send + Sync + 'static,
+        time_of: impl Fn(&D) -> i64 + Send + Sync + 'static,
+    ) -> Self {
+        let count = count / u64::from(partitions);
+        Made { make: Arc::new(make), time_of: Arc::new(time_of), partitions, count, paced: None, endless: false }
+    }
+
+    /// The first `at_once` records are there from the beginning; from then on there are so many more a second.
+    pub(crate) fn paced(mut self, at_once: u64, from: Instant, a_second: u64) -> Self {
+        self.paced = Some((at_once, from, a_second));
+        self
+    }
+
+    /// There may always be more: the job goes on until it is stopped.
+    pub(crate) fn endless(mut self) -> Self {
+        self.endless = true;
+        self
+    }
+}
+
+impl<D: Record> Source for Made<D> {
+    type Item = D;
+
+    fn describe(&self) -> String {
+        String::from("records made as they are read")
+    }
+
+    fn event_time(&self) -> TimeOf<D> {
+        Arc::clone(&self.time_of)
+    }
+
+    fn out_of_order(&self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+
+    fn open(&self, at: &Place) -> Result<Box<dyn Reader<D>>> {
+        let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
+        Ok(Box::new(MadeReader {
+            make: Arc::clone(&self.make),
+            partitions: u64::from(self.partitions),
+            count: self.count,
+            paced: self.paced,
+            endless: self.endless,
+            mine,
+            made: Vec::new(),
+        }))
+    }
+}
+
+struct MadeReader<D> {
+    make: Make<D>,
+    partitions: u64,
+    count: u64,
+    paced: Option<(u64, Instant, u64)>,
+    endless: bool,
+    mine: Vec<(u32, Option<Slot>)>,
+    made: Vec<D>,
+}
+
+impl<D: Record> MadeReader<D> {
+    fn take(&mut self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
+        let from = intake.next(slot);
+        self.made.clear();
+        self.made.extend((from..end).map(|number| (self.make)(number * self.partitions + u64::from(id))));
+        intake.accept_all(epoch, slot, from, &self.made)
+    }
+}
+
+impl<D: Record> Reader<D> for MadeReader<D> {
+    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+        for (id, slot) in &mut self.mine {
+            if let Some(place) = places.iter().find(|place| place.bound.partition == *id) {
+                *slot = Some(intake.resume(epoch, place));
+            }
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
+        intake.all_found();
+        let count = self.count;
+        let due = self.paced.map_or(count, |(at_once, from, a_second)| {
+            let more = from.elapsed().as_nanos() * u128::from(a_second) / 1_000_000_000;
+            count.min((at_once + more as u64) / self.partitions)
+        });
+        let until = (!self.endless).then_some(count);
+        let mut busy = false;
+        for at in 0..self.mine.len() {
+            let (id, slot) = self.mine[at];
+            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, until));
+            self.mine[at].1 = Some(slot);
+            let end = due.min(intake.next(slot) + budget as u64);
+            if end > intake.next(slot) {
+                self.take(epoch, id, slot, end, intake)?;
+                busy = true;
+            }
+        }
+        Ok(Polled { epoch, busy })
+    }
+
+    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+        intake.all_found();
+        intake.begin(epoch);
+        for bound in bounds {
+            let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
+            let (id, slot) = self.mine[at];
+            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until));
+            self.mine[at].1 = Some(slot);
+            self.take(epoch, id, slot, bound.next, intake)?;
+            intake.repeat(slot, bound);
+        }
+        Ok(true)
+    }
+}
+
+/// The number at a share of sorted numbers.
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// The median.
+pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    quantile(&numbers, 0.5)
+}
+
+/// The bytes of the files in a directory, those below it too.
+pub(crate) fn bytes_in(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(about) if about.is_dir() => bytes_in(&entry.path()),
+        Ok(about) => about.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
+}

@@ -1,0 +1,274 @@
+//! `tidegate snapshot`: what a state directory holds, whether it is whole, and copies of it.
+//!
+//! The commands that read (`ls`, `inspect`, `verify`, `export`) take no lock, so a job may run meanwhile: what it tidies
+//! up under them is looked for again among what is there then. `prune` takes the lock, and so refuses while a job runs.
+//!
+//! Rows are shown by the schema that segments carry, as their types are known to the query alone. A row of a step may
+//! have parts in several segments; only the query knows how parts add up, so they are listed beside each other.
+
+mod export;
+mod inspect;
+mod rows;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::say;
+use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::look::{Sight, sight};
+use crate::durable::manifest::Manifest;
+use crate::durable::segment::SegmentInfo;
+use crate::durable::state::StateDir;
+use crate::error::{Error, Result};
+use crate::time::{Epoch, EventTime};
+
+pub use export::ExportArgs;
+pub use inspect::InspectArgs;
+pub use verify::VerifyArgs;
+
+const EXAMPLES: &str = "Examples:
+  tidegate snapshot ls state/                      the snapshots, and what each has cost
+  tidegate snapshot inspect state/                 what the newest one consists of
+  tidegate snapshot inspect state/ totals --key alice
+  tidegate snapshot verify state/                  whether every file is as it was written
+  tidegate snapshot export state/ savepoint/       a copy to begin a new state with
+  tidegate snapshot export state/ --csv rows.csv --step totals
+  tidegate snapshot prune state/ --keep 1
+
+All but prune may be used while the job runs. STATE may be a savepoint too.";
+
+/// Looks at snapshots, checks them, copies them.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SnapshotArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+/// What `tidegate snapshot` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Lists the snapshots of a state, and what each has cost
+    Ls(LsArgs),
+    /// Shows what a snapshot consists of, or the rows of one of its steps
+    Inspect(InspectArgs),
+    /// Checks every file that counts against its checksums
+    Verify(VerifyArgs),
+    /// Makes a savepoint of a snapshot, or writes rows of it as CSV or JSON
+    Export(ExportArgs),
+    /// Removes older snapshots
+    Prune(PruneArgs),
+}
+
+/// Flags of `tidegate snapshot ls`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Columns:
+  EPOCH     the snapshot's epoch: all up to it is in the snapshot
+  MADE      when it was written, by the clock of its machine
+  SIZE      what its segments have on the disk
+  CHANGED   what segments have that the snapshot before does not name: what this one has cost
+  ROWS      rows of its segments; a key may have rows in several
+
+Examples:
+  tidegate snapshot ls state/
+  tidegate snapshot ls state/ --json")]
+pub struct LsArgs {
+    /// The state directory, or a savepoint
+    pub state: PathBuf,
+
+    /// One JSON object a line, and a last one for the whole state
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `tidegate snapshot prune`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "The job must not run: stop it first. The journal stays; the job's next start cuts it.
+
+Examples:
+  tidegate snapshot prune state/ --keep 1")]
+pub struct PruneArgs {
+    /// The state directory
+    pub state: PathBuf,
+
+    /// How many of the newest snapshots stay
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub keep: u16,
+}
+
+/// Runs the command; answers its exit code.
+///
+/// # Errors
+/// When there is no state, it cannot be read, or what was asked for is not in it.
+pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
+    match &args.command {
+        SnapshotCommand::Ls(args) => ls(args),
+        SnapshotCommand::Inspect(args) => inspect::inspect(args),
+        SnapshotCommand::Verify(args) => verify::verify(args),
+        SnapshotCommand::Export(args) => export::export(args),
+        SnapshotCommand::Prune(args) => prune(args),
+    }
+}
+
+/// Opens a state to look at it.
+fn look_at(path: &Path) -> Result<StateDir> {
+    let disk: Arc<dyn Disk> = OsDisk::shared();
+    StateDir::join(disk, path)
+}
+
+/// The snapshot of an epoch, or the newest one.
+fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
+    let Sight { mut manifests, unreadable, .. } = sight(dir)?;
+    let place = dir.path().display();
+    let known: Vec<_> = manifests.iter().map(|manifest| manifest.epoch.to_string()).collect();
+    let found = match epoch {
+        None => manifests.pop(),
+        Some(epoch) => manifests.into_iter().rfind(|manifest| manifest.epoch == Epoch(epoch)),
+    };
+    match (found, epoch, unreadable.into_iter().next_back()) {
+        // Older ones are not what was asked for.
+        (Some(found), None, Some(error)) if !is_newest(dir, &found)? => Err(error),
+        (Some(found), ..) => Ok(found),
+        (None, _, Some(error)) => Err(error),
+        (None, None, _) => Err(Error::new("there is no snapshot yet").at(place).help("run the job for a while")),
+        (None, Some(epoch), _) => {
+            let error = Error::new(format!("there is no snapshot of epoch {epoch}")).at(place);
+            Err(error.because(format!("there are {}", known.join(", "))).help("see `tidegate snapshot ls`"))
+        }
+    }
+}
+
+/// How often what a job has removed is looked for again.
+const TRIES: usize = 10;
+
+/// Does something with the snapshot that was asked for. Where that may be any, and the job removes it before it is open,
+/// the next one is as good.
+fn with_snapshot<T>(dir: &StateDir, epoch: Option<u64>, act: impl Fn(&Manifest) -> Result<T>) -> Result<T> {
+    for _ in 1..TRIES {
+        let manifest = choose(dir, epoch)?;
+        let done = act(&manifest);
+        let listed = || crate::durable::manifest::list(&**dir.disk(), &dir.manifests());
+        if done.is_ok() || epoch.is_some() || listed()?.contains(&manifest.id()) {
+            return done;
+        }
+    }
+    act(&choose(dir, epoch)?)
+}
+
+/// Whether no manifest of a later epoch is there, readable or not.
+fn is_newest(dir: &StateDir, found: &Manifest) -> Result<bool> {
+    let ids = crate::durable::manifest::list(&**dir.disk(), &dir.manifests())?;
+    Ok(ids.iter().all(|id| id.epoch <= found.epoch))
+}
+
+/// The segments of a snapshot.
+fn segments(manifest: &Manifest) -> impl Iterator<Item = &SegmentInfo> {
+    manifest.steps.iter().flat_map(|step| &step.segments)
+}
+
+fn bytes<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
+    segments.map(|segment| segment.bytes).sum()
+}
+
+fn rows<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
+    segments.map(|segment| segment.rows).sum()
+}
+
+/// A time by the wall clock, as people write it.
+fn clock(millis: u64) -> EventTime {
+    EventTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).to_string()
+}
+
+fn ls(args: &LsArgs) -> Result<u8> {
+    let dir = look_at(&args.state)?;
+    let Sight { manifests, unreadable, claim, journal_bytes } = sight(&dir)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    if !args.json {
+        say(format_args!(
+            "{:>14}  {:<24}  {:>8}  {:>10}  {:>10}  {:>10}  {:>12}",
+            "EPOCH", "MADE", "AGE", "SIZE", "CHANGED", "ROWS", "CHANGED ROWS"
+        ));
+    }
+    let mut before: Option<&Manifest> = None;
+    for manifest in &manifests {
+        let is_new =
+            |segment: &&SegmentInfo| before.is_none_or(|before| !before.segments().any(|file| file == segment.file));
+        let (all, new) = (segments(manifest), || segments(manifest).filter(is_new));
+        let seconds = u64::try_from(now.saturating_sub(u128::from(manifest.made_ms)) / 1000).unwrap_or(u64::MAX);
+        let (epoch, made) = (manifest.epoch, clock(manifest.made_ms));
+        let (stored, changed, count, changed_rows) = (bytes(all), bytes(new()), rows(segments(manifest)), rows(new()));
+        if args.json {
+            let line = json!({
+                "epoch": epoch.0, "life": manifest.incarnation, "made": made.to_string(), "age_s": seconds,
+                "bytes": stored, "changed_bytes": changed, "rows": count, "changed_rows": changed_rows,
+                "segments": segments(manifest).count(), "ended": manifest.ended,
+            });
+            say(format_args!("{line}"));
+        } else {
+            let age = humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string();
+            let age = age.split(' ').take(2).collect::<String>();
+            let ended = if manifest.ended { "  ended" } else { "" };
+            say(format_args!(
+                "{:>14}  {made:<24}  {age:>8}  {:>10}  {:>10}  {count:>10}  {changed_rows:>12}{ended}",
+                epoch.0,
+                size(stored),
+                size(changed),
+            ));
+        }
+        before = Some(manifest);
+    }
+    let whole =
+        &manifests.iter().flat_map(segments).map(|s| (&s.file, s.bytes)).collect::<std::collections::BTreeMap<_, _>>();
+    let whole: u64 = whole.values().sum();
+    if args.json {
+        let holder = claim.as_ref().map(|claim| {
+            json!({
+                "life": claim.incarnation, "pid": claim.holder.pid, "host": claim.holder.host,
+                "since": clock(claim.holder.since_ms).to_string(),
+            })
+        });
+        let line = json!({
+            "state": dir.id().to_string(), "snapshots": manifests.len(), "bytes": whole,
+            "journal_bytes": journal_bytes, "last_life": holder,
+        });
+        say(format_args!("{line}"));
+    } else {
+        let life = claim.map_or(String::from("no life has gone on yet"), |claim| {
+            let (holder, life) = (&claim.holder, claim.incarnation);
+            format!("life {life}: process {} on {} since {}", holder.pid, holder.host, clock(holder.since_ms))
+        });
+        let (count, id) = (manifests.len(), dir.id());
+        say(format_args!(
+            "state {id}: {count} snapshots, {} together; journal {}; {life}",
+            size(whole),
+            size(journal_bytes)
+        ));
+    }
+    for error in &unreadable {
+        eprintln!("{error}");
+    }
+    Ok(u8::from(!unreadable.is_empty()))
+}
+
+fn prune(args: &PruneArgs) -> Result<u8> {
+    // So that nothing is made where there is no state.
+    look_at(&args.state)?;
+    let dir = StateDir::open(OsDisk::shared(), &args.state, false)
+        .map_err(|error| error.help("stop the job first: a snapshot is not removed while it runs"))?;
+    let before = sight(&dir)?.manifests.len();
+    let kept = dir.prune(usize::from(args.keep))?;
+    let after = sight(&dir)?.manifests.len();
+    say(format_args!("{} of {before} snapshots removed, {} files in all", before - after, kept.removed));
+    Ok(0)
+}

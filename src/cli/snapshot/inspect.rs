@@ -1,0 +1,148 @@
+//! `tidegate snapshot inspect`: what a snapshot consists of, or the rows of one of its steps.
+
+use std::io::{IsTerminal, Write, stdout};
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::rows::{Row, Rows, json, step, text_of};
+use super::{bytes, choose, clock, look_at, rows, size, with_snapshot};
+use crate::cli::progress::bytes_bar;
+use crate::cli::say;
+use crate::durable::codec::Value;
+use crate::durable::manifest::Manifest;
+use crate::error::Result;
+
+/// How many rows are shown unless it is said otherwise, where people look.
+const SHOWN: u64 = 100;
+
+/// Flags of `tidegate snapshot inspect`.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Rows are JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
+each segment in which it changed; the part says after which epoch and up to which one. Only
+the query knows how parts add up. What is dead by the snapshot's watermark is left out.
+
+Rows that were written by the abomonation codec cannot be shown: only their program knows them.
+Of types that hold themselves some levels are shown.
+
+Examples:
+  tidegate snapshot inspect state/                        sources, steps and sinks
+  tidegate snapshot inspect state/ totals --limit 10
+  tidegate snapshot inspect state/ totals --key alice
+  tidegate snapshot inspect state/ totals --epoch 1735689600000"
+)]
+pub struct InspectArgs {
+    /// The state directory, or a savepoint
+    pub state: PathBuf,
+
+    /// The step whose rows are shown
+    pub step: Option<String>,
+
+    /// Only rows of this key: its text, or as JSON if it is no text
+    #[arg(long, value_name = "TEXT", requires = "step")]
+    pub key: Option<String>,
+
+    /// The snapshot of this epoch, instead of the newest one
+    #[arg(long, value_name = "E")]
+    pub epoch: Option<u64>,
+
+    /// At most so many keys [default: 100 on a terminal, else all]
+    #[arg(long, value_name = "N", requires = "step")]
+    pub limit: Option<u64>,
+}
+
+/// Runs the command; answers its exit code.
+pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
+    let dir = look_at(&args.state)?;
+    let Some(name) = &args.step else {
+        overview(&choose(&dir, args.epoch)?);
+        return Ok(0);
+    };
+    let mut rows = with_snapshot(&dir, args.epoch, |manifest| Rows::open(&dir, step(manifest, Some(name))?))?;
+    let limit = args.limit.unwrap_or(if stdout().is_terminal() { SHOWN } else { u64::MAX });
+    let (mut shown, mut out) = (0, stdout().lock());
+    // Not in between rows.
+    let bar = if stdout().is_terminal() { ProgressBar::hidden() } else { bytes_bar() };
+    bar.set_length(rows.progress().1);
+    while let Some(row) = rows.next()? {
+        bar.set_position(rows.progress().0);
+        if let Some(key) = &args.key
+            && text_of(&row.key)? != *key
+        {
+            continue;
+        }
+        if shown == limit {
+            eprintln!("there are more; --limit N shows N of them");
+            break;
+        }
+        // Nobody may be reading any more; that is no reason to fail.
+        if writeln!(out, "{}", line(row)?).is_err() {
+            break;
+        }
+        shown += 1;
+    }
+    bar.finish_and_clear();
+    if shown == 0 {
+        eprintln!("there are no such rows");
+    }
+    Ok(0)
+}
+
+/// A row as a line.
+fn line(row: Row) -> Result<String> {
+    let parts = row.parts.into_iter().map(|part| {
+        let mut fields =
+            vec![("from".to_owned(), Value::Natural(part.from.0)), ("to".to_owned(), Value::Natural(part.to.0))];
+        match part.value {
+            Value::Fields(more) => fields.extend(more),
+            value => fields.push(("value".to_owned(), value)),
+        }
+        Value::Fields(fields)
+    });
+    let mut fields = Vec::new();
+    fields.extend(row.window.map(|end| ("window_end".to_owned(), Value::Time(end))));
+    fields.push(("key".to_owned(), row.key));
+    fields.push(("parts".to_owned(), Value::List(parts.collect())));
+    json(&Value::Fields(fields))
+}
+
+fn overview(manifest: &Manifest) {
+    let Manifest { job, epoch, incarnation, made_ms, query, .. } = manifest;
+    let ended = if manifest.ended { "; the job has come to its end" } else { "" };
+    say(format_args!("job {job}, epoch {}, made by life {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
+    say(format_args!("program {}", query.build));
+    for (flag, value) in &query.flags {
+        say(format_args!("  {flag} {value}"));
+    }
+    for source in &manifest.sources {
+        say(format_args!("source {}: watermark {}", source.name, source.watermark));
+        for bound in &source.bounds {
+            let until = bound.until.map(|until| format!(" of {until}")).unwrap_or_default();
+            let is = if bound.ended {
+                ", ended"
+            } else if bound.idle {
+                ", idle"
+            } else {
+                ""
+            };
+            let (partition, next) = (bound.partition, bound.next);
+            say(format_args!("  partition {partition}: offset {next}{until}, watermark {}{is}", bound.watermark));
+        }
+    }
+    for step in &manifest.steps {
+        let (count, all, stored) = (step.segments.len(), rows(step.segments.iter()), bytes(step.segments.iter()));
+        let (name, closed) = (&step.name, step.closed);
+        say(format_args!("step {name}: {all} rows in {count} segments, {}; closed through {closed}", size(stored)));
+        for segment in &step.segments {
+            let (file, from, to, rows) = (&segment.file, segment.from.0, segment.to.0, segment.rows);
+            say(format_args!("  {file}: epochs {from} to {to}, {rows} rows, {}", size(segment.bytes)));
+        }
+    }
+    for sink in &manifest.sinks {
+        let shown = sink.shown.map_or("nothing shown yet".into(), |shown| format!("shown through epoch {}", shown.0));
+        let live = if sink.on_change { ", a live collection" } else { "" };
+        say(format_args!("sink {}: {shown}{live}", sink.name));
+    }
+}

@@ -1,0 +1,203 @@
+//! The rows of one step of a snapshot, without its types: in the order of their keys, the parts of a key side by side.
+//!
+//! * A **row** is shown as a window, a key and a value where it is a pair of (end of a window, key) and value, as rows of
+//!   windowed steps are; as key and value where it is another pair; else all of it is the key.
+//! * A **part** is what one segment has of a key. What is dead by the snapshot's watermark is left out, as it is when a
+//!   job goes on from the snapshot.
+//!
+//! Invariant: one block of each segment is in memory at a time.
+
+use std::collections::VecDeque;
+
+use crate::durable::codec::{Schema, Value};
+use crate::durable::manifest::{Manifest, StepState};
+use crate::durable::segment::{SegmentInfo, SegmentReader};
+use crate::durable::state::StateDir;
+use crate::error::{Error, Result};
+use crate::time::{Epoch, EventTime};
+
+/// A key, with what segments have of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    /// The end of its window.
+    pub(super) window: Option<EventTime>,
+    pub(super) key: Value,
+    pub(super) parts: Vec<Part>,
+}
+
+/// What one segment has of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// It changed after this epoch …
+    pub(super) from: Epoch,
+    /// … and up to this one.
+    pub(super) to: Epoch,
+    pub(super) value: Value,
+}
+
+/// What the rows of a step consist of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    pub(super) windowed: bool,
+    pub(super) key: Schema,
+    pub(super) value: Schema,
+}
+
+impl Form {
+    fn of(rows: &Schema) -> Form {
+        let Some([first, value]) = pair(rows) else {
+            return Form { windowed: false, key: rows.clone(), value: Schema::Unit };
+        };
+        match pair(first) {
+            Some([Schema::Time, key]) => Form { windowed: true, key: key.clone(), value: value.clone() },
+            _ => Form { windowed: false, key: first.clone(), value: value.clone() },
+        }
+    }
+
+    /// Window, key and value of a row.
+    fn split(&self, row: Value) -> (Option<EventTime>, Value, Value) {
+        let (first, value) = match row {
+            Value::List(pair) if self.value != Schema::Unit => match <[Value; 2]>::try_from(pair) {
+                Ok([first, value]) => (first, value),
+                Err(all) => return (None, Value::List(all), Value::Nothing),
+            },
+            row => return (None, row, Value::Nothing),
+        };
+        match first {
+            Value::List(pair) if self.windowed => match <[Value; 2]>::try_from(pair) {
+                Ok([Value::Time(end), key]) => (Some(end), key, value),
+                Ok(pair) => (None, Value::List(pair.into()), value),
+                Err(all) => (None, Value::List(all), value),
+            },
+            key => (None, key, value),
+        }
+    }
+}
+
+fn pair(schema: &Schema) -> Option<[&Schema; 2]> {
+    match schema {
+        Schema::Tuple(parts) => match &parts[..] {
+            [first, second] => Some([first, second]),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The rows of a step.
+#[derive(Debug)]
+pub(super) struct Rows {
+    closed: EventTime,
+    segments: Vec<Segment>,
+    /// How many bytes of them have been read.
+    read: u64,
+}
+
+#[derive(Debug)]
+struct Segment {
+    info: SegmentInfo,
+    reader: SegmentReader,
+    form: Form,
+    /// The next block.
+    block: usize,
+    rows: VecDeque<(Option<EventTime>, Value, Value)>,
+}
+
+impl Rows {
+    /// Opens the segments of a step.
+    ///
+    /// # Errors
+    /// When one cannot be read, or is damaged.
+    pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<Rows> {
+        let mut segments = Vec::new();
+        for info in step.segments.iter().filter(|info| !info.is_dead(step.closed)) {
+            let reader = SegmentReader::open_named(&**dir.disk(), &dir.segments(), info)?;
+            let form = Form::of(&reader.coding().schema);
+            segments.push(Segment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
+        }
+        segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
+        Ok(Rows { closed: step.closed, segments, read: 0 })
+    }
+
+    /// What the rows consist of; `None` if there are none.
+    pub(super) fn form(&self) -> Option<&Form> {
+        self.segments.last().map(|segment| &segment.form)
+    }
+
+    /// How many bytes have been read, and how many there are.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.read, self.segments.iter().map(|segment| segment.info.bytes).sum())
+    }
+
+    /// The next key, in order.
+    ///
+    /// # Errors
+    /// When a block is damaged, or cannot be told without its type.
+    pub(super) fn next(&mut self) -> Result<Option<Row>> {
+        for segment in &mut self.segments {
+            self.read += segment.fill(self.closed)?;
+        }
+        let heads = self.segments.iter().filter_map(|segment| segment.rows.front());
+        let Some((window, key)) = heads.map(|(window, key, _)| (window, key)).min() else { return Ok(None) };
+        let mut row = Row { window: *window, key: key.clone(), parts: Vec::new() };
+        for segment in &mut self.segments {
+            let is_it = |head: &mut (Option<EventTime>, Value, Value)| (head.0, &head.1) == (row.window, &row.key);
+            if let Some((_, _, value)) = segment.rows.pop_front_if(is_it) {
+                row.parts.push(Part { from: segment.info.from, to: segment.info.to, value });
+            }
+        }
+        Ok(Some(row))
+    }
+}
+
+impl Segment {
+    /// Has a row ready, if there is one; answers how many bytes were read for that.
+    fn fill(&mut self, closed: EventTime) -> Result<u64> {
+        let mut read = 0;
+        while self.rows.is_empty() && self.block < self.reader.blocks().len() {
+            let rows = self.reader.values(self.block)?.into_iter().map(|row| self.form.split(row));
+            self.rows.extend(rows.filter(|(window, ..)| window.is_none_or(|end| end > closed)));
+            read += u64::from(self.reader.blocks()[self.block].stored);
+            self.block += 1;
+        }
+        Ok(read)
+    }
+}
+
+/// The step of a snapshot with this name; without one, the only step there is.
+///
+/// # Errors
+/// When there is no such step, or there are several to choose from.
+pub(super) fn step<'m>(manifest: &'m Manifest, name: Option<&str>) -> Result<&'m StepState> {
+    let names: Vec<&str> = manifest.steps.iter().map(|step| step.name.as_str()).collect();
+    let known = || if names.is_empty() { "there are none".into() } else { format!("there are {}", names.join(", ")) };
+    match (name, &manifest.steps[..]) {
+        (None, [only]) => Ok(only),
+        (None, _) => {
+            Err(Error::usage("which step's rows?").because(known()).help("name one: STEP of inspect, --step of export"))
+        }
+        (Some(name), steps) => steps.iter().find(|step| step.name == name).ok_or_else(|| {
+            Error::new(format!("the snapshot has no step `{name}`")).because(known()).help("name one of those")
+        }),
+    }
+}
+
+/// A value as a cell of a table, or to be compared with what was typed.
+pub(super) fn text_of(value: &Value) -> Result<String> {
+    Ok(match value {
+        Value::Nothing => String::new(),
+        Value::Text(text) => text.clone(),
+        Value::Time(time) => time.to_string(),
+        Value::Variant(_, name, body) if **body == Value::Nothing => name.clone(),
+        value => match json(value)? {
+            // Numbers that are texts in JSON are none in a table.
+            text if matches!(value, Value::Wide(_) | Value::WideNatural(_)) => text.trim_matches('"').to_owned(),
+            text => text,
+        },
+    })
+}
+
+/// A value in JSON.
+pub(super) fn json(value: &Value) -> Result<String> {
+    serde_json::to_string(value).map_err(|why| Error::new("cannot write a value as JSON").because(why))
+}

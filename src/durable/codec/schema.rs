@@ -1,0 +1,677 @@
+//! The schema of a type: enough to read its values where the type is not known, to show them to people.
+//!
+//! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, and with it a tool
+//! makes [`Value`]s of them. It is found as [shapes](super::shape) are, by asking the type for values and noting down
+//! what it asks for; enums are asked again and again until every variant has been seen wherever it can stand.
+//!
+//! A type that holds itself is followed a few levels deep and then [`Schema::Cut`]; values that go deeper cannot be
+//! shown, and are an error that says so. What nobody knows stays [`Schema::Unknown`]: it is never guessed.
+
+use std::collections::BTreeMap;
+
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
+    VariantAccess, Visitor,
+};
+use serde::ser::{SerializeMap, SerializeSeq};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::Stop;
+use crate::record::Real;
+use crate::time::EventTime;
+
+/// How deep options and collections have something in them.
+const FILLED: usize = 16;
+/// How deep a type is followed.
+const DEEPEST: usize = 64;
+/// How often a name may stand within itself.
+const NESTED: usize = 3;
+/// How often a type is asked at most.
+const PASSES: usize = 512;
+/// For how many things that have parts it is asked in one go.
+const REQUESTS: usize = 20_000;
+
+/// The name and the fields of sums in halves.
+const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
+
+/// What values of a type consist of, in the order in which they are written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Schema {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// The type holds itself, and is not followed any further.
+    Cut,
+    /// `bool`.
+    Bool,
+    /// A signed integer of so many bits.
+    Signed(u8),
+    /// An unsigned integer of so many bits.
+    Unsigned(u8),
+    /// `f32`.
+    Single,
+    /// `f64`.
+    Double,
+    /// `char`.
+    Char,
+    /// Text.
+    Text,
+    /// Bytes.
+    Bytes,
+    /// Nothing.
+    Unit,
+    /// An [`EventTime`].
+    Time,
+    /// A signed integer of 128 bits in two halves, the upper one first: how sums are kept.
+    Halves,
+    /// Something or nothing.
+    Option(Box<Schema>),
+    /// Any number of one kind.
+    List(Box<Schema>),
+    /// Keys with values.
+    Map(Box<Schema>, Box<Schema>),
+    /// One of each, in order.
+    Tuple(Vec<Schema>),
+    /// A struct: its name, and its fields in order.
+    Struct(String, Vec<(String, Schema)>),
+    /// An enum: its name, and its variants in order.
+    Enum(String, Vec<(String, Schema)>),
+}
+
+impl Schema {
+    /// The schema of a type.
+    pub fn of<T: DeserializeOwned>() -> Schema {
+        let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
+        for _ in 0..PASSES {
+            let before = schema.clone();
+            let mut asked = Asked { candidates, ..Asked::default() };
+            let failed = T::deserialize(Probe { into: &mut schema, asked: &mut asked }).is_err();
+            candidates = asked.candidates;
+            let is_stuck = if failed { !asked.blamed } else { schema == before };
+            if is_stuck || !schema.is_open() {
+                break;
+            }
+        }
+        schema
+    }
+
+    /// Whether there is something in it that has not been asked for.
+    fn is_open(&self) -> bool {
+        match self {
+            Schema::Unknown => true,
+            Schema::Option(inner) | Schema::List(inner) => inner.is_open(),
+            Schema::Map(key, value) => key.is_open() || value.is_open(),
+            Schema::Tuple(parts) => parts.iter().any(Schema::is_open),
+            Schema::Struct(_, parts) | Schema::Enum(_, parts) => parts.iter().any(|(_, part)| part.is_open()),
+            _ => false,
+        }
+    }
+
+    /// Reads a value in the `postcard` format, and moves `bytes` behind it.
+    ///
+    /// # Errors
+    /// When the bytes are no such value, or the schema does not say what they are.
+    pub fn read(&self, bytes: &mut &[u8]) -> Result<Value, String> {
+        Ok(match self {
+            Schema::Unknown => return Err("nobody knows what a part of its type is".into()),
+            Schema::Cut => return Err("its type holds itself, and a value goes deeper than can be shown".into()),
+            Schema::Bool => Value::Bool(take(bytes)?),
+            Schema::Signed(8) => Value::Integer(take::<i8>(bytes)?.into()),
+            Schema::Signed(128) => Value::Wide(take(bytes)?),
+            Schema::Signed(_) => Value::Integer(take(bytes)?),
+            Schema::Unsigned(8) => Value::Natural(take::<u8>(bytes)?.into()),
+            Schema::Unsigned(128) => Value::WideNatural(take(bytes)?),
+            Schema::Unsigned(_) => Value::Natural(take(bytes)?),
+            Schema::Single => Value::Real(Real::new(take::<f32>(bytes)?.into())),
+            Schema::Double => Value::Real(Real::new(take(bytes)?)),
+            Schema::Char => Value::Text(take::<char>(bytes)?.into()),
+            Schema::Text => Value::Text(take(bytes)?),
+            Schema::Bytes => Value::Bytes(take::<&[u8]>(bytes)?.to_vec()),
+            Schema::Unit => Value::Nothing,
+            Schema::Time => Value::Time(EventTime::from_millis(take(bytes)?)),
+            Schema::Halves => {
+                let (high, low): (i64, u64) = take(bytes)?;
+                Value::Wide(i128::from(high) << 64 | i128::from(low))
+            }
+            Schema::Option(inner) => match take(bytes)? {
+                false => Value::Nothing,
+                true => inner.read(bytes)?,
+            },
+            Schema::List(inner) => Value::List(many(bytes, |bytes| inner.read(bytes))?),
+            Schema::Map(key, value) => Value::Map(many(bytes, |bytes| Ok((key.read(bytes)?, value.read(bytes)?)))?),
+            Schema::Tuple(parts) => Value::List(parts.iter().map(|part| part.read(bytes)).collect::<Result<_, _>>()?),
+            Schema::Struct(_, fields) => {
+                let field = |(name, field): &(String, Schema)| Ok((name.clone(), field.read(bytes)?));
+                Value::Fields(fields.iter().map(field).collect::<Result<_, String>>()?)
+            }
+            Schema::Enum(name, variants) => {
+                let number: u32 = take(bytes)?;
+                let Some((variant, body)) = variants.get(number as usize) else {
+                    return Err(format!("`{name}` has no variant {number}"));
+                };
+                Value::Variant(number, variant.clone(), Box::new(body.read(bytes)?))
+            }
+        })
+    }
+}
+
+fn take<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, String> {
+    let (value, rest) = postcard::take_from_bytes(bytes).map_err(|why| why.to_string())?;
+    *bytes = rest;
+    Ok(value)
+}
+
+fn many<V>(bytes: &mut &[u8], mut one: impl FnMut(&mut &[u8]) -> Result<V, String>) -> Result<Vec<V>, String> {
+    let count: u64 = take(bytes)?;
+    // Elements may have no bytes at all; so many of them are nothing that a state would have.
+    if count > bytes.len() as u64 && count > 1 << 16 {
+        return Err(format!("{count} elements in {} bytes", bytes.len()));
+    }
+    (0..count).map(|_| one(bytes)).collect()
+}
+
+/// A value whose type is not known here. Ordered as the types that it comes from are, if they derive their order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Value {
+    /// Nothing: `()` and `None`.
+    Nothing,
+    /// `bool`.
+    Bool(bool),
+    /// A signed integer of up to 64 bits.
+    Integer(i64),
+    /// An unsigned integer of up to 64 bits.
+    Natural(u64),
+    /// `i128`; in JSON it is text, as few who read JSON have such numbers.
+    Wide(i128),
+    /// `u128`; in JSON it is text.
+    WideNatural(u128),
+    /// A floating-point number.
+    Real(Real),
+    /// An event time; in JSON it is in RFC 3339.
+    Time(EventTime),
+    /// Text.
+    Text(String),
+    /// Bytes; in JSON they are hexadecimal.
+    Bytes(Vec<u8>),
+    /// Values in order.
+    List(Vec<Value>),
+    /// Values with names, in order.
+    Fields(Vec<(String, Value)>),
+    /// Keys with values.
+    Map(Vec<(Value, Value)>),
+    /// A variant of an enum: its number, its name, what it holds.
+    Variant(u32, String, Box<Value>),
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Value::Nothing => serializer.serialize_unit(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Integer(value) => serializer.serialize_i64(*value),
+            Value::Natural(value) => serializer.serialize_u64(*value),
+            Value::Wide(value) => serializer.collect_str(value),
+            Value::WideNatural(value) => serializer.collect_str(value),
+            Value::Real(value) => serializer.serialize_f64(value.get()),
+            Value::Time(value) => serializer.collect_str(value),
+            Value::Text(value) => serializer.serialize_str(value),
+            Value::Bytes(bytes) => {
+                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                serializer.serialize_str(&hex)
+            }
+            Value::List(values) => serializer.collect_seq(values),
+            Value::Fields(fields) => serializer.collect_map(fields.iter().map(|(name, value)| (name, value))),
+            Value::Map(pairs) if pairs.iter().all(|(key, _)| matches!(key, Value::Text(_))) => {
+                let mut map = serializer.serialize_map(Some(pairs.len()))?;
+                pairs.iter().try_for_each(|(key, value)| map.serialize_entry(key, value))?;
+                map.end()
+            }
+            Value::Map(pairs) => {
+                let mut list = serializer.serialize_seq(Some(pairs.len()))?;
+                pairs.iter().try_for_each(|pair| list.serialize_element(pair))?;
+                list.end()
+            }
+            Value::Variant(_, name, body) if **body == Value::Nothing => serializer.serialize_str(name),
+            Value::Variant(_, name, body) => serializer.collect_map([(name, body)]),
+        }
+    }
+}
+
+/// What is known of a pass over a type.
+#[derive(Default)]
+struct Asked {
+    depth: usize,
+    requests: usize,
+    /// The names that the request is within.
+    names: Vec<&'static str>,
+    /// Within how many names that stand too deep in themselves it is: there, the shortest way out is looked for.
+    escaping: usize,
+    /// The variants that may lead out, by their enum's name.
+    candidates: BTreeMap<&'static str, usize>,
+    /// Whether something is now known to be avoided by the next pass.
+    blamed: bool,
+}
+
+impl Asked {
+    fn within<V>(&mut self, go: impl FnOnce(&mut Asked) -> Result<V, Stop>) -> Result<V, Stop> {
+        self.depth += 1;
+        self.requests += 1;
+        if self.depth > DEEPEST || self.requests > REQUESTS {
+            return Err(Stop);
+        }
+        let value = go(self)?;
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn fills(&self) -> bool {
+        self.escaping == 0 && self.depth < FILLED
+    }
+}
+
+/// Answers one request, and notes it down.
+struct Probe<'s> {
+    into: &'s mut Schema,
+    asked: &'s mut Asked,
+}
+
+impl<'s> Probe<'s> {
+    /// Follows what has a name, unless that stands in itself too deep.
+    fn named<V>(self, name: &'static str, go: impl FnOnce(Probe<'_>) -> Result<V, Stop>) -> Result<V, Stop> {
+        let Probe { into, asked } = self;
+        let deep = asked.names.iter().filter(|other| **other == name).count() >= NESTED;
+        let mut aside = Schema::Unknown;
+        if deep {
+            *into = Schema::Cut;
+        }
+        asked.names.push(name);
+        asked.escaping += usize::from(deep);
+        let inside = Probe { into: if deep { &mut aside } else { into }, asked };
+        let value = inside.follow(go)?;
+        asked.escaping -= usize::from(deep);
+        asked.names.pop();
+        Ok(value)
+    }
+
+    fn follow<V>(self, go: impl FnOnce(Probe<'_>) -> Result<V, Stop>) -> Result<V, Stop> {
+        let Probe { into, asked } = self;
+        asked.within(|asked| go(Probe { into, asked }))
+    }
+
+    /// The parts of a tuple.
+    fn tuple(self, length: usize) -> Elements<'s> {
+        if !matches!(self.into, Schema::Tuple(parts) if parts.len() == length) {
+            *self.into = Schema::Tuple(vec![Schema::Unknown; length]);
+        }
+        let parts = match self.into {
+            Schema::Tuple(parts) => parts.iter_mut().collect(),
+            _ => Vec::new(),
+        };
+        Elements { parts: parts.into_iter(), asked: self.asked }
+    }
+
+    /// The fields of a struct.
+    fn fields(self, name: &str, names: &[&str]) -> Elements<'s> {
+        if !matches!(self.into, Schema::Struct(_, fields) if fields.len() == names.len()) {
+            *self.into = Schema::Struct(name.to_owned(), unknown(names));
+        }
+        let fields = match self.into {
+            Schema::Struct(_, fields) => fields.iter_mut().map(|(_, field)| field).collect(),
+            _ => Vec::new(),
+        };
+        Elements { parts: fields.into_iter(), asked: self.asked }
+    }
+}
+
+fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
+    names.iter().map(|name| ((*name).to_owned(), Schema::Unknown)).collect()
+}
+
+/// Requests that are answered by one value.
+macro_rules! values {
+    ($($request:ident $visit:ident $value:expr, $schema:expr;)*) => { $(
+        fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+            *self.into = $schema;
+            visitor.$visit($value)
+        }
+    )* };
+}
+
+impl<'de> Deserializer<'de> for Probe<'_> {
+    type Error = Stop;
+
+    values! {
+        deserialize_bool visit_bool true, Schema::Bool;
+        deserialize_i8 visit_i8 1, Schema::Signed(8);
+        deserialize_i16 visit_i16 1, Schema::Signed(16);
+        deserialize_i32 visit_i32 1, Schema::Signed(32);
+        deserialize_i64 visit_i64 1, Schema::Signed(64);
+        deserialize_i128 visit_i128 1, Schema::Signed(128);
+        deserialize_u8 visit_u8 1, Schema::Unsigned(8);
+        deserialize_u16 visit_u16 1, Schema::Unsigned(16);
+        deserialize_u32 visit_u32 1, Schema::Unsigned(32);
+        deserialize_u64 visit_u64 1, Schema::Unsigned(64);
+        deserialize_u128 visit_u128 1, Schema::Unsigned(128);
+        deserialize_f32 visit_f32 1.0, Schema::Single;
+        deserialize_f64 visit_f64 1.0, Schema::Double;
+        deserialize_char visit_char '1', Schema::Char;
+        deserialize_str visit_str "1", Schema::Text;
+        deserialize_string visit_str "1", Schema::Text;
+        deserialize_bytes visit_bytes b"1", Schema::Bytes;
+        deserialize_byte_buf visit_bytes b"1", Schema::Bytes;
+        // Only a format that describes itself can answer what comes next.
+        deserialize_any visit_str "1", Schema::Cut;
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let fills = self.asked.fills();
+        if !matches!(self.into, Schema::Option(_)) {
+            *self.into = Schema::Option(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
+        }
+        self.follow(|Probe { into, asked }| match into {
+            Schema::Option(inner) if fills => visitor.visit_some(Probe { into: inner, asked }),
+            _ => visitor.visit_none(),
+        })
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        *self.into = Schema::Unit;
+        visitor.visit_unit()
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Stop> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
+        if name != EventTime::TYPE {
+            return self.named(name, |inside| visitor.visit_newtype_struct(inside));
+        }
+        *self.into = Schema::Time;
+        visitor.visit_newtype_struct(Probe { into: &mut Schema::Unknown, asked: self.asked })
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let fills = self.asked.fills();
+        if !matches!(self.into, Schema::List(_)) {
+            *self.into = Schema::List(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
+        }
+        self.follow(|Probe { into, asked }| {
+            let parts = match into {
+                Schema::List(inner) if fills => vec![&mut **inner],
+                _ => Vec::new(),
+            };
+            visitor.visit_seq(Elements { parts: parts.into_iter(), asked })
+        })
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
+        self.follow(|inside| visitor.visit_seq(inside.tuple(length)))
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        self.named(name, |inside| visitor.visit_seq(inside.tuple(length)))
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        let fills = self.asked.fills();
+        if !matches!(self.into, Schema::Map(..)) {
+            let inner = || Box::new(if fills { Schema::Unknown } else { Schema::Cut });
+            *self.into = Schema::Map(inner(), inner());
+        }
+        self.follow(|Probe { into, asked }| {
+            let parts = match into {
+                Schema::Map(key, value) if fills => vec![&mut **key, &mut **value],
+                _ => Vec::new(),
+            };
+            visitor.visit_map(Elements { parts: parts.into_iter(), asked })
+        })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        if (name, names) != HALVES {
+            return self.named(name, |inside| visitor.visit_seq(inside.fields(name, names)));
+        }
+        let aside = Probe { into: &mut Schema::Unknown, asked: self.asked };
+        let value = visitor.visit_seq(aside.fields(name, names))?;
+        *self.into = Schema::Halves;
+        Ok(value)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Stop> {
+        self.named(name, |Probe { into, asked }| {
+            if !matches!(into, Schema::Enum(_, variants) if variants.len() == names.len()) {
+                *into = Schema::Enum(name.to_owned(), unknown(names));
+            }
+            let Schema::Enum(_, variants) = into else { return Err(Stop) };
+            let escaping = asked.escaping > 0;
+            let open = || variants.iter().position(|(_, body)| body.is_open());
+            let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
+            let candidate = asked.candidates.get(name).copied().unwrap_or(0);
+            let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
+            let Some((_, body)) = variants.get_mut(number) else { return Err(Stop) };
+            let value = visitor.visit_enum(Variant { number, body, asked });
+            if value.is_err() && !asked.blamed {
+                if !escaping {
+                    *body = Schema::Cut;
+                    asked.blamed = true;
+                } else if candidate + 1 < names.len() {
+                    asked.candidates.insert(name, candidate + 1);
+                    asked.blamed = true;
+                }
+            }
+            value
+        })
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stop> {
+        Err(Stop)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
+        self.deserialize_any(visitor)
+    }
+
+    fn is_human_readable(&self) -> bool {
+        false
+    }
+}
+
+/// What a collection, a tuple or a struct has.
+struct Elements<'s> {
+    parts: std::vec::IntoIter<&'s mut Schema>,
+    asked: &'s mut Asked,
+}
+
+impl<'de> SeqAccess<'de> for Elements<'_> {
+    type Error = Stop;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+        let Some(into) = self.parts.next() else { return Ok(None) };
+        seed.deserialize(Probe { into, asked: self.asked }).map(Some)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.parts.len())
+    }
+}
+
+impl<'de> MapAccess<'de> for Elements<'_> {
+    type Error = Stop;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Stop> {
+        self.next_element_seed(seed)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Stop> {
+        self.next_element_seed(seed)?.ok_or(Stop)
+    }
+}
+
+/// One variant of an enum.
+struct Variant<'s> {
+    number: usize,
+    body: &'s mut Schema,
+    asked: &'s mut Asked,
+}
+
+impl<'s> Variant<'s> {
+    fn inside(self) -> Probe<'s> {
+        Probe { into: self.body, asked: self.asked }
+    }
+}
+
+impl<'de> EnumAccess<'de> for Variant<'_> {
+    type Error = Stop;
+    type Variant = Self;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self), Stop> {
+        let number = u32::try_from(self.number).map_err(|_| Stop)?;
+        let deserializer: de::value::U32Deserializer<Stop> = number.into_deserializer();
+        Ok((seed.deserialize(deserializer)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Variant<'_> {
+    type Error = Stop;
+
+    fn unit_variant(self) -> Result<(), Stop> {
+        *self.body = Schema::Unit;
+        Ok(())
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Stop> {
+        seed.deserialize(self.inside())
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Stop> {
+        self.inside().deserialize_tuple(length, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, names: &'static [&'static str], visitor: V) -> Result<V::Value, Stop> {
+        self.inside().follow(|inside| visitor.visit_seq(inside.fields("", names)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value as it is shown, in JSON; what cannot be shown, as its error.
+    fn shown<T: Serialize + DeserializeOwned>(value: &T) -> String {
+        let bytes = postcard::to_stdvec(value).unwrap();
+        let mut rest = &bytes[..];
+        match Schema::of::<T>().read(&mut rest) {
+            Ok(value) => {
+                assert!(rest.is_empty(), "{} bytes are left", rest.len());
+                serde_json::to_string(&value).unwrap()
+            }
+            Err(why) => why,
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct WideSum {
+        high: i64,
+        low: u64,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    enum Inner {
+        A,
+        B(i8),
+        C { x: f64, y: Option<char> },
+    }
+
+    #[derive(Serialize, Deserialize)]
+    enum Outer {
+        One(Inner),
+        Two(Inner, Vec<Inner>),
+        Three,
+    }
+
+    #[test]
+    fn values_are_shown_as_they_were_written() {
+        let time = EventTime::from_millis(1_700_000_000_000);
+        assert_eq!(shown(&(time, "a".to_owned(), -5i64)), r#"["2023-11-14T22:13:20.000Z","a",-5]"#);
+        assert_eq!(shown(&(i128::MIN, u128::MAX, 3u128)).matches('"').count(), 6);
+        assert_eq!(shown(&(true, 200u8, -200i16, 1.5f32, [7u64; 2], ())), "[true,200,-200,1.5,[7,7],null]");
+        let map: BTreeMap<String, Vec<Option<bool>>> = [("k".into(), vec![None, Some(true)])].into();
+        assert_eq!(shown(&map), r#"{"k":[null,true]}"#);
+        assert_eq!(shown(&BTreeMap::from([(1, 'x')])), r#"[[1,"x"]]"#);
+        assert_eq!(shown(&(WideSum { high: -1, low: u64::MAX }, 1u8)), r#"["-1",1]"#);
+    }
+
+    #[test]
+    fn every_variant_is_known_wherever_it_stands() {
+        let inner = || [Inner::A, Inner::B(-1), Inner::C { x: 0.5, y: Some('z') }];
+        let expected = [r#""A""#, r#"{"B":-1}"#, r#"{"C":{"x":0.5,"y":"z"}}"#];
+        for (inner, expected) in inner().into_iter().zip(expected) {
+            assert_eq!(shown(&Outer::One(inner)), format!(r#"{{"One":{expected}}}"#));
+        }
+        for (value, expected) in inner().into_iter().zip(expected) {
+            let all = expected.len();
+            let said = shown(&Outer::Two(value, inner().into()));
+            assert_eq!(said[8..8 + all], *expected, "{said}");
+        }
+        assert_eq!(shown(&(Outer::Three, 1u8)), r#"["Three",1]"#);
+    }
+
+    #[derive(Serialize, Deserialize)]
+    enum Term {
+        Sum(Box<Term>, Box<Term>),
+        Number(u8),
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Tree {
+        value: u8,
+        left: Option<Box<Tree>>,
+        more: Vec<Tree>,
+    }
+
+    #[test]
+    fn types_that_hold_themselves_are_shown_some_levels_deep_and_then_refused() {
+        let number = |n| Box::new(Term::Number(n));
+        let sum = |term| Box::new(Term::Sum(number(1), term));
+        assert_eq!(shown(&(Term::Sum(number(1), number(2)), 3u8)), r#"[{"Sum":[{"Number":1},{"Number":2}]},3]"#);
+        let deep = (0..5).fold(number(2), |term, _| sum(term));
+        assert!(shown(&deep).contains("holds itself"), "{}", shown(&deep));
+        let leaf = || Tree { value: 1, left: None, more: vec![] };
+        let tree = Tree { value: 2, left: Some(Box::new(leaf())), more: vec![leaf()] };
+        let small = r#"{"value":1,"left":null,"more":[]}"#;
+        assert_eq!(shown(&tree), format!(r#"{{"value":2,"left":{small},"more":[{small}]}}"#));
+        let deep = (0..6).fold(leaf(), |tree, _| Tree { value: 0, left: Some(Box::new(tree)), more: vec![] });
+        assert!(shown(&deep).contains("holds itself"));
+    }
+
+    #[test]
+    fn a_schema_is_read_as_it_was_written_and_no_bytes_make_it_panic() {
+        type All = (EventTime, Outer, Tree, Vec<(String, Option<i128>)>, BTreeMap<u8, ()>);
+        let schema = Schema::of::<All>();
+        assert!(!schema.is_open());
+        let bytes = postcard::to_stdvec(&schema).unwrap();
+        assert_eq!(postcard::from_bytes::<Schema>(&bytes).unwrap(), schema);
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
+            // Either is right: what is looked for is a panic.
+            let _unverified = schema.read(&mut &bytes[..]);
+        }
+    }
+}

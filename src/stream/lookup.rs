@@ -1,0 +1,222 @@
+//! A stream joined with a table: each event with the rows that its key has at the event's epoch.
+//!
+//! * The **table** is a collection of pairs: what [`Keyed::last_by_key`] makes, or anything computed of collections.
+//! * An event at epoch e sees the table *as of e*: after all changes of e and before those of any later epoch. What comes
+//!   of it is an event again, at e, with the same event time, mark and origin: it can be windowed, written or looked up
+//!   once more, and is late exactly where the event itself was.
+//!
+//! Which epoch events and changes are in, the journal says: equal journals, equal results. An event does not see what the
+//! table was at its event time.
+//!
+//! The operator holds the table's visible rows, by key, on the worker of the key. Events of epoch e wait until the table is
+//! complete through e, changes of e wait until all events before e have been answered. It is not durable: after a crash
+//! the table enters the flow at the snapshot's epoch c, whole, and events of c see it as they did; what they make again is
+//! dropped by the cuts and sinks behind it, which are gated at c. Of earlier epochs there are no events any more.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use foldhash::fast::FixedState;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::operator::Operator;
+use timely::progress::Antichain;
+
+use crate::record::{Event, Record};
+use crate::stream::arrange::route;
+use crate::stream::window::KeysOf;
+use crate::stream::{Collection, Fault, Keyed, Pool, Stream};
+
+/// The rows of a key, in order, each with how many there are.
+type Rows<V> = Vec<(V, isize)>;
+/// A change of the table.
+type Change<K, V> = ((K, V), u64, isize);
+/// An event on its way to the worker of its key.
+type Asking<K, D> = (K, Event<D>);
+
+impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
+    /// Each record with the row that its key has in a table as of the record's epoch; with each of them, if there are
+    /// several. Records whose key has none are dropped: see [`Keyed::left_join_table`].
+    ///
+    /// Records keep their event time. They see the table as it is in the epoch in which they come, not as it was at their
+    /// event time.
+    ///
+    /// ```
+    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, Run, Script};
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// // (currency, rate, event time), and sales of an amount.
+    /// let rates = Records::new(vec![vec![("USD", 90, 0), ("USD", 95, 70)]].into_iter().map(own).collect(), |rate| rate.2);
+    /// let sales = Records::new(vec![vec![("USD", 2, 80), ("EUR", 5, 81), ("USD", 4, 82)]].into_iter().map(own).collect(), |sale| sale.2);
+    /// let prices = Captured::new();
+    /// let output = prices.clone();
+    /// // The second sale in USD comes in the epoch in which the second rate comes, and sees it.
+    /// let of_rates = Script::new().epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1).end(0));
+    /// let of_sales = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1).end(0));
+    /// Run::new().script("rates", of_rates).script("sales", of_sales).run(move |flow| {
+    ///     let rates = flow.read("rates", &rates).key_by(|rate| rate.0.clone());
+    ///     let rates = rates.last_by_key_with("rates", |(_, rate, _)| Some(rate));
+    ///     flow.read("sales", &sales)
+    ///         .key_by(|sale| sale.0.clone())
+    ///         .join_table(rates)
+    ///         .map(|((currency, amount, at), rate)| (currency, at, amount * rate))
+    ///         .write("prices", &output);
+    /// })?;
+    /// assert_eq!(prices.all(), [("USD".to_string(), 80, 180), ("USD".to_string(), 82, 380)]);
+    /// # Ok(()) }
+    ///
+    /// fn own(rows: Vec<(&str, i64, i64)>) -> Vec<(String, i64, i64)> {
+    ///     rows.into_iter().map(|(currency, number, at)| (currency.to_string(), number, at)).collect()
+    /// }
+    /// ```
+    pub fn join_table<V: Record>(self, table: Collection<'f, (K, V)>) -> Stream<'f, (D, V)> {
+        look_up(self, table, |data, row| row.map(|row| (data, row)))
+    }
+
+    /// As [`Keyed::join_table`], but records whose key has no row are kept, with `None`.
+    pub fn left_join_table<V: Record>(self, table: Collection<'f, (K, V)>) -> Stream<'f, (D, Option<V>)> {
+        look_up(self, table, |data, row| Some((data, row)))
+    }
+}
+
+/// What comes at one epoch.
+struct Turn<K, D, V> {
+    asking: Vec<Asking<K, D>>,
+    /// `None` while no event has come.
+    capability: Option<Capability<u64>>,
+    changes: Vec<((K, V), isize)>,
+}
+
+impl<K, D, V> Default for Turn<K, D, V> {
+    fn default() -> Self {
+        Turn { asking: Vec::new(), capability: None, changes: Vec::new() }
+    }
+}
+
+/// The visible rows of one worker's keys.
+struct Visible<K, V>(HashMap<K, Rows<V>, FixedState>);
+
+impl<K: Record, V: Record> Visible<K, V> {
+    /// Makes an epoch's changes. In between there may be less than none of a row, afterwards not: only then are rows that
+    /// are gone forgotten.
+    fn change(&mut self, changes: Vec<((K, V), isize)>) {
+        let mut gone = Vec::new();
+        for ((key, row), diff) in changes {
+            let Some(rows) = self.0.get_mut(&key) else {
+                self.0.insert(key, vec![(row, diff)]);
+                continue;
+            };
+            match rows.binary_search_by(|(known, _)| known.cmp(&row)) {
+                Err(at) => rows.insert(at, (row, diff)),
+                Ok(at) => {
+                    rows[at].1 += diff;
+                    if rows[at].1 == 0 {
+                        gone.push(key);
+                    }
+                }
+            }
+        }
+        for key in gone {
+            if let Entry::Occupied(mut rows) = self.0.entry(key) {
+                rows.get_mut().retain(|(_, times)| *times != 0);
+                if rows.get().is_empty() {
+                    rows.remove();
+                }
+            }
+        }
+    }
+
+    /// Answers an event with each row of its key; with `None` if there are none.
+    fn answer<D: Record, D2>(
+        &self,
+        (key, event): Asking<K, D>,
+        pair: impl Fn(D, Option<V>) -> Option<D2>,
+        mut give: impl FnMut(Event<D2>),
+    ) {
+        let rows = self.0.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let Event { time, mark, origin, data } = event;
+        let mut answer = |data: D, row: Option<V>| {
+            if let Some(data) = pair(data, row) {
+                give(Event { time, mark, origin, data });
+            }
+        };
+        match rows {
+            [(row, 1)] => answer(data, Some(row.clone())),
+            rows if rows.iter().all(|(_, times)| *times <= 0) => answer(data, None),
+            rows => rows.iter().for_each(|(row, times)| {
+                (0..*times).for_each(|_| answer(data.clone(), Some(row.clone())));
+            }),
+        }
+    }
+}
+
+/// Pairs each event with the rows of its key, or with `None`, as of the event's epoch.
+fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
+    events: Keyed<'f, K, D>,
+    table: Collection<'f, (K, V)>,
+    pair: impl Fn(D, Option<V>) -> Option<D2> + 'static,
+) -> Stream<'f, D2> {
+    let Keyed { stream, keys } = events;
+    let Stream { events, marks, flow, pool } = stream;
+    let asking = keyed(events, keys, pool);
+    let hasty = flow.fault(Fault::LookUpEarly);
+    let mut builder = OperatorBuilder::new(String::from("Look up"), flow.scope);
+    let mut asking = builder.new_input(asking, Exchange::new(|(key, _): &Asking<K, D>| route(key)));
+    let mut table = builder.new_input(table.inner.inner, Exchange::new(|((key, _), ..): &Change<K, V>| route(key)));
+    // Changes make nothing themselves: their epochs need no capability.
+    let (answers, events) = builder.new_output_connection([(0, Antichain::from_elem(0))]);
+    let mut answers = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(answers);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut turns = BTreeMap::<u64, Turn<K, D, V>>::new();
+        let mut visible = Visible(HashMap::default());
+        move |frontiers| {
+            asking.for_each(|capability, asking| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                turn.asking.append(asking);
+            });
+            table.for_each(|_capability, changes| {
+                for (row, epoch, diff) in changes.drain(..) {
+                    turns.entry(epoch).or_default().changes.push((row, diff));
+                }
+            });
+            let is_next = |epoch: u64| (hasty || !frontiers[1].less_equal(&epoch)) && !frontiers[0].less_than(&epoch);
+            let mut answers = answers.activate();
+            while let Some(turn) = turns.first_entry().filter(|turn| is_next(*turn.key())) {
+                let Turn { asking, capability, changes } = turn.remove();
+                visible.change(changes);
+                let Some(capability) = capability else { continue };
+                let mut session = answers.session(&capability);
+                asking.into_iter().for_each(|asking| visible.answer(asking, &pair, |event| session.give(event)));
+            }
+        }
+    });
+    Stream { events, marks, flow, pool: Pool::default() }
+}
+
+/// Events with their keys.
+fn keyed<'f, K: Record, D: Record>(
+    events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    keys_of: KeysOf<K, D>,
+    pool: Pool<Event<D>>,
+) -> TimelyStream<'f, u64, Vec<Asking<K, D>>> {
+    events.unary(Pipeline, "Key", move |_capability, _info| {
+        let (mut keys, mut made) = (Vec::new(), Vec::new());
+        move |input, output| {
+            input.for_each(|capability, events| {
+                keys_of(events, &mut keys);
+                made.extend(keys.drain(..).zip(events.drain(..)));
+                pool.give(std::mem::take(events));
+                output.session(&capability).give_container(&mut made);
+                made.clear();
+            });
+        }
+    })
+}

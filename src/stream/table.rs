@@ -1,0 +1,483 @@
+//! Tables: for each key of a stream, the latest record.
+//!
+//! * The **stamp** of a record is (event time, source, partition, offset); of records with one stamp, as those that one
+//!   record was changed into, or results of windows, the greatest value counts. So which record is the latest depends on
+//!   the records alone: not on epochs, workers or arrival.
+//! * A **row** is a key with the stamp and the value of its latest record. A record that says that its key is **deleted**
+//!   has no value, and its row is kept all the same: an older record that comes later must not undo it.
+//! * A table has no watermark and never judges lateness: every record counts, however old.
+//!
+//! A table is two operators. The first, on the worker that read the record, finds key, stamp and value. The second, on the
+//! worker of the key, takes the greatest row of the epoch, and when the epoch is complete puts it in the place of what the
+//! table has, if it is greater. What is visible of that, old value out, new value in, are the table's changes at the epoch.
+//!
+//! It is a cut: snapshots keep its rows. The rows of a segment are those that changed since the last seal, as they are
+//! then; rows of one key are added up by keeping the greatest, which is commutative, associative and *idempotent*. So any
+//! segments may be merged in any order, as with sums, and a row that is in two of them is no matter.
+//!
+//! That is why the rows are in a hash map, and not in a differential arrangement, as those of windows are. An arrangement
+//! adds up what its batches have of a row; here the last part of it says all there is to say. It is read by prefix, when
+//! windows close; a table is read by key, once for each key that an epoch touches, which takes a map one probe, and a
+//! cursor a search in every batch. And nobody else could use it: what operators downstream arrange are the visible
+//! values, without the stamps. What an arrangement has besides, a batch that is a segment, costs a copy of the rows that
+//! changed since the last seal, made at the seal: later epochs must not show in it.
+//!
+//! Invariants:
+//! * Epochs are folded in order, each when it is complete, and sealed before the next one is folded: a segment through
+//!   epoch c has exactly what the epochs up to c say.
+//! * A job that goes on from a snapshot at c loads its rows at c, where the whole table enters the flow again; what comes
+//!   from upstream at c or before is in them, and is dropped.
+//!
+//! Promise kept here too: no record is lost. Records that come in are counted before the exchange, and again when they
+//! are folded.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::AsCollection;
+use foldhash::fast::FixedState;
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::{Capability, Probe};
+use timely::progress::frontier::MutableAntichain;
+
+use crate::durable::codec::{Codec, Postcard};
+use crate::metrics::TableMetrics;
+use crate::record::{Event, Record};
+use crate::stream::arrange::route;
+use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
+use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
+use crate::time::EventTime;
+
+/// How many changes leave at a time.
+const PIECE: usize = 2048;
+
+/// What breaks ties of event time: source, partition, offset.
+type At = (u16, u32, u64);
+
+/// What a record says of its key, and how late it says it. The greatest is the latest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Stamped<V> {
+    time: EventTime,
+    at: At,
+    /// `None`: the key is deleted.
+    value: Option<V>,
+}
+
+/// A row, as it travels and as snapshots keep it.
+type Row<K, V> = (K, Stamped<V>);
+/// A change of what is visible of a table.
+type Change<K, V> = ((K, V), u64, isize);
+type Map<K, R> = HashMap<K, R, FixedState>;
+
+/// How saved rows are ordered and added up. They never die, and a delete is a row like any other.
+fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
+    RowKind {
+        order: |a, b| a.0.cmp(&b.0),
+        add: |a, b| {
+            if b.1 > a.1 {
+                a.1.clone_from(&b.1);
+            }
+        },
+        is_zero: |_| false,
+        window: |_| EventTime::MAX,
+    }
+}
+
+/// Gives rows out that are in order.
+fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
+    let mut rows = rows.into_iter();
+    Box::new(move |most, give| {
+        rows.by_ref().take(most).for_each(give);
+        rows.len() > 0
+    })
+}
+
+impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
+    /// The latest record of each key, as a table: the record with the greatest event time, and of those the greatest
+    /// (source, partition, offset). The step's name is unique in the query: state and metrics are found by it.
+    ///
+    /// A table has no watermark: every record counts, however late it comes. It changes at the end of an epoch, once for
+    /// each key: the old row is taken back and the new one is there.
+    ///
+    /// ```
+    /// use tidegate::testing::{Captured, Run};
+    /// use tidegate::source::memory::Records;
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// // (account, owner, event time): the owner of an account may change, and news may come late.
+    /// let owners = [("a1", "Ann", 10), ("b2", "Bob", 20), ("a1", "Cid", 40), ("a1", "Dot", 30)];
+    /// let owners = owners.map(|(account, owner, at)| (account.to_string(), owner.to_string(), at));
+    /// let source = Records::new(vec![owners.to_vec()], |owner: &(String, String, i64)| owner.2);
+    /// let (now, accounts) = (Captured::new(), Captured::new());
+    /// let (owners, held) = (now.clone(), accounts.clone());
+    /// Run::new().run(move |flow| {
+    ///     let table = flow.read("owners", &source).key_by(|(account, ..)| account.clone()).last_by_key("owner now");
+    ///     // A collection like any other: here it is counted how many accounts each owner has.
+    ///     table.clone().map(|(_account, (_, owner, _))| owner).count().write("held", &held);
+    ///     table.map(|(account, (_, owner, _))| (account, owner)).write("owners", &owners);
+    /// })?;
+    /// assert_eq!(now.all(), [("a1".into(), "Cid".into()), ("b2".into(), "Bob".into())]);
+    /// assert_eq!(accounts.all(), [("Bob".to_string(), 1), ("Cid".to_string(), 1)]);
+    /// # Ok(()) }
+    /// ```
+    pub fn last_by_key(self, name: &str) -> Collection<'f, (K, D)> {
+        self.last_by_key_with(name, Some)
+    }
+
+    /// As [`Keyed::last_by_key`], with what is kept of a record: `value` makes it, and `None` deletes the key, as a record
+    /// without a value in a compacted topic does.
+    ///
+    /// A delete has the stamp of its record: older records that come after it do not undo it, and newer ones do. For that,
+    /// deletes are kept, in memory and in snapshots, and never forgotten. A table of keys that come once and are deleted
+    /// therefore grows without bound, by one key and stamp each.
+    ///
+    /// ```
+    /// use tidegate::testing::{Captured, Run};
+    /// use tidegate::source::memory::Records;
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// let prices = vec![("tea".to_string(), Some(3), 10), ("tea".to_string(), None, 30), ("tea".to_string(), Some(4), 20)];
+    /// let source = Records::new(vec![prices], |price: &(String, Option<i64>, i64)| price.2);
+    /// let now = Captured::<(String, i64)>::new();
+    /// let output = now.clone();
+    /// Run::new().run(move |flow| {
+    ///     let prices = flow.read("prices", &source).key_by(|price| price.0.clone());
+    ///     prices.last_by_key_with("prices", |(_, price, _)| price).write("prices", &output);
+    /// })?;
+    /// assert_eq!(now.all(), []);
+    /// # Ok(()) }
+    /// ```
+    pub fn last_by_key_with<V: Record>(
+        self,
+        name: &str,
+        value: impl Fn(D) -> Option<V> + 'static,
+    ) -> Collection<'f, (K, V)> {
+        let flow = self.stream.flow.clone();
+        let types = (std::any::type_name::<K>(), std::any::type_name::<V>());
+        let fingerprint = Codec::<Row<K, V>>::fingerprint(&Postcard);
+        flow.build.step("table", name, format!("the last: {} -> {}", types.0, types.1), fingerprint);
+        cut::check_rows::<Row<K, V>>(&flow, name);
+        let metrics = flow.build.metrics.table(name);
+        let rows = rows_of(self, &flow, value, Arc::clone(&metrics));
+        let step = Step {
+            name: name.to_owned(),
+            seals: flow.build.seals.clone(),
+            metrics,
+            codec: cut::postcard::<Row<K, V>>(),
+            forget_deletes: flow.fault(Fault::ForgetDeletes),
+        };
+        let changes = latest(&flow, rows, step);
+        // Reading waits for this step too: it may be all there is to wait for.
+        let changes = changes.probe_with(&flow.build.probe);
+        Collection::new(changes.as_collection(), flow)
+    }
+}
+
+/// What each record says of its key.
+fn rows_of<'f, K: Record, D: Record, V: Record>(
+    records: Keyed<'f, K, D>,
+    flow: &Flow<'f>,
+    value: impl Fn(D) -> Option<V> + 'static,
+    metrics: Arc<TableMetrics>,
+) -> TimelyStream<'f, u64, Vec<Row<K, V>>> {
+    let Keyed { stream, keys: keys_of } = records;
+    let gate = flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate));
+    let pool = stream.pool;
+    stream.events.unary(Pipeline, "Stamp", move |_capability, _info| {
+        let (mut keys, mut made) = (Vec::new(), Vec::new());
+        move |input, output| {
+            input.for_each(|capability, events| {
+                if gate.is_some_and(|gate| capability.least().is_some_and(|epoch| *epoch <= gate)) {
+                    return;
+                }
+                metrics.taken.add(events.len() as u64);
+                keys_of(events, &mut keys);
+                made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
+                    let Event { time, origin, data, .. } = event;
+                    (key, Stamped { time, at: origin.place(), value: value(data) })
+                }));
+                pool.give(std::mem::take(events));
+                output.session(&capability).give_container(&mut made);
+                made.clear();
+            });
+        }
+    })
+}
+
+/// What the second operator needs besides its rows.
+struct Step<K, V> {
+    name: String,
+    seals: Seals,
+    metrics: Arc<TableMetrics>,
+    /// How saved rows are bytes.
+    codec: CodecCell<Row<K, V>>,
+    forget_deletes: bool,
+}
+
+/// A row of the table.
+struct Held<V> {
+    last: Stamped<V>,
+    /// It has changed since the last seal.
+    unsealed: bool,
+}
+
+/// The rows of one worker.
+struct Table<K, V> {
+    rows: Map<K, Held<V>>,
+    /// The keys of rows that have changed since the last seal; `None` in a job without state.
+    unsealed: Option<Vec<K>>,
+}
+
+impl<K: Record, V: Record> Table<K, V> {
+    /// Puts the rows of an epoch in the place of older ones, and tells what that changes. Rows that come from a snapshot
+    /// are in a segment already.
+    fn fold(&mut self, epoch: u64, news: Map<K, Stamped<V>>, from_snapshot: bool) -> Vec<Change<K, V>> {
+        let (mut changes, mut unsealed) = (Vec::new(), self.unsealed.as_mut().filter(|_| !from_snapshot));
+        for (key, new) in news {
+            let (value, is_unsealed) = (new.value.clone(), unsealed.is_some());
+            let (old, was_unsealed) = match self.rows.get_mut(&key) {
+                Some(held) if held.last >= new => continue,
+                Some(held) => {
+                    let was_unsealed = std::mem::replace(&mut held.unsealed, is_unsealed);
+                    (std::mem::replace(&mut held.last, new).value, was_unsealed)
+                }
+                None => {
+                    self.rows.insert(key.clone(), Held { last: new, unsealed: is_unsealed });
+                    (None, false)
+                }
+            };
+            if let Some(unsealed) = unsealed.as_mut().filter(|_| !was_unsealed) {
+                unsealed.push(key.clone());
+            }
+            if old != value {
+                changes.extend(old.map(|old| ((key.clone(), old), epoch, -1)));
+                changes.extend(value.map(|value| ((key, value), epoch, 1)));
+            }
+        }
+        changes
+    }
+
+    /// The rows that have changed since the last seal, as they are, in order.
+    fn seal(&mut self) -> Option<RowsOut<Row<K, V>>> {
+        let mut keys = std::mem::take(self.unsealed.as_mut()?);
+        keys.sort_unstable();
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(held) = self.rows.get_mut(&key) else { unreachable!("rows are never removed") };
+            held.unsealed = false;
+            rows.push((key, held.last.clone()));
+        }
+        if rows.is_empty() { None } else { Some(give_out(rows)) }
+    }
+}
+
+/// What comes at one epoch.
+struct Turn<K, V> {
+    /// The greatest row of each key.
+    news: Map<K, Stamped<V>>,
+    /// How many records these are of, and how many rows of a snapshot.
+    records: u64,
+    loaded: u64,
+    /// `None` while nothing has come that could be shown at this epoch.
+    capability: Option<Capability<u64>>,
+}
+
+impl<K, V> Default for Turn<K, V> {
+    fn default() -> Self {
+        Turn { news: HashMap::default(), records: 0, loaded: 0, capability: None }
+    }
+}
+
+impl<K: Record, V: Record> Turn<K, V> {
+    fn take(&mut self, rows: &mut Vec<Row<K, V>>) {
+        for (key, new) in rows.drain(..) {
+            match self.news.entry(key) {
+                Entry::Occupied(mut row) => {
+                    if new > *row.get() {
+                        row.insert(new);
+                    }
+                }
+                Entry::Vacant(row) => {
+                    row.insert(new);
+                }
+            }
+        }
+    }
+}
+
+/// Changes on their way out, with the capability to emit them under.
+type Leaving<K, V> = VecDeque<(Capability<u64>, Vec<Change<K, V>>)>;
+
+/// What one worker does of a table.
+struct Latest<K: Record, V: Record> {
+    table: Table<K, V>,
+    step: Step<K, V>,
+    /// The epoch of the snapshot that the job goes on from.
+    begins_at: Option<u64>,
+    /// Makes segments, in a job with state.
+    saver: Option<Saver<Row<K, V>>>,
+    leaving: Leaving<K, V>,
+}
+
+impl<K: Record, V: Record> Latest<K, V> {
+    /// Ends an epoch.
+    fn complete(&mut self, epoch: u64, mut turn: Turn<K, V>, sealed: bool) {
+        let from_snapshot = self.begins_at == Some(epoch);
+        let metrics = &self.step.metrics;
+        metrics.folded.add(turn.records);
+        metrics.loaded.add(turn.loaded);
+        if from_snapshot && self.step.forget_deletes {
+            turn.news.retain(|_, row| row.value.is_some());
+        }
+        let changes = self.table.fold(epoch, turn.news, from_snapshot);
+        metrics.changes.add(changes.len() as u64);
+        if let Some(capability) = turn.capability.filter(|_| !changes.is_empty()) {
+            self.leaving.push_back((capability, changes));
+        }
+        if let Some(saver) = self.saver.as_mut().filter(|_| sealed) {
+            saver.begin(epoch, EventTime::MIN, self.table.seal());
+        }
+    }
+}
+
+/// Keeps the latest row of each key. `rows` are exchanged here by key.
+fn latest<'f, K: Record, V: Record>(
+    flow: &Flow<'f>,
+    rows: TimelyStream<'f, u64, Vec<Row<K, V>>>,
+    step: Step<K, V>,
+) -> TimelyStream<'f, u64, Vec<Change<K, V>>> {
+    let (scope, durable) = (flow.scope, flow.build.durable.clone());
+    let loaded = cut::load(flow, &step.name, saved_rows::<K, V>(), Rc::clone(&step.codec));
+    let mut builder = OperatorBuilder::new(format!("Table: {}", step.name), scope);
+    let by_key = || Exchange::new(|(key, _): &Row<K, V>| route(key));
+    let mut rows = builder.new_input(rows, by_key());
+    let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
+    let (changed, changes) = builder.new_output();
+    let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
+    let mut parts = durable.is_some().then(|| {
+        let (parts, stream) = builder.new_output();
+        flow.parts.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    });
+    let info = builder.operator_info();
+    builder.build(move |mut capabilities| {
+        let again = || scope.activator_for(Rc::clone(&info.address));
+        let begins_at = durable.as_ref().and_then(Durable::gate);
+        let unsealed = durable.is_some().then(Vec::new);
+        let saver = durable.zip(capabilities.pop().filter(|_| parts.is_some())).map(|(durable, capability)| {
+            let wake = (again(), scope.worker().sync_activator_for(info.address.to_vec()));
+            Saver::new(&step.name, durable, saved_rows::<K, V>(), Rc::clone(&step.codec), capability, wake)
+        });
+        drop(capabilities);
+        let table = Table { rows: HashMap::default(), unsealed };
+        let mut latest = Latest { table, step, begins_at, saver, leaving: VecDeque::new() };
+        let mut turns = BTreeMap::<u64, Turn<K, V>>::new();
+        let mut sealed_through = begins_at.unwrap_or(0);
+        let again = again();
+
+        move |frontiers| {
+            rows.for_each(|capability, rows| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                turn.records += rows.len() as u64;
+                turn.take(rows);
+            });
+            if let Some(loaded) = &mut loaded {
+                loaded.for_each(|capability, rows| {
+                    let Some(&epoch) = capability.least() else { return };
+                    let turn = turns.entry(epoch).or_default();
+                    turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
+                    turn.loaded += rows.len() as u64;
+                    turn.take(rows);
+                });
+            }
+            for epoch in latest.step.seals.after(sealed_through) {
+                turns.entry(epoch).or_default();
+            }
+            let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
+            while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
+                let sealed = latest.step.seals.contains(*turn.key());
+                if sealed && latest.saver.as_ref().is_some_and(Saver::is_busy) {
+                    break;
+                }
+                let (epoch, turn) = turn.remove_entry();
+                sealed_through = if sealed { epoch } else { sealed_through };
+                latest.complete(epoch, turn, sealed);
+            }
+            // Changes leave piece by piece, so that who takes them can keep up: at the beginning they are the whole table.
+            // Their order within an epoch means nothing.
+            if let Some((capability, changes)) = latest.leaving.front_mut() {
+                let piece = changes.drain(changes.len().saturating_sub(PIECE)..);
+                changed.activate().session(&*capability).give_iterator(piece);
+                latest.leaving.pop_front_if(|(_, changes)| changes.is_empty());
+                again.activate();
+            }
+            if let (Some(saver), Some(parts)) = (&mut latest.saver, &mut parts) {
+                if let Some((capability, part)) = saver.work() {
+                    parts.activate().session(&capability).give(part);
+                }
+                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
+                    saver.close();
+                }
+            }
+        }
+    });
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamped(time: i64, offset: u64, value: Option<u8>) -> Stamped<u8> {
+        Stamped { time: EventTime::from_millis(time), at: (0, 0, offset), value }
+    }
+
+    fn news(key: u8, row: Stamped<u8>) -> Map<u8, Stamped<u8>> {
+        [(key, row)].into_iter().collect()
+    }
+
+    /// Rows of a key may be added up in any order, and twice.
+    #[test]
+    fn adding_rows_keeps_the_greatest() {
+        let add = saved_rows::<u8, u8>().add;
+        let rows = [stamped(1, 9, Some(1)), stamped(2, 0, None), stamped(2, 1, Some(0)), stamped(2, 1, None)];
+        for (a, b, c) in [(0, 1, 2), (2, 1, 0), (1, 3, 2), (3, 2, 3), (2, 2, 2)] {
+            let mut sum = (7, rows[a].clone());
+            for other in [b, c, a] {
+                add(&mut sum, &(7, rows[other].clone()));
+            }
+            assert_eq!(sum.1, rows[2]);
+        }
+    }
+
+    /// A segment has what has changed since the last one, deletes and unseen changes included, and nothing else.
+    #[test]
+    fn a_seal_has_what_has_changed_since_the_last_one() {
+        let mut table = Table { rows: HashMap::default(), unsealed: Some(Vec::new()) };
+        let sealed = |table: &mut Table<u8, u8>| {
+            let (mut rows, mut out) = (Vec::new(), table.seal());
+            while out.as_mut().is_some_and(|out| out(1, &mut |row: Row<u8, u8>| rows.push(row))) {}
+            rows
+        };
+        assert_eq!(table.fold(2, news(1, stamped(10, 0, Some(5))), true), [((1, 5), 2, 1)]);
+        assert_eq!(sealed(&mut table), [], "what was loaded is in a segment already");
+        assert_eq!(table.fold(4, news(1, stamped(20, 1, Some(5))), false), [], "nothing is seen of it");
+        assert_eq!(table.fold(4, news(0, stamped(5, 2, None)), false), []);
+        assert_eq!(table.fold(6, news(0, stamped(4, 3, Some(9))), false), [], "the delete is newer");
+        assert_eq!(table.fold(8, news(1, stamped(30, 4, Some(6))), false), [((1, 5), 8, -1), ((1, 6), 8, 1)]);
+        assert_eq!(sealed(&mut table), [(0, stamped(5, 2, None)), (1, stamped(30, 4, Some(6)))]);
+        assert_eq!(sealed(&mut table), []);
+        assert_eq!(table.fold(10, news(0, stamped(6, 5, Some(2))), false), [((0, 2), 10, 1)]);
+        assert_eq!(sealed(&mut table), [(0, stamped(6, 5, Some(2)))]);
+    }
+}

@@ -1,0 +1,156 @@
+//! Tables are what a naive computation makes of the records, at every epoch; and so is what is joined with them.
+//!
+//! It exists because a table is the one cut that looks at what it had: which record is the last must not depend on when it
+//! came, on workers, or on crashes; and a join that sees a table too early or too late shows what never was.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
+mod common;
+
+use std::sync::Arc;
+
+use fastrand::Rng;
+use tidegate::Window;
+use tidegate::durable::disk::Disk;
+use tidegate::job::{Ending, Stop};
+use tidegate::source::memory::Records;
+use tidegate::stream::aggregate::Each;
+use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+
+use common::cases::{Data, for_seeds};
+use common::checks::small_drift;
+use common::tables::{self, check_tables};
+
+#[test]
+fn tables_are_right_at_every_epoch() {
+    for_seeds(40, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 200);
+        check_tables(&data, Run::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
+    });
+}
+
+#[test]
+fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
+    for_seeds(40, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 60);
+        let script = data.script(&mut random);
+        check_tables(&data, Run::new().workers(random.usize(1..=4)).script("deals", script)).map(drop)
+    });
+}
+
+/// Seals are what snapshots do: results must not depend on them.
+#[test]
+fn equal_journals_give_equal_tables() {
+    for_seeds(20, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 150);
+        let (first, outcome) = tables::run(&data, Run::new().workers(2).seed(seed).options(small_drift(100)))?;
+        for workers in [1, 2, 4] {
+            let again = Run::new().workers(workers).seed(random.u64(..)).journal(outcome.journal.clone());
+            let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
+            let (again, _) = tables::run(&data, again.seal_at(seals))?;
+            again.check_equal(&first).map_err(|why| format!("on {workers} workers: {why}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// What a record says of its key: key, value, event time.
+type Said = (u8, Option<i64>, i64);
+
+/// Runs a table of some records, as a script has them.
+fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
+    let source = Records::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
+    let shown = Captured::new();
+    let output = shown.clone();
+    let run = Run::new().workers(2).script("said", script).run(move |flow| {
+        let said = flow.read("said", &source).key_by(|said| said.0);
+        said.last_by_key_with("table", |said| said.1).write("table", &output);
+    });
+    run.unwrap();
+    shown
+}
+
+/// The changes of each epoch, epochs without any left out.
+fn changes(shown: &Captured<(u8, i64)>) -> Vec<Vec<((u8, i64), isize)>> {
+    shown.epochs().into_values().collect()
+}
+
+#[test]
+fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
+    let said: &[Said] =
+        &[(1, Some(10), 100), (1, None, 300), (1, Some(20), 200), (1, Some(30), 300), (1, Some(40), 301)];
+    let script = (0..5).fold(Script::new(), |script, _| script.epoch(|e| e.take(0, 1)));
+    let shown = table_of(&[said], script);
+    // The fourth has the time of the delete and comes after it, in its partition.
+    let expected = [vec![((1, 10), 1)], vec![((1, 10), -1)], vec![((1, 30), 1)], vec![((1, 30), -1), ((1, 40), 1)]];
+    assert_eq!(changes(&shown), expected);
+}
+
+#[test]
+fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
+    let partitions: [&[Said]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
+    // Partition 1 comes first; what partition 0 says later has the lesser place.
+    let script = Script::new().epoch(|e| e.find(0).take(1, 1)).epoch(|e| e.take(0, 2)).epoch(|e| e.take(1, 1));
+    assert_eq!(changes(&table_of(&partitions, script)), [vec![((1, 3), 1)], vec![((1, 3), -1), ((1, 4), 1)]]);
+}
+
+#[test]
+fn an_epoch_shows_only_what_it_comes_to() {
+    let said: &[Said] =
+        &[(1, Some(1), 1), (2, Some(5), 2), (1, None, 3), (2, Some(6), 4), (1, Some(1), 5), (2, Some(6), 6)];
+    let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1));
+    let expected = [vec![((1, 1), 1), ((2, 5), 1)], vec![((2, 5), -1), ((2, 6), 1)]];
+    assert_eq!(changes(&table_of(&[said], script)), expected);
+}
+
+#[test]
+fn names_are_unique_among_all_steps_with_rows() {
+    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = Run::new().run(move |flow| {
+        let records = flow.read("records", &source);
+        records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", Each::count);
+        records.key_by(|record| record.0).last_by_key("mine");
+    });
+    let error = run.unwrap_err().to_string();
+    assert!(error.contains("a window step and a table step of the query are both named `mine`"), "{error}");
+}
+
+/// Runs a job with a table and so many outputs of it, stopped when it sees the record of that id.
+fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
+    let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
+    let stop = Stop::default();
+    let run = Run::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
+    let run = run.keeping(|job| job.accept_changed_query(true)).run(move |flow| {
+        let stop = stop.clone();
+        let deals = flow.read("deals", &source).inspect(move |deal| {
+            if deal.id == until {
+                stop.stop();
+            }
+        });
+        let table = deals.key_by(|deal| deal.id as u8).last_by_key_with("table", |deal| Some(deal.id));
+        for (output, number) in outputs.iter().zip(1..) {
+            table.clone().write(&format!("output {number}"), output);
+        }
+    });
+    run.unwrap().report.ending
+}
+
+/// A table enters the flow whole when a job goes on; outputs drop of it what they have shown.
+#[test]
+fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
+    let mut late = 0;
+    for seed in 0..20 {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 600);
+        let (disk, old, new) = (CrashingDisk::new(), Captured::new(), Captured::new());
+        let stopped = live(&data, &disk, random.u32(1..200), std::slice::from_ref(&old)) == Ending::Stopped;
+        if stopped && live(&data, &disk.after_kill(), 0, &[old.clone(), new.clone()]) == Ending::Complete {
+            // `all` would panic if anything were taken back that is not there.
+            assert_eq!(new.all(), old.all(), "seed {seed}");
+            late += usize::from(new.epochs().keys().next() > old.epochs().keys().next());
+        }
+    }
+    assert!(late > 3, "only {late} outputs were new to a snapshot");
+}
