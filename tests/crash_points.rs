@@ -22,6 +22,8 @@ use common::kept::{End, Kept, files, kind_of, new_disk, on, steady};
 
 /// How many records a life has: few, so that it can be run at each of its acts.
 const RECORDS: u32 = 56;
+/// After so many acts that a life did not come to, there are no more.
+const MISSED: usize = 10;
 /// A life's pace: many short epochs.
 const PACE: u64 = 16;
 
@@ -122,10 +124,15 @@ fn a_crash_at_any_act_changes_no_result() {
     let mut crashed_at = BTreeSet::new();
     for seed in seeds(1) {
         let subject = Subject::new(seed);
+        let mut missed = 0;
         for act in acts() {
-            let Some(crashed) = subject.crash(act) else { break };
+            // How many acts there are is not the same from run to run: threads have their own pace.
+            let Some(crashed) = subject.crash(act) else {
+                missed += 1;
+                if missed > MISSED { break } else { continue }
+            };
             crashed_at.insert(done(&crashed.at()));
-            for survivors in [0, 1, 2 + act as u64] {
+            for survivors in [act as u64 % 2, 2 + act as u64] {
                 let (subject, kept) = (subject.clone(), crashed.kept.fork());
                 let disk = crashed.disk.survivors(survivors);
                 let what = format!(
@@ -176,9 +183,9 @@ fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
 fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
     for seed in seeds(1) {
         let subject = Subject::new(100 + seed);
-        let acts = (0..).find(|act| subject.crash(*act * 16).is_none()).unwrap() * 16;
-        for part in 0..8 {
-            let first = acts * (2 * part + 1) / 16;
+        let acts = (1..).find(|act| subject.crash(*act * 32).is_none()).unwrap() * 32;
+        for part in 0..5 {
+            let first = acts * (2 * part + 1) / 10;
             let Some(crashed) = subject.crash(first) else { continue };
             let found = crashed.disk.survivors(part as u64);
             for second in 0..recovery(&subject, &crashed, &found) {

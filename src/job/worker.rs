@@ -404,7 +404,7 @@ impl Turning {
     }
 
     fn follow_controls(&mut self) -> Result<()> {
-        while self.stopped.is_none() && !(self.repeats() && self.is_behind()) && self.replay()? {
+        while self.stopped.is_none() && !self.repeats_too_fast() && self.replay()? {
             match self.controls.next() {
                 None => break,
                 Some(Control::Tick(epoch)) => self.begin(Epoch(epoch))?,
@@ -420,6 +420,12 @@ impl Turning {
             }
         }
         Ok(())
+    }
+
+    /// Whether what is repeated has to wait for the sinks. An epoch that is in flight alone is read on, however large: it
+    /// is not over before all of it is read.
+    fn repeats_too_fast(&self) -> bool {
+        self.repeats() && self.open.len() > 1 && self.is_behind()
     }
 
     fn end_current(&mut self) {

@@ -104,6 +104,8 @@ struct SourceDriver<D: Record> {
     rejects: Handle<Event<Rejected>>,
     /// Epochs that are not released, oldest first; the last one is current.
     open: VecDeque<(Epoch, Capabilities)>,
+    /// The last epoch that was released. Its capabilities are those that the next one is made of, until that has begun.
+    released: Epoch,
     /// What this worker last said of its partitions; only news is sent.
     said: Option<WorkerMark>,
     worker: usize,
@@ -173,6 +175,8 @@ impl<D: Record> Driver for SourceDriver<D> {
             self.open.clear(); // The capability that every operator starts with: no epoch of ours.
         }
         self.open.push_back((epoch, new));
+        // One that is repeated is over, and may be released, before the next one begins.
+        self.release(self.released);
         self.intake.begin(epoch);
     }
 
@@ -220,6 +224,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn release(&mut self, epoch: Epoch) {
+        self.released = self.released.max(epoch);
         while self.open.len() > 1 && self.open.front().is_some_and(|open| open.0 <= epoch) {
             self.open.pop_front();
         }
@@ -291,6 +296,7 @@ pub(crate) fn read<'f, S: Source>(
                     marks,
                     rejects,
                     open: VecDeque::from([(Epoch(0), capabilities)]),
+                    released: Epoch(0),
                     said: None,
                     worker: scope.index(),
                     peers: scope.peers(),

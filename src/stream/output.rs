@@ -61,13 +61,13 @@ pub(crate) fn write<'f, D: Record>(
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % flow.scope.peers();
     let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
-    // Opening may empty files: not for a job that has failed already, at its source for one.
-    if build.failure.get().is_some() {
-        return;
-    }
+    // Opening may empty files: not for a job that has failed already, at its source for one. The flow is built all the
+    // same, as it has to be alike on all workers, and one of them may have learned of a failure before another.
+    let has_failed = build.failure.get().is_some();
     let mut output = None;
     match build.purpose {
         Purpose::Plan | Purpose::AskGrown => {}
+        _ if has_failed => {}
         Purpose::OpenSinks => match open(sink, &shard) {
             Ok((shown, writer)) => {
                 build

@@ -64,10 +64,11 @@ pub fn new_disk() -> CrashingDisk {
     disk
 }
 
-/// A run with its state on a disk.
+/// A run with its state on a disk. It reads on only when all that it has read is shown, so that it cannot be over before
+/// there was a snapshot.
 pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> Run {
     let disk: Arc<dyn Disk> = disk.shared();
-    Run::new().workers(workers).seed(seed).state(&disk, STATE)
+    Run::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
 }
 
 /// Sees what a sink is given, and what it is given again: an epoch that is repeated has to be as it was.
