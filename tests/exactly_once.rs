@@ -144,7 +144,7 @@ impl Case {
 
     /// A topic into topics; also the names of those.
     fn topics(broker: &Broker, seed: u64, rows: usize) -> (Case, [String; 2]) {
-        let mut partitions = vec![Vec::new(), Vec::new()];
+        let mut partitions = [Vec::new(), Vec::new()];
         wild(seed, rows).into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % 2].push(row));
         let topic = broker.topic(2);
         for (partition, rows) in partitions.iter().enumerate() {
@@ -185,17 +185,17 @@ impl Case {
             match (path.exists(), is_late) {
                 (false, _) => {}
                 (_, false) if is_csv => same_rows(&rows_of(&path, &TOTALS), &self.expected.rows()),
-                (_, false) => same_rows(&totals_of(lines(&path)), &self.expected.rows()),
+                (_, false) => same_rows(&totals_of(&lines(&path)), &self.expected.rows()),
                 (_, true) if is_csv => same_rows(&rows_of(&path, &COLUMNS), &self.late_rows()),
-                (_, true) => same_rows(&late_of(lines(&path)), &self.late_rows()),
+                (_, true) => same_rows(&late_of(&lines(&path)), &self.late_rows()),
             }
         }
     }
 
     #[track_caller]
     fn check_topics(&self, broker: &Broker, [out, late]: &[String; 2]) {
-        same_rows(&totals_of(committed(&broker.servers, out)), &self.expected.rows());
-        same_rows(&late_of(committed(&broker.servers, late)), &self.late_rows());
+        same_rows(&totals_of(&committed(&broker.servers, out)), &self.expected.rows());
+        same_rows(&late_of(&committed(&broker.servers, late)), &self.late_rows());
     }
 
     fn late_rows(&self) -> Vec<Vec<String>> {
@@ -215,7 +215,7 @@ fn lines(path: &Path) -> Vec<String> {
 
 /// Totals that were written as JSON, as rows of text.
 #[track_caller]
-fn totals_of(texts: Vec<String>) -> Vec<Vec<String>> {
+fn totals_of(texts: &[String]) -> Vec<Vec<String>> {
     #[derive(Deserialize)]
     struct Row {
         window_start: String,
@@ -239,7 +239,7 @@ fn totals_of(texts: Vec<String>) -> Vec<Vec<String>> {
 
 /// Transactions that were written as JSON, as rows of text.
 #[track_caller]
-fn late_of(texts: Vec<String>) -> Vec<Vec<String>> {
+fn late_of(texts: &[String]) -> Vec<Vec<String>> {
     texts.iter().map(|text| columns(&serde_json::from_str::<Transaction>(text).unwrap())).collect()
 }
 

@@ -425,7 +425,6 @@ fn wrong_usage_is_told_apart_from_failure() {
         ("--csv {}/in.csv --progress maybe", "maybe"),
         ("--csv {}/in.csv --kafka-config novalue", "novalue"),
         ("--brokers localhost:1 --kafka-config no.such.property=1", "no.such.property"),
-        ("--csv {}/in.csv --state {}/state", "--state"),
         ("--csv {}/in.csv -n 2", "-n"),
         ("--csv {}/in.csv --allowed-lateness 1s", "--allowed-lateness"),
     ] {
