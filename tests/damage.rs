@@ -99,6 +99,7 @@ fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
 }
 
 /// Runs checks on two threads, each within a time; fails with all that they say.
+#[expect(clippy::needless_pass_by_value, reason = "cases are made where they are used")]
 fn all_pass(subject: &Subject, cases: Vec<(String, PathBuf, Option<Vec<u8>>)>) -> BTreeMap<&'static str, [usize; 2]> {
     let mut counts = BTreeMap::<_, [usize; 2]>::new();
     let half = cases.len() / 2;
