@@ -98,7 +98,11 @@ fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
             let report = stopped(&kept, &data, on(&disk, workers, seed), 0)?;
             // Windows that closed at the very epoch of the snapshot are loaded, and close again.
             let loaded = (of_step(&report, "ever").0, of_step(&report, "counts").0);
-            assert!(loaded.0 == ever && loaded.1 >= counts, "seed {seed}, {workers} workers: {loaded:?}");
+            let wanted = (ever, counts);
+            assert!(
+                loaded.0 == ever && loaded.1 >= counts,
+                "seed {seed}, {workers} workers: {loaded:?}, not {wanted:?}"
+            );
             all.push(loaded);
             let disk = disk.after_kill();
             kept.run(&data, on(&disk, 5 - workers, seed))?;
