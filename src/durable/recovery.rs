@@ -448,10 +448,19 @@ fn check_sinks(found: &Found<'_>, base: Option<&Manifest>, known: Option<Epoch>)
             return Err(Error::new("an output is ahead of the state")
                 .at(format!("output {name}"))
                 .because(format!("it has shown epoch {shown}, and the state has {has}"))
-                .help("use the state that wrote it, or begin a new output"));
+                .help(format!("use the state that wrote it, or begin a new output{}", end_of_journal(found))));
         }
     }
     Ok(())
+}
+
+/// What may have become of the end of the journal, if what an output has shown is not in it.
+fn end_of_journal(found: &Found<'_>) -> String {
+    let Some((last, _)) = found.survey.journals.last_key_value() else { return String::new() };
+    let next = FileId { number: last.number + 1, ..*last };
+    format!(
+        "; if it is the state that wrote it, the end of its journal is lost: {last} is damaged or {next} is missing"
+    )
 }
 
 /// Whether the query can read the state of every durable step.

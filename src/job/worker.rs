@@ -546,11 +546,10 @@ impl Turning {
         self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
     }
 
-    /// Ends the job: with a last snapshot, in a job with state, unless nothing has come since the last one.
+    /// Ends the job: with a last snapshot, in a job with state. What has been read may not be bound yet, so whether there is
+    /// anything new in it is not known here.
     fn end(&mut self, is_over: bool) {
-        if let Some(snapshots) = self.shared.snapshots.clone()
-            && (is_over || self.shared.news.load(Ordering::Acquire))
-        {
+        if let Some(snapshots) = self.shared.snapshots.clone() {
             let epoch = self.ticker.propose();
             if is_over {
                 snapshots.ends_with(epoch);
