@@ -90,7 +90,7 @@ fn finder(fault: Fault) -> (Check, &'static str) {
         Fault::LoseSegment => (crashes, "closed rows differ"),
         Fault::OpenGate => (crashes, "chained rows differ"),
         Fault::SnapshotEarly => (crashes, "an output is behind the state"),
-        Fault::ForgetDeletes => (crashes, "table rows at epoch"),
+        Fault::ForgetDeletes => (crashes, " at epoch "),
         Fault::LookUpEarly => (tables, "joined rows at epoch"),
     }
 }
