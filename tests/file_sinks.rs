@@ -229,7 +229,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
         writer.show().unwrap();
         disk.set_room(Some(spare));
         let why = refused(writer.write(Epoch(6), &rows_of(6)));
-        assert_eq!(why, "cannot write the results (totals.csv): no storage space");
+        assert_eq!(why, "cannot write the results (totals.csv): the disk is full");
         assert_eq!(text(&disk, FILE), file_after(4));
         disk.set_room(None);
         writer.write(Epoch(6), &rows_of(6)).unwrap();
@@ -242,7 +242,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     disk.set_room(Some(10));
     let why = refused(writer.show());
-    assert_eq!(why, "cannot write the commit file of the results (totals.csv): no storage space");
+    assert_eq!(why, "cannot write the commit file of the results (totals.csv): the disk is full");
     assert!(refused(writer.show()).contains("showing earlier ones failed"));
     drop(writer);
     disk.set_room(None);
