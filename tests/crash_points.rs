@@ -1,7 +1,8 @@
 //! A crash at any act of the disk loses nothing and repeats nothing, in every stretch of a state's life: while it is
 //! made, between snapshots, in one, while segments are merged and the journal is cut, in a recovery, in one after that.
 //!
-//! Every write, sync, rename, link and removal of a whole life is crashed at, one after the other; what survives is what
+//! Writes, syncs, renames, links and removals of a whole life are crashed at, one after the other: every so many-th, and
+//! all of them with `TIDEGATE_STRIDE=1`; what survives is what
 //! a seed says of all that was not synced: lost, kept, torn, in any order. Then the state goes on, perhaps on more
 //! workers, and what files and captured rows come to is what a run without state comes to.
 //!

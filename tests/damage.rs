@@ -4,7 +4,7 @@
 //! and at many others, the file cut, made longer, or taken away. The state then says which file it is, or it comes to
 //! the very results that it would have come to; and with the file put back it goes on as if nothing had been.
 //!
-//! `TIDEGATE_CASES` says at how many more positions a byte is flipped.
+//! A run flips bytes at a sample of the positions; with `TIDEGATE_CASES=1` at all of them.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod common;
