@@ -5,10 +5,13 @@
 //! * `throughput`: tumbling totals over 100,000 accounts as fast as they go: without state, with the journal alone, and
 //!   with a snapshot a second; results written to a file.
 //! * `latency`: 50,000 records a second by the clock, whether anybody keeps up or not, each written as it is: from when a
-//!   record was due to when its epoch was shown, for good. Beside it stands the interval of snapshots: results do not wait for them.
+//!   record was due to when its epoch was shown in a file for good, or to when a consumer that reads what is committed has
+//!   it from the topic of a real broker. Beside it stands the interval of snapshots: results do not wait for them.
 //!
 //! `cargo bench --bench snapshot`
 
+#[path = "broker/mod.rs"]
+mod broker;
 #[path = "state/mod.rs"]
 mod state;
 
@@ -20,14 +23,18 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{UsageWho, getrusage};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::Life;
 use tidegate::metrics::Metrics;
+use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
 use tidegate::source::Options;
 use tidegate::time::Epoch;
-use tidegate::{EventTime, Job, Record, Result, Window, csv};
+use tidegate::{Error, EventTime, Job, Record, Result, Window, csv};
 
+use broker::Broker;
 use state::{Made, bytes_in, median, quantile};
 
 /// The allocator that Tidegate's own programs use.
@@ -43,6 +50,15 @@ enum Part {
     Throughput,
     /// Latency with and without state.
     Latency,
+}
+
+/// Where results are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    /// In a file.
+    File,
+    /// In a topic of a real broker (Java and Maven are needed).
+    Kafka,
 }
 
 /// Measures what durable state costs
@@ -68,7 +84,7 @@ struct Arguments {
     snapshots: u64,
 
     /// Records of each run that measures throughput
-    #[arg(long, default_value_t = 10_000_000)]
+    #[arg(long, default_value_t = 60_000_000)]
     records: u64,
 
     /// Runs of each; medians are shown
@@ -86,6 +102,10 @@ struct Arguments {
     /// How many seconds latency is measured
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+
+    /// Where results are shown whose latency is measured [default: all, kafka if Java and Maven are there]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    sinks: Vec<Shown>,
 
     /// Lines for plotting, one JSON object each
     #[arg(long)]
@@ -213,7 +233,10 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
     let Arguments { records, runs, json, .. } = *arguments;
     if !json {
         println!("\nthroughput: {records} records in memory, totals to a file, median of {runs}");
-        println!("  {:<22}{:>8}{:>16}{:>8}{:>12}", "durability", "workers", "M records/s", "ratio", "CPU s/M");
+        println!(
+            "  {:<22}{:>8}{:>12}{:>16}{:>8}{:>12}",
+            "durability", "workers", "snapshots", "M records/s", "ratio", "CPU s/M"
+        );
     }
     for &workers in &arguments.workers {
         let kinds =
@@ -226,16 +249,17 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
         }
         let mut base = None;
         for ((name, _), figures) in kinds.iter().zip(figures) {
-            let rate = median(figures.iter().map(|(seconds, _)| records as f64 / 1e6 / seconds).collect());
-            let cpu = median(figures.iter().map(|(_, cpu)| cpu / (records as f64 / 1e6)).collect());
+            let rate = median(figures.iter().map(|run| records as f64 / 1e6 / run.seconds).collect());
+            let cpu = median(figures.iter().map(|run| run.cpu_seconds / (records as f64 / 1e6)).collect());
+            let snapshots = median(figures.iter().map(|run| run.snapshots as f64).collect());
             let ratio = rate / *base.get_or_insert(rate);
             if json {
                 println!(
                     "{{\"part\":\"throughput\",\"durability\":\"{name}\",\"workers\":{workers},\"records\":{records},\
-                     \"median\":{rate:.3},\"ratio\":{ratio:.3},\"cpu_s_per_m\":{cpu:.4}}}"
+                     \"snapshots\":{snapshots},\"median\":{rate:.3},\"ratio\":{ratio:.3},\"cpu_s_per_m\":{cpu:.4}}}"
                 );
             } else {
-                println!("  {name:<22}{workers:>8}{rate:>16.2}{ratio:>8.2}{cpu:>12.3}");
+                println!("  {name:<22}{workers:>8}{snapshots:>12}{rate:>16.2}{ratio:>8.2}{cpu:>12.3}");
             }
         }
     }
@@ -250,7 +274,14 @@ fn cpu_seconds() -> f64 {
 /// A record of the runs that measure throughput: account, amount, event time.
 type Deal = (u32, i64, i64);
 
-fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<(f64, f64)> {
+/// What one run that measures throughput came to.
+struct Ran {
+    seconds: f64,
+    cpu_seconds: f64,
+    snapshots: usize,
+}
+
+fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) -> Result<Ran> {
     let directory = fresh(dir, "throughput");
     let make = |number: u64| {
         let dice = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -263,6 +294,7 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
         Some(every) => job.state(directory.join("state")).snapshot_every(every),
         None => job,
     };
+    let metrics = job.metrics();
     let (cpu, begun) = (cpu_seconds(), Instant::now());
     job.run(move |flow| {
         flow.read("deals", &source)
@@ -273,7 +305,11 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
             .map(|row| Total { window_end: row.window.end, account: row.key, count: row.value.0, sum: row.value.1 })
             .write("totals", &out);
     })?;
-    Ok((begun.elapsed().as_secs_f64(), cpu_seconds() - cpu))
+    Ok(Ran {
+        seconds: begun.elapsed().as_secs_f64(),
+        cpu_seconds: cpu_seconds() - cpu,
+        snapshots: metrics.snapshots.recent().len(),
+    })
 }
 
 /// A record that knows when it was due, in microseconds since the run began.
@@ -343,48 +379,146 @@ impl Writer<Due> for TimedWriter<Due> {
     }
 }
 
+/// How durable a run is, and how long the epochs are that it shows results by.
+#[derive(Clone, Copy)]
+struct Manner {
+    durability: &'static str,
+    /// Between two snapshots; `None` without state.
+    every: Option<u64>,
+    epoch_ms: u64,
+}
+
 /// From when records were due to when they were shown, at a steady rate.
 fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
     let Arguments { rate, seconds, json, .. } = *arguments;
     if !json {
-        println!("\nlatency: {rate} records a second for {seconds} s, each written to a file; from due to shown, ms");
-        println!("  {:<22}{:>10}{:>14}{:>10}{:>10}{:>10}", "durability", "epoch", "snapshots", "p50", "p99", "most");
+        println!("\nlatency: {rate} records a second for {seconds} s, each of them shown; from due to shown, ms");
+        println!(
+            "  {:<8}{:<16}{:>10}{:>12}{:>10}{:>10}{:>10}",
+            "sink", "durability", "epoch", "snapshots", "p50", "p99", "most"
+        );
     }
-    for (name, every) in [("off", None), ("journal only", Some(3600)), ("full", Some(1)), ("full", Some(5))] {
-        for epoch in [100, 20] {
-            let directory = fresh(dir, "latency");
-            let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
-            let make = move |number| Due { number, due_us: number * 1_000_000 / rate };
-            let source = Made::new(1, rate * seconds, make, |due: &Due| due.due_us as i64 / 1000);
-            let source = source.paced(0, begun, rate);
-            let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
-            let job = Job::new("latency").options(until_end()).epoch(Duration::from_millis(epoch));
-            let job = match every {
-                Some(every) => job.state(directory.join("state")).snapshot_every(Duration::from_secs(every)),
-                None => job,
-            };
-            job.run(move |flow| {
-                let due = flow.read("due", &source);
-                // A state to keep, of as many keys as there are records in a second.
-                let counts =
-                    due.clone().key_by(move |due| due.number % rate).window(Window::tumbling(Duration::from_secs(2)));
-                let counts = counts.aggregate("counts", |each| (each.count(),));
-                counts.on_close().inspect(|_| {});
-                due.write("out", &sink);
-            })?;
-            let mut late = late_ms.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            late.sort_by(f64::total_cmp);
-            let (p50, p99, most) = (quantile(&late, 0.5), quantile(&late, 0.99), quantile(&late, 1.0));
-            let interval = every.filter(|every| *every < 3600).map_or("-".into(), |every| format!("{every} s"));
-            if json {
-                println!(
-                    "{{\"part\":\"latency\",\"durability\":\"{name}\",\"epoch_ms\":{epoch},\"snapshots\":\"{interval}\",\
-                     \"rate\":{rate},\"p50_ms\":{p50:.2},\"p99_ms\":{p99:.2},\"most_ms\":{most:.2}}}"
-                );
-            } else {
-                println!("  {name:<22}{epoch:>7} ms{interval:>14}{p50:>10.1}{p99:>10.1}{most:>10.1}");
+    let sinks = if arguments.sinks.is_empty() { &[Shown::File, Shown::Kafka][..] } else { &arguments.sinks[..] };
+    for sink in sinks {
+        let broker = match sink {
+            Shown::File => None,
+            Shown::Kafka => match Broker::start(dir) {
+                Ok(broker) => Some(broker),
+                Err(why) if arguments.sinks.is_empty() => {
+                    eprintln!("SKIPPED: results in topics: {why}");
+                    continue;
+                }
+                Err(why) => return Err(Error::new(why)),
+            },
+        };
+        for (durability, every) in [("off", None), ("journal only", Some(3600)), ("full", Some(1)), ("full", Some(5))] {
+            // Without state there are no transactions: nothing to read what is committed of.
+            if broker.is_some() && every.is_none() {
+                continue;
+            }
+            for epoch_ms in [100, 20] {
+                let (manner, directory) = (Manner { durability, every, epoch_ms }, fresh(dir, "latency"));
+                let mut late_ms = match &broker {
+                    None => to_file(arguments, manner, &directory)?,
+                    Some(broker) => to_topic(arguments, manner, &directory, &broker.address)?,
+                };
+                late_ms.sort_by(f64::total_cmp);
+                say_latency(arguments, *sink, manner, &late_ms);
             }
         }
     }
     Ok(())
+}
+
+fn say_latency(arguments: &Arguments, sink: Shown, manner: Manner, sorted: &[f64]) {
+    let Manner { durability, every, epoch_ms } = manner;
+    let (p50, p99, most) = (quantile(sorted, 0.5), quantile(sorted, 0.99), quantile(sorted, 1.0));
+    let interval = every.filter(|every| *every < 3600).map_or("-".into(), |every| format!("{every} s"));
+    let sink = format!("{sink:?}").to_lowercase();
+    if arguments.json {
+        println!(
+            "{{\"part\":\"latency\",\"sink\":\"{sink}\",\"durability\":\"{durability}\",\"epoch_ms\":{epoch_ms},\
+             \"snapshots\":\"{interval}\",\"rate\":{},\"p50_ms\":{p50:.2},\"p99_ms\":{p99:.2},\"most_ms\":{most:.2}}}",
+            arguments.rate
+        );
+    } else {
+        println!("  {sink:<8}{durability:<16}{epoch_ms:>7} ms{interval:>12}{p50:>10.1}{p99:>10.1}{most:>10.1}");
+    }
+}
+
+/// Runs a query that writes what it reads, with a state to keep beside it of as many keys as there are records in a second.
+fn run_due<S: Sink<Due>>(
+    arguments: &Arguments,
+    manner: Manner,
+    directory: &Path,
+    begun: Instant,
+    sink: S,
+) -> Result<()> {
+    let Arguments { rate, seconds, .. } = *arguments;
+    let make = move |number| Due { number, due_us: number * 1_000_000 / rate };
+    let source = Made::new(1, rate * seconds, make, |due: &Due| due.due_us as i64 / 1000).paced(0, begun, rate);
+    let job = Job::new("latency").options(until_end()).epoch(Duration::from_millis(manner.epoch_ms));
+    let job = match manner.every {
+        Some(every) => job.state(directory.join("state")).snapshot_every(Duration::from_secs(every)),
+        None => job,
+    };
+    job.run(move |flow| {
+        let due = flow.read("due", &source);
+        let counts = due.clone().key_by(move |due| due.number % rate).window(Window::tumbling(Duration::from_secs(2)));
+        counts.aggregate("counts", |each| (each.count(),)).on_close().inspect(|_| {});
+        due.write("out", &sink);
+    })?;
+    Ok(())
+}
+
+/// How long after they were due records are in a file for good, in milliseconds.
+fn to_file(arguments: &Arguments, manner: Manner, directory: &Path) -> Result<Vec<f64>> {
+    let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
+    let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
+    run_due(arguments, manner, directory, begun, sink)?;
+    let late_ms = late_ms.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(late_ms.clone())
+}
+
+/// How long after they were due a consumer has records that reads what is committed, in milliseconds.
+fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &str) -> Result<Vec<f64>> {
+    let topic =
+        format!("due-{}-{}-{}", manner.durability.replace(' ', "-"), manner.every.unwrap_or(0), manner.epoch_ms);
+    Publisher::open(brokers, &topic, [], Some(1))?;
+    let unread = |why: &dyn std::fmt::Display| Error::new(format!("cannot read the topic {topic}: {why}"));
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("group.id", "latency").set("enable.auto.commit", "false");
+    config.set("isolation.level", "read_committed").set("fetch.wait.max.ms", "5");
+    let consumer: BaseConsumer = config.create().map_err(|why| unread(&why))?;
+    let mut partitions = rdkafka::TopicPartitionList::new();
+    partitions.add_partition_offset(&topic, 0, rdkafka::Offset::Beginning).map_err(|why| unread(&why))?;
+    consumer.assign(&partitions).map_err(|why| unread(&why))?;
+    let wanted = (arguments.rate * arguments.seconds) as usize;
+    let begun = Instant::now();
+    let over = Arc::new(AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (job_is_over, unread) = (Arc::clone(&over), &unread);
+        let reader = scope.spawn(move || -> Result<Vec<f64>> {
+            let (mut late_ms, mut patience) = (Vec::with_capacity(wanted), 100);
+            while late_ms.len() < wanted && patience > 0 {
+                let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+                    patience -= usize::from(job_is_over.load(Ordering::Acquire));
+                    continue;
+                };
+                let message = message.map_err(|why| unread(&why))?;
+                let now = begun.elapsed().as_secs_f64() * 1e3;
+                let due: Due =
+                    serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|why| unread(&why))?;
+                late_ms.push(now - due.due_us as f64 / 1e3);
+            }
+            if late_ms.len() < wanted {
+                return Err(unread(&format!("only {} of {wanted} records came", late_ms.len())));
+            }
+            Ok(late_ms)
+        });
+        let ran = run_due(arguments, manner, directory, begun, Output::json(brokers, &topic));
+        over.store(true, Ordering::Release);
+        let read = reader.join().unwrap_or_else(|_| Err(Error::new("the consumer panicked")));
+        ran.and(read)
+    })
 }

@@ -12,6 +12,8 @@
 //!
 //! `cargo bench --bench throughput -- --records 10000000 --workers 1,2`
 
+#[path = "broker/mod.rs"]
+mod broker;
 #[path = "throughput/data.rs"]
 mod data;
 #[path = "throughput/measure.rs"]
@@ -181,8 +183,11 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
         match input {
             Input::Memory => {}
             Input::Csv | Input::Ndjson => data::write_files(&dir, records, arguments.accounts)?,
-            Input::Kafka => match data::Broker::start(&dir, records, arguments.accounts) {
-                Ok(started) => broker = Some(started),
+            Input::Kafka => match broker::Broker::start(&dir) {
+                Ok(started) => {
+                    data::fill_topic(&started.address, records, arguments.accounts)?;
+                    broker = Some(started);
+                }
                 Err(why) if arguments.inputs.is_empty() => {
                     eprintln!("SKIPPED: reading from Kafka: {why}");
                     continue;

@@ -2,7 +2,6 @@
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tidegate::Transaction;
 use tidegate::sink::kafka::Publisher;
@@ -91,50 +90,16 @@ pub(crate) fn write_files(dir: &Path, records: u64, accounts: u64) -> Result<(),
     write().map_err(|why| format!("cannot write transactions into {}: {why}", dir.display()))
 }
 
-/// A real broker with a topic of transactions; stopped when dropped.
-pub(crate) struct Broker {
-    /// `HOST:PORT`.
-    pub(crate) address: String,
-    script: PathBuf,
-    data: PathBuf,
-}
-
-impl Broker {
-    /// Starts it and fills its topic.
-    pub(crate) fn start(dir: &Path, records: u64, accounts: u64) -> Result<Broker, String> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker");
-        let data = dir.join("broker");
-        let started = Command::new(&script)
-            .args(["start", "-p", "0", "-d"])
-            .arg(&data)
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(|why| format!("cannot run {}: {why}", script.display()))?;
-        if !started.status.success() {
-            return Err(String::from_utf8_lossy(&started.stderr).trim().to_owned());
-        }
-        let address = String::from_utf8_lossy(&started.stdout).trim().to_owned();
-        let broker = Broker { address, script, data };
-        broker.fill(records, accounts).map_err(|error| error.to_string())?;
-        Ok(broker)
-    }
-
-    fn fill(&self, records: u64, accounts: u64) -> tidegate::Result<()> {
-        let mut publisher = Publisher::open(&self.address, "transaction", [], Some(4))?;
+/// Fills the topic `transaction` of a broker, of four partitions.
+pub(crate) fn fill_topic(brokers: &str, records: u64, accounts: u64) -> Result<(), String> {
+    let fill = || -> tidegate::Result<()> {
+        let mut publisher = Publisher::open(brokers, "transaction", [], Some(4))?;
         for transaction in transactions(records, accounts) {
             let message = serde_json::to_vec(&transaction)
                 .map_err(|why| tidegate::Error::new("cannot write a transaction").because(why))?;
             publisher.send(Some(transaction.account.as_bytes()), &message, None)?;
         }
         publisher.settle()
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        for command in ["stop", "wipe"] {
-            let mut call = Command::new(&self.script);
-            let _ = call.args([command, "-d"]).arg(&self.data).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
-    }
+    };
+    fill().map_err(|error| error.to_string())
 }

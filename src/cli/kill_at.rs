@@ -1,8 +1,10 @@
-//! A disk whose process kills itself at a chosen act: how the tests of the query programs choose the moment of a kill.
+//! A disk, and sinks, whose process kills itself at a chosen act: how the tests of the query programs choose the moment of
+//! a kill.
 //!
 //! A kill from outside comes at a moment that nobody chose, mostly while nothing is being written. [`KillAt`] names one:
 //! `after:journal-sync:7` kills the process right after the seventh time that a file of the journal was synced, before
-//! anything can know of it. Kinds of acts are told by the names of files.
+//! anything can know of it. Kinds of acts are told by the names of files; `show`, by which a sink shows what was written, of a
+//! file or of a topic, by its writer.
 //!
 //! Invariant: the act of a kill `after` has happened wholly when the process ends, that of a kill `before` not at all.
 
@@ -16,7 +18,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::durable::Life;
 use crate::durable::disk::{Disk, DiskFile, Lock};
+use crate::sink::Writer;
+use crate::time::Epoch;
+use crate::{Record, Result};
 
 /// What an act does to which kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +45,12 @@ enum Kind {
     Life,
     /// A life gets its claim.
     Claim,
+    /// A sink shows what was written; each sink counts its own.
+    Show,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 9] = [
+    const ALL: [(&'static str, Kind); 10] = [
         ("journal-append", Kind::JournalAppend),
         ("journal-sync", Kind::JournalSync),
         ("journal-cut", Kind::JournalCut),
@@ -52,6 +60,7 @@ impl Kind {
         ("manifest", Kind::Manifest),
         ("life", Kind::Life),
         ("claim", Kind::Claim),
+        ("show", Kind::Show),
     ];
 }
 
@@ -66,7 +75,7 @@ pub struct KillAt {
 impl FromStr for KillAt {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || {
             let kinds = Kind::ALL.map(|(name, _)| name).join(", ");
             format!("write it as before:KIND:N or after:KIND:N; KIND is one of {kinds}")
@@ -90,7 +99,12 @@ impl FromStr for KillAt {
 impl KillAt {
     /// A disk that ends its process at this moment.
     pub(super) fn on(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
-        Arc::new(KillingDisk { disk, trigger: Arc::new(Trigger { at: self, count: AtomicU64::new(0) }) })
+        Arc::new(KillingDisk { disk, trigger: Arc::new(Trigger::new(self)) })
+    }
+
+    /// A writer that ends its process at this moment.
+    pub(super) fn on_writer<D: Record>(self, writer: Box<dyn Writer<D>>) -> Box<dyn Writer<D>> {
+        Box::new(KillingWriter { writer, trigger: Trigger::new(self) })
     }
 }
 
@@ -101,27 +115,31 @@ struct Trigger {
 }
 
 impl Trigger {
+    fn new(at: KillAt) -> Self {
+        Trigger { at, count: AtomicU64::new(0) }
+    }
+
     /// Does an act of a kind; the process may end before it or after it.
-    fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> T) -> T {
         if kind != Some(self.at.kind) {
             return act();
         }
         let is_now = self.count.fetch_add(1, Ordering::SeqCst) + 1 == self.at.number;
         if is_now && !self.at.after {
-            die()?;
+            die();
         }
         let done = act();
         if is_now && self.at.after {
-            die()?;
+            die();
         }
         done
     }
 }
 
 /// Ends this process as a kill from outside does: nothing of it runs any more.
-fn die() -> io::Result<()> {
-    kill(Pid::this(), Signal::SIGKILL)?;
-    Ok(())
+fn die() -> ! {
+    let _ = kill(Pid::this(), Signal::SIGKILL);
+    std::process::abort()
 }
 
 fn ends_with(path: &Path, end: &str) -> bool {
@@ -252,6 +270,42 @@ impl DiskFile for KillingFile {
             () => None,
         };
         self.trigger.around(kind, || self.file.sync())
+    }
+}
+
+/// A writer that ends its process at a moment.
+struct KillingWriter<D: Record> {
+    writer: Box<dyn Writer<D>>,
+    trigger: Trigger,
+}
+
+impl<D: Record> Writer<D> for KillingWriter<D> {
+    fn shown(&mut self) -> Result<Option<Epoch>> {
+        self.writer.shown()
+    }
+
+    fn begin(&mut self, life: &Life) -> Result<()> {
+        self.writer.begin(life)
+    }
+
+    fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
+        self.writer.write(epoch, rows)
+    }
+
+    fn show(&mut self) -> Result<()> {
+        self.trigger.around(Some(Kind::Show), || self.writer.show())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.writer.finish()
+    }
+
+    fn remembers(&self) -> bool {
+        self.writer.remembers()
+    }
+
+    fn waits(&self) -> bool {
+        self.writer.waits()
     }
 }
 

@@ -286,8 +286,12 @@ impl QueryArgs {
     }
 
     fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<AnySink<D>> {
+        Ok(AnySink { target: self.target(flag, target)?, kill_at: self.kill_at })
+    }
+
+    fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Target<D>> {
         if target == "-" {
-            return Ok(AnySink::Stdout(sink::stdout::Stdout::csv()));
+            return Ok(Target::Stdout(sink::stdout::Stdout::csv()));
         }
         if let Some(topic) = target.strip_prefix("kafka:") {
             let Some(brokers) = &self.brokers else {
@@ -298,15 +302,15 @@ impl QueryArgs {
             for (key, value) in pairs(&self.kafka_config) {
                 output = output.config(key, value);
             }
-            return Ok(AnySink::Kafka(output));
+            return Ok(Target::Kafka(output));
         }
         if self.csv.iter().chain(&self.ndjson).any(|input| is_one_file(input, Path::new(target))) {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match Path::new(target).extension().and_then(|extension| extension.to_str()) {
-            Some("csv") => Ok(AnySink::Csv(sink::csv::File::new(target))),
-            Some("ndjson" | "jsonl") => Ok(AnySink::Ndjson(sink::ndjson::File::new(target))),
+            Some("csv") => Ok(Target::Csv(sink::csv::File::new(target))),
+            Some("ndjson" | "jsonl") => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
             _ => {
                 let error = Error::usage(format!("{flag} {target} does not say what to write"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -515,14 +519,15 @@ impl<T: Record> Source for AnySource<T> {
 }
 
 /// Whichever sink a flag names.
-pub enum AnySink<D: Record> {
-    /// A CSV file.
+pub struct AnySink<D: Record> {
+    target: Target<D>,
+    kill_at: Option<KillAt>,
+}
+
+enum Target<D: Record> {
     Csv(sink::csv::File),
-    /// A file with one JSON object a line.
     Ndjson(sink::ndjson::File),
-    /// A Kafka topic.
     Kafka(sink::kafka::Output<D>),
-    /// Standard output.
     Stdout(sink::stdout::Stdout),
 }
 
@@ -534,29 +539,33 @@ impl<D: Record> std::fmt::Debug for AnySink<D> {
 
 impl<D: Record> Sink<D> for AnySink<D> {
     fn describe(&self) -> String {
-        match self {
-            AnySink::Csv(sink) => Sink::<D>::describe(sink),
-            AnySink::Ndjson(sink) => Sink::<D>::describe(sink),
-            AnySink::Kafka(sink) => sink.describe(),
-            AnySink::Stdout(sink) => Sink::<D>::describe(sink),
+        match &self.target {
+            Target::Csv(sink) => Sink::<D>::describe(sink),
+            Target::Ndjson(sink) => Sink::<D>::describe(sink),
+            Target::Kafka(sink) => sink.describe(),
+            Target::Stdout(sink) => Sink::<D>::describe(sink),
         }
     }
 
     fn check(&self, rows: Rows) -> Result<()> {
-        match self {
-            AnySink::Csv(sink) => Sink::<D>::check(sink, rows),
-            AnySink::Ndjson(sink) => Sink::<D>::check(sink, rows),
-            AnySink::Kafka(sink) => sink.check(rows),
-            AnySink::Stdout(sink) => Sink::<D>::check(sink, rows),
+        match &self.target {
+            Target::Csv(sink) => Sink::<D>::check(sink, rows),
+            Target::Ndjson(sink) => Sink::<D>::check(sink, rows),
+            Target::Kafka(sink) => sink.check(rows),
+            Target::Stdout(sink) => Sink::<D>::check(sink, rows),
         }
     }
 
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
-        match self {
-            AnySink::Csv(sink) => sink.open(at),
-            AnySink::Ndjson(sink) => sink.open(at),
-            AnySink::Kafka(sink) => sink.open(at),
-            AnySink::Stdout(sink) => sink.open(at),
-        }
+        let writer = match &self.target {
+            Target::Csv(sink) => sink.open(at)?,
+            Target::Ndjson(sink) => sink.open(at)?,
+            Target::Kafka(sink) => sink.open(at)?,
+            Target::Stdout(sink) => sink.open(at)?,
+        };
+        Ok(match self.kill_at {
+            Some(moment) => moment.on_writer(writer),
+            None => writer,
+        })
     }
 }
