@@ -59,7 +59,8 @@ const OF_TOPICS: [&str; 8] =
 /// Kills that are still to be, by kind; those that were.
 struct Kills {
     random: Rng,
-    left: Vec<String>,
+    /// With the highest number of the act to be killed at, by which a short run may end before it comes to it.
+    left: Vec<(String, u8)>,
     done: BTreeMap<String, usize>,
 }
 
@@ -68,7 +69,9 @@ impl Kills {
         let mut random = Rng::with_seed(seed);
         let each = kinds.iter().flat_map(|kind| std::iter::repeat_n((*kind).to_owned(), of_each));
         let outside = std::iter::repeat_n("outside".to_owned(), OUTSIDE);
-        let mut left: Vec<_> = each.chain(outside).collect();
+        // A run has one life with one claim.
+        let highest = |kind: String| if ["life", "claim"].contains(&kind.as_str()) { (kind, 1) } else { (kind, 3) };
+        let mut left: Vec<_> = each.chain(outside).map(highest).collect();
         random.shuffle(&mut left);
         Kills { random, left, done: BTreeMap::new() }
     }
@@ -79,7 +82,7 @@ impl Kills {
 
     /// Runs a query that is to be killed; how it ended, if it was not.
     fn kill(&mut self, arguments: &[String]) -> Option<Ended> {
-        let kind = self.left.pop().unwrap();
+        let (kind, highest) = self.left.pop().unwrap();
         let workers = 1 + self.total() % 2;
         let mut line = arguments.to_vec();
         line.extend(["-w".into(), workers.to_string()]);
@@ -93,7 +96,7 @@ impl Kills {
             running.kill();
             running.end_or_killed()
         } else {
-            let (when, number) = (["before", "after"][self.random.usize(0..2)], self.random.u8(1..4));
+            let (when, number) = (["before", "after"][self.random.usize(0..2)], self.random.u8(1..=highest));
             line.extend(["--kill-at".into(), format!("{when}:{kind}:{number}")]);
             start(ACCOUNT_TOTALS, &line).end_or_killed()
         };
@@ -101,7 +104,7 @@ impl Kills {
             *self.done.entry(kind).or_default() += 1;
             return None;
         }
-        self.left.push(kind);
+        self.left.push((kind, 1));
         self.random.shuffle(&mut self.left);
         Some(ended)
     }
