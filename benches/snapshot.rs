@@ -241,7 +241,7 @@ fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
     for &workers in &arguments.workers {
         let kinds =
             [("off", None), ("journal only", Some(Duration::from_secs(3600))), ("full", Some(Duration::from_secs(1)))];
-        let mut figures = vec![Vec::new(); kinds.len()];
+        let mut figures = kinds.each_ref().map(|_| Vec::new());
         for _ in 0..runs {
             for ((_, every), figures) in kinds.iter().zip(&mut figures) {
                 figures.push(one_run(records, workers, *every, dir)?);
