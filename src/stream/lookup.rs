@@ -27,7 +27,7 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::progress::Antichain;
 
 use crate::record::{Event, Record};
-use crate::stream::arrange::route;
+use crate::stream::route::route;
 use crate::stream::window::KeysOf;
 use crate::stream::{Collection, Fault, Keyed, Pool, Stream};
 

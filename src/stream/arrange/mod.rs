@@ -1,0 +1,271 @@
+//! Windowed aggregates as a differential arrangement whose newest batch is hot.
+//!
+//! * A **row** is `((slot, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
+//!   consolidation does the aggregating. Keys are slot-major, and slots are ordered by their last window, so closing is the
+//!   scan of a prefix. For windows that do not overlap, a slot is a window; what a window shows that is covered by several
+//!   slots is their sum ([`super::slot`]).
+//! * The **hot** part is one hash map for each open slot: what has changed since the last seal.
+//! * A **seal** sorts the maps into one batch of the trace: the consolidated updates of (last seal, this one].
+//!
+//! Input is insert-only. A row is retracted once, when the last window of its slot closes: by adding its negated count, in
+//! the next batch, at the odd epoch behind the one that closed it. Rows born and closed between two seals never reach the
+//! trace: they would cancel in that batch.
+//!
+//! A window **fires** when the watermark reaches its end, and **closes** when it is past that by the allowed lateness. What
+//! has fired and not closed may be corrected: `on_fire` shows the old row taken back and the new one.
+//!
+//! Invariants, besides those of [`super::fold`]:
+//! * Every closed row is the sum of trace and maps. After all, counts of rows are ≥ 0; a zero count is no row.
+//! * Rows that a snapshot at epoch c has are one batch of the trace, through c. Counts are then ≥ 1.
+
+mod store;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::difference::{IsZero, Semigroup};
+use serde::{Deserialize, Serialize};
+
+use self::store::Store;
+use crate::error::Result;
+use crate::metrics::StepMetrics;
+use crate::record::Record;
+use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::cut::{RowKind, RowsOut};
+use crate::stream::fold::{Fold, ResultsOf, RoutedOf, Shown, Start, Wants};
+use crate::stream::slot::{Slot, Windows};
+use crate::stream::window::Interval;
+use crate::stream::{Failure, Fault};
+use crate::time::{EventTime, Span};
+
+/// A row's key: slot-major.
+pub(crate) type Row<T, K> = (T, K);
+/// A row as snapshots keep it.
+pub(crate) type Saved<T, K, S> = (Row<T, K>, Counted<S>);
+
+/// An accumulator and how many records it holds; nothing when that is zero.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Counted<S> {
+    pub(crate) count: i64,
+    pub(crate) sum: S,
+}
+
+#[cfg(feature = "abomonation")]
+crate::in_place!(Counted<S> { count, sum });
+
+impl<S: Accumulator> Counted<S> {
+    /// What takes this row back: only its count matters.
+    fn retraction(&self) -> Self {
+        Counted { count: -self.count, sum: self.sum.clone() }
+    }
+}
+
+impl<S> IsZero for Counted<S> {
+    #[inline]
+    fn is_zero(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl<S: Accumulator> Semigroup for Counted<S> {
+    #[inline]
+    fn plus_equals(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum.merge(&other.sum);
+    }
+}
+
+/// What a step says of the values it shows, and of those that it cannot tell.
+pub(crate) struct Telling<A> {
+    pub(crate) name: String,
+    pub(crate) aggregate: Rc<A>,
+    pub(crate) failure: Arc<Failure>,
+}
+
+impl<A> Telling<A> {
+    /// What is shown of a window's total; `None` if it cannot be told, which ends the job.
+    pub(crate) fn value<D: 'static, S>(
+        &self,
+        window: Interval,
+        key: &impl Record,
+        total: &Counted<S>,
+    ) -> Option<A::Value>
+    where
+        A: Aggregate<D, Sum = S>,
+    {
+        assert!(total.count > 0, "a row counts {} records", total.count);
+        let value: Result<A::Value> = self.aggregate.value(total.count, &total.sum);
+        let place = || format!("step `{}`, window ending {}, key {key:?}", self.name, window.end);
+        value.map_err(|error| self.failure.set(error.at(place()))).ok()
+    }
+}
+
+/// What one worker keeps of a windowed step.
+pub(crate) struct Arranged<T: Slot, K: Record, D, A: Aggregate<D>> {
+    store: Store<T, K, A::Sum>,
+    telling: Telling<A>,
+    wants: Wants,
+    lateness: Span,
+    forget_sealed: bool,
+    /// Windows that end here or before have fired.
+    fired: EventTime,
+    data: std::marker::PhantomData<fn(D)>,
+}
+
+impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
+    pub(crate) fn begin(
+        start: Start<'_>,
+        windows: Windows,
+        telling: Telling<A>,
+        wants: Wants,
+        lateness: Span,
+        metrics: Arc<StepMetrics>,
+        fault: Option<Fault>,
+    ) -> Self {
+        let Start { scope, info, closed, .. } = start;
+        let store = Store::new(scope, info, closed, windows, metrics);
+        let forget_sealed = fault == Some(Fault::ForgetSealed);
+        let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
+        Arranged { store, telling, wants, lateness, forget_sealed, fired, data }
+    }
+
+    /// Whether windows that have fired may still be corrected, and somebody wants to see it.
+    fn corrects(&self) -> bool {
+        self.wants.fired.get() && self.lateness > Span::ZERO
+    }
+
+    /// What is shown of an open window.
+    fn show(&mut self, end: EventTime, mut each: impl FnMut(Shown<K, A::Value>)) {
+        let (window, mut totals) = (self.store.windows.interval(end), self.store.window(end));
+        for (key, total) in totals.drain() {
+            if let Some(value) = self.telling.value(window, &key, &total) {
+                each((window, key, value));
+            }
+        }
+        self.store.give_back(totals);
+    }
+}
+
+impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D, A> {
+    type Key = K;
+    type Place = T;
+    type Part = A::Part;
+    type Saved = Saved<T, K, A::Sum>;
+    type Closed = Shown<K, A::Value>;
+    type Value = A::Value;
+
+    fn saved_rows() -> RowKind<Self::Saved> {
+        RowKind {
+            order: |a, b| a.0.cmp(&b.0),
+            add: |a, b| a.1.plus_equals(&b.1),
+            is_zero: |row| row.1.is_zero(),
+            window: |row| row.0.0.last(),
+        }
+    }
+
+    fn key_of(saved: &Self::Saved) -> &K {
+        &saved.0.1
+    }
+
+    fn watches(&self) -> bool {
+        self.wants.live.get() || self.corrects()
+    }
+
+    fn absorb(&mut self, records: &mut Vec<RoutedOf<Self>>) {
+        self.store.absorb(records, &*self.telling.aggregate);
+    }
+
+    fn absorb_watching(&mut self, epoch: u64, mut records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>) {
+        let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
+        let mut touched = BTreeSet::new();
+        for (key, slot, _) in &records {
+            let ends = self.store.windows.ends(*slot, self.store.closed, through);
+            ends.for_each(|end| drop(touched.insert((end, key.clone()))));
+        }
+        let before = touched.into_iter().map(|row| (self.store.hot_row(&row), row)).collect::<Vec<_>>();
+        self.absorb(&mut records);
+        for (old, row) in before {
+            let sealed = self.store.trace_row(&row).filter(|_| !self.forget_sealed);
+            let new = self.store.hot_row(&row);
+            let whole = |hot: Option<Counted<A::Sum>>| match (sealed.clone(), hot) {
+                (Some(mut total), Some(hot)) => {
+                    total.plus_equals(&hot);
+                    Some(total)
+                }
+                (sealed, hot) => sealed.or(hot),
+            };
+            let window = self.store.windows.interval(row.0);
+            for (total, diff) in [(whole(old), -1), (whole(new), 1)] {
+                let Some(value) = total.and_then(|total| self.telling.value(window, &row.1, &total)) else { continue };
+                let shown = (window, row.1.clone(), value);
+                if self.corrects() && row.0 <= self.fired {
+                    results.fired.push((shown.clone(), epoch, diff));
+                }
+                if self.wants.live.get() {
+                    results.live.push((shown, epoch, diff));
+                }
+            }
+        }
+    }
+
+    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>) {
+        let rows = self.store.load(rows, epoch);
+        if !self.wants.live.get() {
+            return;
+        }
+        if T::RANGES {
+            for end in self.store.ends(self.store.closed, EventTime::MAX) {
+                self.show(end, |shown| results.live.push((shown, epoch, 1)));
+            }
+            return;
+        }
+        for ((slot, key), total) in rows {
+            let window = self.store.windows.interval(slot.last());
+            if let Some(value) = self.telling.value(window, &key, &total) {
+                results.live.push(((window, key, value), epoch, 1));
+            }
+        }
+    }
+
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>) {
+        let (batch, closed) = (self.store.seal(epoch), self.store.closed);
+        (closed, batch.map(|batch| store::rows_of(batch, closed)))
+    }
+
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>) {
+        let (closed, before) = (watermark.minus(self.lateness), self.fired);
+        if self.corrects() {
+            for end in self.store.ends(before.max(self.store.closed), watermark) {
+                self.show(end, |shown| results.fired.push((shown, epoch, 1)));
+            }
+        }
+        self.fired = watermark;
+        if closed > self.store.closed {
+            let (telling, windows) = (&self.telling, self.store.windows.clone());
+            let (live, fired) = (self.wants.live.get(), self.wants.fired.get() && self.lateness == Span::ZERO);
+            let mut window = Interval::NOTHING;
+            results.closed.reserve(self.store.hot_through(closed));
+            self.store.close(closed, epoch, |end, key, total| {
+                if window.end != end {
+                    window = windows.interval(end);
+                }
+                let Some(value) = telling.value(window, &key, total) else { return };
+                let shown = (window, key, value);
+                // The window of all time never closes: its stream ends, and its rows stay as they are.
+                if live && end < EventTime::MAX {
+                    results.live.push((shown.clone(), epoch, -1));
+                }
+                if fired {
+                    results.fired.push((shown.clone(), epoch, 1));
+                }
+                results.closed.push(shown);
+            });
+        }
+        for (period, at) in self.wants.ticks(before, watermark) {
+            for end in self.store.ends(self.store.closed, EventTime::MAX) {
+                self.show(end, |shown| results.ticked.push((period, at, shown)));
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The rows of a windowed step on one worker: a differential arrangement whose newest batch is hot.
+//!
+//! This is the only module that knows differential's trace types. The trace types used are public there:
+//! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::batcher::merge::Sealer;
+use differential_dataflow::difference::{IsZero, Semigroup};
+use differential_dataflow::operators::arrange::{TraceAgent, TraceWriter};
+use differential_dataflow::trace::cursor::CursorList;
+use differential_dataflow::trace::implementations::ord_neu::OrdKeyBatch;
+use differential_dataflow::trace::implementations::{KeyBuilder, KeySpine, Vector};
+use differential_dataflow::trace::{Cursor, Description, Navigable, Span, Trace, TraceReader};
+use foldhash::fast::FixedState;
+use timely::dataflow::Scope;
+use timely::dataflow::operators::generic::OperatorInfo;
+use timely::progress::{Antichain, Stamp};
+
+use super::{Counted, Row, Saved};
+use crate::metrics::StepMetrics;
+use crate::record::Record;
+use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::assign::Routed;
+use crate::stream::cut::RowsOut;
+use crate::stream::slot::{Slot, Windows};
+use crate::time::EventTime;
+
+/// How many emptied maps are kept.
+const SPARE: usize = 16;
+
+type State<T, K, S> = KeySpine<Row<T, K>, u64, Counted<S>>;
+type Batch<T, K, S> = OrdKeyBatch<Vector<Update<T, K, S>>>;
+type Update<T, K, S> = ((Row<T, K>, ()), u64, Counted<S>);
+/// What one slot, or one window, holds by key.
+pub(super) type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
+
+/// Gives the rows of a batch out, those of windows that end at `closed` or before left out.
+pub(super) fn rows_of<T: Slot, K: Record, S: Accumulator>(
+    batch: Rc<Batch<T, K, S>>,
+    closed: EventTime,
+) -> RowsOut<Saved<T, K, S>> {
+    let mut cursor = batch.cursor();
+    Box::new(move |most, give| {
+        for _ in 0..most {
+            let Some(row) = cursor.get_key(&batch) else { return false };
+            if row.0.last() > closed {
+                let mut total = None;
+                cursor.map_times(&batch, |_, part| add(&mut total, part));
+                if let Some(total) = total.filter(|total| !total.is_zero()) {
+                    give((row.clone(), total));
+                }
+            }
+            cursor.step_key(&batch);
+        }
+        true
+    })
+}
+
+/// The rows of one step on one worker.
+pub(super) struct Store<T: Slot, K: Record, S: Accumulator> {
+    /// Changes since the last seal, of slots still open.
+    hot: BTreeMap<T, Hot<K, S>>,
+    /// Emptied maps: growing a new one costs more than filling it.
+    spare: Vec<Hot<K, S>>,
+    /// How many rows the map has that was last added to: windows side by side have about as many.
+    usual: usize,
+    /// Rows of the trace that have closed since the last seal, in order: windows close in order.
+    retracted: Vec<Update<T, K, S>>,
+    /// Open slots that have rows in the trace.
+    sealed: BTreeSet<T>,
+    /// Windows that end here or before are closed; what the trace still has of them is in `retracted`.
+    pub(super) closed: EventTime,
+    pub(super) windows: Windows,
+    trace: TraceAgent<State<T, K, S>>,
+    writer: TraceWriter<State<T, K, S>>,
+    /// The first epoch that no batch of the trace covers.
+    lower: u64,
+    metrics: Arc<StepMetrics>,
+}
+
+impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
+    pub(super) fn new(
+        scope: Scope<'_, u64>,
+        info: OperatorInfo,
+        closed: EventTime,
+        windows: Windows,
+        metrics: Arc<StepMetrics>,
+    ) -> Self {
+        let logger = scope.worker().logger_for("differential/arrange").map(Into::into);
+        let activator = Some(scope.activator_for(Rc::clone(&info.address)));
+        let (trace, writer) = TraceAgent::new(State::new(info.clone(), logger.clone(), activator), info, logger);
+        Store {
+            hot: BTreeMap::new(),
+            spare: Vec::new(),
+            usual: 0,
+            retracted: Vec::new(),
+            sealed: BTreeSet::new(),
+            closed,
+            windows,
+            trace,
+            writer,
+            lower: 0,
+            metrics,
+        }
+    }
+
+    pub(super) fn absorb<D, A: Aggregate<D, Sum = S>>(
+        &mut self,
+        records: &mut Vec<Routed<K, T, A::Part>>,
+        aggregate: &A,
+    ) {
+        let mut records = records.drain(..);
+        while let Some(&(_, slot, _)) = records.as_slice().first() {
+            debug_assert!(slot.first() > self.closed, "a record that is on time never touches a closed window");
+            // Neighbours are mostly of one slot: look the map up once a run.
+            let map = self.hot.entry(slot).or_insert_with(|| {
+                let spare = self.spare.pop();
+                spare.unwrap_or_else(|| Hot::with_capacity_and_hasher(self.usual, FixedState::default()))
+            });
+            let run = records.as_slice().iter().take_while(|record| record.1 == slot).count();
+            for (key, _, part) in records.by_ref().take(run) {
+                match map.entry(key) {
+                    Entry::Occupied(row) => {
+                        let row = row.into_mut();
+                        row.count += 1;
+                        aggregate.absorb(&mut row.sum, part);
+                    }
+                    Entry::Vacant(row) => {
+                        row.insert(Counted { count: 1, sum: aggregate.lift(part) });
+                    }
+                }
+            }
+            self.usual = map.len();
+        }
+    }
+
+    /// What the maps have of a row.
+    pub(super) fn hot_row(&self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
+        let mut total = None;
+        let slots = self.hot.iter().filter(|(slot, _)| slot.has(*end));
+        slots.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
+        total
+    }
+
+    /// Makes all changes through `epoch` one batch of the trace, and answers with it if there were any.
+    pub(super) fn seal(&mut self, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
+        if epoch < self.lower {
+            return None; // Nothing can have changed since.
+        }
+        let mut rows = std::mem::take(&mut self.retracted);
+        for (&slot, map) in &mut self.hot {
+            let from = rows.len();
+            if !map.is_empty() {
+                self.sealed.insert(slot);
+            }
+            rows.extend(map.drain().map(|(key, total)| (((slot, key), ()), epoch, total)));
+            rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        }
+        self.insert(rows, epoch)
+    }
+
+    /// Adds sorted rows to the trace, as all there is through `epoch`.
+    fn insert(&mut self, rows: Vec<Update<T, K, S>>, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
+        let (lower, upper) = (Antichain::from_elem(self.lower), Antichain::from_elem(epoch + 1));
+        let batch: Option<Rc<Batch<T, K, S>>> =
+            KeyBuilder::<Row<T, K>, u64, Counted<S>>::seal(&mut vec![rows]).map(Into::into);
+        let sealed = batch.clone();
+        let span = Span::new(Description::new(lower, upper.clone(), Antichain::from_elem(epoch)), batch);
+        let hint = if span.has_updates() { Stamp::from_elem(self.lower) } else { Stamp::new() };
+        self.writer.insert(span, hint);
+        // Nobody reads before `upper` again. Logical first: the merges that physical compaction starts use it.
+        self.trace.set_logical_compaction(upper.borrow());
+        self.trace.set_physical_compaction(upper.borrow());
+        self.lower = epoch + 1;
+        sealed
+    }
+
+    /// Begins with what a snapshot at `epoch` has: rows of open windows, in no order. Answers with them, each once.
+    pub(super) fn load(&mut self, mut rows: Vec<Saved<T, K, S>>, epoch: u64) -> Vec<Saved<T, K, S>> {
+        rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        rows.dedup_by(|next, row| {
+            let equal = next.0 == row.0;
+            if equal {
+                row.1.plus_equals(&next.1);
+            }
+            equal
+        });
+        for (row, total) in &rows {
+            assert!(total.count > 0, "a row of the snapshot counts {} records", total.count);
+            debug_assert!(row.0.last() > self.closed, "what is dead is not loaded");
+            self.metrics.loaded.add(total.count.unsigned_abs());
+            if self.sealed.last() != Some(&row.0) {
+                self.sealed.insert(row.0);
+            }
+        }
+        self.insert(rows.iter().map(|(row, total)| ((row.clone(), ()), epoch, total.clone())).collect(), epoch);
+        rows
+    }
+
+    /// Calls `each` with the sum that the trace has of every row of slots up to `through`, in order.
+    fn scan_trace(&mut self, through: T, mut each: impl FnMut(&mut Self, &Row<T, K>, Counted<S>)) {
+        if self.sealed.is_empty() && self.lower == 0 {
+            return;
+        }
+        let Some(batches) = self.trace.batches_through(Antichain::from_elem(self.lower).borrow()) else {
+            unreachable!("the last seal ended there");
+        };
+        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
+        while let Some(row) = cursor.get_key(&batches).filter(|row| row.0 <= through).cloned() {
+            let mut total = None;
+            cursor.map_times(&batches, |_, part| add(&mut total, part));
+            if let Some(total) = total.filter(|total| !total.is_zero()) {
+                assert!(total.count > 0, "a row of the trace counts {} records", total.count);
+                each(self, &row, total);
+            }
+            cursor.step_key(&batches);
+        }
+    }
+
+    /// The sum that the trace has of one row that is still open.
+    pub(super) fn trace_row(&mut self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
+        let slots: Vec<T> = self.sealed.iter().copied().filter(|slot| slot.has(*end)).collect();
+        if slots.is_empty() {
+            return None;
+        }
+        let batches = self.trace.batches_through(Antichain::from_elem(self.lower).borrow())?;
+        let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
+        let mut total = None;
+        for slot in slots {
+            let row = (slot, key.clone());
+            cursor.seek_key(&batches, &row);
+            if cursor.get_key(&batches) == Some(&row) {
+                cursor.map_times(&batches, |_, part| add(&mut total, part));
+            }
+        }
+        total.filter(|total| !total.is_zero())
+    }
+
+    /// The ends of windows that hold something, after one time and not after another, in order.
+    pub(super) fn ends(&self, after: EventTime, through: EventTime) -> BTreeSet<EventTime> {
+        let (mut ends, slots) = (BTreeSet::new(), self.hot.keys().chain(&self.sealed));
+        slots.for_each(|slot| ends.extend(self.windows.ends(*slot, after, through)));
+        ends
+    }
+
+    /// What an open window holds, by key; [`Store::give_back`] takes the map back.
+    pub(super) fn window(&mut self, end: EventTime) -> Hot<K, S> {
+        let mut totals = self.spare.pop().unwrap_or_default();
+        for map in self.hot.iter().filter(|(slot, _)| slot.has(end)).map(|(_, map)| map) {
+            if totals.is_empty() {
+                totals.extend(map.iter().map(|(key, total)| (key.clone(), total.clone())));
+            } else {
+                map.iter().for_each(|(key, total)| add_to(&mut totals, key, total));
+            }
+        }
+        if let Some(&through) = self.sealed.iter().rev().find(|slot| slot.has(end)) {
+            self.scan_trace(through, |_, (slot, key), total| {
+                if slot.has(end) {
+                    add_to(&mut totals, key, &total);
+                }
+            });
+        }
+        totals
+    }
+
+    /// Takes back a map that is not needed any more.
+    pub(super) fn give_back(&mut self, mut map: Hot<K, S>) {
+        map.clear();
+        if self.spare.len() < SPARE {
+            self.spare.push(map);
+        }
+    }
+
+    /// How many rows the maps have of windows that end at `watermark` or before.
+    pub(super) fn hot_through(&self, watermark: EventTime) -> usize {
+        self.hot.range(..=T::last_until(watermark)).map(|(_, map)| map.len()).sum()
+    }
+
+    /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
+    pub(super) fn close(
+        &mut self,
+        watermark: EventTime,
+        epoch: u64,
+        mut each: impl FnMut(EventTime, K, &Counted<S>),
+    ) {
+        if T::RANGES {
+            for end in self.ends(self.closed, watermark) {
+                let mut totals = self.window(end);
+                totals.drain().for_each(|(key, total)| each(end, key, &total));
+                self.give_back(totals);
+            }
+            self.forget(watermark, epoch, |_, _, _| {});
+        } else {
+            self.forget(watermark, epoch, |slot, key, total| each(slot.last(), key, total));
+        }
+    }
+
+    /// Calls `each` with every row of slots whose last window ends at `watermark` or before, and forgets them.
+    fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
+        let open = if watermark == EventTime::MAX {
+            BTreeMap::new()
+        } else {
+            self.hot.split_off(&T::first_after(watermark))
+        };
+        let mut closing = std::mem::replace(&mut self.hot, open);
+        let mut counted = 0;
+        if self.sealed.first().is_some_and(|slot| slot.last() <= watermark) {
+            self.sealed.retain(|slot| slot.last() > watermark);
+            let closed = self.closed;
+            self.scan_trace(T::last_until(watermark), |store, row, mut total| {
+                if row.0.last() <= closed {
+                    return; // Retracted in the next batch.
+                }
+                store.retracted.push(((row.clone(), ()), epoch + 1, total.retraction()));
+                if let Some(part) = closing.get_mut(&row.0).and_then(|map| map.remove(&row.1)) {
+                    total.plus_equals(&part);
+                }
+                counted += total.count;
+                each(row.0, row.1.clone(), &total);
+            });
+        }
+        self.closed = watermark;
+        for (slot, mut map) in closing {
+            for (key, total) in map.drain() {
+                counted += total.count;
+                each(slot, key, &total);
+            }
+            self.give_back(map);
+        }
+        self.metrics.counted.add(counted.unsigned_abs());
+    }
+}
+
+/// Adds to a sum that may be empty.
+fn add<S: Accumulator>(total: &mut Option<Counted<S>>, part: &Counted<S>) {
+    match total {
+        None => *total = Some(part.clone()),
+        Some(total) => total.plus_equals(part),
+    }
+}
+
+/// Adds to the row of a key.
+fn add_to<K: Record, S: Accumulator>(totals: &mut Hot<K, S>, key: &K, part: &Counted<S>) {
+    match totals.get_mut(key) {
+        Some(total) => total.plus_equals(part),
+        None => drop(totals.insert(key.clone(), part.clone())),
+    }
+}
+
+/// What a step still holds when it ends is counted too: in = counted + late holds whenever a job stops.
+impl<T: Slot, K: Record, S: Accumulator> Drop for Store<T, K, S> {
+    fn drop(&mut self) {
+        let hot: i64 = self.hot.values().flat_map(HashMap::values).map(|total| total.count).sum();
+        let (mut held, closed) = (0, self.closed);
+        let all = T::last_until(EventTime::MAX);
+        self.scan_trace(all, |_, row, total| held += if row.0.last() > closed { total.count } else { 0 });
+        self.metrics.counted.add((hot + held).unsigned_abs());
+    }
+}

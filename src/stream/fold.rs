@@ -1,0 +1,404 @@
+//! The second operator of a step that groups by key and event time, on the worker of the key: it folds each epoch's
+//! records into what the step keeps, and shows what comes of it.
+//!
+//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]), or by key alone
+//! ([`super::keyed`]). The operator here gives it what happens, in the one order that makes its results a function of what
+//! the epochs hold: an epoch's records, then its seal, then its watermark.
+//!
+//! Invariants:
+//! * Epochs are folded in order, each when it is complete. Records of the *oldest incomplete* epoch are folded as they
+//!   come: every epoch before it has been folded, sealed and closed, seals are known before their epoch is complete, and
+//!   nothing reads what is kept until this epoch is complete too. Later epochs wait. (A fold that watches its rows compares
+//!   each before and after an epoch; its epochs are folded at once.)
+//! * Rows are emitted under the capability of the watermark message that brought them forth, so windows close even when no
+//!   records came.
+//! * A job that goes on from a snapshot at c loads its rows at c. What closes exactly at c is in them, as c was sealed
+//!   before it closed, and closes again: sinks and cuts behind it drop what they had.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
+use timely::dataflow::operators::{Capability, InputCapability};
+use timely::progress::frontier::MutableAntichain;
+
+use crate::metrics::StepMetrics;
+use crate::record::Record;
+use crate::stream::assign::{Parcel, Routed};
+use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
+use crate::stream::window::Interval;
+use crate::stream::{Failure, Fault, Flow, Pool, Seals, Wanted};
+use crate::time::watermark::Mark;
+use crate::time::{EventTime, Span};
+
+/// How many closed rows are emitted at a time.
+const PIECE: usize = 2048;
+
+/// What a window shows for a key.
+pub(crate) type Shown<K, V> = (Interval, K, V);
+/// A change of what is shown.
+pub(crate) type Change<K, V> = (Shown<K, V>, u64, isize);
+/// What a window shows for a key when the watermark came past a time: which of the periods, and that time.
+pub(crate) type Ticked<K, V> = (usize, EventTime, Shown<K, V>);
+
+/// What a step shows at one epoch.
+pub(crate) struct Results<R, K, V> {
+    /// What is final.
+    pub(crate) closed: Vec<R>,
+    /// Changes of the rows of open windows.
+    pub(crate) live: Vec<Change<K, V>>,
+    /// Changes of the rows of windows that have fired.
+    pub(crate) fired: Vec<Change<K, V>>,
+    /// Rows of open windows, period by period.
+    pub(crate) ticked: Vec<Ticked<K, V>>,
+}
+
+/// Which results anybody wants: set while the flow is built, read when it runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wants {
+    pub(crate) live: Wanted,
+    pub(crate) fired: Wanted,
+    pub(crate) late: Wanted,
+    /// The periods of `every`, in milliseconds.
+    pub(crate) periods: Rc<RefCell<Vec<i64>>>,
+}
+
+impl Wants {
+    /// Sets one of them.
+    pub(crate) fn set(wanted: &Cell<bool>) {
+        wanted.set(true);
+    }
+
+    /// Which periods have passed between two watermarks, each with the last multiple of it that has been passed.
+    pub(crate) fn ticks(&self, before: EventTime, now: EventTime) -> Vec<(usize, EventTime)> {
+        if before == EventTime::MIN || now == EventTime::MAX {
+            return Vec::new();
+        }
+        let periods = self.periods.borrow();
+        let passed = periods.iter().enumerate().filter_map(|(index, period)| {
+            let multiple = now.millis() - now.millis().rem_euclid(*period);
+            (multiple > before.millis()).then(|| (index, EventTime::from_millis(multiple)))
+        });
+        passed.collect()
+    }
+}
+
+/// What a step keeps of its records on one worker.
+pub(crate) trait Fold: 'static {
+    /// What its records are grouped by.
+    type Key: Record;
+    /// Where a record belongs: see [`Judge`](super::assign::Judge).
+    type Place: Record + Copy;
+    /// What is there of a record.
+    type Part: Record;
+    /// A row as snapshots keep it.
+    type Saved: Record;
+    /// What is shown when it is final.
+    type Closed: Clone + 'static;
+    /// What windows show.
+    type Value: Record;
+
+    /// How saved rows are ordered, added up and judged.
+    fn saved_rows() -> RowKind<Self::Saved>;
+
+    /// The key of a saved row.
+    fn key_of(saved: &Self::Saved) -> &Self::Key;
+
+    /// Whether rows are compared before and after an epoch: its records are then folded at once, when it is complete.
+    fn watches(&self) -> bool;
+
+    /// Folds records in.
+    fn absorb(&mut self, records: &mut Vec<Routed<Self::Key, Self::Place, Self::Part>>);
+
+    /// Folds an epoch's records in, and tells how rows changed by them; only for a fold that watches.
+    fn absorb_watching(&mut self, epoch: u64, records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>);
+
+    /// Begins with what a snapshot has, in no order.
+    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>);
+
+    /// Ends what has changed since the last seal: what a segment of it has. What ends at the time that it answers with, or
+    /// before, has closed.
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>);
+
+    /// The stream's watermark has come so far, which is farther than before.
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>);
+}
+
+/// A record of a fold.
+pub(crate) type RoutedOf<F> = Routed<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
+/// Records of a fold, on their way.
+pub(crate) type ParcelOf<F> = Parcel<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
+/// What a fold shows.
+pub(crate) type ResultsOf<F> = Results<<F as Fold>::Closed, <F as Fold>::Key, <F as Fold>::Value>;
+
+/// What a fold begins with on a worker.
+pub(crate) struct Start<'a> {
+    pub(crate) scope: timely::dataflow::Scope<'a, u64>,
+    pub(crate) info: OperatorInfo,
+    /// What ends here or before has closed in an earlier life.
+    pub(crate) closed: EventTime,
+    /// Whether what changes is to be noted for snapshots.
+    pub(crate) durable: bool,
+}
+
+/// What a step needs besides its records and its fold.
+pub(crate) struct Step<F: Fold> {
+    pub(crate) name: String,
+    pub(crate) seals: Seals,
+    pub(crate) failure: Arc<Failure>,
+    pub(crate) metrics: Arc<StepMetrics>,
+    pub(crate) fault: Option<Fault>,
+    /// How saved rows are bytes.
+    pub(crate) codec: CodecCell<F::Saved>,
+    /// Where emptied containers go: to the worker's own sending, whoever filled them.
+    pub(crate) pool: Pool<RoutedOf<F>>,
+    pub(crate) wants: Wants,
+    /// How long windows are kept after they have fired.
+    pub(crate) lateness: Span,
+}
+
+/// The results of a step: what is final, each at the epoch whose watermark brought it forth; the changes of live rows and
+/// of fired ones; and rows period by period.
+pub(crate) struct Streams<'f, R: Clone + 'static, K: Record, V: Record> {
+    pub(crate) closed: Stream<'f, u64, Vec<R>>,
+    pub(crate) live: Stream<'f, u64, Vec<Change<K, V>>>,
+    pub(crate) fired: Stream<'f, u64, Vec<Change<K, V>>>,
+    pub(crate) ticked: Stream<'f, u64, Vec<Ticked<K, V>>>,
+}
+
+/// Everything that happens at one epoch.
+struct Turn<F: Fold> {
+    records: Vec<Vec<RoutedOf<F>>>,
+    /// What a snapshot at this epoch has.
+    loaded: Vec<F::Saved>,
+    /// A capability for each output; `None` while nothing has come that could be shown at this epoch.
+    capabilities: Option<[Capability<u64>; 4]>,
+    mark: Option<EventTime>,
+}
+
+impl<F: Fold> Default for Turn<F> {
+    fn default() -> Self {
+        Turn { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
+    }
+}
+
+/// A capability for each output, at an epoch.
+fn each(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
+    [0, 1, 2, 3].map(|output| capability.delayed(&epoch, output))
+}
+
+/// What one worker does of a step.
+struct Folding<F: Fold> {
+    fold: F,
+    step: Step<F>,
+    watermark: EventTime,
+    /// Closed rows that are still to be emitted, each batch under its capability.
+    leaving: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
+    /// Emptied batches.
+    spare: Vec<Vec<F::Closed>>,
+    /// The epoch of the snapshot that the job goes on from.
+    begins_at: Option<u64>,
+    /// Makes segments of what is sealed, in a job with state.
+    saver: Option<Saver<F::Saved>>,
+}
+
+impl<F: Fold> Folding<F> {
+    /// Whether the segment of an earlier seal is not written yet.
+    fn is_saving(&self) -> bool {
+        self.saver.as_ref().is_some_and(Saver::is_busy)
+    }
+
+    /// Folds records in, and gives their container back.
+    fn absorb(&mut self, mut records: Vec<RoutedOf<F>>) {
+        self.fold.absorb(&mut records);
+        self.step.pool.give(records);
+    }
+
+    /// Ends an epoch: folds its records in, seals if it is to be sealed, closes what its watermark closes. What it shows,
+    /// but for what has closed, with the capabilities to emit it under.
+    fn complete(
+        &mut self,
+        epoch: u64,
+        turn: Turn<F>,
+        sealed: bool,
+    ) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
+        let closed = self.spare.pop().unwrap_or_default();
+        let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
+        if self.begins_at == Some(epoch) {
+            self.fold.load(epoch, turn.loaded, &mut results);
+        } else if self.fold.watches() {
+            self.fold.absorb_watching(epoch, turn.records.into_iter().flatten().collect(), &mut results);
+        } else {
+            turn.records.into_iter().for_each(|records| self.absorb(records));
+        }
+        if sealed {
+            let (closed, rows) = self.fold.seal(epoch);
+            if let Some(saver) = &mut self.saver {
+                saver.begin(epoch, closed, rows);
+            }
+        }
+        if let Some(watermark) = turn.mark.filter(|watermark| *watermark > self.watermark) {
+            self.watermark = watermark;
+            self.fold.advance(epoch, watermark, &mut results);
+        }
+        match self.step.fault {
+            Some(Fault::LoseRow) => drop(results.closed.pop()),
+            Some(Fault::SkipRetraction) => {
+                results.live.retain(|change| change.2 > 0);
+                results.fired.retain(|change| change.2 > 0);
+            }
+            _ => {}
+        }
+        let capabilities = turn.capabilities?;
+        let closed = std::mem::take(&mut results.closed);
+        if !closed.is_empty() {
+            self.step.metrics.closed_rows.add(closed.len() as u64);
+            self.leaving.push_back((capabilities[0].clone(), closed));
+        } else if closed.capacity() > 0 {
+            self.spare.push(closed);
+        }
+        Some((capabilities, results))
+    }
+
+    /// The next piece of what has closed, with the capability to emit it under. Rows leave from the end of their batch:
+    /// their order within an epoch means nothing.
+    fn next_piece(&mut self) -> Option<(Capability<u64>, std::vec::Drain<'_, F::Closed>)> {
+        while self.leaving.front().is_some_and(|(_, rows)| rows.is_empty()) {
+            self.spare.extend(self.leaving.pop_front().map(|(_, rows)| rows));
+            self.spare.truncate(2);
+        }
+        let (capability, rows) = self.leaving.front_mut()?;
+        Some((capability.clone(), rows.drain(rows.len().saturating_sub(PIECE)..)))
+    }
+}
+
+/// Folds records by key.
+///
+/// `records` are those that are on time, in parcels for the workers of their keys; `marks` is the stream's watermark as
+/// every worker has it.
+pub(crate) fn fold<'f, F: Fold>(
+    flow: &Flow<'f>,
+    records: Stream<'f, u64, Vec<ParcelOf<F>>>,
+    marks: Stream<'f, u64, Vec<Mark>>,
+    step: Step<F>,
+    begin: impl FnOnce(Start<'_>) -> F + 'static,
+) -> Streams<'f, F::Closed, F::Key, F::Value> {
+    let scope = flow.scope;
+    let durable = flow.build.durable.clone();
+    let loaded = cut::load(flow, &step.name, F::saved_rows(), Rc::clone(&step.codec));
+    let mut builder = OperatorBuilder::new(format!("Fold: {}", step.name), scope);
+    let to_worker = Exchange::new(|parcel: &ParcelOf<F>| parcel.0);
+    let mut records = builder.new_input(records, to_worker);
+    let mut marks = builder.new_input(marks, Pipeline);
+    let by_key = Exchange::new(|saved: &F::Saved| super::route::route(F::key_of(saved)));
+    let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key));
+    let (closed, closed_stream) = builder.new_output();
+    let (live, live_stream) = builder.new_output();
+    let (fired, fired_stream) = builder.new_output();
+    let (ticked, ticked_stream) = builder.new_output();
+    let mut closed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(closed);
+    let mut live = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(live);
+    let mut fired = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(fired);
+    let mut ticked = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(ticked);
+    let mut parts = durable.is_some().then(|| {
+        let (parts, stream) = builder.new_output();
+        flow.parts.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+    });
+    let info = builder.operator_info();
+    builder.build(move |mut capabilities| {
+        let again = scope.activator_for(Rc::clone(&info.address));
+        let begins_at = durable.as_ref().and_then(Durable::gate);
+        let before = durable.as_ref().and_then(|durable| durable.step(&step.name));
+        let closed_before = before.map_or(EventTime::MIN, |state| state.closed);
+        let saver = durable.clone().zip(capabilities.pop().filter(|_| parts.is_some())).map(|(durable, capability)| {
+            let address = &info.address;
+            let wake = scope.worker().sync_activator_for(address.to_vec());
+            let activators = (scope.activator_for(Rc::clone(address)), wake);
+            Saver::new(&step.name, durable, F::saved_rows(), Rc::clone(&step.codec), capability, activators)
+        });
+        drop(capabilities);
+        let fold = begin(Start { scope, info, closed: closed_before, durable: durable.is_some() });
+        let (leaving, spare) = (VecDeque::new(), Vec::new());
+        let watermark = EventTime::MIN;
+        let mut folding = Folding { fold, step, watermark, leaving, spare, begins_at, saver };
+        let mut turns = BTreeMap::<u64, Turn<F>>::new();
+        turns.extend(begins_at.map(|epoch| (epoch, Turn::default())));
+        let mut sealed_through = begins_at.unwrap_or(0);
+
+        move |frontiers| {
+            records.for_each(|capability, parcels| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                if folding.fold.watches() && turn.capabilities.is_none() {
+                    turn.capabilities = Some(each(&capability, epoch));
+                }
+                turn.records.extend(parcels.drain(..).map(|(_, records)| records));
+            });
+            marks.for_each(|capability, marks| {
+                let Some(&epoch) = capability.least() else { return };
+                let turn = turns.entry(epoch).or_default();
+                turn.capabilities = Some(each(&capability, epoch));
+                turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
+            });
+            if let Some(loaded) = &mut loaded {
+                loaded.for_each(|capability, rows| {
+                    let Some(&epoch) = capability.least() else { return };
+                    let turn = turns.entry(epoch).or_default();
+                    turn.capabilities = Some(each(&capability, epoch));
+                    turn.loaded.append(rows);
+                });
+            }
+            let waits_for = if folding.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
+            let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
+            for epoch in folding.step.seals.after(sealed_through) {
+                turns.entry(epoch).or_default();
+            }
+            let (mut closed, mut live) = (closed.activate(), live.activate());
+            let (mut fired, mut ticked) = (fired.activate(), ticked.activate());
+            while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
+                let sealed = folding.step.seals.contains(*turn.key());
+                if sealed && folding.is_saving() {
+                    break;
+                }
+                let (epoch, turn) = turn.remove_entry();
+                sealed_through = if sealed { epoch } else { sealed_through };
+                if let Some(([_, for_live, for_fired, for_ticked], results)) = folding.complete(epoch, turn, sealed) {
+                    live.session(&for_live).give_iterator(results.live.into_iter());
+                    fired.session(&for_fired).give_iterator(results.fired.into_iter());
+                    ticked.session(&for_ticked).give_iterator(results.ticked.into_iter());
+                }
+            }
+            // What has closed leaves piece by piece: who takes it can keep up, and a window that closes needs no memory
+            // for all of its rows in all of their forms.
+            if let Some((capability, rows)) = folding.next_piece() {
+                closed.session(&capability).give_iterator(rows);
+                again.activate();
+            }
+            // What has come of the oldest incomplete epoch is folded while it is in the processor's cache.
+            if let Some(mut oldest) = turns.first_entry()
+                && !folding.fold.watches()
+                && frontiers.iter().all(|frontier| !frontier.less_than(oldest.key()))
+            {
+                for records in oldest.get_mut().records.drain(..) {
+                    folding.absorb(records);
+                }
+            }
+            if let (Some(saver), Some(parts)) = (&mut folding.saver, &mut parts) {
+                if let Some((capability, part)) = saver.work() {
+                    parts.activate().session(&capability).give(part);
+                }
+                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
+                    saver.close();
+                }
+            }
+        }
+    });
+    Streams { closed: closed_stream, live: live_stream, fired: fired_stream, ticked: ticked_stream }
+}

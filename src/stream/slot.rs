@@ -1,0 +1,309 @@
+//! Where windows lie on the line of event time, and which of them a record counts in.
+//!
+//! * [`Windows`]: the windows of a step, known by where they end: no two windows of a step end at the same time.
+//! * A **slot** is a range of windows, from the first to the last that a record counts in. Records of one slot are
+//!   aggregated once, whatever the number of windows; what a window shows is the sum of the slots that have it in their
+//!   range. So a sliding window costs what its slots (its *panes*) cost, not what its overlaps would.
+//!
+//! A tumbling window is a slot of its own. A sliding window is a sum of panes; a pane ends where a window begins or ends,
+//! and its range is every window that covers it. A cumulative window is the sum of its own step and the steps before it in
+//! the same cycle. A record that is late for the first windows of its range, but not for all, goes into a slot that begins
+//! at the first window that it is on time for: the windows before do not sum it.
+//!
+//! Where windows lie depends on nothing but their definition: days and months of a time zone are found in the time zone
+//! database that is compiled in, so that two machines cannot differ.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+use crate::stream::window::Interval;
+use crate::time::{EventTime, Span};
+
+/// A range of windows, by the ends of the first and the last. Slots are ordered by the last first, so that those that die
+/// first are in front.
+pub(crate) trait Slot: Record + Copy {
+    /// Whether a slot can have more than one window.
+    const RANGES: bool;
+
+    /// The slot of these windows.
+    fn new(first: EventTime, last: EventTime) -> Self;
+
+    /// The end of its first window.
+    fn first(self) -> EventTime;
+
+    /// The end of its last window.
+    fn last(self) -> EventTime;
+
+    /// The greatest slot whose last window ends there or before.
+    fn last_until(end: EventTime) -> Self;
+
+    /// The least slot whose last window ends after that, which is not the end of time.
+    fn first_after(end: EventTime) -> Self;
+
+    /// Whether the window that ends there is in it.
+    fn has(self, end: EventTime) -> bool {
+        self.first() <= end && end <= self.last()
+    }
+}
+
+/// The slot of a single window.
+impl Slot for EventTime {
+    const RANGES: bool = false;
+
+    #[inline]
+    fn new(_first: EventTime, last: EventTime) -> Self {
+        last
+    }
+
+    #[inline]
+    fn first(self) -> EventTime {
+        self
+    }
+
+    #[inline]
+    fn last(self) -> EventTime {
+        self
+    }
+
+    fn last_until(end: EventTime) -> Self {
+        end
+    }
+
+    fn first_after(end: EventTime) -> Self {
+        EventTime::from_millis(end.millis() + 1)
+    }
+}
+
+/// A slot of one or more windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Range {
+    last: EventTime,
+    first: EventTime,
+}
+
+#[cfg(feature = "abomonation")]
+crate::in_place!(Range { last, first });
+
+impl Slot for Range {
+    const RANGES: bool = true;
+
+    #[inline]
+    fn new(first: EventTime, last: EventTime) -> Self {
+        Range { last, first }
+    }
+
+    #[inline]
+    fn first(self) -> EventTime {
+        self.first
+    }
+
+    #[inline]
+    fn last(self) -> EventTime {
+        self.last
+    }
+
+    fn last_until(end: EventTime) -> Self {
+        Range { last: end, first: EventTime::MAX }
+    }
+
+    fn first_after(end: EventTime) -> Self {
+        Range { last: EventTime::from_millis(end.millis() + 1), first: EventTime::MIN }
+    }
+}
+
+/// A slot, and the times whose records all go into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) times: Interval,
+    pub(crate) first: EventTime,
+    pub(crate) last: EventTime,
+}
+
+impl Found {
+    /// A slot of no time.
+    pub(crate) const NOTHING: Found = Found { times: Interval::NOTHING, first: EventTime::MIN, last: EventTime::MIN };
+}
+
+/// A unit of the calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum CalendarUnit {
+    Day,
+    Month,
+}
+
+/// Where the windows of a step lie.
+#[derive(Clone)]
+pub(crate) enum Windows {
+    /// All time.
+    Global,
+    /// Side by side, `size` long, one of them beginning at `offset`.
+    Tumbling { size: i64, offset: i64 },
+    /// `size` long, one beginning every `slide`, one of them at `offset`.
+    Sliding { size: i64, slide: i64, offset: i64 },
+    /// Those of a cycle of `size` begin with it, and end every `step` of it.
+    Cumulative { size: i64, step: i64, offset: i64 },
+    /// Days or months of a time zone.
+    Calendar { unit: CalendarUnit, zone: TimeZone },
+}
+
+impl fmt::Debug for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Windows::Global => f.write_str("all time"),
+            Windows::Tumbling { size, offset } => write!(f, "tumbling {size} ms from {offset}"),
+            Windows::Sliding { size, slide, offset } => write!(f, "sliding {size} ms by {slide} from {offset}"),
+            Windows::Cumulative { size, step, offset } => write!(f, "cumulative {size} ms by {step} from {offset}"),
+            Windows::Calendar { unit, zone } => write!(f, "each {unit:?} of {}", zone.iana_name().unwrap_or("a zone")),
+        }
+    }
+}
+
+/// The greatest multiple of `step`, from `offset` on, that is not after `time`. Times are within the years that events
+/// may have, and steps below 2^62, so that nothing overflows that matters: what does is as far away as can be.
+fn at_or_before(time: i64, step: i64, offset: i64) -> i64 {
+    time.saturating_sub(time.saturating_sub(offset).rem_euclid(step))
+}
+
+impl Windows {
+    /// Whether a record may count in more than one.
+    pub(crate) fn overlap(&self) -> bool {
+        matches!(self, Windows::Sliding { .. } | Windows::Cumulative { .. })
+    }
+
+    /// The slot of a time, before anybody asks what is late.
+    pub(crate) fn find(&self, time: EventTime) -> Found {
+        let (at, millis) = (time.millis(), EventTime::from_millis);
+        let one = |start: EventTime, end: EventTime| Found { times: Interval { start, end }, first: end, last: end };
+        match self {
+            Windows::Global => {
+                let times = Interval { start: EventTime::MIN, end: EventTime::MAX };
+                Found { times, first: EventTime::MAX, last: EventTime::MAX }
+            }
+            Windows::Tumbling { size, offset } => {
+                let start = at_or_before(at, *size, *offset);
+                one(millis(start), millis(start.saturating_add(*size)))
+            }
+            Windows::Sliding { size, slide, offset } => {
+                // The last window that has begun, and the first that has not ended.
+                let begun = at_or_before(at, *slide, *offset);
+                let ended = at_or_before(at, *slide, offset.saturating_add(*size));
+                let (next_begin, first) = (begun.saturating_add(*slide), ended.saturating_add(*slide));
+                let times = Interval { start: millis(begun.max(ended)), end: millis(next_begin.min(first)) };
+                Found { times, first: millis(first), last: millis(begun.saturating_add(*size)) }
+            }
+            Windows::Cumulative { size, step, offset } => {
+                let cycle = at_or_before(at, *size, *offset);
+                let start = at_or_before(at, *step, cycle);
+                let first = millis(start.saturating_add(*step));
+                let times = Interval { start: millis(start), end: first };
+                Found { times, first, last: millis(cycle.saturating_add(*size)) }
+            }
+            Windows::Calendar { unit, zone } => {
+                let Interval { start, end } = calendar(*unit, zone, time);
+                one(start, end)
+            }
+        }
+    }
+
+    /// The end of the first window that ends after `time`, of those that overlap.
+    pub(crate) fn end_after(&self, time: EventTime) -> EventTime {
+        let after = |step: i64, offset: i64| {
+            EventTime::from_millis(at_or_before(time.millis(), step, offset).saturating_add(step))
+        };
+        match self {
+            Windows::Sliding { size, slide, offset } => after(*slide, offset.saturating_add(*size)),
+            Windows::Cumulative { step, offset, .. } => after(*step, *offset),
+            _ => self.find(time).last,
+        }
+    }
+
+    /// The ends of the windows of a slot that are after one time and not after another, in order.
+    pub(crate) fn ends<T: Slot>(
+        &self,
+        slot: T,
+        after: EventTime,
+        through: EventTime,
+    ) -> impl Iterator<Item = EventTime> + use<'_, T> {
+        let first = if slot.first() > after { slot.first() } else { self.end_after(after) };
+        let through = through.min(slot.last());
+        let mut next = (slot.last() > after && first <= through).then_some(first);
+        std::iter::from_fn(move || {
+            let end = next?;
+            next = if end < through { Some(self.end_after(end)).filter(|end| *end <= through) } else { None };
+            Some(end)
+        })
+    }
+
+    /// The window that ends there.
+    pub(crate) fn interval(&self, end: EventTime) -> Interval {
+        let last_moment = EventTime::from_millis(end.millis().saturating_sub(1));
+        let start = match self {
+            Windows::Global => EventTime::MIN,
+            Windows::Tumbling { size, .. } | Windows::Sliding { size, .. } => end.minus(Span::from_length(*size)),
+            Windows::Cumulative { size, offset, .. } => {
+                EventTime::from_millis(at_or_before(last_moment.millis(), *size, *offset))
+            }
+            Windows::Calendar { unit, zone } => calendar(*unit, zone, last_moment).start,
+        };
+        Interval { start, end }
+    }
+}
+
+/// The day or month of a time zone that a time is in. A day is from its first moment to the first moment of the next
+/// date: where clocks are put forward or back it is shorter or longer than 24 hours. At the ends of the years that the
+/// calendar knows it is cut off.
+fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
+    let moment = |date: DateTime, or: EventTime| {
+        let found = zone.to_ambiguous_timestamp(date).compatible();
+        found.map_or(or, |found| EventTime::from_millis(found.as_millisecond()))
+    };
+    let first_of = |date: Date| match unit {
+        CalendarUnit::Day => date,
+        CalendarUnit::Month => date.first_of_month(),
+    };
+    let step = match unit {
+        CalendarUnit::Day => 1.day(),
+        CalendarUnit::Month => 1.month(),
+    };
+    let known = time.max(EventTime::EARLIEST).min(EventTime::LATEST);
+    let Ok(timestamp) = Timestamp::from_millisecond(known.millis()) else {
+        return Interval { start: EventTime::MIN, end: EventTime::MAX };
+    };
+    let mut date = first_of(zone.to_datetime(timestamp).date());
+    let midnight = |date: Date| date.to_datetime(jiff::civil::Time::midnight());
+    let mut start = moment(midnight(date), EventTime::EARLIEST);
+    // Where clocks are put back across midnight, a date's first moment may come after a moment of that date.
+    while start > time {
+        let Ok(before) = date.checked_sub(step) else { break };
+        date = before;
+        start = moment(midnight(date), EventTime::EARLIEST);
+    }
+    let end_of = |date: Date| {
+        let next = date.checked_add(step);
+        next.map_or(EventTime::MAX, |next| moment(midnight(next), EventTime::MAX))
+    };
+    let mut end = end_of(date);
+    // A date that a zone has skipped is no day.
+    while end <= time {
+        let Ok(next) = date.checked_add(step) else { break };
+        (date, start) = (next, end);
+        end = end_of(date);
+    }
+    Interval { start, end }
+}
+
+/// Whole milliseconds.
+pub(crate) fn whole_millis(what: &str, duration: Duration) -> Result<i64> {
+    let millis = i64::try_from(duration.as_millis()).ok().filter(|millis| *millis < 1 << 62);
+    millis.filter(|_| duration.subsec_nanos().is_multiple_of(1_000_000)).ok_or_else(|| {
+        let written = humantime::format_duration(duration);
+        Error::usage(format!("a window's {what} of {written} is not a whole number of milliseconds"))
+    })
+}
