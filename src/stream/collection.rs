@@ -11,21 +11,23 @@ use std::fmt;
 use differential_dataflow::VecCollection;
 
 use crate::durable::Life;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::stream::{Flow, output};
+use crate::stream::{Flow, Purpose, output};
 use crate::time::Epoch;
 
 /// A multiset that changes by insertions and retractions.
 pub struct Collection<'f, D: Record> {
     pub(super) inner: VecCollection<'f, u64, D, isize>,
     flow: Flow<'f>,
+    /// After a crash not all of its rows are there again, but for those that change still.
+    passing: bool,
 }
 
 impl<D: Record> Clone for Collection<'_, D> {
     fn clone(&self) -> Self {
-        Collection { inner: self.inner.clone(), flow: self.flow.clone() }
+        Collection { inner: self.inner.clone(), flow: self.flow.clone(), passing: self.passing }
     }
 }
 
@@ -37,17 +39,40 @@ impl<D: Record> fmt::Debug for Collection<'_, D> {
 
 impl<'f, D: Record> Collection<'f, D> {
     pub(crate) fn new(inner: VecCollection<'f, u64, D, isize>, flow: Flow<'f>) -> Self {
-        Collection { inner, flow }
+        Collection { inner, flow, passing: false }
+    }
+
+    /// The collection as one of which, after a crash, only rows that change still are there again.
+    pub(super) fn passing(self) -> Self {
+        Collection { passing: true, ..self }
+    }
+
+    /// Operators that look at one row at a time, and keep none.
+    fn by_row<D2: Record>(
+        self,
+        operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
+    ) -> Collection<'f, D2> {
+        Collection { inner: operators(self.inner), flow: self.flow, passing: self.passing }
+    }
+
+    /// Refuses operators that keep rows where not all rows are there again after a crash.
+    pub(super) fn check_whole(&self) {
+        if self.passing && self.flow.build.purpose == Purpose::OpenSinks {
+            let what = "after a crash, rows of closed windows are not there again for what is computed of `on_fire`";
+            let help = "in a job with state, write what `on_fire` shows, changed row by row at most; \
+                        or compute it of `on_change` or `on_close`";
+            self.flow.build.failure.set(Error::usage(what).help(help));
+        }
     }
 
     /// Each record changed.
     pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Collection<'f, D2> {
-        self.through(|collection| collection.map(change))
+        self.by_row(|collection| collection.map(change))
     }
 
     /// The records that `keep` holds for.
     pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Collection<'f, D> {
-        self.through(|collection| collection.filter(keep))
+        self.by_row(|collection| collection.filter(keep))
     }
 
     /// Each record changed into any number of records.
@@ -55,13 +80,14 @@ impl<'f, D: Record> Collection<'f, D> {
         self,
         change: impl Fn(D) -> I + 'static,
     ) -> Collection<'f, I::Item> {
-        self.through(|collection| collection.flat_map(change))
+        self.by_row(|collection| collection.flat_map(change))
     }
 
     /// The records of both.
     #[must_use]
     pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
-        self.through(|collection| collection.concat(other.inner))
+        let passing = self.passing || other.passing;
+        Collection { passing, ..self.by_row(|collection| collection.concat(other.inner)) }
     }
 
     /// How many there are of each record: a row for each record that is there at all.
@@ -81,7 +107,8 @@ impl<'f, D: Record> Collection<'f, D> {
         self,
         operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
     ) -> Collection<'f, D2> {
-        Collection { inner: operators(self.inner), flow: self.flow }
+        self.check_whole();
+        Collection { inner: operators(self.inner), flow: self.flow, passing: false }
     }
 
     /// Any operators of differential dataflow on this collection and another one, as a join: see
@@ -94,12 +121,13 @@ impl<'f, D: Record> Collection<'f, D> {
             VecCollection<'f, u64, D2, isize>,
         ) -> VecCollection<'f, u64, D3, isize>,
     ) -> Collection<'f, D3> {
+        other.check_whole();
         self.through(|collection| operators(collection, other.inner))
     }
 
     /// Calls `look` with each change as it passes, not consolidated: for debugging. After a crash it sees changes again.
     pub fn inspect(self, look: impl Fn(&D, isize) + 'static) -> Collection<'f, D> {
-        self.through(|collection| collection.inspect(move |(data, _epoch, diff)| look(data, *diff)))
+        self.by_row(|collection| collection.inspect(move |(data, _epoch, diff)| look(data, *diff)))
     }
 
     /// Writes the changes to a sink, epoch by epoch, each epoch whole and consolidated, with a last column `diff`.

@@ -15,25 +15,31 @@
 //! * A job that goes on from a snapshot at c loads its rows at c. What closes exactly at c is in them, as c was sealed
 //!   before it closed, and closes again: sinks and cuts behind it drop what they had.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use differential_dataflow::AsCollection;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
-use timely::dataflow::operators::{Capability, InputCapability};
+use timely::dataflow::operators::{Capability, InputCapability, Probe};
 use timely::progress::frontier::MutableAntichain;
 
+use crate::durable::codec::{Codec, Postcard};
+use crate::error::Error;
 use crate::metrics::StepMetrics;
-use crate::record::Record;
-use crate::stream::assign::{Parcel, Routed};
+use crate::record::{Event, Origin, Record};
+use crate::stream::assign::{Assign, Judge, Parcel, Routed, assign};
 use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
-use crate::stream::window::Interval;
-use crate::stream::{Failure, Fault, Flow, Pool, Seals, Wanted};
+use crate::stream::slot::whole_millis;
+use crate::stream::window::{Interval, Keyed, Open};
+use crate::stream::{Collection, Fault, Flow, Pool, Seals, Wanted};
 use crate::time::watermark::Mark;
 use crate::time::{EventTime, Span};
 
@@ -70,11 +76,6 @@ pub(crate) struct Wants {
 }
 
 impl Wants {
-    /// Sets one of them.
-    pub(crate) fn set(wanted: &Cell<bool>) {
-        wanted.set(true);
-    }
-
     /// Which periods have passed between two watermarks, each with the last multiple of it that has been passed.
     pub(crate) fn ticks(&self, before: EventTime, now: EventTime) -> Vec<(usize, EventTime)> {
         if before == EventTime::MIN || now == EventTime::MAX {
@@ -148,19 +149,149 @@ pub(crate) struct Start<'a> {
 }
 
 /// What a step needs besides its records and its fold.
-pub(crate) struct Step<F: Fold> {
-    pub(crate) name: String,
-    pub(crate) seals: Seals,
-    pub(crate) failure: Arc<Failure>,
-    pub(crate) metrics: Arc<StepMetrics>,
-    pub(crate) fault: Option<Fault>,
+struct Step<F: Fold> {
+    name: String,
+    seals: Seals,
+    metrics: Arc<StepMetrics>,
+    fault: Option<Fault>,
     /// How saved rows are bytes.
-    pub(crate) codec: CodecCell<F::Saved>,
+    codec: CodecCell<F::Saved>,
     /// Where emptied containers go: to the worker's own sending, whoever filled them.
-    pub(crate) pool: Pool<RoutedOf<F>>,
+    pool: Pool<RoutedOf<F>>,
+}
+
+/// The allowed lateness, for the plan.
+pub(crate) fn said(lateness: Span) -> String {
+    if lateness == Span::ZERO { String::new() } else { format!(", {} ms late allowed", lateness.millis()) }
+}
+
+/// What comes of a step.
+pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
+    pub(crate) results: Streams<'f, R, K, V>,
+    late: Stream<'f, u64, Vec<Event<D>>>,
+    marks: Stream<'f, u64, Vec<Mark>>,
+    flow: Flow<'f>,
     pub(crate) wants: Wants,
-    /// How long windows are kept after they have fired.
-    pub(crate) lateness: Span,
+    lateness: Span,
+}
+
+/// Makes both operators of a step: see [`assign`](super::assign) and [`Fold`].
+pub(crate) fn step<'f, F: Fold, D: Record>(
+    keyed: Keyed<'f, F::Key, D>,
+    (name, detail): (&str, String),
+    (wants, lateness): (Wants, Span),
+    codec: CodecCell<F::Saved>,
+    judge: impl Judge<D, Place = F::Place>,
+    part: impl Fn(&Event<D>) -> F::Part + 'static,
+    begin: impl FnOnce(Start<'_>) -> F + 'static,
+) -> Made<'f, F::Closed, F::Key, F::Value, D> {
+    let Keyed { stream, keys } = keyed;
+    let flow = stream.flow.clone();
+    flow.build.step("window", name, detail, Codec::<F::Saved>::fingerprint(&Postcard));
+    cut::check_rows::<F::Saved>(&flow, name);
+    let (metrics, pool) = (flow.build.metrics.step(name), Pool::default());
+    let to_assign = Assign {
+        keys,
+        judge,
+        part,
+        wants_late: Rc::clone(&wants.late),
+        metrics: Arc::clone(&metrics),
+        forget_floor: flow.fault(Fault::ForgetFloor),
+        gate: flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate)),
+        peers: flow.scope.peers(),
+    };
+    let marks = stream.marks.clone();
+    let (records, late) = assign(stream, name, to_assign, pool.clone());
+    let (seals, fault) = (flow.build.seals.clone(), flow.build.fault);
+    let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool };
+    let mut results = fold(&flow, records, marks.clone(), step, begin);
+    // Reading waits for this step too: it may be all there is to wait for.
+    results.closed = results.closed.probe_with(&flow.build.probe);
+    Made { results, late, marks, flow, wants, lateness }
+}
+
+impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, D> {
+    /// Rows as events, each with its time; none of them is ever late. The stream's watermark is the step's, less the allowed
+    /// lateness: whatever is still to be shown happens at it or later.
+    pub(crate) fn events<T: Clone + 'static, D2: Record>(
+        &self,
+        rows: Stream<'f, u64, Vec<T>>,
+        name: &str,
+        event: impl Fn(T) -> (EventTime, D2) + 'static,
+    ) -> super::Stream<'f, D2> {
+        let events = rows.unary(Pipeline, name, move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, rows| {
+                    made.extend(rows.drain(..).map(|row| {
+                        let (time, data) = event(row);
+                        Event { time, mark: time, origin: Origin::default(), data }
+                    }));
+                    output.session(&capability).give_container(&mut made);
+                    made.clear();
+                });
+            }
+        });
+        let marks = derived(self.marks.clone(), self.lateness);
+        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+    }
+
+    /// Changes as a collection.
+    pub(crate) fn collection(
+        &self,
+        changes: Stream<'f, u64, Vec<Change<K, V>>>,
+        name: &str,
+    ) -> Collection<'f, Open<K, V>> {
+        let changes = changes.unary(Pipeline, name, move |_capability, _info| {
+            let mut made = Vec::new();
+            move |input, output| {
+                input.for_each(|capability, changes| {
+                    let open = |(window, key, value)| Open { window, key, value };
+                    made.extend(changes.drain(..).map(|(shown, epoch, diff)| (open(shown), epoch, diff)));
+                    output.session(&capability).give_container(&mut made);
+                    made.clear();
+                });
+            }
+        });
+        Collection::new(changes.as_collection(), self.flow.clone())
+    }
+
+    /// The number of a period, for `every`.
+    pub(crate) fn period(&self, period: Duration) -> usize {
+        let millis = whole_millis("period", period).and_then(|millis| match millis {
+            0 => Err(Error::usage("rows cannot be shown every 0 ms").help("make the period at least a millisecond")),
+            millis => Ok(millis),
+        });
+        let millis = millis.unwrap_or_else(|error| {
+            self.flow.build.failure.set(error);
+            1
+        });
+        let mut periods = self.wants.periods.borrow_mut();
+        periods.push(millis);
+        periods.len() - 1
+    }
+
+    /// The records that came too late, as they are.
+    pub(crate) fn late(&self) -> super::Stream<'f, D> {
+        self.wants.late.set(true);
+        let (events, marks) = (self.late.clone(), self.marks.clone());
+        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+    }
+}
+
+/// Marks for a stream whose events have no partitions of a source, of which some are still to come from so far back.
+fn derived(marks: Stream<'_, u64, Vec<Mark>>, lateness: Span) -> Stream<'_, u64, Vec<Mark>> {
+    marks.unary(Pipeline, "DerivedMarks", move |_capability, _info| {
+        move |input, output| {
+            input.for_each(|capability, marks| {
+                for mark in marks.iter_mut() {
+                    mark.floors.clear();
+                    mark.watermark = mark.watermark.minus(lateness);
+                }
+                output.session(&capability).give_container(marks);
+            });
+        }
+    })
 }
 
 /// The results of a step: what is final, each at the epoch whose watermark brought it forth; the changes of live rows and
@@ -282,7 +413,7 @@ impl<F: Fold> Folding<F> {
 ///
 /// `records` are those that are on time, in parcels for the workers of their keys; `marks` is the stream's watermark as
 /// every worker has it.
-pub(crate) fn fold<'f, F: Fold>(
+fn fold<'f, F: Fold>(
     flow: &Flow<'f>,
     records: Stream<'f, u64, Vec<ParcelOf<F>>>,
     marks: Stream<'f, u64, Vec<Mark>>,

@@ -17,11 +17,15 @@
 
 pub mod aggregate;
 mod arrange;
+mod assign;
 mod collection;
 pub(crate) mod cut;
+mod fold;
 mod input;
 mod lookup;
 mod output;
+mod route;
+mod slot;
 mod table;
 pub mod window;
 
