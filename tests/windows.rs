@@ -20,8 +20,7 @@ use common::checks::{self, Views, check_data, check_run, compare, compare_rows, 
 use common::oracle::{self, Judged, OVER, Row, Windows};
 
 fn windows(random: &mut Rng) -> Windows {
-    let size = *random.choice(&[1i64, 7, 10, 10, 100, 1000, 86_400_000]).unwrap();
-    Windows::Tumbling { size, offset: *random.choice(&[0, 0, 1, 3, 250, 3 * size + 1]).unwrap() }
+    checks::any_windows(random)
 }
 
 #[test]
@@ -119,8 +118,10 @@ fn windows_of_window_results_lose_nothing() {
         let (shown, shown_late) = (rows.clone(), late.clone());
         let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).key_by(|deal| deal.key).window(checks::window(first));
+            let deals = deals.allowed_lateness(checks::millis(first.late()));
             let totals = deals.aggregate("first", |each| (each.count(), each.sum(|deal| deal.amount)));
             let step = (totals.on_close().key_by(|row| row.key % 2).window(checks::window(second)))
+                .allowed_lateness(checks::millis(second.late()))
                 .aggregate("second", |each| (each.sum(|row| row.value.0), each.sum(|row| row.value.1)));
             let flat = |row: Closed<u8, (i128, i128)>| {
                 let Closed { window, key, value: (count, sum) } = row;
@@ -132,7 +133,7 @@ fn windows_of_window_results_lose_nothing() {
         let outcome = run.map_err(|error| error.to_string())?;
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
         let sums = |of: &[&Judged<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
-        let closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums));
+        let closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums), first.late());
         let add = |of: &[&Judged<Row<(i64, i128)>>]| {
             of.iter().fold((0, 0), |sum, row| (sum.0 + row.data.3.0, sum.1 + row.data.3.1))
         };

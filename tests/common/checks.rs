@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
+use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::source::memory::Records;
 use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
@@ -55,15 +56,42 @@ pub fn totals(records: &[&Judged<Deal>]) -> Totals {
     )
 }
 
+/// Windows of any kind.
+pub fn any_windows(random: &mut Rng) -> Windows {
+    let late = *random.choice(&[0i64, 0, 5, 40, 300]).unwrap();
+    match random.u8(0..6) {
+        0 | 1 => {
+            let size = *random.choice(&[1i64, 7, 10, 10, 100, 1000, 86_400_000]).unwrap();
+            Windows::Tumbling { size, offset: *random.choice(&[0, 0, 1, 3, 250, 3 * size + 1]).unwrap() }
+        }
+        2 => Windows::Lenient { size: *random.choice(&[1i64, 10, 70, 1000]).unwrap(), late },
+        3 | 4 => {
+            let (size, slide) = *random.choice(&[(60i64, 10i64), (60, 10), (50, 20), (7, 3), (10, 10), (12, 1)]).unwrap();
+            Windows::Sliding { size, slide, offset: *random.choice(&[0, 0, 1, 5, 123]).unwrap(), late }
+        }
+        _ => {
+            let (size, step) = *random.choice(&[(60i64, 10i64), (1000, 250), (8, 1), (10, 10)]).unwrap();
+            Windows::Cumulative { size, step, late }
+        }
+    }
+}
+
 /// The engine's window for the oracle's.
 pub fn window(windows: Windows) -> Window {
     match windows {
         Windows::Global => Window::global(),
-        Windows::Tumbling { size, offset } => {
-            let millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
-            Window::tumbling(millis(size)).offset(millis(offset))
+        Windows::Tumbling { size, offset } => Window::tumbling(millis(size)).offset(millis(offset)),
+        Windows::Lenient { size, .. } => Window::tumbling(millis(size)),
+        Windows::Sliding { size, slide, offset, .. } => {
+            Window::sliding(millis(size), millis(slide)).offset(millis(offset))
         }
+        Windows::Cumulative { size, step, .. } => Window::cumulative(millis(size), millis(step)),
     }
+}
+
+/// A length of time.
+pub fn millis(millis: i64) -> Duration {
+    Duration::from_millis(millis.unsigned_abs())
 }
 
 /// Everything that a windowed step shows, captured.
@@ -71,6 +99,7 @@ pub fn window(windows: Windows) -> Window {
 pub struct Views {
     pub closed: Captured<Row<Totals>>,
     pub live: Captured<Row<Totals>>,
+    pub fired: Captured<Row<Totals>>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
 }
@@ -78,7 +107,8 @@ pub struct Views {
 impl Views {
     /// Windows a stream, and captures all views of it.
     pub fn of(&self, stream: Stream<'_, Deal>, windows: Windows) {
-        let step = stream.key_by(|deal| deal.key).window(window(windows)).aggregate("totals", |each| {
+        let windowed = stream.key_by(|deal| deal.key).window(window(windows)).allowed_lateness(millis(windows.late()));
+        let step = windowed.aggregate("totals", |each| {
             (
                 each.count(),
                 each.sum(|deal| deal.amount),
@@ -96,6 +126,9 @@ impl Views {
         step.on_change()
             .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
             .write("live", &self.live);
+        step.on_fire()
+            .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
+            .write("fired", &self.fired);
         step.late().write("late", &self.late);
     }
 }
@@ -148,7 +181,11 @@ pub fn compare_rows<D: Record>(
 }
 
 /// Compares the rows that there are at the end of every epoch.
-pub fn compare_live<D: Record>(captured: &Captured<D>, expected: &BTreeMap<u64, Vec<D>>) -> Result<(), String> {
+pub fn compare_live<D: Record>(
+    what: &str,
+    captured: &Captured<D>,
+    expected: &BTreeMap<u64, Vec<D>>,
+) -> Result<(), String> {
     let (changes, mut now) = (captured.epochs(), BTreeMap::<D, isize>::new());
     let mut after = 0;
     for (&epoch, expected) in expected {
@@ -158,10 +195,10 @@ pub fn compare_live<D: Record>(captured: &Captured<D>, expected: &BTreeMap<u64, 
         after = epoch + 1;
         now.retain(|_, count| *count != 0);
         let expected = expected.iter().map(|row| (row.clone(), 1)).collect::<BTreeMap<_, _>>();
-        same(&format!("live rows at epoch {epoch}"), &now, &expected)?;
+        same(&format!("{what} at epoch {epoch}"), &now, &expected)?;
     }
     match changes.range(Epoch(after)..).next() {
-        Some((epoch, _)) => Err(format!("live rows change at epoch {epoch}, which took nothing")),
+        Some((epoch, _)) => Err(format!("{what} change at epoch {epoch}, which took nothing")),
         None => Ok(()),
     }
 }
@@ -169,7 +206,8 @@ pub fn compare_live<D: Record>(captured: &Captured<D>, expected: &BTreeMap<u64, 
 /// Compares all views of a step with what the oracle says.
 pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), String> {
     compare_rows("closed rows", &views.closed, &expected.closed)?;
-    compare_live(&views.live, &expected.live)?;
+    compare_live("live rows", &views.live, &expected.live)?;
+    compare_live("fired rows", &views.fired, &expected.fired)?;
     compare_rows("late records", &views.late, &expected.late)
 }
 

@@ -152,33 +152,69 @@ impl<D> History<D> {
     }
 
     /// The stream of the final results of a window over this one.
-    pub fn closed<V: Clone>(&self, shown: &Shown<V, D>) -> History<Row<V>> {
+    pub fn closed<V: Clone>(&self, shown: &Shown<V, D>, late: i64) -> History<Row<V>> {
         let rows = shown.closed.iter().flat_map(|(epoch, rows)| rows.iter().map(move |row| (*epoch, row.clone())));
         let record = |(epoch, row): (u64, Row<V>)| {
             let time = row.1 - 1;
             Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, data: row }
         };
-        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks: self.watermarks.clone() }
+        // Rows are still to come from as far back as windows are kept for.
+        let behind = |(epoch, mark): (&u64, &i64)| match *mark {
+            NEVER | OVER => (*epoch, *mark),
+            mark => (*epoch, mark - late),
+        };
+        let watermarks = self.watermarks.iter().map(behind).collect();
+        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks }
     }
 }
 
-/// Which windows there are.
+/// Which windows there are. `late`: how long after its end a window takes late records.
 #[derive(Clone, Copy, Debug)]
 pub enum Windows {
     Tumbling { size: i64, offset: i64 },
     Global,
+    Lenient { size: i64, late: i64 },
+    Sliding { size: i64, slide: i64, offset: i64, late: i64 },
+    Cumulative { size: i64, step: i64, late: i64 },
 }
 
 impl Windows {
-    /// Start and end of the window that a time is in.
-    pub fn of(self, time: i64) -> (i64, i64) {
-        match self {
-            Windows::Global => (NEVER, OVER),
-            Windows::Tumbling { size, offset } => {
-                let (time, size, offset) = (i128::from(time), i128::from(size), i128::from(offset));
+    /// Start and end of every window that a time is in.
+    pub fn of(self, time: i64) -> Vec<(i64, i64)> {
+        let time = i128::from(time);
+        let found: Vec<(i128, i128)> = match self {
+            Windows::Global => return vec![(NEVER, OVER)],
+            Windows::Tumbling { size, .. } | Windows::Lenient { size, .. } => {
+                let (size, offset) = (i128::from(size), i128::from(self.offset()));
                 let start = (time - offset).div_euclid(size) * size + offset;
-                (start as i64, (start + size) as i64)
+                vec![(start, start + size)]
             }
+            Windows::Sliding { size, slide, offset, .. } => {
+                let (size, slide, offset) = (i128::from(size), i128::from(slide), i128::from(offset));
+                // Every window that could cover the time, tried one by one.
+                let about = (time - offset).div_euclid(slide);
+                let starts = (about - size / slide - 2..=about + 2).map(|number| number * slide + offset);
+                starts.map(|start| (start, start + size)).filter(|(start, end)| (*start..*end).contains(&time)).collect()
+            }
+            Windows::Cumulative { size, step, .. } => {
+                let (size, step) = (i128::from(size), i128::from(step));
+                let start = time.div_euclid(size) * size;
+                let ends = (1..=size / step).map(|number| start + number * step);
+                ends.filter(|end| *end > time).map(|end| (start, end)).collect()
+            }
+        };
+        found.into_iter().map(|(start, end)| (start as i64, end as i64)).collect()
+    }
+
+    fn offset(self) -> i64 {
+        if let Windows::Tumbling { offset, .. } = self { offset } else { 0 }
+    }
+
+    /// How long after its end a window takes late records.
+    pub fn late(self) -> i64 {
+        match self {
+            Windows::Tumbling { .. } | Windows::Global => 0,
+            Windows::Lenient { late, .. } | Windows::Sliding { late, .. } | Windows::Cumulative { late, .. } => late,
         }
     }
 }
@@ -193,6 +229,8 @@ pub struct Shown<V, D> {
     pub closed: BTreeMap<u64, Vec<Row<V>>>,
     /// The rows of open windows at the end of every epoch, sorted.
     pub live: BTreeMap<u64, Vec<Row<V>>>,
+    /// The rows of windows that have fired, at the end of every epoch, sorted.
+    pub fired: BTreeMap<u64, Vec<Row<V>>>,
     /// Late records, at their epoch, sorted.
     pub late: BTreeMap<u64, Vec<D>>,
     /// Records that were on time.
@@ -208,17 +246,23 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
 ) -> Shown<V, D> {
     let mut late = BTreeMap::<u64, Vec<D>>::new();
     let mut groups = BTreeMap::<(i64, i64, u8), Vec<&Judged<D>>>::new();
+    let over = |end: i64| if end == OVER { OVER } else { end + windows.late() };
+    let mut counted = 0;
     for record in &stream.records {
-        let (start, end) = windows.of(record.time);
-        if end <= record.mark.max(record.floor) {
+        // A record is late for a window, or is not; it is late as such if it is late for all.
+        let open = windows.of(record.time).into_iter().filter(|(_, end)| over(*end) > record.mark.max(record.floor));
+        let open: Vec<_> = open.collect();
+        if open.is_empty() {
             late.entry(record.epoch).or_default().push(record.data.clone());
-        } else {
+        }
+        counted += usize::from(!open.is_empty());
+        for (start, end) in open {
             groups.entry((start, end, key(&record.data))).or_default().push(record);
         }
     }
     late.values_mut().for_each(|records| records.sort());
-    let counted = groups.values().map(Vec::len).sum();
     let (mut closed, mut live) = (BTreeMap::<u64, Vec<Row<V>>>::new(), BTreeMap::<u64, Vec<Row<V>>>::new());
+    let mut fired = BTreeMap::<u64, Vec<Row<V>>>::new();
     for (&epoch, &watermark) in &stream.watermarks {
         let before = stream.watermarks.range(..epoch).next_back().map_or(NEVER, |at| *at.1);
         for (&(start, end, key), records) in &groups {
@@ -227,17 +271,21 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
                 continue;
             }
             let row = (start, end, key, value(&so_far));
-            if end <= before {
+            if end <= watermark {
+                fired.entry(epoch).or_default().push(row.clone());
+            }
+            if over(end) <= before {
                 assert!(so_far.len() == records.len(), "a record touches a closed window");
-            } else if end <= watermark {
+            } else if over(end) <= watermark {
                 closed.entry(epoch).or_default().push(row.clone());
             }
             // The rows of all time are shown when the stream is over, and stay.
-            if end > watermark || end == OVER {
+            if over(end) > watermark || end == OVER {
                 live.entry(epoch).or_default().push(row);
             }
         }
         live.entry(epoch).or_default();
+        fired.entry(epoch).or_default();
     }
-    Shown { closed, live, late, counted }
+    Shown { closed, live, fired, late, counted }
 }
