@@ -50,12 +50,13 @@ pub fn main() -> ExitCode {
 
 fn run(query: &QueryArgs) -> Result<u8> {
     let transactions = query.source(|t: &Transaction| t.at_ms)?;
-    let (totals, late) = (query.out()?, query.late()?);
+    let (totals, late, lateness) = (query.out()?, query.late()?, query.allowed_lateness);
     query.run("account-totals", move |flow| {
         let windows = flow
             .read("transactions", &transactions)
             .key_by(|t| t.account.clone())
             .window(Window::tumbling(Duration::from_secs(10)))
+            .allowed_lateness(lateness)
             .aggregate("totals", |each| {
                 (each.count(), each.sum(|t| t.amount_cents), each.min(|t| t.amount_cents), each.max(|t| t.amount_cents))
             });

@@ -83,9 +83,11 @@ fn main() -> ExitCode {
 fn run(query: &QueryArgs) -> Result<u8> {
     let transactions = query.source(|t: &Transaction| t.at_ms)?;
     let out = query.out()?;
-    if query.late.is_some() {
-        let error = Error::usage("--late: no record is ever late for a balance of all time");
-        return Err(error.help("leave the flag away"));
+    for (flag, given) in [("--late", query.late.is_some()), ("--allowed-lateness", !query.allowed_lateness.is_zero())] {
+        if given {
+            let error = Error::usage(format!("{flag}: no record is ever late for a balance of all time"));
+            return Err(error.help("leave the flag away"));
+        }
     }
     let checked = Arc::new(Mutex::new(Checked::default()));
     let watched = Arc::clone(&checked);

@@ -105,7 +105,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Time")]
     pub idle_timeout: Duration,
 
-    /// How long after its end a window still takes records (at present only 0s)
+    /// How long after its end a window is kept open for records that come late
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Time")]
     pub allowed_lateness: Duration,
 
@@ -229,10 +229,6 @@ impl QueryArgs {
         if self.processes.is_some_and(|processes| processes != 1) {
             let error = Error::usage("-n: more than one process is not in this version");
             return Err(error.help("use worker threads: -w N"));
-        }
-        if !self.allowed_lateness.is_zero() {
-            let error = Error::usage("--allowed-lateness: only 0s is in this version");
-            return Err(error.help("let --out-of-order be larger instead"));
         }
         Ok(())
     }

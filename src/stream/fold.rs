@@ -144,8 +144,6 @@ pub(crate) struct Start<'a> {
     pub(crate) info: OperatorInfo,
     /// What ends here or before has closed in an earlier life.
     pub(crate) closed: EventTime,
-    /// Whether what changes is to be noted for snapshots.
-    pub(crate) durable: bool,
 }
 
 /// What a step needs besides its records and its fold.
@@ -455,7 +453,7 @@ fn fold<'f, F: Fold>(
             Saver::new(&step.name, durable, F::saved_rows(), Rc::clone(&step.codec), capability, activators)
         });
         drop(capabilities);
-        let fold = begin(Start { scope, info, closed: closed_before, durable: durable.is_some() });
+        let fold = begin(Start { scope, info, closed: closed_before });
         let (leaving, spare) = (VecDeque::new(), Vec::new());
         let watermark = EventTime::MIN;
         let mut folding = Folding { fold, step, watermark, leaving, spare, begins_at, saver };

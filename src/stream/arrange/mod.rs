@@ -123,7 +123,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
         metrics: Arc<StepMetrics>,
         fault: Option<Fault>,
     ) -> Self {
-        let Start { scope, info, closed, .. } = start;
+        let Start { scope, info, closed } = start;
         let store = Store::new(scope, info, closed, windows, metrics);
         let forget_sealed = fault == Some(Fault::ForgetSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
@@ -181,7 +181,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
         let mut touched = BTreeSet::new();
         for (key, slot, _) in &records {
             let ends = self.store.windows.ends(*slot, self.store.closed, through);
-            ends.for_each(|end| drop(touched.insert((end, key.clone()))));
+            touched.extend(ends.map(|end| (end, key.clone())));
         }
         let before = touched.into_iter().map(|row| (self.store.hot_row(&row), row)).collect::<Vec<_>>();
         self.absorb(&mut records);
