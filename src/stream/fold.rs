@@ -351,12 +351,7 @@ impl<F: Fold> Folding<F> {
 
     /// Ends an epoch: folds its records in, seals if it is to be sealed, closes what its watermark closes. What it shows,
     /// but for what has closed, with the capabilities to emit it under.
-    fn complete(
-        &mut self,
-        epoch: u64,
-        turn: Turn<F>,
-        sealed: bool,
-    ) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
+    fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
         let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
         if self.begins_at == Some(epoch) {

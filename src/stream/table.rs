@@ -51,8 +51,8 @@ use timely::progress::frontier::MutableAntichain;
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
-use crate::stream::route::route;
 use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
+use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
 use crate::time::EventTime;
 

@@ -66,7 +66,8 @@ pub fn any_windows(random: &mut Rng) -> Windows {
         }
         2 => Windows::Lenient { size: *random.choice(&[1i64, 10, 70, 1000]).unwrap(), late },
         3 | 4 => {
-            let (size, slide) = *random.choice(&[(60i64, 10i64), (60, 10), (50, 20), (7, 3), (10, 10), (12, 1)]).unwrap();
+            let (size, slide) =
+                *random.choice(&[(60i64, 10i64), (60, 10), (50, 20), (7, 3), (10, 10), (12, 1)]).unwrap();
             Windows::Sliding { size, slide, offset: *random.choice(&[0, 0, 1, 5, 123]).unwrap(), late }
         }
         _ => {

@@ -194,7 +194,10 @@ impl Windows {
                 // Every window that could cover the time, tried one by one.
                 let about = (time - offset).div_euclid(slide);
                 let starts = (about - size / slide - 2..=about + 2).map(|number| number * slide + offset);
-                starts.map(|start| (start, start + size)).filter(|(start, end)| (*start..*end).contains(&time)).collect()
+                starts
+                    .map(|start| (start, start + size))
+                    .filter(|(start, end)| (*start..*end).contains(&time))
+                    .collect()
             }
             Windows::Cumulative { size, step, .. } => {
                 let (size, step) = (i128::from(size), i128::from(step));

@@ -281,12 +281,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
-    pub(super) fn close(
-        &mut self,
-        watermark: EventTime,
-        epoch: u64,
-        mut each: impl FnMut(EventTime, K, &Counted<S>),
-    ) {
+    pub(super) fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(EventTime, K, &Counted<S>)) {
         if T::RANGES {
             for end in self.ends(self.closed, watermark) {
                 let mut totals = self.window(end);
@@ -301,11 +296,8 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
 
     /// Calls `each` with every row of slots whose last window ends at `watermark` or before, and forgets them.
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
-        let open = if watermark == EventTime::MAX {
-            BTreeMap::new()
-        } else {
-            self.hot.split_off(&T::first_after(watermark))
-        };
+        let open =
+            if watermark == EventTime::MAX { BTreeMap::new() } else { self.hot.split_off(&T::first_after(watermark)) };
         let mut closing = std::mem::replace(&mut self.hot, open);
         let mut counted = 0;
         if self.sealed.first().is_some_and(|slot| slot.last() <= watermark) {

@@ -1,0 +1,80 @@
+//! Who spends most? The ten accounts with the greatest sums of every minute: one window behind the other.
+//!
+//! Try it: `top_spenders --csv transactions.csv --out top.csv --until-end -w 2`
+
+use std::cmp::Reverse;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tidegate::cli::{self, QueryArgs};
+use tidegate::{EventTime, Result, Transaction, Window};
+
+/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The ten accounts with the greatest sums of every minute
+///
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes ten rows at most for
+/// each minute: window_start, window_end, rank (from 1), account, sum_cents; of equal sums, accounts by name.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  top_spenders --csv transactions.csv --out top.csv --until-end -w 2
+  top_spenders --brokers localhost:9092 --out kafka:top-spenders --state top-state"
+)]
+struct Arguments {
+    #[command(flatten)]
+    query: QueryArgs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Top {
+    window_start: EventTime,
+    window_end: EventTime,
+    rank: u32,
+    account: String,
+    sum_cents: i128,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    cli::start(|arguments: &Arguments| run(&arguments.query))
+}
+
+fn run(query: &QueryArgs) -> Result<u8> {
+    let transactions = query.source(|t: &Transaction| t.at_ms)?;
+    let (top, late, lateness) = (query.out()?, query.late()?, query.allowed_lateness);
+    let minute = Window::tumbling(Duration::from_secs(60));
+    query.run("top-spenders", move |flow| {
+        let sums = flow
+            .read("transactions", &transactions)
+            .key_by(|t| t.account.clone())
+            .window(minute)
+            .allowed_lateness(lateness)
+            .aggregate("sums", |each| each.sum(|t| t.amount_cents));
+        if let Some(late) = &late {
+            sums.late().write("late", late);
+        }
+        // A minute's sums happen in its last millisecond, so that the same minute has them all.
+        let greatest = sums
+            .on_close()
+            .key_by(|_| ())
+            .window(minute)
+            .aggregate("greatest", |each| each.top(10, |sum| (sum.value, Reverse(sum.key.clone()))));
+        let rows = greatest.on_close().flat_map(|list| {
+            let (window_start, window_end) = (list.window.start, list.window.end);
+            (1..).zip(list.value).map(move |(rank, (sum_cents, Reverse(account)))| Top {
+                window_start,
+                window_end,
+                rank,
+                account,
+                sum_cents,
+            })
+        });
+        rows.write("top", &top);
+    })
+}
