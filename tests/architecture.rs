@@ -35,7 +35,7 @@ const AT_ROOT: [(&str, &[&str]); 9] = [
 /// What only some files may know: the words, and where they are allowed.
 const ONLY_IN: [(&[&str], &[&str]); 3] = [
     (&["rdkafka"], &["src/source/kafka", "src/sink/kafka"]),
-    (&["differential_dataflow::trace", "operators::arrange"], &["src/stream/arrange.rs", "src/durable/"]),
+    (&["differential_dataflow::trace", "operators::arrange"], &["src/stream/arrange/", "src/durable/"]),
     (&["timely::execute", "timely::worker", "timely::Config", "timely::initialize"], &["src/job/", "src/testing/"]),
 ];
 

@@ -1,9 +1,9 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it folds each epoch's
 //! records into what the step keeps, and shows what comes of it.
 //!
-//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]), or by key alone
-//! ([`super::keyed`]). The operator here gives it what happens, in the one order that makes its results a function of what
-//! the epochs hold: an epoch's records, then its seal, then its watermark.
+//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]). The operator here gives it
+//! what happens, in the one order that makes its results a function of what the epochs hold: an epoch's records, then its
+//! seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are folded in order, each when it is complete. Records of the *oldest incomplete* epoch are folded as they
@@ -23,12 +23,12 @@ use std::time::Duration;
 
 use differential_dataflow::AsCollection;
 use timely::container::CapacityContainerBuilder;
-use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::generic::{OperatorInfo, OutputBuilder};
 use timely::dataflow::operators::{Capability, InputCapability, Probe};
+use timely::dataflow::{Scope, Stream};
 use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::codec::{Codec, Postcard};
@@ -140,7 +140,7 @@ pub(crate) type ResultsOf<F> = Results<<F as Fold>::Closed, <F as Fold>::Key, <F
 
 /// What a fold begins with on a worker.
 pub(crate) struct Start<'a> {
-    pub(crate) scope: timely::dataflow::Scope<'a, u64>,
+    pub(crate) scope: Scope<'a, u64>,
     pub(crate) info: OperatorInfo,
     /// What ends here or before has closed in an earlier life.
     pub(crate) closed: EventTime,
@@ -322,10 +322,16 @@ fn each(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
     [0, 1, 2, 3].map(|output| capability.delayed(&epoch, output))
 }
 
+/// What an epoch shows, with the capabilities to emit it under; `None` where nothing can be shown.
+type Shows<F> = Option<([Capability<u64>; 4], ResultsOf<F>)>;
+
 /// What one worker does of a step.
 struct Folding<F: Fold> {
     fold: F,
     step: Step<F>,
+    /// What has come of epochs that are not folded yet.
+    turns: BTreeMap<u64, Turn<F>>,
+    sealed_through: u64,
     watermark: EventTime,
     /// Closed rows that are still to be emitted, each batch under its capability.
     leaving: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
@@ -338,9 +344,79 @@ struct Folding<F: Fold> {
 }
 
 impl<F: Fold> Folding<F> {
-    /// Whether the segment of an earlier seal is not written yet.
-    fn is_saving(&self) -> bool {
-        self.saver.as_ref().is_some_and(Saver::is_busy)
+    /// Begins on a worker; in a job with state, with the capability of its parts.
+    fn begin(
+        scope: Scope<'_, u64>,
+        info: OperatorInfo,
+        durable: Option<(&Durable, Capability<u64>)>,
+        step: Step<F>,
+        begin: impl FnOnce(Start<'_>) -> F,
+    ) -> Self {
+        let state = durable.as_ref().and_then(|(durable, _)| durable.step(&step.name));
+        let closed = state.map_or(EventTime::MIN, |state| state.closed);
+        let begins_at = durable.as_ref().and_then(|(durable, _)| durable.gate());
+        let saver = durable.map(|(durable, capability)| {
+            let address = &info.address;
+            let wake = scope.worker().sync_activator_for(address.to_vec());
+            let activators = (scope.activator_for(Rc::clone(address)), wake);
+            Saver::new(&step.name, durable.clone(), F::saved_rows(), Rc::clone(&step.codec), capability, activators)
+        });
+        let fold = begin(Start { scope, info, closed });
+        let turns = begins_at.map(|epoch| (epoch, Turn::default())).into_iter().collect();
+        let (leaving, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
+        let sealed_through = begins_at.unwrap_or(0);
+        Folding { fold, step, turns, sealed_through, watermark, leaving, spare, begins_at, saver }
+    }
+
+    /// Takes records of an epoch.
+    fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<ParcelOf<F>>) {
+        let Some(&epoch) = capability.least() else { return };
+        let turn = self.turns.entry(epoch).or_default();
+        if self.fold.watches() && turn.capabilities.is_none() {
+            turn.capabilities = Some(each(capability, epoch));
+        }
+        turn.records.extend(parcels.drain(..).map(|(_, records)| records));
+    }
+
+    /// Takes the watermark of an epoch.
+    fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[Mark]) {
+        let Some(&epoch) = capability.least() else { return };
+        let turn = self.turns.entry(epoch).or_default();
+        turn.capabilities = Some(each(capability, epoch));
+        turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
+    }
+
+    /// Takes rows of a snapshot at an epoch.
+    fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::Saved>) {
+        let Some(&epoch) = capability.least() else { return };
+        let turn = self.turns.entry(epoch).or_default();
+        turn.capabilities = Some(each(capability, epoch));
+        turn.loaded.append(rows);
+    }
+
+    /// Ends the next epoch, if it is complete: what it shows, but for what has closed, with the capabilities to emit it
+    /// under; `None` if there is no such epoch, or its seal has to wait for the segment of the one before.
+    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<Shows<F>> {
+        let turn = self.turns.first_entry().filter(|turn| !incomplete(*turn.key()))?;
+        let sealed = self.step.seals.contains(*turn.key());
+        if sealed && self.saver.as_ref().is_some_and(Saver::is_busy) {
+            return None;
+        }
+        let (epoch, turn) = turn.remove_entry();
+        self.sealed_through = if sealed { epoch } else { self.sealed_through };
+        Some(self.complete(epoch, turn, sealed))
+    }
+
+    /// Folds what has come of the oldest incomplete epoch while it is in the processor's cache.
+    fn fold_oldest(&mut self, frontiers: &[MutableAntichain<u64>]) {
+        if self.fold.watches() {
+            return;
+        }
+        let Some(mut oldest) = self.turns.first_entry() else { return };
+        if frontiers.iter().all(|frontier| !frontier.less_than(oldest.key())) {
+            let records = std::mem::take(&mut oldest.get_mut().records);
+            records.into_iter().for_each(|records| self.absorb(records));
+        }
     }
 
     /// Folds records in, and gives their container back.
@@ -438,62 +514,25 @@ fn fold<'f, F: Fold>(
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
         let again = scope.activator_for(Rc::clone(&info.address));
-        let begins_at = durable.as_ref().and_then(Durable::gate);
-        let before = durable.as_ref().and_then(|durable| durable.step(&step.name));
-        let closed_before = before.map_or(EventTime::MIN, |state| state.closed);
-        let saver = durable.clone().zip(capabilities.pop().filter(|_| parts.is_some())).map(|(durable, capability)| {
-            let address = &info.address;
-            let wake = scope.worker().sync_activator_for(address.to_vec());
-            let activators = (scope.activator_for(Rc::clone(address)), wake);
-            Saver::new(&step.name, durable, F::saved_rows(), Rc::clone(&step.codec), capability, activators)
-        });
+        let durable = durable.as_ref().zip(capabilities.pop().filter(|_| parts.is_some()));
         drop(capabilities);
-        let fold = begin(Start { scope, info, closed: closed_before });
-        let (leaving, spare) = (VecDeque::new(), Vec::new());
-        let watermark = EventTime::MIN;
-        let mut folding = Folding { fold, step, watermark, leaving, spare, begins_at, saver };
-        let mut turns = BTreeMap::<u64, Turn<F>>::new();
-        turns.extend(begins_at.map(|epoch| (epoch, Turn::default())));
-        let mut sealed_through = begins_at.unwrap_or(0);
+        let mut folding = Folding::begin(scope, info, durable, step, begin);
 
         move |frontiers| {
-            records.for_each(|capability, parcels| {
-                let Some(&epoch) = capability.least() else { return };
-                let turn = turns.entry(epoch).or_default();
-                if folding.fold.watches() && turn.capabilities.is_none() {
-                    turn.capabilities = Some(each(&capability, epoch));
-                }
-                turn.records.extend(parcels.drain(..).map(|(_, records)| records));
-            });
-            marks.for_each(|capability, marks| {
-                let Some(&epoch) = capability.least() else { return };
-                let turn = turns.entry(epoch).or_default();
-                turn.capabilities = Some(each(&capability, epoch));
-                turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
-            });
+            records.for_each(|capability, parcels| folding.take(&capability, parcels));
+            marks.for_each(|capability, marks| folding.take_marks(&capability, marks));
             if let Some(loaded) = &mut loaded {
-                loaded.for_each(|capability, rows| {
-                    let Some(&epoch) = capability.least() else { return };
-                    let turn = turns.entry(epoch).or_default();
-                    turn.capabilities = Some(each(&capability, epoch));
-                    turn.loaded.append(rows);
-                });
+                loaded.for_each(|capability, rows| folding.take_loaded(&capability, rows));
+            }
+            for epoch in folding.step.seals.after(folding.sealed_through) {
+                folding.turns.entry(epoch).or_default();
             }
             let waits_for = if folding.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
-            for epoch in folding.step.seals.after(sealed_through) {
-                turns.entry(epoch).or_default();
-            }
             let (mut closed, mut live) = (closed.activate(), live.activate());
             let (mut fired, mut ticked) = (fired.activate(), ticked.activate());
-            while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
-                let sealed = folding.step.seals.contains(*turn.key());
-                if sealed && folding.is_saving() {
-                    break;
-                }
-                let (epoch, turn) = turn.remove_entry();
-                sealed_through = if sealed { epoch } else { sealed_through };
-                if let Some(([_, for_live, for_fired, for_ticked], results)) = folding.complete(epoch, turn, sealed) {
+            while let Some(shows) = folding.next(incomplete) {
+                if let Some(([_, for_live, for_fired, for_ticked], results)) = shows {
                     live.session(&for_live).give_iterator(results.live.into_iter());
                     fired.session(&for_fired).give_iterator(results.fired.into_iter());
                     ticked.session(&for_ticked).give_iterator(results.ticked.into_iter());
@@ -505,20 +544,12 @@ fn fold<'f, F: Fold>(
                 closed.session(&capability).give_iterator(rows);
                 again.activate();
             }
-            // What has come of the oldest incomplete epoch is folded while it is in the processor's cache.
-            if let Some(mut oldest) = turns.first_entry()
-                && !folding.fold.watches()
-                && frontiers.iter().all(|frontier| !frontier.less_than(oldest.key()))
-            {
-                for records in oldest.get_mut().records.drain(..) {
-                    folding.absorb(records);
-                }
-            }
+            folding.fold_oldest(frontiers);
             if let (Some(saver), Some(parts)) = (&mut folding.saver, &mut parts) {
                 if let Some((capability, part)) = saver.work() {
                     parts.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
+                if frontiers.iter().all(MutableAntichain::is_empty) && folding.turns.is_empty() {
                     saver.close();
                 }
             }

@@ -307,3 +307,87 @@ pub(crate) fn whole_millis(what: &str, duration: Duration) -> Result<i64> {
         Error::usage(format!("a window's {what} of {written} is not a whole number of milliseconds"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> EventTime {
+        EventTime::from_millis(text.parse::<Timestamp>().unwrap().as_millisecond())
+    }
+
+    fn calendar(unit: CalendarUnit, zone: &str) -> Windows {
+        Windows::Calendar { unit, zone: jiff::tz::TimeZoneDatabase::bundled().get(zone).unwrap() }
+    }
+
+    fn check(windows: &Windows, time: &str, start: &str, end: &str) {
+        let (interval, found) = (Interval { start: at(start), end: at(end) }, windows.find(at(time)));
+        assert_eq!((found.times, found.first, found.last), (interval, at(end), at(end)), "{time} in {windows:?}");
+        assert_eq!(windows.interval(at(end)), interval, "{windows:?}");
+    }
+
+    /// When the clocks of these places were changed is a matter of record.
+    #[test]
+    fn days_and_months_are_those_of_the_place() {
+        let berlin = calendar(CalendarUnit::Day, "Europe/Berlin");
+        check(&berlin, "2024-03-30T23:00:00Z", "2024-03-30T23:00:00Z", "2024-03-31T22:00:00Z"); // 23 hours.
+        check(&berlin, "2024-03-31T21:59:59.999Z", "2024-03-30T23:00:00Z", "2024-03-31T22:00:00Z");
+        check(&berlin, "2024-10-27T12:00:00Z", "2024-10-26T22:00:00Z", "2024-10-27T23:00:00Z"); // 25 hours.
+        check(&berlin, "2024-01-15T00:00:00Z", "2024-01-14T23:00:00Z", "2024-01-15T23:00:00Z");
+        // Midnight does not exist on this day: it begins at one o'clock.
+        let sao_paulo = calendar(CalendarUnit::Day, "America/Sao_Paulo");
+        check(&sao_paulo, "2018-11-04T12:00:00Z", "2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z");
+        // The 30th of December 2011 does not exist.
+        let apia = calendar(CalendarUnit::Day, "Pacific/Apia");
+        check(&apia, "2011-12-30T09:00:00Z", "2011-12-29T10:00:00Z", "2011-12-30T10:00:00Z");
+        check(&apia, "2011-12-30T10:00:00Z", "2011-12-30T10:00:00Z", "2011-12-31T10:00:00Z");
+        let month = calendar(CalendarUnit::Month, "Europe/Berlin");
+        check(&month, "2024-02-29T12:00:00Z", "2024-01-31T23:00:00Z", "2024-02-29T23:00:00Z");
+        check(&month, "2024-03-31T21:59:59.999Z", "2024-02-29T23:00:00Z", "2024-03-31T22:00:00Z");
+        let utc = calendar(CalendarUnit::Month, "UTC");
+        check(&utc, "1969-12-31T23:59:59.999Z", "1969-12-01T00:00:00Z", "1970-01-01T00:00:00Z");
+    }
+
+    /// Days follow each other without gap or overlap, all over the years in which clocks were changed.
+    #[test]
+    fn days_follow_each_other() {
+        for zone in ["Europe/Lisbon", "America/Toronto", "Pacific/Apia", "Asia/Gaza", "Africa/Monrovia", "Asia/Manila"]
+        {
+            let days = calendar(CalendarUnit::Day, zone);
+            let (mut time, last) = (at("1900-01-01T00:00:00Z"), at("2030-01-01T00:00:00Z"));
+            let mut count = 0;
+            while time < last {
+                let found = days.find(time).times;
+                assert!(found.start <= time && time < found.end, "{zone}: {found:?} for {time}");
+                let before = EventTime::from_millis(found.end.millis() - 1);
+                assert_eq!(days.find(before).times, found, "{zone}: {time}");
+                assert_eq!(days.find(found.end).times.start, found.end, "{zone}: {time}");
+                (time, count) = (found.end, count + 1);
+            }
+            assert!((47_480..47_490).contains(&count), "{zone} has {count} days");
+        }
+    }
+
+    /// The slots of overlapping windows, against the windows that cover a time, tried one by one.
+    #[test]
+    fn a_slot_has_the_windows_that_cover_its_times() {
+        for (size, slide, offset) in [(60, 10, 0), (50, 20, 3), (7, 3, 1), (10, 10, 4), (12, 1, 0)] {
+            let windows = Windows::Sliding { size, slide, offset };
+            for time in -200..200 {
+                let ends = |time: i64| {
+                    let starts = (-300..300).map(|number| number * slide + offset);
+                    let covering = starts.filter(move |start| (*start..start + size).contains(&time));
+                    covering.map(|start| EventTime::from_millis(start + size)).collect::<Vec<_>>()
+                };
+                let (found, expected) = (windows.find(EventTime::from_millis(time)), ends(time));
+                let slot = Range::new(found.first, found.last);
+                let all: Vec<_> = windows.ends(slot, EventTime::MIN, EventTime::MAX).collect();
+                assert_eq!(all, expected, "{time} in {windows:?}");
+                let some: Vec<_> = windows.ends(slot, expected[0], EventTime::MAX).collect();
+                assert_eq!(some, expected[1..], "{time} in {windows:?}");
+                let (start, end) = (found.times.start.millis(), found.times.end.millis());
+                assert!((start..end).contains(&time) && (start..end).all(|other| ends(other) == expected));
+            }
+        }
+    }
+}

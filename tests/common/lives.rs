@@ -14,7 +14,9 @@ use super::checks::{Views, small_drift};
 use super::oracle::Windows;
 use super::tables::Tables;
 
-const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
+/// Windows that do not overlap, and windows that do and are kept for late records: which of them, the data say.
+const WINDOWS: [Windows; 2] =
+    [Windows::Tumbling { size: 20, offset: 0 }, Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 }];
 /// How many lives crash at most.
 const LIVES: usize = 12;
 
@@ -30,10 +32,10 @@ pub struct Results {
 
 impl Results {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
-        let (source, own) = (data.source(), self.clone());
+        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % 2]);
         move |flow| {
             let deals = flow.read("one", &source);
-            own.views.of(deals.clone(), WINDOWS);
+            own.views.of(deals.clone(), windows);
             flow.rejects().write("rejects", &own.views.rejects);
             let counts =
                 deals.clone().key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(20)));
@@ -61,6 +63,7 @@ impl Results {
         rows(what, "late records", &self.views.late, &expected.views.late)?;
         rows(what, "rejects", &self.views.rejects, &expected.views.rejects)?;
         rows(what, "live rows at the end", &self.views.live, &expected.views.live)?;
+        rows(what, "fired rows", &self.views.fired, &expected.views.fired)?;
         rows(what, "chained rows", &self.chained, &expected.chained)?;
         rows(what, "tables", &self.tables.last, &expected.tables.last)?;
         rows(what, "tables of results", &self.tables.last_results, &expected.tables.last_results)?;
