@@ -9,8 +9,6 @@
 //! `first` and `last` are broken by where the record stood (and by the value, for several made of one record), and
 //! floating-point numbers are compared but never summed.
 
-pub mod sets;
-
 use std::fmt;
 use std::marker::PhantomData;
 
