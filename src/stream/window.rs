@@ -206,7 +206,7 @@ impl<K, D> fmt::Debug for Windowed<'_, K, D> {
 impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are found
     /// by it. The closure names the aggregates, and tuples of them are one:
-    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`.
+    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. All that there are is in [`Each`].
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
         let Windowed { keyed: Keyed { stream, keys }, window } = self;
         let flow = stream.flow.clone();
@@ -219,6 +219,9 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             Assigner { size: 1, offset: 0 }
         });
         let aggregate = Rc::new(build(Each::new()));
+        if let Err(error) = aggregate.check() {
+            flow.build.failure.set(error.at(format!("step `{name}`")));
+        }
         let metrics = flow.build.metrics.step(name);
         let pool = Pool::default();
         let wants_late = Wanted::default();

@@ -4,25 +4,51 @@
 //!   an **accumulator**; and the **value** that is shown.
 //! * [`Each`]: what the closure of `aggregate` gets, to name aggregates with: `|each| (each.count(), each.sum(|t| …))`.
 //!
-//! Invariant: `merge` is *exactly* commutative and associative. Then a row is a function of the records alone, not of
-//! workers, epochs or crashes. So integers are summed in 128 bits, decimals in integer and fraction, ties of
-//! `first` and `last` are broken by where the record stood (and by the value, for several made of one record), and
-//! floating-point numbers are compared but never summed.
+//! | what it says | its aggregates | what is kept |
+//! | --- | --- | --- |
+//! | how much | [`Count`], [`Sum`], [`Mean`] | one exact sum |
+//! | how it is spread | [`Variance`], [`SampleVariance`], [`StdDev`], [`SampleStdDev`] | two exact sums |
+//! | where most of it lies | [`Quantile`], [`Quantiles`] | counts of ranges of numbers, as many as occur |
+//! | the ends | [`Min`], [`Max`], [`First`], [`Last`], [`ArgMin`], [`ArgMax`] | one value |
+//! | more of the ends | [`Top`], [`Bottom`] | so many values |
+//! | how many kinds | [`CountDistinct`], [`Distinct`] | every kind |
+//! | everything | [`Collect`] | every value |
+//! | your own | [`Merge`], [`Aggregate`] | what you say |
+//!
+//! Invariant: `merge` is *exactly* commutative and associative, so that what is kept is a function of the parts as a
+//! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed in
+//! 128 bits and their squares in 192, decimals in integer and fraction; ties of `first`, `last` and their like are broken
+//! by where the record stood (and by the value, for several made of one record); and floating-point numbers are compared but never summed.
+//!
+//! Values that are equal must be the same value, as with everything that derives its order: of two equal ones, it is
+//! nobody's promise which is kept.
 //!
 //! The path of an accumulator's type within the crate is part of what a snapshot's rows are checked by: a type that is
 //! moved to another module cannot read its old rows any more. That is why those of sums and extremes are in this file.
 
+mod collect;
+mod distinct;
 mod each;
 mod extremes;
+mod quantiles;
+mod ranked;
+mod spread;
 mod sums;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::record::{Event, Record};
 
+pub use collect::{Collect, Collected};
+pub use distinct::{CountDistinct, Distinct, Kinds};
 pub use each::Each;
-pub use extremes::{First, Last, Max, Min};
+pub use extremes::{ArgMax, ArgMin, First, GreatestBy, Last, LeastBy, Max, Min};
+pub use quantiles::{Quantile, Quantiles, Ranges};
+pub use ranked::{Bottom, Highest, Lowest, Top};
+pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};
 
 /// What adds up. `merge` must be exactly commutative and associative; together with the count of records that the
@@ -63,6 +89,14 @@ pub trait Aggregate<D>: 'static {
     #[inline]
     fn absorb(&self, sum: &mut Self::Sum, part: Self::Part) {
         sum.merge(&self.lift(part));
+    }
+
+    /// Whether it can be computed at all: asked once, when the query is built.
+    ///
+    /// # Errors
+    /// What makes no sense, such as a quantile above 1.
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     /// What is shown of `count` records, at least one.
@@ -200,6 +234,11 @@ macro_rules! tuples {
             #[inline]
             fn absorb(&self, sum: &mut Self::Sum, part: Self::Part) {
                 $(self.$at.absorb(&mut sum.$at, part.$at);)+
+            }
+
+            fn check(&self) -> Result<()> {
+                $(self.$at.check()?;)+
+                Ok(())
             }
 
             fn value(&self, count: i64, sum: &Self::Sum) -> Result<Self::Value> {
