@@ -246,7 +246,7 @@ fn a_mean_is_the_exact_sum_divided_once() {
 }
 
 /// The ends, kinds, quantiles and spreads of a window's deals, and all of them.
-type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64), (Vec<i64>, Option<Real>), Vec<u32>);
+type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
 
 /// Small enough for quantiles to be exact.
 fn small(deal: &Deal) -> i64 {
@@ -267,7 +267,11 @@ fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<Mor
                     each.arg_min(|deal| deal.key, |deal| deal.id),
                     each.arg_max(|deal| deal.amount, |deal| deal.id),
                 ),
-                (each.distinct(|deal| deal.amount), each.count_distinct(|deal| deal.amount)),
+                (
+                    each.distinct(|deal| deal.amount),
+                    each.count_distinct(|deal| deal.amount),
+                    each.approx_count_distinct(|deal| deal.amount),
+                ),
                 (each.quantiles([0.0, 0.5, 0.9], small), each.sample_variance(small)),
                 each.collect(|deal| deal.id),
             )
@@ -297,7 +301,7 @@ fn more(deals: &[&Judged<Deal>]) -> More {
     let variance = (count > 1).then(|| Real::new((count * squares - sum * sum) as f64 / (count * (count - 1)) as f64));
     (
         (amounts.into_iter().take(3).collect(), keys.into_iter().take(9).collect(), id(&least), id(&greatest)),
-        (kinds.iter().copied().collect(), kinds.len() as i64),
+        (kinds.iter().copied().collect(), kinds.len() as i64, kinds.len() as i64),
         (ranks.map(|rank| numbers[rank - 1]).to_vec(), variance),
         deals.iter().map(id).collect(),
     )

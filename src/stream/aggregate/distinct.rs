@@ -1,4 +1,5 @@
-//! Distinct values, exact: all of them are kept, once each, in a sorted set.
+//! Distinct values, exact: all of them are kept, once each, in a sorted set. For very many of them there is
+//! [`ApproxCountDistinct`](super::ApproxCountDistinct).
 
 use std::collections::BTreeSet;
 use std::mem;

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use crate::record::Record;
 use crate::stream::aggregate::{
-    Accumulator, ArgMax, ArgMin, Bottom, Collect, Count, CountDistinct, Distinct, First, Last, Max, Mean, Merge, Min,
-    Quantile, Quantiles, SampleStdDev, SampleVariance, StdDev, Sum, Summable, Top, Variance,
+    Accumulator, ApproxCountDistinct, ArgMax, ArgMin, Bottom, Collect, Count, CountDistinct, Distinct, First, Last,
+    Max, Mean, Merge, Min, Quantile, Quantiles, SampleStdDev, SampleVariance, StdDev, Sum, Summable, Top, Variance,
 };
 
 /// Names the aggregates of a window of `D`s. Several in a tuple are one, whose value is the tuple of theirs.
@@ -126,7 +126,8 @@ impl<D: Record> Each<D> {
         Bottom { most, of }
     }
 
-    /// How many different values there are, an `i64`. All of them are kept, once each.
+    /// How many different values there are, an `i64`. All of them are kept, once each; where they are very many,
+    /// [`approx_count_distinct`](Each::approx_count_distinct) takes less.
     pub fn count_distinct<V: Record, F: Fn(&D) -> V + 'static>(self, of: F) -> CountDistinct<F> {
         CountDistinct(of)
     }
@@ -134,6 +135,20 @@ impl<D: Record> Each<D> {
     /// The different values, each once, in order: a `Vec<V>`.
     pub fn distinct<V: Record, F: Fn(&D) -> V + 'static>(self, of: F) -> Distinct<F> {
         Distinct(of)
+    }
+
+    /// About how many different values there are, an `i64`: up to 1024 exactly, and above that with a relative standard
+    /// error of 0.81 % (so two of three answers are that close, and 99.7 % within 2.4 %). It takes 8 bytes for each
+    /// value, and never more than 16 KiB; values are not kept.
+    ///
+    /// The answer is a function of the values alone, whatever their order. Values differ here if they are *written*
+    /// differently, in the `postcard` format of serde: equal decimals with another number of digits, 1.0 and 1.00, count
+    /// as two, unless they are given in one form (`Decimal::normalize`). A value that cannot be written so ends the job.
+    ///
+    /// How it is done is told in the header of `src/stream/aggregate/sketch.rs`: HyperLogLog of 2^14 registers, with the
+    /// estimator of Ertl (2017).
+    pub fn approx_count_distinct<V: Record, F: Fn(&D) -> V + 'static>(self, of: F) -> ApproxCountDistinct<F> {
+        ApproxCountDistinct(of)
     }
 
     /// A quantile of an integer of each record, an `i64`: 0.5 is the median, 0 the least number, 1 the greatest. It is a

@@ -12,13 +12,15 @@
 //! | the ends | [`Min`], [`Max`], [`First`], [`Last`], [`ArgMin`], [`ArgMax`] | one value |
 //! | more of the ends | [`Top`], [`Bottom`] | so many values |
 //! | how many kinds | [`CountDistinct`], [`Distinct`] | every kind |
+//! | about how many kinds | [`ApproxCountDistinct`] | 16 KiB at most |
 //! | everything | [`Collect`] | every value |
 //! | your own | [`Merge`], [`Aggregate`] | what you say |
 //!
 //! Invariant: `merge` is *exactly* commutative and associative, so that what is kept is a function of the parts as a
 //! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed in
 //! 128 bits and their squares in 192, decimals in integer and fraction; ties of `first`, `last` and their like are broken
-//! by where the record stood (and by the value, for several made of one record); and floating-point numbers are compared but never summed.
+//! by where the record stood (and by the value, for several made of one record); sketches are of the kind that forgets in
+//! which order it was filled; and floating-point numbers are compared but never summed.
 //!
 //! Values that are equal must be the same value, as with everything that derives its order: of two equal ones, it is
 //! nobody's promise which is kept.
@@ -32,6 +34,7 @@ mod each;
 mod extremes;
 mod quantiles;
 mod ranked;
+mod sketch;
 mod spread;
 mod sums;
 #[cfg(test)]
@@ -48,6 +51,7 @@ pub use each::Each;
 pub use extremes::{ArgMax, ArgMin, First, GreatestBy, Last, LeastBy, Max, Min};
 pub use quantiles::{Quantile, Quantiles, Ranges};
 pub use ranked::{Bottom, Highest, Lowest, Top};
+pub use sketch::{ApproxCountDistinct, Sketch};
 pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};
 

@@ -235,6 +235,37 @@ fn kinds_of_values() {
     );
 }
 
+#[test]
+fn about_how_many_kinds_of_values() {
+    let within = |estimate: i64, kinds: usize| {
+        let near = if kinds > 1024 { 0.04 } else { 0.0 };
+        assert!((estimate as f64 / kinds as f64 - 1.0).abs() <= near, "{estimate} for {kinds}");
+        estimate
+    };
+    laws(
+        |each| each.approx_count_distinct(|t| t.text.clone()),
+        |all| {
+            // The estimate has its own tests: here it must be near, and a function of the set.
+            let values = kinds(all, |t| t.text.clone());
+            let aggregate = Each::<Deal>::new().approx_count_distinct(|t: &Deal| t.text.clone());
+            let sum = folded(&aggregate, all.to_vec(), &mut Rng::with_seed(0));
+            same("twice is once", &merged(&sum, &sum), &sum, 0);
+            within(Aggregate::<Deal>::value(&aggregate, 0, &sum).unwrap(), values.len())
+        },
+    );
+    laws(|each| each.approx_count_distinct(|t| t.real), |all| kinds(all, |t| t.real).len() as i64);
+    laws(
+        |each| each.approx_count_distinct(|t| (t.number, t.text.clone(), t.small)),
+        |all| {
+            let values = kinds(all, |t| (t.number, t.text.clone(), t.small));
+            let aggregate = Each::<Deal>::new().approx_count_distinct(|t: &Deal| (t.number, t.text.clone(), t.small));
+            let mut sum = aggregate.lift(aggregate.part(&all[0]));
+            all.iter().for_each(|deal| aggregate.absorb(&mut sum, aggregate.part(deal)));
+            within(Aggregate::<Deal>::value(&aggregate, 0, &sum).unwrap(), values.len())
+        },
+    );
+}
+
 /// The number at a quantile that is given as a fraction.
 fn ranked(numbers: &[i64], (part, of): (usize, usize)) -> i64 {
     numbers[(part * numbers.len()).div_ceil(of).max(1) - 1]
