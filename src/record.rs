@@ -10,7 +10,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::time::EventTime;
 use crate::time::watermark::PartitionId;
@@ -78,38 +78,40 @@ impl<D> Event<D> {
 
 /// An ordered floating-point number, for keys and comparisons.
 ///
-/// The order is IEEE 754's `totalOrder`, except that −0 equals 0 and all NaNs are equal (and greatest): equal values
-/// are one group. There is no sum over `Real`s, as a sum of floating-point numbers depends on the order of its terms;
-/// sum integers or [`Decimal`]s.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+/// The order is IEEE 754's `totalOrder`, except that −0 is 0 and all NaNs are one (and greatest): equal values are one
+/// group, and the same to whoever reads them, so it does not matter which of them is shown. There is no sum over `Real`s,
+/// as a sum of floating-point numbers depends on the order of its terms; sum integers or [`Decimal`]s.
+#[derive(Clone, Copy, Default, Serialize)]
 #[serde(transparent)]
 pub struct Real(f64);
 
 impl Real {
     /// The ordered form of a number.
     pub const fn new(value: f64) -> Self {
-        Real(value)
+        if value.is_nan() {
+            Real(f64::NAN)
+        } else if value == 0.0 {
+            Real(0.0)
+        } else {
+            Real(value)
+        }
     }
 
     /// The number.
     pub const fn get(self) -> f64 {
         self.0
     }
-
-    fn canonical(self) -> f64 {
-        if self.0.is_nan() {
-            f64::NAN
-        } else if self.0 == 0.0 {
-            0.0
-        } else {
-            self.0
-        }
-    }
 }
 
 impl From<f64> for Real {
     fn from(value: f64) -> Self {
-        Real(value)
+        Real::new(value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Real {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer).map(Real::new)
     }
 }
 
@@ -127,7 +129,7 @@ impl fmt::Display for Real {
 
 impl Ord for Real {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.canonical().total_cmp(&other.canonical())
+        self.0.total_cmp(&other.0)
     }
 }
 
@@ -147,7 +149,7 @@ impl Eq for Real {}
 
 impl Hash for Real {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.canonical().to_bits().hash(state);
+        self.0.to_bits().hash(state);
     }
 }
 
@@ -160,9 +162,14 @@ mod tests {
         use std::hash::{BuildHasher, RandomState};
         let (hashed, nan) = (RandomState::new(), -f64::NAN);
         for (a, b) in [(0.0, -0.0), (nan, f64::NAN), (1.5, 1.5)] {
-            assert_eq!(Real(a), Real(b));
-            assert_eq!(hashed.hash_one(Real(a)), hashed.hash_one(Real(b)));
+            let (a, b) = (Real::new(a), Real::from(b));
+            assert_eq!((a, a.get().to_bits()), (b, b.get().to_bits()));
+            assert_eq!(hashed.hash_one(a), hashed.hash_one(b));
         }
-        assert!(Real(f64::INFINITY) < Real(f64::NAN) && Real(-1.0) < Real(0.0));
+        assert!(Real::new(f64::INFINITY) < Real::new(nan) && Real::new(-1.0) < Real::new(-0.0));
+        for value in [-0.0, nan] {
+            let read: Real = postcard::from_bytes(&postcard::to_allocvec(&value).unwrap()).unwrap();
+            assert_eq!(read.get().to_bits(), Real::new(value).get().to_bits());
+        }
     }
 }

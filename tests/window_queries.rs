@@ -23,13 +23,12 @@ const VELOCITY_ALERTS: &str = env!("CARGO_BIN_EXE_velocity_alerts");
 
 const MINUTE_MS: i64 = 60_000;
 
+/// The rows of every window, by its end and account; and those that are late for all.
+type Windowed<'a> = (BTreeMap<(i64, String), Vec<&'a Transaction>>, Vec<&'a Transaction>);
+
 /// The rows of every window of a minute that begins every `slide`, by its end and account; and the rows that are late for all.
 /// A row is late for a window that had ended, and been kept for `lateness`, by the greatest time before it less the disorder.
-fn windows(
-    rows: &[Transaction],
-    slide: i64,
-    lateness: i64,
-) -> (BTreeMap<(i64, String), Vec<&Transaction>>, Vec<&Transaction>) {
+fn windows(rows: &[Transaction], slide: i64, lateness: i64) -> Windowed<'_> {
     let (mut windows, mut late, mut greatest) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), i64::MIN / 2);
     for row in rows {
         let first = row.at_ms.div_euclid(slide) * slide + slide;

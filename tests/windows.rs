@@ -7,12 +7,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::source::memory::Records;
-use tidegate::testing::{Captured, Run};
+use tidegate::testing::{Captured, Outcome, Run};
 use tidegate::{Closed, Decimal, Real, Window};
 
 use common::cases::{Data, Deal, for_seeds};
@@ -243,6 +244,96 @@ fn a_mean_is_the_exact_sum_divided_once() {
     }
     let mean = summed::<Decimal, Decimal>(&[Decimal::new(10, 2), Decimal::new(20, 2)], 1).unwrap()[0].1;
     assert_eq!(mean, Real::new(0.15));
+}
+
+/// The ends, kinds, quantiles and spreads of a window's deals, and all of them.
+type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
+
+/// Small enough for quantiles to be exact.
+fn small(deal: &Deal) -> i64 {
+    deal.amount % 200
+}
+
+/// Runs a window that shows them, when it closes.
+fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<More>>, Outcome), String> {
+    let (source, rows) = (data.source(), Captured::new());
+    let shown = rows.clone();
+    let outcome = run.run(move |flow| {
+        let deals = flow.read("deals", &source).key_by(|deal| deal.key % 2).window(checks::window(windows));
+        let more = deals.aggregate("more", |each| {
+            (
+                (
+                    each.top(3, |deal| (deal.amount, deal.id)),
+                    each.bottom(9, |deal| deal.key),
+                    each.arg_min(|deal| deal.key, |deal| deal.id),
+                    each.arg_max(|deal| deal.amount, |deal| deal.id),
+                ),
+                (
+                    each.distinct(|deal| deal.amount),
+                    each.count_distinct(|deal| deal.amount),
+                    each.approx_count_distinct(|deal| deal.amount),
+                ),
+                (each.quantiles([0.0, 0.5, 0.9], small), each.sample_variance(small)),
+                each.collect(|deal| deal.id),
+            )
+        });
+        let rows = more.on_close();
+        rows.map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value)).write("rows", &shown);
+    });
+    Ok((rows, outcome.map_err(|error| error.to_string())?))
+}
+
+/// The same, from scratch.
+fn more(deals: &[&Judged<Deal>]) -> More {
+    let mut deals = deals.to_vec();
+    deals.sort_by_key(|deal| (deal.time, deal.place));
+    let (id, count) = (|deal: &&Judged<Deal>| deal.data.id, deals.len() as i128);
+    let least = deals.iter().copied().min_by_key(|deal| deal.data.key).unwrap();
+    let greatest = deals.iter().copied().min_by_key(|deal| Reverse(deal.data.amount)).unwrap();
+    let mut amounts = deals.iter().map(|deal| (deal.data.amount, deal.data.id)).collect::<Vec<_>>();
+    amounts.sort_by_key(|amount| Reverse(*amount));
+    let mut keys = deals.iter().map(|deal| deal.data.key).collect::<Vec<_>>();
+    keys.sort_unstable();
+    let kinds = amounts.iter().map(|amount| amount.0).collect::<BTreeSet<_>>();
+    let mut numbers = deals.iter().map(|deal| small(&deal.data)).collect::<Vec<_>>();
+    numbers.sort_unstable();
+    let ranks = [1, deals.len().div_ceil(2), (9 * deals.len()).div_ceil(10)];
+    let [sum, squares] = [1, 2].map(|power| numbers.iter().map(|number| i128::from(*number).pow(power)).sum::<i128>());
+    let variance = (count > 1).then(|| Real::new((count * squares - sum * sum) as f64 / (count * (count - 1)) as f64));
+    (
+        (amounts.into_iter().take(3).collect(), keys.into_iter().take(9).collect(), id(&least), id(&greatest)),
+        (kinds.iter().copied().collect(), kinds.len() as i64, kinds.len() as i64),
+        (ranks.map(|rank| numbers[rank - 1]).to_vec(), variance),
+        deals.iter().map(id).collect(),
+    )
+}
+
+#[test]
+fn every_aggregate_shows_what_the_oracle_shows_on_any_workers_and_with_any_seals() {
+    for_seeds(40, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
+        let (rows, outcome) = run_more(&data, windows, Run::new().workers(1 + seed as usize % 3).seed(seed))?;
+        let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
+        let expected = oracle::windowed(&history, windows, |deal| deal.key % 2, more).closed;
+        compare_rows("rows", &rows, &expected)?;
+        let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
+        let again = Run::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
+        compare_rows("rows with seals", &run_more(&data, windows, again)?.0, &expected)
+    });
+}
+
+#[test]
+fn an_aggregate_that_makes_no_sense_is_an_error_that_says_where() {
+    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = Run::new().run(move |flow| {
+        let all = flow.read("records", &source).key_by(|record| record.0).window(Window::global());
+        let step = all.aggregate("late", |each| (each.count(), each.quantile(95.0, |record| record.1)));
+        step.on_close().write("rows", &Captured::new());
+    });
+    let error = run.unwrap_err();
+    assert!(error.to_string().starts_with("95 is no quantile (step `late`)"), "{error}");
+    assert_eq!(error.exit_code(), 2);
 }
 
 #[test]

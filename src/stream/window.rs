@@ -242,7 +242,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
 
     /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are found
     /// by it. The closure names the aggregates, and tuples of them are one:
-    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`.
+    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. All that there are is in [`Each`].
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
         let Windowed { keyed, window, lateness } = self;
         let flow = keyed.stream.flow.clone();
@@ -255,6 +255,9 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             }
         };
         let aggregate = Rc::new(build(Each::new()));
+        if let Err(error) = aggregate.check() {
+            flow.build.failure.set(error.at(format!("step `{name}`")));
+        }
         let (by_window, by_range) = (cut::postcard(), cut::postcard());
         let step = (name, windows, lateness, aggregate);
         let made = match step.1.overlap() {
@@ -286,11 +289,14 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
     fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
 }
 
+/// How rows are bytes, of slots of either kind; one of the two is used.
+type Codecs<K, S> = (CodecCell<Saved<EventTime, K, S>>, CodecCell<Saved<Range, K, S>>);
+
 /// The results of a windowed aggregate, in whichever form they are wanted.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     made: Made<'f, Shown<K, A::Value>, K, A::Value, D>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
-    codecs: (CodecCell<Saved<EventTime, K, A::Sum>>, CodecCell<Saved<Range, K, A::Sum>>),
+    codecs: Codecs<K, A::Sum>,
 }
 
 impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {

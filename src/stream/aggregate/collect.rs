@@ -1,0 +1,53 @@
+//! All values, in the order in which their records stood.
+
+use std::collections::BTreeMap;
+use std::iter::repeat_n;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::record::{Event, Record};
+use crate::stream::aggregate::extremes::{Standing, standing};
+use crate::stream::aggregate::{Accumulator, Aggregate};
+
+/// What [`Collect`] keeps: how often each value stood where. Mostly once: only several values made of one record share a
+/// place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Collected<V: Ord> {
+    values: BTreeMap<(Standing, V), u64>,
+}
+
+impl<V: Record> Accumulator for Collected<V> {
+    fn merge(&mut self, other: &Self) {
+        for (value, times) in &other.values {
+            *self.values.entry(value.clone()).or_default() += times;
+        }
+    }
+}
+
+/// See [`Each::collect`](super::Each::collect).
+#[derive(Clone, Copy, Debug)]
+pub struct Collect<F>(pub(super) F);
+
+impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for Collect<F> {
+    type Part = (Standing, V);
+    type Sum = Collected<V>;
+    type Value = Vec<V>;
+
+    fn part(&self, event: &Event<D>) -> (Standing, V) {
+        (standing(event), (self.0)(&event.data))
+    }
+
+    fn lift(&self, part: (Standing, V)) -> Collected<V> {
+        Collected { values: BTreeMap::from([(part, 1)]) }
+    }
+
+    fn absorb(&self, sum: &mut Collected<V>, part: (Standing, V)) {
+        *sum.values.entry(part).or_default() += 1;
+    }
+
+    fn value(&self, _count: i64, sum: &Collected<V>) -> Result<Vec<V>> {
+        let times = |((_, value), times): (&(Standing, V), &u64)| repeat_n(value.clone(), *times as usize);
+        Ok(sum.values.iter().flat_map(times).collect())
+    }
+}

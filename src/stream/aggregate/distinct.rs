@@ -1,0 +1,72 @@
+//! Distinct values, exact: all of them are kept, once each, in a sorted set. For very many of them there is
+//! [`ApproxCountDistinct`](super::ApproxCountDistinct).
+
+use std::collections::BTreeSet;
+use std::mem;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::record::{Event, Record};
+use crate::stream::aggregate::{Accumulator, Aggregate};
+
+/// What [`CountDistinct`] and [`Distinct`] keep: every value, once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Kinds<V: Ord> {
+    values: BTreeSet<V>,
+}
+
+impl<V: Record> Accumulator for Kinds<V> {
+    fn merge(&mut self, other: &Self) {
+        if self.values.len() < other.values.len() {
+            // Fewer steps: the smaller set goes into the larger one.
+            let fewer = mem::replace(&mut self.values, other.values.clone());
+            self.values.extend(fewer);
+            return;
+        }
+        for value in &other.values {
+            if !self.values.contains(value) {
+                self.values.insert(value.clone());
+            }
+        }
+    }
+}
+
+macro_rules! distinct {
+    ($(#[$doc:meta])* $name:ident, $shown:ty, $show:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name<F>(pub(super) F);
+
+        impl<D, V: Record, F: Fn(&D) -> V + 'static> Aggregate<D> for $name<F> {
+            type Part = V;
+            type Sum = Kinds<V>;
+            type Value = $shown;
+
+            fn part(&self, event: &Event<D>) -> V {
+                (self.0)(&event.data)
+            }
+
+            fn lift(&self, value: V) -> Kinds<V> {
+                Kinds { values: BTreeSet::from([value]) }
+            }
+
+            fn absorb(&self, sum: &mut Kinds<V>, value: V) {
+                sum.values.insert(value);
+            }
+
+            fn value(&self, _count: i64, sum: &Kinds<V>) -> Result<$shown> {
+                Ok($show(&sum.values))
+            }
+        }
+    };
+}
+
+distinct!(
+    /// See [`Each::count_distinct`](super::Each::count_distinct).
+    CountDistinct, i64, |values: &BTreeSet<V>| values.len() as i64
+);
+distinct!(
+    /// See [`Each::distinct`](super::Each::distinct).
+    Distinct, Vec<V>, |values: &BTreeSet<V>| values.iter().cloned().collect()
+);

@@ -1,0 +1,224 @@
+//! Sums and means, exact: integers and decimals, in numbers wide enough that the order of the terms never matters.
+
+use crate::error::{Error, Result};
+use crate::record::{Decimal, Event, Real, Record};
+use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, WrappingSum};
+
+/// What can be summed exactly.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be summed exactly",
+    label = "no exact sum of these",
+    note = "integers and `tidegate::Decimal` can; sum money in cents, or as `Decimal`",
+    note = "a sum of floating-point numbers depends on the order of its terms, so `f64` and `tidegate::Real` have none"
+)]
+pub trait Summable: Record {
+    /// The sum as it is kept.
+    type Total: Accumulator;
+    /// The sum as it is shown.
+    type Shown: Record;
+
+    /// The sum of one number.
+    fn total(self) -> Self::Total;
+
+    /// Adds a number.
+    #[inline]
+    fn add_to(self, total: &mut Self::Total) {
+        total.merge(&self.total());
+    }
+
+    /// The sum, if the shown type holds it.
+    ///
+    /// # Errors
+    /// When it does not.
+    fn shown(total: &Self::Total) -> Result<Self::Shown>;
+
+    /// The sum divided by a count, as the nearest number there is.
+    fn ratio(total: &Self::Total, count: i64) -> f64;
+}
+
+impl WideSum {
+    #[inline]
+    pub(super) fn new(value: i128) -> Self {
+        WideSum { high: (value >> 64) as i64, low: value as u64 }
+    }
+
+    #[inline]
+    pub(super) fn get(self) -> i128 {
+        (i128::from(self.high) << 64) | i128::from(self.low)
+    }
+}
+
+impl Accumulator for WideSum {
+    #[inline]
+    fn merge(&mut self, other: &Self) {
+        // Terms are of at most 64 bits and rows of fewer than 2^63 records: 127 bits cannot overflow.
+        *self = WideSum::new(self.get() + other.get());
+    }
+}
+
+macro_rules! summable_integers {
+    ($($integer:ty),*) => {$(
+        impl Summable for $integer {
+            type Total = WideSum;
+            type Shown = i128;
+
+            #[inline]
+            fn total(self) -> WideSum {
+                WideSum::new(i128::from(self))
+            }
+
+            fn shown(total: &WideSum) -> Result<i128> {
+                Ok(total.get())
+            }
+
+            fn ratio(total: &WideSum, count: i64) -> f64 {
+                ratio_of(total.get(), count)
+            }
+        }
+    )*};
+}
+
+summable_integers!(i8, i16, i32, i64, u8, u16, u32, u64);
+
+/// The quotient as whole part and remainder, so that a large sum does not lose the small digits of its mean.
+fn ratio_of(total: i128, count: i64) -> f64 {
+    let count = i128::from(count);
+    (total / count) as f64 + (total % count) as f64 / count as f64
+}
+
+impl Accumulator for WrappingSum {
+    #[inline]
+    fn merge(&mut self, other: &Self) {
+        let (low, wrapped) = self.low.overflowing_add(other.low);
+        let direction = if other.low < 0 { -1 } else { 1 };
+        self.low = low;
+        self.wraps += other.wraps + if wrapped { direction } else { 0 };
+    }
+}
+
+impl Summable for i128 {
+    type Total = WrappingSum;
+    type Shown = i128;
+
+    fn total(self) -> WrappingSum {
+        WrappingSum { wraps: 0, low: self }
+    }
+
+    fn shown(total: &WrappingSum) -> Result<i128> {
+        if total.wraps == 0 { Ok(total.low) } else { Err(overflow("an i128")) }
+    }
+
+    fn ratio(total: &WrappingSum, count: i64) -> f64 {
+        if total.wraps == 0 {
+            ratio_of(total.low, count)
+        } else {
+            (total.wraps as f64 * 2f64.powi(128) + total.low as f64) / count as f64
+        }
+    }
+}
+
+fn overflow(kind: &str) -> Error {
+    Error::new(format!("a sum is too large for {kind}")).help("sum smaller parts, or sum in larger units")
+}
+
+const FRACTIONS: i128 = 10i128.pow(28);
+
+impl Accumulator for DecimalSum {
+    fn merge(&mut self, other: &Self) {
+        let fraction = self.fraction + other.fraction;
+        let mut units = WrappingSum { wraps: self.wraps, low: self.units };
+        units.merge(&WrappingSum { wraps: other.wraps, low: other.units });
+        units.merge(&WrappingSum { wraps: 0, low: fraction / FRACTIONS });
+        *self = DecimalSum { units: units.low, fraction: fraction % FRACTIONS, wraps: units.wraps };
+    }
+}
+
+impl Summable for Decimal {
+    type Total = DecimalSum;
+    type Shown = Decimal;
+
+    fn total(self) -> DecimalSum {
+        let one = 10i128.pow(self.scale());
+        let (units, rest) = (self.mantissa().div_euclid(one), self.mantissa().rem_euclid(one));
+        DecimalSum { units, fraction: rest * (FRACTIONS / one), wraps: 0 }
+    }
+
+    fn shown(total: &DecimalSum) -> Result<Decimal> {
+        let out_of_range = || overflow("a Decimal");
+        if total.wraps != 0 {
+            return Err(out_of_range());
+        }
+        // The least scale that holds the fraction: the mantissa has room for 28 digits at most.
+        let (mut fraction, mut scale) = (total.fraction, 28u32);
+        while scale > 0 && fraction % 10 == 0 {
+            fraction /= 10;
+            scale -= 1;
+        }
+        let whole = total.units.checked_mul(10i128.pow(scale)).ok_or_else(out_of_range)?;
+        let mantissa = whole.checked_add(fraction).ok_or_else(out_of_range)?;
+        Decimal::try_from_i128_with_scale(mantissa, scale).map_err(|_| out_of_range())
+    }
+
+    fn ratio(total: &DecimalSum, count: i64) -> f64 {
+        let whole = <i128 as Summable>::ratio(&WrappingSum { wraps: total.wraps, low: total.units }, count);
+        whole + total.fraction as f64 / FRACTIONS as f64 / count as f64
+    }
+}
+
+/// See [`Each::sum`](super::Each::sum).
+#[derive(Clone, Copy, Debug)]
+pub struct Sum<F>(pub(super) F);
+
+impl<D, N: Summable, F: Fn(&D) -> N + 'static> Aggregate<D> for Sum<F> {
+    type Part = N;
+    type Sum = N::Total;
+    type Value = N::Shown;
+
+    #[inline]
+    fn part(&self, event: &Event<D>) -> N {
+        (self.0)(&event.data)
+    }
+
+    #[inline]
+    fn lift(&self, part: N) -> N::Total {
+        part.total()
+    }
+
+    #[inline]
+    fn absorb(&self, sum: &mut N::Total, part: N) {
+        part.add_to(sum);
+    }
+
+    fn value(&self, _count: i64, sum: &N::Total) -> Result<N::Shown> {
+        N::shown(sum)
+    }
+}
+
+/// See [`Each::mean`](super::Each::mean).
+#[derive(Clone, Copy, Debug)]
+pub struct Mean<F>(pub(super) F);
+
+impl<D, N: Summable, F: Fn(&D) -> N + 'static> Aggregate<D> for Mean<F> {
+    type Part = N;
+    type Sum = N::Total;
+    type Value = Real;
+
+    #[inline]
+    fn part(&self, event: &Event<D>) -> N {
+        (self.0)(&event.data)
+    }
+
+    #[inline]
+    fn lift(&self, part: N) -> N::Total {
+        part.total()
+    }
+
+    #[inline]
+    fn absorb(&self, sum: &mut N::Total, part: N) {
+        part.add_to(sum);
+    }
+
+    fn value(&self, count: i64, sum: &N::Total) -> Result<Real> {
+        Ok(Real::new(N::ratio(sum, count)))
+    }
+}

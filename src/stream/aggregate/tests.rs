@@ -1,0 +1,367 @@
+//! The laws of all aggregates, on random records of adversarial values: what is kept is a function of the records as a
+//! multiset, and what is shown is what a naive computation on the sorted records shows.
+//!
+//! `TIDEGATE_SEED=n` runs the one case of seed `n`; `TIDEGATE_CASES=n` runs so many. A seed that fails is printed.
+
+use std::cmp::Reverse;
+
+use fastrand::Rng;
+
+use super::*;
+use crate::durable::codec::{Codec, Postcard, Schema};
+use crate::record::{Decimal, Origin, Real};
+use crate::time::EventTime;
+
+/// What the records of the tests hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Deal {
+    number: i64,
+    small: i8,
+    text: String,
+    real: Real,
+}
+
+type Deals = Vec<Event<Deal>>;
+
+fn whole(deal: &Deal) -> Deal {
+    deal.clone()
+}
+
+/// Records, few or many, with many ties: of values, of times, of places.
+fn deals(random: &mut Rng) -> Deals {
+    let count = if random.u8(0..10) == 0 { random.usize(1000..1600) } else { random.usize(1..40) };
+    let ends = [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX - 1, i64::MAX];
+    let (times, places, spread) = (random.i64(1..20), random.u64(1..2000), random.u32(1..64));
+    let deal = |_| {
+        let number = if random.u8(0..4) == 0 { *random.choice(&ends).unwrap() } else { random.i64(..) >> spread };
+        let real = *random.choice(&[0.0, -0.0, f64::NAN, -f64::NAN, 1.5, f64::NEG_INFINITY]).unwrap();
+        let text = format!("{}", random.u16(..) >> random.u8(0..16));
+        let data = Deal { number, small: random.i8(..), text, real: Real::new(real) };
+        let origin = Origin {
+            source: random.u16(0..2),
+            fresh: random.bool(),
+            partition: random.u32(0..3),
+            offset: random.u64(0..places),
+        };
+        let (time, mark) = (EventTime::from_millis(random.i64(0..times)), EventTime::from_millis(random.i64(..)));
+        Event { time, mark, origin, data }
+    };
+    (0..count).map(deal).collect()
+}
+
+/// Accumulates records in any order: one by one, or in parts that are merged.
+fn folded<A: Aggregate<Deal>>(aggregate: &A, mut deals: Deals, random: &mut Rng) -> A::Sum {
+    random.shuffle(&mut deals);
+    let mut parts = deals.iter().map(|deal| aggregate.lift(aggregate.part(deal))).collect::<Vec<_>>();
+    // One by one into some of the parts.
+    let alone = random.usize(..parts.len());
+    for deal in deals.drain(..alone) {
+        let into = alone + random.usize(..parts.len() - alone);
+        aggregate.absorb(&mut parts[into], aggregate.part(&deal));
+    }
+    parts.drain(..alone);
+    while parts.len() > 1 {
+        let part = parts.swap_remove(random.usize(..parts.len()));
+        let into = random.usize(..parts.len());
+        parts[into].merge(&part);
+    }
+    parts.pop().unwrap()
+}
+
+fn merged<S: Accumulator>(a: &S, b: &S) -> S {
+    let mut sum = a.clone();
+    sum.merge(b);
+    sum
+}
+
+fn written<S: Accumulator>(sum: &S) -> Vec<u8> {
+    postcard::to_allocvec(sum).unwrap()
+}
+
+/// Every sum is the same value, and would be written the same.
+fn same<S: Accumulator>(what: &str, a: &S, b: &S, seed: u64) {
+    assert_eq!(a, b, "{what}, TIDEGATE_SEED={seed}");
+    assert_eq!(written(a), written(b), "{what} as it is written, TIDEGATE_SEED={seed}");
+}
+
+fn seeds() -> Vec<u64> {
+    let asked = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    match asked("TIDEGATE_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=asked("TIDEGATE_CASES").unwrap_or(30)).collect(),
+    }
+}
+
+/// Holds the laws for an aggregate, and compares what it shows with what is `expected` of the records in order of their
+/// places.
+fn laws<A: Aggregate<Deal>>(build: impl Fn(Each<Deal>) -> A, expected: impl Fn(&[Event<Deal>]) -> A::Value) {
+    let aggregate = build(Each::new());
+    assert_eq!(aggregate.check(), Ok(()));
+    assert_eq!(Codec::<A::Sum>::check(&Postcard), Ok(()), "a snapshot cannot keep it");
+    let schema = Schema::of::<A::Sum>();
+    for seed in seeds() {
+        let mut random = Rng::with_seed(seed);
+        let [a, b, c] = [(); 3].map(|()| deals(&mut random));
+        let mut all = [a.clone(), b.clone(), c.clone()].concat();
+        let [a, b, c] = [a, b, c].map(|deals| folded(&aggregate, deals, &mut random));
+
+        same("a+b is b+a", &merged(&a, &b), &merged(&b, &a), seed);
+        let whole = merged(&merged(&a, &b), &c);
+        same("(a+b)+c is a+(b+c)", &whole, &merged(&a, &merged(&b, &c)), seed);
+        for deal in all.iter().take(20) {
+            let mut absorbed = a.clone();
+            aggregate.absorb(&mut absorbed, aggregate.part(deal));
+            same("to absorb is to merge", &absorbed, &merged(&a, &aggregate.lift(aggregate.part(deal))), seed);
+        }
+        for _ in 0..3 {
+            same("any order is the same", &whole, &folded(&aggregate, all.clone(), &mut random), seed);
+        }
+
+        let (bytes, read) = (written(&whole), postcard::from_bytes::<A::Sum>(&written(&whole)).unwrap());
+        same("what is written can be read", &whole, &read, seed);
+        let mut rest = &bytes[..];
+        assert!(schema.read(&mut rest).is_ok() && rest.is_empty(), "it cannot be shown, TIDEGATE_SEED={seed}");
+
+        all.sort_by(|a, b| (a.time, a.origin.place(), &a.data).cmp(&(b.time, b.origin.place(), &b.data)));
+        let value = aggregate.value(all.len() as i64, &whole).unwrap();
+        assert_eq!(value, expected(&all), "TIDEGATE_SEED={seed}");
+    }
+}
+
+fn sorted<V: Ord>(deals: &[Event<Deal>], of: impl Fn(&Deal) -> V) -> Vec<V> {
+    let mut values = deals.iter().map(|deal| of(&deal.data)).collect::<Vec<_>>();
+    values.sort();
+    values
+}
+
+fn kinds<V: Ord>(deals: &[Event<Deal>], of: impl Fn(&Deal) -> V) -> Vec<V> {
+    let mut values = sorted(deals, of);
+    values.dedup();
+    values
+}
+
+#[test]
+fn counts_and_sums() {
+    let sum = |deals: &[Event<Deal>]| deals.iter().map(|deal| i128::from(deal.data.number)).sum::<i128>();
+    laws(|each| (each.count(), each.sum(|t| t.number)), |all| (all.len() as i64, sum(all)));
+    let wide = |t: &Deal| i128::from(t.number) << 50;
+    laws(|each| each.sum(move |t: &Deal| wide(t)), |all| all.iter().map(|deal| wide(&deal.data)).sum());
+    let decimal = |t: &Deal| Decimal::new(t.number, 4);
+    let ten_thousandths = |all: &[Event<Deal>]| Decimal::from_i128_with_scale(sum(all), 4);
+    laws(|each| each.sum(move |t: &Deal| decimal(t)), ten_thousandths);
+    laws(
+        |each| each.mean(|t| t.small),
+        |all| {
+            let sum = all.iter().map(|deal| f64::from(deal.data.small)).sum::<f64>();
+            Real::new((sum / all.len() as f64).trunc() + sum % all.len() as f64 / all.len() as f64)
+        },
+    );
+}
+
+#[test]
+fn the_ends() {
+    laws(|each| each.min(|t| t.text.clone()), |all| sorted(all, |t| t.text.clone())[0].clone());
+    laws(|each| each.max(|t| t.number), |all| sorted(all, |t| t.number)[all.len() - 1]);
+    laws(
+        |each| (each.min(|t| t.real), each.max(|t| t.real)),
+        |all| {
+            let reals = sorted(all, |t| t.real);
+            (reals[0], reals[reals.len() - 1])
+        },
+    );
+    laws(|each| (each.first(whole), each.last(whole)), |all| (all[0].data.clone(), all[all.len() - 1].data.clone()));
+}
+
+#[test]
+fn the_ends_by_another_value() {
+    // Of several that are equal, `min_by_key` finds the first.
+    laws(
+        |each| each.arg_min(|t| t.small, whole),
+        |all| all.iter().min_by_key(|deal| deal.data.small).unwrap().data.clone(),
+    );
+    laws(
+        |each| each.arg_max(|t| t.number, whole),
+        |all| all.iter().min_by_key(|deal| Reverse(deal.data.number)).unwrap().data.clone(),
+    );
+    laws(
+        |each| each.arg_max(|t| t.real, whole),
+        |all| all.iter().min_by_key(|deal| Reverse(deal.data.real)).unwrap().data.clone(),
+    );
+}
+
+#[test]
+fn more_of_the_ends() {
+    for most in [1, 2, 7, 100, 5000] {
+        let greatest = move |all: &[Event<Deal>]| sorted(all, |t| t.number).into_iter().rev().take(most).collect();
+        laws(move |each| each.top(most, |t| t.number), greatest);
+        let least = move |all: &[Event<Deal>]| sorted(all, |t| t.text.clone()).into_iter().take(most).collect();
+        laws(move |each| each.bottom(most, |t| t.text.clone()), least);
+    }
+    laws(
+        |each| each.bottom(3, |t| (t.real, t.small)),
+        |all| sorted(all, |t| (t.real, t.small)).into_iter().take(3).collect(),
+    );
+}
+
+/// Where a program was changed while a window was open, fewer are known than are asked for.
+#[test]
+fn those_of_two_numbers_of_ends_are_of_the_lesser() {
+    for seed in seeds() {
+        let mut random = Rng::with_seed(seed);
+        let [few, many] = [(); 2].map(|()| Each::<Deal>::new().top(random.usize(1..20), |t: &Deal| t.number));
+        let [a, b, c] = [(); 3].map(|()| deals(&mut random));
+        let mut all = [a.clone(), b.clone(), c.clone()].concat();
+        let [a, b, c] = [(a, few), (b, many), (c, many)].map(|(deals, top)| folded(&top, deals, &mut random));
+        same("a+b is b+a", &merged(&a, &b), &merged(&b, &a), seed);
+        let whole = merged(&merged(&a, &b), &c);
+        same("(a+b)+c is a+(b+c)", &whole, &merged(&a, &merged(&b, &c)), seed);
+        same("any order is the same", &whole, &merged(&merged(&b, &c), &a), seed);
+        all.sort_by_key(|deal| Reverse(deal.data.number));
+        let numbers = all.iter().map(|deal| deal.data.number).take(few.most.min(many.most)).collect::<Vec<_>>();
+        assert_eq!(Aggregate::<Deal>::value(&many, all.len() as i64, &whole), Ok(numbers), "TIDEGATE_SEED={seed}");
+        let mut absorbed = b.clone();
+        let part = few.part(&all[0]);
+        few.absorb(&mut absorbed, part);
+        same("to absorb is to merge", &absorbed, &merged(&b, &Aggregate::<Deal>::lift(&few, part)), seed);
+    }
+}
+
+#[test]
+fn kinds_of_values() {
+    laws(|each| each.count_distinct(|t| t.text.clone()), |all| kinds(all, |t| t.text.clone()).len() as i64);
+    laws(
+        |each| (each.distinct(|t| t.small), each.distinct(|t| t.real)),
+        |all| (kinds(all, |t| t.small), kinds(all, |t| t.real)),
+    );
+}
+
+#[test]
+fn about_how_many_kinds_of_values() {
+    let within = |estimate: i64, kinds: usize| {
+        let near = if kinds > 1024 { 0.04 } else { 0.0 };
+        assert!((estimate as f64 / kinds as f64 - 1.0).abs() <= near, "{estimate} for {kinds}");
+        estimate
+    };
+    laws(
+        |each| each.approx_count_distinct(|t| t.text.clone()),
+        |all| {
+            // The estimate has its own tests: here it must be near, and a function of the set.
+            let values = kinds(all, |t| t.text.clone());
+            let aggregate = Each::<Deal>::new().approx_count_distinct(|t: &Deal| t.text.clone());
+            let sum = folded(&aggregate, all.to_vec(), &mut Rng::with_seed(0));
+            same("twice is once", &merged(&sum, &sum), &sum, 0);
+            within(Aggregate::<Deal>::value(&aggregate, 0, &sum).unwrap(), values.len())
+        },
+    );
+    laws(|each| each.approx_count_distinct(|t| t.real), |all| kinds(all, |t| t.real).len() as i64);
+    laws(
+        |each| each.approx_count_distinct(|t| (t.number, t.text.clone(), t.small)),
+        |all| {
+            let values = kinds(all, |t| (t.number, t.text.clone(), t.small));
+            let aggregate = Each::<Deal>::new().approx_count_distinct(|t: &Deal| (t.number, t.text.clone(), t.small));
+            let mut sum = aggregate.lift(aggregate.part(&all[0]));
+            all.iter().for_each(|deal| aggregate.absorb(&mut sum, aggregate.part(deal)));
+            within(Aggregate::<Deal>::value(&aggregate, 0, &sum).unwrap(), values.len())
+        },
+    );
+}
+
+/// The number at a quantile that is given as a fraction.
+fn ranked(numbers: &[i64], (part, of): (usize, usize)) -> i64 {
+    numbers[(part * numbers.len()).div_ceil(of).max(1) - 1]
+}
+
+#[test]
+fn quantiles_of_numbers() {
+    let quantiles = [(0, 1), (1, 100), (1, 4), (1, 2), (9, 10), (999, 1000), (1, 1)];
+    let fractions = quantiles.map(|(part, of)| part as f64 / of as f64);
+    // Small numbers are exact.
+    laws(
+        |each| each.quantiles(fractions, |t| t.small),
+        |all| {
+            let numbers = sorted(all, |t| i64::from(t.small));
+            quantiles.iter().map(|quantile| ranked(&numbers, *quantile)).collect()
+        },
+    );
+    for (number, quantile) in quantiles.iter().enumerate() {
+        laws(
+            |each| each.quantile(fractions[number], |t| t.number),
+            |all| {
+                let numbers = sorted(all, |t| t.number);
+                let aggregate = Each::<Deal>::new().quantile(fractions[number], |t: &Deal| t.number);
+                let mut sum = aggregate.lift(all[0].data.number);
+                all[1..].iter().for_each(|deal| aggregate.absorb(&mut sum, deal.data.number));
+                let shown = Aggregate::<Deal>::value(&aggregate, 0, &sum).unwrap();
+                let right = ranked(&numbers, *quantile);
+                let error = (i128::from(shown) - i128::from(right)).abs();
+                assert!(error == 0 || error * 256 < i128::from(right).abs(), "{shown} for {right}");
+                shown
+            },
+        );
+    }
+}
+
+#[test]
+fn spreads_of_numbers() {
+    /// The mean of the squares of all differences is twice the variance: exact while sums stay below 2^127.
+    fn squares(deals: &[Event<Deal>], of: impl Fn(&Deal) -> i64) -> (i128, i128) {
+        let (count, mut sum, mut squares) = (deals.len() as i128, 0, 0);
+        for number in deals.iter().map(|deal| i128::from(of(&deal.data))) {
+            sum += number;
+            squares += number * number;
+        }
+        (count * squares - sum * sum, count)
+    }
+    let middling = |t: &Deal| t.number >> 24;
+    laws(
+        move |each| (each.variance(move |t| middling(t)), each.std_dev(move |t| middling(t))),
+        |all| {
+            let (squares, count) = squares(all, middling);
+            let variance = squares as f64 / (count * count) as f64;
+            (Real::new(variance), Real::new(variance.sqrt()))
+        },
+    );
+    laws(
+        |each| (each.sample_variance(|t| t.small), each.sample_std_dev(|t| t.small)),
+        |all| {
+            let (squares, count) = squares(all, |t| t.small.into());
+            let variance = (count > 1).then(|| squares as f64 / (count * (count - 1)) as f64);
+            (variance.map(Real::new), variance.map(|variance| Real::new(variance.sqrt())))
+        },
+    );
+    // Over the whole range, by differences: each is exact, and their sum loses nothing as all are positive.
+    laws(
+        |each| each.variance(|t| t.number),
+        |all| {
+            let aggregate = Each::<Deal>::new().variance(|t: &Deal| t.number);
+            let sum = folded(&aggregate, all.to_vec(), &mut Rng::with_seed(0));
+            let shown = Aggregate::<Deal>::value(&aggregate, all.len() as i64, &sum).unwrap();
+            let (numbers, mut squares) = (sorted(all, |t| t.number), 0.0);
+            for (number, one) in numbers.iter().enumerate() {
+                squares += numbers[number..].iter().map(|other| (other.abs_diff(*one) as f64).powi(2)).sum::<f64>();
+            }
+            let naive = squares / (all.len() as f64).powi(2);
+            assert!((shown.get() - naive).abs() <= 1e-12 * naive, "{shown} for {naive}");
+            shown
+        },
+    );
+}
+
+#[test]
+fn everything() {
+    laws(|each| each.collect(whole), |all| all.iter().map(|deal| deal.data.clone()).collect());
+    laws(|each| each.collect(|_| 7u8), |all| vec![7; all.len()]);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    fn refused<A: Aggregate<Deal>>(aggregate: &A) -> String {
+        aggregate.check().unwrap_err().to_string()
+    }
+    let each = Each::<Deal>::new();
+    assert!(refused(&each.top(0, |t| t.small)).contains("none would be kept"));
+    assert!(refused(&each.bottom(0, |t| t.small)).contains("none would be kept"));
+    assert!(refused(&each.quantile(1.5, |t| t.small)).contains("1.5 is no quantile"));
+    assert!(refused(&(each.count(), each.quantiles([0.5, -1.0], |t| t.small))).contains("-1 is no quantile"));
+    assert!(refused(&((each.count(), (each.top(0, |t| t.small),)), each.count())).contains("none would be kept"));
+}
