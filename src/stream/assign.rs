@@ -2,7 +2,7 @@
 //! record is late, finds where it belongs, takes what the step needs of it, and sends that to the worker of its key.
 //!
 //! * A [`Judge`] knows what *late* means for the step and where a record belongs: [`BySlot`] for windows that lie on the
-//!   line of event time whatever the records are.
+//!   line of event time whatever the records are, [`ByTime`] for steps that the records' own times drive.
 //! * What a record is judged by is the greater of its own partition's watermark just before it and the partition's floor.
 //!   Records of a partition whose floor is not known yet wait here until their epoch is complete.
 //!
@@ -30,6 +30,9 @@ use crate::time::{EventTime, Span};
 pub(crate) type Routed<K, T, P> = (K, T, P);
 /// Records for a worker, and which: so that they cross threads as they are, many at a time.
 pub(crate) type Parcel<K, T, P> = (u64, Vec<Routed<K, T, P>>);
+
+/// What breaks ties of event time: source, partition, offset.
+pub(crate) type At = (u16, u32, u64);
 
 /// Says where records belong, and which are late.
 pub(crate) trait Judge<D>: 'static {
@@ -70,6 +73,21 @@ impl<D, T: Slot> Judge<D> for BySlot<T> {
         }
         let first = if T::RANGES && first <= over { self.windows.end_after(over) } else { first };
         Some(T::new(first, last))
+    }
+}
+
+/// When a record happened, and what breaks ties.
+pub(crate) type Stamp = (EventTime, At);
+
+/// Stamps records. One is late when its time is.
+pub(crate) struct ByTime(pub(crate) Span);
+
+impl<D> Judge<D> for ByTime {
+    type Place = Stamp;
+
+    #[inline]
+    fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<Stamp> {
+        (event.time >= mark.minus(self.0)).then(|| (event.time, event.origin.place()))
     }
 }
 

@@ -164,6 +164,15 @@ pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
 /// Gives rows out, at most so many a call, in order; answers whether there may be more.
 pub(crate) type RowsOut<T> = Box<dyn FnMut(usize, &mut dyn FnMut(T)) -> bool>;
 
+/// Gives rows out that are in order.
+pub(crate) fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
+    let mut rows = rows.into_iter();
+    Box::new(move |most, give| {
+        rows.by_ref().take(most).for_each(give);
+        rows.len() > 0
+    })
+}
+
 /// What the writing thread made of a segment.
 type Outcome = Arc<OnceLock<Result<SegmentInfo>>>;
 /// A segment that is being written, for the writing thread.

@@ -1,9 +1,9 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it folds each epoch's
 //! records into what the step keeps, and shows what comes of it.
 //!
-//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]). The operator here gives it
-//! what happens, in the one order that makes its results a function of what the epochs hold: an epoch's records, then its
-//! seal, then its watermark.
+//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]), or by key alone
+//! ([`super::keyed`]). The operator here gives it what happens, in the one order that makes its results a function of what
+//! the epochs hold: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are folded in order, each when it is complete. Records of the *oldest incomplete* epoch are folded as they
@@ -144,6 +144,8 @@ pub(crate) struct Start<'a> {
     pub(crate) info: OperatorInfo,
     /// What ends here or before has closed in an earlier life.
     pub(crate) closed: EventTime,
+    /// Whether what changes is to be noted for snapshots.
+    pub(crate) durable: bool,
 }
 
 /// What a step needs besides its records and its fold.
@@ -183,7 +185,7 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
     part: impl Fn(&Event<D>) -> F::Part + 'static,
     begin: impl FnOnce(Start<'_>) -> F + 'static,
 ) -> Made<'f, F::Closed, F::Key, F::Value, D> {
-    let Keyed { stream, keys } = keyed;
+    let Keyed { stream, keys, .. } = keyed;
     let flow = stream.flow.clone();
     flow.build.step("window", name, detail, Codec::<F::Saved>::fingerprint(&Postcard));
     cut::check_rows::<F::Saved>(&flow, name);
@@ -361,7 +363,7 @@ impl<F: Fold> Folding<F> {
             let activators = (scope.activator_for(Rc::clone(address)), wake);
             Saver::new(&step.name, durable.clone(), F::saved_rows(), Rc::clone(&step.codec), capability, activators)
         });
-        let fold = begin(Start { scope, info, closed });
+        let fold = begin(Start { scope, info, closed, durable: saver.is_some() });
         let turns = begins_at.map(|epoch| (epoch, Turn::default())).into_iter().collect();
         let (leaving, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
         let sealed_through = begins_at.unwrap_or(0);

@@ -162,7 +162,7 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     pair: impl Fn(D, Option<V>) -> Option<D2> + 'static,
 ) -> Stream<'f, D2> {
     table.check_whole();
-    let Keyed { stream, keys } = events;
+    let Keyed { stream, keys, .. } = events;
     let Stream { events, marks, flow, pool } = stream;
     let asking = keyed(events, keys, pool);
     let hasty = flow.fault(Fault::LookUpEarly);

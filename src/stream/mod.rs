@@ -22,10 +22,13 @@ mod collection;
 pub(crate) mod cut;
 mod fold;
 mod input;
+mod keyed;
 mod lookup;
 mod output;
 mod route;
+mod session;
 mod slot;
+pub mod state;
 mod table;
 pub mod window;
 
@@ -55,6 +58,7 @@ use crate::time::{Epoch, EventTime};
 pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
 pub(crate) use input::Driver;
+pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
 
 /// The first failure of a job, which stops all of its workers.

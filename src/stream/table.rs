@@ -51,7 +51,7 @@ use timely::progress::frontier::MutableAntichain;
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
-use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
+use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver, give_out};
 use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
 use crate::time::EventTime;
@@ -89,15 +89,6 @@ fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
         is_zero: |_| false,
         window: |_| EventTime::MAX,
     }
-}
-
-/// Gives rows out that are in order.
-fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
-    let mut rows = rows.into_iter();
-    Box::new(move |most, give| {
-        rows.by_ref().take(most).for_each(give);
-        rows.len() > 0
-    })
 }
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
@@ -188,7 +179,7 @@ fn rows_of<'f, K: Record, D: Record, V: Record>(
     value: impl Fn(D) -> Option<V> + 'static,
     metrics: Arc<TableMetrics>,
 ) -> TimelyStream<'f, u64, Vec<Row<K, V>>> {
-    let Keyed { stream, keys: keys_of } = records;
+    let Keyed { stream, keys: keys_of, .. } = records;
     let gate = flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate));
     let pool = stream.pool;
     stream.events.unary(Pipeline, "Stamp", move |_capability, _info| {

@@ -28,9 +28,11 @@ use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::stream::aggregate::{Aggregate, Each};
 use crate::stream::arrange::{Arranged, Saved, Telling};
-use crate::stream::assign::BySlot;
+use crate::stream::assign::{BySlot, ByTime};
 use crate::stream::cut::{self, CodecCell};
 use crate::stream::fold::{self, Made, Shown, Start, Ticked, Wants};
+use crate::stream::keyed::Rows;
+use crate::stream::session::Sessions;
 use crate::stream::slot::{CalendarUnit, Range, Slot, Windows, whole_millis};
 use crate::stream::{Collection, Stream};
 use crate::time::{EventTime, Span};
@@ -95,6 +97,7 @@ enum Kind {
     Sliding { size: Duration, slide: Duration },
     Cumulative { size: Duration, step: Duration },
     Calendar { unit: CalendarUnit, zone: &'static str },
+    Session { gap: Duration },
     Global,
 }
 
@@ -137,6 +140,13 @@ impl Window {
         Window::of(Kind::Calendar { unit: CalendarUnit::Month, zone })
     }
 
+    /// Sessions: a key's records that are less than `gap` apart, a whole number of milliseconds. A session is from its first record to
+    /// `gap` after its last. A record is late when its own time is, whatever session it would join. [`Window::offset`] does not shift
+    /// them. Their rows are kept by serde: [`Aggregated::codec`] does not change that.
+    pub const fn session(gap: Duration) -> Self {
+        Window::of(Kind::Session { gap })
+    }
+
     /// One window for all time. It never closes: when its stream is over, which for most streams is never, `on_close`
     /// shows its rows, and the live rows of `on_change` stay as they are.
     pub const fn global() -> Self {
@@ -157,6 +167,7 @@ impl Window {
         let offset = whole_millis("offset", self.offset)?;
         match self.kind {
             Kind::Global => Ok(Windows::Global),
+            Kind::Session { gap } => length("gap", gap).map(|_| Windows::Global),
             Kind::Tumbling { size } => {
                 let size = length("size", size)?;
                 Ok(Windows::Tumbling { size, offset: offset % size })
@@ -197,6 +208,7 @@ pub(super) type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
 pub struct Keyed<'f, K, D> {
     pub(super) stream: Stream<'f, D>,
     pub(super) keys: KeysOf<K, D>,
+    pub(super) lateness: Duration,
 }
 
 impl<K, D> fmt::Debug for Keyed<'_, K, D> {
@@ -208,12 +220,20 @@ impl<K, D> fmt::Debug for Keyed<'_, K, D> {
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     pub(crate) fn new(stream: Stream<'f, D>, key: impl Fn(&D) -> K + 'static) -> Self {
         let keys: KeysOf<K, D> = Rc::new(move |events, keys| keys.extend(events.iter().map(|event| key(&event.data))));
-        Keyed { stream, keys }
+        Keyed { stream, keys, lateness: Duration::ZERO }
     }
 
     /// Cuts each key's records into windows.
     pub fn window(self, window: Window) -> Windowed<'f, K, D> {
-        Windowed { keyed: self, window, lateness: Duration::ZERO }
+        Windowed { keyed: self, window }
+    }
+
+    /// How long a step waits for records that come late: see [`Windowed::allowed_lateness`]. Records of a key's own state are passed
+    /// so much later.
+    #[must_use]
+    pub fn allowed_lateness(mut self, lateness: Duration) -> Self {
+        self.lateness = lateness;
+        self
     }
 }
 
@@ -221,7 +241,6 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
 pub struct Windowed<'f, K, D> {
     keyed: Keyed<'f, K, D>,
     window: Window,
-    lateness: Duration,
 }
 
 impl<K, D> fmt::Debug for Windowed<'_, K, D> {
@@ -236,7 +255,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     /// end, and every correction; [`Aggregated::on_close`] shows it once, when it closes. Whole milliseconds.
     #[must_use]
     pub fn allowed_lateness(mut self, lateness: Duration) -> Self {
-        self.lateness = lateness;
+        self.keyed.lateness = lateness;
         self
     }
 
@@ -244,9 +263,9 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     /// by it. The closure names the aggregates, and tuples of them are one:
     /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. All that there are is in [`Each`].
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
-        let Windowed { keyed, window, lateness } = self;
+        let Windowed { keyed, window } = self;
         let flow = keyed.stream.flow.clone();
-        let lateness_millis = whole_millis("allowed lateness", lateness);
+        let lateness_millis = whole_millis("allowed lateness", keyed.lateness);
         let (windows, lateness) = match window.windows().and_then(|windows| Ok((windows, lateness_millis?))) {
             Ok((windows, lateness)) => (windows, Span::from_length(lateness)),
             Err(error) => {
@@ -260,9 +279,10 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         }
         let (by_window, by_range) = (cut::postcard(), cut::postcard());
         let step = (name, windows, lateness, aggregate);
-        let made = match step.1.overlap() {
-            true => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
-            false => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
+        let made = match (window.kind, step.1.overlap()) {
+            (Kind::Session { gap }, _) => sessions(keyed, step, Span::from(gap)),
+            (_, true) => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
+            (_, false) => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
         };
         Aggregated { made, codecs: (by_window, by_range) }
     }
@@ -287,6 +307,26 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
     let detail = format!("{detail}: {} -> {}", types.0, types.1);
     let judge = BySlot::<T>::new(windows, lateness);
     fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
+}
+
+/// Aggregates in sessions.
+fn sessions<'f, K: Record, D: Record, A: Aggregate<D>>(
+    keyed: Keyed<'f, K, D>,
+    (name, _, lateness, aggregate): (&str, Windows, Span, Rc<A>),
+    gap: Span,
+) -> Made<'f, Shown<K, A::Value>, K, A::Value, D> {
+    let build = Rc::clone(&keyed.stream.flow.build);
+    let (wants, part) = (Wants::default(), Rc::clone(&aggregate));
+    let metrics = build.metrics.step(name);
+    let telling = Telling { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
+    let behaviour = Sessions { gap, telling, types: std::marker::PhantomData };
+    let of_step = wants.clone();
+    let begin =
+        move |start: Start<'_>| Rows::begin(behaviour, (start.closed, start.durable), (of_step, lateness), metrics);
+    let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
+    let detail = format!("sessions {} ms apart{}: {} -> {}", gap.millis(), fold::said(lateness), types.0, types.1);
+    let part = move |event: &Event<D>| part.part(event);
+    fold::step(keyed, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin)
 }
 
 /// How rows are bytes, of slots of either kind; one of the two is used.

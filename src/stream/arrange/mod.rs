@@ -123,7 +123,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
         metrics: Arc<StepMetrics>,
         fault: Option<Fault>,
     ) -> Self {
-        let Start { scope, info, closed } = start;
+        let Start { scope, info, closed, .. } = start;
         let store = Store::new(scope, info, closed, windows, metrics);
         let forget_sealed = fault == Some(Fault::ForgetSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);

@@ -1,0 +1,313 @@
+//! State by key, with timers of event time: what windows and collections do not say.
+//!
+//! * The records of a key come to the query's own function **in the order of event time**, those of one time by source,
+//!   partition and offset, when the watermark has passed them: whatever the order they came in. So what the function makes is a
+//!   function of the records, on any number of workers.
+//! * The function keeps a value for the key, and sets **timers**: at the time of a timer another function is called, before
+//!   the records of that same time. So "within d" means less than d later, as it does for sessions.
+//! * A key without value, timer or waiting record costs nothing.
+//!
+//! Records wait in memory from when they come until the watermark passes them, that is for as long as they may be out of order.
+//! When the stream is over, all that is left happens: records, then timers; timers set by timers then are left out, as they
+//! might never end.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Event, Record};
+use crate::stream::Stream;
+use crate::stream::assign::{ByTime, Stamp};
+use crate::stream::cut;
+use crate::stream::fold::{self, Made, Shown, Start, Wants};
+use crate::stream::keyed::{Behaviour, Rows};
+use crate::stream::slot::whole_millis;
+use crate::stream::window::Keyed;
+use crate::time::{EventTime, Span};
+
+/// A key at a moment of event time: what a function of [`Keyed::keyed_state`] sees and does.
+#[derive(Debug)]
+pub struct Moment<'a, K, S, O> {
+    key: &'a K,
+    now: EventTime,
+    state: &'a mut Option<S>,
+    timers: &'a mut BTreeSet<EventTime>,
+    /// Whether timers may be set.
+    goes_on: bool,
+    emitted: &'a mut Vec<(EventTime, O)>,
+}
+
+impl<K, S, O> Moment<'_, K, S, O> {
+    /// The key.
+    pub fn key(&self) -> &K {
+        self.key
+    }
+
+    /// The event time of the record, or of the timer.
+    pub fn now(&self) -> EventTime {
+        self.now
+    }
+
+    /// The key's value; `None` at first, and when it was set to that.
+    pub fn state(&mut self) -> &mut Option<S> {
+        self.state
+    }
+
+    /// Sets a timer of this key. One that is not after [`Moment::now`] is set to the next millisecond; two at one time are one.
+    pub fn set_timer(&mut self, at: EventTime) {
+        if self.goes_on {
+            let next = EventTime::from_millis(self.now.millis().saturating_add(1));
+            self.timers.insert(at.max(next));
+        }
+    }
+
+    /// Sets a timer of this key, so much later than now.
+    pub fn set_timer_in(&mut self, after: Duration) {
+        self.set_timer(self.now.plus(Span::from(after)));
+    }
+
+    /// Takes all timers of this key back.
+    pub fn clear_timers(&mut self) {
+        self.timers.clear();
+    }
+
+    /// Gives a record out, whose event time is now.
+    pub fn emit(&mut self, record: O) {
+        self.emitted.push((self.now, record));
+    }
+}
+
+/// What is kept of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(bound = "S: Record, D: Record")]
+pub(crate) struct Stated<S, D> {
+    state: Option<S>,
+    timers: BTreeSet<EventTime>,
+    /// Records that the watermark has not passed, in order.
+    waiting: Vec<(Stamp, D)>,
+}
+
+/// The functions of a step.
+struct Functions<K, S, D, O, E, T> {
+    on_record: E,
+    on_timer: T,
+    types: PhantomData<fn(K, S, D, O)>,
+}
+
+impl<K, S, D, O, E, T> Behaviour for Functions<K, S, D, O, E, T>
+where
+    K: Record,
+    S: Record,
+    D: Record,
+    O: Record,
+    E: Fn(&mut Moment<'_, K, S, O>, D) + 'static,
+    T: Fn(&mut Moment<'_, K, S, O>) + 'static,
+{
+    type Key = K;
+    type Part = D;
+    type Row = Stated<S, D>;
+    type Closed = (EventTime, O);
+    type Value = ();
+
+    const DIES: bool = false;
+
+    fn dead_at(_row: &Self::Row) -> EventTime {
+        EventTime::MAX
+    }
+
+    fn begin(&self, stamp: Stamp, part: D) -> Self::Row {
+        Stated { state: None, timers: BTreeSet::new(), waiting: vec![(stamp, part)] }
+    }
+
+    fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: D) {
+        let record = (stamp, part);
+        // Most records come about in their order.
+        let later = row.waiting.iter().rev().take_while(|other| **other > record).count();
+        row.waiting.insert(row.waiting.len() - later, record);
+    }
+
+    fn due(row: &Self::Row) -> EventTime {
+        let record = row.waiting.first().map(|((time, _), _)| EventTime::from_millis(time.millis() + 1));
+        let (record, timer) = (record.unwrap_or(EventTime::MAX), row.timers.first().copied());
+        timer.map_or(record, |timer| timer.min(record))
+    }
+
+    fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
+        let Stated { state, timers, waiting } = row;
+        let over = to == EventTime::MAX;
+        let passed = waiting.iter().take_while(|((time, _), _)| *time < to).count();
+        let mut records = waiting.drain(..passed).peekable();
+        loop {
+            let next = records.peek().map(|((time, _), _)| *time);
+            let timer = timers.first().copied().filter(|timer| *timer <= to && next.is_none_or(|next| *timer <= next));
+            if let Some(now) = timer {
+                timers.remove(&now);
+                // Where there are no more records, and there will be none, no timer sets another one.
+                let goes_on = !over || next.is_some();
+                (self.on_timer)(&mut Moment { key, now, state, timers, goes_on, emitted: closed });
+            } else if let Some(((now, _), record)) = records.next() {
+                (self.on_record)(&mut Moment { key, now, state, timers, goes_on: true, emitted: closed }, record);
+            } else {
+                return passed as i64;
+            }
+        }
+    }
+
+    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
+
+    fn is_over(row: &Self::Row) -> bool {
+        row.state.is_none() && row.timers.is_empty() && row.waiting.is_empty()
+    }
+
+    fn count(row: &Self::Row) -> i64 {
+        row.waiting.len() as i64
+    }
+
+    fn show(&self, _key: &K, _row: &Self::Row, _between: (EventTime, EventTime), _each: &mut dyn FnMut(Shown<K, ()>)) {}
+
+    fn end_after(_row: &Self::Row, _time: EventTime) -> Option<EventTime> {
+        None
+    }
+
+    fn window_of(_closed: &Self::Closed) -> Option<Shown<K, ()>> {
+        None
+    }
+}
+
+/// What comes of a step with state by key.
+pub struct Stateful<'f, K: Record, D, O: Record> {
+    made: Made<'f, (EventTime, O), K, (), D>,
+}
+
+impl<K: Record, D, O: Record> fmt::Debug for Stateful<'_, K, D, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stateful<{}, {}>", std::any::type_name::<K>(), std::any::type_name::<O>())
+    }
+}
+
+impl<'f, K: Record, D: Record, O: Record> Stateful<'f, K, D, O> {
+    /// What the functions have emitted, each with the event time at which it was; never late downstream.
+    pub fn emitted(&self) -> Stream<'f, O> {
+        self.made.events(self.made.results.closed.clone(), "Emitted", |emitted| emitted)
+    }
+
+    /// The records that came too late: when their time had been passed already. They did not come to the functions.
+    pub fn late(&self) -> Stream<'f, D> {
+        self.made.late()
+    }
+}
+
+impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
+    /// Keeps a value for each key, and calls functions of the query's own: `on_record` with each record, in the order of event
+    /// time, when the watermark has passed it; `on_timer` at the time of each timer that one of them has set. What they emit is
+    /// a stream. The step's name is unique in the query: state and metrics are found by it. The value is durable, as are timers
+    /// and records that wait.
+    ///
+    /// The functions must do nothing but look at what they get: after a crash they are called again, with the same.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, Run};
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// // (door, open?, event time in ms): which doors stay open for longer than a minute?
+    /// let doors = vec![("front", true, 0), ("back", true, 10_000), ("back", false, 30_000), ("front", false, 90_000)];
+    /// let doors = doors.into_iter().map(|(door, open, at)| (door.to_string(), open, at)).collect();
+    /// let source = Records::new(vec![doors], |door: &(String, bool, i64)| door.2);
+    /// let alarms = Captured::<(String, i64)>::new();
+    /// let output = alarms.clone();
+    /// Run::new().run(move |flow| {
+    ///     let doors = flow.read("doors", &source).key_by(|door| door.0.clone());
+    ///     let watched = doors.keyed_state::<(), (String, i64)>(
+    ///         "open doors",
+    ///         |at, (_, open, _)| {
+    ///             at.clear_timers();
+    ///             if open {
+    ///                 at.set_timer_in(Duration::from_secs(60));
+    ///             }
+    ///         },
+    ///         |at| at.emit((at.key().clone(), at.now().millis())),
+    ///     );
+    ///     watched.emitted().write("alarms", &output);
+    /// })?;
+    /// assert_eq!(alarms.all(), [("front".to_string(), 60_000)]);
+    /// # Ok(()) }
+    /// ```
+    pub fn keyed_state<S: Record, O: Record>(
+        self,
+        name: &str,
+        on_record: impl Fn(&mut Moment<'_, K, S, O>, D) + 'static,
+        on_timer: impl Fn(&mut Moment<'_, K, S, O>) + 'static,
+    ) -> Stateful<'f, K, D, O> {
+        let build = std::rc::Rc::clone(&self.stream.flow.build);
+        let lateness = whole_millis("allowed lateness", self.lateness).unwrap_or_else(|error| {
+            build.failure.set(error.at(format!("step `{name}`")));
+            0
+        });
+        let (lateness, wants) = (Span::from_length(lateness), Wants::default());
+        let types = (std::any::type_name::<K>(), std::any::type_name::<S>());
+        let detail = format!("state by key{}: {} -> {}", fold::said(lateness), types.0, types.1);
+        let functions = Functions { on_record, on_timer, types: PhantomData };
+        let (of_step, metrics) = (wants.clone(), build.metrics.step(name));
+        let begin = move |start: Start<'_>| {
+            Rows::begin(functions, (start.closed, start.durable), (of_step, lateness), Arc::clone(&metrics))
+        };
+        let part = |event: &Event<D>| event.data.clone();
+        let made = fold::step(self, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin);
+        Stateful { made }
+    }
+
+    /// Each record that does not follow another one of its key within a time: the first of a key, and each that comes `within` or
+    /// longer after the last one that was let through.
+    pub fn dedup_within(self, name: &str, within: Duration) -> Stream<'f, D> {
+        let state = self.keyed_state::<(), D>(
+            name,
+            move |at, record| {
+                if at.state().replace(()).is_none() {
+                    at.set_timer_in(within);
+                    at.emit(record);
+                }
+            },
+            |at| *at.state() = None,
+        );
+        state.emitted()
+    }
+
+    /// The records that `first` holds for and that no record of the same key follows, `within` a time, that `then` holds for: each
+    /// is emitted when that time is over. A record that both hold for ends the waiting of those before it, and waits itself.
+    pub fn not_followed(
+        self,
+        name: &str,
+        first: impl Fn(&D) -> bool + 'static,
+        then: impl Fn(&D) -> bool + 'static,
+        within: Duration,
+    ) -> Stream<'f, D> {
+        let span = Span::from(within);
+        let state = self.keyed_state::<Vec<(EventTime, D)>, D>(
+            name,
+            move |at, record| {
+                if then(&record) {
+                    *at.state() = None;
+                    at.clear_timers();
+                }
+                if first(&record) {
+                    let over = at.now().plus(span);
+                    at.state().get_or_insert_default().push((over, record));
+                    at.set_timer(over);
+                }
+            },
+            |at| {
+                let (now, waiting) = (at.now(), at.state().take().unwrap_or_default());
+                let (over, left): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(over, _)| *over <= now);
+                over.into_iter().for_each(|(_, record)| at.emit(record));
+                *at.state() = Some(left).filter(|left| !left.is_empty());
+            },
+        );
+        state.emitted()
+    }
+}
