@@ -14,9 +14,12 @@ use super::checks::{Views, small_drift};
 use super::oracle::Windows;
 use super::tables::Tables;
 
-/// Windows that do not overlap, and windows that do and are kept for late records: which of them, the data say.
-const WINDOWS: [Windows; 2] =
-    [Windows::Tumbling { size: 20, offset: 0 }, Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 }];
+/// Windows that do not overlap, windows that do and are kept for late records, and sessions: which of them, the data say.
+const WINDOWS: [Windows; 3] = [
+    Windows::Tumbling { size: 20, offset: 0 },
+    Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 },
+    Windows::Session { gap: 8, late: 20 },
+];
 /// How many lives crash at most.
 const LIVES: usize = 12;
 
@@ -32,7 +35,7 @@ pub struct Results {
 
 impl Results {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
-        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % 2]);
+        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % 3]);
         move |flow| {
             let deals = flow.read("one", &source);
             own.views.of(deals.clone(), windows);

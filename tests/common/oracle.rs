@@ -176,6 +176,7 @@ pub enum Windows {
     Lenient { size: i64, late: i64 },
     Sliding { size: i64, slide: i64, offset: i64, late: i64 },
     Cumulative { size: i64, step: i64, late: i64 },
+    Session { gap: i64, late: i64 },
 }
 
 impl Windows {
@@ -184,6 +185,7 @@ impl Windows {
         let time = i128::from(time);
         let found: Vec<(i128, i128)> = match self {
             Windows::Global => return vec![(NEVER, OVER)],
+            Windows::Session { .. } => unreachable!("sessions are of many records"),
             Windows::Tumbling { size, .. } | Windows::Lenient { size, .. } => {
                 let (size, offset) = (i128::from(size), i128::from(self.offset()));
                 let start = (time - offset).div_euclid(size) * size + offset;
@@ -217,7 +219,8 @@ impl Windows {
     pub fn late(self) -> i64 {
         match self {
             Windows::Tumbling { .. } | Windows::Global => 0,
-            Windows::Lenient { late, .. } | Windows::Sliding { late, .. } | Windows::Cumulative { late, .. } => late,
+            Windows::Lenient { late, .. } | Windows::Sliding { late, .. } => late,
+            Windows::Cumulative { late, .. } | Windows::Session { late, .. } => late,
         }
     }
 }
@@ -249,6 +252,9 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
 ) -> Shown<V, D> {
     let mut late = BTreeMap::<u64, Vec<D>>::new();
     let mut groups = BTreeMap::<(i64, i64, u8), Vec<&Judged<D>>>::new();
+    if let Windows::Session { gap, late } = windows {
+        return sessions(stream, (gap, late), key, value);
+    }
     let over = |end: i64| if end == OVER { OVER } else { end + windows.late() };
     let mut counted = 0;
     for record in &stream.records {
@@ -291,4 +297,66 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
         fired.entry(epoch).or_default();
     }
     Shown { closed, live, fired, late, counted }
+}
+
+/// The sessions of some records: those of a key that are less than a gap apart.
+fn sessions_of<'a, D>(
+    records: impl Iterator<Item = &'a Judged<D>>,
+    gap: i64,
+    key: impl Fn(&D) -> u8,
+) -> Vec<(i64, i64, u8, Vec<&'a Judged<D>>)> {
+    let mut by_key = BTreeMap::<u8, Vec<&Judged<D>>>::new();
+    records.for_each(|record| by_key.entry(key(&record.data)).or_default().push(record));
+    let mut sessions = Vec::new();
+    for (key, mut records) in by_key {
+        records.sort_by_key(|record| record.time);
+        for session in records.chunk_by(|one, next| next.time - one.time < gap) {
+            let (first, last) = (session[0].time, session[session.len() - 1].time);
+            sessions.push((first, last + gap, key, session.to_vec()));
+        }
+    }
+    sessions
+}
+
+/// Sessions of a stream, from scratch at every epoch.
+fn sessions<D: Clone + Ord, V: Clone + Ord + Debug>(
+    stream: &History<D>,
+    (gap, allowed): (i64, i64),
+    key: impl Fn(&D) -> u8,
+    value: impl Fn(&[&Judged<D>]) -> V,
+) -> Shown<V, D> {
+    let is_late = |record: &&Judged<D>| match record.mark.max(record.floor) {
+        NEVER => false,
+        OVER => true,
+        mark => record.time + allowed < mark,
+    };
+    let mut late = BTreeMap::<u64, Vec<D>>::new();
+    for record in stream.records.iter().filter(is_late) {
+        late.entry(record.epoch).or_default().push(record.data.clone());
+    }
+    late.values_mut().for_each(|records| records.sort());
+    let on_time: Vec<_> = stream.records.iter().filter(|record| !is_late(record)).collect();
+    let (mut closed, mut live) = (BTreeMap::<u64, Vec<Row<V>>>::new(), BTreeMap::<u64, Vec<Row<V>>>::new());
+    let mut fired = BTreeMap::<u64, Vec<Row<V>>>::new();
+    let back = |mark: i64| if mark == NEVER || mark == OVER { mark } else { mark - allowed };
+    for (&epoch, &watermark) in &stream.watermarks {
+        let before = stream.watermarks.range(..epoch).next_back().map_or(NEVER, |at| *at.1);
+        let so_far = on_time.iter().copied().filter(|record| record.epoch <= epoch);
+        for (start, end, key, records) in sessions_of(so_far, gap, &key) {
+            let row = (start, end, key, value(&records));
+            if end <= watermark {
+                fired.entry(epoch).or_default().push(row.clone());
+            }
+            if end <= back(before) {
+                assert!(records.iter().all(|record| record.epoch < epoch), "a record touches a closed session");
+            } else if end <= back(watermark) {
+                closed.entry(epoch).or_default().push(row);
+            } else {
+                live.entry(epoch).or_default().push(row);
+            }
+        }
+        live.entry(epoch).or_default();
+        fired.entry(epoch).or_default();
+    }
+    Shown { closed, live, fired, late, counted: on_time.len() }
 }
