@@ -260,6 +260,7 @@ fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<Mor
     let shown = rows.clone();
     let outcome = run.run(move |flow| {
         let deals = flow.read("deals", &source).key_by(|deal| deal.key % 2).window(checks::window(windows));
+        let deals = deals.allowed_lateness(checks::millis(windows.late()));
         let more = deals.aggregate("more", |each| {
             (
                 (

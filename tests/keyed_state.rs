@@ -1,0 +1,128 @@
+//! State by key sees the records of a key in the order of event time, and its timers between them: what it emits is a function
+//! of the records, on any number of workers and through crashes.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::Flow;
+use tidegate::testing::{Captured, CrashingDisk, Run};
+
+use common::cases::{Data, Deal, for_seeds};
+use common::lives::on;
+use common::oracle::{self, Judged};
+
+const WITHIN: i64 = 15;
+
+/// What the query emits.
+#[derive(Clone, Default)]
+struct Emitted {
+    distinct: Captured<Deal>,
+    silent: Captured<Deal>,
+    late: Captured<Deal>,
+}
+
+impl Emitted {
+    fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
+        let (source, own) = (data.source(), self.clone());
+        let within = Duration::from_millis(WITHIN.unsigned_abs());
+        move |flow| {
+            let deals = flow.read("deals", &source);
+            let by_key = || deals.clone().key_by(|deal: &Deal| deal.key);
+            by_key().dedup_within("distinct", within).write("distinct", &own.distinct);
+            by_key()
+                .not_followed("silent", |deal| deal.amount > 0, |deal| deal.amount % 2 == 0, within)
+                .write("silent", &own.silent);
+            let counted = by_key().keyed_state::<(), Deal>("late", |_, _| {}, |_| {});
+            counted.late().write("late", &own.late);
+        }
+    }
+}
+
+/// The records that are on time, by key and in their order; and the late ones.
+fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
+    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
+        partition: partition as u32,
+        next: deals.len() as u64,
+        idle: false,
+        ended: true,
+    };
+    let all = oracle::Step { epoch: 2, took: data.partitions.iter().enumerate().map(took).collect() };
+    let (late, on_time): (Vec<_>, Vec<_>) =
+        data.history(0, &[all]).records.into_iter().partition(|record| record.time < record.mark);
+    let mut by_key = BTreeMap::<u8, Vec<Judged<Deal>>>::new();
+    on_time.into_iter().for_each(|record| by_key.entry(record.data.key).or_default().push(record));
+    by_key.values_mut().for_each(|records| records.sort_by_key(|record| (record.time, record.place)));
+    let mut late: Vec<_> = late.into_iter().map(|record| record.data).collect();
+    late.sort();
+    (by_key, late)
+}
+
+/// What is to be emitted, from the definitions.
+fn expected(data: &Data) -> [Vec<Deal>; 3] {
+    let (by_key, late) = ordered(data);
+    let (mut distinct, mut silent) = (Vec::new(), Vec::new());
+    for records in by_key.values() {
+        let mut last = None;
+        for (at, record) in records.iter().enumerate() {
+            if last.is_none_or(|last| record.time >= last + WITHIN) {
+                last = Some(record.time);
+                distinct.push(record.data.clone());
+            }
+            let mut following = records[at + 1..].iter().take_while(|other| other.time < record.time + WITHIN);
+            if record.data.amount > 0 && !following.any(|other| other.data.amount % 2 == 0) {
+                silent.push(record.data.clone());
+            }
+        }
+    }
+    distinct.sort();
+    silent.sort();
+    [distinct, silent, late]
+}
+
+fn check(emitted: &Emitted, expected: &[Vec<Deal>; 3]) -> Result<(), String> {
+    let names = ["distinct", "silent", "late"];
+    let found = [emitted.distinct.all(), emitted.silent.all(), emitted.late.all()];
+    for (name, (found, expected)) in names.iter().zip(found.iter().zip(expected)) {
+        if found != expected {
+            return Err(format!("{name}:\n   found {found:?}\nexpected {expected:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_emitted_is_a_function_of_the_records() {
+    for_seeds(60, |seed| {
+        let data = Data::random(&mut Rng::with_seed(seed), 120);
+        for workers in [1, 3] {
+            let emitted = Emitted::default();
+            let run = Run::new().workers(workers).seed(seed).run(emitted.query(&data));
+            run.map_err(|error| error.to_string())?;
+            check(&emitted, &expected(&data))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn crashes_change_nothing() {
+    for_seeds(40, |seed| {
+        let mut random = Rng::with_seed(seed);
+        let data = Data::random(&mut random, 150);
+        let (emitted, mut disk) = (Emitted::default(), CrashingDisk::new());
+        for life in 0.. {
+            if life < 10 {
+                disk.crash_at(random.usize(0..250));
+            }
+            match on(&disk, &mut random, Run::new()).run(emitted.query(&data)) {
+                Ok(_) => break,
+                Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
+                Err(error) => return Err(format!("life {life}: {error}")),
+            }
+        }
+        check(&emitted, &expected(&data))
+    });
+}
