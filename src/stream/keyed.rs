@@ -176,8 +176,8 @@ fn wake_of<B: Behaviour>(row: &B::Row, corrects: bool, fired: EventTime, latenes
 }
 
 /// What of one list is not in the other; both are in order.
-fn differences<T: Ord + Clone>(old: Vec<T>, new: Vec<T>, mut each: impl FnMut(T, isize)) {
-    let (before, after) = (BTreeSet::from_iter(&old), BTreeSet::from_iter(&new));
+fn differences<T: Ord + Clone>(old: &[T], new: &[T], mut each: impl FnMut(T, isize)) {
+    let (before, after) = (BTreeSet::from_iter(old), BTreeSet::from_iter(new));
     before.difference(&after).for_each(|row| each((*row).clone(), -1));
     after.difference(&before).for_each(|row| each((*row).clone(), 1));
 }
@@ -226,10 +226,10 @@ impl<B: Behaviour> Fold for Rows<B> {
                 rows.iter().filter(|row| row.0.end <= self.fired).cloned().collect::<Vec<_>>()
             };
             if self.corrects() {
-                differences(fired(&old), fired(&new), |row, diff| results.fired.push((row, epoch, diff)));
+                differences(&fired(&old), &fired(&new), |row, diff| results.fired.push((row, epoch, diff)));
             }
             if self.wants.live.get() {
-                differences(old, new, |row, diff| results.live.push((row, epoch, diff)));
+                differences(&old, &new, |row, diff| results.live.push((row, epoch, diff)));
             }
         }
     }
