@@ -76,6 +76,11 @@ pub(crate) struct Wants {
 }
 
 impl Wants {
+    /// Whether windows that have fired may still be corrected, and somebody wants to see it.
+    pub(crate) fn corrections(&self, lateness: Span) -> bool {
+        self.fired.get() && lateness > Span::ZERO
+    }
+
     /// Which periods have passed between two watermarks, each with the last multiple of it that has been passed.
     pub(crate) fn ticks(&self, before: EventTime, now: EventTime) -> Vec<(usize, EventTime)> {
         if before == EventTime::MIN || now == EventTime::MAX {

@@ -127,14 +127,9 @@ impl<B: Behaviour> Rows<B> {
         Rows { behaviour, rows, wakes, unsealed, closed, fired: EventTime::MIN, lateness, wants, metrics }
     }
 
-    /// Whether windows that have fired may still be corrected, and somebody wants to see it.
-    fn corrects(&self) -> bool {
-        self.wants.fired.get() && self.lateness > Span::ZERO
-    }
-
     /// Takes a record.
     fn add(&mut self, key: B::Key, stamp: Stamp, part: B::Part) {
-        let (corrects, fired, lateness) = (self.corrects(), self.fired, self.lateness);
+        let (corrects, fired, lateness) = (self.wants.corrections(self.lateness), self.fired, self.lateness);
         let held = match self.rows.entry(key.clone()) {
             Entry::Occupied(held) => {
                 let held = held.into_mut();
@@ -153,7 +148,7 @@ impl<B: Behaviour> Rows<B> {
         let wake = wake_of::<B>(&held.row, corrects, fired, lateness);
         if wake < held.wake {
             held.wake = wake;
-            self.wakes.entry(wake).or_default().push(key);
+            wake_at(&mut self.wakes, wake, key);
         }
     }
 
@@ -165,6 +160,13 @@ impl<B: Behaviour> Rows<B> {
             self.behaviour.show(key, &held.row, between, &mut |row| shown.push(row));
         }
         shown
+    }
+}
+
+/// Has a key woken. One that has nothing more to do is not: only a record can change that.
+fn wake_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
+    if time < EventTime::MAX {
+        wakes.entry(time).or_default().push(key);
     }
 }
 
@@ -208,7 +210,7 @@ impl<B: Behaviour> Fold for Rows<B> {
     }
 
     fn watches(&self) -> bool {
-        self.wants.live.get() || self.corrects()
+        self.wants.live.get() || self.wants.corrections(self.lateness)
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedOf<Self>>) {
@@ -225,7 +227,7 @@ impl<B: Behaviour> Fold for Rows<B> {
             let fired = |rows: &[Shown<B::Key, B::Value>]| {
                 rows.iter().filter(|row| row.0.end <= self.fired).cloned().collect::<Vec<_>>()
             };
-            if self.corrects() {
+            if self.wants.corrections(self.lateness) {
                 differences(&fired(&old), &fired(&new), |row, diff| results.fired.push((row, epoch, diff)));
             }
             if self.wants.live.get() {
@@ -254,8 +256,8 @@ impl<B: Behaviour> Fold for Rows<B> {
                 let all = (self.closed, EventTime::MAX);
                 self.behaviour.show(&key, &row, all, &mut |shown| results.live.push((shown, epoch, 1)));
             }
-            let wake = wake_of::<B>(&row, self.corrects(), self.fired, self.lateness);
-            self.wakes.entry(wake).or_default().push(key.clone());
+            let wake = wake_of::<B>(&row, self.wants.corrections(self.lateness), self.fired, self.lateness);
+            wake_at(&mut self.wakes, wake, key.clone());
             self.rows.insert(key, Held { row, wake, unsealed: false });
         }
     }
@@ -279,7 +281,8 @@ impl<B: Behaviour> Fold for Rows<B> {
     }
 
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>) {
-        let (to, before, corrects) = (watermark.minus(self.lateness), self.fired, self.corrects());
+        let (to, before, corrects) =
+            (watermark.minus(self.lateness), self.fired, self.wants.corrections(self.lateness));
         let live = self.wants.live.get();
         let fires = self.wants.fired.get() && !corrects;
         self.fired = watermark;
@@ -312,11 +315,8 @@ impl<B: Behaviour> Fold for Rows<B> {
                     self.rows.remove(&key);
                 } else {
                     held.wake = wake_of::<B>(&held.row, corrects, watermark, self.lateness);
-                    self.wakes.entry(held.wake).or_default().push(key);
+                    wake_at(&mut self.wakes, held.wake, key);
                 }
-            }
-            if watermark == EventTime::MAX && time == EventTime::MAX {
-                break; // What has nothing more to do is woken once at the end.
             }
         }
         self.closed = self.closed.max(to);

@@ -51,6 +51,7 @@ use timely::progress::frontier::MutableAntichain;
 use crate::durable::codec::{Codec, Postcard};
 use crate::metrics::TableMetrics;
 use crate::record::{Event, Record};
+use crate::stream::assign::At;
 use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver, give_out};
 use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
@@ -58,9 +59,6 @@ use crate::time::EventTime;
 
 /// How many changes leave at a time.
 const PIECE: usize = 2048;
-
-/// What breaks ties of event time: source, partition, offset.
-type At = (u16, u32, u64);
 
 /// What a record says of its key, and how late it says it. The greatest is the latest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

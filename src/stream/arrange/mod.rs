@@ -130,11 +130,6 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
         Arranged { store, telling, wants, lateness, forget_sealed, fired, data }
     }
 
-    /// Whether windows that have fired may still be corrected, and somebody wants to see it.
-    fn corrects(&self) -> bool {
-        self.wants.fired.get() && self.lateness > Span::ZERO
-    }
-
     /// What is shown of an open window.
     fn show(&mut self, end: EventTime, mut each: impl FnMut(Shown<K, A::Value>)) {
         let (window, mut totals) = (self.store.windows.interval(end), self.store.window(end));
@@ -169,7 +164,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
     }
 
     fn watches(&self) -> bool {
-        self.wants.live.get() || self.corrects()
+        self.wants.live.get() || self.wants.corrections(self.lateness)
     }
 
     fn absorb(&mut self, records: &mut Vec<RoutedOf<Self>>) {
@@ -199,7 +194,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
             for (total, diff) in [(whole(old), -1), (whole(new), 1)] {
                 let Some(value) = total.and_then(|total| self.telling.value(window, &row.1, &total)) else { continue };
                 let shown = (window, row.1.clone(), value);
-                if self.corrects() && row.0 <= self.fired {
+                if self.wants.corrections(self.lateness) && row.0 <= self.fired {
                     results.fired.push((shown.clone(), epoch, diff));
                 }
                 if self.wants.live.get() {
@@ -235,7 +230,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
 
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>) {
         let (closed, before) = (watermark.minus(self.lateness), self.fired);
-        if self.corrects() {
+        if self.wants.corrections(self.lateness) {
             for end in self.store.ends(before.max(self.store.closed), watermark) {
                 self.show(end, |shown| results.fired.push((shown, epoch, 1)));
             }
