@@ -118,7 +118,7 @@ fn answers_are_those_of_the_rows_on_any_number_of_workers() {
                 assert!(expected.len() > 100, "the data is too tame: {} rows", expected.len());
                 same_rows(&rows_of(&folder.path().join("out.csv"), columns), &expected);
                 let late = windows(&rows, slide, lateness).1;
-                assert!(late.len() > 50, "the data is too tame: {} late", late.len());
+                assert!(late.len() > 10, "the data is too tame: {} late", late.len());
                 let late: Vec<Vec<String>> =
                     late.iter().map(|row| COLUMNS.map(|name| row.column(name)).to_vec()).collect();
                 same_rows(&rows_of(&folder.path().join("late.csv"), &COLUMNS), &late);
