@@ -102,6 +102,7 @@ fn typed(folder: &Path, line: &str) -> Vec<String> {
 
 #[test]
 fn answers_are_those_of_the_rows_on_any_number_of_workers() {
+    let mut all_late = 0;
     for seed in 1..=2 {
         let rows = wild(seed, 12_000);
         let folder = tempfile::tempdir().unwrap();
@@ -118,13 +119,15 @@ fn answers_are_those_of_the_rows_on_any_number_of_workers() {
                 assert!(expected.len() > 100, "the data is too tame: {} rows", expected.len());
                 same_rows(&rows_of(&folder.path().join("out.csv"), columns), &expected);
                 let late = windows(&rows, slide, lateness).1;
-                assert!(late.len() > 10, "the data is too tame: {} late", late.len());
+                all_late += late.len();
                 let late: Vec<Vec<String>> =
                     late.iter().map(|row| COLUMNS.map(|name| row.column(name)).to_vec()).collect();
                 same_rows(&rows_of(&folder.path().join("late.csv"), &COLUMNS), &late);
             }
         }
     }
+    // Some of the runs have none: a minute that slides not at all and is kept for 15 s more.
+    assert!(all_late > 500, "the data is too tame: {all_late} late");
 }
 
 #[test]
