@@ -15,6 +15,7 @@ use common::oracle::{Step, Windows};
 
 const TEN: Windows = Windows::Tumbling { size: 10, offset: 3 };
 const SESSIONS: Windows = Windows::Session { gap: 12, late: 0 };
+const COUNTS: Windows = Windows::Count { size: 5, late: 20 };
 const SLIDING: Windows = Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 };
 
 #[test]
@@ -25,6 +26,7 @@ fn any_workers_and_any_pace_give_the_results_of_the_data() {
             check_data(&data, TEN, Run::new().workers(workers).seed(seed))?;
             check_data(&data, SLIDING, Run::new().workers(workers).seed(seed))?;
             check_data(&data, SESSIONS, Run::new().workers(workers).seed(seed))?;
+            check_data(&data, COUNTS, Run::new().workers(workers).seed(seed))?;
         }
         check_data(&data, TEN, Run::new().workers(1 + seed as usize % 4).clock())
     });
@@ -74,7 +76,7 @@ fn seals_change_nothing() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 80);
         let any = checks::any_windows(&mut random);
-        let windows = *random.choice(&[TEN, SLIDING, SESSIONS, any, Windows::Global]).unwrap();
+        let windows = *random.choice(&[TEN, SLIDING, SESSIONS, COUNTS, any, Windows::Global]).unwrap();
         let recorded = match seed % 2 {
             0 => checks::run(&data, windows, Run::new().seed(seed))?.1.journal,
             _ => checks::run(&data, windows, Run::new().script("deals", data.script(&mut random)))?.1.journal,

@@ -75,10 +75,16 @@ pub(crate) trait Behaviour: 'static {
     );
 
     /// The end of the first window of the row that ends after a time.
-    fn end_after(row: &Self::Row, time: EventTime) -> Option<EventTime>;
+    fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime>;
 
     /// The window that was closed, where it is one.
     fn window_of(closed: &Self::Closed) -> Option<Shown<Self::Key, Self::Value>>;
+}
+
+/// Puts a record where it belongs; most come about in their order.
+pub(crate) fn in_order<T: Ord>(records: &mut Vec<T>, record: T) {
+    let later = records.iter().rev().take_while(|other| **other > record).count();
+    records.insert(records.len() - later, record);
 }
 
 /// A row as it was at an epoch; `None` when it was over.
@@ -145,7 +151,7 @@ impl<B: Behaviour> Rows<B> {
             held.unsealed = true;
             unsealed.push(key.clone());
         }
-        let wake = wake_of::<B>(&held.row, corrects, fired, lateness);
+        let wake = wake_of(&self.behaviour, &held.row, corrects, fired, lateness);
         if wake < held.wake {
             held.wake = wake;
             wake_at(&mut self.wakes, wake, key);
@@ -163,7 +169,7 @@ impl<B: Behaviour> Rows<B> {
     }
 }
 
-/// Has a key woken. One that has nothing more to do is not: only a record can change that.
+/// Has a key woken. One that has nothing more to do is not: only a record can change that, or the end of the stream.
 fn wake_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
     if time < EventTime::MAX {
         wakes.entry(time).or_default().push(key);
@@ -171,9 +177,9 @@ fn wake_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) 
 }
 
 /// When a row is to be woken, by the watermark.
-fn wake_of<B: Behaviour>(row: &B::Row, corrects: bool, fired: EventTime, lateness: Span) -> EventTime {
+fn wake_of<B: Behaviour>(behaviour: &B, row: &B::Row, corrects: bool, fired: EventTime, lateness: Span) -> EventTime {
     let closes = B::due(row).plus(lateness);
-    let fires = if corrects { B::end_after(row, fired) } else { None };
+    let fires = if corrects { behaviour.end_after(row, fired) } else { None };
     fires.map_or(closes, |fires| fires.min(closes))
 }
 
@@ -256,7 +262,7 @@ impl<B: Behaviour> Fold for Rows<B> {
                 let all = (self.closed, EventTime::MAX);
                 self.behaviour.show(&key, &row, all, &mut |shown| results.live.push((shown, epoch, 1)));
             }
-            let wake = wake_of::<B>(&row, self.wants.corrections(self.lateness), self.fired, self.lateness);
+            let wake = wake_of(&self.behaviour, &row, self.wants.corrections(self.lateness), self.fired, self.lateness);
             wake_at(&mut self.wakes, wake, key.clone());
             self.rows.insert(key, Held { row, wake, unsealed: false });
         }
@@ -287,6 +293,12 @@ impl<B: Behaviour> Fold for Rows<B> {
         let fires = self.wants.fired.get() && !corrects;
         self.fired = watermark;
         let mut counted = 0;
+        if watermark == EventTime::MAX {
+            // The stream is over, and with it what nothing else ends.
+            let rest = self.rows.iter().filter(|(_, held)| held.wake == EventTime::MAX);
+            let rest: Vec<_> = rest.map(|(key, _)| key.clone()).collect();
+            self.wakes.insert(EventTime::MAX, rest);
+        }
         while let Some(entry) = self.wakes.first_entry().filter(|entry| *entry.key() <= watermark) {
             let (time, keys) = entry.remove_entry();
             for key in keys {
@@ -314,7 +326,7 @@ impl<B: Behaviour> Fold for Rows<B> {
                 if B::is_over(&held.row) {
                     self.rows.remove(&key);
                 } else {
-                    held.wake = wake_of::<B>(&held.row, corrects, watermark, self.lateness);
+                    held.wake = wake_of(&self.behaviour, &held.row, corrects, watermark, self.lateness);
                     wake_at(&mut self.wakes, held.wake, key);
                 }
             }

@@ -19,6 +19,7 @@ pub mod aggregate;
 mod arrange;
 mod assign;
 mod collection;
+mod count;
 pub(crate) mod cut;
 mod fold;
 mod input;

@@ -120,7 +120,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Sessions<K, D, A> {
         }
     }
 
-    fn end_after(row: &Self::Row, time: EventTime) -> Option<EventTime> {
+    fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime> {
         row.iter().map(|session| session.end).find(|end| *end > time)
     }
 

@@ -77,7 +77,7 @@ impl Slot for EventTime {
     }
 
     fn first_after(end: EventTime) -> Self {
-        EventTime::from_millis(end.millis() + 1)
+        end.next()
     }
 }
 
@@ -114,7 +114,7 @@ impl Slot for Range {
     }
 
     fn first_after(end: EventTime) -> Self {
-        Range { last: EventTime::from_millis(end.millis() + 1), first: EventTime::MIN }
+        Range { last: end.next(), first: EventTime::MIN }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::stream::Stream;
 use crate::stream::assign::{ByTime, Stamp};
 use crate::stream::cut;
 use crate::stream::fold::{self, Made, Shown, Start, Wants};
-use crate::stream::keyed::{Behaviour, Rows};
+use crate::stream::keyed::{Behaviour, Rows, in_order};
 use crate::stream::slot::whole_millis;
 use crate::stream::window::Keyed;
 use crate::time::{EventTime, Span};
@@ -60,8 +60,7 @@ impl<K, S, O> Moment<'_, K, S, O> {
     /// Sets a timer of this key. One that is not after [`Moment::now`] is set to the next millisecond; two at one time are one.
     pub fn set_timer(&mut self, at: EventTime) {
         if self.goes_on {
-            let next = EventTime::from_millis(self.now.millis().saturating_add(1));
-            self.timers.insert(at.max(next));
+            self.timers.insert(at.max(self.now.next()));
         }
     }
 
@@ -124,14 +123,11 @@ where
     }
 
     fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: D) {
-        let record = (stamp, part);
-        // Most records come about in their order.
-        let later = row.waiting.iter().rev().take_while(|other| **other > record).count();
-        row.waiting.insert(row.waiting.len() - later, record);
+        in_order(&mut row.waiting, (stamp, part));
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        let record = row.waiting.first().map(|((time, _), _)| EventTime::from_millis(time.millis() + 1));
+        let record = row.waiting.first().map(|((time, _), _)| time.next());
         let (record, timer) = (record.unwrap_or(EventTime::MAX), row.timers.first().copied());
         timer.map_or(record, |timer| timer.min(record))
     }
@@ -169,7 +165,7 @@ where
 
     fn show(&self, _key: &K, _row: &Self::Row, _between: (EventTime, EventTime), _each: &mut dyn FnMut(Shown<K, ()>)) {}
 
-    fn end_after(_row: &Self::Row, _time: EventTime) -> Option<EventTime> {
+    fn end_after(&self, _row: &Self::Row, _time: EventTime) -> Option<EventTime> {
         None
     }
 

@@ -17,6 +17,7 @@
 //! in = counted + late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +30,10 @@ use crate::record::{Event, Record};
 use crate::stream::aggregate::{Aggregate, Each};
 use crate::stream::arrange::{Arranged, Saved, Telling};
 use crate::stream::assign::{BySlot, ByTime};
+use crate::stream::count::Counts;
 use crate::stream::cut::{self, CodecCell};
 use crate::stream::fold::{self, Made, Shown, Start, Ticked, Wants};
-use crate::stream::keyed::Rows;
+use crate::stream::keyed::{Behaviour, Rows};
 use crate::stream::session::Sessions;
 use crate::stream::slot::{CalendarUnit, Range, Slot, Windows, whole_millis};
 use crate::stream::{Collection, Stream};
@@ -83,6 +85,8 @@ pub struct Open<K, V> {
 /// let the_last_minute_every_ten_seconds = Window::sliding(minute, ten_seconds);
 /// let the_minute_so_far_every_ten_seconds = Window::cumulative(minute, ten_seconds);
 /// let days = Window::days("Europe/Lisbon");
+/// let sessions = Window::session(Duration::from_secs(30));
+/// let a_hundred_each = Window::count(100);
 /// let all_time = Window::global();
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +102,7 @@ enum Kind {
     Cumulative { size: Duration, step: Duration },
     Calendar { unit: CalendarUnit, zone: &'static str },
     Session { gap: Duration },
+    Count { size: u64 },
     Global,
 }
 
@@ -147,6 +152,15 @@ impl Window {
         Window::of(Kind::Session { gap })
     }
 
+    /// Windows of so many records of a key: its first ones by event time, the next ones, and so on; those of one time are in the
+    /// order of source, partition and offset, and those that have none, as the results of windows, in the order of what the aggregate
+    /// makes of them. A window is from its first record to just after its last; one that is not full
+    /// ends with all time, and `on_close` shows it when its stream is over. A record is late when its own time is.
+    /// [`Window::offset`] does not shift them; [`Aggregated::codec`] is as for sessions.
+    pub const fn count(size: u64) -> Self {
+        Window::of(Kind::Count { size })
+    }
+
     /// One window for all time. It never closes: when its stream is over, which for most streams is never, `on_close`
     /// shows its rows, and the live rows of `on_change` stay as they are.
     pub const fn global() -> Self {
@@ -168,6 +182,10 @@ impl Window {
         match self.kind {
             Kind::Global => Ok(Windows::Global),
             Kind::Session { gap } => length("gap", gap).map(|_| Windows::Global),
+            Kind::Count { size: 0 } => {
+                Err(Error::usage("a window of no records").help("make its size at least one record"))
+            }
+            Kind::Count { .. } => Ok(Windows::Global),
             Kind::Tumbling { size } => {
                 let size = length("size", size)?;
                 Ok(Windows::Tumbling { size, offset: offset % size })
@@ -280,7 +298,16 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let (by_window, by_range) = (cut::postcard(), cut::postcard());
         let step = (name, windows, lateness, aggregate);
         let made = match (window.kind, step.1.overlap()) {
-            (Kind::Session { gap }, _) => sessions(keyed, step, Span::from(gap)),
+            (Kind::Session { gap }, _) => {
+                let gap = Span::from(gap);
+                let said = format!("sessions {} ms apart", gap.millis());
+                by_time(keyed, step, said, |telling| Sessions { gap, telling, types: PhantomData })
+            }
+            (Kind::Count { size }, _) => {
+                let said = format!("windows of {size} records");
+                let size = i64::try_from(size).unwrap_or(i64::MAX);
+                by_time(keyed, step, said, |telling| Counts { size, telling, types: PhantomData })
+            }
             (_, true) => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
             (_, false) => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
         };
@@ -309,22 +336,28 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
     fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
 }
 
-/// Aggregates in sessions.
-fn sessions<'f, K: Record, D: Record, A: Aggregate<D>>(
+/// Aggregates in windows that the records' own times make.
+fn by_time<'f, K, D, A, B>(
     keyed: Keyed<'f, K, D>,
     (name, _, lateness, aggregate): (&str, Windows, Span, Rc<A>),
-    gap: Span,
-) -> Made<'f, Shown<K, A::Value>, K, A::Value, D> {
+    said: String,
+    behaviour: impl FnOnce(Telling<A>) -> B,
+) -> Made<'f, Shown<K, A::Value>, K, A::Value, D>
+where
+    K: Record,
+    D: Record,
+    A: Aggregate<D>,
+    B: Behaviour<Key = K, Part = A::Part, Closed = Shown<K, A::Value>, Value = A::Value>,
+{
     let build = Rc::clone(&keyed.stream.flow.build);
     let (wants, part) = (Wants::default(), Rc::clone(&aggregate));
     let metrics = build.metrics.step(name);
-    let telling = Telling { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
-    let behaviour = Sessions { gap, telling, types: std::marker::PhantomData };
+    let behaviour = behaviour(Telling { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
     let of_step = wants.clone();
     let begin =
         move |start: Start<'_>| Rows::begin(behaviour, (start.closed, start.durable), (of_step, lateness), metrics);
     let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
-    let detail = format!("sessions {} ms apart{}: {} -> {}", gap.millis(), fold::said(lateness), types.0, types.1);
+    let detail = format!("{said}{}: {} -> {}", fold::said(lateness), types.0, types.1);
     let part = move |event: &Event<D>| part.part(event);
     fold::step(keyed, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin)
 }

@@ -72,6 +72,12 @@ impl EventTime {
         self.0 >= Self::EARLIEST.0 && self.0 <= Self::LATEST.0
     }
 
+    /// The next millisecond, at most [`EventTime::MAX`].
+    #[inline]
+    pub(crate) const fn next(self) -> Self {
+        EventTime(self.0.saturating_add(1))
+    }
+
     /// This time and `span` more, at most [`EventTime::MAX`]; the ends stay where they are.
     #[inline]
     #[must_use]

@@ -59,12 +59,13 @@ pub fn totals(records: &[&Judged<Deal>]) -> Totals {
 /// Windows of any kind.
 pub fn any_windows(random: &mut Rng) -> Windows {
     let late = *random.choice(&[0i64, 0, 5, 40, 300]).unwrap();
-    match random.u8(0..8) {
+    match random.u8(0..10) {
         0 | 1 => {
             let size = *random.choice(&[1i64, 7, 10, 10, 100, 1000, 86_400_000]).unwrap();
             Windows::Tumbling { size, offset: *random.choice(&[0, 0, 1, 3, 250, 3 * size + 1]).unwrap() }
         }
-        6.. => Windows::Session { gap: *random.choice(&[1i64, 5, 20, 100]).unwrap(), late },
+        8.. => Windows::Count { size: random.usize(1..12), late },
+        6 | 7 => Windows::Session { gap: *random.choice(&[1i64, 5, 20, 100]).unwrap(), late },
         2 => Windows::Lenient { size: *random.choice(&[1i64, 10, 70, 1000]).unwrap(), late },
         3 | 4 => {
             let (size, slide) =
@@ -88,6 +89,7 @@ pub fn window(windows: Windows) -> Window {
             Window::sliding(millis(size), millis(slide)).offset(millis(offset))
         }
         Windows::Session { gap, .. } => Window::session(millis(gap)),
+        Windows::Count { size, .. } => Window::count(size as u64),
         Windows::Cumulative { size, step, .. } => Window::cumulative(millis(size), millis(step)),
     }
 }

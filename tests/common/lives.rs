@@ -14,11 +14,13 @@ use super::checks::{Views, small_drift};
 use super::oracle::Windows;
 use super::tables::Tables;
 
-/// Windows that do not overlap, windows that do and are kept for late records, and sessions: which of them, the data say.
-const WINDOWS: [Windows; 3] = [
+/// Windows that do not overlap, windows that do and are kept for late records, sessions, so many records each: which of them,
+/// the data say.
+const WINDOWS: [Windows; 4] = [
     Windows::Tumbling { size: 20, offset: 0 },
     Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 },
     Windows::Session { gap: 8, late: 20 },
+    Windows::Count { size: 3, late: 20 },
 ];
 /// How many lives crash at most.
 const LIVES: usize = 12;
@@ -35,7 +37,7 @@ pub struct Results {
 
 impl Results {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
-        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % 3]);
+        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % WINDOWS.len()]);
         move |flow| {
             let deals = flow.read("one", &source);
             own.views.of(deals.clone(), windows);

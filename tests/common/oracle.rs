@@ -177,6 +177,7 @@ pub enum Windows {
     Sliding { size: i64, slide: i64, offset: i64, late: i64 },
     Cumulative { size: i64, step: i64, late: i64 },
     Session { gap: i64, late: i64 },
+    Count { size: usize, late: i64 },
 }
 
 impl Windows {
@@ -185,7 +186,7 @@ impl Windows {
         let time = i128::from(time);
         let found: Vec<(i128, i128)> = match self {
             Windows::Global => return vec![(NEVER, OVER)],
-            Windows::Session { .. } => unreachable!("sessions are of many records"),
+            Windows::Session { .. } | Windows::Count { .. } => unreachable!("these are of many records"),
             Windows::Tumbling { size, .. } | Windows::Lenient { size, .. } => {
                 let (size, offset) = (i128::from(size), i128::from(self.offset()));
                 let start = (time - offset).div_euclid(size) * size + offset;
@@ -220,7 +221,7 @@ impl Windows {
         match self {
             Windows::Tumbling { .. } | Windows::Global => 0,
             Windows::Lenient { late, .. } | Windows::Sliding { late, .. } => late,
-            Windows::Cumulative { late, .. } | Windows::Session { late, .. } => late,
+            Windows::Cumulative { late, .. } | Windows::Session { late, .. } | Windows::Count { late, .. } => late,
         }
     }
 }
@@ -252,8 +253,8 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
 ) -> Shown<V, D> {
     let mut late = BTreeMap::<u64, Vec<D>>::new();
     let mut groups = BTreeMap::<(i64, i64, u8), Vec<&Judged<D>>>::new();
-    if let Windows::Session { gap, late } = windows {
-        return sessions(stream, (gap, late), key, value);
+    if matches!(windows, Windows::Session { .. } | Windows::Count { .. }) {
+        return by_time(stream, windows, key, value);
     }
     let over = |end: i64| if end == OVER { OVER } else { end + windows.late() };
     let mut counted = 0;
@@ -299,36 +300,48 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
     Shown { closed, live, fired, late, counted }
 }
 
-/// The sessions of some records: those of a key that are less than a gap apart.
-fn sessions_of<'a, D>(
+/// The windows of some records: sessions, which are those of a key that are less than a gap apart, or so many records each.
+fn windows_of<'a, D>(
     records: impl Iterator<Item = &'a Judged<D>>,
-    gap: i64,
+    windows: Windows,
     key: impl Fn(&D) -> u8,
 ) -> Vec<(i64, i64, u8, Vec<&'a Judged<D>>)> {
     let mut by_key = BTreeMap::<u8, Vec<&Judged<D>>>::new();
     records.for_each(|record| by_key.entry(key(&record.data)).or_default().push(record));
-    let mut sessions = Vec::new();
+    let mut all = Vec::new();
     for (key, mut records) in by_key {
-        records.sort_by_key(|record| record.time);
-        for session in records.chunk_by(|one, next| next.time - one.time < gap) {
-            let (first, last) = (session[0].time, session[session.len() - 1].time);
-            sessions.push((first, last + gap, key, session.to_vec()));
+        records.sort_by_key(|record| (record.time, record.place));
+        let last = |records: &[&Judged<D>]| records[records.len() - 1].time;
+        match windows {
+            Windows::Session { gap, .. } => {
+                for session in records.chunk_by(|one, next| next.time.saturating_sub(one.time) < gap) {
+                    all.push((session[0].time, last(session).saturating_add(gap), key, session.to_vec()));
+                }
+            }
+            Windows::Count { size, .. } => {
+                for window in records.chunks(size) {
+                    let end = if window.len() == size { last(window) + 1 } else { OVER };
+                    all.push((window[0].time, end, key, window.to_vec()));
+                }
+            }
+            _ => unreachable!(),
         }
     }
-    sessions
+    all
 }
 
-/// Sessions of a stream, from scratch at every epoch.
-fn sessions<D: Clone + Ord, V: Clone + Ord + Debug>(
+/// Windows that the records' own times make, from scratch at every epoch.
+fn by_time<D: Clone + Ord, V: Clone + Ord + Debug>(
     stream: &History<D>,
-    (gap, allowed): (i64, i64),
+    windows: Windows,
     key: impl Fn(&D) -> u8,
     value: impl Fn(&[&Judged<D>]) -> V,
 ) -> Shown<V, D> {
+    let allowed = windows.late();
     let is_late = |record: &&Judged<D>| match record.mark.max(record.floor) {
         NEVER => false,
         OVER => true,
-        mark => record.time + allowed < mark,
+        mark => record.time.saturating_add(allowed) < mark,
     };
     let mut late = BTreeMap::<u64, Vec<D>>::new();
     for record in stream.records.iter().filter(is_late) {
@@ -342,13 +355,13 @@ fn sessions<D: Clone + Ord, V: Clone + Ord + Debug>(
     for (&epoch, &watermark) in &stream.watermarks {
         let before = stream.watermarks.range(..epoch).next_back().map_or(NEVER, |at| *at.1);
         let so_far = on_time.iter().copied().filter(|record| record.epoch <= epoch);
-        for (start, end, key, records) in sessions_of(so_far, gap, &key) {
+        for (start, end, key, records) in windows_of(so_far, windows, &key) {
             let row = (start, end, key, value(&records));
             if end <= watermark {
                 fired.entry(epoch).or_default().push(row.clone());
             }
             if end <= back(before) {
-                assert!(records.iter().all(|record| record.epoch < epoch), "a record touches a closed session");
+                assert!(records.iter().all(|record| record.epoch < epoch), "a record touches a closed window");
             } else if end <= back(watermark) {
                 closed.entry(epoch).or_default().push(row);
             } else {

@@ -1,0 +1,75 @@
+//! Which accounts have fallen silent? Those that spent, and then did not for five minutes of event time.
+//!
+//! Try it: `silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tidegate::cli::{self, QueryArgs};
+use tidegate::{EventTime, Result, Transaction};
+
+/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long an account that is not silent may take between two transactions.
+const QUIET: Duration = Duration::from_secs(5 * 60);
+
+/// Accounts that spent, and then did not for five minutes
+///
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row each time that an
+/// account has had no transaction for five minutes of event time: account, last_at (its last transaction), silent_at (five
+/// minutes later), transactions (how many there were since it was silent before). With --until-end, nothing comes after
+/// the end of the input: every account falls silent then.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2
+  silent_accounts --brokers localhost:9092 --out kafka:silent --state silent-state --allowed-lateness 5s"
+)]
+struct Arguments {
+    #[command(flatten)]
+    query: QueryArgs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Silent {
+    account: String,
+    last_at: EventTime,
+    silent_at: EventTime,
+    transactions: u64,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    cli::start(|arguments: &Arguments| run(&arguments.query))
+}
+
+fn run(query: &QueryArgs) -> Result<u8> {
+    let transactions = query.source(|t: &Transaction| t.at_ms)?;
+    let (silent, late, lateness) = (query.out()?, query.late()?, query.allowed_lateness);
+    query.run("silent-accounts", move |flow| {
+        let accounts = flow.read("transactions", &transactions).key_by(|t| t.account.clone());
+        let watched = accounts.allowed_lateness(lateness).keyed_state::<(EventTime, u64), Silent>(
+            "silence",
+            |at, _| {
+                let transactions = at.state().map_or(0, |(_, transactions)| transactions) + 1;
+                *at.state() = Some((at.now(), transactions));
+                at.clear_timers();
+                at.set_timer_in(QUIET);
+            },
+            |at| {
+                if let Some((last_at, transactions)) = at.state().take() {
+                    at.emit(Silent { account: at.key().clone(), last_at, silent_at: at.now(), transactions });
+                }
+            },
+        );
+        if let Some(late) = &late {
+            watched.late().write("late", late);
+        }
+        watched.emitted().write("silent", &silent);
+    })
+}

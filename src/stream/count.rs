@@ -1,0 +1,158 @@
+//! Windows of so many records each: the first of a key by event time, the next ones, and so on.
+//!
+//! Records of a key wait until the watermark has passed them, so that those that come later are counted where they belong; those
+//! of one time are in the order of source, partition and offset. A window ends just after its last record. One that is not full
+//! yet has no end: it ends with all time, and is shown when its stream is over.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Record;
+use crate::stream::aggregate::{Accumulator, Aggregate};
+use crate::stream::arrange::{Counted, Telling};
+use crate::stream::assign::Stamp;
+use crate::stream::fold::Shown;
+use crate::stream::keyed::{Behaviour, in_order};
+use crate::stream::window::Interval;
+use crate::time::EventTime;
+
+/// A window that is not full.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Filling<S> {
+    start: EventTime,
+    total: Counted<S>,
+}
+
+/// The windows of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(bound = "S: Record")]
+pub(crate) struct Run<S> {
+    /// What the watermark has passed, of the window that is not full.
+    filling: Option<Filling<S>>,
+    /// What each record makes that it has not passed, in order.
+    waiting: Vec<(Stamp, S)>,
+}
+
+/// Makes windows of so many records.
+pub(crate) struct Counts<K, D, A> {
+    pub(crate) size: i64,
+    pub(crate) telling: Telling<A>,
+    pub(crate) types: std::marker::PhantomData<fn(K, D)>,
+}
+
+impl<K: Record, D: 'static, A: Aggregate<D>> Counts<K, D, A> {
+    /// Puts a record into the window that is being filled; answers with it when it is full.
+    fn fill(
+        &self,
+        filling: &mut Option<Filling<A::Sum>>,
+        time: EventTime,
+        sum: A::Sum,
+    ) -> Option<(Interval, Counted<A::Sum>)> {
+        if let Some(Filling { total, .. }) = filling {
+            total.count += 1;
+            total.sum.merge(&sum);
+        } else {
+            *filling = Some(Filling { start: time, total: Counted { count: 1, sum } });
+        }
+        let full = filling.take_if(|filling| filling.total.count >= self.size)?;
+        Some((Interval { start: full.start, end: time.next() }, full.total))
+    }
+
+    fn shown(&self, key: &K, (window, total): (Interval, &Counted<A::Sum>)) -> Option<Shown<K, A::Value>> {
+        Some((window, key.clone(), self.telling.value(window, key, total)?))
+    }
+
+    /// The window that is not full.
+    fn rest(filling: &Filling<A::Sum>) -> (Interval, &Counted<A::Sum>) {
+        (Interval { start: filling.start, end: EventTime::MAX }, &filling.total)
+    }
+}
+
+impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
+    type Key = K;
+    type Part = A::Part;
+    type Row = Run<A::Sum>;
+    type Closed = Shown<K, A::Value>;
+    type Value = A::Value;
+
+    const DIES: bool = false;
+
+    fn dead_at(_row: &Self::Row) -> EventTime {
+        EventTime::MAX
+    }
+
+    fn begin(&self, stamp: Stamp, part: A::Part) -> Self::Row {
+        Run { filling: None, waiting: vec![(stamp, self.telling.aggregate.lift(part))] }
+    }
+
+    fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: A::Part) {
+        in_order(&mut row.waiting, (stamp, self.telling.aggregate.lift(part)));
+    }
+
+    fn due(row: &Self::Row) -> EventTime {
+        row.waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
+    }
+
+    fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
+        let Run { filling, waiting } = row;
+        let passed = waiting.iter().take_while(|((time, _), _)| *time < to).count();
+        let mut counted = 0;
+        for ((time, _), sum) in waiting.drain(..passed) {
+            if let Some((window, total)) = self.fill(filling, time, sum) {
+                counted += total.count;
+                closed.extend(self.shown(key, (window, &total)));
+            }
+        }
+        if let Some(rest) = filling.take_if(|_| to == EventTime::MAX) {
+            counted += rest.total.count;
+            closed.extend(self.shown(key, Self::rest(&rest)));
+        }
+        counted
+    }
+
+    fn prune(_row: &mut Self::Row, _closed: EventTime) {}
+
+    fn is_over(row: &Self::Row) -> bool {
+        row.filling.is_none() && row.waiting.is_empty()
+    }
+
+    fn count(row: &Self::Row) -> i64 {
+        row.filling.as_ref().map_or(0, |filling| filling.total.count) + row.waiting.len() as i64
+    }
+
+    fn show(
+        &self,
+        key: &K,
+        row: &Self::Row,
+        (after, through): (EventTime, EventTime),
+        each: &mut dyn FnMut(Shown<K, A::Value>),
+    ) {
+        let mut show = |window: Interval, total: &Counted<A::Sum>| {
+            if after < window.end && window.end <= through {
+                self.shown(key, (window, total)).into_iter().for_each(&mut *each);
+            }
+        };
+        let mut filling = row.filling.clone();
+        for ((time, _), sum) in &row.waiting {
+            if let Some((window, total)) = self.fill(&mut filling, *time, sum.clone()) {
+                show(window, &total);
+            }
+        }
+        if let Some(rest) = &filling {
+            let (window, total) = Self::rest(rest);
+            show(window, total);
+        }
+    }
+
+    fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime> {
+        // Records by their number in the window that each would be the last of.
+        let filled = row.filling.as_ref().map_or(0, |filling| filling.total.count);
+        let last_of_one = |number: usize| (filled + number as i64 + 1) % self.size == 0;
+        let ends = row.waiting.iter().enumerate().filter(|(number, _)| last_of_one(*number));
+        let next = ends.map(|(_, ((last, _), _))| last.next()).find(|end| *end > time);
+        next.or((time < EventTime::MAX).then_some(EventTime::MAX))
+    }
+
+    fn window_of(closed: &Self::Closed) -> Option<Shown<K, A::Value>> {
+        Some(closed.clone())
+    }
+}
