@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
+use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Result, Transaction, Window};
 
 /// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
@@ -58,7 +59,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
             .key_by(|t| t.account.clone())
             .window(Window::tumbling(Duration::from_millis(SIZE_MS as u64)))
             .allowed_lateness(lateness)
-            .aggregate("in time", |each| each.count());
+            .aggregate("in time", Each::count);
         let late = windows.late();
         if let Some(file) = &late_file {
             late.clone().write("late", file);

@@ -6,6 +6,9 @@
 //! a seed says of all that was not synced: lost, kept, torn, in any order. Then the state goes on, perhaps on more
 //! workers, and what files and captured rows come to is what a run without state comes to.
 //!
+//! There is a life for each kind of windows: tumbling, overlapping, sessions, so many records each; all have state by key
+//! with timers.
+//!
 //! `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one, `TIDEGATE_ACT` which one act of it.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -19,6 +22,7 @@ use tidegate::testing::CrashingDisk;
 use tidegate::testing::disk::{Act, ActKind};
 
 use common::cases::{Data, seeds, within};
+use common::checks::KINDS;
 use common::kept::{End, Kept, files, kind_of, new_disk, on, steady};
 
 /// How many records a life has: few, so that it can be run at each of its acts.
@@ -120,7 +124,7 @@ fn survivors(act: usize) -> Vec<u64> {
 
 /// A life is crashed at each of its acts with `TIDEGATE_STRIDE=1`, which takes some minutes; else at every so many-th.
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(4, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(16, |text| text.parse().unwrap())
 }
 
 /// The acts to crash at: all, or the one that was asked for.
@@ -139,7 +143,7 @@ fn passes(what: &str, check: impl FnOnce() -> Result<(), String> + Send + 'stati
 #[test]
 fn a_crash_at_any_act_changes_no_result() {
     let mut crashed_at = BTreeSet::new();
-    for seed in seeds(1) {
+    for seed in seeds(KINDS.len() as u64) {
         let subject = Subject::new(seed);
         let mut missed = 0;
         for act in acts().filter(|act| acts().len() == 1 || act % stride() == seed as usize % stride()) {
@@ -209,7 +213,7 @@ fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
 /// crashes a third time.
 #[test]
 fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
-    for seed in seeds(1) {
+    for seed in seeds(KINDS.len() as u64) {
         let subject = Subject::new(100 + seed);
         let acts = (1..).find(|act| subject.crash(*act * 32).is_none()).unwrap() * 32;
         for part in 0..5 {

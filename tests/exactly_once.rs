@@ -11,6 +11,8 @@
 mod broker;
 #[path = "common/run.rs"]
 mod run;
+#[path = "common/sql.rs"]
+mod sql;
 #[path = "common/transactions.rs"]
 mod transactions;
 
@@ -24,13 +26,18 @@ use broker::{Broker, committed};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use run::{Ended, run, says, start};
-use serde::Deserialize;
+use serde_json::Value;
+use sql::{Query, database, queries, rows};
 use tempfile::TempDir;
-use transactions::{
-    COLUMNS, DISORDER_MS, Expected, TOTALS, Total, Transaction, expected, json_of, ndjson_of, rows_of, same_rows, wild,
-};
+use transactions::{COLUMNS, Transaction, json_of, ndjson_of, rows_of, same_rows};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+/// The programs that are killed, by turns: tumbling and overlapping windows, sessions, state by key with timers.
+const PROGRAMS: [&str; 4] = [
+    env!("CARGO_BIN_EXE_account_totals"),
+    env!("CARGO_BIN_EXE_spend_by_minute"),
+    env!("CARGO_BIN_EXE_account_sessions"),
+    env!("CARGO_BIN_EXE_silent_accounts"),
+];
 
 /// How many kills of each kind there must be, on files and on a broker.
 const OF_EACH: usize = 5;
@@ -88,13 +95,13 @@ impl Kills {
     }
 
     /// Runs a query that is to be killed; how it ended, if it was not.
-    fn kill(&mut self, arguments: &[String]) -> Option<Ended> {
+    fn kill(&mut self, Case { query, arguments, .. }: &Case) -> Option<Ended> {
         let (kind, highest) = self.left.pop().unwrap();
         let workers = 1 + self.total() % 2;
         let mut line = arguments.to_vec();
         line.extend(["-w".into(), workers.to_string()]);
         let ended = if kind == "outside" {
-            let mut running = start(ACCOUNT_TOTALS, &line);
+            let mut running = start(query.program, &line);
             let moment = Duration::from_millis(self.random.u64(50..900));
             let begun = Instant::now();
             while begun.elapsed() < moment && running.is_alive() {
@@ -109,7 +116,7 @@ impl Kills {
                 // The fewer snapshots are kept, the sooner the journal is cut: a short run comes to it, too.
                 line.extend(["--keep-snapshots".into(), "1".into()]);
             }
-            start(ACCOUNT_TOTALS, &line).end_or_killed()
+            start(query.program, &line).end_or_killed()
         };
         if ended.was_killed() {
             *self.done.entry(kind).or_default() += 1;
@@ -136,41 +143,47 @@ impl Kills {
 /// What a query with state reads and writes.
 struct Case {
     folder: TempDir,
+    query: Query,
     arguments: Vec<String>,
-    expected: Expected,
+    /// What it answers, and what comes too late.
+    expected: [Vec<Vec<String>>; 2],
 }
 
 impl Case {
-    fn new(typed: &str, expected: Expected) -> Case {
+    fn new<'a>(seed: u64, typed: &str, partitions: impl IntoIterator<Item = &'a [Transaction]>) -> Case {
+        let program = PROGRAMS[seed as usize % PROGRAMS.len()];
+        let query = queries().into_iter().find(|query| query.program == program).unwrap();
+        let database = database(partitions);
+        let expected = [query.answer(&database, 0), query.late(&database, 0)];
         let folder = tempfile::tempdir().unwrap();
         let common = "--state {}/state --until-end --epoch 5ms --snapshot-every 15ms --in-flight 1MiB --progress off";
         let words = typed.split_whitespace().chain(common.split_whitespace());
         let arguments = words.map(|word| word.replace("{}", folder.path().to_str().unwrap())).collect();
-        Case { folder, arguments, expected }
+        Case { folder, query, arguments, expected }
     }
 
     /// A file into files of these formats.
     fn files(seed: u64, rows: usize, (out, late): (&str, &str)) -> Case {
-        let rows = wild(seed, rows);
+        let rows = sql::rows(seed, rows);
         let line = format!("--ndjson {{}}/in.ndjson --out {{}}/out.{out} --late {{}}/late.{late}");
-        let case = Case::new(&line, expected([rows.as_slice()], DISORDER_MS));
-        assert!(case.expected.late.len() > 100 && case.expected.totals.len() > 100, "the data is too tame");
+        let case = Case::new(seed, &line, [rows.as_slice()]);
+        let few = case.expected.each_ref().map(Vec::len);
+        assert!(few[0] > 100 && few[1] > 100, "the data is too tame: {few:?} rows");
         fs::write(case.path("in.ndjson"), ndjson_of(&rows)).unwrap();
         case
     }
 
     /// A topic into topics; also the names of those.
-    fn topics(broker: &Broker, seed: u64, rows: usize) -> (Case, [String; 2]) {
+    fn topics(broker: &Broker, seed: u64, count: usize) -> (Case, [String; 2]) {
         let mut partitions = [Vec::new(), Vec::new()];
-        wild(seed, rows).into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % 2].push(row));
+        rows(seed, count).into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % 2].push(row));
         let topic = broker.topic(2);
         for (partition, rows) in partitions.iter().enumerate() {
             broker.send(&topic, partition, rows.iter().map(json_of));
         }
         let (out, late) = (format!("{topic}-totals"), format!("{topic}-late"));
         let line = format!("--brokers {} --topic {topic} --out kafka:{out} --late kafka:{late}", broker.servers);
-        let expected = expected(partitions.iter().map(Vec::as_slice), DISORDER_MS);
-        (Case::new(&line, expected), [out, late])
+        (Case::new(seed, &line, partitions.iter().map(Vec::as_slice)), [out, late])
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -179,7 +192,7 @@ impl Case {
 
     /// Runs it to its end.
     fn finish(&self, more: &[&str]) -> Ended {
-        let ended = run(ACCOUNT_TOTALS, self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
+        let ended = run(self.query.program, self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
         ended.code(0);
         ended
     }
@@ -196,32 +209,24 @@ impl Case {
     #[track_caller]
     fn check_files(&self) {
         let formats = ["csv", "ndjson"].map(|format| [format!("out.{format}"), format!("late.{format}")]);
-        for (name, is_late) in formats.iter().flat_map(|[out, late]| [(out, false), (late, true)]) {
-            let path = self.path(name);
-            let is_csv = name.ends_with("csv");
-            match (path.exists(), is_late) {
-                (false, _) => {}
-                (_, false) if is_csv => same_rows(&rows_of(&path, &TOTALS), &self.expected.rows()),
-                (_, false) => same_rows(&totals_of(&lines(&path)), &self.expected.rows()),
-                (_, true) if is_csv => same_rows(&rows_of(&path, &COLUMNS), &self.late_rows()),
-                (_, true) => same_rows(&late_of(&lines(&path)), &self.late_rows()),
+        for names in formats {
+            for ((name, columns), expected) in names.iter().zip([self.query.columns, &COLUMNS]).zip(&self.expected) {
+                let path = self.path(name);
+                match path.extension().is_some_and(|extension| extension == "csv") {
+                    _ if !path.exists() => {}
+                    true => same_rows(&rows_of(&path, columns), expected),
+                    false => same_rows(&of_json(&lines(&path), columns), expected),
+                }
             }
         }
     }
 
     #[track_caller]
-    fn check_topics(&self, broker: &Broker, [out, late]: &[String; 2]) {
-        same_rows(&totals_of(&committed(&broker.servers, out)), &self.expected.rows());
-        same_rows(&late_of(&committed(&broker.servers, late)), &self.late_rows());
+    fn check_topics(&self, broker: &Broker, topics: &[String; 2]) {
+        for ((topic, columns), expected) in topics.iter().zip([self.query.columns, &COLUMNS]).zip(&self.expected) {
+            same_rows(&of_json(&committed(&broker.servers, topic), columns), expected);
+        }
     }
-
-    fn late_rows(&self) -> Vec<Vec<String>> {
-        self.expected.late.iter().map(columns).collect()
-    }
-}
-
-fn columns(row: &Transaction) -> Vec<String> {
-    COLUMNS.map(|name| row.column(name)).to_vec()
 }
 
 fn lines(path: &Path) -> Vec<String> {
@@ -230,34 +235,16 @@ fn lines(path: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Totals that were written as JSON, as rows of text.
+/// Rows that were written as JSON, as texts. Fails unless they have these fields.
 #[track_caller]
-fn totals_of(texts: &[String]) -> Vec<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Row {
-        window_start: String,
-        window_end: String,
-        account: String,
-        count: i64,
-        sum_cents: i128,
-        min_cents: i64,
-        max_cents: i64,
-    }
-    let fields = |text: &String| {
-        let row: Row = serde_json::from_str(text).unwrap();
-        let Row { account, count, sum_cents, min_cents, max_cents, .. } = row;
-        let total = Total { start_ms: 0, account, count, sum_cents, min_cents, max_cents };
-        let mut fields = total.fields().to_vec();
-        (fields[0], fields[1]) = (row.window_start, row.window_end);
-        fields
+fn of_json(texts: &[String], columns: &[&str]) -> Vec<Vec<String>> {
+    let field = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let row = |text: &String| {
+        let row: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(row.as_object().unwrap().len(), columns.len(), "{text}");
+        columns.iter().map(|name| field(&row[name])).collect()
     };
-    texts.iter().map(fields).collect()
-}
-
-/// Transactions that were written as JSON, as rows of text.
-#[track_caller]
-fn late_of(texts: &[String]) -> Vec<Vec<String>> {
-    texts.iter().map(|text| columns(&serde_json::from_str::<Transaction>(text).unwrap())).collect()
+    texts.iter().map(row).collect()
 }
 
 #[test]
@@ -267,7 +254,7 @@ fn files_have_each_result_once_whenever_the_query_is_killed() {
         let formats = if seed % 2 == 0 { ("csv", "ndjson") } else { ("ndjson", "csv") };
         let case = Case::files(seed, kills.rows(30_000), formats);
         while !kills.left.is_empty() {
-            if let Some(ended) = kills.kill(&case.arguments) {
+            if let Some(ended) = kills.kill(&case) {
                 ended.code(0);
                 break;
             }
@@ -292,7 +279,7 @@ fn topics_have_each_result_once_whenever_the_query_is_killed() {
     for seed in 101..=100 + STATES {
         let (case, topics) = Case::topics(broker, seed, kills.rows(20_000));
         while !kills.left.is_empty() {
-            if let Some(ended) = kills.kill(&case.arguments) {
+            if let Some(ended) = kills.kill(&case) {
                 ended.code(0);
                 break;
             }
@@ -318,12 +305,12 @@ fn has_snapshot(case: &Case) -> bool {
 
 /// Stops a query, has another one take over to the end, and lets the first one go on.
 fn overtake(case: &Case) {
-    let mut sleeper = start(ACCOUNT_TOTALS, &case.arguments);
+    let mut sleeper = start(case.query.program, &case.arguments);
     sleeper.until("snapshot", |_| has_snapshot(case).then_some(()));
     sleeper.signal(Signal::SIGSTOP);
     let mut refused = case.arguments.clone();
     refused.extend(["-w".into(), "2".into()]);
-    says(run(ACCOUNT_TOTALS, &refused).error(1), &["the state is in use", "it is stopped", "--take-over"]);
+    says(run(case.query.program, &refused).error(1), &["the state is in use", "it is stopped", "--take-over"]);
     case.finish(&["-w", "2", "--take-over"]);
     sleeper.signal(Signal::SIGCONT);
     let ended = sleeper.end();

@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::Record;
@@ -14,25 +15,32 @@ use tidegate::testing::{Captured, Outcome, Run};
 use tidegate::time::Epoch;
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{Views, compare, small_drift, totals};
+use common::checks::{self, Views, compare, small_drift, totals};
 use common::oracle::{self, Windows};
 
-const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
+const TUMBLING: Windows = Windows::Tumbling { size: 20, offset: 0 };
+
+/// The windows of both streams as one, by the data.
+fn windows(data: &(Data, Data)) -> Windows {
+    checks::windows_of(&data.0)
+}
 
 /// Runs two sources: each by itself, and both as one.
 fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
     let views = [Views::default(), Views::default()];
     let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
+    let windows = windows(data);
     let outcome = run.run(move |flow| {
         let (left, right) = (flow.read("one", &sources.0), flow.read("two", &sources.1));
-        let count = left.clone().key_by(|deal| deal.key).window(common::checks::window(WINDOWS));
+        let count = left.clone().key_by(|deal| deal.key).window(checks::window(TUMBLING));
         let count = count.aggregate("counts of one", |each| (each.last(|deal| deal.id), each.first(|deal| deal.id)));
         let rows = count.on_close().map(|row| {
             let (id, first) = row.value;
             Deal { id, key: row.key, at_ms: row.window.end.millis(), amount: i64::from(first) }
         });
-        rows.write("lasts of one", &one.late);
-        both.of(left.concat(right), WINDOWS);
+        let distinct = left.clone().key_by(|deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
+        rows.concat(distinct).write("lasts and distinct of one", &one.late);
+        both.of(left.concat(right), windows);
         flow.rejects().write("rejects", &both.rejects);
     });
     Ok((views, outcome.map_err(|error| error.to_string())?))
@@ -94,7 +102,7 @@ fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
     // And it is not equally wrong.
     let history = |index, data: &Data, name| data.history(index, &oracle::steps(&journal, name));
     let both = oracle::concat(&history(0, &data.0, "one"), &history(1, &data.1, "two"));
-    compare(&views[1], &oracle::windowed(&both, WINDOWS, |deal| deal.key, totals))
+    compare(&views[1], &oracle::windowed(&both, windows(data), |deal| deal.key, totals))
 }
 
 fn two(seed: u64, most: usize) -> (Data, Data) {

@@ -14,7 +14,9 @@ use tidegate::job::{Ending, Report, Stop};
 use tidegate::testing::CrashingDisk;
 
 use common::cases::{Data, for_seeds};
+use common::checks;
 use common::kept::{Kept, files, new_disk, on, steady};
+use common::oracle::Windows;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
 /// How many lives are cut short at most.
@@ -83,6 +85,10 @@ fn of_step(report: &Report, name: &str) -> (u64, u64) {
 fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
     for_seeds(12, |seed| {
         let (data, kept, disk) = (steady(seed, 200), Kept::default(), new_disk());
+        if matches!(checks::windows_of(&data), Windows::Sliding { .. }) {
+            // A record counts in several of them: what is kept cannot be told from what is shown.
+            return Ok(());
+        }
         let report = stopped(&kept, &data, on(&disk, 4, seed * 16), 2 + seed as usize % 4)?;
         if report.ending != Ending::Stopped {
             return Ok(());

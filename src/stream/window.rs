@@ -301,12 +301,12 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             (Kind::Session { gap }, _) => {
                 let gap = Span::from(gap);
                 let said = format!("sessions {} ms apart", gap.millis());
-                by_time(keyed, step, said, |telling| Sessions { gap, telling, types: PhantomData })
+                by_time(keyed, step, &said, |telling| Sessions { gap, telling, types: PhantomData })
             }
             (Kind::Count { size }, _) => {
                 let said = format!("windows of {size} records");
                 let size = i64::try_from(size).unwrap_or(i64::MAX);
-                by_time(keyed, step, said, |telling| Counts { size, telling, types: PhantomData })
+                by_time(keyed, step, &said, |telling| Counts { size, telling, types: PhantomData })
             }
             (_, true) => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
             (_, false) => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
@@ -340,7 +340,7 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
 fn by_time<'f, K, D, A, B>(
     keyed: Keyed<'f, K, D>,
     (name, _, lateness, aggregate): (&str, Windows, Span, Rc<A>),
-    said: String,
+    said: &str,
     behaviour: impl FnOnce(Telling<A>) -> B,
 ) -> Made<'f, Shown<K, A::Value>, K, A::Value, D>
 where

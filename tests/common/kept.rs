@@ -18,7 +18,7 @@ use tidegate::time::Epoch;
 use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
 
 use super::cases::{Data, Deal};
-use super::checks::small_drift;
+use super::checks::{self, small_drift};
 
 /// The rows of windows that have closed, as CSV.
 pub const CLOSED: &str = "out/closed.csv";
@@ -44,8 +44,10 @@ pub struct Ever {
     pub greatest: u32,
 }
 
-/// Deals in a few partitions, so many in all, some late and one impossible: enough of everything in little.
+/// Deals in a few partitions, so many in all, some late and one impossible: enough of everything in little. There are up to three
+/// more, by the seed, as their number says what windows there are: see [`checks::windows_of`].
 pub fn steady(seed: u64, records: u32) -> Data {
+    let records = records / 4 * 4 + seed as u32 % 4;
     let mut random = Rng::with_seed(seed);
     let mut partitions = vec![Vec::new(), Vec::new()];
     for id in 0..records {
@@ -111,6 +113,8 @@ pub struct Kept {
     pub live: Captured<Closed>,
     /// Windows of the rows of windows: a cut behind a cut.
     pub chained: Captured<(i64, u8, i64, u32)>,
+    /// What state by key, with timers, lets through.
+    pub distinct: Captured<Deal>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
     /// As often as they come: the closed rows, and the live ones.
@@ -128,17 +132,18 @@ pub struct End {
     pub ever: Sums<Ever>,
     pub live: Sums<Closed>,
     pub chained: Sums<(i64, u8, i64, u32)>,
+    pub distinct: Sums<Deal>,
     pub late: Sums<Deal>,
     pub rejects: Sums<Rejected>,
 }
 
 impl Kept {
     fn query(&self, data: &Data, files: bool) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
-        let (source, own) = (data.source(), self.clone());
+        let (source, own, windows) = (data.source(), self.clone(), checks::windows_of(data));
         move |flow| {
             let deals = flow.read("deals", &source);
-            let tumbling = Window::tumbling(Duration::from_millis(20));
-            let counts = deals.clone().key_by(|deal: &Deal| deal.key).window(tumbling);
+            let counts = deals.clone().key_by(|deal: &Deal| deal.key).window(checks::window(windows));
+            let counts = counts.allowed_lateness(checks::millis(windows.late()));
             let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
             let closed = counts.on_close();
             let chained = closed.clone().key_by(|row| row.key).window(Window::tumbling(Duration::from_millis(60)));
@@ -155,6 +160,9 @@ impl Kept {
             let live = counts.on_change().map(move |open| row(open.window, open.key, open.value));
             live.clone().write("live", &own.live);
             counts.late().write("late", &own.late);
+            let distinct =
+                deals.clone().key_by(|deal: &Deal| deal.key).dedup_within("distinct", Duration::from_millis(15));
+            distinct.write("distinct", &own.distinct);
             let global = deals.key_by(|deal: &Deal| deal.key).window(Window::global());
             let ever = global.aggregate("ever", |each| (each.count(), each.max(|deal| deal.id)));
             let row = |key: u8, (count, greatest): (i64, u32)| Ever { key, count, greatest };
@@ -192,6 +200,7 @@ impl Kept {
             ever: fork(&self.ever),
             live: fork(&self.live),
             chained: fork(&self.chained),
+            distinct: fork(&self.distinct),
             late: fork(&self.late),
             rejects: fork(&self.rejects),
             seen_closed: self.seen_closed.fork(),
@@ -205,6 +214,7 @@ impl Kept {
             ever: sums(self.ever.epochs()),
             live: sums(self.live.epochs()),
             chained: sums(self.chained.epochs()),
+            distinct: sums(self.distinct.epochs()),
             late: sums(self.late.epochs()),
             rejects: sums(self.rejects.epochs()),
         }
@@ -217,6 +227,7 @@ impl Kept {
         same("rows of what stayed open", &captured.ever, &expected.ever)?;
         same("live rows", &captured.live, &expected.live)?;
         same("chained rows", &captured.chained, &expected.chained)?;
+        same("distinct records", &captured.distinct, &expected.distinct)?;
         same("late records", &captured.late, &expected.late)?;
         same("rejects", &captured.rejects, &expected.rejects)?;
         same("closed rows seen", &sums(self.seen_closed.epochs()), &expected.closed)?;

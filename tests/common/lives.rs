@@ -10,18 +10,9 @@ use tidegate::testing::{Captured, CrashingDisk, Run};
 use tidegate::{Flow, Record, Window};
 
 use super::cases::{Data, Deal};
-use super::checks::{Views, small_drift};
-use super::oracle::Windows;
+use super::checks::{self, Views, small_drift};
 use super::tables::Tables;
 
-/// Windows that do not overlap, windows that do and are kept for late records, sessions, so many records each: which of them,
-/// the data say.
-const WINDOWS: [Windows; 4] = [
-    Windows::Tumbling { size: 20, offset: 0 },
-    Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 },
-    Windows::Session { gap: 8, late: 20 },
-    Windows::Count { size: 3, late: 20 },
-];
 /// How many lives crash at most.
 const LIVES: usize = 12;
 
@@ -37,7 +28,7 @@ pub struct Results {
 
 impl Results {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
-        let (source, own, windows) = (data.source(), self.clone(), WINDOWS[data.len() % WINDOWS.len()]);
+        let (source, own, windows) = (data.source(), self.clone(), checks::windows_of(data));
         move |flow| {
             let deals = flow.read("one", &source);
             own.views.of(deals.clone(), windows);
