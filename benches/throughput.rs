@@ -1,4 +1,4 @@
-//! Throughput of tumbling totals, beside baselines measured in the same run.
+//! Throughput of windowed totals, beside baselines measured in the same run.
 //!
 //! Every figure comes from a process of its own, so that CPU time and peak memory are the run's; runs of different
 //! programs alternate, so that a noisy moment hits all of them. All programs of an input must give equal results.
@@ -10,7 +10,14 @@
 //!   written by hand, on one thread, that keeps to the fields it needs.
 //! * `kafka`: a topic of JSON transactions on a real broker. Beside it: a consumer that parses and discards.
 //!
+//! Totals of tumbling windows, of 10 s, are measured on all inputs; on records in memory also (`--query`):
+//!
+//! * `sliding`: of the last minute, every 10 s. Beside it: Tidegate's tumbling windows, which show as many rows, and a program
+//!   written by hand that adds up ten seconds at a time.
+//! * `session`: records of an account that are less than a second apart. Beside it: a program written by hand.
+//!
 //! `cargo bench --bench throughput -- --records 10000000 --workers 1,2`
+//! `cargo bench --bench throughput -- --query sliding,session`
 
 #[path = "broker/mod.rs"]
 mod broker;
@@ -20,6 +27,8 @@ mod data;
 mod measure;
 #[path = "throughput/programs.rs"]
 mod programs;
+#[path = "throughput/windows.rs"]
+mod windows;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -45,11 +54,24 @@ enum Input {
     Kafka,
 }
 
+/// Which windows the totals are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Query {
+    /// Ten seconds.
+    Tumbling,
+    /// The last minute, every ten seconds; in memory.
+    Sliding,
+    /// Records less than a second apart; in memory.
+    Session,
+}
+
 /// What runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Program {
     /// Tidegate.
     Tidegate,
+    /// Tidegate with tumbling windows, beside other ones.
+    Tumbling,
     /// A program written by hand, on one thread.
     ByHand,
     /// Plain differential dataflow: a reduction, kept up to date epoch by epoch.
@@ -60,15 +82,20 @@ enum Program {
     ParseOnly,
 }
 
-/// Measures the throughput of tumbling totals, beside baselines in the same run
+/// Measures the throughput of windowed totals, beside baselines in the same run
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
   cargo bench --bench throughput -- --records 10000000 --workers 1,2
+  cargo bench --bench throughput -- --query sliding,session
   cargo bench --bench throughput -- --inputs memory --runs 9 --json > figures.ndjson")]
 struct Arguments {
-    /// Records of each run
-    #[arg(long, default_value_t = 2_000_000)]
-    records: u64,
+    /// Records of each run, a hundred thousand a second of event time [default: 2000000, 10000000 of sliding windows]
+    #[arg(long)]
+    records: Option<u64>,
+
+    /// Which windows to measure
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "tumbling")]
+    query: Vec<Query>,
 
     /// Numbers of workers to measure
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
@@ -99,7 +126,7 @@ struct Arguments {
     dir: Option<PathBuf>,
 
     /// One run, in this process: for the benchmark itself
-    #[arg(long, hide = true, num_args = 3, value_names = ["INPUT", "PROGRAM", "WORKERS"])]
+    #[arg(long, hide = true, num_args = 4, value_names = ["QUERY", "INPUT", "PROGRAM", "WORKERS"])]
     one: Vec<String>,
 
     /// Where the brokers are: for the benchmark itself
@@ -125,18 +152,27 @@ fn main() -> ExitCode {
 
 /// One run of one program, whose figures go to standard output.
 fn one(arguments: &Arguments) -> Result<(), String> {
-    let [input, program, workers] = &arguments.one[..] else { return Err(String::from("--one takes three values")) };
+    let [query, input, program, workers] = &arguments.one[..] else {
+        return Err(String::from("--one takes four values"));
+    };
+    let query = Query::from_str(query, true)?;
     let input = Input::from_str(input, true)?;
     let program = Program::from_str(program, true)?;
     let workers: usize = workers.parse().map_err(|_| String::from("the number of workers is no number"))?;
     let dir = arguments.dir.clone().ok_or("--one needs --dir")?;
     let brokers = arguments.brokers.clone().unwrap_or_default();
-    let setting = programs::Setting { records: arguments.records, accounts: arguments.accounts, workers, dir, brokers };
+    let records = arguments.records.ok_or("--one needs --records")?;
+    let setting = programs::Setting { records, accounts: arguments.accounts, workers, dir, brokers };
     let figures = match (input, program) {
-        (Input::Memory, Program::ByHand) => programs::memory_by_hand(&setting),
+        (Input::Memory, Program::ByHand) => match query {
+            Query::Tumbling => programs::memory_by_hand(&setting),
+            Query::Sliding => windows::sliding_by_hand(&setting),
+            Query::Session => windows::sessions_by_hand(&setting),
+        },
         (Input::Memory, Program::Differential) => programs::memory_differential(&setting),
         (Input::Memory, Program::Differences) => programs::memory_differences(&setting),
-        (Input::Memory, Program::Tidegate) => programs::memory_tidegate(&setting),
+        (Input::Memory, Program::Tidegate) => programs::memory_tidegate(&setting, windows::of(query)),
+        (Input::Memory, Program::Tumbling) => programs::memory_tidegate(&setting, windows::of(Query::Tumbling)),
         (Input::Csv, Program::ByHand) => programs::csv_by_hand(&setting),
         (Input::Csv, Program::Tidegate) => programs::csv_tidegate(&setting),
         (Input::Ndjson, Program::ByHand) => programs::ndjson_by_hand(&setting),
@@ -149,8 +185,13 @@ fn one(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// What is measured for an input: the baseline first.
-fn programs_of(input: Input, workers: &[usize]) -> Vec<(Program, usize)> {
+/// What is measured for a query on an input: the baseline first.
+fn programs_of(query: Query, input: Input, workers: &[usize]) -> Vec<(Program, usize)> {
+    if query != Query::Tumbling {
+        let tidegate = |program| workers.iter().map(move |&workers| (program, workers));
+        let beside = tidegate(Program::Tumbling).filter(|_| query == Query::Sliding);
+        return beside.chain([(Program::ByHand, 1)]).chain(tidegate(Program::Tidegate)).collect();
+    }
     let mut all = match input {
         Input::Memory => vec![(Program::ByHand, 1)],
         Input::Csv | Input::Ndjson => vec![(Program::ByHand, 1)],
@@ -177,38 +218,48 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
     if !arguments.json {
         println!("{}", measure::machine());
     }
-    for input in inputs {
-        let mut broker = None;
-        let records = if input == Input::Kafka { arguments.kafka_records } else { arguments.records };
-        match input {
-            Input::Memory => {}
-            Input::Csv | Input::Ndjson => data::write_files(&dir, records, arguments.accounts)?,
-            Input::Kafka => match broker::Broker::start(&dir) {
-                Ok(started) => {
-                    data::fill_topic(&started.address, records, arguments.accounts)?;
-                    broker = Some(started);
-                }
-                Err(why) if arguments.inputs.is_empty() => {
-                    eprintln!("SKIPPED: reading from Kafka: {why}");
-                    continue;
-                }
-                Err(why) => return Err(why),
-            },
+    for &query in &arguments.query {
+        for &input in inputs.iter().filter(|input| query == Query::Tumbling || **input == Input::Memory) {
+            measure_one(arguments, &dir, query, input)?;
         }
-        let brokers = broker.as_ref().map_or("", |broker| broker.address.as_str());
-        let programs = programs_of(input, &arguments.workers);
-        let mut measured: Vec<Measured> = programs.iter().map(|_| Measured::default()).collect();
-        for run in 0..arguments.runs {
-            for ((program, workers), measured) in programs.iter().zip(&mut measured) {
-                eprint!("\r{input:?}: run {} of {}: {program:?} {workers}   ", run + 1, arguments.runs);
-                measured.add(child(&dir, arguments, records, brokers, (input, *program, *workers))?);
-            }
-        }
-        eprintln!();
-        check_equal(input, &programs, &measured)?;
-        let names: Vec<_> = programs.iter().map(|(program, workers)| (format!("{program:?}"), *workers)).collect();
-        measure::show(&format!("{input:?}"), records, &names, &measured, arguments.json);
     }
+    Ok(())
+}
+
+/// Measures a query on an input.
+fn measure_one(arguments: &Arguments, dir: &Path, query: Query, input: Input) -> Result<(), String> {
+    let mut broker = None;
+    let records = arguments.records.unwrap_or(if query == Query::Sliding { 10_000_000 } else { 2_000_000 });
+    let records = if input == Input::Kafka { arguments.kafka_records } else { records };
+    match input {
+        Input::Memory => {}
+        Input::Csv | Input::Ndjson => data::write_files(dir, records, arguments.accounts)?,
+        Input::Kafka => match broker::Broker::start(dir) {
+            Ok(started) => {
+                data::fill_topic(&started.address, records, arguments.accounts)?;
+                broker = Some(started);
+            }
+            Err(why) if arguments.inputs.is_empty() => {
+                eprintln!("SKIPPED: reading from Kafka: {why}");
+                return Ok(());
+            }
+            Err(why) => return Err(why),
+        },
+    }
+    let brokers = broker.as_ref().map_or("", |broker| broker.address.as_str());
+    let programs = programs_of(query, input, &arguments.workers);
+    let mut measured: Vec<Measured> = programs.iter().map(|_| Measured::default()).collect();
+    let title = format!("{query:?}, {input:?}");
+    for run in 0..arguments.runs {
+        for ((program, workers), measured) in programs.iter().zip(&mut measured) {
+            eprint!("\r{title}: run {} of {}: {program:?} {workers}   ", run + 1, arguments.runs);
+            measured.add(child(dir, arguments, (records, brokers), (query, input, *program, *workers))?);
+        }
+    }
+    eprintln!();
+    check_equal(&title, &programs, &measured)?;
+    let names: Vec<_> = programs.iter().map(|(program, workers)| (format!("{program:?}"), *workers)).collect();
+    measure::show(&title, records, &names, &measured, arguments.json);
     Ok(())
 }
 
@@ -216,16 +267,16 @@ fn measure_all(arguments: &Arguments) -> Result<(), String> {
 fn child(
     dir: &Path,
     arguments: &Arguments,
-    records: u64,
-    brokers: &str,
-    (input, program, workers): (Input, Program, usize),
+    (records, brokers): (u64, &str),
+    (query, input, program, workers): (Query, Input, Program, usize),
 ) -> Result<Figures, String> {
     let name = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
         value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
     let executable = std::env::current_exe().map_err(|why| format!("cannot find this program: {why}"))?;
     let output = Command::new(executable)
-        .args(["--one", &name(&|| input.to_possible_value()), &name(&|| program.to_possible_value())])
+        .args(["--one", &name(&|| query.to_possible_value()), &name(&|| input.to_possible_value())])
+        .arg(name(&|| program.to_possible_value()))
         .arg(workers.to_string())
         .args(["--records", &records.to_string(), "--accounts", &arguments.accounts.to_string()])
         .args(["--brokers", brokers])
@@ -241,16 +292,15 @@ fn child(
     Figures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
 }
 
-/// All programs of an input have seen the same records and made the same rows.
-fn check_equal(input: Input, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
-    let mut all = programs.iter().zip(measured).filter(|((program, _), _)| *program != Program::ParseOnly);
+/// All programs have seen the same records and made the same rows, but for those of other windows.
+fn check_equal(title: &str, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
+    let others = [Program::ParseOnly, Program::Tumbling];
+    let mut all = programs.iter().zip(measured).filter(|((program, _), _)| !others.contains(program));
     let Some((_, first)) = all.next() else { return Ok(()) };
     for ((program, workers), other) in all {
         if other.checks() != first.checks() {
             let (one, two) = (first.checks(), other.checks());
-            return Err(format!(
-                "{input:?}: {program:?} on {workers} workers gives {two:?}, the first program {one:?}"
-            ));
+            return Err(format!("{title}: {program:?} on {workers} workers gives {two:?}, the first program {one:?}"));
         }
     }
     Ok(())

@@ -253,7 +253,12 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     append(&mut more, &closing(end, 3));
     // The new one first: what it has is on time only while the others hold its windows open.
     send(broker, &topic, 2, more[2].iter().map(json_of));
-    std::thread::sleep(Duration::from_secs(2));
+    let there = partitions.iter().chain([&more[2]]).map(Vec::len).sum::<usize>();
+    running.until("progress with the records of the new partition", |running| {
+        let said = running.stderr();
+        let read = |line: &str| line.split_once(" s: ")?.1.split_once(" records")?.0.parse::<usize>().ok();
+        said.lines().filter_map(read).any(|read| read >= there).then_some(())
+    });
     send_rows(broker, &topic, &more[..2]);
     partitions.push(Vec::new());
     append(&mut partitions, &more);

@@ -318,10 +318,13 @@ fn a_topic_that_was_made_anew_is_refused_even_if_it_has_more_records() {
     let (fewer, narrower) = (broker(2), broker(1));
     send(&fewer, 1, 100);
     send(&narrower, 1, 600);
-    for (broker, why) in [(&fewer, "are not there"), (&narrower, "partition that the state names is not there")] {
+    // Of a topic with fewer partitions, those that are there have other records, too: which is told is what is found first.
+    let gone = ["a partition that the state names is not there", "a record is not the one that the state has counted"];
+    for (broker, whys) in [(&fewer, &["are not there"][..]), (&narrower, &gone)] {
         let [resumed, repeated] = refusals(&ticks(broker), &history).map(Result::unwrap_err);
-        let told = grown(&ticks(broker), &history).unwrap_err().to_string();
-        assert!(resumed.contains(why) && repeated.contains(why) && told.contains(why), "{resumed} {repeated} {told}");
+        for told in [resumed, repeated, grown(&ticks(broker), &history).unwrap_err().to_string()] {
+            assert!(whys.iter().any(|why| told.contains(why)), "{told}");
+        }
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Setting {
 
 /// Count, sum, least and greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Totals {
+pub(crate) struct Totals {
     count: i64,
     sum: i64,
     least: i64,
@@ -47,12 +47,12 @@ struct Totals {
 
 impl Totals {
     #[inline]
-    fn of(amount: i64) -> Self {
+    pub(crate) fn of(amount: i64) -> Self {
         Totals { count: 1, sum: amount, least: amount, greatest: amount }
     }
 
     #[inline]
-    fn add(&mut self, amount: i64) {
+    pub(crate) fn add(&mut self, amount: i64) {
         self.count += 1;
         self.sum += amount;
         self.least = self.least.min(amount);
@@ -112,7 +112,7 @@ pub(crate) fn memory_by_hand(setting: &Setting) -> Result<Figures, String> {
     })
 }
 
-fn check_of(end: i64, key: u64, row: &Totals) -> Check {
+pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> Check {
     Check::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
 }
 
@@ -260,7 +260,7 @@ fn job(setting: &Setting) -> Job {
 }
 
 /// Tidegate's windowed totals of records in memory.
-pub(crate) fn memory_tidegate(setting: &Setting) -> Result<Figures, String> {
+pub(crate) fn memory_tidegate(setting: &Setting, window: Window) -> Result<Figures, String> {
     let partitions = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
     let records = Records::new(partitions, |record: &data::Small| record.1);
     timed(|| {
@@ -270,7 +270,7 @@ pub(crate) fn memory_tidegate(setting: &Setting) -> Result<Figures, String> {
             let checks = checks.clone();
             flow.read("records", &records)
                 .key_by(|record| record.0)
-                .window(Window::tumbling(Duration::from_millis(WINDOW as u64)))
+                .window(window)
                 .aggregate("totals", |each| (each.count(), each.sum(|r| r.2), each.min(|r| r.2), each.max(|r| r.2)))
                 .on_close()
                 .inspect(move |row| {
