@@ -8,6 +8,8 @@
 //!   and a step has a few segments a level.
 //! * A row is **dead** when its window can no longer change nor be shown. Dead rows, and rows that add up to nothing,
 //!   are left out of what a merge writes; a segment all of whose rows are dead need not be merged, nor read.
+//! * A row that says that its key is **over** is left out of a merge of a step's oldest segments: nothing older is left that it
+//!   would have to win against.
 //!
 //! Invariants: compaction changes no answer; inputs stay as they are, as kept manifests may name them; memory is
 //! bounded by a block of each input.
@@ -35,7 +37,16 @@ pub struct Plan {
     /// Have no row that is not dead: the next manifest need not name them.
     pub dead: Vec<SegmentInfo>,
     /// To be merged, each group into one.
-    pub merges: Vec<Vec<SegmentInfo>>,
+    pub merges: Vec<Group>,
+}
+
+/// Segments of a step that are to be merged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The segments.
+    pub inputs: Vec<SegmentInfo>,
+    /// Whether no other segment of the step has older rows: then a row that only says that older ones are over need not be kept.
+    pub oldest: bool,
 }
 
 /// Decides what to do with segments, of one step or of several. Rows of windows that end at `dead` or before are dead.
@@ -53,7 +64,12 @@ pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
         // Neighbours in time die at about the same time.
         alike.sort_by_key(|segment| (segment.from, segment.to, &segment.file));
         let groups = alike.chunks(MOST).filter(|group| group.len() >= FEWEST);
-        plan.merges.extend(groups.map(|group| group.iter().copied().cloned().collect()));
+        for group in groups {
+            let to = group.iter().map(|segment| segment.to).max();
+            let mut others = segments.iter().filter(|other| other.step == group[0].step && !group.contains(other));
+            let oldest = others.all(|other| Some(other.from) >= to);
+            plan.merges.push(Group { inputs: group.iter().copied().cloned().collect(), oldest });
+        }
     }
     plan
 }
@@ -440,11 +456,11 @@ mod tests {
                 let plan = choose(&segments, dead);
                 for segment in &segments {
                     let in_dead = plan.dead.contains(segment);
-                    let groups = plan.merges.iter().filter(|group| group.contains(segment)).count();
+                    let groups = plan.merges.iter().filter(|group| group.inputs.contains(segment)).count();
                     assert_eq!(in_dead, segment.greatest <= dead, "seed {seed}");
                     assert!(groups <= usize::from(!in_dead), "seed {seed}");
                 }
-                for group in &plan.merges {
+                for Group { inputs: group, .. } in &plan.merges {
                     let alike = |other: &SegmentInfo| (&other.step, other.level) == (&group[0].step, group[0].level);
                     assert!(group.iter().all(alike) && (FEWEST..=MOST).contains(&group.len()), "seed {seed}");
                 }
@@ -452,8 +468,8 @@ mod tests {
                     break;
                 }
                 segments.retain(|segment| !plan.dead.contains(segment));
-                segments.retain(|segment| !plan.merges.iter().any(|group| group.contains(segment)));
-                for group in &plan.merges {
+                segments.retain(|segment| !plan.merges.iter().any(|group| group.inputs.contains(segment)));
+                for Group { inputs: group, .. } in &plan.merges {
                     number += 1;
                     segments.push(merged(group, number, random.f64(), dead));
                 }
@@ -463,6 +479,60 @@ mod tests {
             let mut left = BTreeMap::<(&str, u8), usize>::new();
             segments.iter().for_each(|segment| *left.entry((&segment.step, segment.level)).or_default() += 1);
             assert!(left.values().all(|count| *count < FEWEST), "seed {seed}");
+        }
+    }
+
+    /// By key: since which epoch a row is, and whether its key is there.
+    type Versions = BTreeMap<u64, (u64, bool)>;
+
+    /// Rows of which the latest counts, some of which say that their key is over; the segments of two workers, merged as they come.
+    #[test]
+    fn rows_that_are_over_go_when_nothing_older_is_left() {
+        for seed in 0..50 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut segments: Vec<(SegmentInfo, Versions)> = Vec::new();
+            let (mut now, mut number, mut dropped) = (BTreeMap::<u64, u64>::new(), 0, 0);
+            for epoch in (2..400).step_by(2) {
+                for worker in 0..2 {
+                    let mut rows = BTreeMap::new();
+                    for _ in 0..random.u64(..20) {
+                        // Keys are of a worker, come up for a while, and are not seen again.
+                        let key = (epoch + random.u64(..40)) * 2 + worker;
+                        let is_there = random.u8(..3) > 0;
+                        let was = if is_there { now.insert(key, epoch) } else { now.remove(&key) };
+                        if is_there || was.is_some() || random.bool() {
+                            rows.insert(key, (epoch, is_there));
+                        }
+                    }
+                    number += 1;
+                    let info = spoken_of("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
+                    segments.push((SegmentInfo { from: Epoch(epoch - 2), to: Epoch(epoch), ..info }, rows));
+                }
+                let infos: Vec<_> = segments.iter().map(|(info, _)| info.clone()).collect();
+                for Group { inputs, oldest } in choose(&infos, EventTime::MIN).merges {
+                    let (going, staying): (Vec<_>, _) =
+                        segments.into_iter().partition(|(info, _)| inputs.contains(info));
+                    segments = staying;
+                    let mut rows = Versions::new();
+                    for (key, row) in going.into_iter().flat_map(|(_, rows)| rows) {
+                        rows.entry(key).and_modify(|known| *known = row.max(*known)).or_insert(row);
+                    }
+                    let all = rows.len();
+                    rows.retain(|_, (_, is_there)| *is_there || !oldest);
+                    dropped += all - rows.len();
+                    number += 1;
+                    let Label { from, to, .. } = Label::of_sum(&inputs, 1, 0, number);
+                    let info = spoken_of("step", number, 100 + 20 * rows.len() as u64, (0, i64::MAX));
+                    segments.push((SegmentInfo { from, to, ..info }, rows));
+                }
+                let mut latest = BTreeMap::new();
+                for (key, row) in segments.iter().flat_map(|(_, rows)| rows) {
+                    latest.entry(*key).and_modify(|known| *known = (*row).max(*known)).or_insert(*row);
+                }
+                let there = latest.into_iter().filter(|(_, (_, is_there))| *is_there);
+                assert!(there.map(|(key, (epoch, _))| (key, epoch)).eq(now.clone()), "seed {seed}, epoch {epoch}");
+            }
+            assert!(dropped > 50, "seed {seed}: only {dropped} are dropped");
         }
     }
 
@@ -484,7 +554,7 @@ mod tests {
                     break;
                 }
                 segments.retain(|segment| !plan.dead.contains(segment));
-                for group in &plan.merges {
+                for Group { inputs: group, .. } in &plan.merges {
                     number += 1;
                     segments.retain(|segment| !group.contains(segment));
                     let sum = merged(group, number, 1.0, dead);

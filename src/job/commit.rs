@@ -231,11 +231,11 @@ impl Snapshots {
             }
             let (own, name, closed) = (Arc::clone(self), step.name.clone(), step.closed);
             self.merger.ask(move || {
-                let label = own.label(&group);
+                let label = own.label(&group.inputs);
                 match merge(&group, closed, &label) {
                     Ok(output) => {
                         own.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
-                        let inputs = group.into_iter().map(|input| input.file).collect();
+                        let inputs = group.inputs.into_iter().map(|input| input.file).collect();
                         own.kept().merged.push((name, inputs, output));
                     }
                     Err(error) => own.failure.set(error),

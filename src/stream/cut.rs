@@ -28,7 +28,7 @@ use timely::scheduling::{Activator, SyncActivator};
 
 use crate::durable::background::Background;
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::compaction;
+use crate::durable::compaction::{self, Group};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::Bound;
 use crate::durable::manifest::{Manifest, SinkState, StepState};
@@ -55,7 +55,7 @@ pub(crate) enum Part {
 }
 
 /// Merges segments of one cut; knows the rows' types.
-pub(crate) type Merge = Box<dyn Fn(&[SegmentInfo], EventTime, &Label) -> Result<Option<SegmentInfo>> + Send + Sync>;
+pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label) -> Result<Option<SegmentInfo>> + Send + Sync>;
 
 /// What the cuts of a job share with its snapshots.
 #[derive(Default)]
@@ -131,6 +131,8 @@ pub(crate) struct RowKind<T> {
     pub(crate) add: fn(&mut T, &T),
     /// Whether a row says nothing.
     pub(crate) is_zero: fn(&T) -> bool,
+    /// Whether a row says only that older ones of its key are over.
+    pub(crate) is_over: fn(&T) -> bool,
     /// The window's end, which says when the row is dead.
     pub(crate) window: fn(&T) -> EventTime,
 }
@@ -350,11 +352,11 @@ impl<T: Record> Saver<T> {
 /// Tells snapshots how the segments of a cut are merged.
 fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
-    let merge = move |inputs: &[SegmentInfo], closed: EventTime, label: &Label| {
-        let RowKind { order, add, window, is_zero } = kind;
-        let (codec, keep) = (Arc::clone(&codec), |row: &T| !is_zero(row));
+    let merge = move |group: &Group, closed: EventTime, label: &Label| {
+        let RowKind { order, add, window, is_zero, is_over } = kind;
+        let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
         let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed };
-        compaction::merge(&disk, &directory, inputs, label, &merging)
+        compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));
 }

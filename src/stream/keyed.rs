@@ -7,7 +7,7 @@
 //!   keys; it is lazy: a row that has moved on is woken in vain, and put where it belongs now.
 //! * Snapshots keep **versions** of rows: a segment has the rows that have changed since the last seal, as they are then, each
 //!   with the epoch. Of several versions of a row the latest counts, so any segments may be merged, in any order. A row that is
-//!   gone is a version, too, unless the watermark tells that its last version is dead.
+//!   gone is a version, too, unless the watermark tells that its last version is dead; a merge of the oldest segments drops it.
 //!
 //! Invariant: records that are on time never touch what a row has done: they happen at the time that it was brought forward to,
 //! or later.
@@ -207,6 +207,7 @@ impl<B: Behaviour> Fold for Rows<B> {
                 }
             },
             is_zero: |_| false,
+            is_over: |saved| saved.1.row.is_none(),
             window: |saved| saved.1.row.as_ref().map_or(EventTime::MAX, B::dead_at),
         }
     }

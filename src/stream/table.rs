@@ -85,6 +85,8 @@ fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
             }
         },
         is_zero: |_| false,
+        // What comes late may be older: a delete has to win against it.
+        is_over: |_| false,
         window: |_| EventTime::MAX,
     }
 }

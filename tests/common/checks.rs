@@ -32,6 +32,9 @@ impl Accumulator for Seen {
 /// Count, sum, min, max, first, last, own accumulator, decimal sum.
 pub type Totals = (i64, i128, i64, i64, u32, u32, Seen, Decimal);
 
+/// How often all open windows are shown, in event time.
+pub const PERIOD: i64 = 25;
+
 /// A value of a deal that is not in the order of its place.
 fn scrambled(deal: &Deal) -> u32 {
     deal.id ^ 0x15
@@ -118,6 +121,7 @@ pub struct Views {
     pub closed: Captured<Row<Totals>>,
     pub live: Captured<Row<Totals>>,
     pub fired: Captured<Row<Totals>>,
+    pub every: Captured<Row<Totals>>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
 }
@@ -147,6 +151,9 @@ impl Views {
         step.on_fire()
             .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
             .write("fired", &self.fired);
+        step.every(millis(PERIOD))
+            .map(|row| (row.window.start.millis(), row.window.end.millis(), row.key, row.value))
+            .write("every", &self.every);
         step.late().write("late", &self.late);
     }
 }
@@ -226,6 +233,7 @@ pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), Stri
     compare_rows("closed rows", &views.closed, &expected.closed)?;
     compare_live("live rows", &views.live, &expected.live)?;
     compare_live("fired rows", &views.fired, &expected.fired)?;
+    compare_rows("rows of every so often", &views.every, &expected.every(PERIOD))?;
     compare_rows("late records", &views.late, &expected.late)
 }
 

@@ -1,5 +1,6 @@
 //! Lives of a state on a disk that crashes: each goes on with what survived the one before, perhaps on other workers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const LIVES: usize = 12;
 #[derive(Clone, Default)]
 pub struct Results {
     pub views: Views,
+    /// What other aggregates show, as text.
+    pub others: Captured<(i64, u8, String)>,
     /// Windows of the results of windows: a cut behind a cut.
     pub chained: Captured<(i64, u8, i64, u32)>,
     /// Tables of the records and of the results, and what is joined with them.
@@ -37,6 +40,20 @@ impl Results {
                 deals.clone().key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(20)));
             let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
             let results = counts.on_close().map(|row| (row.window.end.millis(), row.key, row.value.0, row.value.1));
+            let minutes =
+                deals.clone().key_by(|deal: &Deal| deal.key).window(Window::tumbling(Duration::from_millis(60)));
+            minutes
+                .aggregate("others", |each| {
+                    let amount = |deal: &Deal| deal.amount;
+                    let spread = (each.mean(amount), each.variance(amount), each.quantiles([0.5, 0.9], amount));
+                    let ends = (each.top(3, amount), each.bottom(2, amount), each.arg_max(amount, |deal| deal.id));
+                    let few = |deal: &Deal| deal.amount % 7;
+                    let kinds = (each.count_distinct(few), each.distinct(few), each.approx_count_distinct(few));
+                    (spread, ends, kinds, each.collect(|deal| deal.id))
+                })
+                .on_close()
+                .map(|row| (row.window.end.millis(), row.key, format!("{:?}", row.value)))
+                .write("others", &own.others);
             own.tables.of(deals, results);
             let chained = counts.on_close().key_by(|row| row.key).window(Window::tumbling(Duration::from_millis(60)));
             chained
@@ -60,6 +77,8 @@ impl Results {
         rows(what, "rejects", &self.views.rejects, &expected.views.rejects)?;
         rows(what, "live rows at the end", &self.views.live, &expected.views.live)?;
         rows(what, "fired rows", &self.views.fired, &expected.views.fired)?;
+        rows(what, "rows of other aggregates", &self.others, &expected.others)?;
+        every_is_live(&self.views).map_err(|why| format!("{what}: {why}"))?;
         rows(what, "chained rows", &self.chained, &expected.chained)?;
         rows(what, "tables", &self.tables.last, &expected.tables.last)?;
         rows(what, "tables of results", &self.tables.last_results, &expected.tables.last_results)?;
@@ -68,9 +87,26 @@ impl Results {
     }
 }
 
+/// Whether all rows that are shown every so often are the live ones of that epoch.
+fn every_is_live(views: &Views) -> Result<(), String> {
+    let (live, mut now) = (views.live.epochs(), BTreeMap::<_, isize>::new());
+    let mut epochs = live.into_iter().peekable();
+    for (epoch, shown) in views.every.epochs() {
+        while let Some((_, changes)) = epochs.next_if(|(other, _)| *other <= epoch) {
+            changes.into_iter().for_each(|(row, diff)| *now.entry(row).or_default() += diff);
+        }
+        now.retain(|_, count| *count != 0);
+        let shown: BTreeMap<_, _> = shown.into_iter().collect();
+        if shown != now {
+            return Err(format!("at epoch {epoch} there is shown {shown:?}, and live is {now:?}"));
+        }
+    }
+    Ok(())
+}
+
 fn rows<D: Record>(what: &str, name: &str, got: &Captured<D>, expected: &Captured<D>) -> Result<(), String> {
     let sum = |captured: &Captured<D>| {
-        let mut sums = std::collections::BTreeMap::<D, isize>::new();
+        let mut sums = BTreeMap::<D, isize>::new();
         for (row, diff) in captured.epochs().into_values().flatten() {
             *sums.entry(row).or_default() += diff;
         }

@@ -242,6 +242,23 @@ pub struct Shown<V, D> {
     pub late: BTreeMap<u64, Vec<D>>,
     /// Records that were on time.
     pub counted: usize,
+    /// The stream's watermark at every epoch that took anything.
+    pub watermarks: BTreeMap<u64, i64>,
+}
+
+impl<V: Clone, D> Shown<V, D> {
+    /// The rows of all open windows, at epochs whose watermark has come past a multiple of a period. There is none before the
+    /// first watermark, and none when the stream is over.
+    pub fn every(&self, period: i64) -> BTreeMap<u64, Vec<Row<V>>> {
+        let mut all = BTreeMap::new();
+        for ((_, before), (epoch, now)) in self.watermarks.iter().zip(self.watermarks.iter().skip(1)) {
+            let passes = before.div_euclid(period) < now.div_euclid(period);
+            if *before != NEVER && *now != OVER && passes {
+                all.insert(*epoch, self.live[epoch].clone());
+            }
+        }
+        all
+    }
 }
 
 /// Windows a stream, from scratch at every epoch.
@@ -297,7 +314,7 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
         live.entry(epoch).or_default();
         fired.entry(epoch).or_default();
     }
-    Shown { closed, live, fired, late, counted }
+    Shown { closed, live, fired, late, counted, watermarks: stream.watermarks.clone() }
 }
 
 /// The windows of some records: sessions, which are those of a key that are less than a gap apart, or so many records each.
@@ -371,5 +388,5 @@ fn by_time<D: Clone + Ord, V: Clone + Ord + Debug>(
         live.entry(epoch).or_default();
         fired.entry(epoch).or_default();
     }
-    Shown { closed, live, fired, late, counted: on_time.len() }
+    Shown { closed, live, fired, late, counted: on_time.len(), watermarks: stream.watermarks.clone() }
 }

@@ -155,6 +155,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Fold for Arranged<T, K, D,
             order: |a, b| a.0.cmp(&b.0),
             add: |a, b| a.1.plus_equals(&b.1),
             is_zero: |row| row.1.is_zero(),
+            is_over: |_| false,
             window: |row| row.0.0.last(),
         }
     }
