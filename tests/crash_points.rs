@@ -6,7 +6,7 @@
 //! a seed says of all that was not synced: lost, kept, torn, in any order. Then the state goes on, perhaps on more
 //! workers, and what files and captured rows come to is what a run without state comes to.
 //!
-//! There is a life for each kind of windows: tumbling, overlapping, sessions, so many records each; all have state by key
+//! There is a life for each kind of windows: tumbling, sliding, cumulative, sessions, so many records each; all have state by key
 //! with timers.
 //!
 //! `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one, `TIDEGATE_ACT` which one act of it.
@@ -124,7 +124,7 @@ fn survivors(act: usize) -> Vec<u64> {
 
 /// A life is crashed at each of its acts with `TIDEGATE_STRIDE=1`, which takes some minutes; else at every so many-th.
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(16, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(20, |text| text.parse().unwrap())
 }
 
 /// The acts to crash at: all, or the one that was asked for.

@@ -82,12 +82,14 @@ pub fn any_windows(random: &mut Rng) -> Windows {
     }
 }
 
-/// Windows that do not overlap, windows that do and are kept for late records, sessions, so many records each.
-pub const KINDS: [Windows; 4] = [
+/// Windows that do not overlap, windows that do and are kept for late records, sessions, so many records each, and windows that
+/// begin together.
+pub const KINDS: [Windows; 5] = [
     Windows::Tumbling { size: 20, offset: 0 },
     Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 },
     Windows::Session { gap: 8, late: 20 },
     Windows::Count { size: 3, late: 20 },
+    Windows::Cumulative { size: 60, step: 20, late: 0 },
 ];
 
 /// Which of them a test has, the data say: by how many deals there are.
