@@ -4,17 +4,21 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate::Flow;
+use tidegate::durable::disk::Disk;
+use tidegate::durable::state::StateDir;
+use tidegate::source::memory::Records;
 use tidegate::testing::{Captured, CrashingDisk, Run};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::lives::on;
 use common::oracle::{self, Judged};
 
-const WITHIN: i64 = 15;
+const WITHIN: Duration = Duration::from_millis(15);
 
 /// What the query emits.
 #[derive(Clone, Default)]
@@ -27,13 +31,12 @@ struct Emitted {
 impl Emitted {
     fn query(&self, data: &Data) -> impl Fn(&Flow<'_>) + Send + Sync + 'static {
         let (source, own) = (data.source(), self.clone());
-        let within = Duration::from_millis(WITHIN.unsigned_abs());
         move |flow| {
             let deals = flow.read("deals", &source);
             let by_key = || deals.clone().key_by(|deal: &Deal| deal.key);
-            by_key().dedup_within("distinct", within).write("distinct", &own.distinct);
+            by_key().dedup_within("distinct", WITHIN).write("distinct", &own.distinct);
             by_key()
-                .not_followed("silent", |deal| deal.amount > 0, |deal| deal.amount % 2 == 0, within)
+                .not_followed("silent", |deal| deal.amount > 0, |deal| deal.amount % 2 == 0, WITHIN)
                 .write("silent", &own.silent);
             let counted = by_key().keyed_state::<(), Deal>("late", |_, _| {}, |_| {});
             counted.late().write("late", &own.late);
@@ -63,15 +66,15 @@ fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
 /// What is to be emitted, from the definitions.
 fn expected(data: &Data) -> [Vec<Deal>; 3] {
     let (by_key, late) = ordered(data);
-    let (mut distinct, mut silent) = (Vec::new(), Vec::new());
+    let (mut distinct, mut silent, within) = (Vec::new(), Vec::new(), WITHIN.as_millis() as i64);
     for records in by_key.values() {
         let mut last = None;
         for (at, record) in records.iter().enumerate() {
-            if last.is_none_or(|last| record.time >= last + WITHIN) {
+            if last.is_none_or(|last| record.time >= last + within) {
                 last = Some(record.time);
                 distinct.push(record.data.clone());
             }
-            let mut following = records[at + 1..].iter().take_while(|other| other.time < record.time + WITHIN);
+            let mut following = records[at + 1..].iter().take_while(|other| other.time < record.time + within);
             if record.data.amount > 0 && !following.any(|other| other.data.amount % 2 == 0) {
                 silent.push(record.data.clone());
             }
@@ -105,6 +108,29 @@ fn what_is_emitted_is_a_function_of_the_records() {
         }
         Ok(())
     });
+}
+
+/// A key that is over leaves nothing behind for long: else a state would grow by every key that there ever was.
+#[test]
+fn a_state_does_not_grow_by_keys_that_are_over() {
+    let rows_of_state = |keys: u32| -> u64 {
+        let keys = (0..keys).map(|key| (key, i64::from(key) * 5)).collect();
+        let (source, shown) = (Records::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
+        let (disk, output) = (CrashingDisk::new(), shown.clone());
+        let shared: Arc<dyn Disk> = disk.shared();
+        let run = Run::new().seed(2).in_flight(1).state(&shared, "state").run(move |flow| {
+            let distinct = flow.read("keys", &source).key_by(|key| key.0).dedup_within("distinct", WITHIN);
+            distinct.write("distinct", &output);
+        });
+        run.unwrap();
+        // Its merges are not awaited at the end: what counts is what the last manifests name at most.
+        let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
+        let manifests = state.look(false).unwrap().manifests.into_values().map(Result::unwrap);
+        let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
+        rows.max().unwrap()
+    };
+    let (few, many) = (rows_of_state(400), rows_of_state(4_000));
+    assert!(few > 0 && many < 400, "of 400 keys there are {few} rows, of 4,000 there are {many}");
 }
 
 #[test]
