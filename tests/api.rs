@@ -349,6 +349,10 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
             refused(move |flow| counts(flow, "a", Window::tumbling(Duration::ZERO)).write("out", &nothing())),
         ),
         (
+            "a window of no records (step `a`); make its size at least one record",
+            refused(move |flow| counts(flow, "a", Window::count(0)).write("out", &nothing())),
+        ),
+        (
             "a window's size of 1us is not a whole number of milliseconds (step `a`)",
             refused(move |flow| counts(flow, "a", Window::tumbling(Duration::from_micros(1))).write("out", &nothing())),
         ),

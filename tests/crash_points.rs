@@ -124,7 +124,7 @@ fn survivors(act: usize) -> Vec<u64> {
 
 /// A life is crashed at each of its acts with `TIDEGATE_STRIDE=1`, which takes some minutes; else at every so many-th.
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(20, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(40, |text| text.parse().unwrap())
 }
 
 /// The acts to crash at: all, or the one that was asked for.

@@ -24,7 +24,7 @@ use common::kept::{CLOSED, EVER, End, Kept, all_files, kind_of, new_disk, on, st
 const ENDS: usize = 128;
 const STEP: usize = 64;
 /// All of that takes some minutes, so a run takes one of so many positions.
-const ONE_OF: usize = 8;
+const ONE_OF: usize = 16;
 
 /// A state that was killed in the middle of its second life, with what it had shown.
 #[derive(Clone)]
