@@ -114,6 +114,7 @@ fn the_summary_says_it_in_a_line_each() {
         closed: 2 rows written in 2 of 3 epochs\n\
         live: 4 rows written in 3 of 3 epochs\n\
         fired: 2 rows written in 2 of 3 epochs\n\
+        every: 1 rows written in 1 of 3 epochs\n\
         late: 1 rows written in 1 of 3 epochs\n\
         rejects: 1 rows written in 1 of 3 epochs";
     assert_eq!(outcome.report.summary.to_string(), expected);
