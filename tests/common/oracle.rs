@@ -209,7 +209,11 @@ impl Windows {
                 ends.filter(|end| *end > time).map(|end| (start, end)).collect()
             }
         };
-        found.into_iter().map(|(start, end)| (start as i64, end as i64)).collect()
+        // What would end after all time ends with it: that is one window.
+        let within = |(start, end)| if end < i128::from(OVER) { (start as i64, end as i64) } else { (OVER, OVER) };
+        let mut windows: Vec<_> = found.into_iter().map(within).collect();
+        windows.dedup();
+        windows
     }
 
     fn offset(self) -> i64 {
