@@ -35,7 +35,7 @@ fn a_run_that_crashes_goes_on_to_the_same_results() {
 /// A run that was stopped cleanly has shown all that it bound, and has nothing to repeat.
 #[test]
 fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
-    for_seeds(20, |seed| {
+    for_seeds(10, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 300), CrashingDisk::new());
         let (plain, kept) = (Results::default(), Results::default());
