@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use broker::{Broker, committed};
 use fastrand::Rng;
@@ -101,14 +101,8 @@ impl Kills {
         let mut line = arguments.to_vec();
         line.extend(["-w".into(), workers.to_string()]);
         let ended = if kind == "outside" {
-            let mut running = start(query.program, &line);
             let moment = Duration::from_millis(self.random.u64(50..900));
-            let begun = Instant::now();
-            while begun.elapsed() < moment && running.is_alive() {
-                std::thread::sleep(Duration::from_millis(3));
-            }
-            running.kill();
-            running.end_or_killed()
+            start(query.program, &line).killed_after(moment)
         } else {
             let (when, number) = (["before", "after"][self.random.usize(0..2)], self.random.u8(1..=highest));
             line.extend(["--kill-at".into(), format!("{when}:{kind}:{number}")]);

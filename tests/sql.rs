@@ -15,7 +15,7 @@ mod transactions;
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
 use run::{run, start};
@@ -81,13 +81,8 @@ fn answers_are_the_same_when_the_query_is_killed() {
             tries += 1;
             let mut words = typed(folder.path(), &line);
             words.extend(["-w".into(), (1 + tries % 2).to_string()]);
-            let mut running = start(query.program, &words);
-            let (begun, moment) = (Instant::now(), Duration::from_millis(random.u64(40..500)));
-            while begun.elapsed() < moment && running.is_alive() {
-                std::thread::sleep(Duration::from_millis(3));
-            }
-            running.kill();
-            if !running.end_or_killed().was_killed() {
+            let moment = Duration::from_millis(random.u64(40..500));
+            if !start(query.program, &words).killed_after(moment).was_killed() {
                 break;
             }
             kills += 1;

@@ -11,7 +11,7 @@ use crate::stream::aggregate::{Accumulator, Aggregate};
 use crate::stream::arrange::{Counted, Telling};
 use crate::stream::assign::Stamp;
 use crate::stream::fold::Shown;
-use crate::stream::keyed::{Behaviour, in_order};
+use crate::stream::keyed::{Behaviour, first_passed, in_order, passed};
 use crate::stream::window::Interval;
 use crate::time::EventTime;
 
@@ -89,12 +89,12 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        row.waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
+        first_passed(&row.waiting)
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let Run { filling, waiting } = row;
-        let passed = waiting.iter().take_while(|((time, _), _)| *time < to).count();
+        let passed = passed(waiting, to);
         let mut counted = 0;
         for ((time, _), sum) in waiting.drain(..passed) {
             if let Some((window, total)) = self.fill(filling, time, sum) {

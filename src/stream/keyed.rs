@@ -87,6 +87,16 @@ pub(crate) fn in_order<T: Ord>(records: &mut Vec<T>, record: T) {
     records.insert(records.len() - later, record);
 }
 
+/// When the first of some records that wait, in order, is passed; never if there is none.
+pub(crate) fn first_passed<T>(waiting: &[(Stamp, T)]) -> EventTime {
+    waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
+}
+
+/// How many records that wait, in order, a time has passed.
+pub(crate) fn passed<T>(waiting: &[(Stamp, T)], to: EventTime) -> usize {
+    waiting.iter().take_while(|((time, _), _)| *time < to).count()
+}
+
 /// A row as it was at an epoch; `None` when it was over.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Version<R> {

@@ -24,7 +24,7 @@ use crate::stream::Stream;
 use crate::stream::assign::{ByTime, Stamp};
 use crate::stream::cut;
 use crate::stream::fold::{self, Made, Shown, Start, Wants};
-use crate::stream::keyed::{Behaviour, Rows, in_order};
+use crate::stream::keyed::{Behaviour, Rows, first_passed, in_order, passed};
 use crate::stream::slot::whole_millis;
 use crate::stream::window::Keyed;
 use crate::time::{EventTime, Span};
@@ -127,15 +127,14 @@ where
     }
 
     fn due(row: &Self::Row) -> EventTime {
-        let record = row.waiting.first().map(|((time, _), _)| time.next());
-        let (record, timer) = (record.unwrap_or(EventTime::MAX), row.timers.first().copied());
+        let (record, timer) = (first_passed(&row.waiting), row.timers.first().copied());
         timer.map_or(record, |timer| timer.min(record))
     }
 
     fn advance(&self, key: &K, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64 {
         let Stated { state, timers, waiting } = row;
         let over = to == EventTime::MAX;
-        let passed = waiting.iter().take_while(|((time, _), _)| *time < to).count();
+        let passed = passed(waiting, to);
         let mut records = waiting.drain(..passed).peekable();
         loop {
             let next = records.peek().map(|((time, _), _)| *time);

@@ -175,6 +175,17 @@ impl Running {
         let _ended = self.child.kill();
     }
 
+    /// Kills it after a while, unless it has ended before; how it ended.
+    #[track_caller]
+    pub fn killed_after(mut self, moment: Duration) -> Ended {
+        let begun = Instant::now();
+        while begun.elapsed() < moment && self.is_alive() {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        self.kill();
+        self.end_or_killed()
+    }
+
     /// What it has said on standard error so far.
     pub fn stderr(&self) -> String {
         let said = self.stderr.as_ref().map(|pipe| pipe.read.lock().unwrap().clone()).unwrap_or_default();
