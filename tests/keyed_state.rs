@@ -129,9 +129,9 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
         rows.max().unwrap()
     };
-    // How far merges lag behind is a matter of pace.
-    let (few, many) = (rows_of_state(200), rows_of_state(2_000));
-    assert!(few > 0 && many < 1_200, "of 200 keys there are {few} rows, of 2,000 there are {many}");
+    // How far merges lag behind is a matter of pace; if they dropped nothing, there would be a row for each key at least.
+    let (few, many) = (rows_of_state(400), rows_of_state(4_000));
+    assert!(few > 0 && many < 4_000, "of 400 keys there are {few} rows, of 4,000 there are {many}");
 }
 
 #[test]
