@@ -136,15 +136,17 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
             });
         }
     });
-    let (numbers, mut claimed) = (numbers.into_inner().unwrap(), claimed.into_inner().unwrap());
-    assert_eq!(numbers, (1..=8).collect());
-    claimed.sort_unstable();
-    assert_eq!(claimed.last(), Some(&8));
-    for number in 1..=8 {
-        assert_eq!((state.still_current(number))().is_ok(), number == 8);
+    let (numbers, claimed) = (numbers.into_inner().unwrap(), claimed.into_inner().unwrap());
+    // Who sees a later record after making its own takes the next number: there may be gaps.
+    assert_eq!(numbers.len(), 8);
+    let (first, last) = (*numbers.first().unwrap(), *numbers.last().unwrap());
+    assert_eq!(claimed.iter().max(), Some(&last));
+    for number in numbers {
+        assert_eq!((state.still_current(number))().is_ok(), number == last);
     }
-    let error = (state.still_current(3))().unwrap_err().to_string();
-    assert_eq!(error, "another process goes on with this state (state): its life 8 has begun, and this is life 3");
+    let error = (state.still_current(first))().unwrap_err().to_string();
+    let why = format!("its life {last} has begun, and this is life {first}");
+    assert_eq!(error, format!("another process goes on with this state (state): {why}"));
 }
 
 #[test]
