@@ -12,7 +12,8 @@ use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{self, DemoArgs, demo};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
-use tidegate::cli::start;
+use tidegate::cli::up::{UpArgs, up};
+use tidegate::cli::{end_with_parent, start};
 
 #[path = "../queries/account_totals.rs"]
 #[expect(unreachable_pub, reason = "it is a program of its own too")]
@@ -24,6 +25,7 @@ const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
   tidegate snapshot ls state/                      the snapshots of a query's state
+  tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
 Queries are programs of their own; those that come along:
   account_totals --brokers localhost:9092 --out totals.csv -w 2
@@ -49,10 +51,12 @@ enum Command {
     Consume(ConsumeArgs),
     /// Looks at the snapshots of a state, checks them, makes savepoints of them
     Snapshot(SnapshotArgs),
+    /// Runs all processes of a query here, and starts them again when one dies
+    Up(UpArgs),
 }
 
 fn main() -> ExitCode {
-    demo::end_with_parent();
+    end_with_parent();
     let called = std::env::args_os().next();
     if called.as_deref().and_then(|path| Path::new(path).file_stem()) == Some(OsStr::new(demo::QUERY)) {
         return account_totals::main();
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Some(Command::Produce(args)) => produce(args),
         Some(Command::Consume(args)) => consume(args),
         Some(Command::Snapshot(args)) => snapshot(args),
+        Some(Command::Up(args)) => up(args),
         None => demo(&DemoArgs::default()),
     })
 }

@@ -1,6 +1,7 @@
 //! Counters that every layer may raise, and the account at the end of a run.
 //!
-//! A [`Metrics`] belongs to one job in one process; all of its workers share it. Counters only grow. The account that
+//! A [`Metrics`] belongs to one job in one process; all of its workers share it; those of several processes are added up at
+//! the end. Counters only grow. The account that
 //! [`Summary::check_conservation`] makes compares counters that are raised in *different* places of the code, so that a
 //! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
 //! into a window step, and what the snapshot had that the job went on from, is what its rows counted and what was late.
@@ -10,6 +11,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::time::EventTime;
@@ -261,7 +264,7 @@ impl Metrics {
 }
 
 /// The figures of a source in a [`Summary`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSummary {
     /// The name under which the flow reads it.
     pub name: String,
@@ -278,7 +281,7 @@ pub struct SourceSummary {
 }
 
 /// The figures of a window step in a [`Summary`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepSummary {
     /// The step's name.
     pub name: String,
@@ -295,7 +298,7 @@ pub struct StepSummary {
 }
 
 /// The figures of a table in a [`Summary`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSummary {
     /// The step's name.
     pub name: String,
@@ -310,7 +313,7 @@ pub struct TableSummary {
 }
 
 /// The figures of a sink in a [`Summary`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkSummary {
     /// The name under which the flow writes it.
     pub name: String,
@@ -321,7 +324,7 @@ pub struct SinkSummary {
 }
 
 /// The figures of snapshots in a [`Summary`]: zeros in a job without state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSummary {
     /// Snapshots taken.
     pub taken: u64,
@@ -334,7 +337,7 @@ pub struct SnapshotSummary {
 }
 
 /// What a job has done, at the end or so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Epochs that were begun.
     pub epochs: u64,
@@ -351,6 +354,64 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Adds what another process of the job has done.
+    pub fn add(&mut self, other: Summary) {
+        let Summary { epochs, sources, steps, tables, sinks, snapshots } = other;
+        self.epochs += epochs;
+        for other in sources {
+            let SourceSummary { name, read, bytes, accepted, rejected, watermark } = &other;
+            match self.sources.iter_mut().find(|known| known.name == *name) {
+                None => self.sources.push(other),
+                Some(known) => {
+                    known.read += read;
+                    known.bytes += bytes;
+                    known.accepted += accepted;
+                    known.rejected += rejected;
+                    known.watermark = known.watermark.max(*watermark);
+                }
+            }
+        }
+        for other in steps {
+            let StepSummary { name, taken, loaded, counted, late, closed_rows } = &other;
+            match self.steps.iter_mut().find(|known| known.name == *name) {
+                None => self.steps.push(other),
+                Some(known) => {
+                    known.taken += taken;
+                    known.loaded += loaded;
+                    known.counted += counted;
+                    known.late += late;
+                    known.closed_rows += closed_rows;
+                }
+            }
+        }
+        for other in tables {
+            let TableSummary { name, taken, folded, loaded, changes } = &other;
+            match self.tables.iter_mut().find(|known| known.name == *name) {
+                None => self.tables.push(other),
+                Some(known) => {
+                    known.taken += taken;
+                    known.folded += folded;
+                    known.loaded += loaded;
+                    known.changes += changes;
+                }
+            }
+        }
+        for other in sinks {
+            let SinkSummary { name, rows, epochs } = &other;
+            match self.sinks.iter_mut().find(|known| known.name == *name) {
+                None => self.sinks.push(other),
+                Some(known) => {
+                    known.rows += rows;
+                    known.epochs += epochs;
+                }
+            }
+        }
+        self.snapshots.taken += snapshots.taken;
+        self.snapshots.rows += snapshots.rows;
+        self.snapshots.bytes += snapshots.bytes;
+        self.snapshots.merged += snapshots.merged;
+    }
+
     /// Checks that no record was lost or counted twice: at every source, read = accepted + rejected; at every window
     /// step, in = counted + late; at every table, in = folded.
     ///

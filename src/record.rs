@@ -6,6 +6,8 @@
 //!   depends on the order of its terms.
 //! * [`Decimal`]: exact decimal numbers, of the `rust_decimal` crate.
 
+mod decimal;
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -15,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::time::EventTime;
 use crate::time::watermark::PartitionId;
 
-pub use rust_decimal::Decimal;
+pub use decimal::Decimal;
 
 /// What can flow: any owned value that can be compared, hashed and serialised.
 ///

@@ -68,7 +68,7 @@ fn workers_share_the_partitions() {
     send(&mut publisher(&broker), 0..300);
     let mut all = Vec::new();
     for worker in 0..4 {
-        let at = Place { worker, workers: 4, ..place(bounded()) };
+        let at = Place { worker, workers: 4, threads: 4, ..place(bounded()) };
         let mut driven = Driven::open_at(&ticks(&broker), &at).unwrap();
         driven.until_ended().unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition as usize == worker));

@@ -1,8 +1,8 @@
-//! State belongs to keys, never to workers: a state of any number of workers goes on with any other, and its results
-//! are those of one life on one worker.
+//! State belongs to keys, never to workers: a state of any number of workers, in any number of processes, goes on with any
+//! other, and its results are those of one life on one worker.
 //!
-//! Lives on 1, 2 and 4 workers follow each other at random, each ended by a stop or by a kill; what an epoch had shown it
-//! shows again when it is repeated, on however many workers.
+//! Lives on 1, 2 and 4 workers follow each other at random, in 1, 2 or 4 processes, each ended by a stop or by a kill; what
+//! an epoch had shown it shows again when it is repeated, on however many workers.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod common;
@@ -19,6 +19,8 @@ use common::kept::{Kept, files, new_disk, on, steady};
 use common::oracle::Windows;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
+/// Processes, and workers in each.
+const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2, 2)];
 /// How many lives are cut short at most.
 const LIVES: usize = 12;
 
@@ -39,22 +41,23 @@ fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize)
 }
 
 #[test]
-fn lives_on_any_numbers_of_workers_come_to_the_results_of_one() {
+fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
     for_seeds(25, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = if seed % 2 == 0 { Data::random(&mut random, 150) } else { steady(seed, 150) };
         let (expected, kept, mut disk) = (Kept::plain(&data)?, Kept::default(), new_disk());
         for life in 0.. {
-            let (workers, pace) = (*random.choice(&WORKERS).unwrap(), random.u64(..));
+            let ((processes, workers), pace) = (*random.choice(&SHAPES).unwrap(), random.u64(..));
+            let on = |disk| on(disk, workers, pace).processes(processes);
             let ending = match random.u8(0..3) {
-                _ if life >= LIVES => kept.run(&data, on(&disk, workers, pace))?.ending,
+                _ if life >= LIVES => kept.run(&data, on(&disk))?.ending,
                 0 => {
                     let epochs = kept.closed.epochs().len() + random.usize(0..4);
-                    stopped(&kept, &data, on(&disk, workers, pace), epochs)?.ending
+                    stopped(&kept, &data, on(&disk), epochs)?.ending
                 }
                 _ => {
                     disk.crash_at(random.usize(20..300));
-                    match kept.run(&data, on(&disk, workers, pace)) {
+                    match kept.run(&data, on(&disk)) {
                         _ if disk.has_crashed() => Ending::Stopped,
                         ended => ended?.ending,
                     }

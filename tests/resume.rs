@@ -88,7 +88,7 @@ impl Life<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
         let Life { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let at = |worker| Place { worker, workers: count, ..place(options.clone()) };
+        let at = |worker| Place { worker, workers: count, threads: count, ..place(options.clone()) };
         let mut workers: Vec<Driven<D>> =
             (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
@@ -339,7 +339,7 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
     let told = grown(&topic, &history).unwrap().unwrap();
     assert!(told.starts_with("partition ") && told.contains("has records from offset "), "{told}");
     for worker in 0..4 {
-        let at = Place { worker, workers: 4, ..place(bounded()) };
+        let at = Place { worker, workers: 4, threads: 4, ..place(bounded()) };
         let mut driven = Driven::open_at(&topic, &at).unwrap();
         driven.resume(*history.keys().last().unwrap(), &places(&history)).unwrap();
         assert!(driven.reader.exhausted(&driven.intake));

@@ -91,7 +91,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
     let topic = topic.configs(pairs(&args.kafka_config));
     let options = Options { until_end: args.until_end, max_ahead: Duration::MAX, ..Options::default() };
-    let place = Place { worker: 0, workers: 1, job: format!("consume-{}", args.topic), options };
+    let place = Place { worker: 0, workers: 1, threads: 1, job: format!("consume-{}", args.topic), options };
     let reader = topic.open(&place)?;
     let intake = Intake::new("consume", 0, &topic, &place.options, Rc::<StreamView>::default(), Arc::default());
     let mut copy = Copy::start(args, reader, intake)?;

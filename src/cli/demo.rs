@@ -26,7 +26,6 @@ use clap::Args;
 use indicatif::HumanCount;
 
 use self::child::Program;
-pub use self::child::end_with_parent;
 use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
 use self::view::View;
 use super::say;

@@ -7,12 +7,15 @@ pub mod consume;
 pub mod demo;
 mod kill_at;
 pub mod produce;
+mod parent;
 mod progress;
 mod query;
 pub mod snapshot;
 mod stop;
+pub mod up;
 
 pub use kill_at::KillAt;
+pub use parent::end_with_parent;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
 /// A property of the Kafka client, typed as `KEY=VALUE`.

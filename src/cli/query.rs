@@ -17,12 +17,13 @@ use clap::{Args, Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::kill_at::KillAt;
+use super::parent::end_with_parent;
 use super::stop::Stop;
 use super::{Property, duration, pairs};
 use crate::durable::disk::OsDisk;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
-use crate::job::{Ending, Job};
+use crate::job::{Cluster, Ending, Job};
 use crate::metrics::{Metrics, Summary};
 use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
@@ -121,11 +122,11 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration, help_heading = "Running")]
     pub epoch: Duration,
 
-    /// How much may be read and not yet shown
+    /// How much each process may have read and not yet shown
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
     pub in_flight: u64,
 
-    /// How many worker threads share the work
+    /// How many worker threads share the work in each process
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
     pub workers: usize,
 
@@ -166,9 +167,18 @@ pub struct QueryArgs {
     #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
     pub kill_at: Option<KillAt>,
 
-    /// More than one process (not in this version: it is refused)
-    #[arg(short = 'n', long, value_name = "N", hide = true)]
-    pub processes: Option<usize>,
+    /// How many processes share the work; each is started with the same flags, but for -p
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
+    pub processes: usize,
+
+    /// Which of the processes this is, from 0
+    #[arg(short = 'p', long, value_name = "I", default_value_t = 0, help_heading = "Running")]
+    pub process: usize,
+
+    /// Where the processes are: a file with HOST:PORT a line, the first for process 0; without it they are on this machine,
+    /// at ports from 2101 on
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    pub hostfile: Option<PathBuf>,
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
@@ -180,6 +190,13 @@ fn kept(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=10_000) => Ok(count),
         _ => Err(String::from("it has to be a number of snapshots from 1 to 10000")),
+    }
+}
+
+fn processes(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(processes @ 1..=256) => Ok(processes),
+        _ => Err(String::from("it has to be a number of processes from 1 to 256")),
     }
 }
 
@@ -210,6 +227,7 @@ pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
+    end_with_parent();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
@@ -224,13 +242,22 @@ pub fn start_with<A: Parser>(
 }
 
 impl QueryArgs {
-    /// What the flags refuse together, or not in this version.
+    /// What the flags refuse together.
     fn check(&self) -> Result<()> {
-        if self.processes.is_some_and(|processes| processes != 1) {
-            let error = Error::usage("-n: more than one process is not in this version");
-            return Err(error.help("use worker threads: -w N"));
+        if self.process >= self.processes {
+            let error = Error::usage(format!("-p {}: there are {} processes", self.process, self.processes));
+            return Err(error.help("give -n N, and -p from 0 to N - 1"));
         }
         Ok(())
+    }
+
+    /// The processes that the flags name, if there are several.
+    fn cluster(&self) -> Result<Option<Cluster>> {
+        match (&self.hostfile, self.processes) {
+            (_, 1) => Ok(None),
+            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file).map(Some),
+            (None, processes) => Cluster::on_this_machine(self.process, processes).map(Some),
+        }
     }
 
     /// The source that the flags name, of records whose event time `time_of` gives in milliseconds since 1970.
@@ -349,8 +376,12 @@ impl QueryArgs {
             fail_on_reject: self.fail_on_reject,
         };
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
-        let job = self.with_state(job);
-        if self.state.is_none() && self.progress != Show::Off {
+        let job = match self.cluster()? {
+            Some(cluster) => job.cluster(cluster),
+            None => job,
+        };
+        let (job, is_first) = (self.with_state(job), self.process == 0);
+        if is_first && self.state.is_none() && self.progress != Show::Off {
             eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
         }
         let (stopper, metrics) = (job.stopper(), job.metrics());
@@ -381,11 +412,10 @@ impl QueryArgs {
             eprintln!("{name}: the progress display failed; the results are not affected");
         }
         let report = report?;
-        if report.ending == Ending::WasComplete {
+        if report.ending == Ending::WasComplete && is_first {
             eprintln!("{name}: this state has come to its end before, and there is nothing new: nothing was done");
-            return Ok(0);
-        }
-        if self.progress != Show::Off {
+        } else if is_first && self.progress != Show::Off {
+            // Of several processes the first has the figures of all.
             eprintln!("{}", report.summary);
         }
         Ok(match report.ending {

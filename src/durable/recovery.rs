@@ -523,7 +523,7 @@ fn check_query(found: &Found<'_>, claim: &Claim, base: Option<&Manifest>, replay
 }
 
 /// What is different, in words.
-fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
+pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     let mut changes = Vec::new();
     if then.build != now.build {
         changes.push(format!("the program is another build ({}, was {})", now.build, then.build));

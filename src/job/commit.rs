@@ -33,8 +33,9 @@ use crate::stream::Failure;
 use crate::stream::cut::{Merges, Part};
 use crate::time::{Epoch, EventTime};
 
-/// Gathers the parts of each snapshot on worker 0, and hands them over when they are all there.
-pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Arc<Snapshots>) {
+/// Gathers the parts of each snapshot on worker 0, and hands them over when they are all there; worker 0 is in the
+/// process that has the snapshots.
+pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Snapshots>>) {
     let mut gathered = BTreeMap::<u64, Vec<Part>>::new();
     parts.sink(Exchange::new(|_part: &Part| 0), "Commit", move |(input, frontier)| {
         input.for_each(|capability, parts| {
@@ -43,7 +44,9 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Arc<Snapshots
         });
         while let Some(entry) = gathered.first_entry().filter(|entry| !frontier.less_equal(entry.key())) {
             let (epoch, parts) = entry.remove_entry();
-            snapshots.make(Epoch(epoch), parts);
+            if let Some(snapshots) = &snapshots {
+                snapshots.make(Epoch(epoch), parts);
+            }
         }
     });
 }
@@ -68,6 +71,8 @@ pub(crate) struct Snapshots {
     failure: Arc<Failure>,
     /// The epoch of the last manifest that was written; 0 before the first of this life.
     committed: AtomicU64,
+    /// One more than the epoch through which journals are not needed any more; 0 before there is one.
+    cut: AtomicU64,
     /// The epoch of the snapshot after which nothing comes, as all is over; `u64::MAX` before that is known.
     last: AtomicU64,
     /// When the epoch of the snapshot that is on its way ended.
@@ -108,6 +113,7 @@ impl Snapshots {
             merges,
             failure,
             committed: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
             ended_at: Mutex::new(Instant::now()),
             kept: Mutex::new(kept),
@@ -120,6 +126,11 @@ impl Snapshots {
     /// The epoch of the last manifest of this life that was written.
     pub(crate) fn committed(&self) -> Epoch {
         Epoch(self.committed.load(Ordering::Acquire))
+    }
+
+    /// The epoch through which journals are not needed any more, if any.
+    pub(crate) fn cut(&self) -> Option<Epoch> {
+        self.cut.load(Ordering::Acquire).checked_sub(1).map(Epoch)
     }
 
     /// Says that the epoch of the snapshot that was announced has ended: from now on it takes time.
@@ -169,6 +180,7 @@ impl Snapshots {
         // What nothing names any more goes, and the journal that no snapshot needs.
         if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &[])?.oldest {
             self.journal.cut(oldest);
+            self.cut.store(oldest.0 + 1, Ordering::Release);
         }
         self.merge(&manifest);
         Ok(())

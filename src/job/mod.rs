@@ -5,7 +5,12 @@
 //!
 //! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not fail
 //! the account is checked: no record lost, none counted twice.
+//!
+//! A job of several **processes** ([`Cluster`]) is one dataflow over all of their workers. They come together first; process
+//! 0 begins the life of the state and tells the others which it is; sinks are in process 0, which has asked them what they
+//! have shown; at the end it has the figures of all. What one process fails with, all end with.
 
+mod cluster;
 mod commit;
 pub(crate) mod state;
 pub(crate) mod worker;
@@ -19,11 +24,12 @@ use std::time::Duration;
 
 use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
-use crate::durable::manifest::Manifest;
+use crate::durable::manifest::{Manifest, QueryPrint};
 use crate::durable::recovery::{Found, SinkFound};
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
+use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
 use crate::job::state::{Beginning, Begun, Keeping};
 use crate::job::worker::Dry;
 use crate::metrics::{Metrics, Summary};
@@ -32,6 +38,7 @@ use crate::source;
 use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
 use crate::time::Epoch;
 
+pub use cluster::Cluster;
 pub(crate) use worker::Pace;
 
 /// Asks a running job to stop: from a signal handler's thread, or from anywhere else.
@@ -92,6 +99,7 @@ pub struct Report {
 pub struct Job {
     name: String,
     workers: usize,
+    cluster: Option<Cluster>,
     epoch: Duration,
     in_flight: u64,
     options: source::Options,
@@ -117,6 +125,7 @@ impl Job {
         Job {
             name: name.to_owned(),
             workers: 1,
+            cluster: None,
             epoch: Duration::from_millis(100),
             in_flight: 64 << 20,
             options: source::Options::default(),
@@ -131,10 +140,18 @@ impl Job {
         }
     }
 
-    /// How many worker threads share the work, at least one.
+    /// How many worker threads share the work in each process, at least one.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Which processes share the work, and which of them this is. All run the same query with equal options; with state, in
+    /// one directory that all of them share.
+    #[must_use]
+    pub fn cluster(mut self, cluster: Cluster) -> Self {
+        self.cluster = Some(cluster);
         self
     }
 
@@ -145,7 +162,7 @@ impl Job {
         self
     }
 
-    /// How many bytes of records may be read and not yet shown; reading waits while there are more.
+    /// How many bytes of records each process may have read and not yet shown; reading waits while there are more.
     #[must_use]
     pub fn in_flight(mut self, bytes: u64) -> Self {
         self.in_flight = bytes;
@@ -300,7 +317,13 @@ impl Job {
     }
 
     fn place(&self, worker: usize) -> source::Place {
-        source::Place { worker, workers: self.workers, job: self.name.clone(), options: self.options.clone() }
+        let (job, options) = (self.name.clone(), self.options.clone());
+        source::Place { worker, workers: self.all_workers(), threads: self.workers, job, options }
+    }
+
+    /// The workers of all processes.
+    fn all_workers(&self) -> usize {
+        self.workers * self.cluster.as_ref().map_or(1, Cluster::processes)
     }
 
     /// What the shards of the job's sinks have in common.
@@ -312,11 +335,25 @@ impl Job {
         }
     }
 
-    /// Begins a life of the job's state.
-    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+    /// What the query is, for states and for other processes; nothing if there are neither.
+    fn print(&self, query: &Query) -> Result<Option<QueryPrint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
-        let Some(keeping) = &self.keeping else { return Ok(None) };
+        if self.keeping.is_none() && self.cluster.is_none() {
+            return Ok(None);
+        }
+        state::print(&steps, &self.flags()).map(Some)
+    }
+
+    /// Begins a life of the job's state.
+    fn begin(
+        &self,
+        query: &Query,
+        print: Option<&QueryPrint>,
+        opened: &Arc<OpenedSinks>,
+        failure: &Arc<Failure>,
+    ) -> Result<Option<Beginning>> {
+        let Some((keeping, print)) = self.keeping.as_ref().zip(print) else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
         let savepoint = state::savepoint(keeping, &dir)?;
         let mut incarnation = dir.begin()?;
@@ -325,22 +362,21 @@ impl Job {
         self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
         let sinks: Vec<_> = sinks.collect();
-        let query = state::print(&steps, &self.flags(keeping))?;
         let accept_changed_query = keeping.accept_changed_query;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);
             let next = incarnation + 1;
-            let found = Found { incarnation: next, survey, sinks: &sinks, query: &query, accept_changed_query };
+            let found = Found { incarnation: next, survey, sinks: &sinks, query: print, accept_changed_query };
             state::restore(&savepoint, &dir, incarnation, &found)?;
             incarnation = dir.begin()?;
         }
-        let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: &query, accept_changed_query };
-        state::begin(keeping, &self.name, &dir, &found, self.workers, (failure, &self.metrics)).map(Some)
+        let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: print, accept_changed_query };
+        state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
     /// What affects output apart from the query.
-    fn flags(&self, keeping: &Keeping) -> BTreeMap<String, String> {
-        let mut flags = keeping.flags.clone();
+    fn flags(&self) -> BTreeMap<String, String> {
+        let mut flags = self.keeping.as_ref().map(|keeping| keeping.flags.clone()).unwrap_or_default();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
@@ -355,26 +391,128 @@ impl Job {
     /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
         let query: Query = Arc::new(query);
-        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
-        let begun = match self.begin(&query, &opened, &failure)? {
+        let print = self.print(&query)?;
+        let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
-            Some(Beginning::Begun(begun)) => Some(*begun),
-            Some(Beginning::Ended(last)) => return self.was_complete(query, *last),
+            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop)? {
+                None => return Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+                gathered => gathered,
+            },
         };
-        let (metrics, workers) = (Arc::clone(&self.metrics), self.workers);
+        let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
+        match gathered {
+            None => self.run_first(query, print.as_ref(), None),
+            Some(gathered) if is_first => self.run_first(query, print.as_ref(), Some(gathered)),
+            Some(gathered) => self.run_along(&query, gathered),
+        }
+    }
+
+    fn hello(&self, cluster: &Cluster, print: &QueryPrint) -> Hello {
+        Hello {
+            process: cluster.process(),
+            processes: cluster.processes(),
+            threads: self.workers,
+            job: self.name.clone(),
+            keeps: self.keeping.is_some(),
+            query: print.clone(),
+        }
+    }
+
+    /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
+    fn run_first(self, query: Query, print: Option<&QueryPrint>, gathered: Option<Gathered>) -> Result<Report> {
+        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
+        let Some(mut gathered) = gathered else {
+            return match self.begin(&query, print, &opened, &failure)? {
+                None => self.run_life(&query, None, opened, failure, None),
+                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
+                Some(Beginning::Ended(last)) => self.was_complete(query, *last),
+            };
+        };
+        let begun = match self.begin(&query, print, &opened, &failure) {
+            Err(error) => return Err(gathered.refuse(error)),
+            Ok(Some(Beginning::Ended(last))) => {
+                let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
+                return gathered.ended().map(|()| report);
+            }
+            Ok(Some(Beginning::Begun(begun))) => Some(*begun),
+            Ok(None) => None,
+        };
+        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation))?;
+        self.run_together(&query, (decided, gathered), begun, opened, failure)
+    }
+
+    /// Runs the query in another process than the first.
+    fn run_along(self, query: &Query, mut gathered: Gathered) -> Result<Report> {
+        let decided = gathered.decided(&self.stop)?;
+        let failure = Arc::new(Failure::default());
+        let begun = match (decided, &self.keeping, &self.cluster) {
+            (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
+                let process = cluster.process() as u32;
+                Some(state::join(keeping, life, process, self.all_workers(), &failure)?)
+            }
+            _ => None,
+        };
+        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
+    }
+
+    /// Connects with the other processes, and runs.
+    fn run_together(
+        self,
+        query: &Query,
+        (decided, gathered): (Decided, Gathered),
+        begun: Option<Begun>,
+        opened: Arc<OpenedSinks>,
+        failure: Arc<Failure>,
+    ) -> Result<Report> {
+        let number = match decided {
+            Decided::Run { number, .. } => number,
+            Decided::Ended => return Ok(Report { ending: Ending::WasComplete, summary: Summary::default() }),
+            Decided::Stopped => return Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+        };
+        match gathered.connect(number, Arc::clone(&failure), &self.stop)? {
+            None => Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+            mesh => self.run_life(query, begun, opened, failure, mesh),
+        }
+    }
+
+    /// Runs one life of the job, from its beginning to its end.
+    fn run_life(
+        self,
+        query: &Query,
+        begun: Option<Begun>,
+        opened: Arc<OpenedSinks>,
+        failure: Arc<Failure>,
+        mesh: Option<Mesh>,
+    ) -> Result<Report> {
+        let metrics = Arc::clone(&self.metrics);
         let (shared, dir) = self.shared(begun, opened, Arc::clone(&failure));
         let snapshots = shared.snapshots.clone();
-        let endings = run_workers(workers, &Arc::new(shared), &query)?;
+        let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
+        let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
+        let endings = run_workers(Arc::new(shared), query, mesh);
         // The last manifest is written when its thread has ended; only then may another process have the state.
         if let Some(snapshots) = snapshots {
             snapshots.finish();
         }
+        let endings = endings?;
+        let mut summary = metrics.summary();
+        if let Some(side) = &side {
+            if !is_first {
+                side.done(summary.clone());
+            } else if let Some(others) = side.all_done() {
+                others.into_iter().for_each(|other| summary.add(other));
+            }
+        }
         drop(dir);
+        if let Some(side) = &side {
+            side.close();
+        }
         if let Some(error) = failure.get() {
             return Err(error.clone());
         }
-        let summary = metrics.summary();
-        summary.check_conservation()?;
+        if is_first {
+            summary.check_conservation()?;
+        }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         Ok(Report { ending, summary })
     }
@@ -414,13 +552,13 @@ impl Job {
         shared.journal = journal;
         shared.news = AtomicBool::new(!replay.is_empty());
         (shared.repeat, shared.goes_on, shared.last) = (replay, true, last);
-        (shared.snapshots, shared.durable, shared.life) = (Some(snapshots), Some(durable), life);
+        (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
         (shared, Some(dir))
     }
 
     /// Answers for a job whose state has ended, if its sources have not grown since.
     fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
-        let durable = Durable::ended(self.workers, last)?;
+        let durable = Durable::ended(self.all_workers(), last)?;
         self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
         Ok(Report { ending: Ending::WasComplete, summary: Summary::default() })
     }
@@ -429,15 +567,27 @@ impl Job {
 /// A query, shared by those who build it.
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
-/// Runs the workers to their ends.
-fn run_workers(workers: usize, shared: &Arc<worker::Shared>, query: &Query) -> Result<Vec<Ending>> {
-    let config = match workers {
-        1 => timely::Config::thread(),
-        workers => timely::Config::process(workers),
+/// Runs the workers of this process to their ends.
+fn run_workers(shared: Arc<worker::Shared>, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
+    let cannot = |why: String| Error::new("cannot start the workers").because(why);
+    let threads = shared.place.threads;
+    let (builders, connections) = match mesh {
+        None => {
+            let config = match threads {
+                1 => timely::CommunicationConfig::Thread,
+                threads => timely::CommunicationConfig::Process(threads),
+            };
+            (config.try_build().map_err(cannot)?.0, None)
+        }
+        Some(mesh) => {
+            let (builders, connections) = mesh.builders(threads)?;
+            (builders, Some(connections))
+        }
     };
     let endings = Arc::new(Mutex::new(Vec::new()));
-    let (ended, own, query) = (Arc::clone(&endings), Arc::clone(shared), Arc::clone(query));
-    let guards = timely::execute(config, move |timely_worker| {
+    let (ended, own, query) = (Arc::clone(&endings), Arc::clone(&shared), Arc::clone(query));
+    let config = timely::WorkerConfig::default();
+    let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
         let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
         match std::panic::catch_unwind(run) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
@@ -450,11 +600,13 @@ fn run_workers(workers: usize, shared: &Arc<worker::Shared>, query: &Query) -> R
             }
         }
     });
-    let guards = guards.map_err(|why| Error::new("cannot start the workers").because(why))?;
-    for worker in guards.join() {
+    for worker in guards.map_err(cannot)?.join() {
         if let Err(why) = worker {
             shared.failure.set(Error::new("a worker ended before its time").because(why));
         }
+    }
+    if let Some(connections) = connections {
+        connections.finish(&shared.failure);
     }
     let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(endings)

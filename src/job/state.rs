@@ -4,6 +4,8 @@
 //! life shows anything any more; every sink is opened, which fences whoever wrote to it, and then asked what it has shown;
 //! manifests and journals are read, files and directories synced; it is decided where to go on
 //! ([`crate::durable::recovery`], a pure function); and the life is claimed. A process that was overtaken meanwhile ends.
+//!
+//! Of several processes the first does all this alone; the others read what it has claimed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,7 +67,8 @@ impl Keeping {
 pub(crate) struct Begun {
     pub(crate) dir: Arc<StateDir>,
     pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) snapshots: Arc<Snapshots>,
+    /// In process 0, which makes them.
+    pub(crate) snapshots: Option<Arc<Snapshots>>,
     pub(crate) durable: Durable,
     pub(crate) life: Life,
     /// The journal's epochs after the snapshot.
@@ -179,5 +182,37 @@ pub(crate) fn begin(
     };
     let life = Life { state: Some(dir.id()), incarnation: decision.incarnation, from, still_current };
     let (replay, last, dir) = (decision.replay, decision.last_epoch, Arc::clone(dir));
+    let snapshots = Some(snapshots);
     Ok(Beginning::Begun(Box::new(Begun { dir, journal, snapshots, durable, life, replay, last })))
+}
+
+/// Takes part, as another process than the first, in a life that process 0 has begun: what it goes on from is in its claim.
+pub(crate) fn join(
+    keeping: &Keeping,
+    incarnation: u64,
+    process: u32,
+    workers: usize,
+    failure: &Arc<Failure>,
+) -> Result<Begun> {
+    let dir = StateDir::join(Arc::clone(&keeping.disk), &keeping.directory)?;
+    let claim = dir.claim_of(incarnation)?;
+    let (base, replay) = recovery::claimed(&dir.look(true)?, &claim)?;
+    let place = Place { limit: keeping.journal_limit, ..dir.place(&claim, process, workers) };
+    let still_current = Arc::clone(&place.still_current);
+    let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
+    let from = base.as_ref().map(|base| base.epoch);
+    let durable = Durable {
+        disk: Arc::clone(&keeping.disk),
+        segments: dir.segments(),
+        incarnation,
+        worker: 0,
+        peers: workers,
+        writer: Arc::new(Background::start("segments")?),
+        base: base.map(Arc::new),
+        merges: Arc::default(),
+        failure: Arc::clone(failure),
+    };
+    let life = Life { state: Some(dir.id()), incarnation, from, still_current };
+    let (last, dir) = (claim.last_epoch, Arc::new(dir));
+    Ok(Begun { dir, journal, snapshots: None, durable, life, replay, last })
 }

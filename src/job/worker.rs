@@ -14,6 +14,10 @@
 //! In a job with state worker 0 also announces **snapshots**: with the tick that begins the epoch, so that every worker
 //! knows of it before the epoch can be complete; one at a time, the next when the manifest of the last one is written.
 //! The last epoch of a job that stops cleanly, or ends, is a snapshot's: the next start repeats nothing.
+//!
+//! In a job of several processes worker 0 is the first one of process 0. What a flag tells it in its own process, the
+//! others **ask** of it by messages: to end an epoch early, that there is something for a snapshot, to stop the job.
+//! And it tells them when their journals may be cut.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -24,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
-use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::vec::{Broadcast, Input};
 use timely::dataflow::operators::{core, probe};
@@ -95,7 +99,20 @@ enum Control {
     Tick(u64),
     /// Likewise, and there is a snapshot of it.
     Snapshot(u64),
+    /// Some process has cut: journals are not needed through this epoch.
+    Cut(u64),
     /// No epoch comes any more.
+    Stop,
+}
+
+/// What the other processes ask of worker 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Request {
+    /// An epoch is full.
+    Hurry,
+    /// Something was bound since the last snapshot was announced.
+    News,
+    /// The process is asked to stop.
     Stop,
 }
 
@@ -143,7 +160,7 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
 
 /// Runs one worker until the job ends; `None` if it failed.
 pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
-    let controls = Controls::new(worker);
+    let controls = Controls::new(worker, &shared.place);
     let seals = Seals::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
     let build = Rc::new(Build {
@@ -164,8 +181,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
         query(&flow);
-        if let Some(snapshots) = &shared.snapshots {
-            commit(flow.parts(), Arc::clone(snapshots));
+        if shared.durable.is_some() {
+            commit(flow.parts(), shared.snapshots.clone());
         }
     });
     shared.journal.wake(worker.index(), std::thread::current());
@@ -188,6 +205,8 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         seals,
         announced: Epoch(0),
         announced_at: Instant::now(),
+        cut: None,
+        stop_asked: false,
         ending: false,
         stopped: None,
     };
@@ -204,15 +223,25 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
     ending.ok()
 }
 
-/// The channel by which worker 0 tells all workers what to do, in order: a dataflow of its own.
+/// Where a worker sends messages of a kind.
+type Way<T> = core::input::Handle<u64, CapacityContainerBuilder<Vec<T>>>;
+/// Messages that have come.
+type Received<T> = Rc<RefCell<VecDeque<T>>>;
+
+/// The channel by which worker 0 tells all workers what to do, in order, and the one by which other processes ask:
+/// dataflows of their own.
 struct Controls {
-    input: Option<core::input::Handle<u64, CapacityContainerBuilder<Vec<Control>>>>,
-    received: Rc<RefCell<VecDeque<Control>>>,
+    input: Option<Way<Control>>,
+    received: Received<Control>,
     sent: u64,
+    /// Of the first worker of each process but the first.
+    asks: Option<Way<Request>>,
+    asked: Received<Request>,
 }
 
 impl Controls {
-    fn new(worker: &mut Worker) -> Self {
+    fn new(worker: &mut Worker, place: &Place) -> Self {
+        let (asks, asked) = Self::requests(worker, place);
         let received = Rc::new(RefCell::new(VecDeque::new()));
         let queue = Rc::clone(&received);
         let input = worker.dataflow_named::<u64, _, _>("Control", |scope| {
@@ -223,7 +252,36 @@ impl Controls {
             input
         });
         let input = (worker.index() == 0).then_some(input);
-        Controls { input, received, sent: 0 }
+        Controls { input, received, sent: 0, asks, asked }
+    }
+
+    /// The way from the first worker of each process to worker 0; none in a job of one process.
+    fn requests(worker: &mut Worker, place: &Place) -> (Option<Way<Request>>, Received<Request>) {
+        let asked = Rc::new(RefCell::new(VecDeque::new()));
+        if place.threads == place.workers {
+            return (None, asked);
+        }
+        let queue = Rc::clone(&asked);
+        let input = worker.dataflow_named::<u64, _, _>("Requests", |scope| {
+            let (input, requests) = scope.new_input();
+            requests.sink(Exchange::new(|_request: &Request| 0), "Ask", move |(input, _frontier)| {
+                input.for_each(|_capability, requests| queue.borrow_mut().extend(requests.drain(..)));
+            });
+            input
+        });
+        let is_first = worker.index() > 0 && worker.index().is_multiple_of(place.threads);
+        (is_first.then_some(input), asked)
+    }
+
+    fn ask(&mut self, request: Request) {
+        if let Some(asks) = &mut self.asks {
+            asks.send(request);
+            asks.flush();
+        }
+    }
+
+    fn close(&mut self) {
+        (self.input, self.asks) = (None, None);
     }
 
     fn send(&mut self, control: Control) {
@@ -349,6 +407,10 @@ struct Turning {
     /// The last snapshot that worker 0 has announced in this life, and when.
     announced: Epoch,
     announced_at: Instant,
+    /// The last epoch through which worker 0 has had journals cut.
+    cut: Option<Epoch>,
+    /// Whether this process has asked for the job to be stopped.
+    stop_asked: bool,
     /// Worker 0 has announced the last epoch.
     ending: bool,
     /// Set when no epoch comes any more.
@@ -373,12 +435,15 @@ impl Turning {
             }
             self.follow_controls()?;
             if self.index == 0 {
+                self.hear();
                 self.propose();
+            } else {
+                self.ask();
             }
             let busy = self.read()?;
             self.settle()?;
             // In a job with state worker 0 says when it ends, as there is a last snapshot then.
-            if self.shared.snapshots.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
+            if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
                 self.stopped.get_or_insert(Ending::Complete);
             }
             if let Some(ending) = self.stopped
@@ -412,6 +477,12 @@ impl Turning {
                     self.seals.forget_before(self.shown.unwrap_or_default());
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
+                }
+                // Process 0 cuts its own where it decides.
+                Some(Control::Cut(epoch)) => {
+                    if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
+                        self.shared.journal.cut(Epoch(epoch));
+                    }
                 }
                 Some(Control::Stop) => {
                     self.end_current();
@@ -537,6 +608,41 @@ impl Turning {
         }
     }
 
+    /// What other processes have asked of worker 0, and what it has to tell them.
+    fn hear(&mut self) {
+        while let Some(request) = self.controls.asked.borrow_mut().pop_front() {
+            match request {
+                Request::Hurry => self.shared.hurry.store(true, Ordering::Relaxed),
+                Request::News => self.shared.news.store(true, Ordering::Release),
+                Request::Stop => self.shared.stop.stop(),
+            }
+        }
+        let place = &self.shared.place;
+        if place.threads < place.workers
+            && !self.ending
+            && let Some(cut) = self.shared.snapshots.as_ref().and_then(|snapshots| snapshots.cut())
+            && self.cut.replace(cut) != Some(cut)
+        {
+            self.controls.send(Control::Cut(cut.0));
+        }
+    }
+
+    /// Asks of worker 0 what this process's flags say.
+    fn ask(&mut self) {
+        if self.controls.asks.is_none() {
+            return;
+        }
+        if self.shared.hurry.swap(false, Ordering::Relaxed) {
+            self.controls.ask(Request::Hurry);
+        }
+        if self.shared.news.swap(false, Ordering::AcqRel) {
+            self.controls.ask(Request::News);
+        }
+        if self.shared.stop.is_asked() && !std::mem::replace(&mut self.stop_asked, true) {
+            self.controls.ask(Request::Stop);
+        }
+    }
+
     /// Begins an epoch, with a snapshot or without.
     fn announce(&mut self, epoch: Epoch, snapshot: bool) {
         if snapshot {
@@ -583,7 +689,7 @@ impl Turning {
 
     /// Whether sinks are behind: reading waits for them.
     fn is_behind(&self) -> bool {
-        let allowed = self.shared.in_flight / self.shared.place.workers;
+        let allowed = self.shared.in_flight / self.shared.place.threads;
         let in_flight: usize = self.open.iter().map(|open| open.bytes).sum();
         let epochs = self.open.iter().filter(|open| open.bytes > 0).count();
         in_flight > allowed || epochs > EPOCHS_IN_FLIGHT
@@ -594,7 +700,7 @@ impl Turning {
         if self.repeats() || self.stopped.is_some() || (!self.shared.repeat.is_empty() && !self.shared.goes_on) {
             return Ok(true);
         }
-        let (allowed, behind) = (self.shared.in_flight / self.shared.place.workers, self.is_behind());
+        let (allowed, behind) = (self.shared.in_flight / self.shared.place.threads, self.is_behind());
         let Some(current) = self.open.back_mut().filter(|open| !open.closed && !behind) else { return Ok(false) };
         let budget = match self.random.amount() {
             Some(None) => return Ok(true), // A stall.
@@ -677,7 +783,7 @@ impl Turning {
             return Ok(false);
         }
         self.drivers.iter_mut().for_each(|driver| driver.close());
-        self.controls.input = None;
+        self.controls.close();
         Ok(true)
     }
 

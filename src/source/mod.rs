@@ -76,8 +76,10 @@ pub trait Source: Send + Sync + 'static {
 pub struct Place {
     /// This worker, from 0.
     pub worker: usize,
-    /// All workers of the job.
+    /// All workers of the job, in all of its processes.
     pub workers: usize,
+    /// The workers of each process: worker `w` is one of process `w / threads`.
+    pub threads: usize,
     /// The job's name.
     pub job: String,
     /// What holds for all sources of the job.
@@ -88,6 +90,11 @@ impl Place {
     /// Whether a partition is this worker's to read.
     pub fn owns(&self, partition: u32) -> bool {
         partition as usize % self.workers == self.worker
+    }
+
+    /// Whether this is a worker of the first process, which alone reads what is not there for the others, such as files.
+    pub fn is_in_first_process(&self) -> bool {
+        self.worker < self.threads
     }
 }
 
@@ -202,6 +209,33 @@ pub trait Reader<D: Record> {
 
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
+}
+
+/// The reader of a worker that has no part in a source, and never will.
+#[derive(Clone, Copy, Debug)]
+pub struct Elsewhere;
+
+impl<D: Record> Reader<D> for Elsewhere {
+    fn resume(&mut self, _epoch: Epoch, _places: &[Resumed], _intake: &mut Intake<D>) -> Result<()> {
+        Ok(())
+    }
+
+    fn poll(&mut self, epoch: Epoch, _budget: usize, _intake: &mut Intake<D>) -> Result<Polled> {
+        Ok(Polled { epoch, busy: false })
+    }
+
+    fn bind(&mut self, _epoch: Epoch, _intake: &mut Intake<D>) -> Result<Option<Binding>> {
+        let mark = WorkerMark { ended: true, ..WorkerMark::default() };
+        Ok(Some(Binding { bounds: Vec::new(), mark }))
+    }
+
+    fn replay(&mut self, _epoch: Epoch, _bounds: &[Bound], _intake: &mut Intake<D>) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn exhausted(&self, _intake: &Intake<D>) -> bool {
+        true
+    }
 }
 
 /// What a flow publishes of a stream's watermark to the worker's readers, for pausing and floors.

@@ -194,6 +194,7 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
     let flow = stream.flow.clone();
     flow.build.step("window", name, detail, Codec::<F::Saved>::fingerprint(&Postcard));
     cut::check_rows::<F::Saved>(&flow, name);
+    flow.check_travels::<(F::Key, F::Place, F::Part)>("step", name);
     let (metrics, pool) = (flow.build.metrics.step(name), Pool::default());
     let to_assign = Assign {
         keys,

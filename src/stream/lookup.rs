@@ -163,6 +163,7 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
 ) -> Stream<'f, D2> {
     table.check_whole();
     let Keyed { stream, keys, .. } = events;
+    stream.flow.check_travels::<((K, D), V)>("stream that is joined with a table of", std::any::type_name::<V>());
     let Stream { events, marks, flow, pool } = stream;
     let asking = keyed(events, keys, pool);
     let hasty = flow.fault(Fault::LookUpEarly);

@@ -41,6 +41,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::core::{Concat, Concatenate};
 use timely::dataflow::operators::generic::operator::Operator;
@@ -48,6 +50,7 @@ use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
 use crate::durable::Life;
+use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
@@ -324,6 +327,19 @@ impl<'f> Flow<'f> {
     /// All parts of all manifests; to be asked when the flow is built.
     pub(crate) fn parts(&self) -> TimelyStream<'f, u64, Vec<Part>> {
         self.scope.concatenate(self.parts.take())
+    }
+
+    /// Fails the job if it has several processes, and values of this type, which go from worker to worker for what is
+    /// named, could not be read in another one.
+    pub(crate) fn check_travels<T: Serialize + DeserializeOwned + Send + 'static>(&self, what: &str, name: &str) {
+        let place = &self.build.place;
+        if self.build.purpose == Purpose::Plan
+            && place.threads < place.workers
+            && let Err(why) = Codec::<T>::check(&Postcard)
+        {
+            let error = Error::usage("a value cannot go from process to process").at(format!("{what} `{name}`"));
+            self.build.failure.set(error.because(why).help("map such values to texts or numbers before it"));
+        }
     }
 
     pub(crate) fn fault(&self, fault: Fault) -> bool {

@@ -53,13 +53,15 @@ pub(crate) fn write<'f, D: Record>(
     let build = &flow.build;
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
+    flow.check_travels::<D>("sink", name);
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
     }
-    // One shard, so that the number of workers decides nothing; sinks are spread over workers by their order.
+    // One shard, so that the number of workers decides nothing; sinks are spread by their order over the workers of the
+    // process that has the state: it opened them, to learn what they have shown.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
-    let owner = (sinks - 1) % flow.scope.peers();
+    let owner = (sinks - 1) % build.place.threads;
     let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
     // Opening may empty files: not for a job that has failed already, at its source for one. The flow is built all the
     // same, as it has to be alike on all workers, and one of them may have learned of a failure before another.

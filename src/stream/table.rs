@@ -156,6 +156,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         let fingerprint = Codec::<Row<K, V>>::fingerprint(&Postcard);
         flow.build.step("table", name, format!("the last: {} -> {}", types.0, types.1), fingerprint);
         cut::check_rows::<Row<K, V>>(&flow, name);
+        flow.check_travels::<Row<K, V>>("table", name);
         let metrics = flow.build.metrics.table(name);
         let rows = rows_of(self, &flow, value, Arc::clone(&metrics));
         let step = Step {

@@ -47,7 +47,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::{Bound, Frame, Journal, MemoryJournal};
 use crate::error::{Error, Result};
 use crate::job::state::Keeping;
-use crate::job::{Job, Pace, Report, Stop};
+use crate::job::{Cluster, Job, Pace, Report, Stop};
 use crate::record::Record;
 use crate::sink::{Shard, Sink, Writer};
 use crate::source::Options;
@@ -346,10 +346,28 @@ impl Journal for SlowJournal {
     }
 }
 
+/// Runs the processes of a job to their ends; the report of the first one, or the first error of any.
+fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
+    let query = Arc::new(query);
+    let jobs: Vec<_> = jobs.collect();
+    let reports = std::thread::scope(|scope| {
+        let running = jobs.into_iter().map(|job| {
+            let query = Arc::clone(&query);
+            scope.spawn(move || job.run(move |flow| query(flow)))
+        });
+        let running: Vec<_> = running.collect();
+        let panicked = || Err(Error::new("a process of the test panicked"));
+        running.into_iter().map(|process| process.join().unwrap_or_else(|_| panicked())).collect::<Vec<_>>()
+    });
+    let mut reports = reports.into_iter().collect::<Result<Vec<_>>>()?.into_iter();
+    reports.next().ok_or_else(|| Error::new("there was no process"))
+}
+
 /// Runs a query in memory.
 #[derive(Debug)]
 pub struct Run {
     workers: usize,
+    processes: usize,
     pace: Pace,
     repeat: Vec<Frame>,
     seals: Vec<Epoch>,
@@ -365,6 +383,7 @@ impl Default for Run {
     fn default() -> Self {
         Run {
             workers: 1,
+            processes: 1,
             pace: Pace::Random(1),
             repeat: Vec::new(),
             seals: Vec::new(),
@@ -393,7 +412,15 @@ impl Run {
         Run::default()
     }
 
-    /// How many workers.
+    /// How many processes, each with so many workers: jobs of this process, which are connected as processes are. Sinks and
+    /// sources in the query are shared by them all.
+    #[must_use]
+    pub fn processes(mut self, processes: usize) -> Self {
+        self.processes = processes;
+        self
+    }
+
+    /// How many workers in each process.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -511,11 +538,17 @@ impl Run {
             Some(sync) => Arc::new(SlowJournal(Arc::clone(&journal), sync)),
             None => Arc::clone(&journal) as Arc<_>,
         };
-        let job = Job::new("test").workers(self.workers).options(self.options).in_flight(self.in_flight);
-        let job = job.journal(asked).repeat(self.repeat).pace(self.pace).stop_by(self.stop);
-        let mut job = job.seals(self.seals).fault(self.fault);
-        job.keeping = self.keeping;
-        let report = job.run(query)?;
+        let job = || {
+            let job = Job::new("test").workers(self.workers).options(self.options.clone()).in_flight(self.in_flight);
+            let job = job.journal(Arc::clone(&asked)).repeat(self.repeat.clone()).pace(self.pace);
+            let mut job = job.stop_by(self.stop.clone()).seals(self.seals.clone()).fault(self.fault);
+            job.keeping = self.keeping.clone();
+            job
+        };
+        let report = match self.processes {
+            0 | 1 => job().run(query)?,
+            processes => run_all(Cluster::within(processes)?.into_iter().map(|own| job().cluster(own)), query)?,
+        };
         Ok(Outcome { report, journal: journal.frames() })
     }
 }

@@ -55,7 +55,7 @@ pub fn totals(records: &[&Judged<Deal>]) -> Totals {
         by_time[0].2,
         by_time[by_time.len() - 1].2,
         seen,
-        Decimal::from_i128_with_scale(sum, 4),
+        Decimal::from_digits(sum, 4).unwrap(),
     )
 }
 

@@ -34,7 +34,7 @@ pub struct Driven<D: Record> {
 
 /// How the only worker of a test opens its sources.
 pub fn place(options: Options) -> Place {
-    Place { worker: 0, workers: 1, job: "test".into(), options }
+    Place { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
 }
 
 impl<D: Record> Driven<D> {

@@ -1,7 +1,6 @@
 //! The programs that the demo runs: this executable again, under another name or with another command.
 //!
-//! * A program's standard input is a pipe that the demo holds open and never writes to. When the demo is gone, however
-//!   it ended, the pipe ends, and the program stops: [`end_with_parent`].
+//! * When the demo is gone, however it ended, the program stops: [`parent`].
 //! * What a program says goes to its log.
 //!
 //! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches the demo
@@ -10,50 +9,22 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cli::parent;
 use crate::error::{Error, Result};
-
-/// Set in the environment of programs that end when their standard input does.
-const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
 
 /// How long a program may take to stop cleanly.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long it may take when its parent is gone, and with that perhaps its broker.
-const ORPHAN_GRACE: Duration = Duration::from_secs(3);
-
 /// How many of the last lines of a log are told.
 const LAST_LINES: usize = 8;
-
-/// Makes a program that the demo started stop when the demo is gone; does nothing in any other. The tool's `main` calls
-/// this first.
-pub fn end_with_parent() {
-    if std::env::var_os(BOUND).is_none() {
-        return;
-    }
-    std::thread::spawn(|| {
-        let (mut stdin, mut bytes) = (std::io::stdin().lock(), [0; 64]);
-        loop {
-            match stdin.read(&mut bytes) {
-                Ok(count) if count > 0 => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => break,
-            }
-        }
-        // As if asked to stop from outside; by force if that takes too long.
-        let _ = raise(Signal::SIGTERM);
-        std::thread::sleep(ORPHAN_GRACE);
-        let _ = raise(Signal::SIGKILL);
-    });
-}
 
 fn not_started(name: &str, error: std::io::Error) -> Error {
     Error::new(format!("cannot start {name}")).because(error)
@@ -85,8 +56,8 @@ impl Program {
     fn with_log(name: &'static str, called: &str, arguments: &[OsString], log: &Path, output: File) -> Result<Self> {
         let failed = |error: std::io::Error| not_started(name, error);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.arg0(called).args(arguments).env(BOUND, "1").process_group(0);
-        command.stdin(Stdio::piped()).stdout(output.try_clone().map_err(failed)?).stderr(output);
+        parent::bind(command.arg0(called).args(arguments));
+        command.stdout(output.try_clone().map_err(failed)?).stderr(output);
         let child = command.spawn().map_err(failed)?;
         Ok(Program { name, child, log: log.to_owned(), ended: None })
     }

@@ -293,7 +293,7 @@ fn rows_that_could_not_be_read_back_are_not_written() {
     assert_eq!((builder.push(&Pair(1, 2), EventTime::MAX), builder.finish().unwrap().rows()), (Ok(None), 1));
 
     let mut builder = BlockBuilder::new(Arc::new(Postcard));
-    let said = builder.push(&(1, crate::record::Decimal::ONE), EventTime::MAX).unwrap_err().to_string();
+    let said = builder.push(&(1, rust_decimal::Decimal::ONE), EventTime::MAX).unwrap_err().to_string();
     assert!(said.contains("asks what comes next"), "{said}");
     assert_eq!(builder.finish(), None);
 }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Place, Reader, Source, TimeOf};
+use crate::source::{Elsewhere, Place, Reader, Source, TimeOf};
 
 use dispenser::{Shared, Sizes};
 use reader::FileReader;
@@ -127,17 +127,17 @@ impl<F: Format, T> fmt::Debug for Input<F, T> {
 }
 
 impl<F: Format, T: Record> Input<F, T> {
-    /// What the workers of a run share: made by the first that opens, given up here when the last has it.
+    /// What the workers of a process share: made by the first that opens, given up here when the last has it.
     ///
     /// A worker that opens twice, or one of another job, shows that an earlier run never came to be: it begins anew.
     fn join(&self, at: &Place) -> Result<Arc<Shared<F>>> {
         let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let joins = |of: &Opening<F>| {
-            of.job == at.job && of.opened.len() == at.workers && !of.opened[at.worker] && !of.shared.abandoned()
+            of.job == at.job && of.opened.len() == at.threads && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
             let shared = Arc::new(Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?);
-            *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.workers], shared });
+            *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }
         let Some(of) = opening.as_mut() else { return Err(Error::new("the file was not opened")) };
         of.opened[at.worker] = true;
@@ -171,6 +171,10 @@ impl<F: Format, T: Record> Source for Input<F, T> {
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+        // Its bytes are dealt out to the threads of one process: other machines may not have it.
+        if !at.is_in_first_process() {
+            return Ok(Box::new(Elsewhere));
+        }
         Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
     }
 

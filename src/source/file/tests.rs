@@ -148,7 +148,7 @@ struct Worker {
 
 impl Worker {
     fn new<F: Format>(input: &Input<F, Row>, worker: usize, workers: usize, options: &Options, first: Epoch) -> Self {
-        let place = Place { worker, workers, job: String::from("test"), options: options.clone() };
+        let place = Place { worker, workers, threads: workers, job: String::from("test"), options: options.clone() };
         let intake =
             Intake::new("s", 3, input, options, Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
         let (to_bind, journal) = (VecDeque::new(), VecDeque::new());
@@ -621,7 +621,7 @@ fn an_empty_file_ends_at_once() {
 #[test]
 fn what_cannot_be_opened_is_named() {
     let open = |path: &str| {
-        let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+        let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
         input::<Csv>(Path::new(path), 100).open(&place).err().unwrap().to_string()
     };
     assert!(open("/nowhere/a.csv").starts_with("cannot open the input (/nowhere/a.csv): "));
@@ -713,7 +713,7 @@ fn a_state_that_has_ended_ends_at_once() {
 #[test]
 fn a_file_that_was_changed_under_a_state_is_refused() {
     let (file, bound) = ended();
-    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
     let refusals = |bound: &Bound| {
         let resumed = Alone::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
         let mut alone = Alone::new(file.path(), &until_end());
@@ -746,7 +746,7 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
 #[test]
 fn whether_a_file_has_grown_since_its_state_ended_is_told() {
     let (mut file, bound) = ended();
-    let place = Place { worker: 0, workers: 1, job: String::new(), options: until_end() };
+    let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
     let grown = |bounds: &[Bound]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
     assert_eq!(grown(std::slice::from_ref(&bound)), None);
     assert_eq!(grown(&[]).unwrap(), "it was never read");

@@ -156,7 +156,7 @@ impl Summable for Decimal {
         }
         let whole = total.units.checked_mul(10i128.pow(scale)).ok_or_else(out_of_range)?;
         let mantissa = whole.checked_add(fraction).ok_or_else(out_of_range)?;
-        Decimal::try_from_i128_with_scale(mantissa, scale).map_err(|_| out_of_range())
+        Decimal::from_digits(mantissa, scale).ok_or_else(out_of_range)
     }
 
     fn ratio(total: &DecimalSum, count: i64) -> f64 {

@@ -147,7 +147,7 @@ fn counts_and_sums() {
     let wide = |t: &Deal| i128::from(t.number) << 50;
     laws(|each| each.sum(move |t: &Deal| wide(t)), |all| all.iter().map(|deal| wide(&deal.data)).sum());
     let decimal = |t: &Deal| Decimal::new(t.number, 4);
-    let ten_thousandths = |all: &[Event<Deal>]| Decimal::from_i128_with_scale(sum(all), 4);
+    let ten_thousandths = |all: &[Event<Deal>]| Decimal::from_digits(sum(all), 4).unwrap();
     laws(|each| each.sum(move |t: &Deal| decimal(t)), ten_thousandths);
     laws(
         |each| each.mean(|t| t.small),

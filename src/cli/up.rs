@@ -1,0 +1,331 @@
+//! `tidegate up`: runs all processes of a query on this machine, and starts them again when one dies.
+//!
+//! A round is one start of all processes, at free ports. When one of them fails, the others end by themselves, as they miss
+//! it; who does not is killed. A job with state then goes on where its results end, so all are started again, after a pause
+//! that grows. It gives up when so many rounds in a row have failed without a new snapshot: then starting again does not
+//! help, and the exit code is that of the process that failed first.
+//!
+//! Invariants: no process of a round is left when the next one begins, or when the command ends; what the processes say is
+//! told with their numbers.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::parent;
+use super::stop::Stop;
+use crate::durable::disk::OsDisk;
+use crate::durable::manifest;
+use crate::error::{Error, Result};
+use crate::time::Epoch;
+
+/// How long processes may take to end by themselves when one has failed.
+const MISSING: Duration = Duration::from_secs(5);
+/// How long they may take to stop when asked to.
+const STOPPING: Duration = Duration::from_secs(30);
+/// The pause before the first new start, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How often the processes are looked at.
+const TICK: Duration = Duration::from_millis(10);
+
+const EXAMPLES: &str = "Examples:
+  tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
+  tidegate up -n 2 --restarts 3 -- ./my_query -w 4 --state state/ --out totals.csv
+
+The program gets -n, -p and --hostfile added to its arguments. It is looked for beside this tool first, then where
+programs are. Without --state nothing is started again: results would be shown twice.";
+
+/// Runs all processes of a query here, and starts them again when one dies.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct UpArgs {
+    /// How many processes share the work
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub processes: u16,
+
+    /// How often in a row they are started again without a new snapshot in between
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub restarts: u32,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "QUERY ARGS")]
+    pub command: Vec<OsString>,
+}
+
+/// Runs the command; answers its exit code: 0 when the query has come to its end, else that of the first failure.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn up(args: &UpArgs) -> Result<u8> {
+    let stop = Stop::listen()?;
+    let Some((program, rest)) = args.command.split_first() else {
+        return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
+    };
+    for flag in ["-n", "--processes", "-p", "--process", "--hostfile"] {
+        if rest.iter().any(|given| given == flag) {
+            return Err(Error::usage(format!("{flag} is for `tidegate up` to give")).help("leave it out after --"));
+        }
+    }
+    let (program, state) = (find(program), value_of(rest, "--state").map(PathBuf::from));
+    let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
+    loop {
+        let round = Round::start(&program, rest, usize::from(args.processes))?;
+        let failure = match round.run(&stop)? {
+            Outcome::Ended(code) => return Ok(code),
+            Outcome::Failed(failure) => failure,
+        };
+        if stop.asked().is_some() {
+            return Ok(stop.asked().unwrap_or(failure.code()));
+        }
+        let known = newest(state.as_deref());
+        if known > snapshot {
+            (failed, pause, snapshot) = (0, PAUSES.0, known);
+        }
+        failed += 1;
+        let what = failure.what();
+        let end = |why: &str| {
+            eprintln!("up: {what}; {why}");
+            Ok(failure.code())
+        };
+        if failure.code() == 2 {
+            return end("that is for you to mend, so nothing is started again");
+        }
+        if state.is_none() {
+            return end("there is no --state, so nothing is started again");
+        }
+        if failed > args.restarts {
+            return end(&format!("given up: {failed} starts in a row have failed without a new snapshot"));
+        }
+        eprintln!("up: {what}; all are started again in {} ms ({failed} of {})", pause.as_millis(), args.restarts);
+        let begun = Instant::now();
+        while begun.elapsed() < pause {
+            if let Some(code) = stop.asked() {
+                return Ok(code);
+            }
+            std::thread::sleep(TICK);
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// The program beside this one, if there is one of the name; else as it was called.
+fn find(program: &OsStr) -> PathBuf {
+    let named = Path::new(program);
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(named)));
+    match beside {
+        Some(beside) if named.components().count() == 1 && beside.is_file() => beside,
+        _ => named.to_owned(),
+    }
+}
+
+/// The value of a flag among arguments, written as `--flag VALUE` or `--flag=VALUE`.
+fn value_of(arguments: &[OsString], flag: &str) -> Option<OsString> {
+    for (at, argument) in arguments.iter().enumerate() {
+        if argument == flag {
+            return arguments.get(at + 1).cloned();
+        }
+        if let Some(value) = argument.to_str().and_then(|text| text.strip_prefix(flag)?.strip_prefix('=')) {
+            return Some(value.into());
+        }
+    }
+    None
+}
+
+/// The epoch of the newest snapshot of a state.
+fn newest(state: Option<&Path>) -> Option<Epoch> {
+    let manifests = manifest::list(&*OsDisk::shared(), &state?.join("manifests")).ok()?;
+    manifests.iter().map(|id| id.epoch).max()
+}
+
+/// How a round came to its end.
+enum Outcome {
+    /// All processes have ended as they should: the exit code.
+    Ended(u8),
+    /// This one failed first.
+    Failed(Failed),
+}
+
+/// A process that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failed {
+    process: usize,
+    status: ExitStatus,
+}
+
+impl Failed {
+    fn code(&self) -> u8 {
+        code_of(self.status)
+    }
+
+    fn what(&self) -> String {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("process {} failed with exit code {code}", self.process),
+            (None, Some(signal)) => format!("process {} was killed by signal {signal}", self.process),
+            (None, None) => format!("process {} is gone", self.process),
+        }
+    }
+}
+
+/// The exit code that a shell would give.
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// One start of all processes.
+struct Round {
+    members: Vec<Member>,
+    hosts: PathBuf,
+}
+
+/// A process of a round.
+struct Member {
+    child: Child,
+    /// Passes on what it says.
+    teller: Option<JoinHandle<()>>,
+    ended: Option<ExitStatus>,
+}
+
+impl Round {
+    fn start(program: &Path, arguments: &[OsString], processes: usize) -> Result<Self> {
+        let hosts = std::env::temp_dir().join(format!("tidegate-up-{}.hosts", std::process::id()));
+        let written = free_ports(processes).and_then(|ports| {
+            let lines: String = ports.iter().map(|port| format!("127.0.0.1:{port}\n")).collect();
+            std::fs::write(&hosts, lines)
+        });
+        written.map_err(|why| Error::new("cannot write the file of hosts").at(hosts.display()).because(why))?;
+        let mut round = Round { members: Vec::new(), hosts };
+        for process in 0..processes {
+            let mut command = Command::new(program);
+            command.args(arguments).arg("-n").arg(processes.to_string()).arg("-p").arg(process.to_string());
+            parent::bind(command.arg("--hostfile").arg(&round.hosts).stderr(Stdio::piped()));
+            let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
+            let mut child = command.spawn().map_err(failed)?;
+            let said = child.stderr.take();
+            let teller = said.map(|said| {
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(said).split(b'\n');
+                    lines.map_while(std::result::Result::ok).for_each(|line| {
+                        eprintln!("[{process}] {}", String::from_utf8_lossy(&line));
+                    });
+                })
+            });
+            round.members.push(Member { child, teller, ended: None });
+        }
+        Ok(round)
+    }
+
+    /// Watches the processes to their ends.
+    fn run(mut self, stop: &Stop) -> Result<Outcome> {
+        let mut asked: Option<Instant> = None;
+        let mut failed: Option<(Failed, Instant)> = None;
+        loop {
+            let mut running = 0;
+            for (process, member) in self.members.iter_mut().enumerate() {
+                let Some(status) = member.look()? else {
+                    running += 1;
+                    continue;
+                };
+                if is_failure(status) && failed.is_none() {
+                    failed = Some((Failed { process, status }, Instant::now()));
+                }
+            }
+            if running == 0 {
+                break;
+            }
+            if stop.asked().is_some() && asked.is_none() {
+                asked = Some(Instant::now());
+                self.members.iter().for_each(|member| member.signal(Signal::SIGTERM));
+            }
+            let overdue = |since: Instant, limit: Duration| since.elapsed() > limit;
+            if failed.is_some_and(|(_, since)| overdue(since, MISSING))
+                || asked.is_some_and(|since| overdue(since, STOPPING))
+            {
+                self.members.iter().for_each(|member| member.signal(Signal::SIGKILL));
+            }
+            std::thread::sleep(TICK);
+        }
+        let codes = self.members.iter().filter_map(|member| member.ended).map(code_of);
+        let code = codes.max().unwrap_or(0);
+        for member in &mut self.members {
+            // One that panicked has nothing to add.
+            let _ = member.teller.take().map(JoinHandle::join);
+        }
+        Ok(match failed {
+            Some((failed, _)) => Outcome::Failed(failed),
+            None => Outcome::Ended(code),
+        })
+    }
+}
+
+/// Whether a process has ended otherwise than it should: by itself at its end, or stopped by a signal that it heeds.
+fn is_failure(status: ExitStatus) -> bool {
+    !matches!(status.code(), Some(0 | 130 | 143))
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            if member.ended.is_none() {
+                let _ = member.child.kill();
+                let _ = member.child.wait();
+            }
+        }
+        let _ = std::fs::remove_file(&self.hosts);
+    }
+}
+
+impl Member {
+    /// How it ended, if it has.
+    fn look(&mut self) -> Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            // Never `Child::wait`: it closes the pipe first, which would stop it.
+            self.ended = self.child.try_wait().map_err(|why| Error::new("cannot watch a process").because(why))?;
+        }
+        Ok(self.ended)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.ended.is_none()
+            && let Ok(id) = i32::try_from(self.child.id())
+        {
+            let _ = kill(Pid::from_raw(id), signal);
+        }
+    }
+}
+
+/// Ports of this machine that nobody listens at now.
+fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_found_however_it_is_written() {
+        let arguments = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(value_of(&arguments("-w 2 --state s --out o"), "--state"), Some("s".into()));
+        assert_eq!(value_of(&arguments("-w 2 --state=s/t --out o"), "--state"), Some("s/t".into()));
+        assert_eq!(value_of(&arguments("-w 2 --stateful --out o"), "--state"), None);
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_a_shell() {
+        assert_eq!(code_of(ExitStatus::from_raw(9)), 137);
+        assert_eq!(code_of(ExitStatus::from_raw(2 << 8)), 2);
+        assert!(is_failure(ExitStatus::from_raw(9)) && is_failure(ExitStatus::from_raw(1 << 8)));
+        assert!(!is_failure(ExitStatus::from_raw(143 << 8)) && !is_failure(ExitStatus::from_raw(0)));
+    }
+}
