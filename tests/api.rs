@@ -4,8 +4,6 @@
 //! one worker must end on all of them, with a sentence that says what failed.
 #![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -3,8 +3,6 @@
 //! It exists because a record that vanishes between two operators leaves no trace in the results; the account is made of
 //! counters that are raised in different places, and of what the oracle knows.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -12,8 +12,6 @@
 //! `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one, `TIDEGATE_ACT` which one act of it.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -7,8 +7,6 @@
 //! A run flips bytes at a sample of the positions; with `TIDEGATE_CASES=1` at all of them.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -2,8 +2,6 @@
 //! soon as there is room.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod common;
-
 use std::collections::BTreeSet;
 
 use tidegate::job::Ending;

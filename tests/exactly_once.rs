@@ -26,10 +26,9 @@ use broker::{Broker, committed};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use run::{Ended, run, says, start};
-use serde_json::Value;
 use sql::{Query, database, queries, rows};
 use tempfile::TempDir;
-use transactions::{COLUMNS, Transaction, json_of, ndjson_of, rows_of, same_rows};
+use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, same_rows};
 
 /// The programs that are killed, by turns: tumbling and overlapping windows, sessions, state by key with timers.
 const PROGRAMS: [&str; 4] = [
@@ -227,18 +226,6 @@ fn lines(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'), "{} ends within a line", path.display());
     text.lines().map(str::to_owned).collect()
-}
-
-/// Rows that were written as JSON, as texts. Fails unless they have these fields.
-#[track_caller]
-fn of_json(texts: &[String], columns: &[&str]) -> Vec<Vec<String>> {
-    let field = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let row = |text: &String| {
-        let row: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(row.as_object().unwrap().len(), columns.len(), "{text}");
-        columns.iter().map(|name| field(&row[name])).collect()
-    };
-    texts.iter().map(row).collect()
 }
 
 #[test]

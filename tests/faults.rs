@@ -3,8 +3,6 @@
 //! It exists because a check that cannot fail looks just like a promise that is kept. Each check is the one that the test
 //! named beside it runs; each passes without the fault.
 
-mod common;
-
 use std::time::Duration;
 
 use fastrand::Rng;

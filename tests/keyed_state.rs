@@ -1,8 +1,6 @@
 //! State by key sees the records of a key in the order of event time, and its timers between them: what it emits is a function
 //! of the records, on any number of workers and through crashes.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

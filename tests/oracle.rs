@@ -3,8 +3,6 @@
 //! It exists because threads, back-pressure, pausing and snapshots decide what an epoch holds and when it ends; none of
 //! that may be seen in a final result, nor in which records are late.
 
-mod common;
-
 use fastrand::Rng;
 use tidegate::testing::Run;
 use tidegate::time::Epoch;

@@ -5,7 +5,8 @@
 //! users run, killed and started again by `tidegate up`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod common;
+#[path = "common/children.rs"]
+mod children;
 #[path = "common/run.rs"]
 mod run;
 #[path = "common/sql.rs"]
@@ -20,13 +21,13 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 use tidegate::job::{Cluster, Job};
 use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
 use tidegate::testing::Run;
 
+use children::children;
 use common::cases::{Data, for_seeds};
 use common::checks::check_data;
 use common::oracle::Windows;
@@ -180,8 +181,9 @@ fn when_a_process_is_killed_the_others_end_with_a_line_that_names_it_and_a_new_s
         let victim = round as usize % 3;
         for life in 0.. {
             place.new_hosts(3);
-            let mut all: Vec<_> =
-                (0..3).map(|process| place.start(TOTALS, process, 3, "--state {}/state --snapshot-every 50ms")).collect();
+            let mut all: Vec<_> = (0..3)
+                .map(|process| place.start(TOTALS, process, 3, "--state {}/state --snapshot-every 50ms"))
+                .collect();
             if life == 2 {
                 for process in all {
                     process.end().code(0);
@@ -234,17 +236,6 @@ fn a_signal_to_any_process_stops_all_of_them_cleanly() {
         }
         place.check();
     }
-}
-
-/// The processes of a query that `tidegate up` runs with this folder in their command lines, by number.
-fn children(folder: &Path) -> Vec<(Pid, String)> {
-    let all = fs::read_dir("/proc").unwrap().flatten();
-    let lines = all.filter_map(|process| {
-        let id = process.file_name().to_str()?.parse().ok()?;
-        let line = fs::read_to_string(process.path().join("cmdline")).ok()?.replace('\0', " ");
-        (line.contains(" -p ") && line.contains(folder.to_str()?)).then_some((Pid::from_raw(id), line))
-    });
-    lines.collect()
 }
 
 fn up(place: &Place, options: &str, arguments: &str) -> Running {

@@ -3,8 +3,6 @@
 //! It exists because this is what state is for. The data are random; a run crashes at a random act of the disk, and goes
 //! on with what survived, on another number of workers, which may crash again.
 
-mod common;
-
 use fastrand::Rng;
 use tidegate::job::{Ending, Stop};
 use tidegate::testing::{CrashingDisk, Run};

@@ -3,8 +3,6 @@
 //! It exists because after a crash the epochs since the last snapshot are run again, perhaps on other workers; sinks
 //! drop what they have shown already, which is only right if it is the same again.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

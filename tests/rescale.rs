@@ -5,8 +5,6 @@
 //! an epoch had shown it shows again when it is repeated, on however many workers.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-mod common;
-
 use std::time::Duration;
 
 use fastrand::Rng;

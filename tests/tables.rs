@@ -4,8 +4,6 @@
 //! came, on workers, or on crashes; and a join that sees a table too early or too late shows what never was.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
-mod common;
-
 use std::sync::Arc;
 
 use fastrand::Rng;

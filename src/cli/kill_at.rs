@@ -1,10 +1,12 @@
-//! A disk, and sinks, whose process kills itself at a chosen act: how the tests of the query programs choose the moment of
-//! a kill.
+//! A disk, and sinks, whose process kills itself at a chosen act, or for which the disk is full then: how the tests of the
+//! query programs choose the moment.
 //!
 //! A kill from outside comes at a moment that nobody chose, mostly while nothing is being written. [`KillAt`] names one:
 //! `after:journal-sync:7` kills the process right after the seventh time that a file of the journal was synced, before
 //! anything can know of it. Kinds of acts are told by the names of files; `show`, by which a sink shows what was written, of a
 //! file or of a topic, by its writer.
+//!
+//! `full:segment-sync:3` is a disk that is full at the third segment, and from then on.
 //!
 //! Invariant: the act of a kill `after` has happened wholly when the process ends, that of a kill `before` not at all.
 
@@ -64,10 +66,21 @@ impl Kind {
     ];
 }
 
-/// The moment of a kill: `before` or `after`, a kind of act, and which act of that kind, from 1.
+/// What happens at an act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// The process ends before it.
+    Before,
+    /// The process ends after it.
+    After,
+    /// There is no room for it, nor for any later one of its kind.
+    Full,
+}
+
+/// The moment: `before`, `after` or `full`, a kind of act, and which act of that kind, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KillAt {
-    after: bool,
+    when: When,
     kind: Kind,
     number: u64,
 }
@@ -78,21 +91,25 @@ impl FromStr for KillAt {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || {
             let kinds = Kind::ALL.map(|(name, _)| name).join(", ");
-            format!("write it as before:KIND:N or after:KIND:N; KIND is one of {kinds}")
+            format!("write it as before:KIND:N, after:KIND:N or full:KIND:N; KIND is one of {kinds}")
         };
         let mut parts = text.split(':');
         let (Some(when), Some(kind), Some(number), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(wrong());
         };
-        let after = match when {
-            "before" => false,
-            "after" => true,
+        let when = match when {
+            "before" => When::Before,
+            "after" => When::After,
+            "full" => When::Full,
             _ => return Err(wrong()),
         };
         let (_, kind) = Kind::ALL.into_iter().find(|(name, _)| *name == kind).ok_or_else(wrong)?;
         let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
-        Ok(KillAt { after, kind, number })
+        if when == When::Full && kind == Kind::Show {
+            return Err(String::from("a disk is full for files: name a kind of file"));
+        }
+        Ok(KillAt { when, kind, number })
     }
 }
 
@@ -119,17 +136,27 @@ impl Trigger {
         Trigger { at, count: AtomicU64::new(0) }
     }
 
-    /// Does an act of a kind; the process may end before it or after it.
-    fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> T) -> T {
-        if kind != Some(self.at.kind) {
-            return act();
+    /// Does an act of a kind on a file; the process may end before it or after it, or there is no room for it.
+    fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let number = self.count_if(kind);
+        if self.at.when == When::Full && number >= self.at.number {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        let is_now = self.count.fetch_add(1, Ordering::SeqCst) + 1 == self.at.number;
-        if is_now && !self.at.after {
+        self.die_around(number, act)
+    }
+
+    /// Counts an act if it is of the kind that matters: how many there were with it, else 0.
+    fn count_if(&self, kind: Option<Kind>) -> u64 {
+        if kind == Some(self.at.kind) { self.count.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 }
+    }
+
+    /// Does an act that has a number; the process may end before it or after it.
+    fn die_around<T>(&self, number: u64, act: impl FnOnce() -> T) -> T {
+        if number == self.at.number && self.at.when == When::Before {
             die();
         }
         let done = act();
-        if is_now && self.at.after {
+        if number == self.at.number && self.at.when == When::After {
             die();
         }
         done
@@ -293,7 +320,7 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
     }
 
     fn show(&mut self) -> Result<()> {
-        self.trigger.around(Some(Kind::Show), || self.writer.show())
+        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.show())
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -315,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_moment_is_read_or_refused() {
-        let moment = KillAt { after: true, kind: Kind::JournalSync, number: 7 };
+        let moment = KillAt { when: When::After, kind: Kind::JournalSync, number: 7 };
         assert_eq!("after:journal-sync:7".parse(), Ok(moment));
         for wrong in ["journal-sync:7", "after:nothing:7", "after:claim:0", "after:claim", "never:claim:1", "a:b:c:d"] {
             let why = wrong.parse::<KillAt>().unwrap_err();

@@ -6,8 +6,8 @@
 pub mod consume;
 pub mod demo;
 mod kill_at;
-pub mod produce;
 mod parent;
+pub mod produce;
 mod progress;
 mod query;
 pub mod snapshot;

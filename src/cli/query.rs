@@ -163,9 +163,13 @@ pub struct QueryArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_query: bool,
 
-    /// End this process as a kill would, at this moment: for tests
+    /// End this process as a kill would, or have its disk full, at this moment: for tests
     #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
     pub kill_at: Option<KillAt>,
+
+    /// Take the wall clock for so much behind: for tests
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, hide = true)]
+    pub clock_behind: Duration,
 
     /// How many processes share the work; each is started with the same flags, but for -p
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
@@ -376,6 +380,7 @@ impl QueryArgs {
             fail_on_reject: self.fail_on_reject,
         };
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
+        let job = job.clock_behind(self.clock_behind);
         let job = match self.cluster()? {
             Some(cluster) => job.cluster(cluster),
             None => job,

@@ -11,7 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
@@ -21,8 +21,8 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::parent;
 use super::stop::Stop;
+use super::{demo, parent};
 use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
@@ -67,7 +67,7 @@ pub struct UpArgs {
 /// When the program cannot be started.
 pub fn up(args: &UpArgs) -> Result<u8> {
     let stop = Stop::listen()?;
-    let Some((program, rest)) = args.command.split_first() else {
+    let Some((called, rest)) = args.command.split_first() else {
         return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
     };
     for flag in ["-n", "--processes", "-p", "--process", "--hostfile"] {
@@ -75,10 +75,10 @@ pub fn up(args: &UpArgs) -> Result<u8> {
             return Err(Error::usage(format!("{flag} is for `tidegate up` to give")).help("leave it out after --"));
         }
     }
-    let (program, state) = (find(program), value_of(rest, "--state").map(PathBuf::from));
+    let (program, state) = (find(called), value_of(rest, "--state").map(PathBuf::from));
     let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
     loop {
-        let round = Round::start(&program, rest, usize::from(args.processes))?;
+        let round = Round::start(&program, called, rest, usize::from(args.processes))?;
         let failure = match round.run(&stop)? {
             Outcome::Ended(code) => return Ok(code),
             Outcome::Failed(failure) => failure,
@@ -117,12 +117,14 @@ pub fn up(args: &UpArgs) -> Result<u8> {
     }
 }
 
-/// The program beside this one, if there is one of the name; else as it was called.
+/// The program beside this one, if there is one of the name; else as it was called. This tool itself is the query of the
+/// demo, where it is called so.
 fn find(program: &OsStr) -> PathBuf {
     let named = Path::new(program);
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(named)));
-    match beside {
-        Some(beside) if named.components().count() == 1 && beside.is_file() => beside,
+    let (true, Ok(own)) = (named.components().count() == 1, std::env::current_exe()) else { return named.to_owned() };
+    match own.parent().map(|folder| folder.join(named)) {
+        Some(beside) if beside.is_file() => beside,
+        _ if program == demo::QUERY => own,
         _ => named.to_owned(),
     }
 }
@@ -196,7 +198,7 @@ struct Member {
 }
 
 impl Round {
-    fn start(program: &Path, arguments: &[OsString], processes: usize) -> Result<Self> {
+    fn start(program: &Path, called: &OsStr, arguments: &[OsString], processes: usize) -> Result<Self> {
         let hosts = std::env::temp_dir().join(format!("tidegate-up-{}.hosts", std::process::id()));
         let written = free_ports(processes).and_then(|ports| {
             let lines: String = ports.iter().map(|port| format!("127.0.0.1:{port}\n")).collect();
@@ -206,7 +208,14 @@ impl Round {
         let mut round = Round { members: Vec::new(), hosts };
         for process in 0..processes {
             let mut command = Command::new(program);
-            command.args(arguments).arg("-n").arg(processes.to_string()).arg("-p").arg(process.to_string());
+            // As it is called: this tool may be a query by that.
+            command
+                .arg0(called)
+                .args(arguments)
+                .arg("-n")
+                .arg(processes.to_string())
+                .arg("-p")
+                .arg(process.to_string());
             parent::bind(command.arg("--hostfile").arg(&round.hosts).stderr(Stdio::piped()));
             let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
             let mut child = command.spawn().map_err(failed)?;

@@ -101,6 +101,7 @@ pub struct Job {
     workers: usize,
     cluster: Option<Cluster>,
     epoch: Duration,
+    clock_behind: Duration,
     in_flight: u64,
     options: source::Options,
     stop: Stop,
@@ -127,6 +128,7 @@ impl Job {
             workers: 1,
             cluster: None,
             epoch: Duration::from_millis(100),
+            clock_behind: Duration::ZERO,
             in_flight: 64 << 20,
             options: source::Options::default(),
             stop: Stop::default(),
@@ -253,6 +255,12 @@ impl Job {
     /// The job's counters, for watching it while it runs.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// Takes the wall clock for so much behind, as when it has been stepped back: epochs are still greater than all before.
+    pub(crate) fn clock_behind(mut self, behind: Duration) -> Self {
+        self.clock_behind = behind;
+        self
     }
 
     pub(crate) fn stop_by(mut self, stop: Stop) -> Self {
@@ -527,6 +535,7 @@ impl Job {
         let mut shared = worker::Shared {
             place: self.place(0),
             epoch: self.epoch,
+            clock_behind: self.clock_behind,
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
             shard: self.shard(None),
             snapshot_every: self.keeping.as_ref().map_or(Duration::MAX, |keeping| keeping.every),

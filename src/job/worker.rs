@@ -65,6 +65,8 @@ pub(crate) enum Pace {
 pub(crate) struct Shared {
     pub(crate) place: Place,
     pub(crate) epoch: Duration,
+    /// How much the wall clock is taken for behind.
+    pub(crate) clock_behind: Duration,
     pub(crate) in_flight: usize,
     pub(crate) stop: Stop,
     pub(crate) failure: Arc<Failure>,
@@ -310,7 +312,8 @@ impl Ticker {
     fn new(shared: &Shared) -> Self {
         let last = shared.repeat.iter().map(|frame| frame.epoch).max().unwrap_or_default().max(shared.last);
         let now = Instant::now();
-        Ticker { started: now, started_at: SystemTime::now(), due: now, every: shared.epoch, last }
+        let started_at = SystemTime::now().checked_sub(shared.clock_behind).unwrap_or(SystemTime::UNIX_EPOCH);
+        Ticker { started: now, started_at, due: now, every: shared.epoch, last }
     }
 
     /// The epoch to propose now: the clock that it goes by is monotonic.

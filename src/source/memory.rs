@@ -166,7 +166,8 @@ mod tests {
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
         let (view, metrics) = (Rc::new(StreamView::default()), Arc::new(SourceMetrics::default()));
         let mut intake = Intake::new("s", 0, &source, &options, Rc::clone(&view), metrics);
-        let mut reader = source.open(&Place { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
+        let mut reader =
+            source.open(&Place { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
         let bound = Bound {
             source: String::from("s"),
             partition: 0,

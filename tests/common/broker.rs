@@ -137,6 +137,20 @@ impl Broker {
         producer.flush(PATIENCE).unwrap();
     }
 
+    /// How far a consumer group says that it is in a partition.
+    pub fn group_offset(&self, group: &str, topic: &str, partition: i32) -> Option<i64> {
+        let mut config = ClientConfig::new();
+        let consumer: BaseConsumer =
+            config.set("bootstrap.servers", &self.servers).set("group.id", group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let committed = consumer.committed_offsets(list, PATIENCE).ok()?;
+        match committed.elements()[0].offset() {
+            rdkafka::Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }
+    }
+
     fn admin(&self) -> AdminClient<DefaultClientContext> {
         ClientConfig::new().set("bootstrap.servers", &self.servers).create().unwrap()
     }

@@ -1,4 +1,5 @@
-//! What the tests of the engine in memory share: the oracle, made-up data, and checks that compare the two.
+//! What the tests of the engine in memory share: the oracle, made-up data, and checks that compare the two. A crate of its
+//! own, so that the queries in it are compiled once.
 #![allow(
     dead_code,
     unreachable_pub,

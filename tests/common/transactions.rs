@@ -231,6 +231,18 @@ pub fn json_of(row: &Transaction) -> String {
     serde_json::to_string(row).unwrap()
 }
 
+/// Rows that were written as JSON, as texts. Fails unless they have these fields.
+#[track_caller]
+pub fn of_json(texts: &[String], columns: &[&str]) -> Vec<Vec<String>> {
+    let field = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let row = |text: &String| {
+        let row: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(row.as_object().unwrap().len(), columns.len(), "{text}");
+        columns.iter().map(|name| field(&row[name])).collect()
+    };
+    texts.iter().map(row).collect()
+}
+
 /// The records of a CSV file that was written for us, header first. Fails unless its bytes are the ones that must be
 /// there: `\n` at the end of each line, and quotes only where they are needed.
 #[track_caller]

@@ -129,7 +129,14 @@ mod tests {
     fn all_that_records_may_hold_is_read_as_it_was_written() {
         type All = (EventTime, Real, Origin, (u128, char, bool, ()), std::collections::BTreeMap<u8, String>, Decimal);
         let map = [(1, "one".to_owned()), (2, String::new())].into();
-        let row: All = (EventTime::MAX, Real::new(-0.5), Origin::default(), (u128::MAX, 'ß', true, ()), map, Decimal::new(-150, 2));
+        let row: All = (
+            EventTime::MAX,
+            Real::new(-0.5),
+            Origin::default(),
+            (u128::MAX, 'ß', true, ()),
+            map,
+            Decimal::new(-150, 2),
+        );
         let mut draft = Draft::default();
         Postcard.encode(&row, &mut draft).unwrap();
         assert_eq!(Codec::<All>::check(&Postcard), Ok(()));

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use timely::communication::Hooks;
-use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 use timely::communication::allocator::zero_copy::initialize::{CommsGuard, initialize_networking_from_sockets};
+use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 
 use self::link::Link;
 use self::side::Side;
@@ -301,7 +301,10 @@ impl Hello {
             Err(error.help("start all with one program and one command line, but for -p"))
         };
         if other.processes != processes || other.process == 0 || other.process >= processes {
-            return differs(format!("it is number {} of {}, and process 0 has {processes}", other.process, other.processes));
+            return differs(format!(
+                "it is number {} of {}, and process 0 has {processes}",
+                other.process, other.processes
+            ));
         }
         if other.threads != self.threads {
             return differs(format!("it has {} workers, and process 0 has {}", other.threads, self.threads));
@@ -456,8 +459,7 @@ impl Mesh {
     pub(crate) fn builders(self, threads: usize) -> Result<(Vec<AllocatorBuilder>, Connections)> {
         let Hooks { refill, spill, .. } = Hooks::default();
         let within = ProcessBuilder::new_typed_vector(threads, refill, spill);
-        let connected =
-            initialize_networking_from_sockets(within, self.links, self.process, threads, Hooks::default());
+        let connected = initialize_networking_from_sockets(within, self.links, self.process, threads, Hooks::default());
         let (builders, guard) =
             connected.map_err(|why| Error::new("cannot connect the workers of all processes").because(why))?;
         Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Connections(guard)))

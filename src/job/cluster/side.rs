@@ -152,7 +152,11 @@ impl Side {
             Word::Done(summary) => state.done[from] = Some(summary),
             Word::Over => state.over = true,
             Word::Failed { process, usage, ref why } => {
-                let error = if usage { Error::usage(why) } else { Error::new(format!("process {process} failed")).because(why) };
+                let error = if usage {
+                    Error::usage(why)
+                } else {
+                    Error::new(format!("process {process} failed")).because(why)
+                };
                 state.reason.get_or_insert(word);
                 self.failure.set(error);
             }
@@ -171,7 +175,8 @@ impl Side {
         while !state.closing {
             if !state.over && state.missed.is_none() {
                 let silence = self.cluster.silence;
-                let silent = |process: &usize| self.senders[*process].is_some() && state.heard[*process].elapsed() > silence;
+                let silent =
+                    |process: &usize| self.senders[*process].is_some() && state.heard[*process].elapsed() > silence;
                 if let Some(process) = (0..self.senders.len()).find(silent) {
                     let why = format!("nothing was heard of it for {} s", silence.as_secs());
                     state.missed = Some((process, why, Instant::now() - GRACE));

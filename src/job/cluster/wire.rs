@@ -51,7 +51,10 @@ impl Greeting {
         let (magic, rest) = bytes.split_at(8);
         if magic != MAGIC {
             let why = if magic[..7] == MAGIC[..7] {
-                format!("it speaks version {} of what processes say to each other, this one speaks {}", magic[7], MAGIC[7])
+                format!(
+                    "it speaks version {} of what processes say to each other, this one speaks {}",
+                    magic[7], MAGIC[7]
+                )
             } else {
                 String::from("it is no process of a job")
             };

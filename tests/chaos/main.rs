@@ -1,0 +1,309 @@
+//! A query of several processes, on a real broker, is exact whatever happens to it.
+//!
+//! A round is a topic that is written to, and a query that `tidegate up` runs on it, while a seeded schedule does to them
+//! what happens in production: processes are killed and stopped for a while, the broker is killed and started again,
+//! partitions are added, the job is rescaled, the disk is full, the wall clock steps back. Records are out of order, and some
+//! late. In the end what is committed in the topics of results must be what SQLite answers, row for row.
+//!
+//! `CHAOS_ROUNDS=200 cargo test --test chaos` runs so many rounds; `CHAOS_SEED=17` the one of that seed.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "../common/broker.rs"]
+mod broker;
+#[path = "../common/children.rs"]
+mod children;
+#[path = "../common/run.rs"]
+mod run;
+#[path = "../common/sql.rs"]
+mod sql;
+#[path = "../common/transactions.rs"]
+mod transactions;
+
+use std::io::Write as _;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use broker::{Broker, committed};
+use children::children;
+use fastrand::Rng;
+use nix::sys::signal::{Signal, kill};
+use run::{Running, start};
+use sql::{Query, database, queries};
+use tempfile::TempDir;
+use transactions::{COLUMNS, START_MS, Transaction, json_of, of_json, same_rows};
+
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+/// The programs, by turns.
+const PROGRAMS: [&str; 4] = [
+    env!("CARGO_BIN_EXE_account_totals"),
+    env!("CARGO_BIN_EXE_account_sessions"),
+    env!("CARGO_BIN_EXE_spend_by_minute"),
+    env!("CARGO_BIN_EXE_silent_accounts"),
+];
+/// How many rounds there are unless it is said: as many in CI as are asked for there, a few elsewhere.
+const ROUNDS: (u64, u64) = (20, 4);
+/// How many records are sent between two events.
+const CHUNK: usize = 400;
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How far on in event time all windows are over, and all accounts silent.
+const END_MS: i64 = 3_600_000;
+
+/// What happens to the job, or to what it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// A process is killed.
+    Kill,
+    /// A process stands still for a while.
+    Pause,
+    /// The broker is killed and comes back.
+    BrokerLost,
+    /// The topic gets a partition.
+    Partition,
+    /// The job is stopped, and goes on in other numbers of processes and workers.
+    Rescale,
+    /// As a rescale; and the wall clock is an hour behind from then on.
+    ClockBack,
+    /// The job is stopped, and started on a disk that is full soon; then there is room again.
+    DiskFull,
+}
+
+/// A round: what is sent, what is run, and what has happened so far.
+struct Round<'a> {
+    broker: &'a Broker,
+    random: Rng,
+    folder: TempDir,
+    query: Query,
+    topic: String,
+    /// What was sent, by partition.
+    partitions: Vec<Vec<Transaction>>,
+    /// How far event time has come.
+    now_ms: i64,
+    behind: bool,
+    happened: Vec<Event>,
+}
+
+impl Round<'_> {
+    fn new(broker: &Broker, seed: u64) -> Round<'_> {
+        let random = Rng::with_seed(seed);
+        let program = PROGRAMS[seed as usize % PROGRAMS.len()];
+        let query = queries().into_iter().find(|query| query.program == program).unwrap();
+        let partitions = vec![Vec::new(); 3];
+        let topic = broker.topic(partitions.len() as i32);
+        for output in ["out", "late"] {
+            broker.create(&format!("{topic}-{output}"), 2);
+        }
+        let (folder, happened) = (tempfile::tempdir().unwrap(), Vec::new());
+        Round { broker, random, folder, query, topic, partitions, now_ms: START_MS, behind: false, happened }
+    }
+
+    /// Starts the query, in random numbers of processes and workers.
+    fn start(&mut self, options: &str, more: &str) -> Running {
+        let (processes, workers) = (self.random.u8(1..=3), self.random.u8(1..=2));
+        let behind = if self.behind { "--clock-behind 1h" } else { "" };
+        let (program, servers, topic) = (self.query.program, &self.broker.servers, &self.topic);
+        let state = self.folder.path().join("state");
+        let line = format!(
+            "up -n {processes} {options} -- {program} -w {workers} --brokers {servers} --topic {topic} --out kafka:{topic}-out \
+             --late kafka:{topic}-late --state {} --idle-timeout 1h --epoch 20ms --snapshot-every 100ms --progress off {behind} \
+             {more}",
+            state.display()
+        );
+        start(TIDEGATE, line.split_whitespace())
+    }
+
+    /// Records whose event times go on: a few steps back in each partition, and some far behind, which are late.
+    fn send(&mut self, count: usize) {
+        let mut batches = vec![Vec::new(); self.partitions.len()];
+        for _ in 0..count {
+            self.now_ms += [0, 1, 40, 90, 200][self.random.usize(0..5)];
+            let back = match self.random.u8(0..100) {
+                0..3 => self.random.i64(15_000..90_000),
+                3..40 => self.random.i64(0..2_000),
+                _ => 0,
+            };
+            let account = format!("account {}", self.random.u8(0..25));
+            let cents = self.random.i64(-5_000..20_000);
+            let id = self.partitions.iter().chain(&batches).map(Vec::len).sum::<usize>() as u64;
+            let partition = self.random.usize(0..batches.len());
+            batches[partition].push(Transaction::new(id, &account, cents, self.now_ms - back));
+        }
+        for (partition, batch) in batches.into_iter().enumerate() {
+            self.broker.send(&self.topic, partition, batch.iter().map(json_of));
+            self.partitions[partition].extend(batch);
+        }
+    }
+
+    /// Adds a partition. When it is found depends on the broker and the clock, and records that come before are judged by
+    /// the stream's watermark then; so the others wait until it has been, and what is in it is ahead of them all.
+    fn add_partition(&mut self, job: &mut Running) {
+        let new = self.partitions.len();
+        self.partitions.push(Vec::new());
+        self.broker.grow(&self.topic, new + 1);
+        let mut batch = Vec::new();
+        for _ in 0..60 {
+            self.now_ms += 2_000;
+            let id = self.partitions.iter().map(Vec::len).sum::<usize>() + batch.len();
+            batch.push(Transaction::new(id as u64, "account 0", 1, self.now_ms));
+        }
+        self.broker.send(&self.topic, new, batch.iter().map(json_of));
+        self.partitions[new] = batch;
+        let name = Path::new(self.query.program).file_name().unwrap().to_string_lossy().replace('_', "-");
+        let group = format!("tidegate-{name}");
+        let wanted = self.partitions[new].len() as i64;
+        self.until(job, "the new partition is read", |round| {
+            round.broker.group_offset(&group, &round.topic, new as i32).is_some_and(|offset| offset >= wanted)
+        });
+    }
+
+    /// Waits until something holds, while the job runs.
+    fn until(&self, job: &mut Running, what: &str, holds: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(job.is_alive(), "the job ended before {what}:\n{}", job.stderr());
+            assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}\n{}", job.stderr());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn stop(&self, job: Running) {
+        job.signal(Signal::SIGTERM);
+        let ended = job.end_within(PATIENCE);
+        assert!(matches!(ended.status.code(), Some(0 | 143)), "{:?}:\n{}", ended.status, ended.stderr);
+        assert_eq!(children(self.folder.path()), [], "processes are left");
+    }
+
+    /// Does something to a running job; the job that runs then.
+    fn happen(&mut self, event: Event, mut job: Running) -> Running {
+        self.happened.push(event);
+        match event {
+            Event::Kill => {
+                if let Some((victim, _)) = self.random.choice(children(self.folder.path())) {
+                    let _ = kill(victim, Signal::SIGKILL);
+                }
+            }
+            Event::Pause => {
+                if let Some((victim, _)) = self.random.choice(children(self.folder.path())) {
+                    let _ = kill(victim, Signal::SIGSTOP);
+                    std::thread::sleep(Duration::from_millis(self.random.u64(200..2_000)));
+                    let _ = kill(victim, Signal::SIGCONT);
+                }
+            }
+            Event::BrokerLost => {
+                self.broker.kill();
+                std::thread::sleep(Duration::from_millis(self.random.u64(0..1_500)));
+                self.broker.restart();
+            }
+            Event::Partition => self.add_partition(&mut job),
+            Event::Rescale | Event::ClockBack => {
+                self.stop(job);
+                self.behind |= event == Event::ClockBack;
+                return self.start("", "");
+            }
+            Event::DiskFull => {
+                self.stop(job);
+                let kind = ["journal-append", "segment-sync", "manifest"][self.random.usize(0..3)];
+                let number = self.random.u8(1..6);
+                let mut full = self.start("--restarts 0", &format!("--kill-at full:{kind}:{number}"));
+                let begun = Instant::now();
+                while full.is_alive() && begun.elapsed() < PATIENCE {
+                    self.send(20);
+                }
+                let ended = full.end_or_killed();
+                assert_eq!(ended.status.code(), Some(1), "{kind} {number}: {:?}:\n{}", ended.status, ended.stderr);
+                assert!(ended.stderr.contains("the disk is full"), "{}", ended.stderr);
+                return self.start("", "");
+            }
+        }
+        job
+    }
+
+    /// What the results are to be, and what is to be late.
+    fn expected(&self) -> [Vec<Vec<String>>; 2] {
+        let database = database(self.partitions.iter().map(Vec::as_slice));
+        [self.query.answer(&database, 0), self.query.late(&database, 0)]
+    }
+
+    fn found(&self) -> [Vec<Vec<String>>; 2] {
+        let columns: [&[&str]; 2] = [self.query.columns, &COLUMNS];
+        let read = |output: &str| committed(&self.broker.servers, &format!("{}-{output}", self.topic));
+        let [out, late] = ["out", "late"].map(read);
+        [of_json(&out, columns[0]), of_json(&late, columns[1])]
+    }
+
+    fn check(&self, expected: &[Vec<Vec<String>>; 2]) {
+        for (found, expected) in self.found().iter().zip(expected) {
+            same_rows(found, expected);
+        }
+    }
+
+    fn run(&mut self) {
+        let mut events = vec![Event::Kill, Event::Kill, Event::Pause];
+        let more = [Event::BrokerLost, Event::Partition, Event::Rescale, Event::ClockBack, Event::DiskFull];
+        // Each is in at least two rounds of five.
+        for _ in 0..2 {
+            events.push(*self.random.choice(&more).unwrap());
+        }
+        self.random.shuffle(&mut events);
+        let mut job = self.start("", "");
+        for event in events {
+            self.send(CHUNK);
+            std::thread::sleep(Duration::from_millis(self.random.u64(0..900)));
+            job = self.happen(event, job);
+        }
+        self.send(CHUNK);
+        let expected = self.expected();
+        assert!(
+            expected[0].len() > 100 && !expected[1].is_empty(),
+            "too tame: {:?}",
+            expected.each_ref().map(Vec::len)
+        );
+        // Records far on in all partitions end every window; their own stays open.
+        let end = Transaction::new(u64::MAX >> 1, "the end", 0, self.now_ms + END_MS);
+        for partition in 0..self.partitions.len() {
+            self.broker.send(&self.topic, partition, [json_of(&end)]);
+        }
+        let counts = expected.each_ref().map(Vec::len);
+        self.until(&mut job, "all results", |round| {
+            let found = round.found().map(|rows| rows.len());
+            found[0] >= counts[0] && found[1] >= counts[1]
+        });
+        self.check(&expected);
+        self.stop(job);
+        self.check(&expected);
+        // It goes on once more, and shows nothing twice.
+        let job = self.start("", "");
+        std::thread::sleep(Duration::from_millis(500));
+        self.stop(job);
+        self.check(&expected);
+    }
+}
+
+fn tell(line: &str) {
+    std::io::stderr().lock().write_all(line.as_bytes()).unwrap();
+}
+
+#[test]
+fn results_are_exact_whatever_happens() {
+    let Some(broker) = Broker::start() else { return };
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let rounds = if std::env::var("CI").as_deref() == Ok("true") { ROUNDS.0 } else { ROUNDS.1 };
+    let seeds = match number("CHAOS_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 1..number("CHAOS_ROUNDS").unwrap_or(rounds) + 1,
+    };
+    for seed in seeds {
+        let (begun, mut round) = (Instant::now(), Round::new(&broker, seed));
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| round.run()));
+        let records: usize = round.partitions.iter().map(Vec::len).sum();
+        let what = format!("{records} records, {:?}, {:.1} s", round.happened, begun.elapsed().as_secs_f64());
+        match ended {
+            Ok(()) => tell(&format!("chaos round {seed}: {what}\n")),
+            Err(failure) => {
+                tell(&format!("CHAOS_SEED={seed} fails: {what}; its state is in {}\n", round.folder.keep().display()));
+                std::panic::resume_unwind(failure);
+            }
+        }
+    }
+}
