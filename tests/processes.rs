@@ -106,6 +106,11 @@ impl Place {
         self.folder.path().join(name)
     }
 
+    /// How many snapshots of the state there are.
+    fn snapshots(&self) -> usize {
+        fs::read_dir(self.path("state/manifests")).map_or(0, Iterator::count)
+    }
+
     fn words(&self, line: &str) -> Vec<String> {
         line.split_whitespace().map(|word| word.replace("{}", self.folder.path().to_str().unwrap())).collect()
     }
@@ -156,7 +161,7 @@ fn processes_that_would_not_run_the_same_do_not_begin() {
         ("", "-w 2", "it has 2 workers, and process 0 has 1"),
         ("", "--out-of-order 5s", "out-of-order is 5s, was 2s"),
         ("--state {}/state", "", "it keeps no state"),
-        ("", "--csv {}/hosts", "the step source transactions is"),
+        ("", "--late {}/late.csv", "the step sink late is new"),
     ] {
         place.new_hosts(2);
         let (first, other) = (place.start(TOTALS, 0, 2, first), place.start(TOTALS, 1, 2, other));
@@ -222,15 +227,15 @@ fn what_one_process_fails_with_all_end_with() {
 fn a_signal_to_any_process_stops_all_of_them_cleanly() {
     for asked in 0..2 {
         let place = Place::new(3, 200_000, 2);
-        let mut all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, "--state {}/state")).collect();
-        let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
-        all[asked].until("results", |_| (shown() > 1_000).then_some(()));
+        let more = "--state {}/state --snapshot-every 20ms";
+        let mut all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, more)).collect();
+        all[asked].until("a snapshot", |_| place.snapshots().gt(&0).then_some(()));
         all[asked].signal(Signal::SIGTERM);
         for (process, running) in all.into_iter().enumerate() {
             running.end().code(if process == asked { 143 } else { 0 });
         }
         place.new_hosts(2);
-        let all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, "--state {}/state")).collect();
+        let all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, more)).collect();
         for process in all {
             process.end().code(0);
         }

@@ -502,7 +502,10 @@ impl Job {
         if let Some(snapshots) = snapshots {
             snapshots.finish();
         }
-        let endings = endings?;
+        let endings = endings.unwrap_or_else(|error| {
+            failure.set(error);
+            Vec::new()
+        });
         let mut summary = metrics.summary();
         if let Some(side) = &side {
             if !is_first {

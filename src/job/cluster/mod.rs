@@ -203,7 +203,7 @@ impl Cluster {
 
     /// Another process: comes to process 0.
     fn come(&self, hello: &Hello, stop: &Stop) -> Result<Option<Vec<Option<Wire>>>> {
-        let Some(stream) = self.reach(0, stop)? else { return Ok(None) };
+        let Some(stream) = self.reach(0, &[], stop)? else { return Ok(None) };
         let gone = |why: io::Error| self.gone(0, &why);
         let mut wire = Wire::new(stream).map_err(gone)?;
         wire.greet(&Greeting { purpose: Purpose::Side, process: self.process as u32, number: 0 }).map_err(gone)?;
@@ -213,8 +213,8 @@ impl Cluster {
         Ok(Some(sides))
     }
 
-    /// Connects to another process, which may have yet to start.
-    fn reach(&self, process: usize, stop: &Stop) -> Result<Option<TcpStream>> {
+    /// Connects to another process, which may have yet to start. It need not be waited for if one that has come is gone.
+    fn reach(&self, process: usize, sides: &[Option<Wire>], stop: &Stop) -> Result<Option<TcpStream>> {
         let (begun, address) = (Instant::now(), self.address(process));
         loop {
             let why = match connect(address) {
@@ -224,12 +224,19 @@ impl Cluster {
             if stop.is_asked() {
                 return Ok(None);
             }
+            self.all_are_there(sides)?;
             if begun.elapsed() > self.patience {
                 let error = Error::new(format!("process {process} cannot be reached")).at(address).because(why);
                 return Err(error.help("start all processes, with one file of hosts"));
             }
             std::thread::sleep(BETWEEN);
         }
+    }
+
+    /// Fails if one of those who have come is gone again.
+    fn all_are_there(&self, sides: &[Option<Wire>]) -> Result<()> {
+        let gone = |side: &Option<Wire>| side.as_ref().is_some_and(Wire::is_closed);
+        sides.iter().position(gone).map_or(Ok(()), |process| Err(self.gone(process, &"its connection was closed")))
     }
 
     fn gone(&self, process: usize, why: &dyn fmt::Display) -> Error {
@@ -412,7 +419,7 @@ impl Gathered {
         let (own, processes) = (cluster.process, cluster.processes());
         let mut streams: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
         for (process, slot) in streams.iter_mut().enumerate().take(own) {
-            let Some(stream) = cluster.reach(process, stop)? else { return Ok(None) };
+            let Some(stream) = cluster.reach(process, &sides, stop)? else { return Ok(None) };
             let greeting = Greeting { purpose: Purpose::Data, process: own as u32, number };
             let greeted = Wire::new(stream).and_then(|mut wire| wire.greet(&greeting).map(|()| wire));
             *slot = Some(greeted.and_then(Wire::into_stream).map_err(|why| cluster.gone(process, &why))?);
@@ -426,6 +433,7 @@ impl Gathered {
                 return Err(cluster.gone(missing, &"it does not connect"));
             }
             let Some(stream) = accept(&listener)? else {
+                cluster.all_are_there(&sides)?;
                 std::thread::sleep(BETWEEN);
                 continue;
             };
