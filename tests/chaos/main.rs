@@ -24,7 +24,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed};
+use broker::{Broker, Sender, committed};
 use children::children;
 use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
@@ -72,6 +72,7 @@ enum Event {
 /// A round: what is sent, what is run, and what has happened so far.
 struct Round<'a> {
     broker: &'a Broker,
+    sender: Sender,
     random: Rng,
     folder: TempDir,
     query: Query,
@@ -81,7 +82,7 @@ struct Round<'a> {
     /// How far event time has come.
     now_ms: i64,
     behind: bool,
-    happened: Vec<Event>,
+    happened: Vec<String>,
 }
 
 impl Round<'_> {
@@ -95,7 +96,18 @@ impl Round<'_> {
             broker.create(&format!("{topic}-{output}"), 2);
         }
         let (folder, happened) = (tempfile::tempdir().unwrap(), Vec::new());
-        Round { broker, random, folder, query, topic, partitions, now_ms: START_MS, behind: false, happened }
+        Round {
+            broker,
+            sender: broker.sender(),
+            random,
+            folder,
+            query,
+            topic,
+            partitions,
+            now_ms: START_MS,
+            behind: false,
+            happened,
+        }
     }
 
     /// Starts the query, in random numbers of processes and workers.
@@ -131,7 +143,7 @@ impl Round<'_> {
             batches[partition].push(Transaction::new(id, &account, cents, self.now_ms - back));
         }
         for (partition, batch) in batches.into_iter().enumerate() {
-            self.broker.send(&self.topic, partition, batch.iter().map(json_of));
+            self.sender.send(&self.topic, partition, batch.iter().map(json_of));
             self.partitions[partition].extend(batch);
         }
     }
@@ -148,7 +160,7 @@ impl Round<'_> {
             let id = self.partitions.iter().map(Vec::len).sum::<usize>() + batch.len();
             batch.push(Transaction::new(id as u64, "account 0", 1, self.now_ms));
         }
-        self.broker.send(&self.topic, new, batch.iter().map(json_of));
+        self.sender.send(&self.topic, new, batch.iter().map(json_of));
         self.partitions[new] = batch;
         let name = Path::new(self.query.program).file_name().unwrap().to_string_lossy().replace('_', "-");
         let group = format!("tidegate-{name}");
@@ -168,6 +180,13 @@ impl Round<'_> {
         }
     }
 
+    /// Notes how long the last thing took.
+    fn took(&mut self, begun: Instant) {
+        if let Some(last) = self.happened.last_mut() {
+            *last += &format!(" {:.1} s", begun.elapsed().as_secs_f64());
+        }
+    }
+
     fn stop(&self, job: Running) {
         job.signal(Signal::SIGTERM);
         let ended = job.end_within(PATIENCE);
@@ -177,7 +196,7 @@ impl Round<'_> {
 
     /// Does something to a running job; the job that runs then.
     fn happen(&mut self, event: Event, mut job: Running) -> Running {
-        self.happened.push(event);
+        self.happened.push(format!("{event:?}"));
         match event {
             Event::Kill => {
                 if let Some((victim, _)) = self.random.choice(children(self.folder.path())) {
@@ -251,27 +270,30 @@ impl Round<'_> {
         for event in events {
             self.send(CHUNK);
             std::thread::sleep(Duration::from_millis(self.random.u64(0..900)));
+            let begun = Instant::now();
             job = self.happen(event, job);
+            self.took(begun);
         }
         self.send(CHUNK);
         let expected = self.expected();
-        assert!(
-            expected[0].len() > 50 && !expected[1].is_empty(),
-            "too tame: {:?}",
-            expected.each_ref().map(Vec::len)
-        );
+        assert!(expected[0].len() > 50 && !expected[1].is_empty(), "too tame: {:?}", expected.each_ref().map(Vec::len));
         // Records far on in all partitions end every window; their own stays open.
         let end = Transaction::new(u64::MAX >> 1, "the end", 0, self.now_ms + END_MS);
         for partition in 0..self.partitions.len() {
-            self.broker.send(&self.topic, partition, [json_of(&end)]);
+            self.sender.send(&self.topic, partition, [json_of(&end)]);
         }
-        let counts = expected.each_ref().map(Vec::len);
+        let (counts, begun) = (expected.each_ref().map(Vec::len), Instant::now());
+        self.happened.push("all results".into());
         self.until(&mut job, "all results", |round| {
             let found = round.found().map(|rows| rows.len());
             found[0] >= counts[0] && found[1] >= counts[1]
         });
+        self.took(begun);
         self.check(&expected);
+        let begun = Instant::now();
+        self.happened.push("stop".into());
         self.stop(job);
+        self.took(begun);
         self.check(&expected);
         // It goes on once more, and shows nothing twice.
         let job = self.start("", "");
@@ -298,7 +320,8 @@ fn results_are_exact_whatever_happens() {
         let (begun, mut round) = (Instant::now(), Round::new(&broker, seed));
         let ended = std::panic::catch_unwind(AssertUnwindSafe(|| round.run()));
         let records: usize = round.partitions.iter().map(Vec::len).sum();
-        let what = format!("{records} records, {:?}, {:.1} s", round.happened, begun.elapsed().as_secs_f64());
+        let happened = round.happened.join(", ");
+        let what = format!("{records} records; {happened}; {:.1} s in all", begun.elapsed().as_secs_f64());
         match ended {
             Ok(()) => tell(&format!("chaos round {seed}: {what}\n")),
             Err(failure) => {

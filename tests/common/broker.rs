@@ -19,7 +19,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -126,15 +126,15 @@ impl Broker {
 
     /// Sends texts to a partition, in order, and waits until the broker has them.
     pub fn send(&self, topic: &str, partition: usize, texts: impl IntoIterator<Item = String>) {
+        self.sender().send(topic, partition, texts);
+    }
+
+    /// One that sends, for more than one time: it takes a while to make.
+    pub fn sender(&self) -> Sender {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.servers).set("enable.idempotence", "true").set("linger.ms", "2");
-        let producer: BaseProducer = config.create().unwrap();
-        for text in texts {
-            let record = BaseRecord::<(), str>::to(topic).partition(partition as i32).payload(&text);
-            producer.send(record).map_err(|(why, _)| why).unwrap();
-            producer.poll(Duration::ZERO);
-        }
-        producer.flush(PATIENCE).unwrap();
+        config.set("topic.metadata.refresh.interval.ms", "200");
+        Sender(config.create().unwrap())
     }
 
     /// How far a consumer group says that it is in a partition.
@@ -162,6 +162,27 @@ impl Broker {
         let producer: BaseProducer = config.create().unwrap();
         producer.init_transactions(Duration::from_secs(20)).unwrap();
         producer
+    }
+}
+
+/// Sends texts to partitions.
+pub struct Sender(BaseProducer);
+
+impl Sender {
+    /// Sends texts to a partition, in order, and waits until the broker has them.
+    pub fn send(&self, topic: &str, partition: usize, texts: impl IntoIterator<Item = String>) {
+        for text in texts {
+            let (record, begun) =
+                (|| BaseRecord::<(), str>::to(topic).partition(partition as i32).payload(&text), Instant::now());
+            while let Err((why, _)) = self.0.send(record()) {
+                // It learns of new partitions now and then.
+                assert!(why.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition), "{why}");
+                assert!(begun.elapsed() < PATIENCE, "{why}");
+                self.0.poll(Duration::from_millis(50));
+            }
+            self.0.poll(Duration::ZERO);
+        }
+        self.0.flush(PATIENCE).unwrap();
     }
 }
 
