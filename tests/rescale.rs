@@ -40,7 +40,7 @@ fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize)
 
 #[test]
 fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
-    for_seeds(25, |seed| {
+    for_seeds(15, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = if seed % 2 == 0 { Data::random(&mut random, 150) } else { steady(seed, 150) };
         let (expected, kept, mut disk) = (Kept::plain(&data)?, Kept::default(), new_disk());

@@ -431,8 +431,8 @@ impl Job {
         let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
         let Some(mut gathered) = gathered else {
             return match self.begin(&query, print, &opened, &failure)? {
-                None => self.run_life(&query, None, opened, failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
+                None => self.run_life(&query, None, opened, &failure, None),
+                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, &failure, None),
                 Some(Beginning::Ended(last)) => self.was_complete(query, *last),
             };
         };
@@ -446,7 +446,7 @@ impl Job {
             Ok(None) => None,
         };
         let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation))?;
-        self.run_together(&query, (decided, gathered), begun, opened, failure)
+        self.run_together(&query, (decided, gathered), begun, opened, &failure)
     }
 
     /// Runs the query in another process than the first.
@@ -460,7 +460,7 @@ impl Job {
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
+        self.run_together(query, (decided, gathered), begun, Arc::default(), &failure)
     }
 
     /// Connects with the other processes, and runs.
@@ -470,14 +470,14 @@ impl Job {
         (decided, gathered): (Decided, Gathered),
         begun: Option<Begun>,
         opened: Arc<OpenedSinks>,
-        failure: Arc<Failure>,
+        failure: &Arc<Failure>,
     ) -> Result<Report> {
         let number = match decided {
             Decided::Run { number, .. } => number,
             Decided::Ended => return Ok(Report { ending: Ending::WasComplete, summary: Summary::default() }),
             Decided::Stopped => return Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
         };
-        match gathered.connect(number, Arc::clone(&failure), &self.stop)? {
+        match gathered.connect(number, Arc::clone(failure), &self.stop)? {
             None => Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }
@@ -489,15 +489,15 @@ impl Job {
         query: &Query,
         begun: Option<Begun>,
         opened: Arc<OpenedSinks>,
-        failure: Arc<Failure>,
+        failure: &Arc<Failure>,
         mesh: Option<Mesh>,
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
-        let (shared, dir) = self.shared(begun, opened, Arc::clone(&failure));
+        let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
-        let endings = run_workers(Arc::new(shared), query, mesh);
+        let endings = run_workers(shared, query, mesh);
         // The last manifest is written when its thread has ended; only then may another process have the state.
         if let Some(snapshots) = snapshots {
             snapshots.finish();
@@ -579,8 +579,9 @@ impl Job {
 /// A query, shared by those who build it.
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
-/// Runs the workers of this process to their ends.
-fn run_workers(shared: Arc<worker::Shared>, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
+/// Runs the workers of this process to their ends. What they share, the journal for one, is closed then.
+fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
+    let shared = Arc::new(shared);
     let cannot = |why: String| Error::new("cannot start the workers").because(why);
     let threads = shared.place.threads;
     let (builders, connections) = match mesh {

@@ -269,7 +269,7 @@ impl Round<'_> {
         let mut job = self.start("", "");
         for event in events {
             self.send(CHUNK);
-            std::thread::sleep(Duration::from_millis(self.random.u64(0..900)));
+            std::thread::sleep(Duration::from_millis(self.random.u64(0..600)));
             let begun = Instant::now();
             job = self.happen(event, job);
             self.took(begun);
@@ -289,17 +289,18 @@ impl Round<'_> {
             found[0] >= counts[0] && found[1] >= counts[1]
         });
         self.took(begun);
-        self.check(&expected);
         let begun = Instant::now();
         self.happened.push("stop".into());
         self.stop(job);
         self.took(begun);
         self.check(&expected);
-        // It goes on once more, and shows nothing twice.
-        let job = self.start("", "");
-        std::thread::sleep(Duration::from_millis(500));
-        self.stop(job);
-        self.check(&expected);
+        if self.random.bool() {
+            // It goes on once more, and shows nothing twice.
+            let job = self.start("", "");
+            std::thread::sleep(Duration::from_millis(500));
+            self.stop(job);
+            self.check(&expected);
+        }
     }
 }
 

@@ -4,7 +4,9 @@
     dead_code,
     unreachable_pub,
     clippy::unwrap_used,
+    clippy::len_without_is_empty,
     clippy::needless_pass_by_value,
+    clippy::new_without_default,
     reason = "a part is used by each test; a panic fails it"
 )]
 
