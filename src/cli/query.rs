@@ -382,7 +382,12 @@ impl QueryArgs {
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
         let job = job.clock_behind(self.clock_behind);
         let job = match self.cluster()? {
-            Some(cluster) => job.cluster(cluster),
+            Some(cluster) => {
+                if self.progress != Show::Off {
+                    eprintln!("{name}: this is {cluster}; it begins when all have come");
+                }
+                job.cluster(cluster)
+            }
             None => job,
         };
         let (job, is_first) = (self.with_state(job), self.process == 0);

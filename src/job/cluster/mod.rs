@@ -247,6 +247,13 @@ impl Cluster {
     }
 }
 
+/// As in "process 1 of 3, at 10.0.0.2:2101".
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} of {}, at {}", self.process, self.processes(), self.address(self.process))
+    }
+}
+
 /// Connects within a few seconds.
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
