@@ -426,7 +426,7 @@ fn wrong_usage_is_told_apart_from_failure() {
         ("--csv {}/in.csv --kafka-config novalue", "novalue"),
         ("--brokers localhost:1 --kafka-config no.such.property=1", "no.such.property"),
         ("--csv {}/in.csv -n 2 -p 2", "-p 2"),
-        ("--csv {}/in.csv -n 0", "-n"),
+        ("--csv {}/in.csv -n 0", "--processes"),
         ("--csv {}/in.csv --allowed-lateness soon", "--allowed-lateness"),
     ] {
         for program in [ACCOUNT_TOTALS, BALANCES] {
