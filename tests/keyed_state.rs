@@ -116,12 +116,13 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         let (source, shown) = (Records::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
         let (disk, output) = (CrashingDisk::new(), shown.clone());
         let shared: Arc<dyn Disk> = disk.shared();
-        let run = Run::new().seed(2).in_flight(1).state(&shared, "state").run(move |flow| {
+        let run = Run::new().seed(2).in_flight(1).state(&shared, "state").keeping(|job| job.keep_snapshots(100_000));
+        let run = run.run(move |flow| {
             let distinct = flow.read("keys", &source).key_by(|key| key.0).dedup_within("distinct", WITHIN);
             distinct.write("distinct", &output);
         });
         run.unwrap();
-        // Its merges are not awaited at the end: what counts is what the last manifests name at most.
+        // Merges are not awaited, and at the end there is nothing: what counts is what any manifest names at most.
         let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
         let manifests = state.look(false).unwrap().manifests.into_values().map(Result::unwrap);
         let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
