@@ -28,8 +28,9 @@ use crate::durable::manifest;
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// How long processes may take to end by themselves when one has failed.
-const MISSING: Duration = Duration::from_secs(5);
+/// How long processes may take to end by themselves when one has failed; then they are asked to, as those do not miss it
+/// that were still waiting for it; and then they are killed.
+const MISSING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How long they may take to stop when asked to.
 const STOPPING: Duration = Duration::from_secs(30);
 /// The pause before the first new start, and the longest.
@@ -256,7 +257,11 @@ impl Round {
                 self.members.iter().for_each(|member| member.signal(Signal::SIGTERM));
             }
             let overdue = |since: Instant, limit: Duration| since.elapsed() > limit;
-            if failed.is_some_and(|(_, since)| overdue(since, MISSING))
+            if asked.is_none() && failed.is_some_and(|(_, since)| overdue(since, MISSING.0)) {
+                asked = Some(Instant::now());
+                self.members.iter().for_each(|member| member.signal(Signal::SIGTERM));
+            }
+            if failed.is_some_and(|(_, since)| overdue(since, MISSING.1))
                 || asked.is_some_and(|since| overdue(since, STOPPING))
             {
                 self.members.iter().for_each(|member| member.signal(Signal::SIGKILL));
