@@ -358,54 +358,50 @@ impl Summary {
     pub fn add(&mut self, other: Summary) {
         let Summary { epochs, sources, steps, tables, sinks, snapshots } = other;
         self.epochs += epochs;
-        for other in sources {
-            let SourceSummary { name, read, bytes, accepted, rejected, watermark } = &other;
-            match self.sources.iter_mut().find(|known| known.name == *name) {
-                None => self.sources.push(other),
-                Some(known) => {
-                    known.read += read;
-                    known.bytes += bytes;
-                    known.accepted += accepted;
-                    known.rejected += rejected;
-                    known.watermark = known.watermark.max(*watermark);
-                }
-            }
-        }
-        for other in steps {
-            let StepSummary { name, taken, loaded, counted, late, closed_rows } = &other;
-            match self.steps.iter_mut().find(|known| known.name == *name) {
-                None => self.steps.push(other),
-                Some(known) => {
-                    known.taken += taken;
-                    known.loaded += loaded;
-                    known.counted += counted;
-                    known.late += late;
-                    known.closed_rows += closed_rows;
-                }
-            }
-        }
-        for other in tables {
-            let TableSummary { name, taken, folded, loaded, changes } = &other;
-            match self.tables.iter_mut().find(|known| known.name == *name) {
-                None => self.tables.push(other),
-                Some(known) => {
-                    known.taken += taken;
-                    known.folded += folded;
-                    known.loaded += loaded;
-                    known.changes += changes;
-                }
-            }
-        }
-        for other in sinks {
-            let SinkSummary { name, rows, epochs } = &other;
-            match self.sinks.iter_mut().find(|known| known.name == *name) {
-                None => self.sinks.push(other),
-                Some(known) => {
-                    known.rows += rows;
-                    known.epochs += epochs;
-                }
-            }
-        }
+        add_by_name(
+            &mut self.sources,
+            sources,
+            |source| &source.name,
+            |known, other| {
+                known.read += other.read;
+                known.bytes += other.bytes;
+                known.accepted += other.accepted;
+                known.rejected += other.rejected;
+                known.watermark = known.watermark.max(other.watermark);
+            },
+        );
+        add_by_name(
+            &mut self.steps,
+            steps,
+            |step| &step.name,
+            |known, other| {
+                known.taken += other.taken;
+                known.loaded += other.loaded;
+                known.counted += other.counted;
+                known.late += other.late;
+                known.closed_rows += other.closed_rows;
+            },
+        );
+        add_by_name(
+            &mut self.tables,
+            tables,
+            |table| &table.name,
+            |known, other| {
+                known.taken += other.taken;
+                known.folded += other.folded;
+                known.loaded += other.loaded;
+                known.changes += other.changes;
+            },
+        );
+        add_by_name(
+            &mut self.sinks,
+            sinks,
+            |sink| &sink.name,
+            |known, other| {
+                known.rows += other.rows;
+                known.epochs += other.epochs;
+            },
+        );
         self.snapshots.taken += snapshots.taken;
         self.snapshots.rows += snapshots.rows;
         self.snapshots.bytes += snapshots.bytes;
@@ -446,6 +442,16 @@ impl Summary {
     }
 }
 
+/// Adds figures to those of the same name; those of a new name are put behind them.
+fn add_by_name<T>(all: &mut Vec<T>, others: Vec<T>, name: fn(&T) -> &str, add: fn(&mut T, &T)) {
+    for other in others {
+        match all.iter_mut().find(|known| name(known) == name(&other)) {
+            Some(known) => add(known, &other),
+            None => all.push(other),
+        }
+    }
+}
+
 /// One line for each source, step, table and sink.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -481,6 +487,22 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_of_processes_are_added_by_name() {
+        let (one, other) = (Metrics::default(), Metrics::default());
+        one.source("a").read.add(3);
+        other.source("b").read.add(5);
+        other.source("a").read.add(4);
+        other.step("totals").taken.add(7);
+        one.sink("out").rows.add(2);
+        one.epochs.add(9);
+        let mut sum = one.summary();
+        sum.add(other.summary());
+        let read: Vec<_> = sum.sources.iter().map(|source| (source.name.as_str(), source.read)).collect();
+        assert_eq!(read, [("a", 7), ("b", 5)]);
+        assert_eq!((sum.epochs, sum.steps[0].taken, sum.sinks[0].rows), (9, 7, 2));
+    }
 
     #[test]
     fn a_lost_record_is_named() {
