@@ -5,6 +5,8 @@
 //! partitions are added, the job is rescaled, the disk is full, the wall clock steps back. Records are out of order, and some
 //! late. In the end what is committed in the topics of results must be what SQLite answers, row for row.
 //!
+//! Two rounds run at a time, on one broker: when that is lost, it is to both.
+//!
 //! `CHAOS_ROUNDS=200 cargo test --test chaos` runs so many rounds; `CHAOS_SEED=17` the one of that seed.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -22,6 +24,8 @@ mod transactions;
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use broker::{Broker, Sender, committed};
@@ -45,6 +49,10 @@ const PROGRAMS: [&str; 4] = [
 const ROUNDS: (u64, u64) = (20, 4);
 /// How many records are sent between two events.
 const CHUNK: usize = 400;
+/// How many rounds run at a time.
+const AT_A_TIME: usize = 2;
+/// Held to lose the broker, and shared by who asks it for something that cannot wait.
+static BROKER: RwLock<()> = RwLock::new(());
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How far on in event time all windows are over, and all accounts silent.
@@ -85,8 +93,14 @@ struct Round<'a> {
     happened: Vec<String>,
 }
 
+/// Lets nobody take the broker away meanwhile.
+fn with_broker() -> RwLockReadGuard<'static, ()> {
+    BROKER.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Round<'_> {
     fn new(broker: &Broker, seed: u64) -> Round<'_> {
+        let _there = with_broker();
         let random = Rng::with_seed(seed);
         let program = PROGRAMS[seed as usize % PROGRAMS.len()];
         let query = queries().into_iter().find(|query| query.program == program).unwrap();
@@ -153,7 +167,10 @@ impl Round<'_> {
     fn add_partition(&mut self, job: &mut Running) {
         let new = self.partitions.len();
         self.partitions.push(Vec::new());
-        self.broker.grow(&self.topic, new + 1);
+        {
+            let _there = with_broker();
+            self.broker.grow(&self.topic, new + 1);
+        }
         let mut batch = Vec::new();
         for _ in 0..60 {
             self.now_ms += 2_000;
@@ -211,6 +228,7 @@ impl Round<'_> {
                 }
             }
             Event::BrokerLost => {
+                let _mine = BROKER.write().unwrap_or_else(PoisonError::into_inner);
                 self.broker.kill();
                 std::thread::sleep(Duration::from_millis(self.random.u64(0..1_500)));
                 self.broker.restart();
@@ -246,6 +264,7 @@ impl Round<'_> {
     }
 
     fn found(&self) -> [Vec<Vec<String>>; 2] {
+        let _there = with_broker();
         let columns: [&[&str]; 2] = [self.query.columns, &COLUMNS];
         let read = |output: &str| committed(&self.broker.servers, &format!("{}-{output}", self.topic));
         let [out, late] = ["out", "late"].map(read);
@@ -317,18 +336,36 @@ fn results_are_exact_whatever_happens() {
         Some(seed) => seed..seed + 1,
         None => 1..number("CHAOS_ROUNDS").unwrap_or(rounds) + 1,
     };
-    for seed in seeds {
-        let (begun, mut round) = (Instant::now(), Round::new(&broker, seed));
-        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| round.run()));
-        let records: usize = round.partitions.iter().map(Vec::len).sum();
-        let happened = round.happened.join(", ");
-        let what = format!("{records} records; {happened}; {:.1} s in all", begun.elapsed().as_secs_f64());
-        match ended {
-            Ok(()) => tell(&format!("chaos round {seed}: {what}\n")),
-            Err(failure) => {
-                tell(&format!("CHAOS_SEED={seed} fails: {what}; its state is in {}\n", round.folder.keep().display()));
-                std::panic::resume_unwind(failure);
-            }
+    let (next, end, failed) = (AtomicU64::new(seeds.start), seeds.end, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Acquire) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        break;
+                    }
+                    if !succeeds(&broker, seed) {
+                        failed.store(true, Ordering::Release);
+                    }
+                }
+            });
         }
+    });
+    assert!(!failed.into_inner(), "a round has failed: see the lines above");
+}
+
+/// Runs the round of a seed, and tells of it.
+fn succeeds(broker: &Broker, seed: u64) -> bool {
+    let (begun, mut round) = (Instant::now(), Round::new(broker, seed));
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| round.run()));
+    let records: usize = round.partitions.iter().map(Vec::len).sum();
+    let happened = round.happened.join(", ");
+    let what = format!("{records} records; {happened}; {:.1} s in all", begun.elapsed().as_secs_f64());
+    if ended.is_ok() {
+        tell(&format!("chaos round {seed}: {what}\n"));
+    } else {
+        tell(&format!("CHAOS_SEED={seed} fails: {what}; its state is in {}\n", round.folder.keep().display()));
     }
+    ended.is_ok()
 }
