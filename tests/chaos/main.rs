@@ -241,6 +241,8 @@ impl Round<'_> {
             }
             Event::DiskFull => {
                 self.stop(job);
+                // The only reason to fail for.
+                let there = with_broker();
                 let kind = ["journal-append", "segment-sync", "manifest"][self.random.usize(0..3)];
                 let number = self.random.u8(1..6);
                 let mut full = self.start("--restarts 0", &format!("--kill-at full:{kind}:{number}"));
@@ -251,6 +253,7 @@ impl Round<'_> {
                 let ended = full.end_or_killed();
                 assert_eq!(ended.status.code(), Some(1), "{kind} {number}: {:?}:\n{}", ended.status, ended.stderr);
                 assert!(ended.stderr.contains("the disk is full"), "{}", ended.stderr);
+                drop(there);
                 return self.start("", "");
             }
         }
