@@ -12,8 +12,8 @@ use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{self, DemoArgs, demo};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
+use tidegate::cli::start;
 use tidegate::cli::up::{UpArgs, up};
-use tidegate::cli::{end_with_parent, start};
 
 #[path = "../queries/account_totals.rs"]
 #[expect(unreachable_pub, reason = "it is a program of its own too")]
@@ -56,7 +56,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    end_with_parent();
     let called = std::env::args_os().next();
     if called.as_deref().and_then(|path| Path::new(path).file_stem()) == Some(OsStr::new(demo::QUERY)) {
         return account_totals::main();

@@ -1,11 +1,15 @@
 //! The demo as a process: it ends by itself with equal results, and however it ends it leaves no program behind.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "common/children.rs"]
+mod children;
+
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use children::naming;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tidegate::source::generator::Transaction;
@@ -33,23 +37,12 @@ fn end(mut demo: Child) -> (ExitStatus, String, String) {
     (status, String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
-/// The processes that write to a directory, with their command lines.
-fn processes(folder: &Path) -> Vec<(Pid, String)> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let lines = processes.filter_map(|process| {
-        let id = process.file_name().to_str()?.parse().ok()?;
-        let line = std::fs::read(process.path().join("cmdline")).ok()?;
-        Some((Pid::from_raw(id), String::from_utf8_lossy(&line).replace('\0', " ")))
-    });
-    lines.filter(|(_, line)| line.contains(folder.to_str().unwrap())).collect()
-}
-
 fn programs(folder: &Path) -> Vec<String> {
-    processes(folder).into_iter().map(|(_, line)| line).collect()
+    naming(folder).into_iter().map(|(_, line)| line).collect()
 }
 
 fn query(folder: &Path) -> Option<Pid> {
-    processes(folder).into_iter().find(|(_, line)| line.starts_with("account_totals")).map(|(id, _)| id)
+    naming(folder).into_iter().find(|(_, line)| line.starts_with("account_totals")).map(|(id, _)| id)
 }
 
 /// Sends a signal to a demo that is at work, to it alone.

@@ -15,7 +15,6 @@ mod stop;
 pub mod up;
 
 pub use kill_at::KillAt;
-pub use parent::end_with_parent;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
 /// A property of the Kafka client, typed as `KEY=VALUE`.

@@ -13,16 +13,16 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+use super::demo;
+use super::parent::Offspring;
 use super::stop::Stop;
-use super::{demo, parent};
 use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
@@ -192,10 +192,9 @@ struct Round {
 
 /// A process of a round.
 struct Member {
-    child: Child,
+    running: Offspring,
     /// Passes on what it says.
     teller: Option<JoinHandle<()>>,
-    ended: Option<ExitStatus>,
 }
 
 impl Round {
@@ -210,17 +209,11 @@ impl Round {
         for process in 0..processes {
             let mut command = Command::new(program);
             // As it is called: this tool may be a query by that.
-            command
-                .arg0(called)
-                .args(arguments)
-                .arg("-n")
-                .arg(processes.to_string())
-                .arg("-p")
-                .arg(process.to_string());
-            parent::bind(command.arg("--hostfile").arg(&round.hosts).stderr(Stdio::piped()));
+            command.arg0(called).args(arguments).stderr(Stdio::piped());
+            command.args(["-n", &processes.to_string(), "-p", &process.to_string(), "--hostfile"]).arg(&round.hosts);
             let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
-            let mut child = command.spawn().map_err(failed)?;
-            let said = child.stderr.take();
+            let mut running = Offspring::start(&mut command).map_err(failed)?;
+            let said = running.child.stderr.take();
             let teller = said.map(|said| {
                 std::thread::spawn(move || {
                     let lines = BufReader::new(said).split(b'\n');
@@ -229,7 +222,7 @@ impl Round {
                     });
                 })
             });
-            round.members.push(Member { child, teller, ended: None });
+            round.members.push(Member { running, teller });
         }
         Ok(round)
     }
@@ -238,13 +231,16 @@ impl Round {
     fn run(mut self, stop: &Stop) -> Result<Outcome> {
         let mut asked: Option<Instant> = None;
         let mut failed: Option<(Failed, Instant)> = None;
+        let cannot = |why| Error::new("cannot watch a process").because(why);
+        let mut code = 0;
         loop {
             let mut running = 0;
             for (process, member) in self.members.iter_mut().enumerate() {
-                let Some(status) = member.look()? else {
+                let Some(status) = member.running.ended().map_err(cannot)? else {
                     running += 1;
                     continue;
                 };
+                code = code.max(code_of(status));
                 if is_failure(status) && failed.is_none() {
                     failed = Some((Failed { process, status }, Instant::now()));
                 }
@@ -252,24 +248,16 @@ impl Round {
             if running == 0 {
                 break;
             }
-            if stop.asked().is_some() && asked.is_none() {
+            let failed_for = failed.map_or(Duration::ZERO, |(_, since)| since.elapsed());
+            if asked.is_none() && (stop.asked().is_some() || failed_for > MISSING.0) {
                 asked = Some(Instant::now());
-                self.members.iter().for_each(|member| member.signal(Signal::SIGTERM));
+                self.signal(Signal::SIGTERM);
             }
-            let overdue = |since: Instant, limit: Duration| since.elapsed() > limit;
-            if asked.is_none() && failed.is_some_and(|(_, since)| overdue(since, MISSING.0)) {
-                asked = Some(Instant::now());
-                self.members.iter().for_each(|member| member.signal(Signal::SIGTERM));
-            }
-            if failed.is_some_and(|(_, since)| overdue(since, MISSING.1))
-                || asked.is_some_and(|since| overdue(since, STOPPING))
-            {
-                self.members.iter().for_each(|member| member.signal(Signal::SIGKILL));
+            if failed_for > MISSING.1 || asked.is_some_and(|since| since.elapsed() > STOPPING) {
+                self.signal(Signal::SIGKILL);
             }
             std::thread::sleep(TICK);
         }
-        let codes = self.members.iter().filter_map(|member| member.ended).map(code_of);
-        let code = codes.max().unwrap_or(0);
         for member in &mut self.members {
             // One that panicked has nothing to add.
             let _ = member.teller.take().map(JoinHandle::join);
@@ -278,6 +266,10 @@ impl Round {
             Some((failed, _)) => Outcome::Failed(failed),
             None => Outcome::Ended(code),
         })
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.members.iter().for_each(|member| member.running.signal(signal));
     }
 }
 
@@ -289,31 +281,9 @@ fn is_failure(status: ExitStatus) -> bool {
 impl Drop for Round {
     fn drop(&mut self) {
         for member in &mut self.members {
-            if member.ended.is_none() {
-                let _ = member.child.kill();
-                let _ = member.child.wait();
-            }
+            member.running.kill();
         }
         let _ = std::fs::remove_file(&self.hosts);
-    }
-}
-
-impl Member {
-    /// How it ended, if it has.
-    fn look(&mut self) -> Result<Option<ExitStatus>> {
-        if self.ended.is_none() {
-            // Never `Child::wait`: it closes the pipe first, which would stop it.
-            self.ended = self.child.try_wait().map_err(|why| Error::new("cannot watch a process").because(why))?;
-        }
-        Ok(self.ended)
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.ended.is_none()
-            && let Ok(id) = i32::try_from(self.child.id())
-        {
-            let _ = kill(Pid::from_raw(id), signal);
-        }
     }
 }
 

@@ -77,6 +77,13 @@ pub struct Report {
     pub summary: Summary,
 }
 
+impl Report {
+    /// Of a run that ended before there was anything to do.
+    fn without_work(ending: Ending) -> Self {
+        Report { ending, summary: Summary::default() }
+    }
+}
+
 /// A query with what it runs on.
 ///
 /// ```
@@ -403,7 +410,7 @@ impl Job {
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop)? {
-                None => return Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+                None => return Ok(Report::without_work(Ending::Stopped)),
                 gathered => gathered,
             },
         };
@@ -474,11 +481,11 @@ impl Job {
     ) -> Result<Report> {
         let number = match decided {
             Decided::Run { number, .. } => number,
-            Decided::Ended => return Ok(Report { ending: Ending::WasComplete, summary: Summary::default() }),
-            Decided::Stopped => return Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+            Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
+            Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
         match gathered.connect(number, Arc::clone(failure), &self.stop)? {
-            None => Ok(Report { ending: Ending::Stopped, summary: Summary::default() }),
+            None => Ok(Report::without_work(Ending::Stopped)),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }
     }
@@ -572,7 +579,7 @@ impl Job {
     fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
         let durable = Durable::ended(self.all_workers(), last)?;
         self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
-        Ok(Report { ending: Ending::WasComplete, summary: Summary::default() })
+        Ok(Report::without_work(Ending::WasComplete))
     }
 }
 

@@ -17,13 +17,12 @@ use crate::durable::background::Background;
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Frame, Journal, Place};
 use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
-use crate::durable::recovery::{self, Found};
+use crate::durable::recovery::{self, Claim, Found};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
 use crate::metrics::Metrics;
-use crate::stream::cut::Merges;
 use crate::stream::{Durable, Failure, PlannedStep};
 use crate::time::Epoch;
 
@@ -160,30 +159,19 @@ pub(crate) fn begin(
         return Err(Error::new("another process goes on with this state").at(keeping.directory.display()));
     };
     dir.collect_garbage(&claim, keeping.keep, &decision.obsolete)?;
-    let place = Place { limit: keeping.journal_limit, ..dir.place(&claim, 0, workers) };
-    let still_current = Arc::clone(&place.still_current);
-    let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
-    let merges = Arc::new(Merges::default());
-    let (query, metrics) = (found.query.clone(), Arc::clone(metrics));
-    let terms = Terms { job: job.to_owned(), query, claim, keep: keeping.keep, metrics };
-    let (own, base) = (Arc::clone(dir), decision.base.as_ref());
-    let snapshots = Snapshots::start(terms, own, Arc::clone(&journal), Arc::clone(&merges), Arc::clone(failure), base)?;
-    let from = base.map(|base| base.epoch);
-    let durable = Durable {
-        disk: Arc::clone(&keeping.disk),
-        segments: dir.segments(),
-        incarnation: decision.incarnation,
-        worker: 0,
-        peers: workers,
-        writer: Arc::new(Background::start("segments")?),
-        base: decision.base.map(Arc::new),
-        merges,
-        failure: Arc::clone(failure),
+    let (base, replay) = (decision.base, decision.replay);
+    let mut begun = take_part(keeping, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
+    let terms = Terms {
+        job: job.to_owned(),
+        query: found.query.clone(),
+        claim,
+        keep: keeping.keep,
+        metrics: Arc::clone(metrics),
     };
-    let life = Life { state: Some(dir.id()), incarnation: decision.incarnation, from, still_current };
-    let (replay, last, dir) = (decision.replay, decision.last_epoch, Arc::clone(dir));
-    let snapshots = Some(snapshots);
-    Ok(Beginning::Begun(Box::new(Begun { dir, journal, snapshots, durable, life, replay, last })))
+    let (journal, merges) = (Arc::clone(&begun.journal), Arc::clone(&begun.durable.merges));
+    let base = begun.durable.base.as_deref();
+    begun.snapshots = Some(Snapshots::start(terms, Arc::clone(dir), journal, merges, Arc::clone(failure), base)?);
+    Ok(Beginning::Begun(Box::new(begun)))
 }
 
 /// Takes part, as another process than the first, in a life that process 0 has begun: what it goes on from is in its claim.
@@ -196,11 +184,22 @@ pub(crate) fn join(
 ) -> Result<Begun> {
     let dir = StateDir::join(Arc::clone(&keeping.disk), &keeping.directory)?;
     let claim = dir.claim_of(incarnation)?;
-    let (base, replay) = recovery::claimed(&dir.look(true)?, &claim)?;
-    let place = Place { limit: keeping.journal_limit, ..dir.place(&claim, process, workers) };
+    let found = recovery::claimed(&dir.look(true)?, &claim)?;
+    take_part(keeping, Arc::new(dir), (&claim, process, workers), found, failure)
+}
+
+/// What a process of a life has: its journal, and what the life goes on from. Snapshots are for the first one to add.
+fn take_part(
+    keeping: &Keeping,
+    dir: Arc<StateDir>,
+    (claim, process, workers): (&Claim, u32, usize),
+    (base, replay): (Option<Manifest>, Vec<Frame>),
+    failure: &Arc<Failure>,
+) -> Result<Begun> {
+    let place = Place { limit: keeping.journal_limit, ..dir.place(claim, process, workers) };
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
-    let from = base.as_ref().map(|base| base.epoch);
+    let (incarnation, from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
     let durable = Durable {
         disk: Arc::clone(&keeping.disk),
         segments: dir.segments(),
@@ -213,6 +212,5 @@ pub(crate) fn join(
         failure: Arc::clone(failure),
     };
     let life = Life { state: Some(dir.id()), incarnation, from, still_current };
-    let (last, dir) = (claim.last_epoch, Arc::new(dir));
-    Ok(Begun { dir, journal, snapshots: None, durable, life, replay, last })
+    Ok(Begun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
 }

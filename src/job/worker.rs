@@ -101,7 +101,7 @@ enum Control {
     Tick(u64),
     /// Likewise, and there is a snapshot of it.
     Snapshot(u64),
-    /// Some process has cut: journals are not needed through this epoch.
+    /// Journals are not needed through this epoch: to be cut there.
     Cut(u64),
     /// No epoch comes any more.
     Stop,
@@ -482,8 +482,8 @@ impl Turning {
                     self.seals.add(Epoch(epoch));
                     self.begin(Epoch(epoch))?;
                 }
-                // Process 0 cuts its own where it decides.
                 Some(Control::Cut(epoch)) => {
+                    // Process 0 cuts its own where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
                         self.shared.journal.cut(Epoch(epoch));
                     }

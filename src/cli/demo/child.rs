@@ -1,6 +1,6 @@
 //! The programs that the demo runs: this executable again, under another name or with another command.
 //!
-//! * When the demo is gone, however it ended, the program stops: [`parent`].
+//! * When the demo is gone, however it ended, the program stops: it is an [`Offspring`].
 //! * What a program says goes to its log.
 //!
 //! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches the demo
@@ -11,13 +11,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::cli::parent;
+use crate::cli::parent::Offspring;
 use crate::error::{Error, Result};
 
 /// How long a program may take to stop cleanly.
@@ -34,9 +33,8 @@ fn not_started(name: &str, error: std::io::Error) -> Error {
 #[derive(Debug)]
 pub(super) struct Program {
     name: &'static str,
-    child: Child,
+    running: Offspring,
     log: PathBuf,
-    ended: Option<ExitStatus>,
 }
 
 impl Program {
@@ -56,23 +54,19 @@ impl Program {
     fn with_log(name: &'static str, called: &str, arguments: &[OsString], log: &Path, output: File) -> Result<Self> {
         let failed = |error: std::io::Error| not_started(name, error);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        parent::bind(command.arg0(called).args(arguments));
-        command.stdout(output.try_clone().map_err(failed)?).stderr(output);
-        let child = command.spawn().map_err(failed)?;
-        Ok(Program { name, child, log: log.to_owned(), ended: None })
+        command.arg0(called).args(arguments).stdout(output.try_clone().map_err(failed)?).stderr(output);
+        let running = Offspring::start(&mut command).map_err(failed)?;
+        Ok(Program { name, running, log: log.to_owned() })
     }
 
     /// Ends it as a crash would.
     pub(super) fn kill(&mut self) {
-        let _ = self.child.kill();
-        self.ended = self.child.wait().ok();
+        self.running.kill();
     }
 
     /// How it ended, if it has.
     fn ended(&mut self) -> Option<ExitStatus> {
-        // Never `Child::wait`: it closes the pipe first.
-        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
-        self.ended
+        self.running.ended().ok().flatten()
     }
 
     /// Fails if it has ended, which it may not by itself.
@@ -85,10 +79,8 @@ impl Program {
 
     /// Asks it to stop, as somebody else would.
     pub(super) fn ask_to_stop(&mut self) {
-        if self.ended().is_none()
-            && let Ok(id) = i32::try_from(self.child.id())
-        {
-            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        if self.ended().is_none() {
+            self.running.signal(Signal::SIGTERM);
         }
     }
 
@@ -131,8 +123,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.ask_to_stop();
         if self.ended_within(GRACE).is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.running.kill();
         }
     }
 }

@@ -37,7 +37,7 @@ use self::side::Side;
 use self::wire::{Greeting, Purpose, Wire};
 use crate::durable::manifest::QueryPrint;
 use crate::durable::recovery::changes;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::job::Stop;
 use crate::stream::Failure;
 
@@ -343,13 +343,36 @@ enum Answer {
     Begin { number: u64, life: Option<u64> },
     /// The state has ended: there is nothing to run.
     Ended,
-    /// Why nothing begins, and whether that is for who started it to mend.
-    Refused { usage: bool, why: String },
+    /// Why nothing begins.
+    Refused(Told),
 }
 
 impl Answer {
     fn refusal(error: &Error) -> Self {
-        Answer::Refused { usage: error.exit_code() == 2, why: error.to_string() }
+        Answer::Refused(Told::new(0, error))
+    }
+}
+
+/// What a process fails with, for the others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Told {
+    process: usize,
+    /// Whether it is for who started it to mend.
+    usage: bool,
+    why: String,
+}
+
+impl Told {
+    fn new(process: usize, error: &Error) -> Self {
+        Told { process, usage: error.kind() == Kind::Usage, why: error.to_string() }
+    }
+
+    /// What a process fails with that is told this.
+    fn error(&self) -> Error {
+        if self.usage {
+            return Error::usage(&self.why);
+        }
+        Error::new(format!("process {} failed", self.process)).because(&self.why)
     }
 }
 
@@ -411,8 +434,7 @@ impl Gathered {
                 None => continue,
                 Some(Answer::Begin { number, life }) => Ok(Decided::Run { number, life }),
                 Some(Answer::Ended) => Ok(Decided::Ended),
-                Some(Answer::Refused { usage: true, why }) => Err(Error::usage(why)),
-                Some(Answer::Refused { usage: false, why }) => Err(Error::new("process 0 failed").because(why)),
+                Some(Answer::Refused(told)) => Err(told.error()),
             };
         }
     }

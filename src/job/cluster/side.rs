@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::Cluster;
 use super::wire::{Wire, send};
+use super::{Cluster, Told};
 use crate::error::{Error, Result};
 use crate::metrics::Summary;
 use crate::stream::Failure;
@@ -38,7 +38,7 @@ enum Word {
     /// The process is there.
     Alive,
     /// A process has failed, and with what.
-    Failed { process: usize, usage: bool, why: String },
+    Failed(Told),
     /// A process is gone, and how that was seen.
     Lost { process: usize, why: String },
     /// The process has done its part.
@@ -151,12 +151,8 @@ impl Side {
             Word::Alive => return,
             Word::Done(summary) => state.done[from] = Some(summary),
             Word::Over => state.over = true,
-            Word::Failed { process, usage, ref why } => {
-                let error = if usage {
-                    Error::usage(why)
-                } else {
-                    Error::new(format!("process {process} failed")).because(why)
-                };
+            Word::Failed(ref told) => {
+                let error = told.error();
                 state.reason.get_or_insert(word);
                 self.failure.set(error);
             }
@@ -219,9 +215,8 @@ impl Side {
         if std::mem::replace(&mut state.told, true) {
             return;
         }
-        let process = self.cluster.process();
-        let (usage, why) = (error.exit_code() == 2, error.to_string());
-        let word = state.reason.clone().unwrap_or(Word::Failed { process, usage, why });
+        let own = || Word::Failed(Told::new(self.cluster.process(), error));
+        let word = state.reason.clone().unwrap_or_else(own);
         drop(state);
         self.tell(&word);
     }
