@@ -484,7 +484,8 @@ impl Job {
             Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
             Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
-        match gathered.connect(number, Arc::clone(failure), &self.stop)? {
+        // What has begun on all processes stops on all of them, by their workers: none leaves the others alone here.
+        match gathered.connect(number, Arc::clone(failure), &Stop::default())? {
             None => Ok(Report::without_work(Ending::Stopped)),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }

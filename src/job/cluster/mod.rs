@@ -173,6 +173,7 @@ impl Cluster {
                 return Ok(Some(sides));
             };
             if stop.is_asked() {
+                sides.iter_mut().flatten().for_each(|side| drop(side.send(&Answer::Stopped)));
                 return Ok(None);
             }
             if begun.elapsed() > self.patience {
@@ -343,6 +344,8 @@ enum Answer {
     Begin { number: u64, life: Option<u64> },
     /// The state has ended: there is nothing to run.
     Ended,
+    /// Process 0 was asked to stop before anything began.
+    Stopped,
     /// Why nothing begins.
     Refused(Told),
 }
@@ -425,13 +428,15 @@ impl Gathered {
     pub(crate) fn decided(&mut self, stop: &Stop) -> Result<Decided> {
         let Gathered { cluster, sides, .. } = self;
         let Some(side) = &mut sides[0] else { return Err(cluster.gone(0, &"there is no connection")) };
+        // Whoever has come waits for the answer, also when it is asked to stop: process 0 may have begun with it.
         loop {
-            if stop.is_asked() {
-                return Ok(Decided::Stopped);
-            }
-            let answer = side.receive(Duration::from_millis(100)).map_err(|why| cluster.gone(0, &why))?;
+            let answer = match side.receive(Duration::from_millis(100)) {
+                Err(_) if stop.is_asked() => return Ok(Decided::Stopped),
+                answer => answer.map_err(|why| cluster.gone(0, &why))?,
+            };
             return match answer {
                 None => continue,
+                Some(Answer::Stopped) => Ok(Decided::Stopped),
                 Some(Answer::Begin { number, life }) => Ok(Decided::Run { number, life }),
                 Some(Answer::Ended) => Ok(Decided::Ended),
                 Some(Answer::Refused(told)) => Err(told.error()),
