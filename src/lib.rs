@@ -81,9 +81,11 @@ pub mod metrics;
 pub mod record;
 pub mod sink;
 pub mod source;
+pub mod status;
 pub mod stream;
 pub mod testing;
 pub mod time;
+mod view;
 
 /// For operators inside [`Collection::through`]: the version that this crate is built on.
 pub use differential_dataflow;

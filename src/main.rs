@@ -14,6 +14,7 @@ use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
 use tidegate::cli::start;
 use tidegate::cli::up::{UpArgs, up};
+use tidegate::cli::why::{WhyArgs, why_not};
 
 #[path = "../queries/account_totals.rs"]
 #[expect(unreachable_pub, reason = "it is a program of its own too")]
@@ -25,6 +26,7 @@ const EXAMPLES: &str = "Examples:
   tidegate produce --brokers localhost:9092 --generate 1000000
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
   tidegate snapshot ls state/                      the snapshots of a query's state
+  tidegate why state/                              what holds a window back
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
 Queries are programs of their own; those that come along:
@@ -51,6 +53,8 @@ enum Command {
     Consume(ConsumeArgs),
     /// Looks at the snapshots of a state, checks them, makes savepoints of them
     Snapshot(SnapshotArgs),
+    /// Says why a window has not fired, or nothing comes of a job
+    Why(WhyArgs),
     /// Runs all processes of a query here, and starts them again when one dies
     Up(UpArgs),
 }
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Some(Command::Consume(args)) => consume(args),
         Some(Command::Snapshot(args)) => snapshot(args),
         Some(Command::Up(args)) => up(args),
+        Some(Command::Why(args)) => why_not(args),
         None => demo(&DemoArgs::default()),
     })
 }

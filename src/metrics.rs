@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,11 @@ impl TimeGauge {
         self.0.store(time.millis(), Ordering::Relaxed);
     }
 
+    /// Moves it forward, if it is not there yet.
+    pub fn raise(&self, time: EventTime) {
+        self.0.fetch_max(time.millis(), Ordering::Relaxed);
+    }
+
     /// Where it is.
     pub fn get(&self) -> EventTime {
         EventTime::from_millis(self.0.load(Ordering::Relaxed))
@@ -84,6 +89,10 @@ pub struct StepMetrics {
     pub late: Counter,
     /// Rows of windows that closed.
     pub closed_rows: Counter,
+    /// The watermark that the step has come to.
+    pub watermark: TimeGauge,
+    /// How long after its end a window is kept open, in milliseconds; raised once, when the step is made.
+    pub lateness_ms: AtomicU64,
 }
 
 /// What happened at a table.
@@ -106,6 +115,30 @@ pub struct SinkMetrics {
     pub rows: Counter,
     /// Epochs in which rows were shown.
     pub epochs: Counter,
+}
+
+/// What the syncs of a journal have cost.
+#[derive(Debug, Default)]
+pub struct SyncMetrics {
+    /// How many there were.
+    pub count: Counter,
+    /// The bytes that were written.
+    pub bytes: Counter,
+    micros: Counter,
+}
+
+impl SyncMetrics {
+    /// Counts a sync of so many bytes that took so long.
+    pub fn add(&self, bytes: u64, took: Duration) {
+        self.count.add(1);
+        self.bytes.add(bytes);
+        self.micros.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// The time that writing and syncing took.
+    pub fn time(&self) -> Duration {
+        Duration::from_micros(self.micros.get())
+    }
 }
 
 /// One snapshot that was taken.
@@ -133,6 +166,7 @@ pub struct SnapshotMetrics {
     /// Bytes of segments that were merged of others, in the background.
     pub merged: Counter,
     recent: Mutex<VecDeque<Snapshot>>,
+    last: Mutex<Option<Instant>>,
 }
 
 impl SnapshotMetrics {
@@ -149,6 +183,12 @@ impl SnapshotMetrics {
             recent.pop_front();
         }
         recent.push_back(snapshot);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago the last one was taken, if one was.
+    pub fn age(&self) -> Option<Duration> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).map(|last| last.elapsed())
     }
 
     /// The last few, oldest first.
@@ -215,6 +255,21 @@ impl Metrics {
     /// The counters of the sink that the flow writes under `name`.
     pub fn sink(&self, name: &str) -> Arc<SinkMetrics> {
         self.sinks.get(name)
+    }
+
+    /// All sources, in the flow's order.
+    pub fn sources(&self) -> Vec<(String, Arc<SourceMetrics>)> {
+        self.sources.all()
+    }
+
+    /// All window steps, in the flow's order.
+    pub fn steps(&self) -> Vec<(String, Arc<StepMetrics>)> {
+        self.steps.all()
+    }
+
+    /// How many rows all sinks have shown.
+    pub fn shown_rows(&self) -> u64 {
+        self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
     }
 
     /// The figures as they are now.

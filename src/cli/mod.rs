@@ -6,6 +6,7 @@
 pub mod consume;
 pub mod demo;
 mod kill_at;
+mod log;
 mod parent;
 pub mod produce;
 mod progress;
@@ -13,6 +14,7 @@ mod query;
 pub mod snapshot;
 mod stop;
 pub mod up;
+pub mod why;
 
 pub use kill_at::KillAt;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};

@@ -19,15 +19,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::kill_at::KillAt;
 use super::parent::end_with_parent;
 use super::stop::Stop;
-use super::{Property, duration, pairs};
+use super::{Property, duration, log, pairs};
 use crate::durable::disk::OsDisk;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Ending, Job};
+use crate::job::{Cluster, Ending, Job, Watcher};
 use crate::metrics::{Metrics, Summary};
 use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
 use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
+use crate::status::why;
 use crate::stream::Flow;
 use crate::time::EventTime;
 
@@ -125,6 +126,15 @@ pub struct QueryArgs {
     /// How much each process may have read and not yet shown
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
     pub in_flight: u64,
+
+    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /views;
+    /// each further process takes the port after it
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Running")]
+    pub http: Option<String>,
+
+    /// After how long without a result the reason is told
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
+    pub tell_when_quiet: Duration,
 
     /// How many worker threads share the work in each process
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
@@ -232,6 +242,7 @@ pub fn start_with<A: Parser>(
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
     end_with_parent();
+    log::begin();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
@@ -390,11 +401,16 @@ impl QueryArgs {
             }
             None => job,
         };
+        let job = job.tell_when_quiet_for(self.tell_when_quiet);
+        let job = match &self.http {
+            Some(address) => job.http(address),
+            None => job,
+        };
         let (job, is_first) = (self.with_state(job), self.process == 0);
         if is_first && self.state.is_none() && self.progress != Show::Off {
             eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
         }
-        let (stopper, metrics) = (job.stopper(), job.metrics());
+        let (stopper, metrics, watcher) = (job.stopper(), job.metrics(), job.watcher());
         let rejects = self.rejects()?;
         let over = Arc::new(AtomicBool::new(false));
         let (watching, show, signals) = (Arc::clone(&over), self.progress, stop.clone());
@@ -405,7 +421,7 @@ impl QueryArgs {
                 if signals.asked().is_some() {
                     stopper.stop();
                 }
-                display.show(&metrics);
+                display.show(&metrics, &watcher);
                 std::thread::park_timeout(Duration::from_millis(50));
             }
             display.finish();
@@ -451,12 +467,13 @@ impl Display {
         let style =
             ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
+        log::above(bar.as_ref());
         let now = Instant::now();
         let every = if live { Duration::from_millis(250) } else { every };
         Display { bar, lines: show != Show::Off && !live, every, begun: now, last: now, last_read: 0 }
     }
 
-    fn show(&mut self, metrics: &Metrics) {
+    fn show(&mut self, metrics: &Metrics, watcher: &Watcher) {
         let since = self.last.elapsed();
         if since < self.every || !(self.lines || self.bar.is_some()) {
             return;
@@ -466,16 +483,15 @@ impl Display {
         let rate = (read - self.last_read) as f64 / since.as_secs_f64();
         (self.last, self.last_read) = (Instant::now(), read);
         let line = progress_line(&summary, read, rate, self.begun.elapsed());
-        match &self.bar {
-            Some(bar) => bar.set_message(line),
-            None => eprintln!("{line}"),
-        }
-        if let Some(bar) = &self.bar {
-            bar.tick();
-        }
+        let Some(bar) = &self.bar else { return eprintln!("{line}") };
+        // What holds the next results, where anything does, stands below.
+        let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
+        bar.set_message(held.map_or_else(|| line.clone(), |held| format!("{line}\n  {held}")));
+        bar.tick();
     }
 
     fn finish(&self) {
+        log::above(None);
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

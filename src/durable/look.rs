@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::disk_error;
-use super::journal::FileId;
+use super::journal::{FileId, Frame};
 use super::manifest::{Manifest, ManifestId, SinkState};
-use super::recovery::{self, Claim, Found, SinkFound, Survey};
+use super::recovery::{self, Claim, Decision, Found, SinkFound, Survey};
 use super::segment::{self, SegmentInfo};
 use super::state::StateDir;
 use crate::error::{Error, Result};
@@ -182,6 +182,42 @@ fn is_still_named(dir: &StateDir, name: &str) -> Result<bool> {
     Ok(sight(dir)?.manifests.iter().any(|manifest| manifest.segments().any(|segment| segment == name)))
 }
 
+/// What a state says last of its job.
+#[derive(Clone, Debug)]
+pub struct LastKnown {
+    /// The snapshot from which the job would go on, if there is one.
+    pub manifest: Option<Manifest>,
+    /// What the journal has after that, in order of epochs.
+    pub frames: Vec<Frame>,
+}
+
+/// Looks up what the state says last of its job.
+///
+/// # Errors
+/// If the disk does not let it, or what counts is damaged.
+pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
+    for _ in 1..TRIES {
+        let before = listing(dir)?;
+        let known = last_known_once(dir);
+        if known.is_ok() || listing(dir)? == before {
+            return known;
+        }
+    }
+    last_known_once(dir)
+}
+
+fn last_known_once(dir: &StateDir) -> Result<LastKnown> {
+    let survey = dir.look(true)?;
+    let claim = match survey.claims.last_key_value() {
+        None => None,
+        Some((_, claim)) => Some(claim.clone()?),
+    };
+    Ok(match decision(&survey, claim.as_ref())? {
+        None => LastKnown { manifest: None, frames: Vec::new() },
+        Some(decision) => LastKnown { manifest: decision.base, frames: decision.replay },
+    })
+}
+
 /// Whether what counts of the journal is good.
 fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked) {
     let claimed: BTreeMap<FileId, u64> =
@@ -208,19 +244,24 @@ fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked)
     }
 }
 
-/// Decides as the next life would, with sinks that are where the last snapshot has them.
 fn decide_again(survey: &Survey, claim: Option<&Claim>) -> Result<Option<GoesOn>> {
+    let decision = decision(survey, claim)?;
+    Ok(decision.map(|decision| GoesOn { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
+}
+
+/// Decides as the next life would, with sinks that are where the last snapshot has them.
+fn decision(survey: &Survey, claim: Option<&Claim>) -> Result<Option<Decision>> {
     let Some(claim) = claim else { return Ok(None) };
     let newest = survey.manifests.iter().rev().find(|(id, _)| claim.counts(**id));
     let base = newest.and_then(|(_, manifest)| manifest.as_ref().ok());
     let found = |SinkState { name, shown, on_change }: SinkState| SinkFound { name, shown, on_change };
     let sinks: Vec<_> = base.iter().flat_map(|base| &base.sinks).cloned().map(found).collect();
-    let decision = recovery::decide(&Found {
+    recovery::decide(&Found {
         incarnation: claim.incarnation + 1,
         survey,
         sinks: &sinks,
         query: base.map_or(&claim.query, |base| &base.query),
         accept_changed_query: true,
-    })?;
-    Ok(Some(GoesOn { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
+    })
+    .map(Some)
 }

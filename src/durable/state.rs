@@ -8,6 +8,7 @@
 //! journal/3-0-0.journal life, process, number
 //! manifests/1700-3.manifest   epoch, life
 //! segments/*.segment    each named after its step, a digest of that, and the life that wrote it
+//! WATCHED_AT            where the job that has it can be asked, for people; it may be out of date
 //! ```
 //!
 //! How a life begins: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number, so that every older
@@ -50,6 +51,8 @@ const IDENTITY: Kind = Kind { magic: *b"TGSTATE", version: 1, name: "identity of
 const LIFE: Kind = Kind { magic: *b"TGALIFE", version: 1, name: "record of a life" };
 const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 1, name: "claim" };
 
+/// The file that says where the job can be asked.
+const WATCHED_AT: &str = "WATCHED_AT";
 /// The directories of a state.
 const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
 /// Of how many lives before the current one the records stay, for people.
@@ -162,6 +165,34 @@ impl StateDir {
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The process that signed the lock last, if it is still there as far as can be seen from here, and whether it is
+    /// stopped. Nothing is locked to find that out.
+    pub fn holder(&self) -> Option<(Holder, bool)> {
+        let text = self.disk.read(&self.path.join("LOCK")).ok()?;
+        let holder = read_signature(&String::from_utf8_lossy(&text))?;
+        if holder.host != Holder::this_process().host {
+            return Some((holder, false));
+        }
+        let stopped = is_stopped(holder.pid);
+        Path::new("/proc").join(holder.pid.to_string()).exists().then_some((holder, stopped))
+    }
+
+    /// Notes where the job can be asked that has the state now, or that it cannot be any more. It is for people: that it
+    /// cannot be noted is no reason to fail, and what it says may be out of date.
+    pub fn tell_where(&self, address: Option<&str>) {
+        let path = self.path.join(WATCHED_AT);
+        let _ = match address {
+            Some(address) => self.disk.replace(&path, format!("{address}\n").as_bytes()),
+            None => self.disk.remove(&path),
+        };
+    }
+
+    /// Where the job said that it can be asked, if it did.
+    pub fn told_where(&self) -> Option<String> {
+        let told = self.disk.read(&self.path.join(WATCHED_AT)).ok()?;
+        String::from_utf8(told).ok().map(|told| told.trim().to_owned())
     }
 
     /// The directory of the journal.

@@ -12,8 +12,10 @@
 
 mod cluster;
 mod commit;
+mod prometheus;
 pub(crate) mod state;
-pub(crate) mod worker;
+pub(crate) mod watch;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,14 +33,17 @@ use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
 use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
 use crate::job::state::{Beginning, Begun, Keeping};
+use crate::job::watch::Watching;
 use crate::job::worker::Dry;
 use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
+use crate::status::Board;
 use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
 use crate::time::Epoch;
 
 pub use cluster::Cluster;
+pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
 /// Asks a running job to stop: from a signal handler's thread, or from anywhere else.
@@ -119,6 +124,9 @@ pub struct Job {
     pace: Pace,
     seals: Vec<Epoch>,
     fault: Option<Fault>,
+    http: Option<String>,
+    quiet: Duration,
+    watcher: Watcher,
 }
 
 impl fmt::Debug for Job {
@@ -146,7 +154,32 @@ impl Job {
             pace: Pace::Clock,
             seals: Vec::new(),
             fault: None,
+            http: None,
+            quiet: Duration::from_secs(30),
+            watcher: Watcher::default(),
         }
+    }
+
+    /// Serves what the job is at over HTTP while it runs, at `HOST:PORT` (port 0 is any free one): `/status`, `/why`,
+    /// `/metrics`, `/healthz`, and its views. Of several processes each has a server, at the port that is its number further
+    /// on; process 0 knows of all.
+    #[must_use]
+    pub fn http(mut self, address: &str) -> Self {
+        self.http = Some(address.to_owned());
+        self
+    }
+
+    /// Looks at the job from other threads while it runs.
+    pub fn watcher(&self) -> Watcher {
+        self.watcher.clone()
+    }
+
+    /// After how long without a row of any sink the job logs what holds it: 30 s if nothing else is said. Each further line
+    /// comes after twice the time.
+    #[must_use]
+    pub fn tell_when_quiet_for(mut self, quiet: Duration) -> Self {
+        self.quiet = quiet.max(Duration::from_millis(1));
+        self
     }
 
     /// How many worker threads share the work in each process, at least one.
@@ -501,10 +534,22 @@ impl Job {
         mesh: Option<Mesh>,
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
+        let (http, quiet, watcher) = (self.http.clone(), self.quiet, self.watcher.clone());
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
+        if let Some(side) = &side {
+            side.tell_of(Arc::clone(&shared.board));
+        }
+        let watch = Arc::new(shared.watch(side.clone()));
+        watcher.begin(Arc::clone(&watch));
+        // What has begun in several processes fails in all of them.
+        let watching = Watching::start(&watch, http.as_deref(), quiet).map_err(|error| failure.set(error)).ok();
+        let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
+        if let Some((dir, address)) = dir.as_ref().zip(told) {
+            dir.tell_where(Some(&address.to_string()));
+        }
         let endings = run_workers(shared, query, mesh);
         // The last manifest is written when its thread has ended; only then may another process have the state.
         if let Some(snapshots) = snapshots {
@@ -514,6 +559,10 @@ impl Job {
             failure.set(error);
             Vec::new()
         });
+        if let Some(dir) = dir.as_ref().filter(|_| told.is_some()) {
+            dir.tell_where(None);
+        }
+        drop((watching, watch));
         let mut summary = metrics.summary();
         if let Some(side) = &side {
             if !is_first {
@@ -543,6 +592,7 @@ impl Job {
         opened: Arc<OpenedSinks>,
         failure: Arc<Failure>,
     ) -> (worker::Shared, Option<Arc<StateDir>>) {
+        let process = self.cluster.as_ref().map_or(0, Cluster::process);
         let mut shared = worker::Shared {
             place: self.place(0),
             epoch: self.epoch,
@@ -566,6 +616,7 @@ impl Job {
             seals: self.seals,
             fault: self.fault,
             hurry: AtomicBool::new(false),
+            board: Arc::new(Board::new(process, self.workers)),
         };
         let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
         shared.shard.state = life.state;

@@ -37,11 +37,14 @@ use timely::worker::Worker;
 use crate::durable::Life;
 use crate::durable::journal::{Bound, Frame, Journal};
 use crate::error::Result;
+use crate::job::cluster::side::Side;
 use crate::job::commit::{Snapshots, commit};
+use crate::job::watch::Watch;
 use crate::job::{Ending, Stop};
 use crate::metrics::Metrics;
 use crate::sink::Shard;
 use crate::source::Place;
+use crate::status::{Board, Stage, WorkerNow};
 use crate::stream::{Build, Driver, Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals};
 use crate::time::Epoch;
 
@@ -92,6 +95,24 @@ pub(crate) struct Shared {
     pub(crate) fault: Option<Fault>,
     /// Some worker's epoch is full: worker 0 is to end it early.
     pub(crate) hurry: AtomicBool,
+    /// Where workers say what they are at.
+    pub(crate) board: Arc<Board>,
+}
+
+impl Shared {
+    /// What is to be known from outside of the job while it runs.
+    pub(crate) fn watch(&self, side: Option<Arc<Side>>) -> Watch {
+        Watch {
+            job: self.place.job.clone(),
+            process: self.board.process(),
+            processes: self.place.workers / self.place.threads,
+            board: Arc::clone(&self.board),
+            metrics: Arc::clone(&self.metrics),
+            side,
+            syncs: self.journal.syncs(),
+            idle_timeout: self.place.options.idle_timeout,
+        }
+    }
 }
 
 /// What worker 0 tells all workers, itself included, in order.
@@ -136,6 +157,7 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
         purpose,
         failure: Arc::default(),
         metrics: Arc::default(),
+        board: Arc::new(Board::new(0, 0)),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
@@ -170,6 +192,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         purpose: Purpose::Run,
         failure: Arc::clone(&shared.failure),
         metrics: Arc::clone(&shared.metrics),
+        board: Arc::clone(&shared.board),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
@@ -211,6 +234,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         stop_asked: false,
         ending: false,
         stopped: None,
+        reported: Reported::default(),
     };
     let ending = turning.resume().and_then(|()| turning.until_the_end(worker));
     if let Err(error) = &ending {
@@ -385,6 +409,17 @@ struct OpenEpoch {
     bytes: usize,
 }
 
+impl OpenEpoch {
+    fn stage(&self) -> Stage {
+        match (self.closed, self.written, self.released) {
+            (false, ..) => Stage::Reading,
+            (true, false, _) => Stage::Binding,
+            (true, true, false) => Stage::Syncing,
+            (true, true, true) => Stage::Flowing,
+        }
+    }
+}
+
 /// One worker's loop.
 struct Turning {
     index: usize,
@@ -419,6 +454,8 @@ struct Turning {
     ending: bool,
     /// Set when no epoch comes any more.
     stopped: Option<Ending>,
+    /// What this worker has last said that it is at.
+    reported: Reported,
 }
 
 impl Turning {
@@ -469,6 +506,7 @@ impl Turning {
                 worker.step_or_park(Some(NAP));
             }
             self.note_shown();
+            self.report();
         }
     }
 
@@ -651,6 +689,7 @@ impl Turning {
     fn announce(&mut self, epoch: Epoch, snapshot: bool) {
         if snapshot {
             (self.announced, self.announced_at) = (epoch, Instant::now());
+            self.shared.board.announced(epoch);
             self.shared.news.store(false, Ordering::Release);
         }
         self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
@@ -804,5 +843,64 @@ impl Turning {
                 driver.shown(epoch);
             }
         }
+    }
+
+    /// Says what this worker is at: at once when its oldest epoch comes farther, else now and then.
+    fn report(&mut self) {
+        let board = &self.shared.board;
+        board.turned(self.index);
+        let front = self.open.front().map(|open| (open.epoch, open.stage()));
+        if !self.reported.is_due(front) {
+            return;
+        }
+        let in_flight = self.open.iter().filter(|open| open.bytes > 0);
+        board.put(
+            self.index,
+            WorkerNow {
+                repeats: self.repeats(),
+                shown: self.shown,
+                front,
+                since: self.reported.since,
+                in_flight_bytes: in_flight.clone().map(|open| open.bytes as u64).sum(),
+                in_flight_epochs: in_flight.count() as u64,
+                waits_for_sinks: self.is_behind(),
+                partitions: self.drivers.iter().flat_map(|driver| driver.partitions()).collect(),
+            },
+        );
+        if let Some(snapshots) = self.shared.snapshots.as_ref().filter(|_| self.index == 0) {
+            board.committed(snapshots.committed());
+        }
+    }
+}
+
+/// What a worker has last said that it is at, and when.
+struct Reported {
+    at: Option<Instant>,
+    front: Option<(Epoch, Stage)>,
+    /// Since when the front has been so.
+    since: Instant,
+}
+
+impl Default for Reported {
+    fn default() -> Self {
+        Reported { at: None, front: None, since: Instant::now() }
+    }
+}
+
+impl Reported {
+    /// How often a worker says it.
+    const EVERY: Duration = Duration::from_millis(50);
+
+    /// Whether it is to be said again.
+    fn is_due(&mut self, front: Option<(Epoch, Stage)>) -> bool {
+        let now = Instant::now();
+        if self.front != front {
+            (self.front, self.since) = (front, now);
+        }
+        if self.at.is_some_and(|at| now - at < Self::EVERY) {
+            return false;
+        }
+        self.at = Some(now);
+        true
     }
 }

@@ -27,6 +27,7 @@ use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Origin, Record};
+use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
 use crate::time::{Epoch, EventTime, Span};
 
@@ -209,6 +210,22 @@ pub trait Reader<D: Record> {
 
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
+
+    /// What the source says of this worker's partitions, for who watches the job.
+    fn notes(&self) -> Vec<Note> {
+        Vec::new()
+    }
+}
+
+/// What a source says of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The partition.
+    pub partition: u32,
+    /// The offset of the next record to come, as far as it is known.
+    pub end: Option<u64>,
+    /// Why no records come of it, where that is not that there are none.
+    pub note: Option<String>,
 }
 
 /// The reader of a worker that has no part in a source, and never will.
@@ -747,6 +764,21 @@ impl<D: Record> Intake<D> {
         }
         binding.mark.ended = self.exhausted();
         binding
+    }
+
+    /// What the partitions are at, without times and what only the reader knows.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionStatus> + '_ {
+        self.partitions.iter().enumerate().map(|(at, partition)| PartitionStatus {
+            source: self.name.clone(),
+            partition: partition.id,
+            watermark: partition.clock.watermark(),
+            next: partition.next,
+            end: partition.until,
+            idle: partition.idle,
+            ended: partition.ended,
+            rests: self.drifted(Slot(at)),
+            ..PartitionStatus::default()
+        })
     }
 
     /// Brings the flags of a partition to what a journal's epoch had at its end.

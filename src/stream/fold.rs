@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use differential_dataflow::AsCollection;
@@ -163,6 +164,8 @@ struct Step<F: Fold> {
     codec: CodecCell<F::Saved>,
     /// Where emptied containers go: to the worker's own sending, whoever filled them.
     pool: Pool<RoutedOf<F>>,
+    /// The step's number on the board.
+    number: usize,
 }
 
 /// The allowed lateness, for the plan.
@@ -209,7 +212,9 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
     let marks = stream.marks.clone();
     let (records, late) = assign(stream, name, to_assign, pool.clone());
     let (seals, fault) = (flow.build.seals.clone(), flow.build.fault);
-    let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool };
+    metrics.lateness_ms.fetch_max(lateness.millis().unsigned_abs(), Ordering::Relaxed);
+    let number = flow.build.board.number(name);
+    let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
     let mut results = fold(&flow, records, marks.clone(), step, begin);
     // Reading waits for this step too: it may be all there is to wait for.
     results.closed = results.closed.probe_with(&flow.build.probe);
@@ -453,6 +458,7 @@ impl<F: Fold> Folding<F> {
         }
         if let Some(watermark) = turn.mark.filter(|watermark| *watermark > self.watermark) {
             self.watermark = watermark;
+            self.step.metrics.watermark.raise(watermark);
             self.fold.advance(epoch, watermark, &mut results);
         }
         match self.step.fault {
@@ -520,13 +526,14 @@ fn fold<'f, F: Fold>(
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
     });
     let info = builder.operator_info();
+    let (board, worker) = (Arc::clone(&flow.build.board), scope.index());
     builder.build(move |mut capabilities| {
         let again = scope.activator_for(Rc::clone(&info.address));
         let durable = durable.as_ref().zip(capabilities.pop().filter(|_| parts.is_some()));
         drop(capabilities);
         let mut folding = Folding::begin(scope, info, durable, step, begin);
-
         move |frontiers| {
+            let _doing = board.enter(worker, folding.step.number);
             records.for_each(|capability, parcels| folding.take(&capability, parcels));
             marks.for_each(|capability, marks| folding.take_marks(&capability, marks));
             if let Some(loaded) = &mut loaded {

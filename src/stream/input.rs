@@ -24,7 +24,8 @@ use crate::durable::manifest::SourceState;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::source::{Binding, Intake, Note, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::status::PartitionStatus;
 use crate::stream::cut::{Durable, Part};
 use crate::stream::{Fault, Flow, Pool, Purpose, Seals, Stream, View};
 use crate::time::watermark::{Mark, PartitionId, StreamClock, WorkerMark};
@@ -62,6 +63,9 @@ pub(crate) trait Driver {
 
     /// Says that all sinks have shown everything through this epoch.
     fn shown(&mut self, epoch: Epoch);
+
+    /// What the partitions are at that this worker reads, without times.
+    fn partitions(&self) -> Vec<PartitionStatus>;
 }
 
 /// What a poll took.
@@ -241,6 +245,16 @@ impl<D: Record> Driver for SourceDriver<D> {
 
     fn shown(&mut self, epoch: Epoch) {
         self.reader.shown(epoch);
+    }
+
+    fn partitions(&self) -> Vec<PartitionStatus> {
+        let mut partitions: Vec<_> = self.intake.partitions().collect();
+        for Note { partition, end, note } in self.reader.notes() {
+            if let Some(known) = partitions.iter_mut().find(|known| known.partition == partition) {
+                (known.end, known.note) = (end, note);
+            }
+        }
+        partitions
     }
 }
 

@@ -56,6 +56,7 @@ use crate::metrics::Metrics;
 use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
 use crate::source::{Place, Rejected, Source, StreamView};
+use crate::status::Board;
 use crate::time::watermark::Mark;
 use crate::time::{Epoch, EventTime};
 
@@ -205,6 +206,8 @@ pub(crate) struct Build {
     pub(crate) purpose: Purpose,
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Where workers and sinks say what they are at.
+    pub(crate) board: Arc<Board>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
     pub(crate) plan: RefCell<Vec<PlannedStep>>,
     /// Behind every sink: an epoch that it has passed is shown.

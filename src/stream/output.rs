@@ -133,6 +133,7 @@ fn show<'f, D: Record>(
 ) {
     let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
+    let (board, cell) = (Arc::clone(&build.board), output.as_ref().map(|_| build.board.sink(name)));
     let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
     let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<D>| owner as u64));
@@ -178,6 +179,9 @@ fn show<'f, D: Record>(
                 }
                 consolidate(&mut rows);
                 if !rows.is_empty() && failure.get().is_none() {
+                    if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
+                        cell.waits(Some(Epoch(epoch)));
+                    }
                     output.show(Epoch(epoch), rows);
                     leaving.push_back((epoch, capability));
                 }
@@ -185,6 +189,10 @@ fn show<'f, D: Record>(
             let through = output.through();
             while leaving.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
                 leaving.pop_front();
+                board.shown();
+            }
+            if let Some(cell) = &cell {
+                cell.waits(leaving.front().map(|(epoch, _)| Epoch(*epoch)));
             }
             // A snapshot waits until nothing at or before its epoch is unshown.
             if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {

@@ -19,12 +19,13 @@ pub use reader::JournalFile;
 pub(in crate::durable) use writer::Writer;
 pub use writer::{FileJournal, Place};
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::metrics::SyncMetrics;
 use crate::time::{Epoch, EventTime};
 
 /// What an epoch took from a partition.
@@ -95,6 +96,11 @@ pub trait Journal: Send + Sync {
 
     /// Says that no epoch up to `through` will be replayed, so that what binds only those can go.
     fn cut(&self, _through: Epoch) {}
+
+    /// Where it counts what its syncs cost.
+    fn syncs(&self) -> Arc<SyncMetrics> {
+        Arc::default()
+    }
 }
 
 /// A journal that holds what it is told in memory: at once "synced", and gone with the process.

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
 
 use super::format::{BEFORE_BODY, Before, FileId, Header, KIND, body_of, put, salt};
 use super::{Frame, Journal};
@@ -23,6 +24,7 @@ use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::recovery::Accepted;
 use crate::durable::{StateId, StillCurrent, disk_error};
 use crate::error::{Error, Result};
+use crate::metrics::SyncMetrics;
 use crate::time::Epoch;
 
 /// Where a journal is written, and by whom.
@@ -81,6 +83,8 @@ struct Shared {
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     threads: Mutex<BTreeMap<usize, Thread>>,
+    /// What has been written, and how long that took.
+    syncs: Arc<SyncMetrics>,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +134,7 @@ impl FileJournal {
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
             threads: Mutex::new(BTreeMap::new()),
+            syncs: Arc::default(),
         });
         let writer = Writer::begin(place, shared.clone())?;
         Ok((FileJournal { shared, thread: None }, writer))
@@ -200,6 +205,10 @@ impl Journal for FileJournal {
         queue.cut = queue.cut.max(Some(through));
         drop(queue);
         self.shared.ready.notify_one();
+    }
+
+    fn syncs(&self) -> Arc<SyncMetrics> {
+        Arc::clone(&self.shared.syncs)
     }
 }
 
@@ -312,7 +321,9 @@ impl Writer {
 
     /// Appends and syncs.
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let begun = Instant::now();
         let written = self.file.append(bytes).and_then(|()| self.file.sync());
+        self.shared.syncs.add(bytes.len() as u64, begun.elapsed());
         let path = self.place.directory.join(self.id.to_string());
         written.map_err(|why| disk_error("cannot write the journal", path.display(), why))?;
         self.length += bytes.len() as u64;

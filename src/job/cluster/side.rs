@@ -13,7 +13,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use super::wire::{Wire, send};
 use super::{Cluster, Told};
 use crate::error::{Error, Result};
+use crate::job::watch::Presences;
 use crate::metrics::Summary;
+use crate::status::{Board, ProcessStatus};
 use crate::stream::Failure;
 
 /// How often what is to be told, and who is missed, is looked at.
@@ -35,8 +37,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// What is said.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Word {
-    /// The process is there.
-    Alive,
+    /// The process is there, and at this.
+    Alive(Option<Box<ProcessStatus>>),
     /// A process has failed, and with what.
     Failed(Told),
     /// A process is gone, and how that was seen.
@@ -56,6 +58,10 @@ pub(crate) struct Side {
     state: Mutex<State>,
     changed: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Where this process's workers say what they are at, once they have begun.
+    board: OnceLock<Arc<Board>>,
+    /// What the others have said that they are at.
+    presences: Presences,
 }
 
 struct State {
@@ -96,6 +102,8 @@ impl Side {
             state: Mutex::new(state),
             changed: Condvar::new(),
             threads: Mutex::default(),
+            board: OnceLock::new(),
+            presences: Presences::default(),
         });
         let mut threads = Vec::new();
         let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
@@ -118,6 +126,20 @@ impl Side {
 
     fn is_first(&self) -> bool {
         self.cluster.process() == 0
+    }
+
+    /// Has what this process is at told with its signs of life.
+    pub(crate) fn tell_of(&self, board: Arc<Board>) {
+        // It is told once: a job has one life.
+        let _ = self.board.set(board);
+    }
+
+    /// What is known of those whom this process has a connection to.
+    pub(crate) fn others(&self) -> Vec<ProcessStatus> {
+        let state = self.state();
+        let silence = |process: usize| u64::try_from(state.heard[process].elapsed().as_millis()).unwrap_or(u64::MAX);
+        let others = (0..self.senders.len()).filter(|process| self.senders[*process].is_some());
+        others.map(|process| self.presences.of(process, silence(process))).collect()
     }
 
     /// Says that another process is gone.
@@ -148,7 +170,12 @@ impl Side {
         let mut state = self.state();
         state.heard[from] = Instant::now();
         match word {
-            Word::Alive => return,
+            Word::Alive(status) => {
+                if let Some(status) = status {
+                    self.presences.put(*status);
+                }
+                return;
+            }
             Word::Done(summary) => state.done[from] = Some(summary),
             Word::Over => state.over = true,
             Word::Failed(ref told) => {
@@ -192,7 +219,8 @@ impl Side {
             self.tell_failure();
             if signed.elapsed() >= SIGN {
                 signed = Instant::now();
-                self.tell(&Word::Alive);
+                let status = self.board.get().map(|board| Box::new(board.status()));
+                self.tell(&Word::Alive(status));
             }
             state = self.state();
             if !state.closing {

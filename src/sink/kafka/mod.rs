@@ -89,7 +89,7 @@ impl<D: Record> Sink<D> for Output<D> {
                 let publisher = Publisher::to(self.target.clone(), self.create)?;
                 if !self.told.swap(true, Ordering::Relaxed) {
                     let topic = self.target.describe();
-                    eprintln!("results go to {topic} at least once: after a crash some may be there twice");
+                    tracing::warn!("results go to {topic} at least once: after a crash some may be there twice");
                 }
                 Way::AtLeastOnce(Box::new(publisher))
             }

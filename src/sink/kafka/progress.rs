@@ -159,7 +159,7 @@ pub(super) fn read(target: &Target, key: &str) -> Result<Option<Progress>> {
             return Err(unreadable(target, "a transaction of another producer does not end"));
         }
         if begun.elapsed() > TOLD_AFTER && !std::mem::replace(&mut told, true) {
-            eprintln!("waiting for another producer's transaction in {}", target.describe());
+            tracing::warn!("waiting for another producer's transaction in {}", target.describe());
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -265,7 +265,7 @@ impl Publisher {
             self.check()?;
         }
         if std::mem::take(&mut self.waiting_told) {
-            eprintln!("the messages to {} were taken", self.target.describe());
+            tracing::info!("the messages to {} were taken", self.target.describe());
         }
         self.check()
     }
@@ -283,7 +283,7 @@ impl Publisher {
         }
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
-            eprintln!("{} takes no messages, waiting", self.target.describe());
+            tracing::warn!("{} takes no messages, waiting", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
         if now - *asked > DOUBT {
@@ -320,11 +320,11 @@ impl Publisher {
                 Err(error) => return Err(self.failed("commit a transaction", &error)),
             }
             if !std::mem::replace(&mut self.waiting_told, true) {
-                eprintln!("{} takes no transaction, waiting", self.target.describe());
+                tracing::warn!("{} takes no transaction, waiting", self.target.describe());
             }
         }
         if std::mem::take(&mut self.waiting_told) {
-            eprintln!("the transaction of {} was taken", self.target.describe());
+            tracing::info!("the transaction of {} was taken", self.target.describe());
         }
         self.begun = None;
         Ok(())

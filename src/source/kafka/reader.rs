@@ -29,7 +29,7 @@ use super::watch::{News, Watch};
 use crate::durable::journal::{Bound, Check};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Binding, Found, Intake, Place, Polled, Reader, Resumed, Slot};
+use crate::source::{Binding, Found, Intake, Note, Place, Polled, Reader, Resumed, Slot};
 use crate::time::Epoch;
 
 /// A gap between polls after which time spent at a partition's end counts from anew: nobody was listening.
@@ -131,6 +131,8 @@ pub(super) struct KafkaReader<T> {
     watch: Watch,
     last_poll: Option<Instant>,
     outage: Option<Outage>,
+    /// What was last heard of the partitions.
+    heard: Report,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -163,6 +165,7 @@ impl<T: Record> KafkaReader<T> {
             watch,
             last_poll: None,
             outage: None,
+            heard: Report::default(),
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -256,6 +259,7 @@ impl<T: Record> KafkaReader<T> {
                     feed.restless();
                 }
             }
+            self.heard = report;
         }
         if self.last_poll.is_some_and(|last| now - last > PAUSE) {
             self.feeds.iter_mut().for_each(Feed::restless);
@@ -580,6 +584,10 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         // Only monitors read these; the next call brings newer ones.
         let committed = list(&self.target.topic, &offsets);
         let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        self.feeds.iter().map(|feed| self.heard.note(feed.id)).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
 use super::client::LastWords;
+use crate::source::Note;
 
 /// A broker that is asked for records answers within `fetch.wait.max.ms`; one that has been silent for so much longer
 /// is not heard.
@@ -38,12 +39,25 @@ pub(super) struct Report {
 struct Heard {
     answers: bool,
     open: bool,
+    /// The offset behind the last record that can be read, if it was heard.
+    end: Option<u64>,
 }
 
 impl Report {
     /// Whether a partition's broker answers, and has no transaction open on it.
     pub(super) fn is_calm(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_some_and(|heard| heard.answers && !heard.open)
+    }
+
+    /// What was heard of a partition, for people.
+    pub(super) fn note(&self, partition: u32) -> Note {
+        let heard = self.partitions.get(&partition);
+        let note = heard.and_then(|heard| match (heard.answers, heard.open) {
+            (false, _) => Some("its broker does not answer"),
+            (true, true) => Some("a transaction is open on it, whose records cannot be read before its end"),
+            (true, false) => None,
+        });
+        Note { partition, end: heard.and_then(|heard| heard.end), note: note.map(str::to_owned) }
     }
 }
 
@@ -72,7 +86,10 @@ impl Listener {
                 report.silent = Some(broker.name.rsplit_once('/').map_or(&*broker.name, |(name, _)| name).to_owned());
             }
             let open = partition.ls_offset < partition.hi_offset;
-            report.partitions.insert(id, Heard { answers: fetched && up && fresh, open });
+            report.partitions.insert(
+                id,
+                Heard { answers: fetched && up && fresh, open, end: u64::try_from(partition.ls_offset).ok() },
+            );
         }
         Some(report)
     }
@@ -111,7 +128,7 @@ impl Outage {
         let readers = missed.entry(broker.to_owned()).or_default();
         *readers += 1;
         if *readers == 1 {
-            eprintln!("broker {broker} not reachable, waiting");
+            tracing::warn!("broker {broker} not reachable, waiting");
         }
         Outage { broker: broker.to_owned() }
     }
@@ -120,7 +137,7 @@ impl Outage {
         let broker = self.broker.clone();
         drop(self);
         if !Outage::missed().contains_key(&broker) {
-            eprintln!("broker {broker} reachable again");
+            tracing::info!("broker {broker} reachable again");
         }
     }
 }
@@ -193,6 +210,7 @@ mod tests {
             let report = listener.take().unwrap();
             assert_eq!((report.is_calm(0), report.silent.as_deref()), (calm, silent), "{state} {rxidle} {ls}");
             assert!(!report.is_calm(1) && listener.take().is_none());
+            assert_eq!((report.note(0).note.is_none(), report.note(0).end), (calm, Some(ls)));
         }
     }
 }

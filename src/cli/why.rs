@@ -1,0 +1,172 @@
+//! `tidegate why`: what holds a window back, or a job.
+//!
+//! A job that serves HTTP is asked; with a state, where its job is to be asked is in the state. A job that cannot be asked
+//! is judged by its state: what the journal and the snapshots say of its partitions, and whether a process has it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+
+use super::say;
+use crate::durable::disk::{Disk, OsDisk};
+use crate::durable::look::{LastKnown, last_known};
+use crate::durable::recovery::Holder;
+use crate::durable::state::StateDir;
+use crate::error::{Error, Result};
+use crate::status::{JobStatus, PartitionStatus, ProcessStatus, StepStatus, StreamStatus, WorkerStatus, why};
+use crate::time::EventTime;
+use crate::view::http::{encoded, get};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const EXAMPLES: &str = "Examples:
+  tidegate why state/                              what holds the job that has this state
+  tidegate why state/ --window 2026-01-31T10:00:00Z
+  tidegate why http://127.0.0.1:8080 --window 1769853600000
+  tidegate why http://127.0.0.1:8080 --json
+
+A job that was started with --http answers for all its processes. Of one without it, only what
+its state says is known. Exit code 1: something holds it; 0: nothing does.";
+
+/// Says why a window has not fired, or nothing comes of a job.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct WhyArgs {
+    /// The state of the job, or where it serves HTTP
+    #[arg(value_name = "STATE|URL")]
+    pub place: String,
+
+    /// The end of the window, as RFC 3339 or in milliseconds since 1970; START/END is taken too
+    #[arg(long, value_name = "END")]
+    pub window: Option<String>,
+
+    /// The answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command; answers its exit code.
+///
+/// # Errors
+/// When nobody answers, there is no such state, or the window is not understood.
+pub fn why_not(args: &WhyArgs) -> Result<u8> {
+    let end = args.window.as_deref().map(window_end).transpose()?;
+    if let Some(address) = args.place.strip_prefix("http://") {
+        return ask(address.trim_end_matches('/'), args);
+    }
+    if args.place.starts_with("https://") {
+        return Err(Error::usage("jobs serve http, not https").help("write it as http://HOST:PORT"));
+    }
+    let disk: Arc<dyn Disk> = OsDisk::shared();
+    let dir = StateDir::join(disk, PathBuf::from(&args.place))?;
+    if let Some(address) = dir.told_where() {
+        match ask(&address, args) {
+            Ok(code) => return Ok(code),
+            Err(error) => eprintln!("{error}"),
+        }
+    }
+    let mut status = of_state(&dir)?;
+    let holder = match dir.holder() {
+        None => String::from("no process has it: start its job again"),
+        Some((Holder { pid, host, .. }, stopped)) => {
+            if stopped {
+                // It says nothing until it is continued.
+                status.processes[0].silent_ms = u64::MAX;
+            }
+            format!("process {pid} on {host} has it{}", if stopped { ", and is stopped" } else { "" })
+        }
+    };
+    eprintln!("{}: {holder}; this is what the state says", Path::new(&args.place).display());
+    let why = why(&status, end);
+    if args.json {
+        let text = serde_json::to_string(&why).map_err(|why| Error::new("cannot write the answer").because(why))?;
+        say(format_args!("{text}"));
+    } else {
+        say(format_args!("{why}"));
+    }
+    Ok(u8::from(!why.holds.is_empty()))
+}
+
+fn window_end(window: &str) -> Result<EventTime> {
+    let end = window.rsplit_once('/').map_or(window, |(_, end)| end);
+    end.parse().map_err(|why| {
+        Error::usage(format!("--window {window}: {why}"))
+            .help("write it as 2026-01-31T10:00:00Z, the end of the window")
+    })
+}
+
+/// Asks a job.
+fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
+    let mut path = String::from("/why?format=json");
+    if let Some(window) = &args.window {
+        path += &format!("&window={}", encoded(window));
+    }
+    let (status, answer) = get(address, &path, PATIENCE)?;
+    let refused = || Error::new("the job does not say it").at(address).because(answer.trim());
+    if status != 200 {
+        return Err(refused());
+    }
+    let why: serde_json::Value = serde_json::from_str(&answer).map_err(|_| refused())?;
+    let holds = why["holds"].as_array().is_some_and(|holds| !holds.is_empty());
+    if args.json {
+        say(format_args!("{}", answer.trim()));
+    } else {
+        let (_, text) = get(address, &path.replace("format=json", "format=text"), PATIENCE)?;
+        say(format_args!("{}", text.trim_end()));
+    }
+    Ok(u8::from(holds))
+}
+
+/// What a job is at, as far as its state tells.
+fn of_state(dir: &StateDir) -> Result<JobStatus> {
+    let LastKnown { manifest, frames } = last_known(dir)?;
+    let mut partitions = BTreeMap::new();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let from_snapshot = manifest.iter().flat_map(|manifest| {
+        let bounds = manifest.sources.iter().flat_map(|source| &source.bounds);
+        bounds.map(|bound| (manifest.epoch, bound))
+    });
+    let from_journal = frames.iter().flat_map(|frame| frame.bounds.iter().map(|bound| (frame.epoch, bound)));
+    for (epoch, bound) in from_snapshot.chain(from_journal) {
+        let partition = PartitionStatus {
+            source: bound.source.clone(),
+            partition: bound.partition,
+            watermark: bound.watermark,
+            next: bound.next,
+            end: bound.until,
+            idle: bound.idle,
+            ended: bound.ended,
+            // An epoch is about the time at which it began.
+            moved_ms: now.saturating_sub(epoch.0),
+            ..PartitionStatus::default()
+        };
+        partitions.insert((bound.source.clone(), bound.partition), partition);
+    }
+    let mut streams = BTreeMap::<String, EventTime>::new();
+    for source in manifest.iter().flat_map(|manifest| &manifest.sources) {
+        streams.insert(source.name.clone(), source.watermark);
+    }
+    for ((source, _), partition) in &partitions {
+        streams.entry(source.clone()).or_insert(EventTime::MIN);
+        let own = || partitions.values().filter(|other| other.source == partition.source);
+        let least = own().filter(|other| other.holds()).map(|other| other.watermark).min();
+        if let (Some(least), Some(known)) = (least, streams.get_mut(source)) {
+            *known = (*known).max(least);
+        }
+    }
+    let steps = manifest.iter().flat_map(|manifest| &manifest.steps);
+    let steps = steps.map(|step| StepStatus { name: step.name.clone(), watermark: step.closed, lateness_ms: 0 });
+    let worker = WorkerStatus { partitions: partitions.into_values().collect(), ..WorkerStatus::default() };
+    Ok(JobStatus {
+        job: manifest.as_ref().map_or_else(|| String::from("the job"), |manifest| manifest.job.clone()),
+        processes: vec![ProcessStatus { workers: vec![worker], ..ProcessStatus::default() }],
+        streams: streams.into_iter().map(|(source, watermark)| StreamStatus { source, watermark }).collect(),
+        // What steps have come to since the snapshot is not known.
+        steps: steps.filter(|_| frames.is_empty()).collect(),
+        idle_timeout_ms: 30_000,
+    })
+}

@@ -1,0 +1,197 @@
+//! Figures as Prometheus reads them: its text format, with its conventions for names and units.
+//!
+//! Every figure has the labels `job` and `process`; names begin with `tidegate_`, counters end with `_total`, times are
+//! seconds, sizes bytes. The format is described in Prometheus's documentation, "Exposition formats".
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::metrics::{Metrics, Summary, SyncMetrics};
+use crate::status::ProcessStatus;
+use crate::time::EventTime;
+
+/// A page of figures.
+pub(crate) struct Exposition {
+    labels: String,
+    /// By name: kind, what it is, and the lines.
+    figures: BTreeMap<&'static str, (&'static str, &'static str, String)>,
+}
+
+impl Exposition {
+    /// What kind of text it is.
+    pub(crate) const KIND: &'static str = "text/plain; version=0.0.4; charset=utf-8";
+
+    /// A page without figures.
+    pub(crate) fn new(job: &str, process: usize) -> Self {
+        let labels = format!("job=\"{}\",process=\"{process}\"", escaped(job));
+        Exposition { labels, figures: BTreeMap::new() }
+    }
+
+    /// The page.
+    pub(crate) fn text(&self) -> String {
+        let mut page = String::new();
+        for (name, (kind, help, lines)) in &self.figures {
+            // Writing to a text cannot fail.
+            let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
+        }
+        page
+    }
+
+    fn put(&mut self, kind: &'static str, name: &'static str, help: &'static str, of: &[(&str, &str)], value: f64) {
+        let (_, _, lines) = self.figures.entry(name).or_insert((kind, help, String::new()));
+        let mut labels = self.labels.clone();
+        for (label, value) in of {
+            let _ = write!(labels, ",{label}=\"{}\"", escaped(value));
+        }
+        let _ = writeln!(lines, "{name}{{{labels}}} {value}");
+    }
+
+    fn counter(&mut self, name: &'static str, help: &'static str, of: &[(&str, &str)], value: u64) {
+        self.put("counter", name, help, of, value as f64);
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str, of: &[(&str, &str)], value: f64) {
+        self.put("gauge", name, help, of, value);
+    }
+
+    /// A point of event time; nothing while there is none.
+    fn time(&mut self, name: &'static str, help: &'static str, of: &[(&str, &str)], time: EventTime) {
+        if time != EventTime::MIN && time != EventTime::MAX {
+            self.gauge(name, help, of, time.millis() as f64 / 1e3);
+        }
+    }
+
+    /// What the counters of a process say.
+    pub(crate) fn of_metrics(&mut self, metrics: &Metrics) {
+        let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
+        self.counter("tidegate_epochs_total", "Epochs that were begun.", &[], epochs);
+        for source in &sources {
+            let of = [("source", source.name.as_str())];
+            self.counter("tidegate_source_records_total", "Records that were taken.", &of, source.read);
+            self.counter("tidegate_source_bytes_total", "Bytes of records that were taken.", &of, source.bytes);
+            self.counter("tidegate_source_rejected_total", "Records that were rejected.", &of, source.rejected);
+            let help = "The watermark of the stream, in event time.";
+            self.time("tidegate_source_watermark_seconds", help, &of, source.watermark);
+        }
+        for step in &steps {
+            let of = [("step", step.name.as_str())];
+            let help = "Records that came into a window step, once for every window they belong to.";
+            self.counter("tidegate_step_records_total", help, &of, step.taken);
+            self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
+            self.counter("tidegate_step_closed_rows_total", "Rows of windows that closed.", &of, step.closed_rows);
+        }
+        for (name, step) in metrics.steps() {
+            let help = "The watermark that a window step has come to, in event time.";
+            self.time("tidegate_step_watermark_seconds", help, &[("step", &name)], step.watermark.get());
+        }
+        for table in &tables {
+            let of = [("table", table.name.as_str())];
+            self.counter("tidegate_table_records_total", "Records that came into a table.", &of, table.taken);
+            self.counter("tidegate_table_changes_total", "Rows of a table that changed.", &of, table.changes);
+        }
+        for sink in &sinks {
+            let of = [("sink", sink.name.as_str())];
+            self.counter("tidegate_sink_rows_total", "Rows that were shown.", &of, sink.rows);
+            self.counter("tidegate_sink_epochs_total", "Epochs in which rows were shown.", &of, sink.epochs);
+        }
+        self.counter("tidegate_snapshots_total", "Snapshots that were taken.", &[], snapshots.taken);
+        self.counter("tidegate_snapshot_rows_total", "Rows written for snapshots.", &[], snapshots.rows);
+        self.counter("tidegate_snapshot_bytes_total", "Bytes written for snapshots.", &[], snapshots.bytes);
+        self.counter(
+            "tidegate_merged_bytes_total",
+            "Bytes of segments merged in the background.",
+            &[],
+            snapshots.merged,
+        );
+        if let Some(last) = metrics.snapshots.recent().last() {
+            let help = "From the end of the last snapshot's epoch to its manifest on disk.";
+            self.gauge("tidegate_snapshot_duration_seconds", help, &[], last.took.as_secs_f64());
+        }
+        if let Some(age) = metrics.snapshots.age() {
+            self.gauge("tidegate_snapshot_age_seconds", "Since the last snapshot was on disk.", &[], age.as_secs_f64());
+        }
+    }
+
+    /// What the workers and sinks of a process are at.
+    pub(crate) fn of_process(&mut self, process: &ProcessStatus) {
+        let of_workers = |of: fn(&crate::status::WorkerStatus) -> u64| process.workers.iter().map(of);
+        let bytes = of_workers(|worker| worker.in_flight_bytes).sum::<u64>() as f64;
+        self.gauge("tidegate_in_flight_bytes", "Bytes of records read and not yet shown.", &[], bytes);
+        let epochs = of_workers(|worker| worker.in_flight_epochs).max().unwrap_or(0) as f64;
+        self.gauge("tidegate_in_flight_epochs", "Epochs with records read and not yet shown.", &[], epochs);
+        let lag = of_workers(|worker| worker.front.map_or(0, |front| front.since_ms)).max().unwrap_or(0) as f64 / 1e3;
+        let help = "For how long the oldest epoch that is not shown has been where it is.";
+        self.gauge("tidegate_frontier_lag_seconds", help, &[], lag);
+        let turned = of_workers(|worker| worker.turned_ms).max().unwrap_or(0) as f64 / 1e3;
+        self.gauge("tidegate_worker_silence_seconds", "Since the slowest worker has made a turn.", &[], turned);
+        for partition in process.workers.iter().flat_map(|worker| &worker.partitions) {
+            let number = partition.partition.to_string();
+            let of = [("source", partition.source.as_str()), ("partition", number.as_str())];
+            let help = "The watermark of a partition, in event time.";
+            self.time("tidegate_partition_watermark_seconds", help, &of, partition.watermark);
+            let help = "The offset of the next record to take.";
+            self.gauge("tidegate_partition_offset", help, &of, partition.next as f64);
+            let help = "Whether a partition is idle, and so holds no watermark.";
+            self.gauge("tidegate_partition_idle", help, &of, f64::from(u8::from(partition.idle)));
+            if let Some(lag) = partition.lag() {
+                let help = "Records of a partition that are there and were not taken.";
+                self.gauge("tidegate_partition_lag_records", help, &of, lag as f64);
+            }
+        }
+        for sink in &process.sinks {
+            let waiting = sink.waiting.map_or(0.0, |_| sink.since_ms as f64 / 1e3);
+            let help = "For how long a sink has had the oldest epoch that it has not shown.";
+            self.gauge("tidegate_sink_lag_seconds", help, &[("sink", &sink.name)], waiting);
+        }
+    }
+
+    /// What the journal has done.
+    pub(crate) fn of_journal(&mut self, syncs: &SyncMetrics) {
+        self.counter("tidegate_journal_syncs_total", "Syncs of the journal.", &[], syncs.count.get());
+        self.counter("tidegate_journal_bytes_total", "Bytes written to the journal.", &[], syncs.bytes.get());
+        let help = "Time spent in writing and syncing the journal.";
+        self.put("counter", "tidegate_journal_sync_seconds_total", help, &[], syncs.time().as_secs_f64());
+    }
+}
+
+/// A label's value.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{PartitionStatus, WorkerStatus};
+
+    #[test]
+    fn a_page_has_each_figure_once_with_its_lines_beneath() {
+        let metrics = Metrics::default();
+        metrics.source("a\"b").read.add(3);
+        metrics.source("c").read.add(4);
+        let mut page = Exposition::new("job", 1);
+        page.of_metrics(&metrics);
+        let partition = PartitionStatus {
+            source: "c".into(),
+            partition: 2,
+            watermark: EventTime::from_millis(1_500),
+            next: 7,
+            end: Some(10),
+            ..PartitionStatus::default()
+        };
+        let worker = WorkerStatus { partitions: vec![partition], ..WorkerStatus::default() };
+        page.of_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
+        let text = page.text();
+        for line in [
+            "# TYPE tidegate_source_records_total counter",
+            r#"tidegate_source_records_total{job="job",process="1",source="a\"b"} 3"#,
+            r#"tidegate_source_records_total{job="job",process="1",source="c"} 4"#,
+            r#"tidegate_partition_lag_records{job="job",process="1",source="c",partition="2"} 3"#,
+            r#"tidegate_partition_watermark_seconds{job="job",process="1",source="c",partition="2"} 1.5"#,
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("# TYPE tidegate_source_records_total").count(), 1);
+        assert!(!text.contains("tidegate_source_watermark_seconds"), "there is no watermark yet");
+    }
+}

@@ -1,0 +1,295 @@
+//! Watching a job that runs: what it answers when it is asked over HTTP, and what it says by itself when nothing comes of
+//! it for a while.
+//!
+//! | path | answer |
+//! | --- | --- |
+//! | `/healthz` | 200 while all processes are heard of and all workers turn, else 503 with what is the matter |
+//! | `/status` | what the job is at, as JSON: [`JobStatus`] |
+//! | `/why?window=END` | what holds back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it what holds back the job; text, or JSON with `format=json` |
+//! | `/metrics` | figures of this process, as Prometheus reads them |
+//!
+//! Process 0 knows what all processes are at, as it goes to process 0 with the signs of life. Another one answers for itself,
+//! and where all would have to be known it says so, unless process 0 is what is the matter.
+
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::cluster::side::Side;
+use super::prometheus::Exposition;
+use crate::error::{Error, Result};
+use crate::metrics::{Metrics, SyncMetrics};
+use crate::status::{Board, Cause, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, why};
+use crate::time::EventTime;
+use crate::view::http::{Answering, Asked, Reply, Server};
+
+/// How often it is looked whether something comes of the job.
+const LOOK: Duration = Duration::from_millis(250);
+/// How much longer each silence has to last than the one that was told before.
+const LONGER: u32 = 2;
+
+/// What is known of a running job.
+pub(crate) struct Watch {
+    pub(crate) job: String,
+    /// This process, and how many there are.
+    pub(crate) process: usize,
+    pub(crate) processes: usize,
+    pub(crate) board: Arc<Board>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) side: Option<Arc<Side>>,
+    pub(crate) syncs: Arc<SyncMetrics>,
+    pub(crate) idle_timeout: Duration,
+}
+
+impl Watch {
+    /// What the job is at, as far as this process knows it.
+    pub(crate) fn status(&self) -> JobStatus {
+        let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
+        processes.push(self.board.status());
+        processes.sort_by_key(|process| process.process);
+        let streams = self.metrics.sources().into_iter();
+        let steps = self.metrics.steps().into_iter();
+        JobStatus {
+            job: self.job.clone(),
+            processes,
+            streams: streams
+                .map(|(source, metrics)| StreamStatus { source, watermark: metrics.watermark.get() })
+                .collect(),
+            steps: steps
+                .map(|(name, metrics)| StepStatus {
+                    name,
+                    watermark: metrics.watermark.get(),
+                    lateness_ms: metrics.lateness_ms.load(Ordering::Relaxed),
+                })
+                .collect(),
+            idle_timeout_ms: u64::try_from(self.idle_timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What holds a window back, or the job; an error where this process cannot know it.
+    fn why(&self, window_end: Option<EventTime>) -> std::result::Result<Why, String> {
+        let why = why(&self.status(), window_end);
+        let knows = self.process == 0 || why.holds.first().is_some_and(|hold| hold.cause == Cause::Process);
+        if knows { Ok(why) } else { Err(self.ask_process_0()) }
+    }
+
+    fn ask_process_0(&self) -> String {
+        format!("this is process {} of {}: ask process 0, which knows of all", self.process, self.processes)
+    }
+
+    /// Answers a question.
+    fn answer(&self, asked: &Asked) -> Reply {
+        match asked.path.as_str() {
+            "/" => Reply::text(200, "/status  /why?window=END  /metrics  /healthz"),
+            "/healthz" => {
+                let causes = [Cause::Process, Cause::Worker];
+                let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
+                ill.filter(|hold| hold.since_ms.is_some())
+                    .map_or_else(|| Reply::text(200, "ok"), |hold| Reply::text(503, hold))
+            }
+            "/status" => Reply::json(200, &self.status()),
+            "/why" => self.answer_why(asked),
+            "/metrics" => Reply::Whole(200, Exposition::KIND, self.exposition().text()),
+            other => Reply::text(404, format_args!("there is no {other}; there are /status, /why, /metrics, /healthz")),
+        }
+    }
+
+    fn answer_why(&self, asked: &Asked) -> Reply {
+        let window = asked.parameter("window").filter(|window| !window.is_empty());
+        // Of an interval, its end.
+        let end = window.map(|window| window.rsplit_once('/').map_or(window, |(_, end)| end).parse());
+        match end.transpose().map(|end| self.why(end)) {
+            Err(why) => Reply::text(400, format_args!("window: {why}; write window=2026-01-31T10:00:00Z, its end")),
+            Ok(Err(elsewhere)) => Reply::text(409, elsewhere),
+            Ok(Ok(why)) if asked.parameter("format") == Some("json") => Reply::json(200, &why),
+            Ok(Ok(why)) => Reply::text(200, why),
+        }
+    }
+
+    /// The figures of this process.
+    fn exposition(&self) -> Exposition {
+        let mut figures = Exposition::new(&self.job, self.process);
+        figures.of_metrics(&self.metrics);
+        figures.of_process(&self.board.status());
+        figures.of_journal(&self.syncs);
+        figures
+    }
+}
+
+/// Looks at a job from other threads while it runs.
+#[derive(Clone, Default)]
+pub struct Watcher(Arc<OnceLock<Arc<Watch>>>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watcher").field(&self.0.get().map(|watch| &watch.job)).finish()
+    }
+}
+
+impl Watcher {
+    /// What the job is at, as far as this process knows; `None` before it has begun.
+    pub fn status(&self) -> Option<JobStatus> {
+        self.0.get().map(|watch| watch.status())
+    }
+
+    pub(crate) fn begin(&self, watch: Arc<Watch>) {
+        // A job runs once.
+        let _ = self.0.set(watch);
+    }
+}
+
+/// A job that is watched, as long as this is kept.
+pub(crate) struct Watching {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    server: Option<Server>,
+}
+
+impl Watching {
+    /// Where it is served, if it is.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(Server::address)
+    }
+
+    /// Serves what is known at an address, if there is one, and says what holds the job after each `quiet` time in which
+    /// nothing was shown.
+    pub(crate) fn start(watch: &Arc<Watch>, http: Option<&str>, quiet: Duration) -> Result<Self> {
+        let mut watching = Watching { over: Arc::default(), thread: None, server: None };
+        if let Some(address) = http {
+            let answering: Answering = {
+                let watch = Arc::clone(watch);
+                Arc::new(move |asked: &Asked| watch.answer(asked))
+            };
+            let server = Server::start(&own_address(address, watch.process)?, &answering)?;
+            tracing::info!("watch it at http://{} (/status, /why, /metrics, /healthz)", server.address());
+            watching.server = Some(server);
+        }
+        if watch.process == 0 {
+            let (watch, over) = (Arc::clone(watch), Arc::clone(&watching.over));
+            let body = move || {
+                let mut silence = Silence::new(quiet);
+                while !over.load(Ordering::Acquire) {
+                    if let Some(line) = silence.line(&watch) {
+                        tracing::warn!("{line}");
+                    }
+                    std::thread::park_timeout(LOOK);
+                }
+            };
+            let thread = std::thread::Builder::new().name("watch".into()).spawn(body);
+            watching.thread = Some(thread.map_err(|why| Error::new("cannot watch the job").because(why))?);
+        }
+        Ok(watching)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // One that panicked has nothing to add.
+            let _ = thread.join();
+        }
+        self.server = None;
+    }
+}
+
+/// The address of a process's own server: the port of process 0, and the process's number on top, unless any port will do.
+fn own_address(address: &str, process: usize) -> Result<String> {
+    let wrong = || {
+        let error = Error::usage(format!("--http {address} is no address to listen at"));
+        error.help("write it as 127.0.0.1:8080; of several processes each takes the port that is its number further on")
+    };
+    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let own = match port {
+        0 => 0,
+        port => u16::try_from(process).ok().and_then(|process| port.checked_add(process)).ok_or_else(wrong)?,
+    };
+    Ok(format!("{}:{own}", if host.is_empty() { "127.0.0.1" } else { host }))
+}
+
+/// Notices when nothing comes of a job for a while.
+struct Silence {
+    /// How long it lasts before something is said, and how long the first one did.
+    patience: Duration,
+    first: Duration,
+    since: Instant,
+    /// How many rows had been shown when that was last looked at.
+    rows: u64,
+}
+
+impl Silence {
+    fn new(first: Duration) -> Self {
+        Silence { patience: first, first, since: Instant::now(), rows: 0 }
+    }
+
+    /// What to say now, if anything: what holds the job.
+    fn line(&mut self, watch: &Watch) -> Option<String> {
+        let rows = watch.metrics.shown_rows();
+        if rows != self.rows {
+            *self = Silence { rows, ..Silence::new(self.first) };
+        }
+        if self.since.elapsed() < self.patience {
+            return None;
+        }
+        let quiet = self.since.elapsed().as_secs();
+        self.patience = self.patience.saturating_mul(LONGER);
+        let why = why(&watch.status(), None);
+        let mut line = format!("nothing was shown for {quiet} s; {}", why.summary);
+        for hold in why.holds.iter().take(1) {
+            // It is a line: writing it cannot fail.
+            let _ = write!(line, ". {hold}");
+        }
+        Some(line)
+    }
+}
+
+/// What the other processes have said of themselves, the last of each.
+#[derive(Debug, Default)]
+pub(crate) struct Presences(Mutex<Vec<ProcessStatus>>);
+
+impl Presences {
+    /// Takes what a process says.
+    pub(crate) fn put(&self, status: ProcessStatus) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.iter_mut().find(|known| known.process == status.process) {
+            Some(known) => *known = status,
+            None => all.push(status),
+        }
+    }
+
+    /// What a process has said last, or what is known of one that has said nothing.
+    pub(crate) fn of(&self, process: usize, silent_ms: u64) -> ProcessStatus {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.iter().find(|known| known.process == process).cloned();
+        ProcessStatus { process, silent_ms, ..known.unwrap_or_default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_has_an_address_of_its_own() {
+        assert_eq!(own_address("127.0.0.1:8080", 2).unwrap(), "127.0.0.1:8082");
+        assert_eq!(own_address(":8080", 0).unwrap(), "127.0.0.1:8080");
+        assert_eq!(own_address("[::1]:0", 2).unwrap(), "[::1]:0");
+        for wrong in ["8080", "127.0.0.1:x", "127.0.0.1:65535"] {
+            assert_eq!(own_address(wrong, 1).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_a_process_said_last_is_what_is_known_of_it() {
+        let presences = Presences::default();
+        assert_eq!(presences.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
+        presences.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
+        presences.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });
+        assert_eq!((presences.of(1, 5).shown_ms, presences.of(1, 5).silent_ms), (2, 5));
+    }
+}

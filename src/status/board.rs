@@ -1,0 +1,283 @@
+//! Where the workers and sinks of one process write what they are at.
+//!
+//! Invariants: who writes waits at most for somebody who copies a few values; what is read is as old as the last time
+//! that a worker wrote, but for a worker that is stuck, and then its `turned` says so.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{FrontStatus, PartitionStatus, ProcessStatus, SinkStatus, SnapshotStatus, Stage, WorkerStatus};
+use crate::time::Epoch;
+
+/// What a process is at, as those write it who know.
+#[derive(Debug)]
+pub(crate) struct Board {
+    process: usize,
+    first_worker: usize,
+    begun: Instant,
+    workers: Vec<WorkerCell>,
+    /// Names of steps; a worker notes in which one it is.
+    steps: Mutex<Vec<String>>,
+    sinks: Mutex<Vec<(String, Arc<SinkCell>)>>,
+    snapshot: Mutex<Option<(Epoch, Instant)>>,
+    /// The last snapshot that is on disk.
+    committed: AtomicU64,
+    /// Milliseconds from the beginning until rows were shown last.
+    shown: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct WorkerCell {
+    /// Milliseconds from the beginning to its last turn.
+    turned: AtomicU64,
+    /// The step that it is in, counted from 1; 0 for none.
+    step: AtomicUsize,
+    now: Mutex<Option<WorkerNow>>,
+    partitions: Mutex<BTreeMap<(String, u32), Moved>>,
+}
+
+/// Since when a partition has been at an offset.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    next: u64,
+    since: Instant,
+}
+
+/// What a worker is at.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerNow {
+    pub(crate) repeats: bool,
+    pub(crate) shown: Option<Epoch>,
+    pub(crate) front: Option<(Epoch, Stage)>,
+    /// Since when `front` has been so.
+    pub(crate) since: Instant,
+    pub(crate) in_flight_bytes: u64,
+    pub(crate) in_flight_epochs: u64,
+    pub(crate) waits_for_sinks: bool,
+    /// Without the times.
+    pub(crate) partitions: Vec<PartitionStatus>,
+}
+
+/// What a sink is at.
+#[derive(Debug, Default)]
+pub(crate) struct SinkCell(Mutex<Option<(Epoch, Instant)>>);
+
+impl SinkCell {
+    /// Says which epoch is the oldest that is not shown.
+    pub(crate) fn waits(&self, epoch: Option<Epoch>) {
+        let mut waiting = locked(&self.0);
+        if waiting.map(|(waiting, _)| waiting) != epoch {
+            *waiting = epoch.map(|epoch| (epoch, Instant::now()));
+        }
+    }
+}
+
+/// Notes that a worker is in a step, as long as it is kept.
+pub(crate) struct Doing<'a>(&'a AtomicUsize);
+
+impl Drop for Doing<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Board {
+    /// A board for the workers of a process, before they have begun.
+    pub(crate) fn new(process: usize, threads: usize) -> Self {
+        Board {
+            process,
+            first_worker: process * threads,
+            begun: Instant::now(),
+            workers: (0..threads).map(|_| WorkerCell::default()).collect(),
+            steps: Mutex::default(),
+            sinks: Mutex::default(),
+            snapshot: Mutex::default(),
+            committed: AtomicU64::new(0),
+            shown: AtomicU64::new(0),
+        }
+    }
+
+    /// Which process it is of.
+    pub(crate) fn process(&self) -> usize {
+        self.process
+    }
+
+    fn millis(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    fn cell(&self, worker: usize) -> Option<&WorkerCell> {
+        worker.checked_sub(self.first_worker).and_then(|at| self.workers.get(at))
+    }
+
+    /// Says that a worker has made a turn.
+    pub(crate) fn turned(&self, worker: usize) {
+        if let Some(cell) = self.cell(worker) {
+            cell.turned.store(self.millis(), Ordering::Relaxed);
+        }
+    }
+
+    /// Says what a worker is at.
+    pub(crate) fn put(&self, worker: usize, now: WorkerNow) {
+        let Some(cell) = self.cell(worker) else { return };
+        let at = Instant::now();
+        let mut known = locked(&cell.partitions);
+        for partition in &now.partitions {
+            let moved = known.entry((partition.source.clone(), partition.partition));
+            let moved = moved.or_insert(Moved { next: partition.next, since: at });
+            if moved.next != partition.next {
+                *moved = Moved { next: partition.next, since: at };
+            }
+        }
+        drop(known);
+        *locked(&cell.now) = Some(now);
+    }
+
+    /// The number of a step's name, for [`Board::enter`].
+    pub(crate) fn number(&self, step: &str) -> usize {
+        let mut steps = locked(&self.steps);
+        let known = steps.iter().position(|known| known == step);
+        known.unwrap_or_else(|| {
+            steps.push(step.to_owned());
+            steps.len() - 1
+        }) + 1
+    }
+
+    /// Says that a worker is in a step now.
+    pub(crate) fn enter(&self, worker: usize, step: usize) -> Option<Doing<'_>> {
+        let cell = self.cell(worker)?;
+        cell.step.store(step, Ordering::Relaxed);
+        Some(Doing(&cell.step))
+    }
+
+    /// Where a sink says what it is at.
+    pub(crate) fn sink(&self, name: &str) -> Arc<SinkCell> {
+        let cell = Arc::<SinkCell>::default();
+        locked(&self.sinks).push((name.to_owned(), Arc::clone(&cell)));
+        cell
+    }
+
+    /// Says that rows were shown.
+    pub(crate) fn shown(&self) {
+        self.shown.store(self.millis(), Ordering::Relaxed);
+    }
+
+    /// Says that a snapshot was announced.
+    pub(crate) fn announced(&self, epoch: Epoch) {
+        *locked(&self.snapshot) = Some((epoch, Instant::now()));
+    }
+
+    /// Says which snapshot is on disk.
+    pub(crate) fn committed(&self, epoch: Epoch) {
+        self.committed.store(epoch.0, Ordering::Relaxed);
+    }
+
+    /// What the process is at now.
+    pub(crate) fn status(&self) -> ProcessStatus {
+        let now = self.millis();
+        let snapshot = locked(&self.snapshot).map(|(announced, at)| SnapshotStatus {
+            announced,
+            announced_ms: millis_since(at),
+            committed: Epoch(self.committed.load(Ordering::Relaxed)),
+        });
+        let sinks = locked(&self.sinks);
+        let sinks = sinks.iter().map(|(name, cell)| {
+            let waiting = *locked(&cell.0);
+            SinkStatus {
+                name: name.clone(),
+                waiting: waiting.map(|(epoch, _)| epoch),
+                since_ms: waiting.map_or(0, |(_, since)| millis_since(since)),
+            }
+        });
+        ProcessStatus {
+            process: self.process,
+            silent_ms: 0,
+            workers: (0..self.workers.len()).map(|at| self.worker(at, now)).collect(),
+            sinks: sinks.collect(),
+            snapshot,
+            shown_ms: now.saturating_sub(self.shown.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn worker(&self, at: usize, now: u64) -> WorkerStatus {
+        let cell = &self.workers[at];
+        let turned_ms = now.saturating_sub(cell.turned.load(Ordering::Relaxed));
+        let step = cell.step.load(Ordering::Relaxed).checked_sub(1);
+        let step = step.and_then(|step| locked(&self.steps).get(step).cloned());
+        let empty = WorkerStatus { worker: self.first_worker + at, turned_ms, step, ..WorkerStatus::default() };
+        let Some(known) = locked(&cell.now).clone() else { return empty };
+        let moved = locked(&cell.partitions);
+        let partitions = known.partitions.into_iter().map(|partition| {
+            let moved = moved.get(&(partition.source.clone(), partition.partition));
+            PartitionStatus { moved_ms: moved.map_or(0, |moved| millis_since(moved.since)), ..partition }
+        });
+        let since_ms = millis_since(known.since);
+        WorkerStatus {
+            repeats: known.repeats,
+            shown: known.shown,
+            front: known.front.map(|(epoch, stage)| FrontStatus { epoch, stage, since_ms }),
+            in_flight_bytes: known.in_flight_bytes,
+            in_flight_epochs: known.in_flight_epochs,
+            waits_for_sinks: known.waits_for_sinks,
+            partitions: partitions.collect(),
+            ..empty
+        }
+    }
+}
+
+fn millis_since(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn now(next: u64) -> WorkerNow {
+        WorkerNow {
+            repeats: false,
+            shown: Some(Epoch(4)),
+            front: Some((Epoch(6), Stage::Syncing)),
+            since: Instant::now(),
+            in_flight_bytes: 10,
+            in_flight_epochs: 1,
+            waits_for_sinks: false,
+            partitions: vec![PartitionStatus { source: "s".into(), partition: 3, next, ..PartitionStatus::default() }],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_with_the_time_since() {
+        let board = Board::new(1, 2);
+        assert_eq!(board.status().workers[1].worker, 3);
+        board.put(3, now(7));
+        std::thread::sleep(Duration::from_millis(30));
+        board.turned(3);
+        board.put(3, now(7));
+        let sink = board.sink("totals");
+        sink.waits(Some(Epoch(6)));
+        {
+            let _doing = board.enter(2, board.number("totals"));
+            assert_eq!(board.status().workers[0].step.as_deref(), Some("totals"));
+        }
+        let status = board.status();
+        assert_eq!(status.workers[0].step, None);
+        let worker = &status.workers[1];
+        assert!(worker.turned_ms < 20 && status.workers[0].turned_ms >= 30, "{status:?}");
+        assert!(worker.partitions[0].moved_ms >= 30, "the offset is the same");
+        assert_eq!(worker.front.map(|front| (front.epoch, front.stage)), Some((Epoch(6), Stage::Syncing)));
+        assert_eq!((status.sinks[0].waiting, &*status.sinks[0].name), (Some(Epoch(6)), "totals"));
+        board.put(3, now(8));
+        sink.waits(None);
+        let status = board.status();
+        assert!(status.workers[1].partitions[0].moved_ms < 20);
+        assert_eq!(status.sinks[0].waiting, None);
+    }
+}

@@ -1,0 +1,413 @@
+//! Why has a window not fired? What holds it back, from the first cause on.
+//!
+//! A window fires when the watermark of its stream has come to its end, at an epoch that all workers have let go of and
+//! that all steps have seen; it closes when the watermark is past the allowed lateness too. So what can hold it is, in this
+//! order: a process that gives no sign; a worker that makes no turn; a partition whose own watermark is not there; an epoch
+//! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, WorkerStatus};
+use crate::time::{Epoch, EventTime, Span};
+
+/// How long a process or a worker may give no sign of life before it is the cause of everything.
+const SILENT: u64 = 2_000;
+/// How long an epoch, a sink or a snapshot may take before it is told.
+const SLOW: u64 = 2_000;
+/// How many partitions are told one by one.
+const TOLD: usize = 5;
+
+/// What holds a window back, or the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Why {
+    /// The end of the window that was asked for.
+    pub window_end: Option<String>,
+    /// In a line.
+    pub summary: String,
+    /// What holds it, the first cause first; nothing if nothing does.
+    pub holds: Vec<Hold>,
+}
+
+/// One thing that holds something back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    /// What kind of thing it is.
+    pub cause: Cause,
+    /// Which one: `process 2`, `partition 3 of transactions`, `sink totals`.
+    pub name: String,
+    /// Milliseconds since it has held it, where that is known.
+    pub since_ms: Option<u64>,
+    /// What is the matter with it.
+    pub says: String,
+    /// What to do.
+    pub help: String,
+}
+
+/// What can hold something back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// A process gives no sign.
+    Process,
+    /// A worker makes no turn, or has much to do.
+    Worker,
+    /// A partition holds the watermark.
+    Partition,
+    /// The source has no partition that could move the watermark.
+    Source,
+    /// The journal is not synced.
+    Sync,
+    /// A step is behind.
+    Step,
+    /// A sink has not shown what it was given.
+    Sink,
+    /// A snapshot is not on disk.
+    Snapshot,
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.says)?;
+        if let Some(since) = self.since_ms {
+            write!(f, ", since {}", ago(since))?;
+        }
+        write!(f, ": {}", self.help)
+    }
+}
+
+/// The summary, and then a line for each thing that holds it.
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.summary)?;
+        for (number, hold) in (1..).zip(&self.holds) {
+            write!(f, "\n  {number}. {hold}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A length of time as people say it.
+fn ago(millis: u64) -> String {
+    if millis < 10_000 {
+        return format!("{}.{} s", millis / 1_000, millis % 1_000 / 100);
+    }
+    humantime::format_duration(Duration::from_secs(millis / 1_000)).to_string()
+}
+
+/// What holds back a window that ends at `window_end`; without one, what holds back the job.
+pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
+    let mut holds: Vec<_> = silent(status).collect();
+    holds.extend(stuck(status));
+    if repeats(status) {
+        holds.push(replay(status));
+    }
+    let behind = watermarks(status, window_end);
+    let waits_for_records = !behind.is_empty();
+    holds.extend(behind);
+    holds.extend(frontier(status));
+    if holds.is_empty() || window_end.is_none() {
+        holds.extend(snapshot(status));
+    }
+    if !waits_for_records && let Some(end) = window_end {
+        holds.extend(steps(status, end));
+    }
+    let summary = summary(status, window_end, &holds);
+    Why { window_end: window_end.map(|end| end.to_string()), summary, holds }
+}
+
+fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
+    let watermark = status.streams.iter().map(|stream| stream.watermark).min().unwrap_or(EventTime::MIN);
+    match (window_end, holds.first()) {
+        (Some(end), Some(first)) => {
+            format!(
+                "{}: a window that ends at {end} waits for {}; the watermark is {watermark}",
+                status.job, first.name
+            )
+        }
+        (Some(end), None) => format!(
+            "{}: a window that ends at {end} has closed: the watermark is {watermark}. If it has no row, no record was \
+             counted in it: look at the late and rejected records",
+            status.job
+        ),
+        (None, Some(first)) => {
+            format!("{}: the next results wait for {}; the watermark is {watermark}", status.job, first.name)
+        }
+        (None, None) => format!("{}: nothing holds it; the watermark is {watermark}", status.job),
+    }
+}
+
+fn workers(status: &JobStatus) -> impl Iterator<Item = (&ProcessStatus, &WorkerStatus)> {
+    status.processes.iter().flat_map(|process| process.workers.iter().map(move |worker| (process, worker)))
+}
+
+/// Processes that give no sign.
+fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
+    let silent = status.processes.iter().filter(|process| process.silent_ms >= SILENT);
+    silent.map(|process| Hold {
+        cause: Cause::Process,
+        name: format!("process {}", process.process),
+        since_ms: Some(process.silent_ms).filter(|since| *since < u64::MAX),
+        says: String::from("gives no sign of life"),
+        help: String::from(
+            "it was stopped, or its machine or the network to it is off; continue it (kill -CONT), or end it, and all are \
+             started again by `tidegate up`",
+        ),
+    })
+}
+
+/// Workers that make no turn, in processes that are there.
+fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
+    let stuck = workers(status).filter(|(process, worker)| process.silent_ms < SILENT && worker.turned_ms >= SILENT);
+    stuck.map(|(process, worker)| {
+        let (says, help) = match &worker.step {
+            Some(step) => (
+                format!("has not left step {step}"),
+                "if it takes no processor time its code waits for something: a worker must not; else its epochs are too \
+                 large: lower --in-flight",
+            ),
+            None => (
+                String::from("makes no turn"),
+                "code of the query takes long or waits for something: a worker must not",
+            ),
+        };
+        Hold {
+            cause: Cause::Worker,
+            name: format!("worker {} of process {}", worker.worker, process.process),
+            since_ms: Some(worker.turned_ms),
+            says,
+            help: String::from(help),
+        }
+    })
+}
+
+fn repeats(status: &JobStatus) -> bool {
+    workers(status).any(|(_, worker)| worker.repeats)
+}
+
+fn replay(status: &JobStatus) -> Hold {
+    let repeating: Vec<_> = workers(status).filter(|(_, worker)| worker.repeats).collect();
+    let names: Vec<_> = repeating.iter().map(|(_, worker)| worker.worker.to_string()).collect();
+    Hold {
+        cause: Cause::Worker,
+        name: format!("worker {}", names.join(", ")),
+        since_ms: None,
+        says: String::from("still repeats what the journal has of the life before"),
+        help: String::from(
+            "wait: what was shown already is not shown again; a shorter --snapshot-every leaves less to repeat",
+        ),
+    }
+}
+
+/// The partitions that keep the watermark from a window's end; without one, those that hold it and do not move.
+fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
+    let mut holds = Vec::new();
+    for stream in &status.streams {
+        let source = &stream.source;
+        let partitions = workers(status).flat_map(|(_, worker)| &worker.partitions);
+        let all: Vec<_> = partitions.filter(|partition| partition.source == *source).collect();
+        if window_end.is_some_and(|end| stream.watermark >= end) || stream.watermark == EventTime::MAX {
+            continue;
+        }
+        if !all.iter().any(|partition| partition.holds()) {
+            holds.extend(without_holders(source, &all, window_end, status));
+            continue;
+        }
+        let mut behind: Vec<_> = all.into_iter().filter(|partition| partition.holds()).collect();
+        match window_end {
+            Some(end) => behind.retain(|partition| partition.watermark < end),
+            None => {
+                let least = behind.iter().map(|partition| partition.watermark).min();
+                behind.retain(|partition| Some(partition.watermark) == least && partition.moved_ms >= SLOW);
+            }
+        }
+        behind.sort_by_key(|partition| (partition.watermark, partition.partition));
+        let more = behind.len().saturating_sub(TOLD);
+        holds.extend(behind.into_iter().take(TOLD).map(|partition| of_partition(status, partition, window_end)));
+        if let (1.., Some(last)) = (more, holds.last_mut()) {
+            last.help += &format!(" (and {more} more partitions)");
+        }
+    }
+    holds
+}
+
+/// A source of which no partition holds the watermark, and which is not at its end.
+fn without_holders(
+    source: &str,
+    all: &[&PartitionStatus],
+    window_end: Option<EventTime>,
+    status: &JobStatus,
+) -> Option<Hold> {
+    if status.processes.iter().any(|process| process.silent_ms >= SILENT) {
+        return None; // Its partitions are not known.
+    }
+    let until = window_end.map_or(String::from("later"), |end| format!("at or after {end}, and the disorder past it"));
+    let idle: Vec<_> = all.iter().filter(|partition| partition.idle).collect();
+    let (says, help) = if all.is_empty() {
+        (
+            String::from("has no partition yet"),
+            String::from("is the name of the topic right, and does it have records?"),
+        )
+    } else if idle.is_empty() {
+        return None; // All have ended: the watermark goes to the end of time with the next epochs.
+    } else {
+        (
+            format!("has {} partitions, all idle or ended, so the watermark stays", all.len()),
+            format!("it moves with the next record of any of them: produce one with an event time {until}"),
+        )
+    };
+    let since_ms = idle.iter().map(|partition| partition.moved_ms).min();
+    Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
+}
+
+fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Option<EventTime>) -> Hold {
+    let at = match partition.watermark {
+        EventTime::MIN => String::from("has given no record yet, so it has no watermark"),
+        watermark => format!("holds the watermark at {watermark}"),
+    };
+    let until = window_end.map_or(String::from("later"), |end| format!("past {end} and the disorder"));
+    let timeout = ago(status.idle_timeout_ms);
+    let (more, help) = match (&partition.note, partition.lag()) {
+        (Some(note), _) => {
+            (format!("; {note}"), String::from("see to its broker or to who writes to it; it goes on by itself"))
+        }
+        (None, Some(lag @ 1..)) if reads_too_slowly(status, partition) => (
+            format!("; {lag} records of it are still to be read"),
+            String::from("reading waits for the sinks: see what they wait for, or give more workers"),
+        ),
+        (None, Some(lag @ 1..)) => (
+            format!("; {lag} records of it are still to be read"),
+            String::from("they are on their way; if that lasts, give more workers (-w, -n) or partitions"),
+        ),
+        _ => (
+            String::from("; nothing more came of it"),
+            format!(
+                "send it a record {until}, or wait: {timeout} after it fell silent it is idle (--idle-timeout) and holds nothing"
+            ),
+        ),
+    };
+    Hold {
+        cause: Cause::Partition,
+        name: format!("partition {} of {}", partition.partition, partition.source),
+        since_ms: Some(partition.moved_ms),
+        says: at + &more,
+        help,
+    }
+}
+
+fn reads_too_slowly(status: &JobStatus, partition: &PartitionStatus) -> bool {
+    workers(status).any(|(_, worker)| {
+        worker.waits_for_sinks && worker.partitions.iter().any(|own| own.partition == partition.partition)
+    })
+}
+
+/// What keeps the oldest epoch from being shown.
+fn frontier(status: &JobStatus) -> Vec<Hold> {
+    let mut holds = Vec::new();
+    let fronts = workers(status).filter(|(process, _)| process.silent_ms < SILENT);
+    let fronts: Vec<_> =
+        fronts.filter_map(|(process, worker)| worker.front.map(|front| (process, worker, front))).collect();
+    for (process, worker, front) in &fronts {
+        if front.since_ms < SLOW || worker.turned_ms >= SILENT {
+            continue;
+        }
+        let (cause, says, help) = match front.stage {
+            Stage::Reading | Stage::Flowing => continue,
+            Stage::Binding => (
+                Cause::Worker,
+                format!("has not bound epoch {}", front.epoch),
+                "records of it are still being read on other threads; large files are read in pieces: wait",
+            ),
+            Stage::Syncing => (
+                Cause::Sync,
+                format!("has epoch {} in the journal, which is not synced", front.epoch),
+                "the disk of the state is slow or full: look at it (iostat, df)",
+            ),
+        };
+        holds.push(Hold {
+            cause,
+            name: match cause {
+                Cause::Sync => format!("the journal of process {} (worker {})", process.process, worker.worker),
+                _ => format!("worker {} of process {}", worker.worker, process.process),
+            },
+            since_ms: Some(front.since_ms),
+            says,
+            help: String::from(help),
+        });
+    }
+    let flowing = fronts.iter().map(|(.., front)| front).filter(|front| front.stage == Stage::Flowing);
+    let slow: Option<Epoch> = flowing.filter(|front| front.since_ms >= SLOW).map(|front| front.epoch).min();
+    let sinks = status.processes.iter().flat_map(|process| &process.sinks);
+    let waiting = sinks.filter(|sink| sink.since_ms >= SLOW).filter_map(|sink| sink.waiting.map(|epoch| (sink, epoch)));
+    let before = holds.len();
+    holds.extend(waiting.map(|(sink, epoch)| Hold {
+        cause: Cause::Sink,
+        name: format!("sink {}", sink.name),
+        since_ms: Some(sink.since_ms),
+        says: format!("has not shown epoch {epoch}"),
+        help: String::from("what it writes to is slow, full or not there: look at the disk, or at the brokers"),
+    }));
+    if let Some(epoch) = slow.filter(|_| holds.len() == before) {
+        let busy = workers(status).find_map(|(_, worker)| worker.step.as_ref().map(|step| (worker.worker, step)));
+        let name = busy.map_or(String::from("the steps"), |(worker, step)| format!("step {step} on worker {worker}"));
+        holds.push(Hold {
+            cause: Cause::Step,
+            name,
+            since_ms: None,
+            says: format!("have not finished epoch {epoch}")
+                .replace("have", if busy.is_some() { "has" } else { "have" }),
+            help: String::from("the query has more to do than the workers can: more workers, or a smaller --in-flight"),
+        });
+    }
+    holds
+}
+
+/// Steps whose windows wait although their sources have come far enough.
+fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
+    let late = status.steps.iter().filter_map(|step| {
+        let lateness = Span::from(Duration::from_millis(step.lateness_ms));
+        let needed = end.plus(lateness);
+        if step.watermark >= needed {
+            return None;
+        }
+        let (says, help) = if step.watermark >= end {
+            (
+                format!("has fired it, and keeps it open for late records until the watermark is {needed}"),
+                "that is its allowed lateness",
+            )
+        } else {
+            (
+                format!("has come to watermark {} only", step.watermark),
+                "it follows in the next epochs; behind a step that allows lateness the watermark is less by that",
+            )
+        };
+        Some(Hold { cause: Cause::Step, name: format!("step {}", step.name), since_ms: None, says, help: help.into() })
+    });
+    late.collect()
+}
+
+/// A snapshot that is not on disk.
+fn snapshot(status: &JobStatus) -> Option<Hold> {
+    let snapshot = status.processes.first()?.snapshot?;
+    if snapshot.committed >= snapshot.announced || snapshot.announced_ms < SLOW {
+        return None;
+    }
+    let reached = workers(status).all(|(_, worker)| worker.front.is_none_or(|front| front.epoch > snapshot.announced));
+    let (says, help) = if reached {
+        ("is complete and not on disk", "the disk of the state is slow or full: look at it (iostat, df)")
+    } else {
+        ("waits for its epoch to be shown", "see what holds the epochs before it")
+    };
+    Some(Hold {
+        cause: Cause::Snapshot,
+        name: format!("the snapshot of epoch {}", snapshot.announced),
+        since_ms: Some(snapshot.announced_ms),
+        says: says.into(),
+        help: help.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! A job that runs says what it waits for: by HTTP, by `tidegate why`, and by itself.
+//!
+//! Three processes read a topic of a real broker, of which one partition is silent, and one process is stopped for a while.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/run.rs"]
+mod run;
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use broker::Broker;
+use nix::sys::signal::Signal;
+use run::{Running, run, says, start};
+use tempfile::TempDir;
+
+const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+const PROCESSES: usize = 3;
+/// The end of the window that is asked for, 10 s of event time after the beginning.
+const END: i64 = 1_700_000_010_000;
+
+/// Records of an account, a second apart, from so many seconds after the beginning of the window on.
+fn records(account: &str, from: i64, count: i64) -> Vec<String> {
+    let record = |second: i64| {
+        let at = END - 10_000 + second * 1_000;
+        format!(
+            r#"{{"id":{second},"account":"{account}","merchant":"m","amount_cents":5,"currency":"EUR","at_ms":{at}}}"#
+        )
+    };
+    (from..from + count).map(record).collect()
+}
+
+struct Watched {
+    folder: TempDir,
+    running: Vec<Running>,
+    addresses: Vec<String>,
+}
+
+impl Watched {
+    fn start(servers: &str, topic: &str) -> Watched {
+        let folder = tempfile::tempdir().unwrap();
+        let listeners: Vec<_> = (0..PROCESSES).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let hosts: String = listeners.iter().map(|listener| format!("{}\n", listener.local_addr().unwrap())).collect();
+        fs::write(folder.path().join("hosts"), hosts).unwrap();
+        drop(listeners);
+        let mut watched = Watched { folder, running: Vec::new(), addresses: Vec::new() };
+        for process in 0..PROCESSES {
+            let line = format!(
+                "--brokers {servers} --topic {topic} --out {{}}/out.csv --state {{}}/state -n {PROCESSES} -p {process} \
+                 --hostfile {{}}/hosts --http 127.0.0.1:0 --idle-timeout 1h --tell-when-quiet 3s --snapshot-every 200ms"
+            );
+            let folder = watched.folder.path().to_str().unwrap().to_owned();
+            watched.running.push(start(TOTALS, line.split_whitespace().map(|word| word.replace("{}", &folder))));
+        }
+        for running in &mut watched.running {
+            let address = running.until("the address", |running| {
+                let said = running.stderr();
+                let after = said.split_once("watch it at http://")?.1;
+                after.split_once(' ').map(|(address, _)| address.to_owned())
+            });
+            watched.addresses.push(address);
+        }
+        watched
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Asks a process; the status and the text of its answer.
+    fn get(&self, process: usize, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.addresses[process]).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Asks process 0 until its answer holds what it should.
+    fn until(&mut self, path: &str, what: &str, holds: impl Fn(u16, &str) -> bool) -> String {
+        let mut last = String::new();
+        for _ in 0..300 {
+            let (status, text) = self.get(0, path);
+            if holds(status, &text) {
+                return text;
+            }
+            last = format!("{status} {text}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("{path} never said {what}: {last}\n{}", self.running[0].stderr())
+    }
+
+    /// The sum over all processes of a figure, of those lines that have this label.
+    fn figure(&self, name: &str, label: &str) -> f64 {
+        let pages = (0..PROCESSES).map(|process| self.get(process, "/metrics").1);
+        let values = pages.flat_map(|page| {
+            let lines = page.lines().filter(|line| line.starts_with(&format!("{name}{{")) && line.contains(label));
+            lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).collect::<Vec<_>>()
+        });
+        values.sum()
+    }
+
+    fn why(&self, place: impl Display, more: &str) -> run::Ended {
+        let line = format!("why {place} {more}");
+        run(TIDEGATE, line.split_whitespace())
+    }
+}
+
+/// The first thing that a JSON answer names.
+fn first(answer: &str) -> String {
+    let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+    answer["holds"][0]["name"].as_str().unwrap_or("nothing").to_owned()
+}
+
+#[test]
+fn what_holds_a_window_is_named() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(3);
+    for partition in 0..2 {
+        broker.send(&topic, partition, records("a", 0, 30));
+    }
+    let mut watched = Watched::start(&broker.servers, &topic);
+    a_silent_partition(&mut watched);
+    broker.send(&topic, 2, records("b", 0, 30));
+    all_is_well(&mut watched);
+    a_stopped_process(&mut watched);
+    of_what_is_over(watched);
+}
+
+/// Partition 2 has no record: it is what windows wait for, and nothing else.
+fn a_silent_partition(watched: &mut Watched) {
+    let path = format!("/why?window={END}&format=json");
+    let answer = watched.until(&path, "that partition 2 is silent", |status, text| {
+        status == 200 && text.contains("partition 2 of transactions")
+    });
+    assert_eq!(first(&answer), "partition 2 of transactions");
+    assert!(!answer.contains("partition 0") && !answer.contains("partition 1 "), "{answer}");
+    let (_, text) = watched.get(0, &format!("/why?window={END}"));
+    says(
+        &text,
+        &["partition 2 of transactions", "has given no record yet", "--idle-timeout", "2023-11-14T22:13:30.000Z"],
+    );
+    let (state, url) = (watched.path("state").display().to_string(), format!("http://{}", watched.addresses[0]));
+    for place in [&state, &url] {
+        let said = watched.why(place, &format!("--window {END}"));
+        says(said.code(1).stdout(), &["waits for partition 2 of transactions"]);
+    }
+    says(watched.why(&url, "--window tomorrow").error(2), &["--window tomorrow", "2026-01-31T10:00:00Z"]);
+    let line = watched.running[0].until("a line of its own", |running| {
+        running.stderr().lines().find(|line| line.contains("nothing was shown for")).map(str::to_owned)
+    });
+    says(&line, &["WARN", "partition 2 of transactions"]);
+    let (status, text) = watched.get(1, "/why");
+    assert_eq!(status, 409, "{text}");
+    says(&text, &["process 1 of 3", "ask process 0"]);
+    assert_eq!(watched.get(0, "/why?window=x").0, 400);
+    assert_eq!(watched.get(0, "/wherefore").0, 404);
+}
+
+/// All partitions have records: the window closes, and the figures are those of the data.
+fn all_is_well(watched: &mut Watched) {
+    let text =
+        watched.until(&format!("/why?window={END}"), "that it has closed", |_, text| text.contains("has closed"));
+    assert!(!text.contains("waits"), "{text}");
+    let path = watched.path("out.csv");
+    watched.running[0].until("rows", |_| fs::read_to_string(&path).ok().filter(|rows| rows.lines().count() > 2));
+    assert_eq!(watched.get(0, "/healthz"), (200, "ok\n".to_owned()));
+    let source = r#"source="transactions""#;
+    assert_eq!(watched.figure("tidegate_source_records_total", source), 90.0);
+    assert_eq!(watched.figure("tidegate_partition_offset", r#"partition="2""#), 30.0);
+    watched.until("/metrics", "the lag", |_, page| page.contains("tidegate_partition_lag_records"));
+    assert_eq!(watched.figure("tidegate_partition_lag_records", source), 0.0);
+    assert_eq!(watched.figure("tidegate_partition_watermark_seconds", r#"partition="1""#), 1_700_000_027.0);
+    assert!(watched.figure("tidegate_journal_syncs_total", "") >= 3.0);
+    assert!(watched.figure("tidegate_snapshots_total", r#"process="0""#) >= 1.0);
+    assert!(watched.figure("tidegate_snapshot_age_seconds", "") < 60.0);
+    let status: serde_json::Value = serde_json::from_str(&watched.get(0, "/status").1).unwrap();
+    let partitions =
+        status["processes"].as_array().unwrap().iter().map(|process| &process["workers"][0]["partitions"][0]);
+    let named: Vec<_> = partitions.map(|partition| partition["partition"].as_u64().unwrap()).collect();
+    assert_eq!(named, [0, 1, 2]);
+}
+
+/// A process that is stopped is named, wherever one asks; when it goes on, all is well again.
+fn a_stopped_process(watched: &mut Watched) {
+    watched.running[1].signal(Signal::SIGSTOP);
+    let later = END + 3_600_000;
+    let answer = watched.until(&format!("/why?window={later}&format=json"), "that process 1 is stopped", |_, text| {
+        first(text) == "process 1"
+    });
+    says(&answer, &["gives no sign of life", "kill -CONT"]);
+    assert_eq!(watched.get(0, "/healthz").0, 503);
+    let said = watched.why(watched.path("state").display(), "");
+    says(said.code(1).stdout(), &["the next results wait for process 1"]);
+    watched.running[1].signal(Signal::SIGCONT);
+    watched.until("/healthz", "that all is well", |status, _| status == 200);
+    watched.running[0].signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(2_500));
+    let (status, text) = watched.get(1, "/why");
+    watched.running[0].signal(Signal::SIGCONT);
+    assert_eq!(status, 200, "{text}");
+    says(&text, &["wait for process 0"]);
+}
+
+/// When the job has ended its state still says what it waited for.
+fn of_what_is_over(watched: Watched) {
+    let Watched { folder, mut running, .. } = watched;
+    running.iter().for_each(|running| running.signal(Signal::SIGTERM));
+    running.drain(..).for_each(|running| {
+        running.end().code(143);
+    });
+    let state = folder.path().join("state");
+    assert!(!state.join("WATCHED_AT").exists());
+    let line = format!("why {} --window {}", state.display(), END + 3_600_000);
+    let said = run(TIDEGATE, line.split_whitespace());
+    says(said.code(1).stdout(), &["partition 0 of transactions", "partition 2 of transactions"]);
+    says(&said.stderr, &["no process has it"]);
+}
