@@ -136,6 +136,10 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub tell_when_quiet: Duration,
 
+    /// Sum up where the time goes, by step: shown at the end, and at /profile with --http
+    #[arg(long, help_heading = "Running")]
+    pub profile: bool,
+
     /// How many worker threads share the work in each process
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
     pub workers: usize,
@@ -401,7 +405,7 @@ impl QueryArgs {
             }
             None => job,
         };
-        let job = job.tell_when_quiet_for(self.tell_when_quiet);
+        let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
             Some(address) => job.http(address),
             None => job,
@@ -443,6 +447,9 @@ impl QueryArgs {
         } else if is_first && self.progress != Show::Off {
             // Of several processes the first has the figures of all.
             eprintln!("{}", report.summary);
+        }
+        if self.profile {
+            eprintln!("{}", report.profile);
         }
         Ok(match report.ending {
             Ending::Complete | Ending::WasComplete => 0,

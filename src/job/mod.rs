@@ -12,6 +12,7 @@
 
 mod cluster;
 mod commit;
+mod profile;
 mod prometheus;
 pub(crate) mod state;
 pub(crate) mod watch;
@@ -32,6 +33,7 @@ use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
 use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
+use crate::job::profile::Profile;
 use crate::job::state::{Beginning, Begun, Keeping};
 use crate::job::watch::Watching;
 use crate::job::worker::Dry;
@@ -43,6 +45,7 @@ use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Pur
 use crate::time::Epoch;
 
 pub use cluster::Cluster;
+pub use profile::{JobProfile, StepProfile};
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
@@ -80,12 +83,14 @@ pub struct Report {
     pub ending: Ending,
     /// What it did, in figures.
     pub summary: Summary,
+    /// Where the time of this process went; empty unless the job was told to look ([`Job::profile`]).
+    pub profile: JobProfile,
 }
 
 impl Report {
     /// Of a run that ended before there was anything to do.
     fn without_work(ending: Ending) -> Self {
-        Report { ending, summary: Summary::default() }
+        Report { ending, summary: Summary::default(), profile: JobProfile::default() }
     }
 }
 
@@ -127,6 +132,7 @@ pub struct Job {
     http: Option<String>,
     quiet: Duration,
     watcher: Watcher,
+    profile: Option<Arc<Profile>>,
 }
 
 impl fmt::Debug for Job {
@@ -157,6 +163,7 @@ impl Job {
             http: None,
             quiet: Duration::from_secs(30),
             watcher: Watcher::default(),
+            profile: None,
         }
     }
 
@@ -166,6 +173,13 @@ impl Job {
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http = Some(address.to_owned());
+        self
+    }
+
+    /// Sums up where the time goes, by step: see [`Report::profile`]. It costs time for each activation of an operator.
+    #[must_use]
+    pub fn profile(mut self, profile: bool) -> Self {
+        self.profile = profile.then(Arc::default);
         self
     }
 
@@ -542,6 +556,7 @@ impl Job {
         if let Some(side) = &side {
             side.tell_of(Arc::clone(&shared.board));
         }
+        let profile = shared.profile.clone();
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // What has begun in several processes fails in all of them.
@@ -582,7 +597,8 @@ impl Job {
             summary.check_conservation()?;
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
-        Ok(Report { ending, summary })
+        let profile = profile.map(|profile| profile.now()).unwrap_or_default();
+        Ok(Report { ending, summary, profile })
     }
 
     /// What the workers share; and the state directory, locked.
@@ -617,6 +633,7 @@ impl Job {
             fault: self.fault,
             hurry: AtomicBool::new(false),
             board: Arc::new(Board::new(process, self.workers)),
+            profile: self.profile,
         };
         let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
         shared.shard.state = life.state;

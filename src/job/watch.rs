@@ -7,6 +7,7 @@
 //! | `/status` | what the job is at, as JSON: [`JobStatus`] |
 //! | `/why?window=END` | what holds back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it what holds back the job; text, or JSON with `format=json` |
 //! | `/metrics` | figures of this process, as Prometheus reads them |
+//! | `/profile` | where the time of this process goes, by step, if the job was told to look; text, or JSON with `format=json` |
 //!
 //! Process 0 knows what all processes are at, as it goes to process 0 with the signs of life. Another one answers for itself,
 //! and where all would have to be known it says so, unless process 0 is what is the matter.
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cluster::side::Side;
+use super::profile::Profile;
 use super::prometheus::Exposition;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
@@ -31,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How much longer each silence has to last than the one that was told before.
 const LONGER: u32 = 2;
 
+/// What can be asked.
+const PATHS: &str = "/status, /why?window=END, /metrics, /profile, /healthz";
+
 /// What is known of a running job.
 pub(crate) struct Watch {
     pub(crate) job: String,
@@ -42,6 +47,7 @@ pub(crate) struct Watch {
     pub(crate) side: Option<Arc<Side>>,
     pub(crate) syncs: Arc<SyncMetrics>,
     pub(crate) idle_timeout: Duration,
+    pub(crate) profile: Option<Arc<Profile>>,
 }
 
 impl Watch {
@@ -83,7 +89,7 @@ impl Watch {
     /// Answers a question.
     fn answer(&self, asked: &Asked) -> Reply {
         match asked.path.as_str() {
-            "/" => Reply::text(200, "/status  /why?window=END  /metrics  /healthz"),
+            "/" => Reply::text(200, PATHS),
             "/healthz" => {
                 let causes = [Cause::Process, Cause::Worker];
                 let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
@@ -93,7 +99,12 @@ impl Watch {
             "/status" => Reply::json(200, &self.status()),
             "/why" => self.answer_why(asked),
             "/metrics" => Reply::Whole(200, Exposition::KIND, self.exposition().text()),
-            other => Reply::text(404, format_args!("there is no {other}; there are /status, /why, /metrics, /healthz")),
+            "/profile" => match &self.profile {
+                None => Reply::text(404, "where the time goes is not looked at: start the job with --profile"),
+                Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
+                Some(profile) => Reply::text(200, profile.now()),
+            },
+            other => Reply::text(404, format_args!("there is no {other}; there are {PATHS}")),
         }
     }
 
@@ -164,7 +175,7 @@ impl Watching {
                 Arc::new(move |asked: &Asked| watch.answer(asked))
             };
             let server = Server::start(&own_address(address, watch.process)?, &answering)?;
-            tracing::info!("watch it at http://{} (/status, /why, /metrics, /healthz)", server.address());
+            tracing::info!("watch it at http://{} ({PATHS})", server.address());
             watching.server = Some(server);
         }
         if watch.process == 0 {

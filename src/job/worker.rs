@@ -39,6 +39,7 @@ use crate::durable::journal::{Bound, Frame, Journal};
 use crate::error::Result;
 use crate::job::cluster::side::Side;
 use crate::job::commit::{Snapshots, commit};
+use crate::job::profile::Profile;
 use crate::job::watch::Watch;
 use crate::job::{Ending, Stop};
 use crate::metrics::Metrics;
@@ -97,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) hurry: AtomicBool,
     /// Where workers say what they are at.
     pub(crate) board: Arc<Board>,
+    /// Where what they log is summed up, if that is wanted.
+    pub(crate) profile: Option<Arc<Profile>>,
 }
 
 impl Shared {
@@ -111,6 +114,7 @@ impl Shared {
             side,
             syncs: self.journal.syncs(),
             idle_timeout: self.place.options.idle_timeout,
+            profile: self.profile.clone(),
         }
     }
 }
@@ -184,6 +188,9 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
 
 /// Runs one worker until the job ends; `None` if it failed.
 pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
+    if let Some(profile) = &shared.profile {
+        profile.listen(worker);
+    }
     let controls = Controls::new(worker, &shared.place);
     let seals = Seals::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));

@@ -157,16 +157,49 @@ fn answer(request: Request, answering: &Answering, (ending, open): (&Arc<AtomicB
             let body = move || {
                 let mut writer = request.into_writer();
                 let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\
-                            Connection: close\r\n\r\n";
-                if writer.write_all(head.as_bytes()).and_then(|()| writer.flush()).is_ok() {
-                    // Who reads may go at any time.
-                    let _ = events(&mut *writer, &|| ending.load(Ordering::Acquire));
-                }
+                            Transfer-Encoding: chunked\r\n\r\n";
+                let mut chunks = Chunks { writer: &mut *writer, chunk: Vec::new() };
+                let begun = chunks.writer.write_all(head.as_bytes()).and_then(|()| chunks.writer.flush());
+                // Who reads may go at any time.
+                let written = begun.and_then(|()| events(&mut chunks, &|| ending.load(Ordering::Acquire)));
+                let _ = written.and_then(|()| chunks.end());
                 open.fetch_sub(1, Ordering::AcqRel);
             };
             // Without a thread the connection is closed, which who asks sees.
             let _ = std::thread::Builder::new().name("http events".into()).spawn(body);
         }
+    }
+}
+
+/// An answer in chunks (RFC 9112, 7.1): each flush ends one, so that who reads knows where the answer ends, though the
+/// connection stays.
+struct Chunks<'a> {
+    writer: &'a mut dyn Write,
+    chunk: Vec<u8>,
+}
+
+impl Chunks<'_> {
+    fn end(mut self) -> io::Result<()> {
+        self.flush()?;
+        self.writer.write_all(b"0\r\n\r\n")?;
+        self.writer.flush()
+    }
+}
+
+impl Write for Chunks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.chunk.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.chunk.is_empty() {
+            write!(self.writer, "{:x}\r\n", self.chunk.len())?;
+            self.writer.write_all(&self.chunk)?;
+            self.writer.write_all(b"\r\n")?;
+            self.chunk.clear();
+        }
+        self.writer.flush()
     }
 }
 
@@ -252,19 +285,35 @@ mod tests {
         });
         let mut stream = TcpStream::connect(server.address()).unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
         let mut start = [0; 160];
         stream.read_exact(&mut start).unwrap();
         let start = String::from_utf8_lossy(&start).into_owned();
-        assert!(start.contains("text/event-stream") && start.contains("data: 1\n\n"), "{start}");
+        assert!(start.contains("text/event-stream") && start.contains("9\r\ndata: 1\n\n\r\n"), "{start}");
         drop(server);
         let mut rest = String::new();
-        stream.read_to_string(&mut rest).unwrap();
-        assert!(rest.ends_with("data: over\n\n"), "{rest}");
+        while !rest.ends_with("c\r\ndata: over\n\n\r\n0\r\n\r\n") {
+            let mut piece = [0; 100];
+            let read = stream.read(&mut piece).unwrap();
+            assert!(read > 0, "{rest}");
+            rest += std::str::from_utf8(&piece[..read]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_that_has_ended_answers_nobody() {
+        let server = server(|_| Reply::text(200, ""));
+        let address = server.address().to_string();
+        assert_eq!(get(&address, "/", SOON).unwrap().0, 200);
+        drop(server);
+        assert!(get(&address, "/", Duration::from_millis(500)).is_err());
     }
 
     #[test]
     fn who_cannot_be_asked_is_named() {
-        let address = server(|_| Reply::text(200, "")).address().to_string();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
         let error = get(&address, "/status", SOON).unwrap_err().to_string();
         assert!(error.contains(&address) && error.contains("/status"), "{error}");
         let other = server(|_| Reply::text(200, ""));

@@ -1,3 +1,5 @@
+//! Of statuses made by hand: what is named, what is not, and in which order.
+
 use super::super::{FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
 use super::*;
 
