@@ -181,3 +181,25 @@ fn apply<'f, D: Record>(
     });
     let _kept = kept_stream.probe_with(&flow.build.probe);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_as_far_as_the_last_two_epochs_that_belong_together_are_complete() {
+        let mut reached = Reached::default();
+        let said = |reached: &mut Reached, frontier, latest| {
+            (reached.advance(frontier, latest).map(|epoch| epoch.0), reached.first_is_over)
+        };
+        assert_eq!(said(&mut reached, Some(0), 0), (None, false));
+        assert_eq!(said(&mut reached, Some(100), 0), (Some(99), false));
+        // What epoch 100 has operators retract is yet to come.
+        assert_eq!(said(&mut reached, Some(101), 100), (Some(99), false));
+        assert_eq!(said(&mut reached, Some(110), 100), (Some(109), true));
+        assert_eq!(said(&mut reached, None, 0), (Some(111), true));
+        // What has come, and has not been seen before, is complete too.
+        assert_eq!(said(&mut Reached::default(), None, 200), (Some(201), true));
+        assert_eq!(said(&mut Reached::default(), None, 0), (Some(1), true));
+    }
+}
