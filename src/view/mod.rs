@@ -127,7 +127,9 @@ impl From<Refusal> for Error {
                 let reached = reached
                     .map_or("no epoch is complete yet".into(), |reached| format!("it has come to epoch {reached}"));
                 let why = match needs {
-                    Some(needs) => format!("{reached}, and has to come to epoch {needs}, as before the job was ended"),
+                    Some(needs) => {
+                        format!("{reached}, and has to come to epoch {needs}, the last on record when the job went on")
+                    }
                     None => reached,
                 };
                 at(Error::new("the view is not ready"), &view).because(why).help("ask again a little later")

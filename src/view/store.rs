@@ -235,7 +235,7 @@ impl<D: Record> Subscribed for Following<D> {
             if let Some((epoch, batch)) = waiting.batches.pop_front() {
                 waiting.changes -= batch.len() + 1;
                 drop(waiting);
-                let rows = batch.iter().map(|(_, row, diff)| (row.clone(), *diff)).collect();
+                let rows = Arc::unwrap_or_clone(batch).into_iter().map(|(_, row, diff)| (row, diff)).collect();
                 self.told = epoch;
                 return Some(Update::Changes(self.store.answer(epoch, rows)));
             }
