@@ -13,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::job::{Cluster, Ending};
+use tidegate::job::{Cluster, Ending, Stop};
 use tidegate::source::memory::Records;
 use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, Run, Script};
@@ -302,6 +302,45 @@ fn views_come_and_go_between_lives() {
         disk = disk.survivors(life as u64);
     }
     assert!(waited > 0);
+}
+
+/// What views say in a life that begins when one of two streams is over: that of its live windows, and that of the other
+/// stream's.
+fn after_one_is_over(window: Window) -> [Result<usize, Refusal>; 2] {
+    let (few, many, disk) = (payments(3, 3), payments(1_000, 50), CrashingDisk::new());
+    let life = |disk: &CrashingDisk, last: i64| {
+        let (shared, stop): (Arc<dyn Disk>, _) = (disk.shared(), Stop::default());
+        let run = Run::new().seed(5).in_flight(1).state(&shared, "state").stop_by(&stop);
+        let (views, few, many) = (run.views(), few.clone(), many.clone());
+        let outcome = run.run(move |flow| {
+            let stop = stop.clone();
+            let windows = flow.read("few", &few).key_by(|payment| payment.0.clone()).window(window);
+            windows.aggregate("few", Each::count).on_change().map(|row| (row.key, row.value)).view("few");
+            let many = flow.read("many", &many).inspect(move |payment| {
+                if payment.1 == last {
+                    stop.stop();
+                }
+            });
+            paid(many).view("many");
+        });
+        (outcome.unwrap().report.ending, views)
+    };
+    let (ending, views) = life(&disk, 900);
+    assert_eq!((ending, texts(&views, "many", None).len()), (Ending::Stopped, 50));
+    let (ending, views) = life(&disk.after_kill(), -1);
+    assert_eq!(ending, Ending::Complete);
+    ["few", "many"].map(|view| views.get(view, None).map(|answer| answer.rows.len()))
+}
+
+#[test]
+fn a_view_that_cannot_be_what_it_was_says_so() {
+    // All windows of the stream have closed.
+    assert_eq!(after_one_is_over(Window::tumbling(Duration::from_millis(10))), [Ok(0), Ok(50)]);
+    for window in [Window::global(), Window::count(2)] {
+        for answer in after_one_is_over(window) {
+            says(answer.unwrap_err(), "a stream was over before the job went on");
+        }
+    }
 }
 
 /// The total of what is given and taken is 0 in every answer while records come, by the clock, and no answer is older than

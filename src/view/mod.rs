@@ -55,6 +55,8 @@ struct Registry {
     views: BTreeMap<String, Option<Arc<dyn View>>>,
     /// What has to be in them before they answer, in a job that goes on after a crash.
     needs: Option<Epoch>,
+    /// They cannot be what they were.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +94,12 @@ pub enum Refusal {
     },
     /// This is another process than the one that has the views, which is process 0.
     Elsewhere {
+        /// Which view.
+        view: String,
+    },
+    /// The job has gone on after a stream of it was over, and live rows of that stream's windows that nothing closes are in no
+    /// snapshot any more: no view can be what it was.
+    Lost {
         /// Which view.
         view: String,
     },
@@ -137,6 +145,9 @@ impl From<Refusal> for Error {
             Refusal::Elsewhere { view } => {
                 at(Error::new("views are not in this process"), &view).help("ask process 0, which has them")
             }
+            Refusal::Lost { view } => at(Error::new("the view cannot be what it was"), &view)
+                .because("a stream was over before the job went on, and no snapshot has its live rows any more")
+                .help("read what the job has written"),
             Refusal::Over { view } => at(Error::new("the job ended before the view was ready"), &view),
         }
     }
@@ -204,7 +215,7 @@ impl Views {
         let registry = self.lock();
         let status = registry.views.iter().map(|(name, view)| {
             let (reached, ready, rows) = view.as_ref().map_or((None, false, 0), |view| view.status());
-            Status { view: name.clone(), ready, reached, rows }
+            Status { view: name.clone(), ready: ready && !registry.lost, reached, rows }
         });
         status.collect()
     }
@@ -216,6 +227,7 @@ impl Views {
     fn find(&self, name: &str) -> std::result::Result<Arc<dyn View>, Refusal> {
         let (registry, view) = (self.lock(), name.to_owned());
         match (registry.stage, registry.views.get(name)) {
+            (_, Some(Some(_))) if registry.lost => Err(Refusal::Lost { view }),
             (_, Some(Some(view))) => Ok(Arc::clone(view)),
             (Stage::Elsewhere, _) => Err(Refusal::Elsewhere { view }),
             (Stage::Over, Some(None)) => Err(Refusal::Over { view }),
@@ -254,6 +266,11 @@ impl Views {
     /// Begins a life: with the last epoch that was on record before it, if one was.
     pub(crate) fn begin(&self, last: Option<Epoch>) {
         self.lock().needs = last;
+    }
+
+    /// Says that rows are missing that were there before the job went on.
+    pub(crate) fn lose(&self) {
+        self.lock().lost = true;
     }
 
     /// Says that the job is over. What they have come to, they go on to answer.
