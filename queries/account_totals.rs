@@ -1,5 +1,7 @@
 //! How much each account moved in every ten seconds: count, sum, least and greatest amount.
 //!
+//! What open windows hold so far can be read while it runs, as the view `totals`, by account.
+//!
 //! Try it: `account_totals --csv transactions.csv --out totals.csv --until-end -w 2`
 
 use std::process::ExitCode;
@@ -8,7 +10,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
-use tidegate::{Closed, EventTime, Result, Transaction, Window};
+use tidegate::{Closed, EventTime, Open, Result, Transaction, Window};
 
 /// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
 #[global_allocator]
@@ -62,6 +64,11 @@ fn run(query: &QueryArgs) -> Result<u8> {
             });
         if let Some(late) = &late {
             windows.late().write("late", late);
+        }
+        // What open windows hold so far; only if somebody can read it, as it has to be told at every epoch.
+        if flow.has_views() {
+            let open = windows.on_change().map(|Open { window, key, value }| total(Closed { window, key, value }));
+            open.view_by("totals", |total| total.account.clone());
         }
         windows.on_close().map(total).write("totals", &totals);
     })

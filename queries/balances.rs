@@ -3,6 +3,8 @@
 //!
 //! Engines that show intermediate states fail it: see "Internal consistency in streaming systems" (Jamie Brandon, 2021).
 //!
+//! The balances can be read while it runs, as the view `balances`, by their holder.
+//!
 //! Try it: `balances --csv transactions.csv --until-end -w 2`
 
 use std::process::ExitCode;
@@ -111,6 +113,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
                 Err(error.at(format!("epoch {epoch}")).help("this is a fault in Tidegate: please report it"))
             }
         });
+        balances.clone().view("balances");
         balances.write("balances", &out);
     })?;
     let Checked { epochs, changed, greatest, total, .. } = *checked.lock().unwrap_or_else(PoisonError::into_inner);

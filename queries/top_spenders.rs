@@ -1,5 +1,7 @@
 //! Who spends most? The ten accounts with the greatest sums of every minute: one window behind the other.
 //!
+//! The last minute's list can be read while it runs, as the view `top`, by account.
+//!
 //! Try it: `top_spenders --csv transactions.csv --out top.csv --until-end -w 2`
 
 use std::cmp::Reverse;
@@ -65,16 +67,14 @@ fn run(query: &QueryArgs) -> Result<u8> {
             .key_by(|_| ())
             .window(minute)
             .aggregate("greatest", |each| each.top(10, |sum| (sum.value, Reverse(sum.key.clone()))));
-        let rows = greatest.on_close().flat_map(|list| {
+        let lists = greatest.on_close().map(|list| {
             let (window_start, window_end) = (list.window.start, list.window.end);
-            (1..).zip(list.value).map(move |(rank, (sum_cents, Reverse(account)))| Top {
-                window_start,
-                window_end,
-                rank,
-                account,
-                sum_cents,
-            })
+            let top =
+                |(rank, (sum_cents, Reverse(account)))| Top { window_start, window_end, rank, account, sum_cents };
+            (1..).zip(list.value).map(top).collect::<Vec<_>>()
         });
-        rows.write("top", &top);
+        let latest = lists.clone().key_by(|_| ()).last_by_key("latest");
+        latest.flat_map(|((), list)| list).view_by("top", |top| top.account.clone());
+        lists.flat_map(|list| list).write("top", &top);
     })
 }

@@ -58,8 +58,8 @@
 //!
 //! # Where things are
 //!
-//! Lowest first: [`time`]; [`error`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`]; [`stream`], what queries
-//! are written with; [`job`]; [`testing`], to run a query in memory and read its output by epoch; [`cli`], the flags that
+//! Lowest first: [`time`]; [`error`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`], [`view`]; [`stream`], what
+//! queries are written with; [`job`]; [`testing`], to run a query in memory and read its output by epoch; [`cli`], the flags that
 //! query programs share.
 //!
 //! # State
@@ -85,7 +85,7 @@ pub mod status;
 pub mod stream;
 pub mod testing;
 pub mod time;
-mod view;
+pub mod view;
 
 /// For operators inside [`Collection::through`]: the version that this crate is built on.
 pub use differential_dataflow;
@@ -97,6 +97,7 @@ pub use stream::{Closed, Collection, Flow, Interval, Open, Stream, Window};
 pub use time::EventTime;
 /// For operators inside [`Collection::through`]: the version that this crate is built on.
 pub use timely;
+pub use view::Views;
 
 /// CSV files: [`csv::Input`] reads one, [`csv::File`] writes one.
 pub mod csv {

@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Modules that stand for what the crate's root gives out under short names.
-const AT_ROOT: [(&str, &[&str]); 9] = [
+const AT_ROOT: [(&str, &[&str]); 10] = [
     ("time", &["EventTime", "Epoch"]),
     ("durable", &["in_place"]),
     ("error", &["Error", "Result"]),
@@ -30,6 +30,7 @@ const AT_ROOT: [(&str, &[&str]); 9] = [
     ("job", &["Job"]),
     ("sink", &["csv", "ndjson", "kafka"]),
     ("cli", &["Flags", "Query"]),
+    ("view", &["Views"]),
 ];
 
 /// What only some files may know: the words, and where they are allowed.

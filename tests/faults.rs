@@ -13,6 +13,7 @@ use common::checks::{self, check_run, check_slow_start, check_synced, conserved,
 use common::lives::check_crashes;
 use common::oracle::Windows;
 use common::tables::check_tables;
+use common::views::{check_views, check_views_over_lives};
 
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
@@ -69,6 +70,19 @@ fn tables(seed: u64, run: Run) -> Result<(), String> {
     check_tables(&data, run.workers(1 + seed as usize % 3).seed(seed)).map(drop)
 }
 
+/// `views`: what readers are answered while a job runs.
+fn views(seed: u64, run: Run) -> Result<(), String> {
+    let data = Data::random(&mut Rng::with_seed(seed), 150);
+    check_views(seed, &data, run.workers(1 + seed as usize % 3).seed(seed))
+}
+
+/// `views`: what they are answered when it goes on after a crash.
+#[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
+fn views_over_lives(seed: u64, run: Run) -> Result<(), String> {
+    let fault = run.fault_asked();
+    check_views_over_lives(seed, || fault.map_or_else(Run::new, |fault| Run::new().fault(fault))).map(drop)
+}
+
 type Check = fn(u64, Run) -> Result<(), String>;
 
 /// The check that finds a fault, and what it says then.
@@ -90,6 +104,8 @@ fn finder(fault: Fault) -> (Check, &'static str) {
         Fault::SnapshotEarly => (crashes, "an output is behind the state"),
         Fault::ForgetDeletes => (crashes, "table"),
         Fault::LookUpEarly => (tables, "joined rows at epoch"),
+        Fault::AnswerEarly => (views, "at epoch"),
+        Fault::AnswerUnready => (views_over_lives, "was answered before"),
     }
 }
 

@@ -43,6 +43,7 @@ use crate::source;
 use crate::status::Board;
 use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
 use crate::time::Epoch;
+use crate::view::Views;
 
 pub use cluster::Cluster;
 pub use profile::{JobProfile, StepProfile};
@@ -123,6 +124,7 @@ pub struct Job {
     options: source::Options,
     stop: Stop,
     metrics: Arc<Metrics>,
+    views: Arc<Views>,
     pub(crate) keeping: Option<Keeping>,
     journal: Arc<dyn Journal>,
     repeat: Vec<Frame>,
@@ -154,6 +156,7 @@ impl Job {
             options: source::Options::default(),
             stop: Stop::default(),
             metrics: Arc::default(),
+            views: Arc::default(),
             keeping: None,
             journal: Arc::new(MemoryJournal::forgetful()),
             repeat: Vec::new(),
@@ -311,9 +314,22 @@ impl Job {
         Arc::clone(&self.metrics)
     }
 
+    /// The job's views, for reading them while it runs, on any thread: to be asked for before the job runs, as views that
+    /// nobody can read are not kept. After the job they answer with what they have come to. In a job of several processes
+    /// the first has them; whether it wants them is what counts.
+    pub fn views(&self) -> Arc<Views> {
+        self.views.want();
+        Arc::clone(&self.views)
+    }
+
     /// Takes the wall clock for so much behind, as when it has been stepped back: epochs are still greater than all before.
     pub(crate) fn clock_behind(mut self, behind: Duration) -> Self {
         self.clock_behind = behind;
+        self
+    }
+
+    pub(crate) fn with_views(mut self, views: Arc<Views>) -> Self {
+        self.views = views;
         self
     }
 
@@ -372,7 +388,8 @@ impl Job {
         durable: Option<Durable>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
-        let dry = Dry { place: self.place(0), purpose, opened, shard, durable };
+        let views = Arc::clone(&self.views);
+        let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
         let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
         built.map_err(|panic| panicked(&*panic))?
@@ -401,6 +418,8 @@ impl Job {
     fn print(&self, query: &Query) -> Result<Option<QueryPrint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
+        let views = steps.iter().filter(|step| step.kind == "view");
+        self.views.know(views.map(|step| step.name.clone()));
         if self.keeping.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
@@ -452,7 +471,13 @@ impl Job {
     /// When the query is wrong, a source or sink fails, a value cannot be told, the state cannot be gone on from, or user
     /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
-        let query: Query = Arc::new(query);
+        let views = Arc::clone(&self.views);
+        let report = self.run_query(Arc::new(query));
+        views.end();
+        report
+    }
+
+    fn run_query(self, query: Query) -> Result<Report> {
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
@@ -499,7 +524,7 @@ impl Job {
             Ok(Some(Beginning::Begun(begun))) => Some(*begun),
             Ok(None) => None,
         };
-        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation))?;
+        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
         self.run_together(&query, (decided, gathered), begun, opened, &failure)
     }
 
@@ -527,7 +552,12 @@ impl Job {
         failure: &Arc<Failure>,
     ) -> Result<Report> {
         let number = match decided {
-            Decided::Run { number, .. } => number,
+            Decided::Run { number, views, .. } => {
+                if self.cluster.as_ref().is_some_and(|cluster| cluster.process() > 0) {
+                    self.views.are_elsewhere(views);
+                }
+                number
+            }
             Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
             Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
@@ -627,6 +657,7 @@ impl Job {
             durable: None,
             opened,
             life: Life::without_state(),
+            views: self.views,
             news: AtomicBool::new(false),
             pace: self.pace,
             seals: self.seals,
@@ -641,6 +672,8 @@ impl Job {
         shared.news = AtomicBool::new(!replay.is_empty());
         (shared.repeat, shared.goes_on, shared.last) = (replay, true, last);
         (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
+        let on_record = shared.repeat.last().map(|frame| frame.epoch).max(shared.life.from);
+        shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))
     }
 

@@ -85,7 +85,8 @@ pub(crate) enum Beginning {
 
 /// The query, as states know it.
 pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
-    let steps = steps.iter().map(|step| StepPrint {
+    // Views change nothing that is kept or written.
+    let steps = steps.iter().filter(|step| step.kind != "view").map(|step| StepPrint {
         kind: step.kind.to_owned(),
         name: step.name.clone(),
         detail: step.detail.clone(),

@@ -48,6 +48,7 @@ use crate::source::Place;
 use crate::status::{Board, Stage, WorkerNow};
 use crate::stream::{Build, Driver, Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals};
 use crate::time::Epoch;
+use crate::view::Views;
 
 /// How many records a source is asked for at a time.
 const BUDGET: usize = 1024;
@@ -89,6 +90,7 @@ pub(crate) struct Shared {
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) life: Life,
     pub(crate) shard: Shard,
+    pub(crate) views: Arc<Views>,
     /// Something was bound since the last snapshot was announced.
     pub(crate) news: AtomicBool,
     pub(crate) pace: Pace,
@@ -149,13 +151,14 @@ pub(crate) struct Dry {
     pub(crate) purpose: Purpose,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) shard: Shard,
+    pub(crate) views: Arc<Views>,
     /// What the state has, if the sources are to be asked whether they have more.
     pub(crate) durable: Option<Durable>,
 }
 
 /// Builds the flow on an idle worker, for its steps.
 pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
-    let Dry { place, purpose, opened, shard, durable } = dry;
+    let Dry { place, purpose, opened, shard, views, durable } = dry;
     let build = Rc::new(Build {
         place,
         purpose,
@@ -171,6 +174,7 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
         opened,
         life: Life::without_state(),
         shard,
+        views,
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
@@ -209,6 +213,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         opened: Arc::clone(&shared.opened),
         life: shared.life.clone(),
         shard: shared.shard.clone(),
+        views: Arc::clone(&shared.views),
     });
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));

@@ -9,12 +9,14 @@
 use std::fmt;
 
 use differential_dataflow::VecCollection;
+use timely::dataflow::Stream as TimelyStream;
 
 use crate::durable::Life;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::stream::{Flow, Purpose, output};
+use crate::stream::output::{self, Change};
+use crate::stream::{Flow, Purpose};
 use crate::time::Epoch;
 
 /// A multiset that changes by insertions and retractions.
@@ -45,6 +47,11 @@ impl<'f, D: Record> Collection<'f, D> {
     /// The collection as one of which, after a crash, only rows that change still are there again.
     pub(super) fn passing(self) -> Self {
         Collection { passing: true, ..self }
+    }
+
+    /// Its changes as they come, and the flow that they are in.
+    pub(super) fn into_changes(self) -> (Flow<'f>, TimelyStream<'f, u64, Vec<Change<D>>>) {
+        (self.flow, self.inner.inner)
     }
 
     /// Operators that look at one row at a time, and keep none.

@@ -222,6 +222,10 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
 }
 
 impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, D> {
+    pub(crate) fn flow(&self) -> &Flow<'f> {
+        &self.flow
+    }
+
     /// Rows as events, each with its time; none of them is ever late. The stream's watermark is the step's, less the allowed
     /// lateness: whatever is still to be shown happens at it or later.
     pub(crate) fn events<T: Clone + 'static, D2: Record>(

@@ -31,6 +31,7 @@ mod session;
 mod slot;
 pub mod state;
 mod table;
+mod view;
 pub mod window;
 
 use std::any::Any;
@@ -59,6 +60,7 @@ use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
 use crate::time::watermark::Mark;
 use crate::time::{Epoch, EventTime};
+use crate::view::Views;
 
 pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
@@ -124,11 +126,15 @@ pub enum Fault {
     ForgetDeletes,
     /// A stream is joined with a table that is not complete yet.
     LookUpEarly,
+    /// A view has changes of an epoch before the epoch is complete.
+    AnswerEarly,
+    /// A view answers before what was on record is in it again.
+    AnswerUnready,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 18] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
         Fault::ForgetFloor,
@@ -145,6 +151,8 @@ impl Fault {
         Fault::SnapshotEarly,
         Fault::ForgetDeletes,
         Fault::LookUpEarly,
+        Fault::AnswerEarly,
+        Fault::AnswerUnready,
     ];
 }
 
@@ -176,7 +184,7 @@ impl Seals {
 /// What a step of the flow is, for the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedStep {
-    /// `source`, `window`, `table` or `sink`.
+    /// `source`, `window`, `table`, `sink` or `view`.
     pub kind: &'static str,
     /// Its name, unique among steps of its kind.
     pub name: String,
@@ -222,6 +230,7 @@ pub(crate) struct Build {
     pub(crate) life: Life,
     /// Where sinks' shards come from, without their name and kind.
     pub(crate) shard: Shard,
+    pub(crate) views: Arc<Views>,
 }
 
 /// Writers of sinks that were opened before the flow is built: in a job with state, all are asked what they have shown
@@ -311,6 +320,12 @@ impl<'f> Flow<'f> {
         let (stream, rejects) = input::read(self, name, source);
         self.rejects.borrow_mut().push(rejects);
         stream
+    }
+
+    /// Whether somebody can read the job's views: what only a view shows can be left out if not. It is the same on all workers
+    /// and processes; but what has state, or is written, must not depend on it.
+    pub fn has_views(&self) -> bool {
+        self.build.views.is_wanted()
     }
 
     /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.

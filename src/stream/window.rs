@@ -295,6 +295,10 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         if let Err(error) = aggregate.check() {
             flow.build.failure.set(error.at(format!("step `{name}`")));
         }
+        // Live rows of windows that nothing closes stay when the stream is over, but snapshots do not have them any more.
+        let stays = matches!(window.kind, Kind::Global | Kind::Count { .. });
+        let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
+        let lost = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
         let (by_window, by_range) = (cut::postcard(), cut::postcard());
         let step = (name, windows, lateness, aggregate);
         let made = match (window.kind, step.1.overlap()) {
@@ -311,7 +315,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
             (_, true) => arranged::<Range, _, _, _>(keyed, step, Rc::clone(&by_range)),
             (_, false) => arranged::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
         };
-        Aggregated { made, codecs: (by_window, by_range) }
+        Aggregated { made, codecs: (by_window, by_range), lost }
     }
 }
 
@@ -370,6 +374,8 @@ pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     made: Made<'f, Shown<K, A::Value>, K, A::Value, D>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
+    /// Whether there are live rows that are not there again.
+    lost: bool,
 }
 
 impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
@@ -393,6 +399,9 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// back when its window closes.
     pub fn on_change(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.wants.live.set(true);
+        if self.lost {
+            self.made.flow().build.views.lose();
+        }
         self.made.collection(self.made.results.live.clone(), "OnChange")
     }
 

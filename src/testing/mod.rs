@@ -53,6 +53,7 @@ use crate::sink::{Shard, Sink, Writer};
 use crate::source::Options;
 use crate::stream::Flow;
 use crate::time::{Epoch, EventTime};
+use crate::view::Views;
 
 pub use crate::stream::Fault;
 pub use disk::CrashingDisk;
@@ -377,6 +378,7 @@ pub struct Run {
     sync: Option<SlowSync>,
     stop: Stop,
     keeping: Option<Keeping>,
+    views: Arc<Views>,
 }
 
 impl Default for Run {
@@ -393,6 +395,7 @@ impl Default for Run {
             sync: None,
             stop: Stop::default(),
             keeping: None,
+            views: Arc::default(),
         }
     }
 }
@@ -516,6 +519,12 @@ impl Run {
         self
     }
 
+    /// The views of the run, for reading them while it runs or afterwards: see [`Job::views`].
+    pub fn views(&self) -> Arc<Views> {
+        self.views.want();
+        Arc::clone(&self.views)
+    }
+
     /// Puts a fault into the engine, to see that a check finds it.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
@@ -546,8 +555,14 @@ impl Run {
             job
         };
         let report = match self.processes {
-            0 | 1 => job().run(query)?,
-            processes => run_all(Cluster::within(processes)?.into_iter().map(|own| job().cluster(own)), query)?,
+            0 | 1 => job().with_views(self.views).run(query)?,
+            processes => {
+                let jobs = Cluster::within(processes)?.into_iter().map(|own| match own.process() {
+                    0 => job().with_views(Arc::clone(&self.views)).cluster(own),
+                    _ => job().cluster(own),
+                });
+                run_all(jobs, query)?
+            }
         };
         Ok(Outcome { report, journal: journal.frames() })
     }

@@ -16,3 +16,4 @@ pub mod kept;
 pub mod lives;
 pub mod oracle;
 pub mod tables;
+pub mod views;

@@ -340,8 +340,8 @@ impl Hello {
 /// What process 0 says to those who have come.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Answer {
-    /// To connect, with this number, and to run as this life of the state.
-    Begin { number: u64, life: Option<u64> },
+    /// To connect, with this number, and to run as this life of the state; and whether process 0 keeps views.
+    Begin { number: u64, life: Option<u64>, views: bool },
     /// The state has ended: there is nothing to run.
     Ended,
     /// Process 0 was asked to stop before anything began.
@@ -382,8 +382,8 @@ impl Told {
 /// How process 0 has decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
-    /// To run, as this life of the state if there is one.
-    Run { number: u64, life: Option<u64> },
+    /// To run, as this life of the state if there is one, and with views if process 0 keeps them.
+    Run { number: u64, life: Option<u64>, views: bool },
     /// The state has ended.
     Ended,
     /// The job was asked to stop before anything began.
@@ -398,11 +398,11 @@ pub(crate) struct Gathered {
 }
 
 impl Gathered {
-    /// Process 0: has all begin, as this life of the state if there is one.
-    pub(crate) fn begin(&mut self, life: Option<u64>) -> Result<Decided> {
+    /// Process 0: has all begin, as this life of the state if there is one, and with views if they are wanted.
+    pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<Decided> {
         let number = RandomState::new().build_hasher().finish();
-        self.answer(&Answer::Begin { number, life })?;
-        Ok(Decided::Run { number, life })
+        self.answer(&Answer::Begin { number, life, views })?;
+        Ok(Decided::Run { number, life, views })
     }
 
     /// Process 0: tells all that the state has ended.
@@ -437,7 +437,7 @@ impl Gathered {
             return match answer {
                 None => continue,
                 Some(Answer::Stopped) => Ok(Decided::Stopped),
-                Some(Answer::Begin { number, life }) => Ok(Decided::Run { number, life }),
+                Some(Answer::Begin { number, life, views }) => Ok(Decided::Run { number, life, views }),
                 Some(Answer::Ended) => Ok(Decided::Ended),
                 Some(Answer::Refused(told)) => Err(told.error()),
             };

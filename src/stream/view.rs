@@ -1,0 +1,205 @@
+//! How collections come into views: the changes of complete epochs, in order, on the worker that has the view.
+//!
+//! Changes go to one worker of process 0, wait there until their epoch is complete, and are consolidated. Two epochs that
+//! belong together, an even one of input and the odd one behind it at which operators retract by themselves, are one here,
+//! told as the odd one: there are all retractions in every state that can be seen. The probe behind this operator passes an
+//! epoch only when it is in the view, so reading waits for views as it does for sinks.
+//!
+//! A view is rebuilt when a job goes on: it has no part in snapshots, and no sink's gate. What comes at the snapshot's epoch
+//! is the whole collection as it was then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use differential_dataflow::consolidation::consolidate;
+use serde::Serialize;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::Stream as TimelyStream;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::{Capability, Probe};
+
+use crate::record::Record;
+use crate::stream::output::Change;
+use crate::stream::{Collection, Fault, Flow, Purpose};
+use crate::time::Epoch;
+use crate::view::{self, Keeper, Key};
+
+impl<'f, D: Record> Collection<'f, D> {
+    /// Keeps the collection readable while the job runs, under a name of its own: see [`Job::views`](crate::Job::views).
+    /// Rows are asked for by their first column, or all of them at once; of a pair it is the first of the two. What a row
+    /// looks like is said at [`Rows`](crate::view::Rows).
+    ///
+    /// Process 0 has all rows of a view in memory. A view that nobody can read, as nobody has asked for the job's views, costs
+    /// nothing.
+    ///
+    /// ```
+    /// use tidegate::{Job, Window, source::memory::Records, view::Update};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> tidegate::Result<()> {
+    /// let clicks = Records::new(vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]], |click: &(String, i64)| click.1);
+    /// let job = Job::new("clicks");
+    /// let views = job.views();
+    /// job.run(move |flow| {
+    ///     flow.read("clicks", &clicks)
+    ///         .key_by(|click| click.0.clone())
+    ///         .window(Window::global())
+    ///         .aggregate("per page", |each| each.count())
+    ///         .on_change()
+    ///         .map(|row| (row.key, row.value))
+    ///         .view("clicks");
+    /// })?;
+    /// // Most will read while the job runs, on other threads.
+    /// let answer = views.get("clicks", Some("a"))?;
+    /// println!("at epoch {}:", answer.epoch);
+    /// assert_eq!(answer.rows.collect::<tidegate::Result<Vec<_>>>()?, [r#"{"row":["a",1],"diff":1}"#]);
+    /// # Ok(()) }
+    /// ```
+    pub fn view(self, name: &str) {
+        keep(self, name, Key::first_column);
+    }
+
+    /// As [`Collection::view`], by another key: a string is asked for as it is, anything else as its compact JSON.
+    pub fn view_by<K: Serialize>(self, name: &str, key: impl Fn(&D) -> K + Send + Sync + 'static) {
+        keep(self, name, || Key::by(key));
+    }
+}
+
+fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> Key<D>) {
+    collection.check_whole();
+    let (flow, changes) = collection.into_changes();
+    let build = &flow.build;
+    build.step("view", name, std::any::type_name::<D>().to_owned(), 0);
+    flow.check_travels::<D>("view", name);
+    if let Err(error) = view::check::<D>() {
+        build.failure.set(error.at(format!("view `{name}`")));
+        return;
+    }
+    // All workers of all processes know alike whether anybody can read it.
+    if build.purpose != Purpose::Run || !build.views.is_wanted() {
+        return;
+    }
+    // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first one on.
+    let views = build.plan.borrow().iter().filter(|step| step.kind == "view").count();
+    let owner = build.place.threads - 1 - (views - 1) % build.place.threads;
+    let keeper = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
+    let keeper = keeper.transpose().unwrap_or_else(|error| {
+        build.failure.set(error.at(format!("view `{name}`")));
+        None
+    });
+    apply(&flow, name, owner, changes, keeper);
+}
+
+/// Changes of epochs that are not complete, each with what keeps the probe at its epoch.
+type Waiting<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
+
+/// What some epochs changed.
+type Epochs<D> = Vec<(Epoch, Vec<(D, isize)>)>;
+
+/// How far a view is, by the frontier of its changes.
+#[derive(Default)]
+struct Reached {
+    /// The first epoch that was seen, and the last.
+    seen: Option<(u64, u64)>,
+    /// Whether an epoch of this life is complete.
+    first_is_over: bool,
+}
+
+impl Reached {
+    /// The epoch up to which all is complete, if there is one: of two that belong together, the second.
+    fn advance(&mut self, frontier: Option<u64>, latest: u64) -> Option<Epoch> {
+        let Some(frontier) = frontier else {
+            self.first_is_over = true;
+            let last = self.seen.map_or(0, |(_, last)| last);
+            return Some(Epoch(last.max(latest) | 1));
+        };
+        let even = frontier & !1;
+        let before = even.checked_sub(1)?;
+        let (first, _) = *self.seen.insert(self.seen.map_or((even, even), |(first, _)| (first, even)));
+        self.first_is_over |= even > first;
+        Some(Epoch(before))
+    }
+}
+
+/// Takes out what has happened up to an epoch: what keeps the probe at it, and the changes, consolidated.
+fn complete<D: Record>(waiting: &mut Waiting<D>, through: u64) -> (Vec<Capability<u64>>, Epochs<D>) {
+    let later = waiting.split_off(&(through + 1));
+    let (mut held, mut epochs) = (Vec::new(), Epochs::new());
+    for (epoch, (capability, mut rows)) in std::mem::replace(waiting, later) {
+        held.push(capability);
+        match epochs.last_mut() {
+            Some((last, all)) if last.0 == epoch | 1 => all.append(&mut rows),
+            _ => epochs.push((Epoch(epoch | 1), rows)),
+        }
+    }
+    epochs.iter_mut().for_each(|(_, rows)| consolidate(rows));
+    (held, epochs)
+}
+
+/// The operator that gives a view its changes, on every worker; only the owner has the view.
+fn apply<'f, D: Record>(
+    flow: &Flow<'f>,
+    name: &str,
+    owner: usize,
+    changes: TimelyStream<'f, u64, Vec<Change<D>>>,
+    mut keeper: Option<Keeper<D>>,
+) {
+    let (failure, place) = (Arc::clone(&flow.build.failure), format!("view `{name}`"));
+    let early = flow.fault(Fault::AnswerEarly);
+    let mut builder = OperatorBuilder::new(format!("View: {name}"), flow.scope);
+    let mut input = builder.new_input(changes, Exchange::new(move |_row: &Change<D>| owner as u64));
+    let (kept, kept_stream) = builder.new_output::<Vec<()>>();
+    let _kept = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(kept);
+    builder.build(move |capabilities| {
+        drop(capabilities);
+        let mut waiting = Waiting::<D>::default();
+        let mut reached = Reached::default();
+        move |frontiers| {
+            input.for_each(|capability, rows| {
+                // A container may hold changes of several epochs, all at or after the capability's.
+                for (row, epoch, diff) in rows.drain(..) {
+                    let entry = waiting.entry(epoch).or_insert_with(|| (capability.delayed(&epoch, 0), Vec::new()));
+                    entry.1.push((row, diff));
+                }
+            });
+            let Some(view) = &mut keeper else { return };
+            let frontier = frontiers[0].frontier().first().copied();
+            let latest = waiting.last_key_value().map_or(0, |(epoch, _)| *epoch);
+            let Some(through) = reached.advance(frontier, latest) else { return };
+            // What is taken out keeps the probe at its epochs until it is in the view.
+            let (held, epochs) = complete(&mut waiting, if early { latest.max(through.0) } else { through.0 });
+            if let Err(error) = view.advance(epochs, through, reached.first_is_over) {
+                failure.set(error.at(&place));
+            }
+            drop(held);
+            if frontier.is_none() {
+                keeper = None;
+            }
+        }
+    });
+    let _kept = kept_stream.probe_with(&flow.build.probe);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_as_far_as_the_last_two_epochs_that_belong_together_are_complete() {
+        let mut reached = Reached::default();
+        let said = |reached: &mut Reached, frontier, latest| {
+            (reached.advance(frontier, latest).map(|epoch| epoch.0), reached.first_is_over)
+        };
+        assert_eq!(said(&mut reached, Some(0), 0), (None, false));
+        assert_eq!(said(&mut reached, Some(100), 0), (Some(99), false));
+        // What epoch 100 has operators retract is yet to come.
+        assert_eq!(said(&mut reached, Some(101), 100), (Some(99), false));
+        assert_eq!(said(&mut reached, Some(110), 100), (Some(109), true));
+        assert_eq!(said(&mut reached, None, 0), (Some(111), true));
+        // What has come, and has not been seen before, is complete too.
+        assert_eq!(said(&mut Reached::default(), None, 200), (Some(201), true));
+        assert_eq!(said(&mut Reached::default(), None, 0), (Some(1), true));
+    }
+}
