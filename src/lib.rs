@@ -71,7 +71,7 @@
 //!
 //! # What it does not do yet
 //!
-//! Windows are tumbling or global. A job is one process.
+//! Sinks are written, and views are kept, in process 0 of several.
 
 pub mod cli;
 pub mod durable;

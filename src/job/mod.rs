@@ -14,6 +14,7 @@ mod cluster;
 mod commit;
 mod profile;
 mod prometheus;
+mod reading;
 pub(crate) mod state;
 pub(crate) mod watch;
 mod worker;
@@ -176,6 +177,7 @@ impl Job {
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http = Some(address.to_owned());
+        self.views.want();
         self
     }
 

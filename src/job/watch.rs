@@ -7,6 +7,7 @@
 //! | `/status` | what the job is at, as JSON: [`JobStatus`] |
 //! | `/why?window=END` | what holds back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it what holds back the job; text, or JSON with `format=json` |
 //! | `/metrics` | figures of this process, as Prometheus reads them |
+//! | `/views…` | the rows of views: see [`reading`](super::reading) |
 //! | `/profile` | where the time of this process goes, by step, if the job was told to look; text, or JSON with `format=json` |
 //!
 //! Process 0 knows what all processes are at, as it goes to process 0 with the signs of life. Another one answers for itself,
@@ -22,10 +23,12 @@ use std::time::{Duration, Instant};
 use super::cluster::side::Side;
 use super::profile::Profile;
 use super::prometheus::Exposition;
+use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
 use crate::status::{Board, Cause, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, why};
 use crate::time::EventTime;
+use crate::view::Views;
 use crate::view::http::{Answering, Asked, Reply, Server};
 
 /// How often it is looked whether something comes of the job.
@@ -34,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LONGER: u32 = 2;
 
 /// What can be asked.
-const PATHS: &str = "/status, /why?window=END, /metrics, /profile, /healthz";
+const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz";
 
 /// What is known of a running job.
 pub(crate) struct Watch {
@@ -48,6 +51,7 @@ pub(crate) struct Watch {
     pub(crate) syncs: Arc<SyncMetrics>,
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
+    pub(crate) views: Arc<Views>,
 }
 
 impl Watch {
@@ -104,6 +108,9 @@ impl Watch {
                 Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
                 Some(profile) => Reply::text(200, profile.now()),
             },
+            path if path == "/views" || path.starts_with("/views/") => {
+                reading::answer(&self.views, &path["/views".len()..], asked)
+            }
             other => Reply::text(404, format_args!("there is no {other}; there are {PATHS}")),
         }
     }

@@ -117,6 +117,7 @@ impl Shared {
             syncs: self.journal.syncs(),
             idle_timeout: self.place.options.idle_timeout,
             profile: self.profile.clone(),
+            views: Arc::clone(&self.views),
         }
     }
 }
