@@ -1,16 +1,20 @@
-//! A job that runs says what it waits for: by HTTP, by `tidegate why`, and by itself.
+//! A job that runs says what it waits for: by HTTP, by `tidegate why`, and by itself; and it shows its views.
 //!
 //! Three processes read a topic of a real broker, of which one partition is silent, and one process is stopped for a while.
+//! Then views are read while records come and processes are killed.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/children.rs"]
+mod children;
 #[path = "common/run.rs"]
 mod run;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +26,7 @@ use tempfile::TempDir;
 
 const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+const BALANCES: &str = "balances";
 const PROCESSES: usize = 3;
 /// The end of the window that is asked for, 10 s of event time after the beginning.
 const END: i64 = 1_700_000_010_000;
@@ -35,6 +40,17 @@ fn records(account: &str, from: i64, count: i64) -> Vec<String> {
         )
     };
     (from..from + count).map(record).collect()
+}
+
+/// The status and the text of an answer, if anybody answers.
+fn get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
 struct Watched {
@@ -76,13 +92,7 @@ impl Watched {
 
     /// Asks a process; the status and the text of its answer.
     fn get(&self, process: usize, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.addresses[process]).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        get(&self.addresses[process], path).unwrap()
     }
 
     /// Asks process 0 until its answer holds what it should.
@@ -224,4 +234,114 @@ fn of_what_is_over(watched: Watched) {
     let said = run(TIDEGATE, line.split_whitespace());
     says(said.code(1).stdout(), &["partition 0 of transactions", "partition 2 of transactions"]);
     says(&said.stderr, &["no process has it"]);
+}
+
+/// A balance of a view's answer, or by how much it changed.
+fn balance(row: &serde_json::Value) -> (String, i64, i64) {
+    let holder = row["holder"].as_str().unwrap().to_owned();
+    (holder, row["balance_cents"].as_i64().unwrap(), row["diff"].as_i64().unwrap())
+}
+
+/// The epoch of an answer, and its balances by holder. They add up to 0.
+fn balances(answer: &str) -> (u64, BTreeMap<String, i64>) {
+    let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+    assert_eq!(answer["view"], BALANCES);
+    let rows = answer["rows"].as_array().unwrap().iter().map(balance);
+    let mut balances = BTreeMap::new();
+    for (holder, cents, diff) in rows {
+        assert_eq!(diff, 1, "{holder}");
+        assert!(balances.insert(holder, cents).is_none(), "a holder has one balance");
+    }
+    assert_eq!(balances.values().sum::<i64>(), 0, "at epoch {}", answer["epoch"]);
+    (answer["epoch"].as_u64().unwrap(), balances)
+}
+
+/// A port at which nobody listens, nor at the two after it.
+fn free_ports() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port();
+        let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if port < 65_000 && (port..port + 3).all(free) {
+            return port;
+        }
+    }
+}
+
+#[test]
+fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are_killed() {
+    let Some(broker) = Broker::shared() else { return };
+    let (topic, folder) = (broker.topic(3), tempfile::tempdir().unwrap());
+    let address = format!("127.0.0.1:{}", free_ports());
+    let produce =
+        format!("produce --brokers {} --topic {topic} --generate 1000000 --rate 2000 --accounts 50", broker.servers);
+    let mut producing = start(TIDEGATE, produce.split_whitespace());
+    let line = format!(
+        "up -n 3 -- {BALANCES} --brokers {} --topic {topic} --out {{}}/out.csv --state {{}}/state --epoch 20ms \
+         --http {address} --snapshot-every 200ms --progress off",
+        broker.servers
+    );
+    let here = folder.path().to_str().unwrap();
+    let mut up = start(TIDEGATE, line.split_whitespace().map(|word| word.replace("{}", here)));
+    let mut last = (0, BTreeMap::new());
+    for kills in 0..3 {
+        let mut seen = BTreeSet::new();
+        up.until("balances at several epochs", |_| {
+            let answer = get(&address, "/views/balances");
+            let (epoch, rows) = balances(&answer.filter(|(status, _)| *status == 200)?.1);
+            assert!(epoch >= last.0, "an epoch that was answered with is in all later answers, after crashes too");
+            assert!(epoch == last.0 || rows.len() >= last.1.len(), "no balance goes away");
+            if epoch == last.0 {
+                assert_eq!(rows, last.1, "one epoch has one answer");
+            } else if rows != last.1 && rows.len() > 50 {
+                seen.insert(epoch);
+            }
+            last = (epoch, rows);
+            (seen.len() >= 6).then_some(())
+        });
+        if kills < 2 {
+            let (process, _) = children::children(folder.path()).swap_remove(kills);
+            nix::sys::signal::kill(process, Signal::SIGKILL).unwrap();
+        }
+    }
+    let holder = last.1.keys().next().unwrap();
+    let (status, of_key) = get(&address, &format!("/views/balances?key={holder}")).unwrap();
+    let of_key: serde_json::Value = serde_json::from_str(&of_key).unwrap();
+    assert_eq!((status, of_key["rows"].as_array().unwrap().len()), (200, 1));
+    assert_eq!(balance(&of_key["rows"][0]).0, *holder);
+    let (_, list) = get(&address, "/views").unwrap();
+    assert!(list.contains(r#""view":"balances""#) && list.contains(r#""ready":true"#), "{list}");
+    let (status, unknown) = get(&address, "/views/balance").unwrap();
+    assert_eq!(status, 404);
+    says(&unknown, &["no view `balance`", "there is `balances`"]);
+    changes_add_up(&address);
+    producing.kill();
+    up.signal(Signal::SIGTERM);
+    up.end().code(143);
+}
+
+/// Reads the events of a view: the state and all changes of each epoch keep the sum at 0.
+fn changes_add_up(address: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let head = "GET /views/balances HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let (mut lines, mut kind) = (BufReader::new(stream).lines(), String::new());
+    let (mut rows, mut epochs) = (BTreeMap::<(String, i64), i64>::new(), Vec::new());
+    while epochs.len() < 8 {
+        let line = lines.next().unwrap().unwrap();
+        if let Some(event) = line.strip_prefix("event: ") {
+            kind = event.to_owned();
+        }
+        let Some(data) = line.strip_prefix("data: ").filter(|_| kind != "progress") else { continue };
+        assert_eq!(kind, if epochs.is_empty() { "state" } else { "changes" });
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        for (holder, cents, diff) in data["rows"].as_array().unwrap().iter().map(balance) {
+            *rows.entry((holder, cents)).or_default() += diff;
+        }
+        rows.retain(|_, count| *count != 0);
+        assert!(rows.values().all(|count| *count == 1), "at {}", data["epoch"]);
+        assert_eq!(rows.keys().map(|(_, cents)| cents).sum::<i64>(), 0, "at {}", data["epoch"]);
+        epochs.push(data["epoch"].as_u64().unwrap());
+    }
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
 }
