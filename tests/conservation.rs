@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Stop};
+use tidegate::job::{Ending, Job, Stop};
 use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, Outcome, Run, Script};
@@ -82,6 +82,22 @@ fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition(
         let all: usize = partitions.iter().map(Vec::len).sum();
         if rows.len() == all { Ok(()) } else { Err(format!("{} rows of {all} records", rows.len())) }
     });
+}
+
+#[test]
+fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
+    let records = |id: u64| (0..25).map(|value| (value, id)).collect::<Vec<_>>();
+    let source = Records::new((0..3).map(records).collect(), |record: &(u64, u64)| record.0 as i64);
+    let job = Job::new("one").one_at_a_time(true);
+    let (read, shown) = (job.metrics(), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&shown);
+    let see = Observer::new(move |_, rows: &[((u64, u64), isize)]| {
+        let (shown, read) = (u64::from(counted.fetch_add(1, Ordering::Relaxed)), read.source("records").read.get());
+        assert!(rows.len() == 1 && read == shown + 1, "{} rows, {read} read, {shown} shown before", rows.len());
+        Ok(())
+    });
+    job.run(move |flow| flow.read("records", &source).write("shown", &see)).unwrap();
+    assert_eq!(shown.load(Ordering::Relaxed), 75);
 }
 
 /// Stops a run after some epochs were shown; answers how it ended.
