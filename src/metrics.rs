@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,7 @@ pub struct Metrics {
     steps: Named<StepMetrics>,
     tables: Named<TableMetrics>,
     sinks: Named<SinkMetrics>,
+    begun: OnceLock<Instant>,
     /// Epochs that were begun.
     pub epochs: Counter,
     /// Snapshots of a job with state.
@@ -270,6 +271,17 @@ impl Metrics {
     /// How many rows all sinks have shown.
     pub fn shown_rows(&self) -> u64 {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
+    }
+
+    /// Says that the job begins to work.
+    pub(crate) fn begin(&self) {
+        self.begun.get_or_init(Instant::now);
+    }
+
+    /// How long the job has been at work, in this process; nothing before its workers have begun. It does not count the
+    /// time in which several processes wait for each other.
+    pub fn working_for(&self) -> Duration {
+        self.begun.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// The figures as they are now.

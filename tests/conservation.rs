@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Stop};
+use tidegate::job::{Ending, Job, Stop};
+use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
-use tidegate::testing::{Outcome, Run, Script};
+use tidegate::testing::{Captured, Outcome, Run, Script};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, Views, by_data, compare, conserved, expected, flat, totals};
@@ -57,6 +58,46 @@ fn a_step_takes_what_the_query_leaves_and_makes() {
         let expected = [accepted + rejected, accepted, rejected, all, late, all - late];
         if got == expected { Ok(()) } else { Err(format!("the figures are {got:?}, not {expected:?}")) }
     });
+}
+
+#[test]
+fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition() {
+    for_seeds(40, |seed| {
+        let mut random = Rng::with_seed(seed);
+        // Records that would be sorted otherwise, and of which many are equal.
+        let mut partition = |id: u64| (0..random.u64(0..90)).map(|_| (random.u64(..9), id)).collect::<Vec<_>>();
+        let partitions: Vec<_> = (0..1 + seed % 5).map(&mut partition).collect();
+        let (source, copy) = (Records::new(partitions.clone(), |_record| 0), Captured::new());
+        let (shown, workers) = (copy.clone(), 1 + seed as usize % 3);
+        let run = Run::new().workers(workers).processes(1 + seed as usize % 2).seed(seed);
+        let run = run.run(move |flow| flow.read("records", &source).write_in_order("copy", &shown));
+        run.map_err(|error| error.to_string())?;
+        let rows: Vec<_> = copy.epochs().into_values().flatten().collect();
+        for (id, partition) in (0..).zip(&partitions) {
+            let of_it: Vec<_> = rows.iter().filter(|(row, _)| row.1 == id).collect();
+            if !of_it.iter().map(|(row, diff)| (row, *diff)).eq(partition.iter().map(|row| (row, 1))) {
+                return Err(format!("partition {id} is {partition:?}, and was written as {of_it:?}"));
+            }
+        }
+        let all: usize = partitions.iter().map(Vec::len).sum();
+        if rows.len() == all { Ok(()) } else { Err(format!("{} rows of {all} records", rows.len())) }
+    });
+}
+
+#[test]
+fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
+    let records = |id: u64| (0..25).map(|value| (value, id)).collect::<Vec<_>>();
+    let source = Records::new((0..3).map(records).collect(), |record: &(u64, u64)| record.0 as i64);
+    let job = Job::new("one").one_at_a_time(true);
+    let (read, shown) = (job.metrics(), Arc::new(AtomicU32::new(0)));
+    let counted = Arc::clone(&shown);
+    let see = Observer::new(move |_, rows: &[((u64, u64), isize)]| {
+        let (shown, read) = (u64::from(counted.fetch_add(1, Ordering::Relaxed)), read.source("records").read.get());
+        assert!(rows.len() == 1 && read == shown + 1, "{} rows, {read} read, {shown} shown before", rows.len());
+        Ok(())
+    });
+    job.run(move |flow| flow.read("records", &source).write("shown", &see)).unwrap();
+    assert_eq!(shown.load(Ordering::Relaxed), 75);
 }
 
 /// Stops a run after some epochs were shown; answers how it ended.

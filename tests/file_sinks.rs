@@ -99,6 +99,27 @@ fn text(disk: &CrashingDisk, path: &str) -> String {
     String::from_utf8(disk.bytes(Path::new(path)).unwrap()).unwrap()
 }
 
+#[test]
+fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_for() {
+    let mut lost = 0;
+    for (seed, synced) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let disk = CrashingDisk::new();
+        let shard = Shard { state: None, synced, ..shard(&disk) };
+        let mut writer = csv::File::new(FILE).open(&shard).unwrap();
+        writer.begin(&Life::without_state()).unwrap();
+        for epoch in (2..=LAST).step_by(2) {
+            writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
+            writer.show().unwrap();
+        }
+        writer.write(Epoch(LAST + 2), &rows_of(LAST + 2)).unwrap();
+        let left = disk.survivors(seed).bytes(Path::new(FILE)).unwrap_or_default();
+        let kept = left.starts_with(file_after(LAST).as_bytes());
+        assert!(kept || !synced, "seed {seed}: what is left is {}", String::from_utf8_lossy(&left));
+        lost += usize::from(!kept);
+    }
+    assert!(lost > 0, "a disk that loses nothing tells nothing");
+}
+
 /// The path of the only commit file.
 fn commit_file(disk: &CrashingDisk) -> String {
     let paths = disk.paths();

@@ -113,6 +113,40 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
 }
 
 #[test]
+fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
+    let Some(broker) = Broker::shared() else { return };
+    let topic = broker.topic(2);
+    let producer = broker.transactional("stops");
+    let transaction = |ids: Range<u64>| {
+        producer.begin_transaction().unwrap();
+        send_all(&producer, &topic, texts(ids));
+    };
+    transaction(0..10);
+    producer.commit_transaction(PATIENCE).unwrap();
+    transaction(10..20);
+    let source = ticks(broker, &topic).stop_at_end(true);
+    let mut first = Driven::open(&source, Options::default()).unwrap();
+    first.until(|first| first.reader.caught_up()).unwrap();
+    // What is decided, or added, after the start is for the next life.
+    producer.commit_transaction(PATIENCE).unwrap();
+    broker.grow(&topic, 3);
+    broker.send(&topic, 2, texts(20..30));
+    first.for_a_while(Duration::from_millis(1500)).unwrap();
+    assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
+    let bounds: Vec<Bound> = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect();
+    assert!(bounds.iter().all(|bound| !bound.ended && bound.until.is_none()), "{bounds:?}");
+
+    let places: BTreeMap<_, _> = bounds.into_iter().map(|bound| (bound.partition, bound)).collect();
+    let place = |bound: Bound| Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN };
+    let places: Vec<_> = places.into_values().map(place).collect();
+    let mut second = Driven::open(&source, Options::default()).unwrap();
+    second.resume(first.epoch, &places).unwrap();
+    assert!(!second.reader.caught_up());
+    second.until(|second| second.reader.caught_up()).unwrap();
+    assert_eq!(ids(&second), (10..30).collect::<Vec<_>>());
+}
+
+#[test]
 fn from_the_latest_on_a_transaction_that_was_open_is_read() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);

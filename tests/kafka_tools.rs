@@ -1,18 +1,27 @@
-//! `produce` and `consume` against a real broker: what goes in comes out, once, whatever is killed meanwhile.
+//! `produce` and `consume` against a real broker: what goes in comes out, once, whatever is killed meanwhile, and however
+//! many produce and consume.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/children.rs"]
+mod children;
+#[path = "common/run.rs"]
+mod run;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use broker::Broker;
+use children::{children, write_hosts};
 use clap::{CommandFactory, Parser};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use run::{Running, says, start};
+use tempfile::TempDir;
 use tidegate::Result;
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::produce::{ProduceArgs, produce};
@@ -24,8 +33,8 @@ enum Tool {
     Consume(ConsumeArgs),
 }
 
-/// Runs the tool as typed.
-fn run(line: &str) -> Result<u8> {
+/// Runs the tool as typed, in this process.
+fn tool(line: &str) -> Result<u8> {
     match Tool::try_parse_from(std::iter::once("tidegate").chain(line.split_whitespace())).unwrap() {
         Tool::Produce(args) => produce(&args),
         Tool::Consume(args) => consume(&args),
@@ -69,30 +78,28 @@ fn what_is_produced_is_consumed() {
     let Some(broker) = Broker::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     let (servers, here) = (&broker.servers, folder.path().display());
-    assert_eq!(run(&format!("produce --brokers {servers} --generate 30000 --start-ms 5000 --seed 4")).unwrap(), 0);
+    assert_eq!(tool(&format!("produce --brokers {servers} --generate 30000 --start-ms 5000 --seed 4")).unwrap(), 0);
     for sync in ["", "--sync --kafka-config fetch.wait.max.ms=100"] {
         // Syncs of thousands of messages take long: the synced copy is of a small topic.
         let topic = if sync.is_empty() { "transaction" } else { "small" };
         if !sync.is_empty() {
             let line = format!("produce --brokers {servers} --topic small --generate 200 --start-ms 5000 --seed 4");
-            run(&line).unwrap();
+            tool(&line).unwrap();
         }
         let out = folder.path().join("copy.csv");
         let line = format!("consume --brokers {servers} --topic {topic} --out {here}/copy.csv --until-end {sync}");
-        assert_eq!(run(&line).unwrap(), 0);
+        assert_eq!(tool(&line).unwrap(), 0);
         assert_eq!(copied(&out), generated(4, if sync.is_empty() { 30_000 } else { 200 }));
-        assert!(
-            std::fs::read_to_string(&out).unwrap().starts_with("id,account,merchant,amount_cents,currency,at_ms\n")
-        );
+        assert!(fs::read_to_string(&out).unwrap().starts_with("id,account,merchant,amount_cents,currency,at_ms\n"));
     }
     // The copy is input again, as is NDJSON of it.
     let line = format!("produce --brokers {servers} --topic again --partitions 1 --csv {here}/copy.csv");
-    assert_eq!(run(&line).unwrap(), 0);
+    assert_eq!(tool(&line).unwrap(), 0);
     let ndjson: String = generated(4, 200).values().map(|row| serde_json::to_string(row).unwrap() + "\n").collect();
-    std::fs::write(folder.path().join("rows.ndjson"), ndjson).unwrap();
-    run(&format!("produce --brokers {servers} --topic again-json --ndjson {here}/rows.ndjson")).unwrap();
+    fs::write(folder.path().join("rows.ndjson"), ndjson).unwrap();
+    tool(&format!("produce --brokers {servers} --topic again-json --ndjson {here}/rows.ndjson")).unwrap();
     for topic in ["again", "again-json"] {
-        run(&format!("consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --until-end")).unwrap();
+        tool(&format!("consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --until-end")).unwrap();
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(4, 200));
     }
 }
@@ -104,19 +111,19 @@ fn rows_and_messages_that_are_no_transactions_are_counted_and_told() {
     let (servers, here) = (&broker.servers, folder.path().display());
     let csv = "extra,id,account,merchant,amount_cents,currency,at_ms\n\
         x,1,a,m,5,EUR,7\nx,-2,a,m,5,EUR,7\nx,3,a\nx,4,a,m,-5,EUR,-7\n";
-    std::fs::write(folder.path().join("in.csv"), csv).unwrap();
-    assert_eq!(run(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap(), 1);
+    fs::write(folder.path().join("in.csv"), csv).unwrap();
+    assert_eq!(tool(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap(), 1);
     let mut publisher = tidegate::sink::kafka::Publisher::open(servers, "bad", [], None).unwrap();
     publisher.send(None, b"{", None).unwrap();
     publisher.settle().unwrap();
     let line =
         format!("consume --brokers {servers} --topic bad --out {here}/o.csv --until-end --rejects {here}/r.ndjson");
-    assert_eq!(run(&line).unwrap(), 0);
+    assert_eq!(tool(&line).unwrap(), 0);
     assert_eq!(copied(&folder.path().join("o.csv")).into_keys().collect::<Vec<_>>(), [1, 4]);
-    let rejects = std::fs::read_to_string(folder.path().join("r.ndjson")).unwrap();
+    let rejects = fs::read_to_string(folder.path().join("r.ndjson")).unwrap();
     assert!(rejects.lines().count() == 1 && rejects.contains(r#""record":"{""#), "{rejects}");
-    std::fs::write(folder.path().join("in.csv"), "id,account\n1,a\n").unwrap();
-    let error = run(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap_err().to_string();
+    fs::write(folder.path().join("in.csv"), "id,account\n1,a\n").unwrap();
+    let error = tool(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap_err().to_string();
     assert!(error.contains("in.csv") && error.contains("lacks merchant, amount_cents"), "{error}");
 }
 
@@ -127,10 +134,10 @@ fn the_rate_is_kept_and_event_times_follow_the_clock() {
     let (servers, here) = (&broker.servers, folder.path().display());
     let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
     let begun = Instant::now();
-    run(&format!("produce --brokers {servers} --topic slow --generate 500 --rate 250")).unwrap();
+    tool(&format!("produce --brokers {servers} --topic slow --generate 500 --rate 250")).unwrap();
     let took = begun.elapsed();
     assert!(took > Duration::from_millis(1990) && took < Duration::from_secs(6), "{took:?}");
-    run(&format!("consume --brokers {servers} --topic slow --out {here}/slow.csv --until-end")).unwrap();
+    tool(&format!("consume --brokers {servers} --topic slow --out {here}/slow.csv --until-end")).unwrap();
     let rows = copied(&folder.path().join("slow.csv"));
     let (least, greatest) = (rows[&0].at_ms, rows.values().map(|row| row.at_ms).max().unwrap());
     assert!(least > before - 2000 && greatest - before > 1800 && greatest - before < 6000, "{least} {greatest}");
@@ -141,7 +148,7 @@ fn the_rate_is_kept_and_event_times_follow_the_clock() {
 #[ignore = "run by another test, in a process of its own"]
 fn child() {
     let Ok(line) = std::env::var("TIDEGATE_CHILD") else { return };
-    std::process::exit(i32::from(run(&line).unwrap()));
+    std::process::exit(i32::from(tool(&line).unwrap()));
 }
 
 /// The tool at work in a process of its own.
@@ -167,7 +174,7 @@ fn a_signal_ends_the_tools_cleanly() {
         assert_eq!(child.wait().unwrap().code(), Some(code));
     }
     let first = copied(&folder.path().join("copy.csv")).len();
-    assert_eq!(run(&format!("{copy} --until-end")).unwrap(), 0);
+    assert_eq!(tool(&format!("{copy} --until-end")).unwrap(), 0);
     let rows = copied(&folder.path().join("copy.csv"));
     assert!(first > 0 && rows.len() > first, "{first} of {}", rows.len());
     assert!(rows.keys().copied().eq(0..rows.len() as u64));
@@ -176,7 +183,7 @@ fn a_signal_ends_the_tools_cleanly() {
 /// Runs the tool again and again, killing it each time when its copy has grown by so many bytes, until it comes to its
 /// end.
 fn killed(line: &str, copy: &Path, step: u64) -> u32 {
-    let length = || std::fs::metadata(copy).map_or(0, |file| file.len());
+    let length = || fs::metadata(copy).map_or(0, |file| file.len());
     let mut kills = 0;
     loop {
         let enough = length() + step;
@@ -204,7 +211,7 @@ fn a_copy_has_every_message_once_across_kills() {
     let (servers, here) = (&broker.servers, folder.path().display());
     for (topic, count, sync, step) in [("many", 300_000, "", 2_000_000), ("few", 400, "--sync", 2_000)] {
         let line = format!("produce --brokers {servers} --topic {topic} --generate {count} --start-ms 5000 --seed 9");
-        run(&line).unwrap();
+        tool(&line).unwrap();
         let line = format!(
             "consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --state {here}/{topic} --until-end {sync}"
         );
@@ -213,8 +220,181 @@ fn a_copy_has_every_message_once_across_kills() {
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(9, count));
         // What comes later is added.
         let more = format!("produce --brokers {servers} --topic {topic} --generate 10 --start-ms 5000 --first-id");
-        run(&format!("{more} {count}")).unwrap();
-        assert_eq!(run(&line).unwrap(), 0);
+        tool(&format!("{more} {count}")).unwrap();
+        assert_eq!(tool(&line).unwrap(), 0);
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))).len() as u64, count + 10);
     }
+}
+
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+
+/// Copies of one topic, in a folder, by the program that users run.
+struct Copies {
+    folder: TempDir,
+    servers: String,
+    topic: &'static str,
+}
+
+impl Copies {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn start(&self, line: &str) -> Running {
+        start(TIDEGATE, line.split_whitespace())
+    }
+
+    /// A copy with a state, as typed.
+    fn line(&self, name: &str, more: &str) -> String {
+        let (servers, topic, here) = (&self.servers, self.topic, self.folder.path().display());
+        let line = format!("consume --brokers {servers} --topic {topic} --out {here}/{name}.csv");
+        format!("{line} --state {here}/{name} --snapshot-every 200ms {more}")
+    }
+
+    /// So many processes, of so many workers each, that share a copy.
+    fn group(&self, name: &str, processes: usize, more: &str) -> Vec<Running> {
+        write_hosts(&self.path("hosts"), processes);
+        let hosts = self.path("hosts").display().to_string();
+        let shared = format!("{more} -n {processes} --hostfile {hosts} -p");
+        (0..processes).map(|process| self.start(&self.line(name, &format!("{shared} {process}")))).collect()
+    }
+
+    fn length(&self, name: &str) -> u64 {
+        fs::metadata(self.path(&format!("{name}.csv"))).map_or(0, |file| file.len())
+    }
+
+    /// How many messages a copy has, of those that are whole.
+    fn count(&self, name: &str) -> usize {
+        let text = fs::read(self.path(&format!("{name}.csv"))).unwrap_or_default();
+        text.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1)
+    }
+
+    /// The ids in a copy, each of which must be there once.
+    fn ids(&self, name: &str) -> BTreeSet<u64> {
+        copied(&self.path(&format!("{name}.csv"))).into_keys().collect()
+    }
+}
+
+/// Kills one of several processes when its copy has grown by so many bytes; the others must miss it, and end.
+fn kill_one(copies: &Copies, name: &str, mut group: Vec<Running>, victim: usize, grown: u64) {
+    let enough = copies.length(name) + grown;
+    group[victim].until("messages", |_| (copies.length(name) > enough).then_some(()));
+    group[victim].kill();
+    for (process, running) in group.into_iter().enumerate() {
+        let ended = running.end_or_killed();
+        if process != victim {
+            says(ended.error(1), &[&format!("process {victim} is gone")]);
+        }
+    }
+}
+
+#[test]
+fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_are_killed_and_change_in_number() {
+    let Some(broker) = Broker::shared() else { return };
+    let copies = Copies { folder: tempfile::tempdir().unwrap(), servers: broker.servers.clone(), topic: "shared" };
+    broker.create(copies.topic, 3);
+    let each = 40_000;
+    let produce = |first: u64| {
+        let (servers, topic) = (&copies.servers, copies.topic);
+        let line = format!("produce --brokers {servers} --topic {topic} --generate {each} --rate 10000");
+        copies.start(&format!("{line} --first-id {first}"))
+    };
+    let producers = [produce(0), produce(each)];
+    // One that has nothing to do with the group.
+    let mut alone = copies.start(&copies.line("alone", ""));
+    kill_one(&copies, "group", copies.group("group", 3, "-w 1"), 1, 200_000);
+    let group = copies.group("group", 2, "-w 2");
+    // Partitions that are added meanwhile are found and dealt out.
+    broker.grow(copies.topic, 5);
+    let more = 2 * each..2 * each + 3_000;
+    for (partition, ids) in [(3, more.start..more.start + 1_000), (4, more.start + 1_000..more.end)] {
+        let rows = Generator::new(3).start_ms(5000).skip(ids.start as usize).take(ids.count());
+        broker.send(copies.topic, partition, rows.map(|row| serde_json::to_string(&row).unwrap()));
+    }
+    kill_one(&copies, "group", group, 0, 200_000);
+    let up = copies.line("group", "-w 1");
+    let mut up = copies.start(&format!("up -n 3 -- {TIDEGATE} {up}"));
+    let enough = copies.length("group") + 200_000;
+    up.until("messages", |_| (copies.length("group") > enough).then_some(()));
+    let (victim, _) = children(copies.folder.path()).into_iter().find(|(_, line)| line.contains("group.csv")).unwrap();
+    kill(victim, Signal::SIGKILL).unwrap();
+    for (producer, first) in producers.into_iter().zip([0, each]) {
+        let ended = producer.end();
+        ended.code(0);
+        let said = ended.stdout();
+        assert!(
+            said.starts_with(&format!("{each} messages to topic shared, ")) && said.ends_with("/s\n"),
+            "{first} {said}"
+        );
+    }
+    up.until("all messages", |_| (copies.count("group") as u64 >= more.end).then_some(()));
+    alone.until("all messages", |_| (copies.count("alone") as u64 >= more.end).then_some(()));
+    up.signal(Signal::SIGTERM);
+    alone.signal(Signal::SIGTERM);
+    let (up, alone) = (up.end(), alone.end());
+    up.code(143);
+    alone.code(143);
+    assert!(up.stderr.contains("all are started again"), "{}", up.stderr);
+    for process in 0..3 {
+        let line = format!("[{process}] process {process} of 3 has read ");
+        assert!(up.stderr.contains(&line), "{}", up.stderr);
+    }
+    assert!(alone.stdout().starts_with(&format!("{} messages to ", more.end)), "{}", alone.stdout());
+    // What has stopped is whole; what is started again, alone and in a group, has nothing to add.
+    let ended = copies.start(&copies.line("group", "-w 3 --until-end")).end();
+    assert!(ended.code(0).stdout().starts_with("0 messages to "), "{}", ended.stdout());
+    for name in ["group", "alone"] {
+        assert!(copies.ids(name).into_iter().eq(0..more.end), "{name}");
+    }
+    // A group that comes late gets all of it too; its first process has the figures of all.
+    let late: Vec<_> = copies.group("late", 2, "-w 2 --until-end").into_iter().map(Running::end).collect();
+    let read = late
+        .iter()
+        .enumerate()
+        .map(|(process, ended)| ended.code(0).figures(&format!("process {process} of 2 has read "))[0]);
+    let read: Vec<_> = read.collect();
+    assert!(read.iter().all(|read| *read > 0) && read.iter().sum::<u64>() == more.end, "{read:?}");
+    assert!(late[0].stdout().starts_with(&format!("{} messages to ", more.end)), "{}", late[0].stdout());
+    assert_eq!(late[1].stdout(), "");
+    assert!(copies.ids("late").into_iter().eq(0..more.end));
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
+    let Some(broker) = Broker::shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (servers, here) = (&broker.servers, folder.path().display());
+    let copy = |topic: &str, out: &str, more: &str| {
+        tool(&format!("consume --brokers {servers} --topic {topic} --out {here}/{out} --until-end {more}"))
+    };
+    for (topic, seed) in [("fits", 1), ("other", 2)] {
+        let made = format!("--generate 50 --start-ms 5000 --seed {seed} --partitions 1");
+        tool(&format!("produce --brokers {servers} --topic {topic} {made}")).unwrap();
+    }
+    // What an earlier version has left.
+    fs::create_dir(folder.path().join("old")).unwrap();
+    fs::write(folder.path().join("old/position"), "TDGCOPY").unwrap();
+    let error = copy("fits", "old.csv", &format!("--state {here}/old")).unwrap_err();
+    says(&error.to_string(), &["old/position", "an earlier version", "another --out and --state"]);
+    assert!(fs::read_dir(folder.path().join("old")).unwrap().count() == 1 && !folder.path().join("old.csv").exists());
+
+    let state = format!("--state {here}/state");
+    copy("fits", "fits.csv", &state).unwrap();
+    let before = fs::read(folder.path().join("fits.csv")).unwrap();
+    for (topic, out, why) in
+        [("fits", "other.csv", "output copy"), ("other", "fits.csv", "topic other at "), ("none", "fits.csv", "none")]
+    {
+        says(&copy(topic, out, &state).unwrap_err().to_string(), &[why]);
+        assert_eq!(fs::read(folder.path().join("fits.csv")).unwrap(), before, "{topic} {out}");
+    }
+    // A file of another copy is not written over either, unless there is no state.
+    says(
+        &copy("fits", "fits.csv", &format!("--state {here}/new")).unwrap_err().to_string(),
+        &["it belongs to the state"],
+    );
+    for wrong in ["--sync -w 2", "--sync -n 2", "-n 2 -p 2"] {
+        assert_eq!(copy("fits", "wrong.csv", wrong).unwrap_err().exit_code(), 2, "{wrong}");
+    }
+    copy("fits", "fits.csv", &state).unwrap();
+    assert_eq!(copied(&folder.path().join("fits.csv")), generated(1, 50));
 }

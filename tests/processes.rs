@@ -27,7 +27,7 @@ use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
 use tidegate::testing::Run;
 
-use children::children;
+use children::{children, write_hosts};
 use common::cases::{Data, for_seeds};
 use common::checks::check_data;
 use common::oracle::Windows;
@@ -97,9 +97,7 @@ impl Place {
     }
 
     fn new_hosts(&self, processes: usize) {
-        let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let lines = listeners.iter().map(|listener| format!("{}\n", listener.local_addr().unwrap()));
-        fs::write(self.path("hosts"), lines.collect::<String>()).unwrap();
+        write_hosts(&self.path("hosts"), processes);
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {

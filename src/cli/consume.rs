@@ -1,48 +1,47 @@
-//! `tidegate consume`: copies a topic of transactions to a CSV file.
+//! `tidegate consume`: copies a topic of transactions to a CSV file, on one process or on several that share the work.
 //!
-//! * The **position** is what the state directory keeps: for each partition the offset of the next message, and for each
-//!   file its length and checksum.
+//! It is a job of the engine, and all that it promises it has from there: with a state, every message is in the file
+//! exactly once, whoever is killed and on however many workers and processes it goes on; partitions that are added are
+//! found and dealt out. What is its own:
 //!
-//! Invariants: a file is synced before the position that covers it is recorded, and the position is swapped in whole
-//! (written beside, synced, renamed, directory synced); when the command starts again the files are cut back to their
-//! recorded lengths. So every message is in a file exactly once, whenever the process or the machine dies. A position
-//! that is damaged, or that belongs to another topic or file, is refused and never overwritten.
+//! * A copy never comes to an **end**: `--until-end` stops where the topic ends at this start, and a later start reads on.
+//! * The file has the messages of each partition in the partition's order, those of an epoch by partition.
+//! * No message is too early or too late for a copy: what it says of its time is not looked at.
+//! * `--sync` takes one message, writes and syncs it, and takes the next, which only one worker of one process can do. It is
+//!   the same job with epochs of one record, not a loop of its own: with a state, the record's offset is synced (journal),
+//!   then the record itself, and then how far the file goes.
+//!
+//! Earlier versions kept a file `position` in the state directory. Such a directory is refused, as it is.
 
-mod position;
-
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
-use self::position::{Position, State, Tail, cannot_write};
-use super::produce::FIELDS;
-use super::progress::{Length, Progress};
-use super::stop::Stop;
+use super::query::AnySink;
+use super::run::{Moment, RunArgs, Show, Watch};
 use super::{Property, pairs, say};
-use crate::durable::journal::Bound;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::job::Report;
+use crate::metrics::Metrics;
+use crate::source::Options;
 use crate::source::generator::Transaction;
 use crate::source::kafka::Topic;
-use crate::source::{Intake, Options, Place, Reader, Source, StreamView};
-use crate::time::{Epoch, EventTime};
 
-/// How many messages are taken at a time.
-const BATCH: usize = 20_000;
-
-/// How long it rests when there is nothing to take.
-const REST: Duration = Duration::from_millis(5);
+/// The name of the source in the job, and that of the copy.
+const MESSAGES: &str = "messages";
+const COPY: &str = "copy";
 
 const EXAMPLES: &str = "Examples:
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state
   tidegate consume --brokers localhost:9092 --out copy.csv --state copy-state --sync
+  tidegate up -n 3 -- tidegate consume --brokers localhost:9092 --out copy.csv \\
+      --state copy-state -w 2
 
-With --state every message is in the file exactly once, even if the process is killed and
-started again. Without it a file that is there already is replaced.";
+With --state every message is in the file exactly once, even if processes are killed and
+all are started again, in other numbers too. Without it a file that is there already is
+replaced. Copies with states and files of their own get every message each.";
 
 /// Copies a Kafka topic of transactions to a CSV file.
 #[derive(Clone, Debug, Args)]
@@ -60,15 +59,11 @@ pub struct ConsumeArgs {
     #[arg(long, value_name = "FILE.csv")]
     pub out: PathBuf,
 
-    /// A directory that keeps the position, so that a later start goes on where this one ends
-    #[arg(long, value_name = "DIR")]
-    pub state: Option<PathBuf>,
-
     /// Take one message at a time: each is written and synced before the next is taken
     #[arg(long)]
     pub sync: bool,
 
-    /// Stop at the end that the topic has at the start
+    /// Stop at the end that the topic has at the start; a later start with the same state goes on from there
     #[arg(long)]
     pub until_end: bool,
 
@@ -79,167 +74,74 @@ pub struct ConsumeArgs {
     /// A property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub kafka_config: Vec<Property>,
+
+    /// How it runs.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Runs the command; answers its exit code.
 ///
 /// # Errors
-/// When the topic cannot be read, a file cannot be written, or the state does not fit.
+/// When the topic cannot be read, a file cannot be written, the state does not fit, or another process fails.
 pub fn consume(args: &ConsumeArgs) -> Result<u8> {
-    let stop = Stop::listen()?;
-    // No record is too late or too early for a copy: what it says of its time is not looked at.
+    let watch = Watch::begin(&args.run)?;
+    if args.sync && (args.run.workers, args.run.processes) != (1, 1) {
+        let error = Error::usage("--sync takes one message at a time, and so do neither several workers nor processes");
+        return Err(error.help("leave -w and -n out, or --sync"));
+    }
+    args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
     let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
-    let topic = topic.configs(pairs(&args.kafka_config));
-    let options = Options { until_end: args.until_end, max_ahead: Duration::MAX, ..Options::default() };
-    let place = Place { worker: 0, workers: 1, threads: 1, job: format!("consume-{}", args.topic), options };
-    let reader = topic.open(&place)?;
-    let intake = Intake::new("consume", 0, &topic, &place.options, Rc::<StreamView>::default(), Arc::default());
-    let mut copy = Copy::start(args, reader, intake)?;
-    let mut progress = Progress::start(&Length::Endless);
-    while stop.asked().is_none() {
-        let taken = copy.take(if args.sync { 1 } else { BATCH })?;
-        progress.reached(copy.written);
-        if taken == 0 {
-            if copy.ended {
-                break;
-            }
-            std::thread::sleep(REST);
+    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end);
+    let (out, rejects) = (AnySink::csv(&args.out, &args.run), args.rejects.as_ref());
+    let rejects = rejects.map(|path| AnySink::ndjson(path, &args.run));
+    let name = format!("consume-{}", args.topic);
+    let options = Options { max_ahead: Duration::MAX, ..Options::default() };
+    let job = args.run.job(&name)?.options(options).one_at_a_time(args.sync);
+    let metrics = job.metrics();
+    let (report, code) = watch.run(&name, job, progress, move |flow| {
+        flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
+        if let Some(rejects) = &rejects {
+            flow.rejects().write_in_order("rejects", rejects);
         }
+    })?;
+    tell(args, &report, &metrics);
+    Ok(code)
+}
+
+/// Says what was copied, and how fast: all of it in the first process, and in each of several what it has read.
+fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
+    let took = metrics.working_for();
+    let rate = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
+    let RunArgs { process, processes, .. } = args.run;
+    if processes > 1 && args.run.progress != Show::Off {
+        let read = metrics.source(MESSAGES).read.get();
+        eprintln!("process {process} of {processes} has read {read} messages, {}/s", rate(read));
     }
-    copy.record()?;
-    progress.finish();
-    say(format_args!("{} messages to {}, {}/s", copy.written, args.out.display(), progress.rate()));
-    if copy.rejected > 0 {
+    if !args.run.is_first() {
+        return;
+    }
+    // Of several processes the first has the figures of all.
+    let copied = report.summary.sinks.iter().filter(|sink| sink.name == COPY).map(|sink| sink.rows).sum();
+    say(format_args!("{copied} messages to {}, {}/s", args.out.display(), rate(copied)));
+    let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
+    if rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
-        eprintln!("{} messages are no transactions and were left out{kept}", copy.rejected);
-    }
-    Ok(stop.asked().unwrap_or(0))
-}
-
-/// A copy at work.
-struct Copy {
-    reader: Box<dyn Reader<Transaction>>,
-    intake: Intake<Transaction>,
-    epoch: Epoch,
-    out: Tail,
-    rejects: Option<Tail>,
-    state: Option<State>,
-    topic: String,
-    next: BTreeMap<u32, u64>,
-    /// The text of a batch.
-    text: Vec<u8>,
-    written: u64,
-    rejected: u64,
-    ended: bool,
-}
-
-impl Copy {
-    fn start(args: &ConsumeArgs, reader: Box<dyn Reader<Transaction>>, intake: Intake<Transaction>) -> Result<Self> {
-        let state = args.state.as_ref().map(|folder| State::open(folder)).transpose()?;
-        let position = state.as_ref().map(State::read).transpose()?.flatten();
-        let (out, rejects, next) = match position {
-            Some(position) => position.resume(&args.topic, &args.out, args.rejects.as_deref())?,
-            None => {
-                let rejects = args.rejects.as_ref().map(|path| Tail::create(path)).transpose()?;
-                let mut out = Tail::create(&args.out)?;
-                out.append(format!("{}\n", FIELDS.join(",")).as_bytes())?;
-                (out, rejects, BTreeMap::new())
-            }
-        };
-        let mut copy = Copy {
-            reader,
-            intake,
-            epoch: Epoch(2),
-            out,
-            rejects,
-            state,
-            topic: args.topic.clone(),
-            next,
-            text: Vec::new(),
-            written: 0,
-            rejected: 0,
-            ended: false,
-        };
-        copy.go_on()?;
-        copy.record()?;
-        Ok(copy)
-    }
-
-    /// Places the reader behind what the files have.
-    fn go_on(&mut self) -> Result<()> {
-        if self.next.is_empty() {
-            return Ok(());
-        }
-        let bounds: Vec<Bound> = self.next.iter().map(|(partition, next)| bound(*partition, *next)).collect();
-        while !self.reader.replay(self.epoch, &bounds, &mut self.intake)? {
-            std::thread::sleep(REST);
-        }
-        self.bind()
-    }
-
-    fn bind(&mut self) -> Result<()> {
-        if let Some(binding) = self.reader.bind(self.epoch, &mut self.intake)? {
-            self.next.extend(binding.bounds.iter().map(|bound| (bound.partition, bound.next)));
-            self.ended = binding.mark.ended;
-        }
-        self.epoch = Epoch(self.epoch.0 + 2);
-        Ok(())
-    }
-
-    /// Takes what is there, up to so many messages, writes and syncs it; answers how many there were.
-    fn take(&mut self, most: usize) -> Result<usize> {
-        self.reader.poll(self.epoch, most, &mut self.intake)?;
-        let (_bytes, events, rejects) = self.intake.hand_over();
-        let taken = events.len() + rejects.len();
-        if taken > 0 {
-            self.text.clear();
-            let mut rows = csv::WriterBuilder::new().has_headers(false).from_writer(&mut self.text);
-            for event in events.drain(..) {
-                rows.serialize(&event.data).map_err(|error| cannot_write(&self.out.path, error))?;
-                self.written += 1;
-            }
-            rows.flush().map_err(|error| cannot_write(&self.out.path, error))?;
-            drop(rows);
-            self.out.append(&self.text)?;
-            self.text.clear();
-            for reject in rejects.drain(..) {
-                self.rejected += 1;
-                if let Some(file) = &self.rejects {
-                    serde_json::to_writer(&mut self.text, &reject.data)
-                        .map_err(|error| cannot_write(&file.path, error))?;
-                    self.text.push(b'\n');
-                }
-            }
-            if let Some(file) = &mut self.rejects {
-                file.append(&self.text)?;
-            }
-        }
-        self.bind()?;
-        if taken > 0 {
-            self.record()?;
-            self.reader.shown(Epoch(self.epoch.0 - 2));
-        }
-        Ok(taken)
-    }
-
-    /// Syncs the files, then records the position that covers them.
-    fn record(&mut self) -> Result<()> {
-        self.out.sync()?;
-        if let Some(rejects) = &mut self.rejects {
-            rejects.sync()?;
-        }
-        let Some(state) = &self.state else { return Ok(()) };
-        state.write(&Position {
-            topic: self.topic.clone(),
-            next: self.next.clone(),
-            out: self.out.mark(),
-            rejects: self.rejects.as_ref().map(Tail::mark),
-        })
+        eprintln!("{rejected} messages are no transactions and were left out{kept}");
     }
 }
 
-fn bound(partition: u32, next: u64) -> Bound {
-    let (found_at, watermark) = (Some(next), EventTime::MIN);
-    let source = String::from("consume");
-    Bound { source, partition, found_at, next, watermark, idle: false, until: None, ended: false, check: None }
+fn progress(Moment { read, rate, elapsed, .. }: &Moment) -> String {
+    format!("{} s: {read} messages, {rate:.0}/s", elapsed.as_secs())
+}
+
+/// Refuses the state directory of a copy that an earlier version has begun.
+fn refuse_positions(state: &Path) -> Result<()> {
+    let position = state.join("position");
+    if !position.exists() {
+        return Ok(());
+    }
+    let error = Error::new("this copy was begun by an earlier version, and only that can go on with it");
+    let error = error.at(position.display()).because("that kept its position here, which is no longer read");
+    Err(error.help("go on with that version, or begin anew with another --out and --state"))
 }

@@ -11,6 +11,7 @@ mod parent;
 pub mod produce;
 mod progress;
 mod query;
+mod run;
 pub mod snapshot;
 mod stop;
 pub mod up;

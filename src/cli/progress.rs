@@ -25,8 +25,6 @@ pub(super) enum Length {
     Messages(u64),
     /// So many bytes of a file.
     Bytes(u64),
-    /// Nobody knows.
-    Endless,
 }
 
 /// A bar over bytes whose number is told later; nothing where there is no terminal.
@@ -49,7 +47,6 @@ impl Progress {
                 Length::Bytes(count) => {
                     (ProgressBar::new(*count), "{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} to go")
                 }
-                Length::Endless => (ProgressBar::no_length(), "{spinner} {human_pos} messages, {per_sec}"),
             };
             bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
@@ -62,12 +59,6 @@ impl Progress {
         if self.count.is_multiple_of(LOOKS) {
             self.show(at());
         }
-    }
-
-    /// So many messages in all.
-    pub(super) fn reached(&mut self, count: u64) {
-        self.count = count;
-        self.show(count);
     }
 
     /// Shows where it is, unless it did just now.

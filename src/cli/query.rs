@@ -5,30 +5,23 @@
 //! Results go to standard output when asked for; everything else goes to standard error.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::kill_at::KillAt;
 use super::parent::end_with_parent;
-use super::stop::Stop;
-use super::{Property, duration, log, pairs};
-use crate::durable::disk::OsDisk;
+use super::run::{Moment, RunArgs, Show, Watch};
+use super::{Property, duration, pairs};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Ending, Job, Watcher};
-use crate::metrics::{Metrics, Summary};
+use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
 use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
-use crate::status::why;
 use crate::stream::Flow;
 use crate::time::EventTime;
 
@@ -39,17 +32,6 @@ pub enum From {
     Earliest,
     /// Its end.
     Latest,
-}
-
-/// How a running query shows how far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Show {
-    /// A live line on a terminal, else a line now and then.
-    Auto,
-    /// A line now and then.
-    Plain,
-    /// Nothing.
-    Off,
 }
 
 /// The flags that every query has.
@@ -119,110 +101,9 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "1d", value_parser = duration, help_heading = "Time")]
     pub max_ahead: Duration,
 
-    /// How often results are shown: the length of an epoch
-    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration, help_heading = "Running")]
-    pub epoch: Duration,
-
-    /// How much each process may have read and not yet shown
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
-    pub in_flight: u64,
-
-    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /views;
-    /// each further process takes the port after it
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Running")]
-    pub http: Option<String>,
-
-    /// After how long without a result the reason is told
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
-    pub tell_when_quiet: Duration,
-
-    /// Sum up where the time goes, by step: shown at the end, and at /profile with --http
-    #[arg(long, help_heading = "Running")]
-    pub profile: bool,
-
-    /// How many worker threads share the work in each process
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
-    pub workers: usize,
-
-    /// How to show progress, on standard error
-    #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
-    pub progress: Show,
-
-    /// How often a line of progress is written where there is no terminal
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
-    pub progress_every: Duration,
-
-    /// Keep durable state in this directory: started again, the query goes on where its results end, each shown once
-    #[arg(long, value_name = "DIR", help_heading = "State")]
-    pub state: Option<PathBuf>,
-
-    /// How long there is from one snapshot of the state to the next at least; results do not wait for snapshots
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "State")]
-    pub snapshot_every: Duration,
-
-    /// How many snapshots are kept
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
-    pub keep_snapshots: usize,
-
-    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
-    /// what comes after the savepoint
-    #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
-    pub from_savepoint: Option<PathBuf>,
-
-    /// Go on although another process holds the locks of the state and the results: one that sleeps, and will not wake
-    #[arg(long, requires = "state", help_heading = "State")]
-    pub take_over: bool,
-
-    /// Go on although the program or its flags are not those that the state was made with
-    #[arg(long, requires = "state", help_heading = "State")]
-    pub accept_changed_query: bool,
-
-    /// End this process as a kill would, or have its disk full, at this moment: for tests
-    #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
-    pub kill_at: Option<KillAt>,
-
-    /// Take the wall clock for so much behind: for tests
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, hide = true)]
-    pub clock_behind: Duration,
-
-    /// How many processes share the work; each is started with the same flags, but for -p
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
-    pub processes: usize,
-
-    /// Which of the processes this is, from 0
-    #[arg(short = 'p', long, value_name = "I", default_value_t = 0, help_heading = "Running")]
-    pub process: usize,
-
-    /// Where the processes are: a file with HOST:PORT a line, the first for process 0; without it they are on this machine,
-    /// at ports from 2101 on
-    #[arg(long, value_name = "FILE", help_heading = "Running")]
-    pub hostfile: Option<PathBuf>,
-}
-
-fn size(text: &str) -> std::result::Result<u64, String> {
-    let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
-    if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
-}
-
-fn kept(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(count @ 1..=10_000) => Ok(count),
-        _ => Err(String::from("it has to be a number of snapshots from 1 to 10000")),
-    }
-}
-
-fn processes(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(processes @ 1..=256) => Ok(processes),
-        _ => Err(String::from("it has to be a number of processes from 1 to 256")),
-    }
-}
-
-fn workers(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(workers @ 1..=1024) => Ok(workers),
-        _ => Err(String::from("it has to be a number of threads from 1 to 1024")),
-    }
+    /// How it runs.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Whether two paths lead to one file, by whatever names.
@@ -246,7 +127,7 @@ pub fn start_with<A: Parser>(
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
     end_with_parent();
-    log::begin();
+    super::log::begin();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
@@ -261,30 +142,12 @@ pub fn start_with<A: Parser>(
 }
 
 impl QueryArgs {
-    /// What the flags refuse together.
-    fn check(&self) -> Result<()> {
-        if self.process >= self.processes {
-            let error = Error::usage(format!("-p {}: there are {} processes", self.process, self.processes));
-            return Err(error.help("give -n N, and -p from 0 to N - 1"));
-        }
-        Ok(())
-    }
-
-    /// The processes that the flags name, if there are several.
-    fn cluster(&self) -> Result<Option<Cluster>> {
-        match (&self.hostfile, self.processes) {
-            (_, 1) => Ok(None),
-            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file).map(Some),
-            (None, processes) => Cluster::on_this_machine(self.process, processes).map(Some),
-        }
-    }
-
     /// The source that the flags name, of records whose event time `time_of` gives in milliseconds since 1970.
     ///
     /// # Errors
     /// When the flags name none.
     pub fn source<T: Record>(&self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Result<AnySource<T>> {
-        self.check()?;
+        self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
             (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
             (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Input::new(path).event_time(time_of)),
@@ -328,7 +191,7 @@ impl QueryArgs {
     }
 
     fn sink<D: Record>(&self, flag: &str, target: &str) -> Result<AnySink<D>> {
-        Ok(AnySink { target: self.target(flag, target)?, kill_at: self.kill_at })
+        Ok(AnySink { target: self.target(flag, target)?, kill_at: self.run.kill_at })
     }
 
     fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Target<D>> {
@@ -360,153 +223,43 @@ impl QueryArgs {
         }
     }
 
-    /// The job with the state that the flags name, if they do.
-    fn with_state(&self, job: Job) -> Job {
-        let Some(directory) = &self.state else { return job };
-        let written = |duration: Duration| humantime::format_duration(duration).to_string();
-        let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
-        let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
-        let job = match self.kill_at {
-            Some(moment) => job.disk(moment.on(OsDisk::shared())),
-            None => job,
-        };
-        let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
-        let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
-        match &self.from_savepoint {
-            Some(savepoint) => job.from_savepoint(savepoint),
-            None => job,
-        }
-    }
-
     /// Runs a query as a job of this name, watched and stopped as the flags say; answers the exit code. Rejected records
     /// go where `--rejects` says.
     ///
     /// # Errors
     /// As [`Job::run`].
     pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
-        self.check()?;
-        let stop = Stop::listen()?;
-        let options = Options {
+        let watch = Watch::begin(&self.run)?;
+        let written = |duration: Duration| humantime::format_duration(duration).to_string();
+        let job = self.run.job(name)?.options(Options {
             until_end: self.until_end,
             out_of_order: self.out_of_order,
             idle_timeout: self.idle_timeout,
             max_drift: self.max_drift,
             max_ahead: self.max_ahead,
             fail_on_reject: self.fail_on_reject,
-        };
-        let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight).options(options);
-        let job = job.clock_behind(self.clock_behind);
-        let job = match self.cluster()? {
-            Some(cluster) => {
-                if self.progress != Show::Off {
-                    eprintln!("{name}: this is {cluster}; it begins when all have come");
-                }
-                job.cluster(cluster)
-            }
-            None => job,
-        };
-        let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
-        let job = match &self.http {
-            Some(address) => job.http(address),
-            None => job,
-        };
-        let (job, is_first) = (self.with_state(job), self.process == 0);
-        if is_first && self.state.is_none() && self.progress != Show::Off {
-            eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
-        }
-        let (stopper, metrics, watcher) = (job.stopper(), job.metrics(), job.watcher());
-        let rejects = self.rejects()?;
-        let over = Arc::new(AtomicBool::new(false));
-        let (watching, show, signals) = (Arc::clone(&over), self.progress, stop.clone());
-        let every = self.progress_every;
-        let watcher = std::thread::spawn(move || {
-            let mut display = Display::new(show, every);
-            while !watching.load(Ordering::Acquire) {
-                if signals.asked().is_some() {
-                    stopper.stop();
-                }
-                display.show(&metrics, &watcher);
-                std::thread::park_timeout(Duration::from_millis(50));
-            }
-            display.finish();
         });
-        let report = job.run(move |flow| {
+        let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
+        let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
+        let rejects = self.rejects()?;
+        let (report, code) = watch.run(name, job, progress_line, move |flow| {
             query(flow);
             if let Some(rejects) = &rejects {
                 flow.rejects().write("rejects", rejects);
             }
-        });
-        over.store(true, Ordering::Release);
-        watcher.thread().unpark();
-        if watcher.join().is_err() {
-            eprintln!("{name}: the progress display failed; the results are not affected");
-        }
-        let report = report?;
-        if report.ending == Ending::WasComplete && is_first {
+        })?;
+        if report.ending == Ending::WasComplete && self.run.is_first() {
             eprintln!("{name}: this state has come to its end before, and there is nothing new: nothing was done");
-        } else if is_first && self.progress != Show::Off {
+        } else if self.run.is_first() && self.run.progress != Show::Off {
             // Of several processes the first has the figures of all.
             eprintln!("{}", report.summary);
         }
-        if self.profile {
-            eprintln!("{}", report.profile);
-        }
-        Ok(match report.ending {
-            Ending::Complete | Ending::WasComplete => 0,
-            Ending::Stopped => stop.asked().unwrap_or(0),
-        })
-    }
-}
-
-/// Shows how far a running job is.
-struct Display {
-    bar: Option<ProgressBar>,
-    lines: bool,
-    every: Duration,
-    begun: Instant,
-    last: Instant,
-    last_read: u64,
-}
-
-impl Display {
-    fn new(show: Show, every: Duration) -> Self {
-        let live = show == Show::Auto && std::io::stderr().is_terminal();
-        let style =
-            ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-        let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
-        log::above(bar.as_ref());
-        let now = Instant::now();
-        let every = if live { Duration::from_millis(250) } else { every };
-        Display { bar, lines: show != Show::Off && !live, every, begun: now, last: now, last_read: 0 }
-    }
-
-    fn show(&mut self, metrics: &Metrics, watcher: &Watcher) {
-        let since = self.last.elapsed();
-        if since < self.every || !(self.lines || self.bar.is_some()) {
-            return;
-        }
-        let summary = metrics.summary();
-        let read: u64 = summary.sources.iter().map(|source| source.read).sum();
-        let rate = (read - self.last_read) as f64 / since.as_secs_f64();
-        (self.last, self.last_read) = (Instant::now(), read);
-        let line = progress_line(&summary, read, rate, self.begun.elapsed());
-        let Some(bar) = &self.bar else { return eprintln!("{line}") };
-        // What holds the next results, where anything does, stands below.
-        let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
-        bar.set_message(held.map_or_else(|| line.clone(), |held| format!("{line}\n  {held}")));
-        bar.tick();
-    }
-
-    fn finish(&self) {
-        log::above(None);
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        Ok(code)
     }
 }
 
 /// What a line of progress says.
-pub(super) fn progress_line(summary: &Summary, read: u64, rate: f64, elapsed: Duration) -> String {
+pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) -> String {
     let rejected: u64 = summary.sources.iter().map(|source| source.rejected).sum();
     let late: u64 = summary.steps.iter().map(|step| step.late).sum();
     let rows: u64 = summary.sinks.iter().map(|sink| sink.rows).sum();
@@ -588,6 +341,18 @@ enum Target<D: Record> {
     Ndjson(sink::ndjson::File),
     Kafka(sink::kafka::Output<D>),
     Stdout(sink::stdout::Stdout),
+}
+
+impl<D: Record> AnySink<D> {
+    /// A CSV file, whatever its name.
+    pub(super) fn csv(path: &Path, run: &RunArgs) -> Self {
+        AnySink { target: Target::Csv(sink::csv::File::new(path)), kill_at: run.kill_at }
+    }
+
+    /// A file of one JSON object a line, whatever its name.
+    pub(super) fn ndjson(path: &Path, run: &RunArgs) -> Self {
+        AnySink { target: Target::Ndjson(sink::ndjson::File::new(path)), kill_at: run.kill_at }
+    }
 }
 
 impl<D: Record> std::fmt::Debug for AnySink<D> {

@@ -22,7 +22,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -122,6 +122,7 @@ pub struct Job {
     epoch: Duration,
     clock_behind: Duration,
     in_flight: u64,
+    one_at_a_time: bool,
     options: source::Options,
     stop: Stop,
     metrics: Arc<Metrics>,
@@ -154,6 +155,7 @@ impl Job {
             epoch: Duration::from_millis(100),
             clock_behind: Duration::ZERO,
             in_flight: 64 << 20,
+            one_at_a_time: false,
             options: source::Options::default(),
             stop: Stop::default(),
             metrics: Arc::default(),
@@ -227,6 +229,15 @@ impl Job {
     #[must_use]
     pub fn in_flight(mut self, bytes: u64) -> Self {
         self.in_flight = bytes;
+        self
+    }
+
+    /// Takes one record at a time in each worker: the next is taken when what came of the last has been shown by all sinks,
+    /// and files are synced then, without a state too. So who writes a record into a source knows what a crash can cost; it
+    /// takes some syncs of the disk a record.
+    #[must_use]
+    pub fn one_at_a_time(mut self, one_at_a_time: bool) -> Self {
+        self.one_at_a_time = one_at_a_time;
         self
     }
 
@@ -409,7 +420,7 @@ impl Job {
 
     /// What the shards of the job's sinks have in common.
     fn shard(&self, state: Option<StateId>) -> Shard {
-        let shard = Shard { state, ..Shard::new(&self.name, "", Rows::Events) };
+        let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
         match &self.keeping {
             Some(keeping) => Shard { take_over: keeping.take_over, disk: Arc::clone(&keeping.disk), ..shard },
             None => shard,
@@ -581,6 +592,7 @@ impl Job {
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
         let (http, quiet, watcher) = (self.http.clone(), self.quiet, self.watcher.clone());
+        metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
@@ -646,6 +658,7 @@ impl Job {
             epoch: self.epoch,
             clock_behind: self.clock_behind,
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
+            one_at_a_time: self.one_at_a_time,
             shard: self.shard(None),
             snapshot_every: self.keeping.as_ref().map_or(Duration::MAX, |keeping| keeping.every),
             stop: self.stop,
@@ -667,6 +680,7 @@ impl Job {
             hurry: AtomicBool::new(false),
             board: Arc::new(Board::new(process, self.workers)),
             profile: self.profile,
+            caught_up: AtomicUsize::new(0),
         };
         let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
         shared.shard.state = life.state;

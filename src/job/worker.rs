@@ -7,6 +7,7 @@
 //!
 //! An epoch also ends when it is **full**: when a worker has read an eighth of what may be in flight, it asks worker 0
 //! for an early tick. So what is in flight is several epochs, and reading goes on while older ones are being finished.
+//! In a job that takes one record at a time, an epoch is full with one, and nothing is read while one is in flight.
 //!
 //! To **repeat** a journal, worker 0 proposes the journal's epochs instead, and every worker reads what they took before
 //! it follows to the next. A job that goes on after a crash then goes live; what it repeats is on record already.
@@ -15,15 +16,19 @@
 //! knows of it before the epoch can be complete; one at a time, the next when the manifest of the last one is written.
 //! The last epoch of a job that stops cleanly, or ends, is a snapshot's: the next start repeats nothing.
 //!
+//! When all workers of all processes have **caught up**, worker 0 stops the job as if it had been asked to: sources that
+//! stop where they ended at the start, and are not over, have nothing more to read in this life.
+//!
 //! In a job of several processes worker 0 is the first one of process 0. What a flag tells it in its own process, the
-//! others **ask** of it by messages: to end an epoch early, that there is something for a snapshot, to stop the job.
+//! others **ask** of it by messages: to end an epoch early, that there is something for a snapshot, to stop the job, and
+//! that they have caught up.
 //! And it tells them when their journals may be cut.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -73,6 +78,7 @@ pub(crate) struct Shared {
     /// How much the wall clock is taken for behind.
     pub(crate) clock_behind: Duration,
     pub(crate) in_flight: usize,
+    pub(crate) one_at_a_time: bool,
     pub(crate) stop: Stop,
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
@@ -98,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) fault: Option<Fault>,
     /// Some worker's epoch is full: worker 0 is to end it early.
     pub(crate) hurry: AtomicBool,
+    /// How many workers of this process have read all that they will read in this life, of sources that are not over.
+    pub(crate) caught_up: AtomicUsize,
     /// Where workers say what they are at.
     pub(crate) board: Arc<Board>,
     /// Where what they log is summed up, if that is wanted.
@@ -144,6 +152,8 @@ enum Request {
     News,
     /// The process is asked to stop.
     Stop,
+    /// All workers of the process have caught up.
+    CaughtUp,
 }
 
 /// What a flow is built with on an idle worker.
@@ -238,6 +248,9 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         proposed: 0,
         replayed: 0,
         exhausted: false,
+        caught_up: false,
+        others_caught_up: 0,
+        catch_up_told: false,
         begun: false,
         bound: false,
         seals,
@@ -451,6 +464,12 @@ struct Turning {
     replayed: usize,
     /// Whether this worker has read all it will ever read.
     exhausted: bool,
+    /// Whether this worker has said that it has caught up.
+    caught_up: bool,
+    /// How many other processes have told worker 0 that they have.
+    others_caught_up: usize,
+    /// Whether this process has told it.
+    catch_up_told: bool,
     /// Whether the first epoch has begun.
     begun: bool,
     /// Whether an epoch of this life has been bound.
@@ -670,9 +689,14 @@ impl Turning {
                 Request::Hurry => self.shared.hurry.store(true, Ordering::Relaxed),
                 Request::News => self.shared.news.store(true, Ordering::Release),
                 Request::Stop => self.shared.stop.stop(),
+                Request::CaughtUp => self.others_caught_up += 1,
             }
         }
         let place = &self.shared.place;
+        let others = place.workers / place.threads - 1;
+        if self.all_here_have_caught_up() && self.others_caught_up == others {
+            self.shared.stop.stop();
+        }
         if place.threads < place.workers
             && !self.ending
             && let Some(cut) = self.shared.snapshots.as_ref().and_then(|snapshots| snapshots.cut())
@@ -696,6 +720,13 @@ impl Turning {
         if self.shared.stop.is_asked() && !std::mem::replace(&mut self.stop_asked, true) {
             self.controls.ask(Request::Stop);
         }
+        if self.all_here_have_caught_up() && !std::mem::replace(&mut self.catch_up_told, true) {
+            self.controls.ask(Request::CaughtUp);
+        }
+    }
+
+    fn all_here_have_caught_up(&self) -> bool {
+        self.shared.caught_up.load(Ordering::Relaxed) == self.shared.place.threads
     }
 
     /// Begins an epoch, with a snapshot or without.
@@ -745,6 +776,9 @@ impl Turning {
 
     /// Whether sinks are behind: reading waits for them.
     fn is_behind(&self) -> bool {
+        if self.shared.one_at_a_time {
+            return self.open.iter().any(|open| open.bytes > 0);
+        }
         let allowed = self.shared.in_flight / self.shared.place.threads;
         let in_flight: usize = self.open.iter().map(|open| open.bytes).sum();
         let epochs = self.open.iter().filter(|open| open.bytes > 0).count();
@@ -761,18 +795,25 @@ impl Turning {
         let budget = match self.random.amount() {
             Some(None) => return Ok(true), // A stall.
             Some(Some(amount)) => amount,
+            None if self.shared.one_at_a_time => 1,
             None => BUDGET,
         };
-        let (mut busy, mut exhausted) = (false, true);
+        let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
         for driver in &mut self.drivers {
             let taken = driver.poll(budget)?;
             current.bytes += taken.bytes;
             busy |= taken.busy;
             exhausted &= taken.exhausted;
+            rests |= taken.caught_up;
+            reads |= !(taken.caught_up || taken.exhausted);
+        }
+        if rests && !reads && !std::mem::replace(&mut self.caught_up, true) {
+            self.shared.caught_up.fetch_add(1, Ordering::Relaxed);
         }
         // A worker that has read its last says so in the next epoch: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
-        if current.bytes > allowed / 8 || just_exhausted {
+        let full = current.bytes > if self.shared.one_at_a_time { 0 } else { allowed / 8 };
+        if full || just_exhausted {
             self.shared.hurry.store(true, Ordering::Relaxed);
         }
         Ok(busy)

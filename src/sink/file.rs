@@ -1,6 +1,7 @@
 //! Files that rows are appended to, an epoch at a time, whatever their format.
 //!
-//! * Without a state, the file is replaced when a life begins; how far it is shown is known to nobody.
+//! * Without a state, the file is replaced when a life begins; how far it is shown is known to nobody, and it is synced at
+//!   the end, or whenever something is shown if that is asked for.
 //! * With a state, a [commit file](Commit) beside it says how far it is **shown**: readers who must see each epoch once
 //!   read it up to there. What is behind that was written by a life that ended before it could show it.
 //!
@@ -49,6 +50,8 @@ pub(super) struct FileWriter<E> {
     /// The last epoch that was written.
     last: Option<Epoch>,
     begun: bool,
+    /// Whether what is shown is synced though there is no state.
+    synced: bool,
     kind: Kind,
 }
 
@@ -101,6 +104,7 @@ impl<E> FileWriter<E> {
             file: Appended::to(target, place.clone()),
             last: None,
             begun: false,
+            synced: at.synced,
             kind,
         };
         if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
@@ -454,6 +458,10 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
                 }
                 self.file.begin(0, 0)?;
                 self.file.append(&header)?;
+                if self.synced {
+                    let synced = held.disk.sync_directory(parent(&held.path));
+                    synced.map_err(|why| self.file.failed("begin the results file", reason(&why)))?;
+                }
             }
             Kind::Stated(stated) => stated.begin(&mut self.file, life, &header)?,
         }
@@ -484,6 +492,7 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
     fn show(&mut self) -> Result<()> {
         match &mut self.kind {
             Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last),
+            Kind::Plain(_) if self.synced => self.file.sync(),
             _ => Ok(()),
         }
     }

@@ -72,6 +72,8 @@ pub struct Shard {
     pub rows: Rows,
     /// The job's state, if it has one: what was shown is then kept by the sink, and read back when it is opened again.
     pub state: Option<StateId>,
+    /// What is shown is to be on the disk when it is, though there is no state.
+    pub synced: bool,
     /// Do not stop at a lock that another process holds: it may be one that sleeps.
     pub take_over: bool,
     /// Where files are.
@@ -82,7 +84,7 @@ impl Shard {
     /// The shard of a job without state, its files on the operating system's disk.
     pub fn new(job: &str, name: &str, rows: Rows) -> Self {
         let (job, name, disk) = (job.to_owned(), name.to_owned(), OsDisk::shared());
-        Shard { job, name, rows, state: None, take_over: false, disk }
+        Shard { job, name, rows, state: None, synced: false, take_over: false, disk }
     }
 }
 

@@ -208,6 +208,12 @@ pub trait Reader<D: Record> {
         intake.exhausted()
     }
 
+    /// Whether this worker reads nothing more in this life, though the source is not over: the job stops when that is so for
+    /// all of its workers and sources, and a later start reads on.
+    fn caught_up(&self) -> bool {
+        false
+    }
+
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
 
@@ -801,6 +807,7 @@ impl<D: Record> Intake<D> {
         self.metrics.read.add(std::mem::take(&mut self.taken));
         self.metrics.bytes.add(bytes as u64);
         self.metrics.accepted.add(self.events.len() as u64);
-        (bytes + self.events.len() * size_of::<Event<D>>(), &mut self.events, &mut self.rejects)
+        let space = self.events.len() * size_of::<Event<D>>() + self.rejects.len() * size_of::<Event<Rejected>>();
+        (bytes + space, &mut self.events, &mut self.rejects)
     }
 }

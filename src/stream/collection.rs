@@ -139,7 +139,7 @@ impl<'f, D: Record> Collection<'f, D> {
 
     /// Writes the changes to a sink, epoch by epoch, each epoch whole and consolidated, with a last column `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink);
+        output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.

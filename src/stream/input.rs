@@ -77,6 +77,8 @@ pub(crate) struct Taken {
     pub(crate) busy: bool,
     /// Whether this worker will never read anything more of the source.
     pub(crate) exhausted: bool,
+    /// Whether this worker will read nothing more of it in this life.
+    pub(crate) caught_up: bool,
 }
 
 /// A worker's mark on its way: to which worker, from which worker.
@@ -187,7 +189,8 @@ impl<D: Record> Driver for SourceDriver<D> {
     fn poll(&mut self, budget: usize) -> Result<Taken> {
         let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
         let bytes = self.send(epoch);
-        Ok(Taken { bytes, busy, exhausted: self.reader.exhausted(&self.intake) })
+        let (exhausted, caught_up) = (self.reader.exhausted(&self.intake), self.reader.caught_up());
+        Ok(Taken { bytes, busy, exhausted, caught_up })
     }
 
     fn deliver(&mut self) -> Result<usize> {

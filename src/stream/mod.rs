@@ -46,7 +46,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::core::{Concat, Concatenate};
-use timely::dataflow::operators::generic::operator::Operator;
+use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
@@ -289,6 +289,10 @@ impl Build {
 /// What one operator contributes to manifests.
 pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 
+/// A stream of rejected records, its events and its marks. It has no flow, which has it: what the flow holds, open files for
+/// one, would live for ever.
+type Rejects<'f> = (TimelyStream<'f, u64, Vec<Event<Rejected>>>, TimelyStream<'f, u64, Vec<Mark>>);
+
 /// A query under construction.
 ///
 /// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps: it
@@ -297,7 +301,7 @@ pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 pub struct Flow<'f> {
     scope: Scope<'f, u64>,
     build: Rc<Build>,
-    rejects: Rc<RefCell<Vec<Stream<'f, Rejected>>>>,
+    rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
 }
@@ -317,8 +321,8 @@ impl<'f> Flow<'f> {
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
         self.build.step("source", name, detail, 0);
-        let (stream, rejects) = input::read(self, name, source);
-        self.rejects.borrow_mut().push(rejects);
+        let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
+        self.rejects.borrow_mut().push((events, marks));
         stream
     }
 
@@ -330,16 +334,9 @@ impl<'f> Flow<'f> {
 
     /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
-        let mut rejects = self.rejects.borrow().clone().into_iter();
-        match rejects.next() {
-            Some(first) => rejects.fold(first, Stream::concat),
-            None => Stream {
-                events: timely::dataflow::operators::generic::operator::empty(self.scope),
-                marks: timely::dataflow::operators::generic::operator::empty(self.scope),
-                flow: self.clone(),
-                pool: Pool::default(),
-            },
-        }
+        let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
+        let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
+        rejects.unwrap_or_else(|| stream((empty(self.scope), empty(self.scope))))
     }
 
     /// All parts of all manifests; to be asked when the flow is built.

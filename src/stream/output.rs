@@ -1,7 +1,8 @@
 //! How results leave the dataflow: an epoch is shown whole, by the worker that owns the sink's shard.
 //!
 //! Rows are gathered where the shard's writer is, wait until their epoch is complete, and are consolidated, sorted and
-//! shown in order of epochs. The probe behind this operator passes an epoch only when it has been shown.
+//! shown in order of epochs. The probe behind this operator passes an epoch only when it has been shown. What rows are
+//! sorted by may be more than what is shown: see [`Stream::write_in_order`].
 //!
 //! A sink that waits for a disk or a network shows on a thread of its own, all epochs that have gathered in one act: a
 //! worker never waits.
@@ -19,7 +20,7 @@ use std::thread::JoinHandle;
 use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::Stream as TimelyStream;
-use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
@@ -30,7 +31,7 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::durable::manifest::SinkState;
 use crate::error::{Error, Result};
 use crate::metrics::SinkMetrics;
-use crate::record::Record;
+use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::stream::cut::Part;
 use crate::stream::{Build, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
@@ -40,20 +41,21 @@ use crate::time::Epoch;
 const GATHERED: usize = 256;
 
 /// A row of a sink: what it is, the epoch at which its number changed, and by how much.
-pub(crate) type Change<D> = (D, u64, isize);
+pub(crate) type Change<R> = (R, u64, isize);
 
-/// Shows rows in a sink.
-pub(crate) fn write<'f, D: Record>(
+/// Shows rows in a sink: what `row` makes of those that come, sorted as those are.
+pub(crate) fn write<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     name: &str,
     kind: Rows,
-    rows: TimelyStream<'f, u64, Vec<Change<D>>>,
+    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
     sink: &impl Sink<D>,
+    row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
-    flow.check_travels::<D>("sink", name);
+    flow.check_travels::<R>("sink", name);
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
@@ -87,7 +89,7 @@ pub(crate) fn write<'f, D: Record>(
         }
         Purpose::Run => {}
     }
-    show(flow, name, owner, rows, output);
+    show(flow, (name, owner), rows, output, row);
 }
 
 /// Opens a sink, and asks it what it has shown.
@@ -124,19 +126,19 @@ struct Output<D> {
 }
 
 /// The operator that shows rows, on every worker; only the owner has an output.
-fn show<'f, D: Record>(
+fn show<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
-    name: &str,
-    owner: usize,
-    rows: TimelyStream<'f, u64, Vec<Change<D>>>,
+    (name, owner): (&str, usize),
+    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
     output: Option<Output<D>>,
+    row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
     let (board, cell) = (Arc::clone(&build.board), output.as_ref().map(|_| build.board.sink(name)));
     let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
-    let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<D>| owner as u64));
+    let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<R>| owner as u64));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
     let mut parts = build.durable.is_some().then(|| {
@@ -173,7 +175,7 @@ fn show<'f, D: Record>(
             let Some(output) = &mut showing else { return };
             let complete = |epoch: u64| early || !frontier.less_equal(&epoch);
             while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
-                let (epoch, (capability, mut rows)): (_, (_, Vec<(D, isize)>)) = entry.remove_entry();
+                let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
                 if Some(Epoch(epoch)) <= gate {
                     continue;
                 }
@@ -182,7 +184,7 @@ fn show<'f, D: Record>(
                     if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
-                    output.show(Epoch(epoch), rows);
+                    output.show(Epoch(epoch), rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect());
                     leaving.push_back((epoch, capability));
                 }
             }
@@ -337,17 +339,33 @@ impl<D: Record> Drop for Showing<D> {
 impl<'f, D: Record> Stream<'f, D> {
     /// Writes the records to a sink, epoch by epoch, each epoch whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        let rows = self.events.unary(timely::dataflow::channels::pact::Pipeline, "Rows", |_capability, _info| {
-            let mut made = Vec::new();
-            move |input, output| {
-                input.for_each(|capability, events| {
-                    let Some(&epoch) = capability.least() else { return };
-                    made.extend(events.drain(..).map(|event| (event.data, epoch, 1)));
-                    output.session(&capability).give_container(&mut made);
-                    made.clear();
-                });
-            }
-        });
-        write(&self.flow, name, Rows::Events, rows, sink);
+        let rows = rows(self.events, |event| event.data);
+        write(&self.flow, name, Rows::Events, rows, sink, |row| row);
     }
+
+    /// As [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
+    /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows that came
+    /// from one record, or from several as windows' rows do, are sorted among themselves.
+    pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
+        let rows = rows(self.events, |event| (event.origin.place(), event.data));
+        write(&self.flow, name, Rows::Events, rows, sink, |(_place, row)| row);
+    }
+}
+
+/// Events as rows for a sink, each once.
+fn rows<'f, D: Record, R: Record>(
+    events: TimelyStream<'f, u64, Vec<Event<D>>>,
+    row: impl Fn(Event<D>) -> R + 'static,
+) -> TimelyStream<'f, u64, Vec<Change<R>>> {
+    events.unary(Pipeline, "Rows", |_capability, _info| {
+        let mut made = Vec::new();
+        move |input, output| {
+            input.for_each(|capability, events| {
+                let Some(&epoch) = capability.least() else { return };
+                made.extend(events.drain(..).map(|event| (row(event), epoch, 1)));
+                output.session(&capability).give_container(&mut made);
+                made.clear();
+            });
+        }
+    })
 }

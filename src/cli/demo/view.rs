@@ -151,6 +151,7 @@ fn time_of_day(time: &str) -> &str {
 mod tests {
     use super::*;
     use crate::cli::query::progress_line;
+    use crate::cli::run::Moment;
     use crate::metrics::Metrics;
     use crate::time::EventTime;
     use std::io::Write;
@@ -159,7 +160,8 @@ mod tests {
     fn the_watermark_is_found_in_what_a_query_says() {
         let metrics = Metrics::default();
         metrics.source("transactions").watermark.set(EventTime::from_millis(1_735_689_600_250));
-        let line = progress_line(&metrics.summary(), 3, 1.5, Duration::from_secs(2));
+        let (summary, elapsed) = (metrics.summary(), Duration::from_secs(2));
+        let line = progress_line(&Moment { summary, read: 3, rate: 1.5, elapsed });
         let watermark = watermark_in(&line).unwrap();
         assert_eq!((watermark, time_of_day(watermark)), ("2025-01-01T00:00:00.250Z", "00:00:00.2"));
         assert_eq!((watermark_in("results go to a topic"), time_of_day("none yet")), (None, "none yet"));

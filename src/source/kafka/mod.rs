@@ -61,6 +61,7 @@ pub struct Topic<T> {
     target: Target,
     start: Start,
     out_of_order: Option<Duration>,
+    stops_at_end: bool,
     time_of: TimeOf<T>,
     records: PhantomData<fn() -> T>,
 }
@@ -85,6 +86,7 @@ impl Untimed {
             target: self.target,
             start: Start::Earliest,
             out_of_order: None,
+            stops_at_end: false,
             time_of: Arc::new(time),
             records: PhantomData,
         }
@@ -103,6 +105,15 @@ impl<T: Record> Topic<T> {
     #[must_use]
     pub fn from(mut self, start: Start) -> Self {
         self.start = start;
+        self
+    }
+
+    /// Whether to read only what is committed when the job starts, partitions of then, and to stop the job when that has
+    /// been read (of all sources, if there are several). Unlike a job that runs until the end of its sources, it is not
+    /// over then: no window closes by it, and started again it reads on, to the end of that time.
+    #[must_use]
+    pub fn stop_at_end(mut self, stop: bool) -> Self {
+        self.stops_at_end = stop;
         self
     }
 
@@ -127,6 +138,7 @@ impl<T> Clone for Topic<T> {
             target: self.target.clone(),
             start: self.start,
             out_of_order: self.out_of_order,
+            stops_at_end: self.stops_at_end,
             time_of: Arc::clone(&self.time_of),
             records: PhantomData,
         }
@@ -149,7 +161,7 @@ impl<T: Record> Source for Topic<T> {
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
-        Ok(Box::new(reader::KafkaReader::open(&self.target, self.start, at)?))
+        Ok(Box::new(reader::KafkaReader::open(&self.target, (self.start, self.stops_at_end), at)?))
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {

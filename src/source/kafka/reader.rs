@@ -91,6 +91,8 @@ struct Feed {
     /// Where it ended then.
     end: u64,
     slot: Option<Slot>,
+    /// It is read up to its end of then, in a job that stops there.
+    caught_up: bool,
     queue: PartitionQueue<Listener>,
     held: Option<Held>,
     /// The broker has reported its end, and no record came since.
@@ -121,6 +123,7 @@ pub(super) struct KafkaReader<T> {
     /// This worker, and how many there are.
     share: (usize, usize),
     until_end: bool,
+    stops_at_end: bool,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
     /// Some feeds are not yet in the intake.
@@ -140,7 +143,7 @@ pub(super) struct KafkaReader<T> {
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(target: &Target, start: Start, at: &Place) -> Result<Self> {
+    pub(super) fn open(target: &Target, (start, stops_at_end): (Start, bool), at: &Place) -> Result<Self> {
         let (consumer, ids) = connect(target, &at.job)?;
         let mut feeds = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
@@ -157,6 +160,7 @@ impl<T: Record> KafkaReader<T> {
             target: target.clone(),
             share: (worker, workers),
             until_end: at.options.until_end,
+            stops_at_end,
             idle_timeout: at.options.idle_timeout,
             feeds,
             unfound: true,
@@ -181,7 +185,7 @@ impl<T: Record> KafkaReader<T> {
                     return Err(error.at(&self.target.brokers).help("start anew, without the old state"));
                 }
                 // What comes after the end that was fixed is not for this run.
-                News::Partition(..) if self.until_end => {}
+                News::Partition(..) if self.until_end || self.stops_at_end => {}
                 News::Partition(id, low) => {
                     self.feeds.push(new_feed(&self.consumer, &self.target, id, (low, low, low))?);
                     self.unfound = true;
@@ -285,7 +289,9 @@ impl<T: Record> KafkaReader<T> {
         let feed = &mut self.feeds[at];
         let Some(slot) = feed.slot else { return Ok(Taken::Empty(0)) };
         let mut taken = 0;
-        if let Some(Held { offset, stamped, payload }) = feed.held.take()
+        let stop = feed.end;
+        let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
+        if let Some(Held { offset, stamped, payload }) = feed.held.take_if(|held| !is_for_later(held.offset))
             && offer(epoch, slot, offset, stamped, payload.as_deref(), intake)?
         {
             taken += 1;
@@ -301,7 +307,8 @@ impl<T: Record> KafkaReader<T> {
                 intake.skip_to(slot, until);
                 intake.end(slot);
             }
-            if intake.ended(slot) || intake.drifted(slot) {
+            feed.caught_up |= is_for_later(intake.next(slot)) || self.stops_at_end && feed.at_end;
+            if intake.ended(slot) || intake.drifted(slot) || feed.caught_up {
                 break Taken::Empty(taken);
             }
             match feed.queue.poll(Duration::ZERO) {
@@ -310,7 +317,10 @@ impl<T: Record> KafkaReader<T> {
                     feed.at_end = false;
                     feed.quiet_since = None;
                     let (offset, stamped) = place(&message);
-                    if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
+                    if is_for_later(offset) {
+                        // What is left before it are markers. It is not kept: nothing more is read in this life.
+                        feed.caught_up = true;
+                    } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
                         taken += 1;
                         last = Some(message);
                     }
@@ -340,7 +350,8 @@ impl<T: Record> KafkaReader<T> {
             for _ in 0..count {
                 self.turn = (self.turn + 1) % count;
                 let at = self.turn;
-                let Some(slot) = self.feeds[at].slot.filter(|slot| !intake.ended(*slot)) else { continue };
+                let feed = &self.feeds[at];
+                let Some(slot) = feed.slot.filter(|slot| !intake.ended(*slot) && !feed.caught_up) else { continue };
                 if intake.drifted(slot) {
                     self.feeds[at].restless();
                     continue;
@@ -355,7 +366,7 @@ impl<T: Record> KafkaReader<T> {
                         weigh(&mut self.feeds[at], slot, now, self.idle_timeout, intake);
                     }
                 }
-                if intake.ended(slot) {
+                if intake.ended(slot) || self.feeds[at].caught_up {
                     self.rest(at);
                 }
                 if left == 0 {
@@ -366,7 +377,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(left == 0)
     }
 
-    /// Lets the client library fetch no more of a partition that has ended; if it will not, that costs only memory.
+    /// Lets the client library fetch no more of a partition that is read to its end; if it will not, that costs only memory.
     fn rest(&self, at: usize) {
         if let Ok(list) = list(&self.target.topic, &[(self.feeds[at].id, 0)]) {
             let _ = self.consumer.pause(&list);
@@ -572,6 +583,10 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         Ok(done)
     }
 
+    fn caught_up(&self) -> bool {
+        self.stops_at_end && !self.unfound && self.feeds.iter().all(|feed| feed.caught_up)
+    }
+
     fn shown(&mut self, epoch: Epoch) {
         let mut latest = std::collections::BTreeMap::new();
         while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
@@ -641,7 +656,8 @@ fn new_feed(
     // The queue is made before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    Ok(Feed { id, start, low, end, slot: None, queue, held: None, at_end: false, quiet_since: None, weigh: false })
+    let (slot, held, quiet_since) = (None, None, None);
+    Ok(Feed { id, start, low, end, slot, caught_up: false, queue, held, at_end: false, quiet_since, weigh: false })
 }
 
 pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {

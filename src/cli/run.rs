@@ -1,0 +1,333 @@
+//! How a command that is a job runs: the flags for that, and the watching.
+//!
+//! A command flattens [`RunArgs`] into its own arguments, makes its job of them, and has a [`Watch`] run it: shown on
+//! standard error while it runs, and stopped cleanly by Ctrl-C and SIGTERM.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::kill_at::KillAt;
+use super::stop::Stop;
+use super::{duration, log};
+use crate::durable::disk::OsDisk;
+use crate::error::{Error, Result};
+use crate::job::{Cluster, Ending, Job, Report, Watcher};
+use crate::metrics::{Metrics, Summary};
+use crate::status::why;
+use crate::stream::Flow;
+
+/// How a running query shows how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Show {
+    /// A live line on a terminal, else a line now and then.
+    Auto,
+    /// A line now and then.
+    Plain,
+    /// Nothing.
+    Off,
+}
+
+/// The flags that everything has that runs as a job.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// How often results are shown: the length of an epoch
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration, help_heading = "Running")]
+    pub epoch: Duration,
+
+    /// How much each process may have read and not yet shown
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
+    pub in_flight: u64,
+
+    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /views;
+    /// each further process takes the port after it
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Running")]
+    pub http: Option<String>,
+
+    /// After how long without a result the reason is told
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
+    pub tell_when_quiet: Duration,
+
+    /// Sum up where the time goes, by step: shown at the end, and at /profile with --http
+    #[arg(long, help_heading = "Running")]
+    pub profile: bool,
+
+    /// How many worker threads share the work in each process
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
+    pub workers: usize,
+
+    /// How to show progress, on standard error
+    #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
+    pub progress: Show,
+
+    /// How often a line of progress is written where there is no terminal
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
+    pub progress_every: Duration,
+
+    /// Keep durable state in this directory: started again, the query goes on where its results end, each shown once
+    #[arg(long, value_name = "DIR", help_heading = "State")]
+    pub state: Option<PathBuf>,
+
+    /// How long there is from one snapshot of the state to the next at least; results do not wait for snapshots
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "State")]
+    pub snapshot_every: Duration,
+
+    /// How many snapshots are kept
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
+    pub keep_snapshots: usize,
+
+    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
+    /// what comes after the savepoint
+    #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
+    pub from_savepoint: Option<PathBuf>,
+
+    /// Go on although another process holds the locks of the state and the results: one that sleeps, and will not wake
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub take_over: bool,
+
+    /// Go on although the program or its flags are not those that the state was made with
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub accept_changed_query: bool,
+
+    /// End this process as a kill would, or have its disk full, at this moment: for tests
+    #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
+    pub kill_at: Option<KillAt>,
+
+    /// Take the wall clock for so much behind: for tests
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, hide = true)]
+    pub clock_behind: Duration,
+
+    /// How many processes share the work; each is started with the same flags, but for -p
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
+    pub processes: usize,
+
+    /// Which of the processes this is, from 0
+    #[arg(short = 'p', long, value_name = "I", default_value_t = 0, help_heading = "Running")]
+    pub process: usize,
+
+    /// Where the processes are: a file with HOST:PORT a line, the first for process 0; without it they are on this machine,
+    /// at ports from 2101 on
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    pub hostfile: Option<PathBuf>,
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
+    if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
+}
+
+fn kept(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=10_000) => Ok(count),
+        _ => Err(String::from("it has to be a number of snapshots from 1 to 10000")),
+    }
+}
+
+fn processes(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(processes @ 1..=256) => Ok(processes),
+        _ => Err(String::from("it has to be a number of processes from 1 to 256")),
+    }
+}
+
+fn workers(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(workers @ 1..=1024) => Ok(workers),
+        _ => Err(String::from("it has to be a number of threads from 1 to 1024")),
+    }
+}
+
+impl RunArgs {
+    /// What the flags refuse together.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.process >= self.processes {
+            let error = Error::usage(format!("-p {}: there are {} processes", self.process, self.processes));
+            return Err(error.help("give -n N, and -p from 0 to N - 1"));
+        }
+        Ok(())
+    }
+
+    /// The processes that the flags name, if there are several.
+    fn cluster(&self) -> Result<Option<Cluster>> {
+        match (&self.hostfile, self.processes) {
+            (_, 1) => Ok(None),
+            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file).map(Some),
+            (None, processes) => Cluster::on_this_machine(self.process, processes).map(Some),
+        }
+    }
+
+    /// Whether this is the only process, or the first.
+    pub(super) fn is_first(&self) -> bool {
+        self.process == 0
+    }
+
+    /// The job of this name on the workers and processes, and with the state, that the flags name.
+    ///
+    /// # Errors
+    /// When the file of hosts cannot be read, or has too few.
+    pub(super) fn job(&self, name: &str) -> Result<Job> {
+        let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight);
+        let job = job.clock_behind(self.clock_behind);
+        let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
+        let job = match &self.http {
+            Some(address) => job.http(address),
+            None => job,
+        };
+        let job = match self.cluster()? {
+            Some(cluster) => {
+                if self.progress != Show::Off {
+                    eprintln!("{name}: this is {cluster}; it begins when all have come");
+                }
+                job.cluster(cluster)
+            }
+            None => job,
+        };
+        if self.is_first() && self.state.is_none() && self.progress != Show::Off {
+            eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
+        }
+        Ok(self.with_state(job))
+    }
+
+    /// The job with the state that the flags name, if they do.
+    fn with_state(&self, job: Job) -> Job {
+        let Some(directory) = &self.state else { return job };
+        let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
+        let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
+        let job = match self.kill_at {
+            Some(moment) => job.disk(moment.on(OsDisk::shared())),
+            None => job,
+        };
+        match &self.from_savepoint {
+            Some(savepoint) => job.from_savepoint(savepoint),
+            None => job,
+        }
+    }
+}
+
+/// What there is to be shown of a running job.
+pub(super) struct Moment {
+    /// Its figures, of this process.
+    pub(super) summary: Summary,
+    /// Records read of all sources.
+    pub(super) read: u64,
+    /// Records read a second, since the moment before.
+    pub(super) rate: f64,
+    /// How long it has been running.
+    pub(super) elapsed: Duration,
+}
+
+/// Puts a moment into a line.
+pub(super) type Line = fn(&Moment) -> String;
+
+/// Watches one job. It listens for signals from when it is made.
+pub(super) struct Watch<'a> {
+    args: &'a RunArgs,
+    stop: Stop,
+}
+
+impl<'a> Watch<'a> {
+    /// Listens for signals.
+    ///
+    /// # Errors
+    /// When it cannot, or the flags do not fit together.
+    pub(super) fn begin(args: &'a RunArgs) -> Result<Self> {
+        args.check()?;
+        Ok(Watch { args, stop: Stop::listen()? })
+    }
+
+    /// Runs a query as a job, which is called `name`; answers what it did, and the exit code.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub(super) fn run(
+        self,
+        name: &str,
+        job: Job,
+        line: Line,
+        query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
+    ) -> Result<(Report, u8)> {
+        let (stopper, metrics, watcher) = (job.stopper(), job.metrics(), job.watcher());
+        let over = Arc::new(AtomicBool::new(false));
+        let (watching, signals) = (Arc::clone(&over), self.stop.clone());
+        let (show, every) = (self.args.progress, self.args.progress_every);
+        let display = std::thread::spawn(move || {
+            let mut display = Display::new(show, every, line);
+            while !watching.load(Ordering::Acquire) {
+                if signals.asked().is_some() {
+                    stopper.stop();
+                }
+                display.show(&metrics, &watcher);
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            display.finish();
+        });
+        let report = job.run(query);
+        over.store(true, Ordering::Release);
+        display.thread().unpark();
+        if display.join().is_err() {
+            eprintln!("{name}: the progress display failed; the results are not affected");
+        }
+        let report = report?;
+        if self.args.profile {
+            eprintln!("{}", report.profile);
+        }
+        let code = match report.ending {
+            Ending::Complete | Ending::WasComplete => 0,
+            Ending::Stopped => self.stop.asked().unwrap_or(0),
+        };
+        Ok((report, code))
+    }
+}
+
+/// Shows how far a running job is.
+struct Display {
+    line: Line,
+    bar: Option<ProgressBar>,
+    lines: bool,
+    every: Duration,
+    begun: Instant,
+    last: Instant,
+    last_read: u64,
+}
+
+impl Display {
+    fn new(show: Show, every: Duration, line: Line) -> Self {
+        let live = show == Show::Auto && std::io::stderr().is_terminal();
+        let style =
+            ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
+        log::above(bar.as_ref());
+        let now = Instant::now();
+        let every = if live { Duration::from_millis(250) } else { every };
+        Display { line, bar, lines: show != Show::Off && !live, every, begun: now, last: now, last_read: 0 }
+    }
+
+    fn show(&mut self, metrics: &Metrics, watcher: &Watcher) {
+        let since = self.last.elapsed();
+        if since < self.every || !(self.lines || self.bar.is_some()) {
+            return;
+        }
+        let summary = metrics.summary();
+        let read: u64 = summary.sources.iter().map(|source| source.read).sum();
+        let rate = (read - self.last_read) as f64 / since.as_secs_f64();
+        (self.last, self.last_read) = (Instant::now(), read);
+        let line = (self.line)(&Moment { summary, read, rate, elapsed: self.begun.elapsed() });
+        let Some(bar) = &self.bar else { return eprintln!("{line}") };
+        // What holds the next results, where anything does, stands below.
+        let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
+        bar.set_message(held.map_or_else(|| line.clone(), |held| format!("{line}\n  {held}")));
+        bar.tick();
+    }
+
+    fn finish(&self) {
+        log::above(None);
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
