@@ -42,7 +42,7 @@ use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::Board;
-use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose};
+use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
 use crate::time::Epoch;
 use crate::view::Views;
 
@@ -724,7 +724,8 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     };
     let endings = Arc::new(Mutex::new(Vec::new()));
     let (ended, own, query) = (Arc::clone(&endings), Arc::clone(&shared), Arc::clone(query));
-    let config = timely::WorkerConfig::default();
+    let mut config = timely::WorkerConfig::default();
+    merge_at_rest(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
         let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
         match std::panic::catch_unwind(run) {

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cluster::side::Side;
-use super::profile::Profile;
+use super::profile::{JobProfile, Profile};
 use super::prometheus::Exposition;
 use super::reading;
 use crate::error::{Error, Result};
@@ -151,6 +151,12 @@ impl Watcher {
     /// What the job is at, as far as this process knows; `None` before it has begun.
     pub fn status(&self) -> Option<JobStatus> {
         self.0.get().map(|watch| watch.status())
+    }
+
+    /// Where the time of this process has gone so far, and what its arrangements hold: `None` before the job has begun, and
+    /// where it was not told to look ([`Job::profile`](crate::Job::profile)).
+    pub fn profile(&self) -> Option<JobProfile> {
+        self.0.get()?.profile.as_ref().map(|profile| profile.now())
     }
 
     pub(crate) fn begin(&self, watch: Arc<Watch>) {

@@ -62,6 +62,7 @@ use crate::time::watermark::Mark;
 use crate::time::{Epoch, EventTime};
 use crate::view::Views;
 
+pub(crate) use arrange::merge_at_rest;
 pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
 pub(crate) use input::Driver;

@@ -18,6 +18,7 @@
 //! * Every closed row is the sum of trace and maps. After all, counts of rows are ≥ 0; a zero count is no row.
 //! * Rows that a snapshot at epoch c has are one batch of the trace, through c. Counts are then ≥ 1.
 
+mod rest;
 mod store;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use differential_dataflow::difference::{IsZero, Semigroup};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::rest::merge_at_rest;
 use self::store::Store;
 use crate::error::Result;
 use crate::metrics::StepMetrics;
