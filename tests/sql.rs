@@ -81,7 +81,7 @@ fn answers_are_the_same_when_the_query_is_killed() {
             tries += 1;
             let mut words = typed(folder.path(), &line);
             words.extend(["-w".into(), (1 + tries % 2).to_string()]);
-            let moment = Duration::from_millis(random.u64(40..500));
+            let moment = Duration::from_millis(random.u64(40..(200 + 60 * kills)));
             if !start(query.program, &words).killed_after(moment).was_killed() {
                 break;
             }
