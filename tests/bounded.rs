@@ -216,7 +216,7 @@ fn soak(state: &str, seconds: u64) {
         flow.read("transactions", &source)
             .inspect(move |_| {
                 taken.set(taken.get() + 1);
-                if taken.get() % 200 == 0 {
+                if taken.get().is_multiple_of(200) {
                     std::thread::sleep(Duration::from_millis(1000 * 200 / rate));
                 }
             })

@@ -9,11 +9,16 @@
 mod drive;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use drive::{Driven, Tick, place};
-use tidegate::Record;
+use serde::{Deserialize, Serialize};
+use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
 use tidegate::durable::journal::Bound;
+use tidegate::job::Ending;
 use tidegate::record::Event;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::generator::{Generator, Transactions};
@@ -21,6 +26,7 @@ use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
 use tidegate::source::memory::Records;
 use tidegate::source::{Options, Place, Rejected, Resumed, Source};
 use tidegate::time::{Epoch, EventTime};
+use tidegate::{Job, Record, Window, csv};
 
 fn bounded() -> Options {
     Options { until_end: true, ..Options::default() }
@@ -425,4 +431,115 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.woken).collect();
     assert_eq!(woken.len(), 1);
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
+}
+
+/// A store that gives files no other names, as object stores: what is put there is there as a whole, or not at all.
+#[derive(Debug, Default)]
+struct Objects {
+    files: OsDisk,
+    /// Held while something is put.
+    putting: Mutex<()>,
+}
+
+impl Objects {
+    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = self.files.create(path)?;
+        file.append(bytes)?;
+        file.sync()
+    }
+}
+
+impl Disk for Objects {
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.files.list(directory)
+    }
+
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        self.files.create_directory(directory)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.files.create(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.files.open(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.files.remove(path)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.files.sync_directory(directory)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        self.files.lock(path)
+    }
+
+    fn replace_if(&self, path: &Path, bytes: &[u8], still: &mut dyn FnMut() -> bool) -> io::Result<bool> {
+        let _putting = self.putting.lock().unwrap();
+        if still() { self.put(path, bytes).map(|()| true) } else { Ok(false) }
+    }
+
+    fn create_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let _putting = self.putting.lock().unwrap();
+        if path.exists() { Err(io::ErrorKind::AlreadyExists.into()) } else { self.put(path, bytes) }
+    }
+}
+
+#[test]
+fn a_store_that_knows_no_rename_keeps_a_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.csv");
+    let rows: Vec<(u64, i64)> = (0..4_000).map(|number| (number % 7, number as i64)).collect();
+    let source = Records::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
+    // It is stopped and goes on, on other numbers of workers, until it is over.
+    for life in 0.. {
+        let job = Job::new("objects").state(folder.path().join("state")).disk(Arc::new(Objects::default()));
+        let job = job.workers(1 + life % 3).epoch(Duration::from_millis(2)).in_flight(16 << 10);
+        let job = job.snapshot_every(Duration::from_millis(5));
+        let (stopper, source, sink) = (job.stopper(), source.clone(), csv::File::new(&out));
+        let stop_at = rows.len() as i64 * (life as i64 + 1) / 4;
+        let report = job.run(move |flow| {
+            let stopper = stopper.clone();
+            flow.read("rows", &source)
+                .inspect(move |row| {
+                    if row.1 == stop_at {
+                        stopper.stop();
+                    }
+                })
+                .key_by(|row| row.0)
+                .window(Window::tumbling(Duration::from_millis(100)))
+                .aggregate("sums", |each| each.sum(|row: &(u64, i64)| row.1))
+                .on_close()
+                .map(|row| Sum { end: row.window.end, key: row.key, sum: row.value })
+                .write("sums", &sink);
+        });
+        match report.unwrap().ending {
+            Ending::Stopped => assert!(life < 100),
+            ended => {
+                assert_eq!(ended, Ending::Complete);
+                assert!(life >= 1, "it was never stopped");
+                break;
+            }
+        }
+    }
+    let mut expected = BTreeMap::new();
+    for (key, time) in rows {
+        *expected.entry((EventTime::from_millis((time / 100 + 1) * 100), key)).or_insert(0) += i128::from(time);
+    }
+    let read: Vec<Sum> = ::csv::Reader::from_path(&out).unwrap().deserialize().collect::<Result<_, _>>().unwrap();
+    let count = read.len();
+    let read: BTreeMap<_, _> = read.into_iter().map(|row| ((row.end, row.key), row.sum)).collect();
+    assert_eq!((count, read), (expected.len(), expected));
+}
+
+/// A row of results.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Sum {
+    end: EventTime,
+    key: u64,
+    sum: i128,
 }

@@ -2,7 +2,10 @@
 //!
 //! * A [`Disk`] has files in directories. What was written survives a loss of power only when the file is synced, and a
 //!   name only when its directory is.
-//! * [`Disk::replace`] and [`Disk::create_new`] are whole acts: after a crash there is the old state or the new one.
+//! * [`Disk::replace_if`], [`Disk::replace`] and [`Disk::create_new`] are whole acts: after a crash there is the old state or
+//!   the new one.
+//! * A store may have neither [`Disk::rename`] nor [`Disk::link`], as object stores do: then it does those whole acts, and
+//!   [`Disk::take_lock_over`], in its own way, and a state needs nothing else. Only files of results are renamed otherwise.
 //!
 //! Invariant: all I/O of state and of file outputs goes through here, so a test that fails any single act, or loses
 //! what was not synced, has tried every crash there can be.
@@ -44,14 +47,19 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Gives a file another name, in place of what has that name.
     ///
     /// # Errors
-    /// What the store says.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// What the store says; [`io::ErrorKind::Unsupported`] if it has no such thing.
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Gives a file a second name.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::AlreadyExists`] if something has that name.
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// What the store says; [`io::ErrorKind::AlreadyExists`] if something has that name, [`io::ErrorKind::Unsupported`] if it
+    /// has no such thing.
+    fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Removes a file.
     ///
@@ -87,9 +95,36 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// What the store says; the old file is then still there.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.replace_if(path, bytes, &mut || true).map(drop)
+    }
+
+    /// As [`Disk::replace`], if `still` holds when all but the last act is done; answers whether it did.
+    ///
+    /// # Errors
+    /// What the store says; the old file is then still there, or the new one is.
+    fn replace_if(&self, path: &Path, bytes: &[u8], still: &mut dyn FnMut() -> bool) -> io::Result<bool> {
         let beside = self.write_beside(path, bytes)?;
+        if !still() {
+            // It is in nobody's way, and may be the other's to remove.
+            let _ = self.remove(&beside);
+            return Ok(false);
+        }
         self.rename(&beside, path)?;
-        self.sync_directory(parent(path))
+        self.sync_directory(parent(path)).map(|()| true)
+    }
+
+    /// Locks a file that another has locked, from which that one is never told; `own` is a name beside it that nobody else
+    /// has. `None` if even that is locked.
+    ///
+    /// # Errors
+    /// What the store says.
+    fn take_lock_over(&self, path: &Path, own: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let lock = self.lock(own)?;
+        if lock.is_some() {
+            self.rename(own, path)?;
+            self.sync_directory(parent(path))?;
+        }
+        Ok(lock)
     }
 
     /// Makes a file with these bytes for good, unless there is one: whoever comes first wins.

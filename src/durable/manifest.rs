@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Disk, parent};
+use super::disk::Disk;
 use super::journal::Bound;
 use super::sealed::Kind;
 use super::segment::SegmentInfo;
@@ -151,14 +151,14 @@ impl Manifest {
         self.check()?;
         let path = directory.join(self.id().to_string());
         let cannot = |why: io::Error| disk_error("cannot write the manifest", path.display(), why);
-        let beside = disk.write_beside(&path, &KIND.seal(self)?).map_err(cannot)?;
-        if let Err(why) = still_current() {
-            // It is the later life's to say what is wrong; this file is in nobody's way.
-            let _ = disk.remove(&beside);
-            return Err(why);
-        }
-        disk.rename(&beside, &path).and_then(|()| disk.sync_directory(parent(&path))).map_err(cannot)?;
-        Ok(self.id())
+        let mut asked = Ok(());
+        let mut still = || {
+            asked = still_current();
+            asked.is_ok()
+        };
+        // It is the later life's to say what is wrong.
+        disk.replace_if(&path, &KIND.seal(self)?, &mut still).map_err(cannot)?;
+        asked.map(|()| self.id())
     }
 
     /// Reads the bytes of the manifest `id` of a state.

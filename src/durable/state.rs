@@ -587,13 +587,7 @@ fn read_signature(text: &str) -> Option<Holder> {
 
 /// Puts a lock of our own in the place of one that another has. `None` if even that is not ours.
 fn take_lock_over(disk: &dyn Disk, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-    let own = path.join(format!("LOCK.{}", std::process::id()));
-    let lock = disk.lock(&own)?;
-    if lock.is_some() {
-        disk.rename(&own, &path.join("LOCK"))?;
-        disk.sync_directory(path)?;
-    }
-    Ok(lock)
+    disk.take_lock_over(&path.join("LOCK"), &path.join(format!("LOCK.{}", std::process::id())))
 }
 
 fn in_use(disk: &dyn Disk, path: &Path) -> Error {

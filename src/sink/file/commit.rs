@@ -183,15 +183,15 @@ impl Commits {
     pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let beside =
-            self.disk.write_beside(&path, line.as_bytes()).map_err(|why| self.failed("write", reason(&why)))?;
-        if let Err(later) = (life.still_current)() {
-            // What cannot be removed is removed by the later life.
-            let _removed = self.disk.remove(&beside);
-            return Err(later);
-        }
-        let swapped = self.disk.rename(&beside, &path).and_then(|()| self.disk.sync_directory(parent(&path)));
-        swapped.map_err(|why| self.failed("write", reason(&why)))
+        let mut asked = Ok(());
+        let mut still = || {
+            asked = (life.still_current)();
+            asked.is_ok()
+        };
+        // What cannot be removed is removed by the later life.
+        let swapped = self.disk.replace_if(&path, line.as_bytes(), &mut still);
+        swapped.map_err(|why| self.failed("write", reason(&why)))?;
+        asked
     }
 
     /// Removes what a life, or one before it, had begun to write and not swapped in.
