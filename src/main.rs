@@ -33,6 +33,7 @@ Queries are programs of their own; those that come along:
   account_totals --brokers localhost:9092 --out totals.csv -w 2
   balances --help
 
+What is logged, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info if nothing is said.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM.";
 
 /// Incremental queries over Kafka topics: a demonstration, and tools for topics and for states
