@@ -70,7 +70,7 @@ fn measured(job: &str, mut look: impl FnMut(Pid)) -> u64 {
 
 /// Not a test: what [`measured`] runs.
 #[test]
-#[ignore = "run by other tests, in a process of its own"]
+#[ignore = "run by another test, in a process of its own"]
 fn child() {
     let Ok(job) = std::env::var(CHILD) else { return };
     let words: Vec<&str> = job.split(' ').collect();
