@@ -270,14 +270,15 @@ mod tests {
         let status = board.status();
         assert_eq!(status.workers[0].step, None);
         let worker = &status.workers[1];
-        assert!(worker.turned_ms < 20 && status.workers[0].turned_ms >= 30, "{status:?}");
+        assert!(worker.turned_ms + 25 <= status.workers[0].turned_ms, "{status:?}");
         assert!(worker.partitions[0].moved_ms >= 30, "the offset is the same");
         assert_eq!(worker.front.map(|front| (front.epoch, front.stage)), Some((Epoch(6), Stage::Syncing)));
         assert_eq!((status.sinks[0].waiting, &*status.sinks[0].name), (Some(Epoch(6)), "totals"));
+        let moved = Instant::now();
         board.put(3, now(8));
         sink.waits(None);
         let status = board.status();
-        assert!(status.workers[1].partitions[0].moved_ms < 20);
+        assert!(u128::from(status.workers[1].partitions[0].moved_ms) <= moved.elapsed().as_millis());
         assert_eq!(status.sinks[0].waiting, None);
     }
 }
