@@ -165,8 +165,8 @@ pub struct SnapshotMetrics {
     pub bytes: Counter,
     /// Bytes of segments that were merged of others, in the background.
     pub merged: Counter,
-    recent: Mutex<VecDeque<Snapshot>>,
-    last: Mutex<Option<Instant>>,
+    /// Each with when it was counted.
+    recent: Mutex<VecDeque<(Instant, Snapshot)>>,
 }
 
 impl SnapshotMetrics {
@@ -182,18 +182,18 @@ impl SnapshotMetrics {
         if recent.len() == Self::RECENT {
             recent.pop_front();
         }
-        recent.push_back(snapshot);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        recent.push_back((Instant::now(), snapshot));
     }
 
     /// How long ago the last one was taken, if one was.
     pub fn age(&self) -> Option<Duration> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).map(|last| last.elapsed())
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.back().map(|(counted, _)| counted.elapsed())
     }
 
     /// The last few, oldest first.
     pub fn recent(&self) -> Vec<Snapshot> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, snapshot)| *snapshot).collect()
     }
 }
 

@@ -19,6 +19,17 @@ use crate::time::watermark::PartitionId;
 
 pub use decimal::Decimal;
 
+/// Declares types that can be records, for tests.
+#[cfg(test)]
+macro_rules! records {
+    ($($item:item)*) => {$(
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        $item
+    )*};
+}
+#[cfg(test)]
+pub(crate) use records;
+
 /// What can flow: any owned value that can be compared, hashed and serialised.
 ///
 /// It is implemented for every type that derives

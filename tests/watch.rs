@@ -62,10 +62,7 @@ struct Watched {
 impl Watched {
     fn start(servers: &str, topic: &str) -> Watched {
         let folder = tempfile::tempdir().unwrap();
-        let listeners: Vec<_> = (0..PROCESSES).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let hosts: String = listeners.iter().map(|listener| format!("{}\n", listener.local_addr().unwrap())).collect();
-        fs::write(folder.path().join("hosts"), hosts).unwrap();
-        drop(listeners);
+        children::write_hosts(&folder.path().join("hosts"), PROCESSES);
         let mut watched = Watched { folder, running: Vec::new(), addresses: Vec::new() };
         for process in 0..PROCESSES {
             let line = format!(

@@ -16,7 +16,9 @@ use crate::durable::look::{LastKnown, last_known};
 use crate::durable::recovery::Holder;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
-use crate::status::{JobStatus, PartitionStatus, ProcessStatus, StepStatus, StreamStatus, WorkerStatus, why};
+use crate::status::{
+    JobStatus, PartitionStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
+};
 use crate::time::EventTime;
 use crate::view::http::{encoded, get};
 
@@ -54,7 +56,7 @@ pub struct WhyArgs {
 /// # Errors
 /// When nobody answers, there is no such state, or the window is not understood.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
-    let end = args.window.as_deref().map(window_end).transpose()?;
+    let end = args.window.as_deref().map(end_of).transpose()?;
     if let Some(address) = args.place.strip_prefix("http://") {
         return ask(address.trim_end_matches('/'), args);
     }
@@ -81,9 +83,13 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
         }
     };
     eprintln!("{}: {holder}; this is what the state says", Path::new(&args.place).display());
-    let why = why(&status, end);
+    tell(&why(&status, end), args)
+}
+
+/// Says it, and answers the exit code.
+fn tell(why: &Why, args: &WhyArgs) -> Result<u8> {
     if args.json {
-        let text = serde_json::to_string(&why).map_err(|why| Error::new("cannot write the answer").because(why))?;
+        let text = serde_json::to_string(why).map_err(|why| Error::new("cannot write the answer").because(why))?;
         say(format_args!("{text}"));
     } else {
         say(format_args!("{why}"));
@@ -91,9 +97,8 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     Ok(u8::from(!why.holds.is_empty()))
 }
 
-fn window_end(window: &str) -> Result<EventTime> {
-    let end = window.rsplit_once('/').map_or(window, |(_, end)| end);
-    end.parse().map_err(|why| {
+fn end_of(window: &str) -> Result<EventTime> {
+    window_end(window).map_err(|why| {
         Error::usage(format!("--window {window}: {why}"))
             .help("write it as 2026-01-31T10:00:00Z, the end of the window")
     })
@@ -110,15 +115,7 @@ fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
     if status != 200 {
         return Err(refused());
     }
-    let why: serde_json::Value = serde_json::from_str(&answer).map_err(|_| refused())?;
-    let holds = why["holds"].as_array().is_some_and(|holds| !holds.is_empty());
-    if args.json {
-        say(format_args!("{}", answer.trim()));
-    } else {
-        let (_, text) = get(address, &path.replace("format=json", "format=text"), PATIENCE)?;
-        say(format_args!("{}", text.trim_end()));
-    }
-    Ok(u8::from(holds))
+    tell(&serde_json::from_str(&answer).map_err(|_| refused())?, args)
 }
 
 /// What a job is at, as far as its state tells.

@@ -38,10 +38,7 @@ pub struct Sight {
 /// If the disk does not let it, or the record of who went on last is damaged.
 pub fn sight(dir: &StateDir) -> Result<Sight> {
     let survey = dir.look(false)?;
-    let claim = match survey.claims.last_key_value() {
-        None => None,
-        Some((_, claim)) => Some(claim.clone()?),
-    };
+    let claim = last_claim(&survey)?;
     let (mut manifests, mut unreadable) = (Vec::new(), Vec::new());
     for (_, manifest) in counted(dir, &survey, claim.as_ref())? {
         match manifest {
@@ -61,6 +58,11 @@ pub fn sight(dir: &StateDir) -> Result<Sight> {
         }
     }
     Ok(Sight { manifests, unreadable, claim, journal_bytes })
+}
+
+/// What the life that went on last went on from.
+fn last_claim(survey: &Survey) -> Result<Option<Claim>> {
+    survey.claims.last_key_value().map(|(_, claim)| claim.clone()).transpose()
 }
 
 type Manifests = BTreeMap<ManifestId, std::result::Result<Manifest, Error>>;
@@ -208,11 +210,7 @@ pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
 
 fn last_known_once(dir: &StateDir) -> Result<LastKnown> {
     let survey = dir.look(true)?;
-    let claim = match survey.claims.last_key_value() {
-        None => None,
-        Some((_, claim)) => Some(claim.clone()?),
-    };
-    Ok(match decision(&survey, claim.as_ref())? {
+    Ok(match decision(&survey, last_claim(&survey)?.as_ref())? {
         None => LastKnown { manifest: None, frames: Vec::new() },
         Some(decision) => LastKnown { manifest: decision.base, frames: decision.replay },
     })

@@ -17,7 +17,7 @@ use super::disk::Disk;
 use super::journal::Bound;
 use super::sealed::Kind;
 use super::segment::SegmentInfo;
-use super::{StateId, StillCurrent, disk_error};
+use super::{StateId, StillCurrent, disk_error, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
@@ -151,14 +151,7 @@ impl Manifest {
         self.check()?;
         let path = directory.join(self.id().to_string());
         let cannot = |why: io::Error| disk_error("cannot write the manifest", path.display(), why);
-        let mut asked = Ok(());
-        let mut still = || {
-            asked = still_current();
-            asked.is_ok()
-        };
-        // It is the later life's to say what is wrong.
-        disk.replace_if(&path, &KIND.seal(self)?, &mut still).map_err(cannot)?;
-        asked.map(|()| self.id())
+        replace_while_current(disk, &path, &KIND.seal(self)?, still_current, cannot).map(|()| self.id())
     }
 
     /// Reads the bytes of the manifest `id` of a state.

@@ -45,10 +45,12 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use self::disk::Disk;
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -80,6 +82,26 @@ impl fmt::Display for StateId {
 
 /// Says whether a later life of the state has begun: an error then, that says so.
 pub type StillCurrent = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// Makes a file have these bytes for good, if the life is still the current one just before: a whole act.
+///
+/// # Errors
+/// That a later life has begun, or what `cannot` makes of what the disk says.
+pub(crate) fn replace_while_current(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: &[u8],
+    still_current: &StillCurrent,
+    cannot: impl FnOnce(io::Error) -> Error,
+) -> Result<()> {
+    let mut asked = Ok(());
+    let mut still = || {
+        asked = still_current();
+        asked.is_ok()
+    };
+    disk.replace_if(path, bytes, &mut still).map_err(cannot)?;
+    asked
+}
 
 /// One life of a state, as a sink is told of it.
 #[derive(Clone)]

@@ -16,7 +16,7 @@ mod profile;
 mod prometheus;
 mod reading;
 pub(crate) mod state;
-pub(crate) mod watch;
+mod watch;
 mod worker;
 
 use std::collections::BTreeMap;

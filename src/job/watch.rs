@@ -13,10 +13,10 @@
 //! Process 0 knows what all processes are at, as it goes to process 0 with the signs of life. Another one answers for itself,
 //! and where all would have to be known it says so, unless process 0 is what is the matter.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use super::prometheus::Exposition;
 use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
-use crate::status::{Board, Cause, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, why};
+use crate::status::{Board, Cause, JobStatus, StepStatus, StreamStatus, Why, why, window_end};
 use crate::time::EventTime;
 use crate::view::Views;
 use crate::view::http::{Answering, Asked, Reply, Server};
@@ -117,9 +117,7 @@ impl Watch {
 
     fn answer_why(&self, asked: &Asked) -> Reply {
         let window = asked.parameter("window").filter(|window| !window.is_empty());
-        // Of an interval, its end.
-        let end = window.map(|window| window.rsplit_once('/').map_or(window, |(_, end)| end).parse());
-        match end.transpose().map(|end| self.why(end)) {
+        match window.map(window_end).transpose().map(|end| self.why(end)) {
             Err(why) => Reply::text(400, format_args!("window: {why}; write window=2026-01-31T10:00:00Z, its end")),
             Ok(Err(elsewhere)) => Reply::text(409, elsewhere),
             Ok(Ok(why)) if asked.parameter("format") == Some("json") => Reply::json(200, &why),
@@ -263,34 +261,8 @@ impl Silence {
         let quiet = self.since.elapsed().as_secs();
         self.patience = self.patience.saturating_mul(LONGER);
         let why = why(&watch.status(), None);
-        let mut line = format!("nothing was shown for {quiet} s; {}", why.summary);
-        for hold in why.holds.iter().take(1) {
-            // It is a line: writing it cannot fail.
-            let _ = write!(line, ". {hold}");
-        }
-        Some(line)
-    }
-}
-
-/// What the other processes have said of themselves, the last of each.
-#[derive(Debug, Default)]
-pub(crate) struct Presences(Mutex<Vec<ProcessStatus>>);
-
-impl Presences {
-    /// Takes what a process says.
-    pub(crate) fn put(&self, status: ProcessStatus) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match all.iter_mut().find(|known| known.process == status.process) {
-            Some(known) => *known = status,
-            None => all.push(status),
-        }
-    }
-
-    /// What a process has said last, or what is known of one that has said nothing.
-    pub(crate) fn of(&self, process: usize, silent_ms: u64) -> ProcessStatus {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all.iter().find(|known| known.process == process).cloned();
-        ProcessStatus { process, silent_ms, ..known.unwrap_or_default() }
+        let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
+        Some(format!("nothing was shown for {quiet} s; {}{first}", why.summary))
     }
 }
 
@@ -306,14 +278,5 @@ mod tests {
         for wrong in ["8080", "127.0.0.1:x", "127.0.0.1:65535"] {
             assert_eq!(own_address(wrong, 1).unwrap_err().exit_code(), 2, "{wrong}");
         }
-    }
-
-    #[test]
-    fn what_a_process_said_last_is_what_is_known_of_it() {
-        let presences = Presences::default();
-        assert_eq!(presences.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
-        presences.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
-        presences.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });
-        assert_eq!((presences.of(1, 5).shown_ms, presences.of(1, 5).silent_ms), (2, 5));
     }
 }

@@ -899,12 +899,12 @@ impl Turning {
         }
     }
 
-    /// Says what this worker is at: at once when its oldest epoch comes farther, else now and then.
+    /// Says that this worker has made a turn, and now and then what it is at.
     fn report(&mut self) {
-        let board = &self.shared.board;
-        board.turned(self.index);
+        let (board, now) = (&self.shared.board, Instant::now());
+        board.turned(self.index, now);
         let front = self.open.front().map(|open| (open.epoch, open.stage()));
-        if !self.reported.is_due(front) {
+        if !self.reported.is_due(front, now) {
             return;
         }
         let in_flight = self.open.iter().filter(|open| open.bytes > 0);
@@ -946,8 +946,7 @@ impl Reported {
     const EVERY: Duration = Duration::from_millis(50);
 
     /// Whether it is to be said again.
-    fn is_due(&mut self, front: Option<(Epoch, Stage)>) -> bool {
-        let now = Instant::now();
+    fn is_due(&mut self, front: Option<(Epoch, Stage)>, now: Instant) -> bool {
         if self.front != front {
             (self.front, self.since) = (front, now);
         }

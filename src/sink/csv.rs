@@ -349,19 +349,11 @@ mod tests {
 
     use super::*;
     use crate::durable::Life;
-    use crate::record::{Decimal, Real};
+    use crate::record::{Decimal, Real, records};
     use crate::source::Rejected;
     use crate::time::{Epoch, EventTime};
 
-    /// Declares types that can be rows.
-    macro_rules! rows {
-        ($($item:item)*) => {$(
-            #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-            $item
-        )*};
-    }
-
-    rows! {
+    records! {
         #[serde(rename_all = "kebab-case")]
         enum Colour { Red, #[serde(rename = "green, \"light\"")] Green, DarkBlue }
         struct Cents(i64);

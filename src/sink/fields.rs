@@ -379,18 +379,10 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::record::{Decimal, Real};
+    use crate::record::{Decimal, Real, records};
     use crate::time::EventTime;
 
-    /// Declares types that can be rows.
-    macro_rules! rows {
-        ($($item:item)*) => {$(
-            #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-            $item
-        )*};
-    }
-
-    rows! {
+    records! {
         enum Colour { Red, Green }
         enum Payment { Cash, Card { number: u64 } }
         enum Id { Nobody, Account(u64) }

@@ -130,18 +130,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::record::{Decimal, Real};
+    use crate::record::{Decimal, Real, records};
     use crate::time::EventTime;
 
-    /// Declares types that can be rows.
-    macro_rules! rows {
-        ($($item:item)*) => {$(
-            #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-            $item
-        )*};
-    }
-
-    rows! {
+    records! {
         enum Payment { Cash, Card { number: u64 } }
         struct Inner { text: String, list: Vec<Option<i8>> }
         struct Outer { time: EventTime, inner: Inner, paid: Payment, money: Decimal, real: Real, large: i128 }

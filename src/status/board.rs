@@ -113,9 +113,9 @@ impl Board {
     }
 
     /// Says that a worker has made a turn.
-    pub(crate) fn turned(&self, worker: usize) {
+    pub(crate) fn turned(&self, worker: usize, now: Instant) {
         if let Some(cell) = self.cell(worker) {
-            cell.turned.store(self.millis(), Ordering::Relaxed);
+            cell.turned.store((now - self.begun).as_millis() as u64, Ordering::Relaxed);
         }
     }
 
@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(board.status().workers[1].worker, 3);
         board.put(3, now(7));
         std::thread::sleep(Duration::from_millis(30));
-        board.turned(3);
+        board.turned(3, Instant::now());
         board.put(3, now(7));
         let sink = board.sink("totals");
         sink.waits(Some(Epoch(6)));

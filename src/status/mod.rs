@@ -13,7 +13,7 @@ mod why;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub(crate) use board::{Board, WorkerNow};
-pub use why::{Cause, Hold, Why, why};
+pub use why::{Cause, Hold, Why, why, window_end};
 
 use crate::time::{Epoch, EventTime};
 

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, WorkerStatus};
 use crate::time::{Epoch, EventTime, Span};
@@ -21,7 +21,7 @@ const SLOW: u64 = 2_000;
 const TOLD: usize = 5;
 
 /// What holds a window back, or the job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
     /// The end of the window that was asked for.
     pub window_end: Option<String>,
@@ -32,7 +32,7 @@ pub struct Why {
 }
 
 /// One thing that holds something back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// What kind of thing it is.
     pub cause: Cause,
@@ -47,7 +47,7 @@ pub struct Hold {
 }
 
 /// What can hold something back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// A process gives no sign.
@@ -95,6 +95,14 @@ fn ago(millis: u64) -> String {
         return format!("{}.{} s", millis / 1_000, millis % 1_000 / 100);
     }
     humantime::format_duration(Duration::from_secs(millis / 1_000)).to_string()
+}
+
+/// The end of a window that is asked for, as END or START/END; each RFC 3339, or milliseconds since 1970.
+///
+/// # Errors
+/// Says why it is no time.
+pub fn window_end(text: &str) -> Result<EventTime, String> {
+    text.rsplit_once('/').map_or(text, |(_, end)| end).parse()
 }
 
 /// What holds back a window that ends at `window_end`; without one, what holds back the job.
@@ -351,13 +359,15 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
     }));
     if let Some(epoch) = slow.filter(|_| holds.len() == before) {
         let busy = workers(status).find_map(|(_, worker)| worker.step.as_ref().map(|step| (worker.worker, step)));
-        let name = busy.map_or(String::from("the steps"), |(worker, step)| format!("step {step} on worker {worker}"));
+        let (name, has) = match busy {
+            Some((worker, step)) => (format!("step {step} on worker {worker}"), "has"),
+            None => (String::from("the steps"), "have"),
+        };
         holds.push(Hold {
             cause: Cause::Step,
             name,
             since_ms: None,
-            says: format!("have not finished epoch {epoch}")
-                .replace("have", if busy.is_some() { "has" } else { "have" }),
+            says: format!("{has} not finished epoch {epoch}"),
             help: String::from("the query has more to do than the workers can: more workers, or a smaller --in-flight"),
         });
     }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use tiny_http::{Header, Method, Request, Response, StatusCode};
 
 use crate::error::{Error, Result};
@@ -40,11 +41,8 @@ impl Asked {
         let (path, query) = url.split_once('?').unwrap_or((url, ""));
         let pairs = form_urlencoded::parse(query.as_bytes());
         let parameters = pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
-        // A path is decoded as a query is, but that a plus stands for itself.
-        let path = form_urlencoded::parse(path.replace('+', "%2B").replace('=', "%3D").replace('&', "%26").as_bytes())
-            .map(|(name, _)| name.into_owned())
-            .next();
-        Asked { path: path.unwrap_or_default(), parameters, events }
+        let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
+        Asked { path, parameters, events }
     }
 
     /// The value of a parameter, if it was given.

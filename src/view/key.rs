@@ -250,18 +250,10 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::record::{Decimal, Record};
+    use crate::record::{Decimal, Record, records};
     use crate::time::EventTime;
 
-    /// Declares types that can be rows.
-    macro_rules! rows {
-        ($($item:item)*) => {$(
-            #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-            $item
-        )*};
-    }
-
-    rows! {
+    records! {
         struct Row { account: String, cents: i128 }
         struct Wrapped(Row);
         struct Nothing {}

@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use super::wire::{Wire, send};
 use super::{Cluster, Told};
 use crate::error::{Error, Result};
-use crate::job::watch::Presences;
 use crate::metrics::Summary;
 use crate::status::{Board, ProcessStatus};
 use crate::stream::Failure;
@@ -60,13 +59,13 @@ pub(crate) struct Side {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Where this process's workers say what they are at, once they have begun.
     board: OnceLock<Arc<Board>>,
-    /// What the others have said that they are at.
-    presences: Presences,
 }
 
 struct State {
     /// When each was heard last.
     heard: Vec<Instant>,
+    /// What each has said last that it is at.
+    at: Vec<ProcessStatus>,
     /// What each that is done has done.
     done: Vec<Option<Summary>>,
     /// Who is missed: how that was seen, and when.
@@ -78,6 +77,33 @@ struct State {
     closing: bool,
 }
 
+impl State {
+    fn new(processes: usize) -> Self {
+        State {
+            heard: vec![Instant::now(); processes],
+            at: (0..processes).map(|process| ProcessStatus { process, ..ProcessStatus::default() }).collect(),
+            done: vec![None; processes],
+            missed: None,
+            reason: None,
+            told: false,
+            over: false,
+            closing: false,
+        }
+    }
+
+    /// Takes what a process says that it is at.
+    fn put(&mut self, status: ProcessStatus) {
+        if let Some(known) = self.at.get_mut(status.process) {
+            *known = status;
+        }
+    }
+
+    /// What a process has said last that it is at, or what is known of one that has said nothing.
+    fn of(&self, process: usize, silent_ms: u64) -> ProcessStatus {
+        ProcessStatus { silent_ms, ..self.at[process].clone() }
+    }
+}
+
 impl Side {
     /// Begins to listen to the other processes.
     pub(super) fn begin(cluster: &Cluster, wires: Vec<Option<Wire>>, failure: Arc<Failure>) -> Result<Arc<Self>> {
@@ -86,24 +112,14 @@ impl Side {
         for wire in &wires {
             senders.push(wire.as_ref().map(|wire| wire.sender().map(Mutex::new)).transpose().map_err(cannot)?);
         }
-        let state = State {
-            heard: vec![Instant::now(); wires.len()],
-            done: vec![None; wires.len()],
-            missed: None,
-            reason: None,
-            told: false,
-            over: false,
-            closing: false,
-        };
         let side = Arc::new(Side {
             cluster: cluster.clone(),
             failure,
             senders,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(wires.len())),
             changed: Condvar::new(),
             threads: Mutex::default(),
             board: OnceLock::new(),
-            presences: Presences::default(),
         });
         let mut threads = Vec::new();
         let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
@@ -137,9 +153,12 @@ impl Side {
     /// What is known of those whom this process has a connection to.
     pub(crate) fn others(&self) -> Vec<ProcessStatus> {
         let state = self.state();
-        let silence = |process: usize| u64::try_from(state.heard[process].elapsed().as_millis()).unwrap_or(u64::MAX);
         let others = (0..self.senders.len()).filter(|process| self.senders[*process].is_some());
-        others.map(|process| self.presences.of(process, silence(process))).collect()
+        let others = others.map(|process| {
+            let silent_ms = u64::try_from(state.heard[process].elapsed().as_millis()).unwrap_or(u64::MAX);
+            state.of(process, silent_ms)
+        });
+        others.collect()
     }
 
     /// Says that another process is gone.
@@ -172,7 +191,7 @@ impl Side {
         match word {
             Word::Alive(status) => {
                 if let Some(status) = status {
-                    self.presences.put(*status);
+                    state.put(*status);
                 }
                 return;
             }
@@ -293,5 +312,19 @@ impl Side {
             // One that panicked has nothing to add.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_said_last_is_what_is_known_of_it() {
+        let mut state = State::new(2);
+        assert_eq!(state.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
+        state.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
+        state.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });
+        assert_eq!((state.of(1, 5).shown_ms, state.of(1, 5).silent_ms), (2, 5));
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
-use crate::durable::{Life, StateId, reason};
+use crate::durable::{Life, StateId, reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -183,15 +183,8 @@ impl Commits {
     pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let mut asked = Ok(());
-        let mut still = || {
-            asked = (life.still_current)();
-            asked.is_ok()
-        };
-        // What cannot be removed is removed by the later life.
-        let swapped = self.disk.replace_if(&path, line.as_bytes(), &mut still);
-        swapped.map_err(|why| self.failed("write", reason(&why)))?;
-        asked
+        let cannot = |why| self.failed("write", reason(&why));
+        replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 
     /// Removes what a life, or one before it, had begun to write and not swapped in.
