@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use broker::{Broker, committed as texts};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
+use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Life, StateId};
 use tidegate::error::{Error, Result};
 use tidegate::sink::kafka::Output;
@@ -71,7 +72,7 @@ impl Place {
     /// A writer that has begun, and what was shown before.
     fn begun(&self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
         let mut writer = self.open().unwrap();
-        let shown = writer.shown().unwrap();
+        let shown = writer.shown().unwrap().map(|found| found.epoch);
         writer.begin(&self.claim()).unwrap();
         (writer, shown)
     }
@@ -101,7 +102,7 @@ fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
 
 fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
     write(writer, epoch)?;
-    writer.show()
+    writer.show(&JournalEnds::default())
 }
 
 fn refused<T>(result: Result<T>) -> String {
@@ -128,7 +129,7 @@ fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     assert_eq!(place.committed(), all_of((2..=16).step_by(2)));
     // The others wake.
     for mut zombie in earlier {
-        let why = refused(zombie.show());
+        let why = refused(zombie.show(&JournalEnds::default()));
         assert!(why.contains(FENCED) && why.contains(&place.topic), "{why}");
         assert!(refused(show(&mut zombie, 100)).contains("showing earlier ones failed"));
     }
@@ -147,13 +148,13 @@ fn several_epochs_are_shown_at_once_by_one_transaction() {
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(place.committed(), []);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), all_of([2, 4, 6]));
     // One that begins the life, and one for the three epochs.
     assert_eq!(texts(&place.servers, &place.progress()).len(), 2);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     writer.write(Epoch(8), &[]).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     let progress = texts(&place.servers, &place.progress());
     assert_eq!(progress.len(), 3, "what has no rows is shown too, and nothing is not: {progress:?}");
     drop(writer);
@@ -166,7 +167,7 @@ fn a_row_that_is_there_twice_is_sent_twice() {
     let place = Place::new(broker, 1);
     let (mut writer, _) = place.begun();
     writer.write(Epoch(2), &[(Row { epoch: 2, n: 1 }, 2)]).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), [(2, 1), (2, 1)]);
 }
 
@@ -214,7 +215,7 @@ fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
     }
     drop(writers);
     for (at, writer) in [place.open(), place.open_as("late", &[]), other.open()].into_iter().enumerate() {
-        assert_eq!(writer.unwrap().shown().unwrap(), Some(Epoch(2 + 2 * at as u64)));
+        assert_eq!(writer.unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2 + 2 * at as u64)));
     }
     assert_eq!(place.committed(), all_of([2, 4, 6]));
 }
@@ -236,7 +237,7 @@ fn what_is_shown_is_asked_behind_transactions_of_others() {
         other.commit_transaction(PATIENCE).unwrap();
     });
     let begun = Instant::now();
-    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(2)));
+    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     assert!(begun.elapsed() > Duration::from_millis(500), "it did not wait: {:?}", begun.elapsed());
     ends.join().unwrap();
 }
@@ -263,7 +264,7 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     drop(writer);
     // Old records may go: that is retention.
     broker.expire(&place.topic, 0, 21);
-    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(4)));
+    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     // The progress tells of what was acknowledged before it: of the last transaction it may not know.
     broker.delete(&place.topic);
     std::thread::sleep(Duration::from_millis(500));
@@ -287,14 +288,14 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_said_to(
     writer.begin(&place.claim()).unwrap();
     let rows: Vec<_> = (0..20_000).map(|n| (Row { epoch: 2, n }, 1)).collect();
     writer.write(Epoch(2), &rows).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed().len(), 20_000);
     drop(writer);
     let mut writer = place.open_as("totals", &[("transaction.timeout.ms", "1000")]).unwrap();
     writer.begin(&place.claim()).unwrap();
     write(&mut writer, 4).unwrap();
     std::thread::sleep(Duration::from_millis(2_500));
-    let why = refused(writer.show());
+    let why = refused(writer.show(&JournalEnds::default()));
     let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";
     assert!(why.contains(expected), "{why}");
     drop(writer);
@@ -322,7 +323,7 @@ fn a_broker_that_crashes_changes_nothing() {
                 // A new life goes on from what was shown: the failed epoch, or the one before it.
                 println!("{error}");
                 drop(std::mem::replace(&mut writer, place.begun().0));
-                let shown = place.open().unwrap().shown().unwrap().unwrap().0;
+                let shown = place.open().unwrap().shown().unwrap().unwrap().epoch.0;
                 assert!(shown == epoch || shown == epoch - 2, "{shown} after {epoch} failed");
                 (writer, epoch) = (place.begun().0, shown);
             }

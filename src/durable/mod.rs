@@ -51,6 +51,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
+use self::journal::JournalEnds;
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -101,6 +102,17 @@ pub(crate) fn replace_while_current(
     };
     disk.replace_if(path, bytes, &mut still).map_err(cannot)?;
     asked
+}
+
+/// The last epoch that a sink has published, as the sink itself knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The incarnation that wrote to the sink last.
+    pub incarnation: u64,
+    /// The epoch; an earlier incarnation may have published it.
+    pub epoch: Epoch,
+    /// The ends of the journals of that incarnation at the epoch; empty if it has published no epoch of its own.
+    pub ends: JournalEnds,
 }
 
 /// One life of a state, as a sink is told of it.

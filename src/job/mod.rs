@@ -29,7 +29,7 @@ use std::time::Duration;
 use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
 use crate::durable::manifest::{Manifest, QueryPrint};
-use crate::durable::recovery::{Found, SinkFound};
+use crate::durable::recovery::Found;
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
@@ -454,8 +454,7 @@ impl Job {
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
-        let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
-        let sinks: Vec<_> = sinks.collect();
+        let sinks = opened.shown();
         let accept_changed_query = keeping.accept_changed_query;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);

@@ -131,7 +131,7 @@ pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Save
 
 /// Puts a savepoint into a new state, as the life whose number is taken, if that can be gone on from as `found` says.
 pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
-    if let Some(sink) = found.sinks.iter().find(|sink| sink.shown.is_some()) {
+    if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
         return Err(Error::new("a savepoint is begun with new outputs only")
             .at(format!("output {}", sink.name))
             .because("it has results already")

@@ -29,7 +29,9 @@ use std::sync::Arc;
 use super::encode::Encode;
 use super::{Shard, Writer};
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
-use crate::durable::{Life, StateId, reason};
+use crate::durable::journal::JournalEnds;
+use crate::durable::recovery::SinkFound;
+use crate::durable::{Life, Published, StateId, reason};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -124,12 +126,27 @@ impl<E> FileWriter<E> {
     }
 }
 
+/// Reads what a results file has published: see [`super::published_in`].
+pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+    let commit = Commits::of(disk, &resolved(file)).newest()?;
+    // Whether it is a collection matters to queries that have changed only.
+    let found = |commit: Commit| {
+        let published = commit.published();
+        (commit.state, SinkFound { name: commit.sink, published, on_change: false })
+    };
+    Ok(commit.map(found))
+}
+
+/// The file that a path stands for: what is beside a file is beside the file itself, not beside a link to it.
+fn resolved(path: &Path) -> PathBuf {
+    if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.into()) } else { path.into() }
+}
+
 impl Held {
     fn hold(path: &Path, at: &Shard) -> Result<(Held, Box<dyn DiskFile>)> {
         let place = path.display();
         let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").at(&place).because(why);
-        // What is beside a file is beside the file itself, not beside a link to it.
-        let path = if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.into()) } else { path.into() };
+        let path = resolved(path);
         let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
         let missing = disk.open(&path).is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
         // To lock it makes it, and then it would look as if it had been emptied.
@@ -246,17 +263,17 @@ impl Stated {
             // a file with anything in it has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
             synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
-            self.commit(file, None)?;
+            self.commit(file, None, &JournalEnds::default())?;
         }
         if length == 0 {
             file.append(header)?;
         }
-        self.commit(file, found.and_then(|commit| commit.epoch))?;
+        self.commit(file, found.and_then(|commit| commit.epoch), &JournalEnds::default())?;
         self.held.commits.remove_before(life.incarnation)
     }
 
     /// Makes what was written be shown, for good.
-    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>) -> Result<()> {
+    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
         let Some(life) = &self.life else { return Err(bug("a results file was to be shown before it was begun")) };
         if self.broken {
             return Err(file.failed("show the results", "showing earlier ones failed"));
@@ -271,6 +288,7 @@ impl Stated {
             length: file.length,
             checksum: file.checksum.clone().finalize(),
             process: std::process::id(),
+            ends: ends.clone(),
         };
         self.held.commits.publish(&commit, life)?;
         (self.broken, self.unshown) = (false, false);
@@ -429,15 +447,16 @@ impl DiskFile for Special {
 }
 
 impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         let FileWriter { kind: Kind::Stated(stated), file, encoder, place, .. } = self else { return Ok(None) };
         let mut header = Vec::new();
         encoder.header(&mut header);
         let commit = stated.held.commits.newest()?;
         stated.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
         self.last = commit.as_ref().and_then(|commit| commit.epoch);
+        let published = commit.as_ref().and_then(Commit::published);
         stated.found = Some(commit);
-        Ok(self.last)
+        Ok(published)
     }
 
     fn begin(&mut self, life: &Life) -> Result<()> {
@@ -489,9 +508,9 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         Ok(())
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
         match &mut self.kind {
-            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last),
+            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last, ends),
             Kind::Plain(_) if self.synced => self.file.sync(),
             _ => Ok(()),
         }
@@ -529,7 +548,7 @@ mod tests {
 
     fn show(writer: &mut Box<dyn Writer<u32>>, epoch: u64, rows: &[(u32, isize)]) -> Result<()> {
         writer.write(Epoch(epoch), rows)?;
-        writer.show()
+        writer.show(&JournalEnds::default())
     }
 
     #[test]

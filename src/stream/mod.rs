@@ -21,6 +21,7 @@ mod assign;
 mod collection;
 mod count;
 pub(crate) mod cut;
+mod ends;
 mod fold;
 mod input;
 mod keyed;
@@ -50,8 +51,9 @@ use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
-use crate::durable::Life;
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::recovery::SinkFound;
+use crate::durable::{Life, Published};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
@@ -65,6 +67,7 @@ use crate::view::Views;
 pub(crate) use arrange::merge_at_rest;
 pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
+pub(crate) use ends::{EndMessage, EndsInput};
 pub(crate) use input::Driver;
 pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
@@ -242,7 +245,7 @@ pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
 /// An opened sink.
 pub(crate) struct OpenedSink {
     /// What it has shown.
-    pub(crate) shown: Option<Epoch>,
+    pub(crate) shown: Option<Published>,
     /// Whether it gets the changes of a collection.
     pub(crate) on_change: bool,
     /// Its writer, a `Box<dyn Writer<D>>`.
@@ -254,16 +257,21 @@ impl OpenedSinks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
-    fn take<D: Record>(&self, name: &str) -> Option<(Option<Epoch>, Box<dyn Writer<D>>)> {
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<Published>, Box<dyn Writer<D>>)> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
         let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
         Some((opened.shown, *writer))
     }
 
     /// What each has shown, by name.
-    pub(crate) fn shown(&self) -> Vec<(String, Option<Epoch>, bool)> {
+    pub(crate) fn shown(&self) -> Vec<SinkFound> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.iter().map(|(name, sink)| (name.clone(), sink.shown, sink.on_change)).collect()
+        let found = |(name, sink): (&String, &OpenedSink)| SinkFound {
+            name: name.clone(),
+            published: sink.shown.clone(),
+            on_change: sink.on_change,
+        };
+        opened.iter().map(found).collect()
     }
 }
 
@@ -305,6 +313,8 @@ pub struct Flow<'f> {
     rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
+    /// What all workers tell of their journals; `None` in a job without state.
+    ends: Option<TimelyStream<'f, u64, Vec<EndMessage>>>,
 }
 
 impl fmt::Debug for Flow<'_> {
@@ -315,7 +325,12 @@ impl fmt::Debug for Flow<'_> {
 
 impl<'f> Flow<'f> {
     pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
-        Flow { scope, build, rejects: Rc::default(), parts: Rc::default() }
+        Flow { scope, build, rejects: Rc::default(), parts: Rc::default(), ends: None }
+    }
+
+    /// A query whose sinks keep what the workers tell of their journals.
+    pub(crate) fn with_ends(self, ends: TimelyStream<'f, u64, Vec<EndMessage>>) -> Self {
+        Flow { ends: Some(ends), ..self }
     }
 
     /// Reads a source, under a name of its own.

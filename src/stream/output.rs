@@ -25,16 +25,20 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
+use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::SyncActivator;
 
+use crate::durable::Published;
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
 use crate::error::{Error, Result};
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::stream::cut::Part;
-use crate::stream::{Build, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
+use crate::stream::ends::EndsOutput;
+use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
 use crate::time::Epoch;
 
 /// How many epochs are shown in one act at most.
@@ -93,7 +97,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
 }
 
 /// Opens a sink, and asks it what it has shown.
-fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Epoch>, Box<dyn Writer<D>>)> {
+fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Published>, Box<dyn Writer<D>>)> {
     let mut writer = sink.open(shard)?;
     let shown = if shard.state.is_some() { writer.shown()? } else { None };
     Ok((shown, writer))
@@ -104,9 +108,10 @@ fn begin<D: Record>(
     build: &Build,
     name: &str,
     kind: Rows,
-    shown: Option<Epoch>,
+    shown: Option<Published>,
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
+    let shown = shown.map(|published| published.epoch);
     writer.begin(&build.life)?;
     // Everything through the snapshot was shown before it was made. Only a collection that is new to it starts whole.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
@@ -139,6 +144,8 @@ fn show<'f, R: Record, D: Record>(
     let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
     let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<R>| owner as u64));
+    let ends = flow.ends.clone();
+    let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
     let mut parts = build.durable.is_some().then(|| {
@@ -160,11 +167,13 @@ fn show<'f, R: Record, D: Record>(
         let mut held = capabilities.pop().filter(|_| parts.is_some() && showing.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
-        let mut waiting = BTreeMap::new();
+        let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
         // Epochs that are with the writer, with what keeps the probe at them.
         let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
-            let frontier = &frontiers[0];
+            if let Some(ends) = &mut ends {
+                ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
+            }
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
                 for (row, epoch, diff) in rows.drain(..) {
@@ -173,7 +182,7 @@ fn show<'f, R: Record, D: Record>(
                 }
             });
             let Some(output) = &mut showing else { return };
-            let complete = |epoch: u64| early || !frontier.less_equal(&epoch);
+            let complete = |epoch: u64| early || frontiers.iter().all(|frontier| !frontier.less_equal(&epoch));
             while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
                 let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
                 if Some(Epoch(epoch)) <= gate {
@@ -184,7 +193,8 @@ fn show<'f, R: Record, D: Record>(
                     if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
-                    output.show(Epoch(epoch), rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect());
+                    let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
+                    output.show(Epoch(epoch), rows, known_ends.at(epoch));
                     leaving.push_back((epoch, capability));
                 }
             }
@@ -210,7 +220,7 @@ fn show<'f, R: Record, D: Record>(
                     sealed_through = epoch;
                 }
             }
-            if frontier.is_empty() && leaving.is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && leaving.is_empty() {
                 held = None;
                 showing = None;
             }
@@ -219,8 +229,8 @@ fn show<'f, R: Record, D: Record>(
     let _shown = shown_stream.probe_with(&build.probe);
 }
 
-/// An epoch on its way to a writer's thread.
-type Batch<D> = (Epoch, Vec<(D, isize)>);
+/// An epoch on its way to a writer's thread: its rows, and the ends of the journals at it.
+type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 
 /// Shows epochs: at once, or on a thread, where showing waits for a disk or a network. The thread shows all epochs that
 /// have gathered meanwhile in one act.
@@ -246,14 +256,13 @@ struct Shown {
 impl Shown {
     /// Writes epochs and shows them.
     fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
-        let written = batches.iter().try_for_each(|(epoch, rows)| writer.write(*epoch, rows));
-        match written.and_then(|()| writer.show()) {
+        let Some((last, _, ends)) = batches.last() else { return };
+        let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
+        match written.and_then(|()| writer.show(ends)) {
             Ok(()) => {
-                self.metrics.rows.add(batches.iter().map(|(_, rows)| rows.len() as u64).sum());
+                self.metrics.rows.add(batches.iter().map(|(_, rows, _)| rows.len() as u64).sum());
                 self.metrics.epochs.add(batches.len() as u64);
-                if let Some((epoch, _)) = batches.last() {
-                    self.through.store(epoch.0, Ordering::Release);
-                }
+                self.through.store(last.0, Ordering::Release);
             }
             Err(error) => self.failure.set(error),
         }
@@ -301,12 +310,12 @@ impl<D: Record> Showing<D> {
         Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
-    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>) {
+    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
         if let Some(writer) = &mut self.here {
-            self.shown.show(&mut **writer, &[(epoch, rows)]);
+            self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
             // Without its thread there is a failure, or will be when it is waited for.
-            let _ = queue.send((epoch, rows));
+            let _ = queue.send((epoch, rows, ends));
         }
     }
 

@@ -4,15 +4,18 @@
 //! * A [`Check`] in it tells later whether the partition is still the one that it was.
 //! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing, but for the
 //!   first epoch of a life, to which every worker appends a frame.
+//! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is whole.
 //! * [`FileJournal`] keeps frames in files, [`JournalFile`] reads those back, [`FileId`] names them.
 //!
 //! Invariants: a worker appends the frames of its epochs in order; a worker's capability for an epoch outlives the sync
 //! of its frame for that epoch; equal frames give equal output, on any number of workers.
 
+mod ends;
 mod format;
 mod reader;
 mod writer;
 
+pub use ends::{JournalEnds, WorkerEnd};
 pub use format::{Before, Entry, FileId, Header};
 pub use reader::JournalFile;
 #[cfg(test)]

@@ -9,12 +9,12 @@ mod state;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::journal::{Bound, FileId, Frame, JournalFile, Place};
+use super::journal::{Bound, FileId, Frame, JournalFile, Place, WorkerEnd};
 use super::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepPrint};
 use super::memory_disk::MemoryDisk;
 use super::recovery::{Claim, Decision, Found, SinkFound, Survey, claimed, decide};
 use super::state::StateDir;
-use super::{StateId, StillCurrent};
+use super::{Published, StateId, StillCurrent};
 use crate::error::Result;
 use crate::time::{Epoch, EventTime};
 
@@ -69,7 +69,12 @@ fn new_state() -> (MemoryDisk, StateDir) {
 }
 
 fn sink(name: &str, shown: Option<u64>) -> SinkFound {
-    SinkFound { name: name.into(), shown: shown.map(Epoch), on_change: false }
+    SinkFound { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
+}
+
+/// What a sink says; the ends are of worker and epoch, all of process 0.
+fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> Published {
+    Published { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
 }
 
 /// Decides for life `incarnation`, with one sink `out`.

@@ -9,7 +9,8 @@
 
 use super::progress::{self, Progress};
 use super::publisher::Publisher;
-use crate::durable::{Life, StateId};
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published, StateId};
 use crate::error::{Error, Result};
 use crate::source::kafka::client::Target;
 use crate::time::Epoch;
@@ -43,14 +44,15 @@ impl Transactions {
     }
 
     /// What is shown, as the topics know it.
-    pub(super) fn shown(&mut self) -> Result<Option<Epoch>> {
+    pub(super) fn shown(&mut self) -> Result<Option<Published>> {
         let found = progress::read(&self.progress, &self.key)?;
         if let Some(progress) = &found {
             progress::check_output(&self.output, progress)?;
         }
         self.last = found.as_ref().and_then(|progress| progress.epoch);
+        let published = found.as_ref().and_then(Progress::published);
         self.found = Some(found);
-        Ok(self.last)
+        Ok(published)
     }
 
     /// Begins a life, and puts that on record.
@@ -71,7 +73,7 @@ impl Transactions {
         }
         self.life = Some(life.clone());
         self.unshown = true;
-        self.show()
+        self.show(&JournalEnds::default())
     }
 
     /// Begins an epoch, and a transaction if there is none.
@@ -89,17 +91,17 @@ impl Transactions {
     }
 
     /// Commits what was sent, with the number of the last epoch.
-    pub(super) fn show(&mut self) -> Result<()> {
+    pub(super) fn show(&mut self, journal: &JournalEnds) -> Result<()> {
         if !self.unshown {
             return Ok(());
         }
         self.usable()?;
-        self.commit().map_err(|error| self.give_up(error))?;
+        self.commit(journal).map_err(|error| self.give_up(error))?;
         self.unshown = false;
         Ok(())
     }
 
-    fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
         let Some(life) = &self.life else { return Err(self.bug("a topic was to be shown before it was begun")) };
         // Acknowledgements that have not come yet are not waited for: that would take half as long again.
         let mut ends = self.found.iter().flatten().map(|found| found.ends.clone()).next().unwrap_or_default();
@@ -107,7 +109,7 @@ impl Transactions {
             let known = ends.entry(partition).or_insert(0);
             *known = (*known).max(end);
         }
-        let progress = Progress { incarnation: life.incarnation, epoch: self.last, ends };
+        let progress = Progress { incarnation: life.incarnation, epoch: self.last, ends, journal: journal.clone() };
         let value = progress.to_value();
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
