@@ -400,6 +400,16 @@ impl StateDir {
         self.remove_superfluous(claim, keep, obsolete, &self.still_current(claim.incarnation))
     }
 
+    /// Removes segments of the claim's life that no manifest names or will ever name.
+    ///
+    /// # Errors
+    /// If a later life has begun, or if the disk does not let it.
+    pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
+        (self.still_current(claim.incarnation))()?;
+        let removed = self.remove(segments.map(|name| format!("segments/{name}")));
+        removed.map(drop).map_err(self.cannot("remove old files of"))
+    }
+
     /// Removes snapshots that count but the `keep` newest, and what only those named: for who has the state locked, and
     /// no life of it. The journal stays: the next life cuts it.
     ///
