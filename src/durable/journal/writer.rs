@@ -46,7 +46,7 @@ pub struct Place {
     pub limit: u64,
     /// Files of earlier lives that this process removes when they are cut off.
     pub inherited: Vec<Accepted>,
-    /// Asked before anything is removed.
+    /// Asked before anything is written or removed.
     pub still_current: StillCurrent,
 }
 
@@ -291,6 +291,7 @@ impl Writer {
 
     fn round(&mut self, work: &Queue) -> Result<()> {
         if !work.waiting.is_empty() {
+            (self.place.still_current)()?;
             if self.length >= self.place.limit {
                 self.rotate()?;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::*;
-use crate::durable::disk::Disk;
+use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Journal};
 use crate::durable::manifest::{self, ManifestId, StepState};
 use crate::durable::segment::{Label, SegmentInfo};
@@ -375,5 +375,46 @@ fn one_act_too_late_does_no_harm() {
             let base = state.manifest(later.base.unwrap()).unwrap();
             base.verify(&**state.disk(), &state.segments()).unwrap();
         }
+    }
+}
+
+#[test]
+fn starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays() {
+    let (_, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    for _ in 0..100 {
+        state.begin().unwrap();
+    }
+    let left = names(&state, "lives");
+    assert!(left.len() <= 20, "{left:?}");
+    assert!(left.contains(&"1.claim".to_owned()) && left.contains(&"101".to_owned()), "{left:?}");
+    assert!((state.still_current(claim.incarnation))().is_err());
+    assert!((state.still_current(101))().is_ok());
+    assert_eq!(begin_life(&state).0.incarnation, 102);
+}
+
+#[test]
+fn a_state_whose_lock_file_was_removed_is_still_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = folder.path().join("state");
+    let disks: [(Arc<dyn Disk>, PathBuf); 2] =
+        [(Arc::new(MemoryDisk::default()), PathBuf::from("state")), (OsDisk::shared(), on_disk)];
+    for (disk, path) in disks {
+        let open = |take_over| StateDir::open(disk.clone(), &path, take_over);
+        let state = open(false).unwrap();
+        let (claim, _) = begin_life(&state);
+        for _ in 0..2 {
+            // Once it is gone, then there is one that nobody has locked or signed.
+            let _may_be_gone = disk.remove(&path.join("LOCK"));
+            let error = open(false).unwrap_err().to_string();
+            let holder = format!("process {} on ", std::process::id());
+            assert!(error.starts_with("the state is in use (") && error.contains(&holder), "{error}");
+            assert!(open(false).is_err());
+        }
+        (state.still_current(claim.incarnation))().unwrap();
+        assert_eq!(names(&state, "lives"), ["1", "1.claim"]);
+        open(true).unwrap();
+        drop(state);
+        open(false).unwrap();
     }
 }
