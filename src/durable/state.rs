@@ -307,7 +307,7 @@ impl StateDir {
                     for id in names.iter().filter_map(|name| FileId::parse(name)) {
                         let read = |bytes: &[u8]| {
                             let file = JournalFile::read(self.id, id, bytes)?;
-                            if sync && !file.entries.is_empty() {
+                            if sync {
                                 written.insert(id, bytes.to_vec());
                             }
                             Ok(file)

@@ -7,7 +7,7 @@
 //! * What is there after a loss of power are the [survivors](CrashingDisk::survivors): all that was synced, and of the
 //!   rest whatever a seed says.
 //! * The disk **lies** when it is told to: a [sync fails](CrashingDisk::lose_sync) and drops what it was to keep, while
-//!   later ones succeed; a [directory is stale](CrashingDisk::stale_from), and lists what was there once; a
+//!   later ones succeed; a [directory is stale](CrashingDisk::hide_from), and lists what was there once; a
 //!   [lock](CrashingDisk::free_locks) is given to everybody, or [lost](CrashingDisk::lose_locks) by its holder.
 //!
 //! Invariants, which are those of a real disk and no more: bytes survive when their file was synced after they were
@@ -139,12 +139,19 @@ pub enum Loss {
     AtOnce,
 }
 
-/// The time for which directories are stale, in acts, and what they list then.
+/// What directories do not show to a process that is started after a kill.
 #[derive(Clone, Default)]
 struct Stale {
+    /// The act from which on changes are hidden from the next process.
     from: Option<usize>,
+    /// The paths of all files before that act.
+    before: Option<BTreeSet<PathBuf>>,
+    /// Files that are there and not listed.
+    hidden: BTreeSet<PathBuf>,
+    /// Files that are listed and not there.
+    ghosts: BTreeSet<PathBuf>,
+    /// The act from which on directories show what there is.
     until: Option<usize>,
-    paths: Option<Vec<PathBuf>>,
 }
 
 #[derive(Clone, Default)]
@@ -341,8 +348,7 @@ impl State {
         self.running()?;
         let number = self.log.len();
         if self.stale.from == Some(number) {
-            // What is there before the act is what is listed from here on.
-            let _frozen = self.listed();
+            self.stale.before = Some(self.names.files.keys().cloned().collect());
         }
         self.log.push(Act { kind, path: path.to_owned() });
         if self.fail_at.is_some_and(|at| at == number) {
@@ -363,13 +369,13 @@ impl State {
     }
 
     /// The paths of all files, as a directory lists them now.
-    fn listed(&mut self) -> Vec<PathBuf> {
-        let (now, stale) = (self.log.len(), &mut self.stale);
-        let has_begun = stale.from.is_some_and(|from| from <= now);
-        if !has_begun || stale.until.is_some_and(|until| until <= now) {
-            return self.names.files.keys().cloned().collect();
+    fn listed(&self) -> BTreeSet<PathBuf> {
+        let mut paths: BTreeSet<_> = self.names.files.keys().cloned().collect();
+        if self.stale.until.is_none_or(|until| self.log.len() < until) {
+            paths.retain(|path| !self.stale.hidden.contains(path));
+            paths.extend(self.stale.ghosts.iter().cloned());
         }
-        stale.paths.get_or_insert_with(|| self.names.files.keys().cloned().collect()).clone()
+        paths
     }
 
     fn running(&self) -> io::Result<()> {
@@ -399,6 +405,13 @@ impl State {
 
     fn name(&mut self, naming: Naming) {
         self.names.apply(&naming);
+        // A process sees what it does itself.
+        let (Naming::Directory(path) | Naming::Put(path, _) | Naming::Move(_, path, _) | Naming::Drop(path)) = &naming;
+        self.stale.hidden.remove(path);
+        self.stale.ghosts.remove(path);
+        if let Naming::Move(from, ..) = &naming {
+            self.stale.ghosts.remove(from);
+        }
         self.waiting.push(naming);
     }
 
@@ -491,14 +504,14 @@ impl CrashingDisk {
         self.state().syncs
     }
 
-    /// Makes directories list, from the act of this number on, what is in them then: all that comes or goes later is not
-    /// to be seen in them. It can be opened all the same. A process that is started after a kill sees no more.
-    pub fn stale_from(&self, act: usize) {
-        self.state().stale = Stale { from: Some(act), until: None, paths: None };
+    /// Makes directories stale for a process that is started after a kill: they list what was in them before the act of
+    /// this number, and what that process makes and removes itself. What they hide can be opened all the same.
+    pub fn hide_from(&self, act: usize) {
+        self.state().stale.from = Some(act);
     }
 
     /// Ends that directories are stale, from the act of this number on.
-    pub fn fresh_from(&self, act: usize) {
+    pub fn show_from(&self, act: usize) {
         self.state().stale.until = Some(act);
     }
 
@@ -561,9 +574,14 @@ impl CrashingDisk {
     #[must_use]
     pub fn after_kill(&self) -> CrashingDisk {
         let state = self.state().clone();
-        let paths = state.stale.paths.clone();
+        let now: BTreeSet<_> = state.names.files.keys().cloned().collect();
+        let before = state.stale.before.clone().unwrap_or_else(|| now.clone());
         let disk = CrashingDisk::again(state);
-        disk.state().stale = Stale { from: paths.as_ref().map(|_| 0), until: None, paths };
+        disk.state().stale = Stale {
+            hidden: now.difference(&before).cloned().collect(),
+            ghosts: before.difference(&now).cloned().collect(),
+            ..Stale::default()
+        };
         disk
     }
 
@@ -607,7 +625,7 @@ impl fmt::Debug for CrashingDisk {
 
 impl Disk for CrashingDisk {
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
-        let (mut state, directory) = (self.state(), plain(directory));
+        let (state, directory) = (self.state(), plain(directory));
         state.running()?;
         let listed = state.listed();
         let inside = listed.iter().filter(|path| parent(path) == directory);
@@ -1031,18 +1049,20 @@ mod tests {
         let disk = CrashingDisk::new();
         disk.put(path("d/old"), b"");
         disk.put(path("d/gone"), b"");
-        disk.stale_from(1);
+        disk.hide_from(1);
         disk.create(path("d/first")).unwrap();
         disk.create(path("d/second")).unwrap();
         disk.remove(path("d/gone")).unwrap();
-        assert_eq!(disk.list(path("d")).unwrap(), ["first", "gone", "old"]);
-        assert_eq!(disk.open(path("d/gone")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        disk.open(path("d/second")).unwrap();
+        assert_eq!(disk.list(path("d")).unwrap(), ["first", "old", "second"]);
         let killed = disk.after_kill();
-        killed.fresh_from(1);
+        killed.show_from(2);
         assert_eq!(killed.list(path("d")).unwrap(), ["first", "gone", "old"]);
+        assert_eq!(killed.open(path("d/gone")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        killed.open(path("d/second")).unwrap();
         killed.create(path("d/third")).unwrap();
-        assert_eq!(killed.list(path("d")).unwrap(), ["first", "old", "second", "third"]);
+        assert_eq!(killed.list(path("d")).unwrap(), ["first", "gone", "old", "third"]);
+        killed.remove(path("d/third")).unwrap();
+        assert_eq!(killed.list(path("d")).unwrap(), ["first", "old", "second"]);
         assert_eq!(disk.survivors(1).list(path("d")).unwrap(), ["first", "old", "second"]);
     }
 
