@@ -8,10 +8,11 @@ mod drive;
 use std::time::{Duration, Instant};
 
 use drive::{Driven, Tick, place};
+use tidegate::durable::journal::Bound;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
-use tidegate::source::{Options, Place};
-use tidegate::time::EventTime;
+use tidegate::source::{Options, Place, Resumed};
+use tidegate::time::{Epoch, EventTime};
 
 fn broker(partitions: u32) -> EmbeddedBroker {
     let broker = EmbeddedBroker::start().unwrap();
@@ -144,6 +145,37 @@ fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
     let error = second.replay(first.bindings[0].0, &bounds[..1]).unwrap_err().to_string();
     assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
+}
+
+/// The broker drops the oldest records while there is a reader that has yet to come to them.
+#[test]
+fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
+    let broker = broker(1);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..20);
+    let mut driven = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let filler = "x".repeat(100_000);
+    for id in 20..200 {
+        let text = format!(r#"{{"id":{id},"at_ms":{},"filler":"{filler}"}}"#, 1_000_000 + id);
+        publisher.send(None, text.as_bytes(), Some(1_000_000)).unwrap();
+    }
+    publisher.settle().unwrap();
+    let bound = Bound {
+        source: "s".into(),
+        partition: 0,
+        found_at: None,
+        next: 10,
+        watermark: EventTime::from_millis(1_000_009),
+        idle: false,
+        until: None,
+        ended: false,
+        check: None,
+    };
+    let ended =
+        driven.resume(Epoch(2), &[Resumed { bound, floor: EventTime::MIN }]).and_then(|()| driven.until_events(1));
+    let error = ended.expect_err("records 10 to 19 are gone").to_string();
+    assert!(error.contains("records that were still to be read are gone") && error.contains("partition 0"), "{error}");
+    assert_eq!(ids(&driven), []);
 }
 
 #[test]

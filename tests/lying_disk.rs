@@ -100,7 +100,8 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
     let (mut ended, mut exact) = (0, 0);
     for seed in seeds(KINDS.len() as u64) {
         let subject = Subject::new(200 + seed);
-        for (number, loss) in (seed as usize % stride()..).step_by(stride()).zip([Loss::Later, Loss::AtOnce].iter().cycle())
+        for (number, loss) in
+            (seed as usize % stride()..).step_by(stride()).zip([Loss::Later, Loss::AtOnce].iter().cycle())
         {
             let (kept, disk) = (Kept::default(), new_disk());
             disk.lose_sync(number, *loss);

@@ -126,9 +126,8 @@ fn wrong(calls: &[Traced]) -> Vec<String> {
                 }
                 if name_of(to).contains(".commit-") {
                     let results = to.with_file_name(name_of(to).split(".commit-").next().unwrap());
-                    let mut touched = before().filter(
-                        |call| matches!(call, Call::Write(path) | Call::Sync(path) if *path == results),
-                    );
+                    let mut touched = before()
+                        .filter(|call| matches!(call, Call::Write(path) | Call::Sync(path) if *path == results));
                     if matches!(touched.next(), Some(Call::Write(_))) {
                         wrong.push(format!("{} is committed and not synced", results.display()));
                     }
@@ -226,8 +225,16 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
             _ => "another",
         });
     }
-    let expected =
-        ["a commit", "a manifest", "a claim", "a merged segment", "a segment", "a file of the journal", "a directory", "rows"];
+    let expected = [
+        "a commit",
+        "a manifest",
+        "a claim",
+        "a merged segment",
+        "a segment",
+        "a file of the journal",
+        "a directory",
+        "rows",
+    ];
     let missing: Vec<_> = expected.iter().filter(|kind| !seen.contains(*kind)).collect();
     assert!(missing.is_empty(), "there was no {missing:?}");
 }

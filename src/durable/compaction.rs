@@ -423,6 +423,38 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_that_is_given_up_ends_at_the_next_block_and_leaves_no_file() {
+        let codec = &codecs()[0];
+        let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+        let rows = random_rows(&mut fastrand::Rng::with_seed(5), 3_000, 4);
+        let inputs = [write(&disk, directory.path(), &label(0), codec, &rows, 10).unwrap()];
+        let sum = Label::of_sum(&inputs, 4, 0, 1);
+        let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
+        let keep = |_: &Row| {
+            kept.set(kept.get() + 1);
+            give_up.store(kept.get() >= 25, std::sync::atomic::Ordering::Release);
+            true
+        };
+        let merging = Merging { keep: &keep, give_up: &give_up, ..merging(codec, EventTime::MIN) };
+        assert_eq!(merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap(), Merged::GivenUp);
+        assert!((25..60).contains(&kept.get()), "{} rows", kept.get());
+        assert!(!directory.path().join(sum.file_name()).exists());
+        // Told at the very end, it leaves nothing either; and not told, all.
+        let at_end = |told| {
+            let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
+            let keep = |_: &Row| {
+                kept.set(kept.get() + 1);
+                give_up.store(told && kept.get() == rows.len(), std::sync::atomic::Ordering::Release);
+                true
+            };
+            let merging = Merging { keep: &keep, give_up: &give_up, ..self::merging(codec, EventTime::MIN) };
+            merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap()
+        };
+        assert_eq!(at_end(true), Merged::GivenUp);
+        assert_eq!(at_end(false).segment().unwrap().rows, rows.len() as u64);
+    }
+
+    #[test]
     fn a_merge_that_fails_leaves_its_inputs_and_can_be_done_again() {
         let codec = &codecs()[0];
         let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());

@@ -35,10 +35,10 @@ impl Driven {
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
         let query = QueryPrint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
         let (incarnation, survey) = (dir.begin().unwrap(), dir.survey().unwrap());
-        let found =
-            Found { incarnation, survey: &survey, sinks: &[], query: &query, accept_changed_query: false };
+        let found = Found { incarnation, survey: &survey, sinks: &[], query: &query, accept_changed_query: false };
         let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
-        let (failure, metrics, merges) = (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
+        let (failure, metrics, merges) =
+            (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
         let terms = Terms { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
         let journal = Arc::new(MemoryJournal::default());
         let snapshots =
@@ -304,4 +304,34 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
     driven.snapshots.finish();
     assert_eq!(driven.failure.get().map(ToString::to_string), None);
     assert_eq!(driven.files(), driven.named());
+}
+
+#[test]
+fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
+    let driven = Driven::start();
+    let bound = |partition| Bound {
+        source: "s".into(),
+        partition,
+        found_at: None,
+        next: 7,
+        watermark: EventTime::from_millis(5),
+        idle: false,
+        until: None,
+        ended: false,
+        check: None,
+    };
+    let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
+    let sink = SinkState { name: "out".into(), shown: Some(Epoch(2)), on_change: true };
+    let parts = vec![
+        Part::Source("s".into(), vec![bound(1)]),
+        Part::Sink(sink.clone()),
+        Part::Mark("s".into(), watermark, floors.clone()),
+        Part::Source("s".into(), vec![bound(0)]),
+    ];
+    driven.snapshot(Epoch(2), parts);
+    let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
+    let manifest = driven.dir.manifest(ids[0]).unwrap();
+    let bounds = vec![bound(0), bound(1)];
+    assert_eq!(manifest.sources, [SourceState { name: "s".into(), bounds, watermark, floors }]);
+    assert_eq!(manifest.sinks, [sink]);
 }
