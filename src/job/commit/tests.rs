@@ -9,9 +9,9 @@ use super::*;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::compaction::{FEWEST, Merging, merge};
 use crate::durable::journal::MemoryJournal;
+use crate::durable::memory_disk::MemoryDisk;
 use crate::durable::recovery::{Found, decide};
 use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
-use crate::testing::CrashingDisk;
 
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ type Row = ((i64, u32), i64);
 
 /// A life whose snapshots are made by hand.
 struct Driven {
-    disk: CrashingDisk,
+    disk: MemoryDisk,
     dir: Arc<StateDir>,
     snapshots: Arc<Snapshots>,
     failure: Arc<Failure>,
@@ -31,7 +31,7 @@ struct Driven {
 
 impl Driven {
     fn start() -> Driven {
-        let disk = CrashingDisk::new();
+        let disk = MemoryDisk::default();
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
         let query = QueryPrint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
         let (incarnation, survey) = (dir.begin().unwrap(), dir.survey().unwrap());
@@ -116,7 +116,7 @@ fn label(step: &str, worker: u32, epoch: u64) -> Label {
 }
 
 /// Writes a segment, in blocks of so many rows.
-fn write(disk: &CrashingDisk, directory: &Path, label: &Label, rows: &[Row], of_block: usize) -> SegmentInfo {
+fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_block: usize) -> SegmentInfo {
     let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().coding()).unwrap();
     for rows in rows.chunks(of_block) {
         let mut builder = BlockBuilder::new(codec());
