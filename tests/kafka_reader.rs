@@ -175,7 +175,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         driven.resume(Epoch(2), &[Resumed { bound, floor: EventTime::MIN }]).and_then(|()| driven.until_events(1));
     let error = ended.expect_err("records 10 to 19 are gone").to_string();
     assert!(error.contains("records that were still to be read are gone") && error.contains("partition 0"), "{error}");
-    assert_eq!(ids(&driven), []);
+    assert!(driven.events.is_empty());
 }
 
 #[test]

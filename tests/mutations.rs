@@ -127,8 +127,8 @@ const MUTATIONS: &[Mutation] = &[
         file: "src/source/mod.rs",
         text: "fresh_since: (*floor > bound.watermark).then_some(epoch),",
         instead: "fresh_since: None,",
-        tests: "tests/resume.rs",
-        test: "a_partition_that_had_a_floor_in_the_snapshot_has_it_still",
+        tests: "src/source/memory.rs",
+        test: "a_floor_decides_until_the_partition_itself_has_come_so_far",
     },
     Mutation {
         name: "the earliest record is read where the next one is gone",

@@ -434,32 +434,6 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
 }
 
-/// Until it is as far as the stream, as its records can be late by the floor alone.
-#[test]
-fn a_partition_that_had_a_floor_in_the_snapshot_has_it_still() {
-    let source = Records::new(vec![(0..40).collect::<Vec<i64>>()], |at| *at).out_of_order(Duration::ZERO);
-    let bound = Bound {
-        source: "s".into(),
-        partition: 0,
-        found_at: None,
-        next: 10,
-        watermark: EventTime::from_millis(9),
-        idle: false,
-        until: None,
-        ended: false,
-        check: None,
-    };
-    for (floor, fresh) in [(i64::MIN, 0), (9, 0), (20, 10)] {
-        let mut driven = Driven::open(&source, Options::default()).unwrap();
-        driven.view.publish(Epoch(2), EventTime::from_millis(20));
-        driven.resume(Epoch(2), &[Resumed { bound: bound.clone(), floor: EventTime::from_millis(floor) }]).unwrap();
-        driven.until_events(30).unwrap();
-        let found = driven.events.iter().filter(|event| event.origin.fresh);
-        let times: Vec<i64> = found.map(|event| event.data).collect();
-        assert_eq!(times, (10..10 + fresh).collect::<Vec<_>>(), "floor {floor}");
-    }
-}
-
 /// Otherwise what is replayed would come to other results than those that were shown.
 #[test]
 fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed() {

@@ -418,3 +418,44 @@ fn a_state_whose_lock_file_was_removed_is_still_in_use() {
         open(false).unwrap();
     }
 }
+
+#[test]
+fn an_earlier_life_asks_before_it_appends_to_its_journal() {
+    let (disk, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    journal.append(0, frame(2, &[(0, 2)])).unwrap();
+    assert!(writer.step());
+    let before = disk.read(&path_of(first_file(1))).unwrap();
+    let (later, decision) = begin_life(&joined(&state));
+    assert_eq!((later.incarnation, short(&decision.replay)), (2, vec![(2, vec![(0, 2)])]));
+    journal.append(0, frame(4, &[(0, 4)])).unwrap();
+    assert!(!writer.step());
+    let error = journal.check().unwrap_err().to_string();
+    assert!(error.starts_with("another process goes on with this state (state)"), "{error}");
+    assert_eq!(journal.synced(0), Some(Epoch(2)));
+    assert_eq!(disk.read(&path_of(first_file(1))).unwrap(), before);
+}
+
+/// As after a failed sync in the life before: what is read may be in the system's memory alone, and no sync of the same file
+/// changes that.
+#[test]
+fn a_journal_that_is_accepted_is_written_anew() {
+    let (disk, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    journal.append(0, frame(2, &[(0, 2)])).unwrap();
+    assert!(writer.step());
+    let mut old = disk.open(&path_of(first_file(1))).unwrap();
+    let (before, found) = (old.length().unwrap(), state.survey().unwrap());
+    // Whatever becomes of the old file now.
+    old.cut(0).unwrap();
+    let file = found.journals[&first_file(1)].as_ref().unwrap();
+    assert_eq!((file.good, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
+    // One that an earlier life has claimed was written anew then.
+    begin_life(&state);
+    let mut copy = disk.open(&path_of(first_file(1))).unwrap();
+    state.survey().unwrap();
+    copy.cut(0).unwrap();
+    assert_eq!(disk.read(&path_of(first_file(1))).unwrap().len(), 0);
+}
