@@ -42,11 +42,12 @@ enum Phase {
     Idle,
 }
 
-/// A time in which bytes wait for the client.
+/// A time in which bytes wait for the client. Each [`WRITE_BYTES`] that it takes begin a new term.
 #[derive(Clone, Copy, Debug)]
 struct Stall {
+    /// The end of the term.
     until: Instant,
-    /// Bytes that were taken since it began.
+    /// Bytes that were taken in this term.
     taken: usize,
     /// The last time that any was taken.
     moved: Instant,
@@ -98,7 +99,12 @@ impl Pulse {
         let (mut state, now) = (locked(&self.0), Instant::now());
         match (outcome, &mut state.stall) {
             (Poll::Pending, None) => state.stall = Some(Stall { until: now + WRITE_TIME, taken: 0, moved: now }),
-            (Poll::Ready(Ok(taken)), Some(stall)) => (stall.taken, stall.moved) = (stall.taken + taken, now),
+            (Poll::Ready(Ok(taken)), Some(stall)) => {
+                (stall.taken, stall.moved) = (stall.taken + taken, now);
+                if stall.taken >= WRITE_BYTES {
+                    (stall.until, stall.taken) = (now + WRITE_TIME, 0);
+                }
+            }
             _ => {}
         }
     }
@@ -119,14 +125,8 @@ impl Pulse {
         phase.into_iter().chain(state.stall.map(|stall| stall.until)).min()
     }
 
-    /// `true` if a limit has passed. A client that has taken enough gets another term.
+    /// `true` if a limit has passed.
     fn is_late(&self, now: Instant) -> bool {
-        if let Some(stall) = &mut locked(&self.0).stall
-            && stall.until <= now
-            && stall.taken >= WRITE_BYTES
-        {
-            (stall.until, stall.taken) = (now + WRITE_TIME, 0);
-        }
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
