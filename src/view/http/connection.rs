@@ -245,6 +245,8 @@ async fn serve(socket: Socket, shared: Arc<Shared>, over: watch::Receiver<bool>)
 pub(super) struct Connections {
     most: usize,
     next: u64,
+    /// Sockets that are open: those of `open`, and of connections that are being closed.
+    sockets: usize,
     open: BTreeMap<u64, (Pulse, AbortHandle)>,
 }
 
@@ -256,24 +258,39 @@ struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        locked(&self.all).open.remove(&self.id);
+        let mut all = locked(&self.all);
+        all.open.remove(&self.id);
+        all.sockets -= 1;
     }
 }
 
 impl Connections {
     /// None yet, and no more than `most`.
     pub(super) fn new(most: usize) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Connections { most, next: 0, open: BTreeMap::new() }))
+        Arc::new(Mutex::new(Connections { most, next: 0, sockets: 0, open: BTreeMap::new() }))
     }
 
-    /// Makes room for one more, if there is none, by closing the connection that has been spare for longest. `false` if
-    /// there is none to spare.
-    pub(super) fn make_room(all: &Mutex<Self>) -> bool {
-        let is_full = {
-            let own = locked(all);
-            own.open.len() >= own.most
-        };
-        !is_full || Self::close_one(all)
+    /// Makes room for one more, if there is none, by closing the connection that has been spare for longest; returns when
+    /// its socket is closed. `false` if there is none to spare.
+    pub(super) async fn make_room(all: &Mutex<Self>) -> bool {
+        loop {
+            let is_full = {
+                let own = locked(all);
+                own.open.len() >= own.most
+            };
+            if is_full && !Self::close_one(all) {
+                return false;
+            }
+            let has_room = {
+                let own = locked(all);
+                own.sockets < own.most
+            };
+            if has_room {
+                return true;
+            }
+            // What is closed is so when its task has had its turn.
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Closes the connection that has been spare for longest, if any is spare.
@@ -300,13 +317,15 @@ impl Connections {
     ) {
         let pulse = Pulse::new();
         let mut own = locked(all);
-        own.next += 1;
+        (own.next, own.sockets) = (own.next + 1, own.sockets + 1);
         let listed = Listed { id: own.next, all: Arc::clone(all) };
         let (socket, shared, over) = (Socket { stream, pulse: pulse.clone() }, Arc::clone(shared), over.clone());
         let id = own.next;
+        let serving = serve(socket, shared, over);
         let task = tokio::spawn(async move {
-            serve(socket, shared, over).await;
-            drop((listed, alive));
+            // Dropped in the end, after the socket.
+            let _open = (listed, alive);
+            serving.await;
         });
         own.open.insert(id, (pulse, task.abort_handle()));
     }

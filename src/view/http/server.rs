@@ -8,8 +8,8 @@ use std::future::{Future, poll_fn};
 use std::io::{self, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -151,9 +151,15 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
             match next.await {
                 None => break,
                 Some(Ok((stream, _))) => {
-                    take(stream, &connections, most, &mut complaints, |stream| {
+                    if Connections::make_room(&connections).await {
+                        // Without it answers come later, that is all.
+                        let _ = stream.set_nodelay(true);
                         Connections::add(&connections, stream, &shared, &over, open.clone());
-                    });
+                    } else {
+                        complaints
+                            .add(&format_args!("HTTP: {most} connections are being answered; others are refused"));
+                        refuse(stream);
+                    }
                 }
                 Some(Err(why)) if is_of_one(&why) => {}
                 Some(Err(why)) => {
@@ -170,21 +176,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
     let _ = tokio::time::timeout(GRACE, alive.closed()).await;
 }
 
-/// Serves a connection, if there is room for it.
-fn take(
-    stream: TcpStream,
-    connections: &Mutex<Connections>,
-    most: usize,
-    complaints: &mut Complaints,
-    add: impl FnOnce(TcpStream),
-) {
-    if Connections::make_room(connections) {
-        // Without it answers come later, that is all.
-        let _ = stream.set_nodelay(true);
-        add(stream);
-        return;
-    }
-    complaints.add(&format_args!("HTTP: {most} connections are being answered; others are refused"));
+/// Tells a client that there is no room for it.
+fn refuse(stream: TcpStream) {
     let refusal = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     // A client that does not hear it sees its connection closed.
     let _ = stream.into_std().and_then(|mut stream| stream.write_all(refusal.as_bytes()));
