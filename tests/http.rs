@@ -180,7 +180,7 @@ impl Drop for Attack {
     }
 }
 
-/// What a job came to.
+/// The figures of one run of a job.
 #[derive(Debug)]
 struct Measured {
     /// Until all its results were there.

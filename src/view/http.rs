@@ -1,13 +1,14 @@
 //! HTTP: answers questions about a running job, and keeps some answers open for events.
 //!
-//! It holds no knowledge of jobs: a request ([`Asked`]) is passed to a function that gives the answer ([`Reply`]). The server is in
-//! [`server`]; [`client`] asks one from another process. Without the cargo feature `http` there is no server, and
-//! starting one says so.
+//! It holds no knowledge of jobs: a request ([`Asked`]) is passed to a function that gives the answer ([`Reply`]). The
+//! server is in [`server`]; [`client`] asks one from another process. Without the cargo feature `http` there is no
+//! server, and starting one says so.
 //!
-//! Invariant: **clients never reach the job**. Everything that a client can hold has a limit, listed in [`limits`]: the job loses
-//! no descriptor, no memory beyond these limits and no time at its end to one that reads slowly, sends half a request or
-//! opens connections without end. Nobody but programs on this machine and those that name the server by its address or
-//! by an allowed host name is answered (see `host`), so a page from elsewhere cannot read a job through a browser.
+//! Invariant: **clients never reach the job**. Everything that a client can hold has a limit, listed in [`limits`]: the
+//! job loses no descriptor, no memory beyond these limits and no time at its end to one that reads slowly, sends half a
+//! request or opens connections without end. Nobody but programs on this machine and those that name the server by its
+//! address or by an allowed host name is answered (see `host`), so a page from elsewhere cannot read a job through a
+//! browser.
 #![cfg_attr(not(feature = "http"), expect(dead_code, reason = "without a server nobody asks"))]
 
 #[cfg(feature = "http")]

@@ -60,7 +60,7 @@ struct State {
     stall: Option<Stall>,
 }
 
-/// What a connection is at.
+/// The shared state of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Pulse(Arc<Mutex<State>>);
 
@@ -270,8 +270,8 @@ impl Connections {
         Arc::new(Mutex::new(Connections { most, next: 0, sockets: 0, open: BTreeMap::new() }))
     }
 
-    /// Makes room for one more, if there is none, by closing the connection that has been spare for longest; returns when
-    /// its socket is closed. `false` if there is none to spare.
+    /// Makes room for one more, if there is none, by closing the connection that has been spare for longest; returns
+    /// when its socket is closed. `false` if there is none to spare.
     pub(super) async fn make_room(all: &Mutex<Self>) -> bool {
         loop {
             let is_full = {

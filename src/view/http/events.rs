@@ -1,10 +1,10 @@
 //! Streams of server-sent events: one side takes events from their source as they come, the other one is the body of an
 //! answer.
 //!
-//! What the source gives is taken at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`] of
-//! text wait for the reader; when there is more it is cut off: it still gets what waits, and then an `end` that tells it why. An event
-//! that is longer by itself is sent in pieces that are made as the reader takes them; few streams at a time may do that, and meanwhile the
-//! source has to keep what comes, with a limit of its own.
+//! What the source gives is taken at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`]
+//! of text wait for the reader; when there is more it is cut off: it still gets what waits, and then an `end` that
+//! tells it why. An event that is longer by itself is sent in pieces that are made as the reader takes them; few
+//! streams at a time may do that, and meanwhile the source has to keep what comes, with a limit of its own.
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -24,7 +24,7 @@ use super::gate::{Gate, Permit};
 use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
 use super::{Event, Events, Pieces, end_event};
 
-/// What the reader of a stream gets next.
+/// The next part of a stream.
 enum Message {
     /// Whole events.
     Text(Bytes),
@@ -32,7 +32,7 @@ enum Message {
     Long(Option<Bytes>, Pieces, Permit),
 }
 
-/// What waits for the reader of a stream.
+/// The size of the part of a stream that waits for its reader.
 #[derive(Default)]
 struct Backlog {
     /// Bytes of text, and one for a long event that is being sent.

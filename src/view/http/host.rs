@@ -1,9 +1,9 @@
 //! Host names by which a server may be called.
 //!
-//! A page from elsewhere can make a browser call a server on this machine under a name of the page's own, by letting that
-//! name point to 127.0.0.1 (DNS rebinding), and could then read the answers. The `Host` of such a request is the page's
-//! name. So a request is answered only if its `Host` is an address in digits, which no other origin can have; `localhost`
-//! or a name beneath it; the name that the server was told to listen at; or a name that was allowed.
+//! A page from elsewhere can make a browser call a server on this machine under a name of the page's own, by letting
+//! that name point to 127.0.0.1 (DNS rebinding), and could then read the answers. The `Host` of such a request is the
+//! page's name. So a request is answered only if its `Host` is an address in digits, which no other origin can have;
+//! `localhost` or a name beneath it; the name that the server was told to listen at; or a name that was allowed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Open connections at most. Beyond it the connection that has waited longest for a request, or whose reader is stuck, is
-/// closed for the new one; where all are being answered, the new one gets status 503.
+/// Open connections at most. Beyond it the connection that has waited longest for a request, or whose reader is stuck,
+/// is closed for the new one; where all are being answered, the new one gets status 503.
 pub(crate) const CONNECTIONS: usize = 256;
 /// One in so many of the descriptors that the process may have open is a connection at most.
 pub(crate) const DESCRIPTORS_FOR_ONE: u64 = 4;

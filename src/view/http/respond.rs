@@ -1,4 +1,4 @@
-//! What a request is answered: refused, or passed on and its answer made when its turn comes.
+//! Requests: refused, or passed on and answered when their turn comes.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
 use super::{Answering, Asked, Kind, Make, Pieces, Reply};
 
-/// What all connections share.
+/// The part that all connections share.
 pub(super) struct Shared {
     answering: Answering,
     hosts: Hosts,
@@ -42,7 +42,7 @@ impl Shared {
     }
 }
 
-/// What an answer consists of.
+/// An answer before it becomes a response.
 struct Answer {
     status: u16,
     kind: &'static str,

@@ -1,7 +1,7 @@
 //! The server: one thread that takes connections and serves all of them.
 //!
-//! A second thread makes those answers that take time, one after the other. The job starts the server and ends it; it never waits for more
-//! than [`END_TIME`] for it, and no failure of a client is one of the job's.
+//! A second thread makes those answers that take time, one after the other. The job starts the server and ends it; it
+//! never waits for more than [`END_TIME`] for it, and no failure of a client is one of the job's.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -90,8 +90,8 @@ impl Drop for Server {
     }
 }
 
-/// The greatest number of connections: [`CONNECTIONS`], or fewer where the process may have few descriptors, so that the
-/// job has enough.
+/// The greatest number of connections: [`CONNECTIONS`], or fewer where the process may have few descriptors, so that
+/// the job has enough.
 fn most_connections() -> usize {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     usize::try_from(descriptors / DESCRIPTORS_FOR_ONE).unwrap_or(CONNECTIONS).clamp(1, CONNECTIONS)

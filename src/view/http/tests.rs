@@ -1,4 +1,4 @@
-//! What the server promises its clients, and what they cannot take from it.
+//! The promises of the server to its clients, and the limits of what they can take from it.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
