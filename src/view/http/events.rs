@@ -1,7 +1,7 @@
 //! Streams of server-sent events: one side takes events from their source as they come, the other one is the body of an
 //! answer.
 //!
-//! What the source gives is taken at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`]
+//! Events are taken from the source at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`]
 //! of text wait for the reader; when there is more it is cut off: it still gets what waits, and then an `end` that
 //! tells it why. An event that is longer by itself is sent in pieces that are made as the reader takes them; few
 //! streams at a time may do that, and meanwhile the source has to keep what comes, with a limit of its own.
