@@ -332,7 +332,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
 fn changes_add_up(address: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let head = "GET /views/balances HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n";
+    let head = "GET /views/balances HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let (mut lines, mut kind) = (BufReader::new(stream).lines(), String::new());
     let (mut rows, mut epochs) = (BTreeMap::<(String, i64), i64>::new(), Vec::new());

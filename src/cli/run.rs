@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -44,10 +45,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
     pub in_flight: u64,
 
-    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /views;
-    /// each further process takes the port after it
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Running")]
+    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /readyz,
+    /// /views; each further process takes the port after it
+    #[arg(long, value_name = "HOST:PORT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Running")]
     pub http: Option<String>,
+
+    /// Answer HTTP requests that call this process by this host name, too; without it only by an address, localhost, or the
+    /// name given to --http, so that no page from elsewhere reads the job through a browser. May be given several times;
+    /// * allows every name
+    #[arg(long, value_name = "NAME", requires = "http", help_heading = "Running")]
+    pub http_host: Vec<String>,
 
     /// After how long without a result the reason is told
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
@@ -175,7 +182,7 @@ impl RunArgs {
         let job = job.clock_behind(self.clock_behind);
         let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
-            Some(address) => job.http(address),
+            Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
             None => job,
         };
         let job = match self.cluster()? {

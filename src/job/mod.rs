@@ -45,6 +45,7 @@ use crate::status::Board;
 use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
 use crate::time::Epoch;
 use crate::view::Views;
+use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
 pub use profile::{JobProfile, StepProfile};
@@ -133,7 +134,7 @@ pub struct Job {
     pace: Pace,
     seals: Vec<Epoch>,
     fault: Option<Fault>,
-    http: Option<String>,
+    http: Endpoint,
     quiet: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
@@ -166,7 +167,7 @@ impl Job {
             pace: Pace::Clock,
             seals: Vec::new(),
             fault: None,
-            http: None,
+            http: Endpoint::default(),
             quiet: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
@@ -174,12 +175,21 @@ impl Job {
     }
 
     /// Serves what the job is at over HTTP while it runs, at `HOST:PORT` (port 0 is any free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, and its views. Of several processes each has a server, at the port that is its number further
-    /// on; process 0 knows of all.
+    /// `/metrics`, `/healthz`, `/readyz`, and its views. Of several processes each has a server, at the port that is its
+    /// number further on; process 0 knows of all. Without the cargo feature `http` the job does not run.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
-        self.http = Some(address.to_owned());
+        self.http.address = address.to_owned();
         self.views.want();
+        self
+    }
+
+    /// Answers HTTP requests that name the job's server by this host name, too: without it only those by an address,
+    /// by `localhost` or by the name that it listens at, so that no page from elsewhere reads the job through a browser.
+    /// `*` allows every name.
+    #[must_use]
+    pub fn http_host(mut self, name: &str) -> Self {
+        self.http.hosts.push(name.to_owned());
         self
     }
 
@@ -490,6 +500,7 @@ impl Job {
     }
 
     fn run_query(self, query: Query) -> Result<Report> {
+        self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
@@ -590,7 +601,8 @@ impl Job {
         mesh: Option<Mesh>,
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
-        let (http, quiet, watcher) = (self.http.clone(), self.quiet, self.watcher.clone());
+        let http = Some(self.http.clone()).filter(Endpoint::is_some);
+        let (quiet, watcher) = (self.quiet, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
@@ -603,7 +615,7 @@ impl Job {
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // What has begun in several processes fails in all of them.
-        let watching = Watching::start(&watch, http.as_deref(), quiet).map_err(|error| failure.set(error)).ok();
+        let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.tell_where(Some(&address.to_string()));
