@@ -27,8 +27,8 @@ fn well() -> JobStatus {
     JobStatus {
         job: "totals".into(),
         processes: vec![process(0, 100), process(1, 120)],
-        streams: vec![StreamStatus { source: "t".into(), watermark: at(100) }],
-        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0 }],
+        streams: vec![StreamStatus { source: "t".into(), watermark: at(100), idle_after_ms: 0 }],
+        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0, late_after_idle: 0 }],
         idle_timeout_ms: 30_000,
     }
 }
