@@ -169,7 +169,10 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
     Ok(JobStatus {
         job: manifest.as_ref().map_or_else(|| String::from("the job"), |manifest| manifest.job.clone()),
         processes: vec![ProcessStatus { workers: vec![worker], ..ProcessStatus::default() }],
-        streams: streams.into_iter().map(|(source, watermark)| StreamStatus { source, watermark, idle_after_ms: 0 }).collect(),
+        streams: streams
+            .into_iter()
+            .map(|(source, watermark)| StreamStatus { source, watermark, idle_after_ms: 0 })
+            .collect(),
         // What steps have come to since the snapshot is not known.
         steps: steps.filter(|_| frames.is_empty()).collect(),
         idle_timeout_ms: 30_000,

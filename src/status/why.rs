@@ -276,7 +276,10 @@ fn without_holders(
         return None; // All have ended: the watermark goes to the end of time with the next epochs.
     } else {
         (
-            format!("has {} partitions, all idle or ended: the watermark is where the farthest has come, and stays", all.len()),
+            format!(
+                "has {} partitions, all idle or ended: the watermark is where the farthest has come, and stays",
+                all.len()
+            ),
             format!("it moves with the next record of any of them: produce one with an event time {until}"),
         )
     };

@@ -139,7 +139,9 @@ struct Said {
 
 fn take(waiting: &mut BTreeMap<u64, Said>, side: usize, capability: &InputCapability<u64>, marks: &mut Vec<Mark>) {
     let Some(&epoch) = capability.least() else { return };
-    let said = waiting.entry(epoch).or_insert_with(|| Said { capability: capability.delayed(&epoch, 0), marks: [vec![], vec![]] });
+    let said = waiting
+        .entry(epoch)
+        .or_insert_with(|| Said { capability: capability.delayed(&epoch, 0), marks: [vec![], vec![]] });
     said.marks[side].append(marks);
 }
 
@@ -187,7 +189,8 @@ fn combine<'f>(
                     output.session(&capability).give(mark);
                 }
             }
-            if frontiers.iter().all(|frontier| frontier.is_empty()) && seals.after(snapshots.told_through()).is_empty() {
+            if frontiers.iter().all(|frontier| frontier.is_empty()) && seals.after(snapshots.told_through()).is_empty()
+            {
                 snapshots.close();
             }
         }
