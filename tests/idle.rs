@@ -5,14 +5,14 @@
 //! partitions are idle.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::{Bound, Frame};
 use tidegate::job::{Ending, Report, Stop};
 use tidegate::source::memory::Records;
 use tidegate::source::{Intake, Options, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
@@ -392,7 +392,8 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
         let one = one.flat_map(|row| vec![Deal { id: 0, key: row.2, at_ms: row.1, amount: row.3 }]);
         let all = oracle::concat(&oracle::concat(&one, &history(1)), &history(2));
         let expected = oracle::windowed(&all, second, |deal| deal.key, sums);
-        let describe = |why: String| format!("{why}\nin {first:?} and {second:?}");
+        let streams = [0, 1, 2].map(|index| (history(index).rests, history(index).watermarks));
+        let describe = |why: String| format!("{why}\nin {first:?} and {second:?}, where streams were\n{streams:?}");
         compare_rows("late records", &late, &expected.late).map_err(describe)?;
         compare_rows("closed rows", &rows, &expected.closed).map_err(describe)
     });
@@ -423,7 +424,8 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
     // Orders go on without rates, which are quiet, and then rates are behind.
     run_until(on(&disk, 2), query(), || shown.counts.all() == [(10, 2), (20, 1)]).unwrap();
     append(1, &[8, 31]);
-    run_until(on(&disk.after_kill(), 1), query(), || shown.late.all() == [8]).unwrap();
+    let disk = disk.after_kill();
+    run_until(on(&disk, 1), query(), || shown.late.all() == [8]).unwrap();
     // The journal has when the file was idle: repeated, it is again.
     append(0, &[55]);
     run_until(on(&disk.after_kill(), 2), query(), || shown.counts.all().len() == 3).unwrap();
@@ -435,46 +437,38 @@ fn idle_files_are_idle_again_in_a_replay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ticks.csv");
     std::fs::write(&path, "key,at_ms\n1,5\n1,15\n").unwrap();
-    let (input, shown) = (path.clone(), Shown::default());
-    let own = shown.clone();
-    let query = move |flow: &Flow<'_>| {
-        let ticks = csv::Input::new(&input).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
-        own.of(flow
-            .read("ticks", &ticks.idle_after(Duration::from_millis(100)))
-            .concat(flow.read("none", &Records::new(vec![vec![]], |tick: &Tick| tick.at_ms))));
+    let ticks = |path: &std::path::Path| {
+        let ticks = csv::Input::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
+        ticks.idle_after(Duration::from_millis(100))
     };
-    let stop = Stop::default();
+    // The other stream is over at once, and a file that is idle is not.
+    let query = |shown: &Shown| {
+        let none = Records::new(vec![vec![]], |tick: &Tick| tick.at_ms);
+        let (own, ticks) = (shown.clone(), ticks(&path));
+        move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
+    };
+    let (stop, shown) = (Stop::default(), Shown::default());
     let (watched, stopping) = (shown.counts.clone(), stop.clone());
     let watcher = std::thread::spawn(move || {
-        while watched.all().len() < 1 {
+        while watched.all().is_empty() {
             std::thread::sleep(Duration::from_millis(1));
         }
         stopping.stop();
     });
-    let outcome = within(PATIENCE, {
-        let query = query.clone();
-        move || Run::new().clock().stop_by(&stop).run(query)
-    })
-    .expect("it hangs")
-    .unwrap();
+    let recorded = query(&shown);
+    let recorded =
+        within(PATIENCE, move || Run::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
     watcher.join().unwrap();
-    assert!(epochs_of_silence(&outcome.journal, "ticks") > 0);
-    let first = shown.counts.epochs();
+    assert!(epochs_of_silence(&recorded.journal, "ticks") > 0);
+    let flags = |journal: &[Frame]| {
+        let all = journal.iter().flat_map(|frame| frame.bounds.iter().map(move |bound| (frame.epoch, bound.clone())));
+        all.map(|(epoch, bound)| (epoch, bound.source, bound.idle)).collect::<BTreeSet<_>>()
+    };
     for workers in [1, 3] {
-        let shown_again = Shown::default();
-        let (own, input) = (shown_again.clone(), path.clone());
-        let again = Run::new().workers(workers).journal(outcome.journal.clone()).run(move |flow| {
-            let ticks = csv::Input::new(&input).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
-            let none = Records::new(vec![vec![]], |tick: &Tick| tick.at_ms);
-            own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)));
-        });
-        let flags = |journal: &[tidegate::durable::journal::Frame]| {
-            let all = journal.iter().flat_map(|frame| frame.bounds.iter().map(move |bound| (frame.epoch, bound.idle)));
-            all.collect::<BTreeMap<_, _>>()
-        };
-        let again = again.unwrap();
-        assert_eq!(flags(&again.journal), flags(&outcome.journal), "on {workers} workers");
-        assert_eq!(shown_again.counts.epochs(), first, "on {workers} workers");
+        let again = Shown::default();
+        let run = Run::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
+        assert_eq!(flags(&run.journal), flags(&recorded.journal), "on {workers} workers");
+        assert_eq!(again.counts.epochs(), shown.counts.epochs(), "on {workers} workers");
     }
 }
 

@@ -216,15 +216,12 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
     let mut events = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(events);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut floor = EventTime::MIN;
-        let mut coming = BTreeMap::<u64, EventTime>::new();
+        let mut known = Floors::default();
         let mut held = BTreeMap::<u64, (Capability<u64>, Vec<Vec<Event<D>>>)>::new();
         move |frontiers| {
             floors.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
-                let watermark = marks.drain(..).map(|mark| mark.watermark).max().unwrap_or(EventTime::MIN);
-                let known = coming.entry(epoch).or_insert(watermark);
-                *known = watermark.max(*known);
+                marks.drain(..).for_each(|mark| known.add(epoch, mark.watermark));
             });
             for input in [&mut left, &mut right] {
                 input.for_each(|capability, events| {
@@ -237,9 +234,7 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
             // The floor of an epoch's events is known when every epoch before it is complete.
             while let Some(entry) = held.first_entry().filter(|entry| !frontiers[2].less_than(entry.key())) {
                 let (epoch, (capability, containers)) = entry.remove_entry();
-                while let Some(known) = coming.first_entry().filter(|known| *known.key() < epoch) {
-                    floor = known.remove().max(floor);
-                }
+                let floor = known.of(epoch);
                 let mut session = output.session(&capability);
                 for mut events in containers {
                     if !forget {
@@ -248,9 +243,36 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
                     session.give_container(&mut events);
                 }
             }
+            // Events may come of epochs that marks are past.
+            known
+                .forget_before(frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied()).min());
         }
     });
     (stream, marks)
+}
+
+/// The combined watermarks of epochs of which events may still come.
+#[derive(Default)]
+struct Floors(BTreeMap<u64, EventTime>);
+
+impl Floors {
+    fn add(&mut self, epoch: u64, watermark: EventTime) {
+        let known = self.0.entry(epoch).or_insert(watermark);
+        *known = watermark.max(*known);
+    }
+
+    /// The watermark at the last epoch before this one.
+    fn of(&self, epoch: u64) -> EventTime {
+        self.0.range(..epoch).next_back().map_or(EventTime::MIN, |(_, watermark)| *watermark)
+    }
+
+    /// Forgets what no event of `first` or a later epoch is judged by; all of it if none comes.
+    fn forget_before(&mut self, first: Option<u64>) {
+        let Some(first) = first else { return self.0.clear() };
+        if let Some((&last, _)) = self.0.range(..first).next_back() {
+            self.0 = self.0.split_off(&last);
+        }
+    }
 }
 
 /// Raises what an event is judged by to a floor.

@@ -65,8 +65,13 @@ pub struct Deals {
     records: Records<Deal>,
     partitions: Arc<Vec<Vec<Deal>>>,
     turns: Arc<Vec<Turn>>,
-    /// How far each partition was read.
-    read: Arc<Mutex<Vec<u64>>>,
+    read: Arc<Mutex<Read>>,
+}
+
+/// How far each partition was read, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
+struct Read {
+    next: Vec<u64>,
+    last: Epoch,
 }
 
 impl Deals {
@@ -76,7 +81,7 @@ impl Deals {
             records: records.out_of_order(Duration::from_millis(data.disorder)),
             partitions: Arc::new(data.partitions.clone()),
             turns: Arc::new(data.turns.clone()),
-            read: Arc::new(Mutex::new(vec![0; data.partitions.len()])),
+            read: Arc::new(Mutex::new(Read { next: vec![0; data.partitions.len()], last: Epoch(0) })),
         }
     }
 }
@@ -121,16 +126,19 @@ impl TurnReader {
         self.of.partitions[id as usize].len() as u64
     }
 
-    fn has_read(&self, id: u32, next: u64) {
-        let read = &mut self.of.read.lock().unwrap()[id as usize];
-        *read = next.max(*read);
+    fn has_read(&self, epoch: Epoch, id: u32, next: u64) {
+        let read = &mut *self.of.read.lock().unwrap();
+        if read.next[id as usize] < next {
+            (read.next[id as usize], read.last) = (next, read.last.max(epoch));
+        }
     }
 
     /// The turn in which a partition is read that was read up to `next`, if it may be read now.
-    fn turn(&mut self, id: u32, next: u64) -> Option<Turn> {
+    fn turn(&mut self, epoch: Epoch, id: u32, next: u64) -> Option<Turn> {
         let at = self.of.turns.iter().position(|turn| turn.partition == id && turn.end > next)?;
         let read = self.of.read.lock().unwrap();
-        if self.of.turns[..at].iter().any(|turn| read[turn.partition as usize] < turn.end) {
+        let is_read = |turn: &Turn| read.next[turn.partition as usize] >= turn.end;
+        if epoch < read.last || !self.of.turns[..at].iter().all(is_read) {
             return None;
         }
         let begun =
@@ -145,7 +153,7 @@ impl TurnReader {
     fn take(&self, epoch: Epoch, (id, slot): (u32, Slot), end: u64, intake: &mut Intake<Deal>) -> tidegate::Result<()> {
         let from = intake.next(slot);
         intake.accept_all(epoch, slot, from, &self.of.partitions[id as usize][from as usize..end as usize])?;
-        self.has_read(id, end);
+        self.has_read(epoch, id, end);
         Ok(())
     }
 }
@@ -157,7 +165,7 @@ impl Reader<Deal> for TurnReader {
             let id = self.mine[at].0;
             let Some(place) = places.iter().find(|place| place.bound.partition == id) else { continue };
             self.mine[at].1 = Some(intake.resume(epoch, place));
-            self.has_read(id, place.bound.next);
+            self.has_read(epoch, id, place.bound.next);
         }
         Ok(())
     }
@@ -171,7 +179,7 @@ impl Reader<Deal> for TurnReader {
             if intake.ended(slot) {
                 continue;
             }
-            match self.turn(id, intake.next(slot)) {
+            match self.turn(epoch, id, intake.next(slot)) {
                 None => intake.set_idle(slot),
                 Some(turn) => {
                     let end = turn.end.min(intake.next(slot) + budget as u64);
