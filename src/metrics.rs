@@ -61,6 +61,22 @@ impl TimeGauge {
     }
 }
 
+/// A length of time that is set once; zero before.
+#[derive(Debug, Default)]
+pub struct Setting(AtomicU64);
+
+impl Setting {
+    /// Sets it, in whole milliseconds.
+    pub fn set(&self, length: Duration) {
+        self.0.store(u64::try_from(length.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Its milliseconds.
+    pub fn millis(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What happened at a source.
 #[derive(Debug, Default)]
 pub struct SourceMetrics {
@@ -74,6 +90,8 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
+    /// After how long without records a partition of it is idle.
+    pub idle_after: Setting,
 }
 
 /// What happened at a window step.
@@ -87,6 +105,9 @@ pub struct StepMetrics {
     pub counted: Counter,
     /// Of those, the ones that were late.
     pub late: Counter,
+    /// Of the late ones, those in the order of their partition that were late by a floor alone: the partition, or its stream,
+    /// had been idle, or was found late.
+    pub late_after_idle: Counter,
     /// Rows of windows that closed.
     pub closed_rows: Counter,
     /// The watermark that the step has come to.
@@ -311,6 +332,7 @@ impl Metrics {
                     loaded: step.loaded.get(),
                     counted: step.counted.get(),
                     late: step.late.get(),
+                    late_after_idle: step.late_after_idle.get(),
                     closed_rows: step.closed_rows.get(),
                 })
                 .collect(),
@@ -360,6 +382,9 @@ pub struct StepSummary {
     pub counted: u64,
     /// Of those, the late ones.
     pub late: u64,
+    /// Of the late ones, those that were late only because their partition, or its stream, had been idle.
+    #[serde(default)]
+    pub late_after_idle: u64,
     /// Rows of closed windows.
     pub closed_rows: u64,
 }
@@ -446,6 +471,7 @@ impl Summary {
                 known.loaded += other.loaded;
                 known.counted += other.counted;
                 known.late += other.late;
+                known.late_after_idle += other.late_after_idle;
                 known.closed_rows += other.closed_rows;
             },
         );
@@ -509,6 +535,14 @@ impl Summary {
     }
 }
 
+/// Says why so many records were late, and what to do.
+pub(crate) fn after_idle(late: u64) -> String {
+    format!(
+        "{late} of the late ones were in order and came after their partition had been idle, when their windows had \
+         closed: a longer --idle-timeout waits for them"
+    )
+}
+
 /// Adds figures to those of the same name; those of a new name are put behind them.
 fn add_by_name<T>(all: &mut Vec<T>, others: Vec<T>, name: fn(&T) -> &str, add: fn(&mut T, &T)) {
     for other in others {
@@ -528,10 +562,11 @@ impl fmt::Display for Summary {
             lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
         }
         for step in &self.steps {
-            let StepSummary { name, taken, loaded, counted, late, closed_rows } = step;
+            let StepSummary { name, taken, loaded, counted, late, late_after_idle, closed_rows } = step;
             let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
+            let idle = if *late_after_idle > 0 { format!("; {}", after_idle(*late_after_idle)) } else { String::new() };
             lines.push(format!(
-                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
+                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
             ));
         }
         for table in &self.tables {

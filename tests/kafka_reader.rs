@@ -211,6 +211,12 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     // A record wakes its partition.
     send(&mut publisher, 100..101);
     driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
+    // A topic may have a time of its own.
+    let topic = ticks(&broker).idle_after(Duration::from_millis(700));
+    let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };
+    let mut driven = Driven::open(&topic, options).unwrap();
+    driven.until_events(101).unwrap();
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
 }
 
 #[test]

@@ -341,7 +341,7 @@ fn an_aggregate_that_makes_no_sense_is_an_error_that_says_where() {
 fn a_record_of_an_impossible_time_is_rejected_with_its_place() {
     let times = [0, 253_402_300_799_999, 253_402_300_800_000, -62_167_219_200_000, -62_167_219_200_001, i64::MAX];
     let deals = times.iter().zip(0..).map(|(at_ms, id)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 }).collect();
-    let data = Data { partitions: vec![deals], disorder: 0 };
+    let data = Data { partitions: vec![deals], disorder: 0, turns: Vec::new() };
     let windows = Windows::Tumbling { size: 1000, offset: 0 };
     let (views, outcome) = checks::run(&data, windows, Run::new()).unwrap();
     let rejects = views.rejects.all().into_iter().map(|reject| (reject.offset, reject.reason)).collect::<Vec<_>>();

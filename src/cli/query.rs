@@ -85,7 +85,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Time")]
     pub out_of_order: Duration,
 
-    /// After how long without records a partition no longer holds windows open
+    /// After how long at its end, without records, a partition or a followed file no longer holds windows open. What it brings
+    /// later is late for windows that have closed meanwhile
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Time")]
     pub idle_timeout: Duration,
 

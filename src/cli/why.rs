@@ -156,24 +156,35 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
         partitions.insert((bound.source.clone(), bound.partition), partition);
     }
     let mut streams = BTreeMap::<String, EventTime>::new();
-    for source in manifest.iter().flat_map(|manifest| &manifest.sources) {
+    let sources = manifest.iter().flat_map(|manifest| &manifest.sources);
+    for source in sources.filter(|source| !source.is_combined()) {
         streams.insert(source.name.clone(), source.watermark);
     }
     for ((source, _), partition) in &partitions {
         streams.entry(source.clone()).or_insert(EventTime::MIN);
         let own = || partitions.values().filter(|other| other.source == partition.source);
         let least = own().filter(|other| other.holds()).map(|other| other.watermark).min();
-        if let (Some(least), Some(known)) = (least, streams.get_mut(source)) {
-            *known = (*known).max(least);
+        // When none holds it, it is where the greatest is.
+        let reached = least.or_else(|| own().map(|other| other.watermark).max());
+        if let (Some(reached), Some(known)) = (reached, streams.get_mut(source)) {
+            *known = (*known).max(reached);
         }
     }
     let steps = manifest.iter().flat_map(|manifest| &manifest.steps);
-    let steps = steps.map(|step| StepStatus { name: step.name.clone(), watermark: step.closed, lateness_ms: 0 });
+    let steps = steps.map(|step| StepStatus {
+        name: step.name.clone(),
+        watermark: step.closed,
+        lateness_ms: 0,
+        late_after_idle: 0,
+    });
     let worker = WorkerStatus { partitions: partitions.into_values().collect(), ..WorkerStatus::default() };
     Ok(JobStatus {
         job: manifest.as_ref().map_or_else(|| String::from("the job"), |manifest| manifest.job.clone()),
         processes: vec![ProcessStatus { workers: vec![worker], ..ProcessStatus::default() }],
-        streams: streams.into_iter().map(|(source, watermark)| StreamStatus { source, watermark }).collect(),
+        streams: streams
+            .into_iter()
+            .map(|(source, watermark)| StreamStatus { source, watermark, idle_after_ms: 0 })
+            .collect(),
         // What steps have come to since the snapshot is not known.
         steps: steps.filter(|_| frames.is_empty()).collect(),
         idle_timeout_ms: 30_000,

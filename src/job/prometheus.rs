@@ -78,6 +78,8 @@ impl Exposition {
             let help = "Records that came into a window step, once for every window they belong to.";
             self.counter("tidegate_step_records_total", help, &of, step.taken);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
+            let help = "Late records that were in order, of partitions or streams that had been idle.";
+            self.counter("tidegate_step_late_after_idle_total", help, &of, step.late_after_idle);
             self.counter("tidegate_step_closed_rows_total", "Rows of windows that closed.", &of, step.closed_rows);
         }
         for (name, step) in metrics.steps() {

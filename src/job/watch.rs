@@ -69,13 +69,18 @@ impl Watch {
             job: self.job.clone(),
             processes,
             streams: streams
-                .map(|(source, metrics)| StreamStatus { source, watermark: metrics.watermark.get() })
+                .map(|(source, metrics)| StreamStatus {
+                    source,
+                    watermark: metrics.watermark.get(),
+                    idle_after_ms: metrics.idle_after.millis(),
+                })
                 .collect(),
             steps: steps
                 .map(|(name, metrics)| StepStatus {
                     name,
                     watermark: metrics.watermark.get(),
                     lateness_ms: metrics.lateness_ms.load(Ordering::Relaxed),
+                    late_after_idle: metrics.late_after_idle.get(),
                 })
                 .collect(),
             idle_timeout_ms: u64::try_from(self.idle_timeout.as_millis()).unwrap_or(u64::MAX),

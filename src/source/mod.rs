@@ -54,6 +54,12 @@ pub trait Source: Send + Sync + 'static {
     /// How far records may be behind the greatest event time of their partition; `None` to go by the job's options.
     fn out_of_order(&self) -> Option<Duration>;
 
+    /// How long a partition is silent, at its end, before it no longer holds the watermark back: before it is **idle**;
+    /// `None` to go by the job's options.
+    fn idle_after(&self) -> Option<Duration> {
+        None
+    }
+
     /// Opens it for one worker: connects, finds the partitions and decides which of them are the worker's.
     ///
     /// # Errors
@@ -106,7 +112,8 @@ pub struct Options {
     pub until_end: bool,
     /// How far records may be behind the greatest event time of their partition, where the source does not say.
     pub out_of_order: Duration,
-    /// After how long without records a partition no longer holds the watermark back.
+    /// After how long at its end, without records, a partition no longer holds the watermark back, where the source does not
+    /// say.
     pub idle_timeout: Duration,
     /// How far a partition's watermark may be ahead of the stream's before the partition is paused.
     pub max_drift: Duration,
@@ -248,8 +255,7 @@ impl<D: Record> Reader<D> for Elsewhere {
     }
 
     fn bind(&mut self, _epoch: Epoch, _intake: &mut Intake<D>) -> Result<Option<Binding>> {
-        let mark = WorkerMark { ended: true, ..WorkerMark::default() };
-        Ok(Some(Binding { bounds: Vec::new(), mark }))
+        Ok(Some(Binding { bounds: Vec::new(), mark: WorkerMark::without_partitions() }))
     }
 
     fn replay(&mut self, _epoch: Epoch, _bounds: &[Bound], _intake: &mut Intake<D>) -> Result<bool> {
@@ -381,6 +387,7 @@ impl<D: Record> Intake<D> {
         stream: Rc<StreamView>,
         metrics: Arc<SourceMetrics>,
     ) -> Self {
+        metrics.idle_after.set(source.idle_after().unwrap_or(options.idle_timeout));
         Intake {
             events: Vec::new(),
             rejects: Vec::new(),
@@ -566,7 +573,7 @@ impl<D: Record> Intake<D> {
             partition.first_mark = Some(partition.clock.watermark());
         }
         let fresh = partition.fresh_since.is_some() && Self::still_fresh(partition, mark, &self.stream);
-        let origin = Origin { source: self.index, fresh, partition: partition.id, offset: found.offset };
+        let origin = Origin { source: self.index, fresh, raised: false, partition: partition.id, offset: found.offset };
         self.events.push(Event { time, mark, origin, data });
         self.passed(slot, found.next);
         Ok(())
@@ -598,7 +605,7 @@ impl<D: Record> Intake<D> {
                     return None;
                 }
                 let mark = clock.observe(time);
-                let origin = Origin { source, fresh: false, partition: id, offset };
+                let origin = Origin { source, fresh: false, raised: false, partition: id, offset };
                 offset += 1;
                 Some(Event { time, mark, origin, data: record.clone() })
             });
@@ -689,7 +696,7 @@ impl<D: Record> Intake<D> {
             let error = Error::new("a record was rejected").at(place).because(reason);
             return Err(error.help("mend it, or leave --fail-on-reject away to count it and go on"));
         }
-        let origin = Origin { source: self.index, fresh: false, partition, offset: found.offset };
+        let origin = Origin { source: self.index, fresh: false, raised: false, partition, offset: found.offset };
         self.rejects.push(Event { time: EventTime::MIN, mark, origin, data: rejected });
         self.metrics.rejected.add(1);
         Ok(())
@@ -709,7 +716,7 @@ impl<D: Record> Intake<D> {
 
     /// The origin of a record of this source whose partition has no floor.
     pub fn origin(&self, partition: u32, offset: u64) -> Origin {
-        Origin { source: self.index, fresh: false, partition, offset }
+        Origin { source: self.index, fresh: false, raised: false, partition, offset }
     }
 
     /// Moves over offsets that hold no record: transaction markers, compacted records.
@@ -769,6 +776,9 @@ impl<D: Record> Intake<D> {
             }
         }
         binding.mark.ended = self.exhausted();
+        if binding.mark.least.is_none() {
+            binding.mark.greatest = self.partitions.iter().map(|partition| partition.clock.watermark()).max();
+        }
         binding
     }
 

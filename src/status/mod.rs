@@ -168,6 +168,9 @@ pub struct StreamStatus {
     /// The stream's watermark.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
+    /// After how many milliseconds without records, at its end, a partition of it is idle; 0 where that is not known.
+    #[serde(default)]
+    pub idle_after_ms: u64,
 }
 
 /// What a window step is at.
@@ -180,6 +183,9 @@ pub struct StepStatus {
     pub watermark: EventTime,
     /// How long after its end a window is kept open.
     pub lateness_ms: u64,
+    /// Records that were late only because their partition, or its stream, had been idle; as far as process 0 has read them.
+    #[serde(default)]
+    pub late_after_idle: u64,
 }
 
 /// A watermark as people read it, where people read.

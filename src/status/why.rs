@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, WorkerStatus};
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus};
+use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
 /// How long a process or a worker may give no sign of life before it is the cause of everything.
@@ -126,7 +127,16 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     Why { window_end: window_end.map(|end| end.to_string()), summary, holds }
 }
 
+/// The summary; and how many records were late for no other reason than that their partitions had been idle.
 fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
+    let mut summary = held(status, window_end, holds);
+    for step in status.steps.iter().filter(|step| step.late_after_idle > 0) {
+        summary += &format!("; step {}: {}", step.name, after_idle(step.late_after_idle));
+    }
+    summary
+}
+
+fn held(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
     let watermark = status.streams.iter().map(|stream| stream.watermark).min().unwrap_or(EventTime::MIN);
     match (window_end, holds.first()) {
         (Some(end), Some(first)) => {
@@ -220,6 +230,10 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
             continue;
         }
         if !all.iter().any(|partition| partition.holds()) {
+            let has_come = |step: &StepStatus| window_end.is_some_and(|end| step.watermark >= end);
+            if !status.steps.is_empty() && status.steps.iter().all(has_come) {
+                continue; // An idle stream does not hold back what it is combined with.
+            }
             holds.extend(without_holders(source, &all, window_end, status));
             continue;
         }
@@ -262,7 +276,10 @@ fn without_holders(
         return None; // All have ended: the watermark goes to the end of time with the next epochs.
     } else {
         (
-            format!("has {} partitions, all idle or ended, so the watermark stays", all.len()),
+            format!(
+                "has {} partitions, all idle or ended: the watermark is where the farthest has come, and stays",
+                all.len()
+            ),
             format!("it moves with the next record of any of them: produce one with an event time {until}"),
         )
     };
@@ -276,7 +293,9 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
         watermark => format!("holds the watermark at {watermark}"),
     };
     let until = window_end.map_or(String::from("later"), |end| format!("past {end} and the disorder"));
-    let timeout = ago(status.idle_timeout_ms);
+    let own = status.streams.iter().find(|stream| stream.source == partition.source);
+    let timeout = own.map(|stream| stream.idle_after_ms).filter(|own| *own > 0).unwrap_or(status.idle_timeout_ms);
+    let timeout = ago(timeout);
     let (more, help) = match (&partition.note, partition.lag()) {
         (Some(note), _) => {
             (format!("; {note}"), String::from("see to its broker or to who writes to it; it goes on by itself"))

@@ -117,7 +117,8 @@ fn overview(manifest: &Manifest) {
         say(format_args!("  {flag} {value}"));
     }
     for source in &manifest.sources {
-        say(format_args!("source {}: watermark {}", source.name, source.watermark));
+        let kind = if source.is_combined() { "" } else { "source " };
+        say(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
         for bound in &source.bounds {
             let until = bound.until.map(|until| format!(" of {until}")).unwrap_or_default();
             let is = if bound.ended {

@@ -7,8 +7,10 @@
 //! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
 //! owner has closed gets no more chunks; the carry of a chunk is set once, when all before it have been summed up; an
 //! epoch is bound when all its chunks have been summed up.
-//! The clock is read only to look at the length of a followed file not too often. It does not know record types, nor
-//! what an event is.
+//! A followed file is **idle** when its length was looked at throughout the idle time, did not change, and everything of
+//! it is bound; it is idle until it has more. In epochs of a journal it is idle where the journal says so.
+//! The clock is read only to look at the length of a followed file not too often, and to judge idleness. It does not know
+//! record types, nor what an event is.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -54,6 +56,9 @@ const CHECKED: u64 = 4 << 10;
 
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A gap between looks at a file's length after which the time spent at its end counts from anew: nobody was looking.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What holds just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +117,8 @@ pub struct Share {
     pub until: Option<u64>,
     /// Whether that was reached.
     pub ended: bool,
+    /// Whether it is idle: at its end, and silent for long enough.
+    pub idle: bool,
     /// What the file is known again by.
     pub check: Option<Check>,
     /// Where reading began, in the epoch in which it did.
@@ -139,6 +146,37 @@ struct Pending {
     carry: Arc<OnceLock<Carry>>,
 }
 
+/// Tells when a followed file has been at its end for long enough to be idle.
+#[derive(Debug)]
+struct Quiet {
+    after: Duration,
+    /// Since when it has been at its end, with this length, looked at without a pause.
+    since: Option<(Instant, u64)>,
+    looked: Option<Instant>,
+}
+
+impl Quiet {
+    /// Takes in a look at the file's length, at a time when nothing is left to deal.
+    fn at_end(&mut self, looked: Instant, length: u64) {
+        let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > PAUSE);
+        if paused || self.since.is_none_or(|(_, known)| known != length) {
+            self.since = Some((looked, length));
+        }
+        self.looked = Some(looked);
+    }
+
+    /// Takes in that there was more.
+    fn moved(&mut self) {
+        (self.since, self.looked) = (None, None);
+    }
+
+    /// `true` if the file was quiet throughout the idle time.
+    fn is_idle(&self) -> bool {
+        let Some(((since, _), looked)) = self.since.zip(self.looked) else { return false };
+        looked.saturating_duration_since(since) >= self.after
+    }
+}
+
 #[derive(Debug)]
 struct Dispenser {
     sizes: Sizes,
@@ -160,6 +198,9 @@ struct Dispenser {
     least_epoch: Epoch,
     /// The last epoch that was repeated from a journal, or the snapshot's.
     repeated: Option<Epoch>,
+    quiet: Quiet,
+    /// Whether the file is idle in epochs that are repeated from a journal.
+    repeated_idle: VecDeque<(Epoch, bool)>,
     /// Watermarks that a journal has for positions.
     expected: VecDeque<(u64, EventTime)>,
     dealt: u64,
@@ -192,6 +233,13 @@ impl<F: Format> Shared<F> {
         };
         shared.lay_out::<T>(&mut shared.lock())?;
         Ok(shared)
+    }
+
+    /// Sets after how long at its end, without more, a followed file is idle; never unless it is said.
+    #[must_use]
+    pub fn idle_after(self, after: Duration) -> Self {
+        self.lock().quiet.after = after;
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, Dispenser> {
@@ -253,7 +301,12 @@ impl<F: Format> Shared<F> {
             state.look(false)?;
         }
         let limit = state.until.unwrap_or(state.length);
-        self.deal_until::<T>(state, epoch, limit, state.until.is_some())
+        let dealt = self.deal_until::<T>(state, epoch, limit, state.until.is_some())?;
+        match dealt {
+            Dealt::Nothing => state.quiet.at_end(state.looked, state.length),
+            Dealt::Chunk(_) | Dealt::Behind => state.quiet.moved(),
+        }
+        Ok(dealt)
     }
 
     fn deal_until<T: Record>(&self, state: &mut Dispenser, epoch: Epoch, limit: u64, last: bool) -> Result<Dealt> {
@@ -426,6 +479,8 @@ impl Dispenser {
             partial_at: None,
             least_epoch: Epoch(0),
             repeated: None,
+            quiet: Quiet { after: Duration::MAX, since: None, looked: None },
+            repeated_idle: VecDeque::new(),
             expected: VecDeque::new(),
             dealt: 0,
             pending: VecDeque::new(),
@@ -567,10 +622,10 @@ impl Dispenser {
     /// Makes ready to read on where a snapshot has the file.
     fn resume(&mut self, bound: &Bound) -> Result<()> {
         self.recognize(bound)?;
-        let &Bound { next, watermark, until, ended, check, .. } = bound;
+        let &Bound { next, watermark, idle, until, ended, check, .. } = bound;
         (self.found_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
         self.carry.watermark = watermark;
-        self.said = Some(Share { next, watermark, until, ended, check, found_at: None, changed: false });
+        self.said = Some(Share { next, watermark, until, ended, idle, check, found_at: None, changed: false });
         Ok(())
     }
 
@@ -579,6 +634,7 @@ impl Dispenser {
         self.recognize(bound)?;
         self.until = bound.until;
         self.expected.push_back((bound.next, bound.watermark));
+        self.repeated_idle.push_back((epoch, bound.idle));
         self.repeated = Some(epoch);
         self.advance();
         Ok(())
@@ -627,9 +683,22 @@ impl Dispenser {
             _ if next == 0 => None,
             _ => Some(self.sum(next.saturating_sub(CHECKED), next)?),
         };
-        let share = Share { next, watermark, until: self.until, ended, check, found_at: None, changed: false };
+        let idle = self.is_idle(epoch, next);
+        let share = Share { next, watermark, until: self.until, ended, idle, check, found_at: None, changed: false };
         let before = self.said.replace(share);
         let found_at = before.is_none().then_some(self.found_at);
         Ok(Share { found_at, changed: before != Some(share), ..share })
+    }
+
+    /// Judges whether the file is idle at the end of an epoch that took everything before `next`.
+    fn is_idle(&mut self, epoch: Epoch, next: u64) -> bool {
+        let mut repeated = None;
+        while let Some((_, idle)) = self.repeated_idle.pop_front_if(|(of, _)| *of <= epoch) {
+            repeated = Some(idle);
+        }
+        let stays = self.said.is_some_and(|said| said.idle && said.next == next);
+        let all_bound = self.pending.is_empty() && self.ends.is_empty();
+        let becomes = self.until.is_none() && all_bound && self.quiet.is_idle();
+        repeated.unwrap_or(stays || becomes)
     }
 }

@@ -82,6 +82,7 @@ pub struct Input<F: Format, T = Untimed> {
     path: PathBuf,
     time_of: Option<TimeOf<T>>,
     out_of_order: Option<Duration>,
+    idle_after: Option<Duration>,
     sizes: Sizes,
     opening: Mutex<Option<Opening<F>>>,
     format: PhantomData<fn() -> F>,
@@ -97,25 +98,38 @@ struct Opening<F: Format> {
 impl<F: Format> Input<F> {
     /// The file at `path`; nothing is opened yet.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self::of(path.as_ref().to_owned(), None, None)
+        Self::of(path.as_ref().to_owned(), None, (None, None))
     }
 
     /// What a record is, and when it happened in milliseconds since 1970.
     #[must_use]
     pub fn event_time<T: Record>(self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Input<F, T> {
-        Input::of(self.path, Some(Arc::new(time_of)), self.out_of_order)
+        Input::of(self.path, Some(Arc::new(time_of)), (self.out_of_order, self.idle_after))
     }
 }
 
 impl<F: Format, T> Input<F, T> {
-    fn of(path: PathBuf, time_of: Option<TimeOf<T>>, out_of_order: Option<Duration>) -> Self {
-        Input { path, time_of, out_of_order, sizes: Sizes::default(), opening: Mutex::new(None), format: PhantomData }
+    fn of(
+        path: PathBuf,
+        time_of: Option<TimeOf<T>>,
+        (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
+    ) -> Self {
+        let (sizes, opening) = (Sizes::default(), Mutex::new(None));
+        Input { path, time_of, out_of_order, idle_after, sizes, opening, format: PhantomData }
     }
 
     /// How far records may be behind the greatest event time before them.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
+        self
+    }
+
+    /// How long a file that is followed is at its end, without more, before it no longer holds the watermark back: before it
+    /// is idle. Without it, the job's `idle_timeout` holds.
+    #[must_use]
+    pub fn idle_after(mut self, silence: Duration) -> Self {
+        self.idle_after = Some(silence);
         self
     }
 }
@@ -136,7 +150,8 @@ impl<F: Format, T: Record> Input<F, T> {
             of.job == at.job && of.opened.len() == at.threads && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
-            let shared = Arc::new(Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?);
+            let shared = Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?;
+            let shared = Arc::new(shared.idle_after(self.idle_after.unwrap_or(at.options.idle_timeout)));
             *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }
         let Some(of) = opening.as_mut() else { return Err(Error::new("the file was not opened")) };
@@ -168,6 +183,10 @@ impl<F: Format, T: Record> Source for Input<F, T> {
 
     fn out_of_order(&self) -> Option<Duration> {
         self.out_of_order
+    }
+
+    fn idle_after(&self) -> Option<Duration> {
+        self.idle_after
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {

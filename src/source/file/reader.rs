@@ -186,17 +186,19 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         intake.all_found();
         let clear = self.clear(epoch);
         if !self.owner {
-            let mark = WorkerMark { ended: true, ..WorkerMark::default() };
+            let mark = WorkerMark::without_partitions();
             return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
         }
         let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
-        let Share { next, watermark, until, ended, check, found_at, changed } = share;
-        let least = (!ended).then_some(watermark);
+        let Share { next, watermark, until, ended, idle, check, found_at, changed } = share;
+        let active = !ended && !idle;
+        let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();
         let partition = PARTITION;
-        let bound = Bound { source, partition, found_at, next, watermark, idle: false, until, ended, check };
+        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check };
         let bounds = if changed { vec![bound] } else { Vec::new() };
-        Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
+        // One that wakes needs no floor: of a stream with one partition it is never above the partition's own watermark.
+        Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))
     }
 
     fn deliver(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {

@@ -40,6 +40,7 @@ fn deals(random: &mut Rng) -> Deals {
         let origin = Origin {
             source: random.u16(0..2),
             fresh: random.bool(),
+            raised: false,
             partition: random.u32(0..3),
             offset: random.u64(0..places),
         };
