@@ -17,7 +17,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cluster::side::Side;
@@ -27,6 +26,7 @@ use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
 use crate::status::{Board, Cause, JobStatus, StepStatus, StreamStatus, Why, why, window_end};
+use crate::thread::{self, Handle, Role};
 use crate::time::EventTime;
 use crate::view::Views;
 use crate::view::http::{Answering, Asked, Reply, Server};
@@ -166,7 +166,7 @@ impl Watcher {
 /// A job that is watched, as long as this is kept.
 pub(crate) struct Watching {
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
     server: Option<Server>,
 }
 
@@ -194,14 +194,14 @@ impl Watching {
             let body = move || {
                 let mut silence = Silence::new(quiet);
                 while !over.load(Ordering::Acquire) {
+                    thread::turn();
                     if let Some(line) = silence.line(&watch) {
                         tracing::warn!("{line}");
                     }
                     std::thread::park_timeout(LOOK);
                 }
             };
-            let thread = std::thread::Builder::new().name("watch".into()).spawn(body);
-            watching.thread = Some(thread.map_err(|why| Error::new("cannot watch the job").because(why))?);
+            watching.thread = Some(thread::start(Role::Watch, Role::Watch.name(), body)?);
         }
         Ok(watching)
     }
@@ -212,8 +212,7 @@ impl Drop for Watching {
         self.over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // One that panicked has nothing to add.
-            let _ = thread.join();
+            thread.join();
         }
         self.server = None;
     }
