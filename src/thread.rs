@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::thread::{Builder, JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
@@ -344,7 +344,8 @@ pub(crate) fn turn() {
     });
     let Some((role, number)) = wanted else { return };
     if ROLE.get().is_some_and(|own| own.name() == role) && TURNS.fetch_add(1, Ordering::Relaxed) + 1 == *number {
-        panic!("as the test wants it");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        panic!("as the test wants it, at {} ms", now.as_millis());
     }
 }
 

@@ -490,11 +490,8 @@ impl Job {
         drop(entered);
         views.end();
         let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
-        match failure.get() {
-            // Threads may fail when there is nothing more to report.
-            Some(error) if report.is_ok() => Err(error.clone()),
-            _ => report,
-        }
+        // What failed first counts; threads may fail when there is nothing more to report.
+        failure.get().map_or(report, |error| Err(error.clone()))
     }
 
     fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {

@@ -151,6 +151,11 @@ impl Watcher {
         self.0.get().map(|watch| watch.status())
     }
 
+    /// `true` when all workers of this process run: records may have been read.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.get().is_some_and(|watch| watch.board.has_begun())
+    }
+
     /// Where the time of this process has gone so far, and what its arrangements hold: `None` before the job has begun, and
     /// where it was not told to look ([`Job::profile`](crate::Job::profile)).
     pub fn profile(&self) -> Option<JobProfile> {

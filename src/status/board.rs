@@ -138,6 +138,11 @@ impl Board {
         *locked(&cell.now) = Some(now);
     }
 
+    /// `true` when every worker has made a turn.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.workers.iter().all(|worker| locked(&worker.now).is_some())
+    }
+
     /// The number of a step's name, for [`Board::enter`].
     pub(crate) fn number(&self, step: &str) -> usize {
         let mut steps = locked(&self.steps);
