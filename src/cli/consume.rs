@@ -20,7 +20,7 @@ use clap::Args;
 
 use super::query::AnySink;
 use super::run::{Moment, RunArgs, Show, Watch};
-use super::{Property, pairs, say};
+use super::{Property, note, pairs, say};
 use crate::error::{Error, Result};
 use crate::job::Report;
 use crate::metrics::Metrics;
@@ -99,7 +99,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).one_at_a_time(args.sync);
     let metrics = job.metrics();
-    let (report, code) = watch.run(&name, job, progress, move |flow| {
+    let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
         if let Some(rejects) = &rejects {
             flow.rejects().write_in_order("rejects", rejects);
@@ -116,7 +116,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     let RunArgs { process, processes, .. } = args.run;
     if processes > 1 && args.run.progress != Show::Off {
         let read = metrics.source(MESSAGES).read.get();
-        eprintln!("process {process} of {processes} has read {read} messages, {}/s", rate(read));
+        note(format_args!("process {process} of {processes} has read {read} messages, {}/s", rate(read)));
     }
     if !args.run.is_first() {
         return;
@@ -127,7 +127,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
     if rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
-        eprintln!("{rejected} messages are no transactions and were left out{kept}");
+        note(format_args!("{rejected} messages are no transactions and were left out{kept}"));
     }
 }
 

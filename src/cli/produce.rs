@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::progress::{Length, Progress};
 use super::stop::Stop;
-use super::{Property, pairs, say};
+use super::{Property, note, pairs, say};
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
@@ -110,9 +110,11 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let stop = Stop::listen()?;
     let mut rows = Rows::open(args)?;
+    let beginning = stop.begin();
     let mut publisher = Publisher::open(&args.brokers, &args.topic, pairs(&args.kafka_config), Some(args.partitions))?;
+    drop(beginning);
     if let (partitions, true) = publisher.partitions() {
-        eprintln!("created the topic {} with {partitions} partitions", args.topic);
+        note(format_args!("created the topic {} with {partitions} partitions", args.topic));
     }
     let mut progress = Progress::start(&rows.length);
     let begun = Instant::now();
@@ -150,7 +152,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let each = (delivered as f64 / begun.elapsed().as_secs_f64().max(0.001)) as u64;
     say(format_args!("{delivered} messages to topic {}, {each}/s", args.topic));
     if bad > 0 {
-        eprintln!("{bad} rows are no transactions and were left out");
+        note(format_args!("{bad} rows are no transactions and were left out"));
     }
     Ok(stop.asked().unwrap_or(u8::from(bad > 0)))
 }

@@ -1,13 +1,14 @@
 //! The flags that all queries share, and what they make: a source, sinks, and a job that is watched while it runs.
 //!
 //! A query program flattens [`QueryArgs`] into its own arguments, and its `main` is [`start`]. Exit codes: 0 done, 1
-//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM.
+//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM or SIGHUP.
 //! Results go to standard output when asked for; everything else goes to standard error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
@@ -15,7 +16,7 @@ use clap::{Args, Parser, ValueEnum};
 use super::kill_at::KillAt;
 use super::parent::end_with_parent;
 use super::run::{Moment, RunArgs, Show, Watch};
-use super::{Property, duration, pairs};
+use super::{Property, duration, note, pairs};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::Ending;
@@ -23,6 +24,7 @@ use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
 use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
 use crate::stream::Flow;
+use crate::thread::{Failure, guard};
 use crate::time::EventTime;
 
 /// Where a Kafka topic is read from at first.
@@ -127,16 +129,20 @@ pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
-    end_with_parent();
+    let failure = Arc::<Failure>::default();
+    let _entered = failure.enter();
     super::log::begin();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
     };
-    match run(&arguments) {
+    let ended = end_with_parent()
+        .and_then(|()| guard(|| run(&arguments)).unwrap_or_else(|panic| Err(panic.error("that runs the command"))));
+    // What failed first counts: the rest may follow from it.
+    match failure.get().map_or(ended, |error| Err(error.clone())) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error}");
+            note(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -243,17 +249,19 @@ impl QueryArgs {
         let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
         let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
         let rejects = self.rejects()?;
-        let (report, code) = watch.run(name, job, progress_line, move |flow| {
+        let (report, code) = watch.run(job, progress_line, move |flow| {
             query(flow);
             if let Some(rejects) = &rejects {
                 flow.rejects().write("rejects", rejects);
             }
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
-            eprintln!("{name}: this state has come to its end before, and there is nothing new: nothing was done");
+            note(format_args!(
+                "{name}: this state has come to its end before, and there is nothing new: nothing was done"
+            ));
         } else if self.run.is_first() && self.run.progress != Show::Off {
             // Of several processes the first has the figures of all.
-            eprintln!("{}", report.summary);
+            note(format_args!("{}", report.summary));
         }
         Ok(code)
     }

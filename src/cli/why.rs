@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
-use super::say;
+use super::{note, say};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::look::{LastKnown, last_known};
 use crate::durable::recovery::Holder;
@@ -68,7 +68,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     if let Some(address) = dir.told_where() {
         match ask(&address, args) {
             Ok(code) => return Ok(code),
-            Err(error) => eprintln!("{error}"),
+            Err(error) => note(format_args!("{error}")),
         }
     }
     let mut status = of_state(&dir)?;
@@ -82,7 +82,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
             format!("process {pid} on {host} has it{}", if stopped { ", and is stopped" } else { "" })
         }
     };
-    eprintln!("{}: {holder}; this is what the state says", Path::new(&args.place).display());
+    note(format_args!("{}: {holder}; this is what the state says", Path::new(&args.place).display()));
     tell(&why(&status, end), args)
 }
 

@@ -39,6 +39,7 @@ use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
 use crate::stream::Failure;
 use crate::stream::cut::{Merges, Part};
+use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the parts of each snapshot on worker 0, and hands them over when they are all there; worker 0 is in the
@@ -134,8 +135,8 @@ impl Snapshots {
             ended_at: Mutex::new(Instant::now()),
             kept: Mutex::new(kept),
             ending: AtomicBool::new(false),
-            manifests: Background::start("manifests")?,
-            merger: Background::start("merges")?,
+            manifests: Background::start(Role::Manifests)?,
+            merger: Background::start(Role::Merges)?,
         }))
     }
 

@@ -42,7 +42,8 @@ use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::Board;
-use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::thread::{Failure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
 use crate::view::http::Endpoint;
@@ -414,8 +415,7 @@ impl Job {
         let views = Arc::clone(&self.views);
         let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
-        let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
-        built.map_err(|panic| panicked(&*panic))?
+        guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
     fn place(&self, worker: usize) -> source::Place {
@@ -494,12 +494,17 @@ impl Job {
     /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
         let views = Arc::clone(&self.views);
-        let report = self.run_query(Arc::new(query));
+        let failure = Failure::within_current();
+        let entered = failure.enter();
+        let report = guard(|| self.run_query(Arc::new(query), &failure));
+        drop(entered);
         views.end();
-        report
+        let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
+        // What failed first counts; threads may fail when there is nothing more to report.
+        failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query) -> Result<Report> {
+    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {
         self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
@@ -511,9 +516,9 @@ impl Job {
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, print.as_ref(), None),
-            Some(gathered) if is_first => self.run_first(query, print.as_ref(), Some(gathered)),
-            Some(gathered) => self.run_along(&query, gathered),
+            None => self.run_first(query, print.as_ref(), None, failure),
+            Some(gathered) if is_first => self.run_first(query, print.as_ref(), Some(gathered), failure),
+            Some(gathered) => self.run_along(&query, gathered, failure),
         }
     }
 
@@ -529,16 +534,22 @@ impl Job {
     }
 
     /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
-    fn run_first(self, query: Query, print: Option<&QueryPrint>, gathered: Option<Gathered>) -> Result<Report> {
-        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
+    fn run_first(
+        self,
+        query: Query,
+        print: Option<&QueryPrint>,
+        gathered: Option<Gathered>,
+        failure: &Arc<Failure>,
+    ) -> Result<Report> {
+        let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, print, &opened, &failure)? {
-                None => self.run_life(&query, None, opened, &failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, &failure, None),
+            return match self.begin(&query, print, &opened, failure)? {
+                None => self.run_life(&query, None, opened, failure, None),
+                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
                 Some(Beginning::Ended(last)) => self.was_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, print, &opened, &failure) {
+        let begun = match self.begin(&query, print, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(Beginning::Ended(last))) => {
                 let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
@@ -548,21 +559,20 @@ impl Job {
             Ok(None) => None,
         };
         let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
-        self.run_together(&query, (decided, gathered), begun, opened, &failure)
+        self.run_together(&query, (decided, gathered), begun, opened, failure)
     }
 
     /// Runs the query in another process than the first.
-    fn run_along(self, query: &Query, mut gathered: Gathered) -> Result<Report> {
+    fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
-        let failure = Arc::new(Failure::default());
         let begun = match (decided, &self.keeping, &self.cluster) {
             (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                Some(state::join(keeping, life, process, self.all_workers(), &failure)?)
+                Some(state::join(keeping, life, process, self.all_workers(), failure)?)
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), &failure)
+        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
     /// Connects with the other processes, and runs.
@@ -738,14 +748,15 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     let mut config = timely::WorkerConfig::default();
     merge_at_rest(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
-        let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
-        match std::panic::catch_unwind(run) {
+        let _entered = own.failure.enter();
+        match guard(|| worker::run(timely_worker, &own, &*query)) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
-                own.failure.set(panicked(&*panic));
-                // What is left of the dataflow is in an unknown state: it must not be run to its end.
+                own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
+                // What is left of the dataflow is in an unknown state: it must not be run to its end. What is in it may
+                // panic when it is dropped.
                 for dataflow in timely_worker.installed_dataflows() {
-                    timely_worker.drop_dataflow(dataflow);
+                    let _ = guard(|| timely_worker.drop_dataflow(dataflow));
                 }
             }
         }
@@ -760,10 +771,4 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     }
     let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(endings)
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    let error = Error::new("the query or the engine panicked").because(said.unwrap_or("no message"));
-    error.help("the place is in the lines above")
 }

@@ -18,7 +18,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cluster::side::Side;
@@ -28,7 +27,7 @@ use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
 use crate::status::{Board, Cause, Hold, JobStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end};
-use crate::stream::Failure;
+use crate::thread::{self, Failure, Handle, Role};
 use crate::time::EventTime;
 use crate::view::Views;
 use crate::view::http::{Answering, Asked, Endpoint, Kind, Reply, Server};
@@ -201,6 +200,11 @@ impl Watcher {
         self.0.get().map(|watch| watch.status())
     }
 
+    /// `true` when all workers of this process run: records may have been read.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.get().is_some_and(|watch| watch.board.has_begun())
+    }
+
     /// Where the time of this process has gone so far, and what its arrangements hold: `None` before the job has begun, and
     /// where it was not told to look ([`Job::profile`](crate::Job::profile)).
     pub fn profile(&self) -> Option<JobProfile> {
@@ -216,7 +220,7 @@ impl Watcher {
 /// A job that is watched, as long as this is kept.
 pub(crate) struct Watching {
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
     server: Option<Server>,
 }
 
@@ -245,14 +249,14 @@ impl Watching {
             let body = move || {
                 let mut silence = Silence::new(quiet);
                 while !over.load(Ordering::Acquire) {
+                    thread::turn();
                     if let Some(line) = silence.line(&watch) {
                         tracing::warn!("{line}");
                     }
                     std::thread::park_timeout(LOOK);
                 }
             };
-            let thread = std::thread::Builder::new().name("watch".into()).spawn(body);
-            watching.thread = Some(thread.map_err(|why| Error::new("cannot watch the job").because(why))?);
+            watching.thread = Some(thread::start(Role::Watch, Role::Watch.name(), body)?);
         }
         Ok(watching)
     }
@@ -263,8 +267,7 @@ impl Drop for Watching {
         self.over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // One that panicked has nothing to add.
-            let _ = thread.join();
+            thread.join();
         }
         self.server = None;
     }

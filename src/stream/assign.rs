@@ -146,6 +146,8 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
     pool: Pool<Routed<K, J::Place, P>>,
 ) -> Assigned<'f, K, D, J::Place, P> {
     let mut builder = OperatorBuilder::new(format!("Assign: {name}"), stream.events.scope());
+    let (board, worker) = (Arc::clone(&stream.flow.build.board), stream.events.scope().index());
+    let number = board.number(name);
     let emptied = stream.pool;
     let mut events = builder.new_input(stream.events, Pipeline);
     let mut marks = builder.new_input(stream.marks.stream, Pipeline);
@@ -159,6 +161,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
         let mut held = BTreeMap::<u64, Held<D>>::new();
         let mut sorter = Sorter::new(step, pool);
         move |frontiers| {
+            let _doing = board.enter(worker, number);
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 let news = marks.drain(..).flat_map(|mark| mark.floors);

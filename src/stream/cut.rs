@@ -37,6 +37,7 @@ use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, Segmen
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::stream::{Failure, Fault, Flow, Purpose};
+use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
 /// How many rows are encoded at a time.
@@ -104,7 +105,7 @@ impl Durable {
             incarnation: last.incarnation,
             worker: 0,
             peers,
-            writer: Arc::new(Background::start("segments")?),
+            writer: Arc::new(Background::start(Role::Segments)?),
             base: Some(Arc::new(last)),
             merges: Arc::default(),
             failure: Arc::default(),

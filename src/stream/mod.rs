@@ -41,8 +41,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -61,6 +60,7 @@ use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
+pub(crate) use crate::thread::Failure;
 use crate::time::Epoch;
 use crate::view::Views;
 
@@ -72,26 +72,6 @@ pub(crate) use input::Driver;
 pub(crate) use marks::Marks;
 pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
-
-/// The first failure of a job, which stops all of its workers.
-#[derive(Debug, Default)]
-pub(crate) struct Failure {
-    slot: OnceLock<Error>,
-    failed: AtomicBool,
-}
-
-impl Failure {
-    /// Fails the job; only the first failure is kept.
-    pub(crate) fn set(&self, error: Error) {
-        let _ = self.slot.set(error);
-        self.failed.store(true, Ordering::Release);
-    }
-
-    /// What failed first, if anything did.
-    pub(crate) fn get(&self) -> Option<&Error> {
-        if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None }
-    }
-}
 
 /// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
 ///

@@ -170,6 +170,18 @@ impl Running {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
+    /// Waits until it hears a signal: before that it would end by it.
+    #[track_caller]
+    pub fn hears(&mut self, signal: Signal) -> &mut Self {
+        let status = format!("/proc/{}/status", self.child.id());
+        self.until("handler of a signal", |_| {
+            let status = std::fs::read_to_string(&status).ok()?;
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            (u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1).then_some(())
+        });
+        self
+    }
+
     /// Whether it has not ended.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()

@@ -153,8 +153,7 @@ impl<T: Record> KafkaReader<T> {
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
-        let watch = Watch::start(Arc::clone(&consumer), ids, mine)
-            .map_err(|error| Error::new("cannot watch a topic").at(target.describe()).because(error))?;
+        let watch = Watch::start(Arc::clone(&consumer), ids, mine)?;
         Ok(KafkaReader {
             consumer,
             target: target.clone(),

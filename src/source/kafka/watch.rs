@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::Thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::{Lookup, look};
 use super::report::Listener;
+use crate::error::Result;
+use crate::thread::{self, Handle, Role};
 
 /// How often the brokers are asked.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -31,7 +32,7 @@ pub(super) enum News {
 pub(super) struct Watch {
     news: Receiver<News>,
     stop: Arc<AtomicBool>,
-    thread: Thread,
+    thread: Handle,
 }
 
 impl Watch {
@@ -40,13 +41,13 @@ impl Watch {
         consumer: Arc<BaseConsumer<Listener>>,
         known: Vec<u32>,
         mine: impl Fn(u32) -> bool + Send + 'static,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self> {
         let (sender, news) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("kafka-watch".into());
-        let handle = thread.spawn(move || run(&consumer, known, mine, &stopped, &sender))?;
-        Ok(Watch { news, stop, thread: handle.thread().clone() })
+        let body = move || run(&consumer, known, mine, &stopped, &sender);
+        let thread = thread::start(Role::KafkaWatch, Role::KafkaWatch.name(), body)?;
+        Ok(Watch { news, stop, thread })
     }
 
     /// What was noticed since the last call.
@@ -59,7 +60,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         // Not joined: it may be waiting for a broker that is not there.
         self.stop.store(true, Ordering::Release);
-        self.thread.unpark();
+        self.thread.thread().unpark();
     }
 }
 
@@ -74,6 +75,7 @@ fn run(
     let topic = &consumer.context().topic;
     let mut unknown = 0;
     loop {
+        thread::turn();
         std::thread::park_timeout(if unknown > 0 { Duration::from_secs(1) } else { INTERVAL });
         if stopped.load(Ordering::Acquire) {
             return;
