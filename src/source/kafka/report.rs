@@ -57,7 +57,7 @@ impl Report {
             (true, true) => Some("a transaction is open on it, whose records cannot be read before its end"),
             (true, false) => None,
         });
-        Note { partition, end: heard.and_then(|heard| heard.end), note: note.map(str::to_owned) }
+        Note { partition, position: None, end: heard.and_then(|heard| heard.end), note: note.map(str::to_owned) }
     }
 }
 
