@@ -132,7 +132,8 @@ pub(super) fn check_outputs(outputs: &[(&str, Option<&Path>)]) -> Result<()> {
                 && is_one_file(path, others)
                 && !is_special(path)
             {
-                let error = Error::usage(format!("{other} {} and {flag} {} are one file", others.display(), path.display()));
+                let error =
+                    Error::usage(format!("{other} {} and {flag} {} are one file", others.display(), path.display()));
                 return Err(error.help("name a file for each"));
             }
         }

@@ -128,8 +128,7 @@ const QUOTED: (usize, usize) = (12, 40);
 fn names_of(header: &ByteRecord) -> String {
     let (most, length) = QUOTED;
     let names = header.iter().take(most);
-    let names: Vec<_> =
-        names.map(|name| format!("`{}`", shortened(&String::from_utf8_lossy(name), length))).collect();
+    let names: Vec<_> = names.map(|name| format!("`{}`", shortened(&String::from_utf8_lossy(name), length))).collect();
     match header.len().saturating_sub(most) {
         0 => names.join(", "),
         more => format!("{} and {more} more", names.join(", ")),

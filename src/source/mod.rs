@@ -705,7 +705,7 @@ impl<D: Record> Intake<D> {
                     }
                     _ => "",
                 };
-                format!("its event time, {} ms since 1970, is outside the years 0 to 9999{unit}", time.millis())
+                format!("its event time, {} ms since 1970, is outside the years 1 to 9998{unit}", time.millis())
             }
             Some(stamped) => format!(
                 "its event time {time} is more than {} ahead of its Kafka timestamp {} (--max-ahead)",

@@ -663,10 +663,12 @@ impl Dispenser {
                 return Ok(None);
             }
             if size >= self.sizes.longest {
-                bytes.truncate(KEPT);
+                let Some(length) = self.long::<F>(limit, last)? else { return Ok(None) };
+                // Its end may be one that is only seen with the byte behind it.
+                let fits = length <= bytes.len() as u64;
+                bytes.truncate(if fits { length as usize } else { KEPT });
                 bytes.shrink_to_fit();
-                let length = self.long::<F>(limit, last)?;
-                return Ok(length.map(|length| Cut { bytes, skip: 0, too_long: Some(length) }));
+                return Ok(Some(Cut { bytes, skip: 0, too_long: (!fits).then_some(length) }));
             }
             size = (size * 2).min(self.sizes.longest);
         }

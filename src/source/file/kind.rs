@@ -27,7 +27,8 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let known = KINDS.iter().find(|(begins, ..)| bytes.starts_with(begins)).map(|(_, is, help)| (*is, *help));
     // Without a mark, Latin letters have a zero byte each.
     let wide = matches!(bytes, [first, 0, second, 0, ..] | [0, first, 0, second, ..] if *first != 0 && *second != 0);
-    let known = known.or(wide.then_some(("is text in UTF-16", "convert it first: iconv -f UTF-16LE -t UTF-8 FILE > CONVERTED")));
+    let known = known
+        .or(wide.then_some(("is text in UTF-16", "convert it first: iconv -f UTF-16LE -t UTF-8 FILE > CONVERTED")));
     known.map_or(Ok(()), |(is, help)| Err(Error::new(format!("the input {is}")).help(help)))
 }
 
@@ -37,7 +38,8 @@ mod tests {
 
     #[test]
     fn text_is_no_other_kind_and_zero_bytes_alone_are_none() {
-        for text in [&b""[..], b"i", b"id,at_ms\n", b"{\"id\":1}", b"\xef\xbb\xbfid", b"\0\0\0\0\0\0", b"PAK", b"\x1f"] {
+        for text in [&b""[..], b"i", b"id,at_ms\n", b"{\"id\":1}", b"\xef\xbb\xbfid", b"\0\0\0\0\0\0", b"PAK", b"\x1f"]
+        {
             assert_eq!(check(text), Ok(()), "{text:?}");
         }
         for (bytes, is) in [(&b"{\0\"\0i\0"[..], "UTF-16"), (b"\0{\0\"\0i", "UTF-16"), (b"\x1f\x8b\x08", "gzip")] {

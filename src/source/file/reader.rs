@@ -17,8 +17,8 @@ use std::sync::Arc;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
-use crate::status::PartitionStatus;
 use crate::source::{Binding, Found, Intake, Polled, Reader, Resumed};
+use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
@@ -203,7 +203,8 @@ impl<T: Record> Held<T> {
             while let Some(reject) = rejects.next_if(|reject| reject.place.start < at) {
                 self.rejects.push(Reject { mark: clock.watermark(), ..reject });
             }
-            let greatest = Some(clock.watermark()).filter(|mark| *mark > EventTime::MIN).map(|mark| mark.plus(disorder));
+            let greatest =
+                Some(clock.watermark()).filter(|mark| *mark > EventTime::MIN).map(|mark| mark.plus(disorder));
             if let Some(reason) = greatest.and_then(|greatest| intake.ahead_of(event.time, greatest)) {
                 self.rejects.push(Reject { place: at..*end, mark: clock.watermark(), reason });
                 continue;
