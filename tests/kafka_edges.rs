@@ -22,7 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn records(ids: std::ops::Range<u64>) -> Vec<String> {
     let record = |id| {
-        format!(r#"{{"id":{id},"account":"a","merchant":"m","amount_cents":5,"currency":"EUR","at_ms":{}}}"#, 1_000 * id)
+        format!(
+            r#"{{"id":{id},"account":"a","merchant":"m","amount_cents":5,"currency":"EUR","at_ms":{}}}"#,
+            1_000 * id
+        )
     };
     ids.map(record).collect()
 }
@@ -98,10 +101,8 @@ fn no_right_on_a_group_is_needed() {
     let cluster = without_groups();
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path().display();
-    let line = format!(
-        "--brokers {} --out {here}/out.csv --state {here}/state --until-end -w 2",
-        cluster.bootstrap_servers()
-    );
+    let line =
+        format!("--brokers {} --out {here}/out.csv --state {here}/state --until-end -w 2", cluster.bootstrap_servers());
     let ended = run(ACCOUNT_TOTALS, line.split(' '));
     assert_eq!(ended.code(0).figures("transactions: "), [100, 100, 0]);
     // Started again it asks whether there is more.

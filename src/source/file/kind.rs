@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// How many bytes are enough to tell.
-const ENOUGH: usize = 6;
+pub(super) const ENOUGH: usize = 6;
 
 /// What files begin with, what they are, and what to do.
 const KINDS: &[(&[u8], &str, &str)] = &[

@@ -3,7 +3,7 @@
 //! Invariant: what is a record, and what is rejected and why, is as for a file that a job reads.
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 
 use crate::error::{Error, Result};
 use crate::record::Record;
@@ -53,6 +53,9 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         };
         while pieces.layout.is_none() {
             pieces.fill()?;
+            if pieces.bytes.len() < kind::ENOUGH && !pieces.is_over {
+                continue;
+            }
             kind::check(&pieces.bytes)?;
             if let Some((layout, head)) = F::lay_out::<T>(&pieces.bytes, pieces.is_over)? {
                 pieces.layout = Some(layout);
@@ -131,12 +134,19 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         self.bytes.drain(..count);
     }
 
+    /// Reads what is there, as much as a block: of a pipe, records are given on as they come.
     fn fill(&mut self) -> Result<()> {
-        // As much as there is already, so that a long record is not looked through again for every block of it.
-        let more = self.bytes.len().max(BLOCK) as u64;
-        let read = (&mut self.reader).take(more).read_to_end(&mut self.bytes);
-        let read = read.map_err(|why| Error::new("cannot read the input").because(why))?;
-        self.is_over = (read as u64) < more;
+        let had = self.bytes.len();
+        self.bytes.resize(had + BLOCK, 0);
+        let read = loop {
+            match self.reader.read(&mut self.bytes[had..]) {
+                Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        let read = read.map_err(|why| Error::new("cannot read the input").because(why));
+        self.bytes.truncate(had + *read.as_ref().unwrap_or(&0));
+        self.is_over = read? == 0;
         Ok(())
     }
 }
@@ -157,6 +167,30 @@ mod tests {
         }
         assert_eq!(pieces.position(), bytes.len() as u64);
         found
+    }
+
+    /// Gives a few bytes at a time, and says how many it has given.
+    struct Slow<'a>(&'a [u8], &'a std::cell::Cell<usize>);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.len().min(into.len()).min(3);
+            into[..count].copy_from_slice(&self.0[..count]);
+            self.0 = &self.0[count..];
+            self.1.set(self.1.get() + count);
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn records_of_a_pipe_are_given_on_as_they_come() {
+        let (text, given) = ("[1,\"a\"]\n[2,\"b\"]\n[3,\"c\"]\n", std::cell::Cell::new(0));
+        let mut pieces = Pieces::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
+        for line in 1..=3 {
+            assert_eq!(pieces.next().unwrap().unwrap().0, line);
+            assert!(given.get() < 8 * line as usize + 3, "{} bytes were read for record {line}", given.get());
+        }
+        assert!(pieces.next().unwrap().is_none());
     }
 
     #[test]
