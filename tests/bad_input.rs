@@ -319,7 +319,7 @@ fn a_header_that_does_not_fit_is_an_error_that_names_the_columns() {
         says(ended.error(1), &[case.path("in").to_str().unwrap()]);
     }
     let not_utf8 = Case::csv(b"\xff\xfe\0i\0d,account\n1,2\n");
-    says(not_utf8.run("").error(1), &["account"]);
+    says(not_utf8.run("").error(1), &["UTF-16", "iconv", not_utf8.path("in").to_str().unwrap()]);
 }
 
 /// Columns that nobody asks for may be there twice, and hold whatever they like.
@@ -397,7 +397,9 @@ fn a_time_that_is_far_ahead_is_named_or_rejected() {
             Case::ndjson(rows.iter().map(|row| json_of(row) + "\n").collect::<String>()),
         ] {
             let ended = case.run(&format!("{workers} --progress off"));
-            let line = if case.flag == "--csv" { 22 } else { 21 };
+            // Fields of CSV may have lines of their own.
+            let text = fs::read_to_string(case.path("in")).unwrap();
+            let line = 1 + text[..text.find("253000000000000").unwrap()].matches('\n').count() as u64;
             let warning = ended.code(0).stderr.lines().find(|line| line.contains("were late in totals"));
             says(warning.unwrap(), &["WARN", &format!("line {line} "), "/in", "9987-", "--max-ahead"]);
             assert_eq!(case.figures(&format!("{workers} --max-ahead 365d")), [2001, 2000, 1]);

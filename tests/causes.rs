@@ -304,8 +304,8 @@ fn a_topic_whose_partitions_are_all_idle_is_the_cause() {
     let folder = folder();
     let out = plain(&folder);
     let running = Running::start(folder, source, out, |job, _| job);
-    let told = running.until_first(Some(FAR), Cause::Source, "source ticks");
-    assert!(told.contains("all idle"), "{told}");
+    let told = running.until("all are idle", Some(FAR), |why| why.to_string().contains("all idle"));
+    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (Cause::Source, "source ticks"), "{told}");
     running.end();
 }
 
@@ -337,9 +337,11 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
     let (running, gate) = gated(|path| path.ends_with("out.csv"));
     gate.close(true);
     running.append(&text(2, 10_000));
-    // The file that is read is silent too, but what was read of it comes first.
     let told = running.until_first(None, Cause::Sink, "sink out");
-    assert!(told.contains("has not shown epoch") && told.contains("the file of ticks"), "{told}");
+    assert!(told.contains("has not shown epoch"), "{told}");
+    // The file that is read is silent too, but what was read of it comes first.
+    let both = running.until("the file is silent too", None, |why| why.to_string().contains("the file of ticks"));
+    assert_eq!(both.holds[0].cause, Cause::Sink, "{both}");
     gate.close(false);
     running.end();
 }
