@@ -81,7 +81,7 @@ impl Error {
     }
 }
 
-/// How many characters of each part of an error are printed: a library may quote a whole record in it.
+/// Characters of each part of an error that are printed: a library may quote a whole record in it.
 const PRINTED: usize = 1_000;
 
 /// The first and the last characters of a text of more than `most`, with what was left out between them counted.

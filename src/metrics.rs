@@ -74,7 +74,7 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
-    /// What is told of the source.
+    /// Notices that are told once.
     pub notices: Notices,
 }
 
@@ -91,7 +91,7 @@ pub struct Peak {
     pub line: Option<u64>,
 }
 
-/// What is told of a source once, whichever of its workers notices it first.
+/// Notices of a source, each told once, by whichever of its workers sees it first.
 #[derive(Debug, Default)]
 pub struct Notices {
     rejects_are_kept: AtomicBool,
@@ -340,7 +340,7 @@ impl Metrics {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
     }
 
-    /// Why most records of a window step were late, in a line for each source whose file has a record that explains it:
+    /// Explains why most records of a window step were late, in a line for each source whose file has a record that did it:
     /// one with an event time far ahead makes all that follow late.
     pub fn explain_late(&self) -> Vec<String> {
         let mostly_late = |step: &StepMetrics| step.late.get() > (step.taken.get() + step.loaded.get()) / 2;

@@ -25,7 +25,7 @@ use tidegate::source::{Options, Source};
 use tidegate::status::{Cause, Why, why};
 use tidegate::{Closed, EventTime, Job, Window, csv, kafka, ndjson};
 
-/// How long a cause may take to be told.
+/// Time in which a cause has to be told.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The end of a window that nothing has come to.
 const FAR: i64 = 1_000_000_000;

@@ -1,4 +1,4 @@
-//! What a reader of topics meets at the edges: markers of transactions, groups that may not be used, leaders that cannot be
+//! Edges that a reader of topics meets: markers of transactions, groups that may not be used, leaders that cannot be
 //! reached.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 

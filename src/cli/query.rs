@@ -61,7 +61,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub ndjson: Option<PathBuf>,
 
-    /// How long a record of a file may be, the end of its line included; longer ones are rejected [default: 16MiB]
+    /// Longest record of a file, the end of its line included; longer ones are rejected [default: 16MiB]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Input")]
     pub max_record: Option<u64>,
 
@@ -111,7 +111,7 @@ pub struct QueryArgs {
     pub run: RunArgs,
 }
 
-/// Whether two paths lead to one file, by whatever names, be it there or not.
+/// `true` if two paths lead to one file, by whatever names, be it there or not.
 fn is_one_file(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -121,7 +121,7 @@ impl Format for Csv {
     }
 }
 
-/// How many names of a header an error quotes, and how many characters of each.
+/// Names of a header that an error quotes, and characters of each.
 const QUOTED: (usize, usize) = (12, 40);
 
 /// The names of a header, for people: the first ones, each shortened.
@@ -143,7 +143,7 @@ impl Layout {
         row.decode(order).ok()
     }
 
-    /// Why a row is none whose quotes are wrong.
+    /// The reason for rejecting a row whose quotes are wrong.
     fn misquoted(&self, field: usize, how: Misquoted) -> String {
         let column = match self.header.get(field) {
             Some(name) => format!("column `{}`", shortened(&String::from_utf8_lossy(name), 60)),

@@ -112,10 +112,10 @@ pub struct Options {
     pub max_drift: Duration,
     /// How far an event time may be ahead of the record's own Kafka timestamp; more is rejected.
     pub max_ahead: Duration,
-    /// Whether `max_ahead` holds for files too, whose records have no timestamp of their own: an event time may then be so far
+    /// `true` if `max_ahead` holds for files too, whose records have no timestamp of their own: an event time may then be so far
     /// ahead of the greatest one before it in the file.
     pub max_ahead_in_files: bool,
-    /// How many bytes a record of a file may have, the end of its line included; a longer one is rejected.
+    /// The length of the longest record of a file in bytes, the end of its line included; a longer one is rejected.
     pub max_record: u64,
     /// End the job at the first rejected record.
     pub fail_on_reject: bool,
@@ -224,7 +224,7 @@ pub trait Reader<D: Record> {
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
 
-    /// What this worker's partitions are at, without times, for who watches the job.
+    /// Returns the status of this worker's partitions, without times, for who watches the job.
     fn partitions(&self, intake: &Intake<D>) -> Vec<PartitionStatus> {
         let mut partitions: Vec<_> = intake.partitions().collect();
         for Note { partition, position, end, note } in self.notes() {
@@ -368,7 +368,7 @@ pub struct Found<'a> {
     pub bytes: &'a [u8],
 }
 
-/// How many characters of a reason are kept: a library may quote a whole record in it.
+/// Characters of a reason that are kept: a library may quote a whole record in it.
 const REASON: usize = 500;
 
 /// Takes one worker's records of one source in: judges, stamps and binds them.
@@ -438,12 +438,12 @@ impl<D: Record> Intake<D> {
         self.disorder
     }
 
-    /// How far an event time may be ahead of the greatest one before it in a file, if that is judged.
+    /// The span by which an event time may be ahead of the greatest one before it in a file, if that is judged.
     pub fn ahead_in_files(&self) -> Option<Span> {
         self.ahead_in_files.then_some(self.ahead)
     }
 
-    /// Why an event time cannot be, with `greatest` the greatest one before it in the file; `None` if it can.
+    /// Judges an event time by `greatest`, the greatest one before it in the file; the reason for a rejection, if it is one.
     pub fn ahead_of(&self, time: EventTime, greatest: EventTime) -> Option<String> {
         (time > greatest.plus(self.ahead)).then(|| {
             let ahead = humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs()));

@@ -114,7 +114,7 @@ pub struct PartitionStatus {
     pub next: u64,
     /// The offset of the next record to come, where the source knows it.
     pub end: Option<u64>,
-    /// Whether offsets are positions in bytes, as in a file, rather than numbers of records.
+    /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
     pub in_bytes: bool,
     /// Whether it is idle, and so holds nothing.
     pub idle: bool,
@@ -134,7 +134,7 @@ impl PartitionStatus {
         !self.idle && !self.ended
     }
 
-    /// How many records, or bytes, there are that were not taken yet, where the source knows it.
+    /// The number of records, or bytes, that were not taken yet, where the source knows it.
     pub fn lag(&self) -> Option<u64> {
         self.end.map(|end| end.saturating_sub(self.next))
     }

@@ -5,7 +5,7 @@
 //! order: a process that gives no sign; a worker that makes no turn; a partition whose own watermark is not there; an epoch
 //! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
 //!
-//! Where results are there and are not written, that comes before a partition's watermark: without a window, as the results
+//! Results that are there and are not written come before a partition's watermark: without a window, as the results
 //! that come next are those; with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by
 //! itself.
 
@@ -277,7 +277,7 @@ fn without_holders(
     Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
 }
 
-/// What is still to be read of a partition.
+/// Says how much is still to be read of a partition.
 fn left(partition: &PartitionStatus, lag: u64) -> String {
     match (partition.in_bytes, lag) {
         (true, lag) => format!("; {lag} bytes of it are still to be read"),

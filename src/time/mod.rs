@@ -67,7 +67,7 @@ impl EventTime {
         self.0
     }
 
-    /// Whether a record may have this time: the years 1 to 9998.
+    /// `true` if a record may have this time: the years 1 to 9998.
     #[inline]
     pub const fn is_writable(self) -> bool {
         self.0 >= Self::EARLIEST.0 && self.0 <= Self::LATEST.0

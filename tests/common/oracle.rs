@@ -78,7 +78,7 @@ struct Partition {
     ended: bool,
 }
 
-/// Whether a record may have this time: the years 1 to 9998.
+/// `true` if a record may have this time: the years 1 to 9998.
 fn may_be(time: i64) -> bool {
     (-62_135_596_800_000..=253_370_764_799_999).contains(&time)
 }

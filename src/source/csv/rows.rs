@@ -87,7 +87,7 @@ pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// What is wrong with the quotes of a field.
+/// A fault in the quotes of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Misquoted {
     /// There is text between the closing quote and the delimiter.
@@ -147,7 +147,7 @@ impl Splitter {
         }
     }
 
-    /// What is wrong with the quotes of the row that was split last: of which field, and what.
+    /// The first fault in the quotes of the row that was split last, with the number of its field.
     #[inline]
     pub(super) fn misquoted(&self) -> Option<(usize, Misquoted)> {
         self.misquoted

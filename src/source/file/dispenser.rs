@@ -65,7 +65,7 @@ impl Default for Sizes {
 /// The default length of the longest record of a file, in bytes.
 pub const LONGEST: usize = 16 << 20;
 
-/// How much is kept of a record that is too long.
+/// Bytes that are kept of a record that is too long.
 const KEPT: usize = 1 << 10;
 
 /// How many bytes before a position a file is known again by.
@@ -74,7 +74,7 @@ const CHECKED: u64 = 4 << 10;
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How long the path of a followed file may name no file, or another one, before that is an error: editors and rotations take
+/// Time for which the path of a followed file may name no file, or another one, before that is an error: editors and rotations take
 /// a moment.
 const GONE: Duration = Duration::from_secs(2);
 
@@ -123,7 +123,7 @@ struct Cut {
     too_long: Option<u64>,
 }
 
-/// How far the end of a record that is too long has been looked for.
+/// A search for the end of a record that is too long.
 #[derive(Debug)]
 struct Scan {
     start: u64,
@@ -131,10 +131,10 @@ struct Scan {
     state: Within,
 }
 
-/// Where a scan is in a record, as far as a [`Format`] needs to know to find its end.
+/// The state of a scan within a record, as far as a [`Format`] needs it to find the record's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Within {
-    /// Where a field begins.
+    /// At the beginning of a field.
     FieldStart,
     /// In a field without quotes, or behind its quotes.
     Plain,
@@ -144,7 +144,7 @@ pub enum Within {
     Quote,
 }
 
-/// Where a followed file is, for who watches the job.
+/// The progress of reading a file, for who watches the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// The position behind what was dealt.
@@ -153,9 +153,9 @@ pub struct Progress {
     pub end: u64,
     /// The watermark behind the chunks that are summed up.
     pub watermark: EventTime,
-    /// Whether the end that is fixed was reached.
+    /// `true` if the end that is fixed was reached.
     pub ended: bool,
-    /// Where the last record begins, if it has no end yet.
+    /// The position of the last record, if it has no end yet.
     pub partial: Option<u64>,
 }
 
@@ -225,9 +225,9 @@ struct Dispenser {
     head: Option<u64>,
     /// The length at which the rest of the file was no complete record yet.
     partial_at: Option<u64>,
-    /// How far a record that is too long and has no end yet was looked through.
+    /// The search for the end of a record that is too long and has none yet.
     scan: Option<Scan>,
-    /// Since when the path has not named the file that is open.
+    /// The moment since which the path has not named the file that is open.
     gone_since: Option<Instant>,
     /// Chunks belong to this epoch or a later one.
     least_epoch: Epoch,
@@ -356,7 +356,7 @@ impl<F: Format> Shared<F> {
         Ok(Dealt::Chunk(chunk))
     }
 
-    /// Where the file is, for who watches the job.
+    /// Returns the progress of reading the file, for who watches the job.
     pub fn progress(&self) -> Progress {
         let state = self.lock();
         let (end, ended) = (state.until.unwrap_or(state.length), state.said.is_some_and(|said| said.ended));
@@ -364,7 +364,7 @@ impl<F: Format> Shared<F> {
         Progress { next: state.position, end, watermark: state.carry.watermark, ended, partial }
     }
 
-    /// How many lines end in a record that is too long.
+    /// Counts the lines that end in a record that is too long.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -372,7 +372,7 @@ impl<F: Format> Shared<F> {
         self.lock().count_lines(from, length)
     }
 
-    /// Whether reading began at the file's beginning.
+    /// `true` if reading began at the file's beginning.
     pub fn begins_at_beginning(&self) -> bool {
         self.lock().found_at == 0
     }
@@ -593,7 +593,7 @@ impl Dispenser {
         Err(error.help("all of the old file up to there was read; to read the new one, start again with a new --state"))
     }
 
-    /// How many lines end in a piece of the file.
+    /// Counts the lines that end in a piece of the file.
     fn count_lines(&mut self, from: u64, length: u64) -> Result<u64> {
         let (mut at, mut lines) = (from, 0);
         while at < from + length {

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Result};
 
-/// How many bytes are enough to tell.
+/// Bytes that are enough to tell a file's kind.
 pub(super) const ENOUGH: usize = 6;
 
-/// What files begin with, what they are, and what to do.
+/// First bytes, kinds, and remedies.
 const KINDS: &[(&[u8], &str, &str)] = &[
     (b"\x1f\x8b", "is compressed (gzip)", "unpack it first: gzip -dc FILE > UNPACKED"),
     (b"\x28\xb5\x2f\xfd", "is compressed (zstd)", "unpack it first: zstd -dc FILE > UNPACKED"),

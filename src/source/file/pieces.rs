@@ -11,7 +11,7 @@ use crate::record::Record;
 use super::dispenser::{LONGEST, Within, in_words};
 use super::{Format, kind};
 
-/// How much is read at a time.
+/// Bytes that are read at a time.
 const BLOCK: usize = 256 << 10;
 
 /// A record of type `T`, or why it is none.
@@ -23,9 +23,9 @@ pub struct Pieces<F: Format, R, T> {
     reader: R,
     layout: Option<F::Layout>,
     scratch: F::Scratch,
-    /// What was read and is not parsed.
+    /// Bytes that were read and are not parsed.
     bytes: Vec<u8>,
-    /// How many bytes were parsed, and how many lines end in them.
+    /// The number of bytes that were parsed, and of the lines that end in them.
     parsed: (u64, u64),
     /// Set while the rest of a record that is too long is passed over.
     within: Option<Within>,
@@ -84,7 +84,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         }
     }
 
-    /// How many bytes were parsed.
+    /// Returns the number of bytes that were parsed.
     pub fn position(&self) -> u64 {
         self.parsed.0
     }

@@ -3,7 +3,7 @@
 //! A chunk is parsed as soon as it is dealt, with marks that count from its own first record; it is **held** until what
 //! holds before it is known, then its marks are raised to that. A reader holds few chunks, and never waits.
 //!
-//! Where event times are judged by the greatest one before them (`--max-ahead`), a chunk is judged when what holds before it
+//! If event times are judged by the greatest one before them (`--max-ahead`), a chunk is judged when what holds before it
 //! is known, and only then summed up: such chunks are parsed side by side, and judged one after the other.
 //!
 //! Invariants: held chunks are given on in the order in which they were dealt, so in order of epochs; an epoch is not
@@ -46,7 +46,7 @@ struct Held<T> {
     /// Its events that were not given on; their marks count from the chunk's beginning until it is settled.
     events: Vec<Event<T>>,
     rejects: Vec<Reject>,
-    /// Where each event's record ends in the chunk, and how many bytes they have together; kept until they are judged.
+    /// The end of each event's record in the chunk, and the number of their bytes; kept until they are judged.
     unjudged: Option<(Vec<usize>, u64)>,
     /// The first record of those with the greatest event time: the time, and its offset.
     peak: Option<(EventTime, u64)>,

@@ -153,7 +153,7 @@ pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Whether an error says that the user may not use a consumer group. Groups are only for lag monitors here.
+/// `true` if an error says that the user may not use a consumer group. Groups are only for lag monitors here.
 pub(crate) fn is_group_refusal(code: RDKafkaErrorCode) -> bool {
     code == RDKafkaErrorCode::GroupAuthorizationFailed
 }
@@ -265,13 +265,13 @@ fn refused(target: &Target, because: &str) -> Error {
     Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
 }
 
-/// What the library said last of connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
+/// The library's last words on connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
 /// identical error(s) suppressed)".
 fn last_words(words: &LastWords) -> Option<String> {
     words.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
 }
 
-/// Where the brokers say that the leader of a partition is: `HOST:PORT`. `None` if they name none, or do not answer.
+/// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
 pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, partition: u32) -> Option<String> {
     let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
     let topic = metadata.topics().iter().find(|found| found.name() == topic)?;

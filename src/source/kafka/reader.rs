@@ -101,7 +101,7 @@ struct Feed {
     quiet_since: Option<Instant>,
     /// A report came that was not yet weighed.
     weigh: bool,
-    /// Since when its broker has not answered.
+    /// The moment since which its broker has not answered.
     unheard_since: Option<Instant>,
     /// Behind the transaction markers that followed the last record that was taken.
     position: Option<u64>,

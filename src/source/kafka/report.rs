@@ -61,7 +61,7 @@ impl Report {
         self.partitions.get(&partition).is_some_and(|heard| heard.answers && heard.fetched && !heard.open)
     }
 
-    /// Whether a partition's broker answers, as far as anything was heard of it.
+    /// `true` if a partition's broker answers, as far as anything was heard of it.
     pub(super) fn answers(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_none_or(|heard| heard.answers)
     }
@@ -72,7 +72,7 @@ impl Report {
         self.partitions.get(&partition)?.drained
     }
 
-    /// What was heard of a partition, for people; its broker has not answered for `silence`.
+    /// Says what was heard of a partition; its broker has not answered for `silence`.
     pub(super) fn note(&self, partition: u32, position: Option<u64>, silence: Option<Duration>) -> Note {
         let heard = self.partitions.get(&partition);
         let note = heard.and_then(|heard| match (silence.is_some_and(|silence| silence >= NOTED), heard.open) {
@@ -217,7 +217,7 @@ struct PartitionStatistics {
     /// The offset to fetch next; negative before it is known.
     #[serde(default)]
     next_offset: i64,
-    /// How many records wait in the partition's queue.
+    /// The number of records that wait in the partition's queue.
     #[serde(default)]
     fetchq_cnt: i64,
 }

@@ -38,7 +38,7 @@ impl Wide {
         Wide([high - u128::from(borrow), middle, low])
     }
 
-    /// How many bits it has without leading zeros.
+    /// The number of bits without leading zeros.
     fn bits(self) -> i32 {
         let Wide([high, middle, low]) = self;
         let bits = |part: u128| (u128::BITS - part.leading_zeros()) as i32;

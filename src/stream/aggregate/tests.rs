@@ -302,7 +302,7 @@ fn quantiles_of_numbers() {
     }
 }
 
-/// What an aggregate shows of numbers.
+/// The value that an aggregate shows of numbers.
 fn shown<A: Aggregate<Deal, Part = N>, N>(aggregate: &A, numbers: impl IntoIterator<Item = N>) -> A::Value {
     let (mut numbers, mut count) = (numbers.into_iter(), 1);
     let mut sum = aggregate.lift(numbers.next().unwrap());
