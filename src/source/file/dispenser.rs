@@ -74,8 +74,8 @@ const CHECKED: u64 = 4 << 10;
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Time for which the path of a followed file may name no file, or another one, before that is an error: editors and rotations take
-/// a moment.
+/// Time for which the path of a followed file may name no file, or another one, before that is an error: editors and
+/// rotations take a moment.
 const GONE: Duration = Duration::from_secs(2);
 
 /// What holds just before a chunk.
