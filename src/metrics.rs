@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,73 @@ pub struct SourceMetrics {
     pub watermark: TimeGauge,
     /// After how long without records a partition of it is idle.
     pub idle_after: Setting,
+    /// Notices that are told once.
+    pub notices: Notices,
+}
+
+/// A record with the greatest event time of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peak {
+    /// Its event time.
+    pub time: EventTime,
+    /// The file.
+    pub place: String,
+    /// The position of its first byte.
+    pub offset: u64,
+    /// Its line, from 1, where it is known.
+    pub line: Option<u64>,
+}
+
+/// Notices of a source, each told once, by whichever of its workers sees it first.
+#[derive(Debug, Default)]
+pub struct Notices {
+    rejects_are_kept: AtomicBool,
+    reject_told: AtomicBool,
+    unit_told: AtomicBool,
+    /// Milliseconds of the greatest event time, less `i64::MIN`: 0 before the first.
+    peak_time: AtomicU64,
+    peak: Mutex<Option<Peak>>,
+}
+
+impl Notices {
+    /// Says that rejected records go to a sink: the first one need not be told.
+    pub fn keep_rejects(&self) {
+        self.rejects_are_kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers whether a rejected record is to be told: `true` once, if rejected records go nowhere.
+    pub fn tell_of_reject(&self) -> bool {
+        !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Answers whether the unit of event times is to be told: `true` once.
+    pub fn tell_of_unit(&self) -> bool {
+        !self.unit_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// `true` if no greater or equal event time was noted.
+    pub fn is_peak(&self, time: EventTime) -> bool {
+        rank(time) > self.peak_time.load(Ordering::Relaxed)
+    }
+
+    /// Notes a record with a great event time; of equal ones the first that is noted stays.
+    pub fn note_peak(&self, peak: Peak) {
+        let mut known = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|known| known.time < peak.time) {
+            self.peak_time.store(rank(peak.time), Ordering::Relaxed);
+            *known = Some(peak);
+        }
+    }
+
+    /// The record with the greatest event time that was noted.
+    pub fn peak(&self) -> Option<Peak> {
+        self.peak.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An event time as a number that is 0 for the least one.
+fn rank(time: EventTime) -> u64 {
+    time.millis().wrapping_sub(i64::MIN) as u64
 }
 
 /// What happened at a window step.
@@ -292,6 +359,24 @@ impl Metrics {
     /// How many rows all sinks have shown.
     pub fn shown_rows(&self) -> u64 {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
+    }
+
+    /// Explains why most records of a window step were late, in a line for each source whose file has a record that did it:
+    /// one with an event time far ahead makes all that follow late.
+    pub fn explain_late(&self) -> Vec<String> {
+        let mostly_late = |step: &StepMetrics| step.late.get() > (step.taken.get() + step.loaded.get()) / 2;
+        let steps = self.steps.all();
+        let Some((name, step)) = steps.iter().find(|(_, step)| mostly_late(step)) else { return Vec::new() };
+        let (late, all) = (step.late.get(), step.taken.get() + step.loaded.get());
+        let peaks = self.sources.all().into_iter().filter_map(|(_, source)| source.notices.peak());
+        let line = |Peak { time, place, offset, line }| {
+            let line = line.map_or(String::new(), |line| format!(", line {line}"));
+            format!(
+                "{late} of {all} records were late in {name}: the record at offset {offset}{line} of {place} moved the \
+                 watermark to its event time, {time}; if that time is wrong, --max-ahead TIME rejects such records"
+            )
+        };
+        peaks.map(line).collect()
     }
 
     /// Says that the job begins to work.

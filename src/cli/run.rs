@@ -123,7 +123,7 @@ pub struct RunArgs {
     pub hostfile: Option<PathBuf>,
 }
 
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
     if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
 }

@@ -483,6 +483,13 @@ impl Job {
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
+        // What is as it always was has no entry, so that earlier states still fit.
+        if self.options.max_ahead_in_files {
+            flags.insert("max-ahead-in-files".into(), "yes".into());
+        }
+        if self.options.max_record != source::Options::default().max_record {
+            flags.insert("max-record".into(), self.options.max_record.to_string());
+        }
         flags
     }
 
@@ -660,6 +667,7 @@ impl Job {
         }
         if is_first {
             summary.check_conservation()?;
+            metrics.explain_late().iter().for_each(|line| tracing::warn!("{line}"));
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         let profile = profile.map(|profile| profile.now()).unwrap_or_default();

@@ -114,6 +114,8 @@ pub struct PartitionStatus {
     pub next: u64,
     /// The offset of the next record to come, where the source knows it.
     pub end: Option<u64>,
+    /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
+    pub in_bytes: bool,
     /// Whether it is idle, and so holds nothing.
     pub idle: bool,
     /// Whether it has ended, and so holds nothing.
@@ -132,7 +134,7 @@ impl PartitionStatus {
         !self.idle && !self.ended
     }
 
-    /// How many records there are that were not taken yet, where the source knows it.
+    /// The number of records, or bytes, that were not taken yet, where the source knows it.
     pub fn lag(&self) -> Option<u64> {
         self.end.map(|end| end.saturating_sub(self.next))
     }

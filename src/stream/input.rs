@@ -24,7 +24,7 @@ use crate::durable::manifest::SourceState;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Note, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
 use crate::status::PartitionStatus;
 use crate::stream::cut::{Durable, Part};
 use crate::stream::marks::{AtSnapshots, Marks, saved};
@@ -252,13 +252,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
-        let mut partitions: Vec<_> = self.intake.partitions().collect();
-        for Note { partition, end, note } in self.reader.notes() {
-            if let Some(known) = partitions.iter_mut().find(|known| known.partition == partition) {
-                (known.end, known.note) = (end, note);
-            }
-        }
-        partitions
+        self.reader.partitions(&self.intake)
     }
 }
 

@@ -332,6 +332,7 @@ impl<'f> Flow<'f> {
     /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
         rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
     }

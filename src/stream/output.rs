@@ -260,7 +260,10 @@ impl Shown {
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
         match written.and_then(|()| writer.show(ends)) {
             Ok(()) => {
-                self.metrics.rows.add(batches.iter().map(|(_, rows, _)| rows.len() as u64).sum());
+                let rows = batches.iter().flat_map(|(_, rows, _)| rows);
+                // An event is written as often as it is there, a change once.
+                let written = rows.map(|(_, diff)| if self.state.on_change { 1 } else { diff.unsigned_abs() as u64 });
+                self.metrics.rows.add(written.sum());
                 self.metrics.epochs.add(batches.len() as u64);
                 self.through.store(last.0, Ordering::Release);
             }

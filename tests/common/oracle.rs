@@ -105,9 +105,9 @@ struct Partition {
     woke: Option<u64>,
 }
 
-/// Whether a record may have this time: the years 0 to 9999.
+/// `true` if a record may have this time: the years 1 to 9998.
 fn may_be(time: i64) -> bool {
-    (-62_167_219_200_000..=253_402_300_799_999).contains(&time)
+    (-62_135_596_800_000..=253_370_764_799_999).contains(&time)
 }
 
 /// Follows a source through its epochs, by the definitions.

@@ -6,6 +6,7 @@
 //!   that asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
 //! * A [`reader`] belongs to one worker: it parses its chunks, and gives their records on when the watermark before
 //!   them is known.
+//! * [`pieces`] read the same formats without a job, from a pipe too.
 //!
 //! A record's offset is the position of its first byte; the partition begins at byte 0, so what stands before the first
 //! record (a byte order mark, a header) is a part of its first chunk that holds no records. Worker 0 is the **owner**:
@@ -22,6 +23,8 @@
 //! of its stream. Nothing here knows timely, nor the journal's files.
 
 pub mod dispenser;
+mod kind;
+pub mod pieces;
 pub mod reader;
 
 use std::fmt;
@@ -36,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Elsewhere, Place, Reader, Source, TimeOf};
 
-use dispenser::{Shared, Sizes};
+use dispenser::{Shared, Sizes, Within};
 use reader::FileReader;
 
 /// What some programs write before UTF-8 text. It is no part of a record.
@@ -59,6 +62,10 @@ pub trait Format: Send + Sync + 'static {
 
     /// The position after the last complete record of bytes that begin at a record; `None` if there is none.
     fn last_end(bytes: &[u8]) -> Option<usize>;
+
+    /// The position in `bytes` behind the end of the record that `within` says where they are in; `None` if it goes on, and
+    /// `within` is then where it does. For records that are too long to be held.
+    fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize>;
 
     /// Decodes bytes of whole records: for each record its place in them, without what ends it, and the record or why
     /// it is none.
@@ -150,7 +157,8 @@ impl<F: Format, T: Record> Input<F, T> {
             of.job == at.job && of.opened.len() == at.threads && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
-            let shared = Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?;
+            let sizes = self.sizes.with_longest(at.options.max_record);
+            let shared = Shared::open::<T>(&self.path, at.options.until_end, sizes)?;
             let shared = Arc::new(shared.idle_after(self.idle_after.unwrap_or(at.options.idle_timeout)));
             *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }

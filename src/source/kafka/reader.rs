@@ -101,6 +101,12 @@ struct Feed {
     quiet_since: Option<Instant>,
     /// A report came that was not yet weighed.
     weigh: bool,
+    /// The moment since which its broker has not answered.
+    unheard_since: Option<Instant>,
+    /// Behind the transaction markers that followed the last record that was taken.
+    position: Option<u64>,
+    /// The offset that was last committed for monitors.
+    committed: u64,
 }
 
 impl Feed {
@@ -136,6 +142,8 @@ pub(super) struct KafkaReader<T> {
     outage: Option<Outage>,
     /// What was last heard of the partitions.
     heard: Report,
+    /// The brokers refuse to keep offsets for monitors.
+    unmonitored: bool,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -169,6 +177,7 @@ impl<T: Record> KafkaReader<T> {
             last_poll: None,
             outage: None,
             heard: Report::default(),
+            unmonitored: false,
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -245,6 +254,10 @@ impl<T: Record> KafkaReader<T> {
                 }
             };
             match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                    self.unmonitored = true;
+                    client::tell_of_group(self.consumer.context().group());
+                }
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(self.failed(None, code));
@@ -256,6 +269,10 @@ impl<T: Record> KafkaReader<T> {
             self.tell_outage(&report);
             for feed in &mut self.feeds {
                 feed.weigh = true;
+                feed.unheard_since = if report.answers(feed.id) { None } else { feed.unheard_since.or(Some(now)) };
+                if feed.at_end {
+                    feed.position = feed.position.max(report.drained(feed.id));
+                }
                 if feed.at_end && report.is_calm(feed.id) {
                     feed.quiet_since = feed.quiet_since.or(Some(now));
                 } else {
@@ -591,17 +608,38 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
             latest.extend(offsets);
         }
+        if self.unmonitored {
+            return;
+        }
+        // When all that was taken is shown, what is left are markers: they would count as lag for ever.
+        if self.bound.is_empty() {
+            for feed in self.feeds.iter().filter(|feed| feed.at_end) {
+                if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
+                    let offset = latest.entry(feed.id).or_insert(position);
+                    *offset = position.max(*offset);
+                }
+            }
+        }
         if latest.is_empty() {
             return;
         }
         let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
+        for (partition, offset) in &offsets {
+            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.id == *partition) {
+                feed.committed = *offset;
+            }
+        }
         // Only monitors read these; the next call brings newer ones.
         let committed = list(&self.target.topic, &offsets);
         let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
     }
 
     fn notes(&self) -> Vec<Note> {
-        self.feeds.iter().map(|feed| self.heard.note(feed.id)).collect()
+        let note = |feed: &Feed| {
+            let silence = feed.unheard_since.map(|since| since.elapsed());
+            self.heard.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+        };
+        self.feeds.iter().map(note).collect()
     }
 }
 
@@ -615,7 +653,8 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
         }
     }
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
-    let listener = Listener::new(&target.topic, Duration::from_millis(wait));
+    let group = config.get("group.id").unwrap_or(&name).to_owned();
+    let listener = Listener::new(&target.topic, &group, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
     // Counted, as a poll also answers nothing when it has served an event.
@@ -638,10 +677,13 @@ pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u3
                 return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_PATIENCE => {
-                let error = Error::new("a partition has no broker that leads it");
-                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check the brokers"));
+                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
             }
-            _ => std::thread::sleep(Duration::from_millis(100)),
+            // What the library has to say of the broker is served.
+            _ => {
+                (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
     }
 }
@@ -655,8 +697,22 @@ fn new_feed(
     // The queue is made before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    let (slot, held, quiet_since) = (None, None, None);
-    Ok(Feed { id, start, low, end, slot, caught_up: false, queue, held, at_end: false, quiet_since, weigh: false })
+    Ok(Feed {
+        id,
+        start,
+        low,
+        end,
+        slot: None,
+        caught_up: false,
+        queue,
+        held: None,
+        at_end: false,
+        quiet_since: None,
+        weigh: false,
+        unheard_since: None,
+        position: None,
+        committed: 0,
+    })
 }
 
 pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
@@ -757,6 +813,8 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
 /// Decides whether an error that came instead of a record ends the job.
 pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
+        // Offsets are not kept for monitors then; records come all the same.
+        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // Whether a topic is gone for good, the watch finds out.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
         Some(code) => Err(failed(target, Some(partition), code)),
