@@ -118,7 +118,9 @@ fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
     let (reader, writer) = pipe().unwrap();
     // Nobody reads the results, so they are never all shown.
     let line = "--csv {}/in.csv --out - --epoch 5ms --progress-every 50ms";
-    let mut running = place.start_with(ACCOUNT_TOTALS, line, |command| drop(command.stdout(writer)));
+    let mut running = place.start_with(ACCOUNT_TOTALS, line, |command| {
+        command.stdout(writer);
+    });
     running.until("results", |running| running.stderr().contains(" records, ").then_some(()));
     running.hears(Signal::SIGTERM).signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(1_500));
@@ -141,7 +143,9 @@ fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     // As `nohup` does it.
     let place = Place::new();
     let shell = format!("trap '' HUP; exec {ACCOUNT_TOTALS} --csv in.csv --out out.csv --epoch 5ms");
-    let mut running = start_with("sh", ["-c", &shell], |command| drop(command.current_dir(place.0.path())));
+    let mut running = start_with("sh", ["-c", &shell], |command| {
+        command.current_dir(place.0.path());
+    });
     place.until_results(&mut running);
     running.signal(Signal::SIGHUP);
     std::thread::sleep(Duration::from_millis(300));
@@ -162,7 +166,9 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
     for more in ["--progress-every 10ms", "--progress off", "--progress-every 10ms --state {}/state"] {
         let place = Place::new();
         let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --epoch 5ms --tell-when-quiet 50ms {more}");
-        let mut running = place.start_with(ACCOUNT_TOTALS, &line, |command| drop(command.stderr(unread())));
+        let mut running = place.start_with(ACCOUNT_TOTALS, &line, |command| {
+            command.stderr(unread());
+        });
         place.until_results(&mut running);
         std::thread::sleep(Duration::from_millis(200));
         running.signal(Signal::SIGTERM);
@@ -170,7 +176,12 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
     }
     let ends = |program: &str, line: &str, code: i32| {
         let place = Place::new();
-        place.start_with(program, line, |command| drop(command.stderr(unread()))).end().code(code);
+        place
+            .start_with(program, line, |command| {
+                command.stderr(unread());
+            })
+            .end()
+            .code(code);
     };
     ends(ACCOUNT_TOTALS, "--csv {}/in.csv --out {}/out.csv --until-end --progress-every 10ms", 0);
     ends(ACCOUNT_TOTALS, "--csv {}/missing.csv --out {}/out.csv --until-end", 1);
@@ -184,7 +195,9 @@ fn a_reader_of_standard_error_that_goes_away_changes_nothing() {
 fn a_reader_of_results_that_goes_away_fails_the_job_with_one_line() {
     let place = Place::new();
     let line = "--csv {}/in.csv --out - --until-end --epoch 5ms";
-    let running = place.start_with(ACCOUNT_TOTALS, line, |command| drop(command.stdout(unread())));
+    let running = place.start_with(ACCOUNT_TOTALS, line, |command| {
+        command.stdout(unread());
+    });
     says(running.end().error(1), &["cannot print the results (stdout): whoever was reading them has stopped"]);
 }
 
