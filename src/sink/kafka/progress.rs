@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
@@ -202,6 +202,8 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             }
             // All was decided before it was assigned, so this is the end of all.
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
+            // It belongs to no group: the library asks for one all the same, and the user needs no right to it.
+            Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}
             Some(Err(error)) if !error.rdkafka_error_code().is_some_and(is_transient) => {
                 return Err(unreadable(target, &said(&error)));
             }
