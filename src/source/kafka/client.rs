@@ -97,8 +97,30 @@ pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
             let because = description.trim_end_matches('.').to_owned();
             Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
+        KafkaError::ClientCreation(why) => {
+            let error = Error::new("cannot make a Kafka client").at(target.describe()).because(without_codes(why));
+            error.help("check --kafka-config, and that the files that it names are there")
+        }
         error => Error::new("cannot make a Kafka client").at(target.describe()).because(said(error)),
     }
+}
+
+/// A reason without OpenSSL's codes: of "error:0A000086:SSL routines::certificate verify failed" the words.
+fn without_codes(reason: &str) -> String {
+    let mut words = String::new();
+    let mut rest = reason;
+    while let Some((before, after)) = rest.split_once("error:") {
+        words.push_str(before);
+        let code = after.find(':').filter(|at| *at > 0 && after[..*at].bytes().all(|byte| byte.is_ascii_hexdigit()));
+        match code {
+            Some(at) => rest = &after[at + 1..],
+            None => {
+                words.push_str("error:");
+                rest = after;
+            }
+        }
+    }
+    (words + rest).replace("::", ": ")
 }
 
 /// Whether an error is one that passes when the brokers are reachable again.
@@ -252,7 +274,7 @@ pub(crate) fn find_topic<C: ClientContext>(
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(target, &format!("{}: {reason}", in_words(code))));
+            return Err(refused(target, &format!("{}: {}", in_words(code), without_codes(&reason))));
         }
         if begun.elapsed() >= PATIENCE {
             return Err(not_there(target, words, last));
@@ -268,7 +290,7 @@ fn refused(target: &Target, because: &str) -> Error {
 /// The library's last words on connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
 /// identical error(s) suppressed)".
 fn last_words(words: &LastWords) -> Option<String> {
-    words.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
+    words.get().map(|(_, reason)| without_codes(reason.split(" (after ").next().unwrap_or_default()))
 }
 
 /// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
@@ -369,6 +391,15 @@ mod tests {
     fn a_code_is_put_in_words() {
         assert_eq!(in_words(RDKafkaErrorCode::AllBrokersDown), "All broker connections are down");
         assert_eq!(in_words(RDKafkaErrorCode::OffsetOutOfRange), "Broker: Offset out of range");
+    }
+
+    #[test]
+    fn a_reason_is_told_in_words() {
+        let reason = "ssl://b:1/bootstrap: error:0A000086:SSL routines::certificate verify failed";
+        assert_eq!(without_codes(reason), "ssl://b:1/bootstrap: SSL routines: certificate verify failed");
+        for reason in ["an error: none", "Connect failed: Connection refused", ""] {
+            assert_eq!(without_codes(reason), reason);
+        }
     }
 
     #[test]
