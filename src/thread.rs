@@ -44,6 +44,8 @@ pub enum Role {
     Merges,
     /// Notices when a job shows nothing for a while.
     Watch,
+    /// Serves HTTP.
+    Http,
     /// Asks brokers for new partitions of a topic.
     KafkaWatch,
     /// Runs a broker in memory.
@@ -66,13 +68,14 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 15] = [
+    pub const ALL: [Role; 16] = [
         Role::Sink,
         Role::Journal,
         Role::Segments,
         Role::Manifests,
         Role::Merges,
         Role::Watch,
+        Role::Http,
         Role::KafkaWatch,
         Role::EmbeddedBroker,
         Role::Process,
@@ -93,6 +96,7 @@ impl Role {
             Role::Manifests => "manifests",
             Role::Merges => "merges",
             Role::Watch => "watch",
+            Role::Http => "http",
             Role::KafkaWatch => "kafka-watch",
             Role::EmbeddedBroker => "embedded-broker",
             Role::Process => "process",

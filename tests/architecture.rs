@@ -52,10 +52,9 @@ const UNSAFE: &str = "src/durable/codec/abomonation.rs";
 /// Ways to start a thread past the guarded one, by which a panic on it would be seen by nobody.
 const UNGUARDED: [&str; 3] = ["thread::spawn", "thread::Builder", "thread::scope"];
 /// Where they may be, and why.
-const MAY_BE_UNGUARDED: [(&str, &str); 3] = [
+const MAY_BE_UNGUARDED: [(&str, &str); 2] = [
     ("src/thread.rs", "the guarded way itself"),
     ("src/testing/", "processes of a test are joined at once, and their panics are errors"),
-    ("src/view/http.rs", "its threads answer clients and hold up no job"),
 ];
 
 /// Macros that panic when whoever reads has gone away.

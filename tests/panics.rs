@@ -114,6 +114,10 @@ fn case(role: Role) -> (&'static str, &'static [u64], fn(&Place, &str) -> Vec<Ru
         Role::Manifests => ("manifests", &[1, 3], Place::alone),
         Role::Merges => ("merges", &[1, 2], Place::alone),
         Role::Watch => ("watch", &[1, 3], Place::alone),
+        Role::Http => ("http", &[1, 2], |place, panic| {
+            let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
+            vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
+        }),
         Role::Signals => ("signals", &[1, 30], Place::alone),
         Role::Progress => ("progress", &[1, 5], Place::alone),
         Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
@@ -204,7 +208,7 @@ fn threads_at_a_broker_that_panic_end_the_job() {
 }
 
 const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
-const PROGRAM: [Role; 5] = [Role::Watch, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
+const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
 const BETWEEN: [Role; 3] = [Role::Process, Role::Processes, Role::Connections];
 const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
 

@@ -11,7 +11,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::task::Poll;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -25,6 +24,7 @@ use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SO
 use super::respond::Shared;
 use super::{Answering, Endpoint};
 use crate::error::{Error, Result};
+use crate::thread::{self, Handle, Role};
 
 /// Connections that the system keeps until they are taken.
 const BACKLOG: u32 = 1024;
@@ -37,7 +37,7 @@ pub(crate) struct Server {
     over: watch::Sender<bool>,
     /// Disconnected when the thread is done.
     done: Receiver<()>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
 }
 
 impl Server {
@@ -66,7 +66,7 @@ impl Server {
             runtime.shutdown_background();
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
-        let thread = std::thread::Builder::new().name("http".into()).spawn(body).map_err(|why| cannot(&why))?;
+        let thread = thread::start(Role::Http, Role::Http.name(), body)?;
         Ok(Server { address, over, done, thread: Some(thread) })
     }
 
@@ -83,8 +83,7 @@ impl Drop for Server {
             (Err(RecvTimeoutError::Timeout), _) => {
                 tracing::warn!("the HTTP server has not ended within {END_TIME:?}; the job ends without it");
             }
-            // One that panicked has nothing to add.
-            (_, Some(thread)) => drop(thread.join()),
+            (_, Some(thread)) => thread.join(),
             (_, None) => {}
         }
     }
@@ -142,6 +141,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
     {
         let mut ends = pin!(ended(over.clone()));
         loop {
+            thread::turn();
             let next = poll_fn(|context| {
                 if ends.as_mut().poll(context).is_ready() {
                     return Poll::Ready(None);
