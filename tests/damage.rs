@@ -226,9 +226,12 @@ fn a_flipped_byte_is_refused_by_the_name_of_its_file_or_does_not_matter() {
     random.shuffle(&mut cases);
     let counts = all_pass(&subject, cases);
     // A check that nothing is ever refused by, or everything, would be none.
-    for kind in ["results", "commit", "journal", "manifest", "segment", "claim", "identity"] {
-        assert!(counts[kind][1] > 0, "no damage of a {kind} is refused: {counts:?}");
+    let refused = |kind: &str| counts.get(kind).map_or(0, |[_, refused]| *refused);
+    for kind in ["results", "commit", "journal", "manifest", "claim", "identity"] {
+        assert!(refused(kind) > 0, "no damage of a {kind} is refused: {counts:?}");
     }
+    // It may be that all segments have been merged by then.
+    assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
     assert!(counts.values().any(|[passed, _]| *passed > 0), "{counts:?}");
     assert_eq!(subject.go_on(&subject.files, 2), Ok(None));
 }
@@ -249,9 +252,11 @@ fn a_file_that_is_cut_or_longer_or_missing_is_refused_by_its_name_or_does_not_ma
         case("missing".into(), None);
     }
     let counts = all_pass(&subject, cases);
-    for kind in ["results", "commit", "manifest", "segment", "claim", "identity"] {
-        assert!(counts[kind][1] > 0, "no damage of a {kind} is refused: {counts:?}");
+    let refused = |kind: &str| counts.get(kind).map_or(0, |[_, refused]| *refused);
+    for kind in ["results", "commit", "manifest", "claim", "identity"] {
+        assert!(refused(kind) > 0, "no damage of a {kind} is refused: {counts:?}");
     }
+    assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
 }
 
 /// The ends of the journals of all processes are damaged: each process's last frames and files are flipped, cut and

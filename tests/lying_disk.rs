@@ -86,7 +86,7 @@ fn exact_or_refused(what: &str, may_be_refused: bool, end: Option<Result<(), Ver
 }
 
 fn stride() -> usize {
-    std::env::var("TIDEGATE_STRIDE").map_or(12, |text| text.parse().unwrap())
+    std::env::var("TIDEGATE_STRIDE").map_or(30, |text| text.parse().unwrap())
 }
 
 /// The sync of this number.

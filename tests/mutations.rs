@@ -1,12 +1,12 @@
 //! Mistakes that somebody could make in the engine, each with the test that finds it.
 //!
 //! What a promise rests on is sometimes one word: a sync, a lock, a comparison. That a test would miss it can only be seen
-//! by taking it away. `every_mutation_still_applies` runs always: each text is in its file exactly once, and each test is
-//! there. The mutations themselves take a build each, so a person starts them:
+//! by taking it away. Always checked is that each text is in its file exactly once, and that each test is there. To try the
+//! mutations takes a build each, so that is for a person to ask for:
 //!
 //! ```text
-//! cargo test --test mutations -- --ignored --nocapture                # all of them
-//! TIDEGATE_MUTATION=sync cargo test --test mutations -- --ignored     # those whose name has this in it
+//! TIDEGATE_MUTATION=all cargo test --test mutations -- --nocapture      # all of them
+//! TIDEGATE_MUTATION=synced cargo test --test mutations -- --nocapture   # those whose name has this in it
 //! ```
 //!
 //! They are tried in a copy of the sources below `target/mutations`, which is built there: it needs some GB, and the tests
@@ -153,7 +153,7 @@ fn root() -> &'static Path {
 }
 
 #[test]
-fn every_mutation_still_applies() {
+fn every_mutation_still_applies_and_is_found_where_it_is_tried() {
     let mut wrong = Vec::new();
     for Mutation { name, file, text, instead, tests, test } in MUTATIONS {
         let found = fs::read_to_string(root().join(file)).unwrap_or_default().matches(text).count();
@@ -168,6 +168,9 @@ fn every_mutation_still_applies() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     let names: BTreeSet<_> = MUTATIONS.iter().map(|mutation| mutation.name).collect();
     assert_eq!(names.len(), MUTATIONS.len(), "two mutations have one name");
+    if let Ok(asked) = std::env::var("TIDEGATE_MUTATION") {
+        try_those_with(&asked);
+    }
 }
 
 /// Copies the sources, where they have changed, so that no more is built than has to be.
@@ -202,13 +205,11 @@ fn run(tree: &Path, tests: &str, test: &str) -> (Option<bool>, String) {
     (ran.then(|| ended.status.success()), said)
 }
 
-#[test]
-#[ignore = "takes a build a mutation"]
-fn every_mutation_is_found() {
+/// Tries the mutations whose names have this in them.
+fn try_those_with(asked: &str) {
     let tree = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("mutations").join("tree");
     copy(root(), &tree);
-    let asked = std::env::var("TIDEGATE_MUTATION").unwrap_or_default();
-    let chosen: Vec<_> = MUTATIONS.iter().filter(|mutation| mutation.name.contains(&asked)).collect();
+    let chosen: Vec<_> = MUTATIONS.iter().filter(|mutation| asked == "all" || mutation.name.contains(asked)).collect();
     assert!(!chosen.is_empty(), "no mutation has `{asked}` in its name");
     for (tests, test) in chosen.iter().map(|chosen| (chosen.tests, chosen.test)).collect::<BTreeSet<_>>() {
         let (passed, said) = run(&tree, tests, test);

@@ -194,7 +194,7 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().canonicalize().unwrap();
-    let rows = wild(7, 3_000);
+    let rows = wild(7, 40_000);
     fs::write(folder.join("in.ndjson"), ndjson_of(&rows)).unwrap();
     let in_folder = |name: &str| folder.join(name).display().to_string();
     let (trace, input, out, state) =
@@ -202,8 +202,8 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
     let mut arguments = vec!["-f", "-y", "-qq", "-s", "0", "-e", "signal=none", "-o", &trace];
     let calls_traced = format!("trace={CALLS}");
     arguments.extend(["-e", &calls_traced, ACCOUNT_TOTALS, "--ndjson", &input, "--out", &out, "--state", &state]);
-    // Many snapshots, so that segments are merged; small pieces, so that there are many epochs.
-    let paced = ["--snapshot-every", "10ms", "--epoch", "5ms", "--in-flight", "4KiB", "--until-end", "-w", "2"];
+    // Many snapshots, so that segments are merged, and as many epochs as there can be.
+    let paced = ["--snapshot-every", "10ms", "--epoch", "5ms", "--in-flight", "1MiB", "--until-end", "-w", "8"];
     arguments.extend(paced);
     run("strace", &arguments).code(0);
     same_rows(&rows_of(Path::new(&out), &TOTALS), &expected_of(&rows).rows());
