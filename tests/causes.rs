@@ -27,6 +27,9 @@ use tidegate::{Closed, EventTime, Job, Window, csv, kafka, ndjson};
 
 /// Time in which a cause has to be told.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Idle times: one that no test waits for, and one that is soon over.
+const LONG: Duration = Duration::from_secs(3_600);
+const SHORT: Duration = Duration::from_millis(300);
 /// The end of a window that nothing has come to.
 const FAR: i64 = 1_000_000_000;
 
@@ -154,13 +157,12 @@ struct Running {
 impl Running {
     fn start(
         folder: TempDir,
-        source: impl Source<Item = Tick>,
+        (source, idle_timeout): (impl Source<Item = Tick>, Duration),
         sink: impl Sink<Count>,
         adjust: impl FnOnce(Job, &Path) -> Job,
     ) -> Running {
         let gate = Arc::<Gate>::default();
-        let options =
-            Options { out_of_order: Duration::ZERO, idle_timeout: Duration::from_millis(300), ..Options::default() };
+        let options = Options { out_of_order: Duration::ZERO, idle_timeout, ..Options::default() };
         let job = adjust(Job::new("causes").epoch(Duration::from_millis(20)).options(options), folder.path());
         let (watcher, stop, passed) = (job.watcher(), job.stopper(), Arc::clone(&gate));
         let query = move |flow: &tidegate::Flow<'_>| {
@@ -185,7 +187,7 @@ impl Running {
         let path = folder.path().join("ticks.ndjson");
         std::fs::write(&path, text(1, 0)).unwrap();
         let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
-        let running = Running::start(folder, source, sink, adjust);
+        let running = Running::start(folder, (source, LONG), sink, adjust);
         // It has begun when its watermark is there.
         running.until("it has begun", Some(0), |why| why.holds.iter().any(|hold| hold.cause == Cause::Step));
         running
@@ -268,6 +270,18 @@ fn a_file_that_nobody_writes_is_the_cause() {
 }
 
 #[test]
+fn a_file_that_is_idle_holds_nothing_and_its_source_is_the_cause() {
+    let folder = folder();
+    let (out, path) = (plain(&folder), folder.path().join("ticks.ndjson"));
+    std::fs::write(&path, text(1, 0)).unwrap();
+    let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
+    let running = Running::start(folder, (source, SHORT), out, |job, _| job);
+    let told = running.until("it is idle", Some(FAR), |why| why.to_string().contains("all idle"));
+    assert_eq!((told.holds[0].cause, &*told.holds[0].name), (Cause::Source, "source ticks"), "{told}");
+    running.end();
+}
+
+#[test]
 fn allowed_lateness_is_the_cause() {
     let folder = folder();
     let out = plain(&folder);
@@ -303,7 +317,7 @@ fn a_topic_whose_partitions_are_all_idle_is_the_cause() {
     let source = Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms);
     let folder = folder();
     let out = plain(&folder);
-    let running = Running::start(folder, source, out, |job, _| job);
+    let running = Running::start(folder, (source, SHORT), out, |job, _| job);
     let told = running.until("all are idle", Some(FAR), |why| why.to_string().contains("all idle"));
     assert_eq!((told.holds[0].cause, &*told.holds[0].name), (Cause::Source, "source ticks"), "{told}");
     running.end();

@@ -158,6 +158,8 @@ pub struct Progress {
     pub watermark: EventTime,
     /// `true` if the end that is fixed was reached.
     pub ended: bool,
+    /// `true` if the file is idle, and so holds no watermark.
+    pub idle: bool,
     /// The position of the last record, if it has no end yet.
     pub partial: Option<u64>,
 }
@@ -412,7 +414,8 @@ impl<F: Format> Shared<F> {
         let state = self.lock();
         let (end, ended) = (state.until.unwrap_or(state.length), state.said.is_some_and(|said| said.ended));
         let partial = (state.partial_at == Some(end)).then_some(state.position);
-        Progress { next: state.position, end, watermark: state.carry.watermark, ended, partial }
+        let idle = state.said.is_some_and(|said| said.idle);
+        Progress { next: state.position, end, watermark: state.carry.watermark, ended, idle, partial }
     }
 
     /// Counts the lines that end in a record that is too long.

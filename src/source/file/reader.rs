@@ -301,7 +301,7 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         if !self.owner {
             return Vec::new();
         }
-        let Progress { next, end, watermark, ended, partial } = self.shared.progress();
+        let Progress { next, end, watermark, ended, idle, partial } = self.shared.progress();
         let note = partial.map(|at| format!("the record at offset {at} has no end yet"));
         vec![PartitionStatus {
             source: intake.name().to_owned(),
@@ -310,6 +310,7 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
             next,
             end: Some(end),
             in_bytes: true,
+            idle,
             ended,
             note,
             ..PartitionStatus::default()
