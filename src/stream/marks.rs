@@ -243,9 +243,9 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
                     session.give_container(&mut events);
                 }
             }
-            // Events may come of epochs that marks are past.
-            known
-                .forget_before(frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied()).min());
+            // Events may come, and be held, of epochs that marks are past.
+            let coming = frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied());
+            known.forget_before(coming.chain(held.keys().next().copied()).min());
         }
     });
     (stream, marks)
