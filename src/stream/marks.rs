@@ -37,7 +37,7 @@ use crate::time::{Epoch, EventTime, Span};
 #[derive(Clone)]
 pub(crate) struct Marks<'f> {
     pub(crate) stream: TimelyStream<'f, u64, Vec<Mark>>,
-    /// Whose they are.
+    /// A name of the stream or streams whose they are.
     name: Rc<str>,
 }
 
@@ -82,7 +82,7 @@ impl<'f> Marks<'f> {
     }
 }
 
-/// What a snapshot has under a name, of a source or of streams that were combined.
+/// The state that a snapshot has under a name, of a source or of streams that were combined.
 pub(crate) fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
     let base = durable.base.as_ref()?;
     base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
@@ -131,7 +131,7 @@ impl AtSnapshots {
     }
 }
 
-/// What both streams say of an epoch, with the capability to answer under.
+/// The marks of both streams at an epoch, with the capability to answer under.
 struct Said {
     capability: Capability<u64>,
     marks: [Vec<Mark>; 2],

@@ -21,7 +21,7 @@ use super::cases::{Data, Deal};
 pub struct Turn {
     pub partition: u32,
     pub end: u64,
-    /// How often its reader is polled in vain before it begins.
+    /// Polls in vain before it begins.
     pub pause: u32,
 }
 
@@ -48,7 +48,7 @@ impl Data {
     }
 }
 
-/// In how many epochs of a journal every partition of a source is idle or has ended, and not all have ended.
+/// Counts the epochs of a journal in which every partition of a source is idle or has ended, and not all have ended.
 pub fn epochs_of_silence(journal: &[Frame], source: &str) -> usize {
     let (mut now, mut count) = (std::collections::BTreeMap::new(), 0);
     for frame in journal {
@@ -69,7 +69,7 @@ pub struct Deals {
     read: Arc<Mutex<Read>>,
 }
 
-/// How far each partition was read, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
+/// The next offset of each partition, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
 struct Read {
     next: Vec<u64>,
     last: Epoch,
@@ -123,7 +123,7 @@ impl Source for Deals {
 struct TurnReader {
     of: Deals,
     mine: Vec<(u32, Option<Slot>)>,
-    /// What is left of each turn's pause.
+    /// The rest of each turn's pause.
     pauses: Vec<u32>,
     /// All sinks have shown everything through this epoch.
     shown: Epoch,
