@@ -90,7 +90,7 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
-    /// After how long without records a partition of it is idle.
+    /// The time without records after which a partition of it is idle.
     pub idle_after: Setting,
     /// Notices that are told once.
     pub notices: Notices,

@@ -54,7 +54,7 @@ pub trait Source: Send + Sync + 'static {
     /// How far records may be behind the greatest event time of their partition; `None` to go by the job's options.
     fn out_of_order(&self) -> Option<Duration>;
 
-    /// How long a partition is silent, at its end, before it no longer holds the watermark back: before it is **idle**;
+    /// The time that a partition is silent, at its end, before it no longer holds the watermark back: before it is **idle**;
     /// `None` to go by the job's options.
     fn idle_after(&self) -> Option<Duration> {
         None

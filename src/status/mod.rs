@@ -170,7 +170,7 @@ pub struct StreamStatus {
     /// The stream's watermark.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
-    /// After how many milliseconds without records, at its end, a partition of it is idle; 0 where that is not known.
+    /// Milliseconds without records, at its end, after which a partition of it is idle; 0 where that is not known.
     #[serde(default)]
     pub idle_after_ms: u64,
 }

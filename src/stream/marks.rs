@@ -37,7 +37,7 @@ use crate::time::{Epoch, EventTime, Span};
 #[derive(Clone)]
 pub(crate) struct Marks<'f> {
     pub(crate) stream: TimelyStream<'f, u64, Vec<Mark>>,
-    /// Whose they are.
+    /// A name of the stream or streams whose they are.
     name: Rc<str>,
 }
 
@@ -82,7 +82,7 @@ impl<'f> Marks<'f> {
     }
 }
 
-/// What a snapshot has under a name, of a source or of streams that were combined.
+/// The state that a snapshot has under a name, of a source or of streams that were combined.
 pub(crate) fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
     let base = durable.base.as_ref()?;
     base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
@@ -131,7 +131,7 @@ impl AtSnapshots {
     }
 }
 
-/// What both streams say of an epoch, with the capability to answer under.
+/// The marks of both streams at an epoch, with the capability to answer under.
 struct Said {
     capability: Capability<u64>,
     marks: [Vec<Mark>; 2],
@@ -243,9 +243,9 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
                     session.give_container(&mut events);
                 }
             }
-            // Events may come of epochs that marks are past.
-            known
-                .forget_before(frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied()).min());
+            // Events may come, and be held, of epochs that marks are past.
+            let coming = frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied());
+            known.forget_before(coming.chain(held.keys().next().copied()).min());
         }
     });
     (stream, marks)

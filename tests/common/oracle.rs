@@ -65,7 +65,7 @@ impl<D> Judged<D> {
     }
 }
 
-/// Whether a stream may hold back what it is combined with.
+/// Tells whether a stream may hold back what it is combined with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Some partition is awake, or none has been found.
@@ -85,12 +85,12 @@ pub struct History<D> {
     pub rests: BTreeMap<u64, Rest>,
 }
 
-/// What holds at the last epoch that has anything, up to this one.
+/// The value at the last epoch that has one, up to this one.
 fn at<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
     all.range(..=epoch).next_back().map_or(or, |at| *at.1)
 }
 
-/// What holds at the last epoch before this one.
+/// The value at the last epoch before this one.
 fn before<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
     epoch.checked_sub(1).map_or(or, |epoch| at(all, epoch, or))
 }

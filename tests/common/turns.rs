@@ -1,5 +1,6 @@
 //! A source whose partitions are read in turns: while one is read, the others are idle; between turns, all are.
 //!
+//! A turn begins when all that was read before is shown, and so on record: a crash cannot lose a turn and keep a later one.
 //! Whatever is read in a turn happened after everything of the turns before. So no record is late by the floor of a partition
 //! that woke, and what windows show in the end is a function of the data, though partitions fall silent and wake all the
 //! time: it can be compared over crashes and numbers of workers.
@@ -20,7 +21,7 @@ use super::cases::{Data, Deal};
 pub struct Turn {
     pub partition: u32,
     pub end: u64,
-    /// How often its reader is polled in vain before it begins.
+    /// Polls in vain before it begins.
     pub pause: u32,
 }
 
@@ -47,7 +48,7 @@ impl Data {
     }
 }
 
-/// In how many epochs of a journal every partition of a source is idle or has ended, and not all have ended.
+/// Counts the epochs of a journal in which every partition of a source is idle or has ended, and not all have ended.
 pub fn epochs_of_silence(journal: &[Frame], source: &str) -> usize {
     let (mut now, mut count) = (std::collections::BTreeMap::new(), 0);
     for frame in journal {
@@ -68,7 +69,7 @@ pub struct Deals {
     read: Arc<Mutex<Read>>,
 }
 
-/// How far each partition was read, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
+/// The next offset of each partition, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
 struct Read {
     next: Vec<u64>,
     last: Epoch,
@@ -106,7 +107,12 @@ impl Source for Deals {
             return self.records.open(at);
         }
         let mine = (0..self.partitions.len() as u32).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(TurnReader { of: self.clone(), mine, pauses: self.turns.iter().map(|turn| turn.pause).collect() }))
+        Ok(Box::new(TurnReader {
+            of: self.clone(),
+            mine,
+            pauses: self.turns.iter().map(|turn| turn.pause).collect(),
+            shown: Epoch(0),
+        }))
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> tidegate::Result<Option<String>> {
@@ -117,8 +123,10 @@ impl Source for Deals {
 struct TurnReader {
     of: Deals,
     mine: Vec<(u32, Option<Slot>)>,
-    /// What is left of each turn's pause.
+    /// The rest of each turn's pause.
     pauses: Vec<u32>,
+    /// All sinks have shown everything through this epoch.
+    shown: Epoch,
 }
 
 impl TurnReader {
@@ -143,6 +151,9 @@ impl TurnReader {
         }
         let begun =
             self.of.turns[..at].iter().rev().find(|turn| turn.partition == id).map_or(0, |turn| turn.end) < next;
+        if !begun && self.shown < read.last {
+            return None;
+        }
         if !begun && self.pauses[at] > 0 {
             self.pauses[at] -= 1;
             return None;
@@ -159,6 +170,10 @@ impl TurnReader {
 }
 
 impl Reader<Deal> for TurnReader {
+    fn shown(&mut self, epoch: Epoch) {
+        self.shown = epoch;
+    }
+
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Deal>) -> tidegate::Result<()> {
         intake.begin(epoch);
         for at in 0..self.mine.len() {

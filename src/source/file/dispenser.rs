@@ -186,7 +186,7 @@ pub struct Share {
     pub until: Option<u64>,
     /// Whether that was reached.
     pub ended: bool,
-    /// Whether it is idle: at its end, and silent for long enough.
+    /// `true` if it is idle: at its end, and silent for long enough.
     pub idle: bool,
     /// What the file is known again by.
     pub check: Option<Check>,
@@ -219,7 +219,7 @@ struct Pending {
 #[derive(Debug)]
 struct Quiet {
     after: Duration,
-    /// Since when it has been at its end, with this length, looked at without a pause.
+    /// The first look since which it has been at its end, with this length, looked at without a pause.
     since: Option<(Instant, u64)>,
     looked: Option<Instant>,
 }
@@ -272,7 +272,7 @@ struct Dispenser {
     /// The last epoch that was repeated from a journal, or the snapshot's.
     repeated: Option<Epoch>,
     quiet: Quiet,
-    /// Whether the file is idle in epochs that are repeated from a journal.
+    /// The idle flags of epochs that are repeated from a journal.
     repeated_idle: VecDeque<(Epoch, bool)>,
     /// Watermarks that a journal has for positions.
     expected: VecDeque<(u64, EventTime)>,

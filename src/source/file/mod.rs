@@ -132,8 +132,8 @@ impl<F: Format, T> Input<F, T> {
         self
     }
 
-    /// How long a file that is followed is at its end, without more, before it no longer holds the watermark back: before it
-    /// is idle. Without it, the job's `idle_timeout` holds.
+    /// Sets the time that a followed file is at its end, without more, before it no longer holds the watermark back: before it is
+    /// idle. Without it, the job's `idle_timeout` holds.
     #[must_use]
     pub fn idle_after(mut self, silence: Duration) -> Self {
         self.idle_after = Some(silence);

@@ -103,7 +103,8 @@ impl<T: Record> Topic<T> {
         self
     }
 
-    /// How long a partition is at its end, without records, before it no longer holds the watermark back: before it is idle.
+    /// Sets the time that a partition is at its end, without records, before it no longer holds the watermark back: before it is
+    /// idle.
     /// Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined with
     /// others; records of a partition that pauses for longer than that are late for windows that have closed meanwhile.
     #[must_use]
