@@ -50,7 +50,11 @@ pub enum Role {
     EmbeddedBroker,
     /// Hears what one other process says.
     Process,
-    /// Gives signs of life to the other processes, and misses theirs.
+    /// Says to one other process what it is to hear, and gives it signs of life.
+    ToProcess,
+    /// Connects to one other process.
+    Dial,
+    /// Gives signs of life on the connections of the dataflow, and misses those who are gone.
     Processes,
     /// Ends the connections of the dataflow.
     Connections,
@@ -66,7 +70,7 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 15] = [
+    pub const ALL: [Role; 17] = [
         Role::Sink,
         Role::Journal,
         Role::Segments,
@@ -76,6 +80,8 @@ impl Role {
         Role::KafkaWatch,
         Role::EmbeddedBroker,
         Role::Process,
+        Role::ToProcess,
+        Role::Dial,
         Role::Processes,
         Role::Connections,
         Role::Signals,
@@ -96,6 +102,8 @@ impl Role {
             Role::KafkaWatch => "kafka-watch",
             Role::EmbeddedBroker => "embedded-broker",
             Role::Process => "process",
+            Role::ToProcess => "to-process",
+            Role::Dial => "dial",
             Role::Processes => "processes",
             Role::Connections => "connections",
             Role::Signals => "signals",

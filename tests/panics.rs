@@ -117,6 +117,8 @@ fn case(role: Role) -> (&'static str, &'static [u64], fn(&Place, &str) -> Vec<Ru
         Role::Signals => ("signals", &[1, 30], Place::alone),
         Role::Progress => ("progress", &[1, 5], Place::alone),
         Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
         Role::Processes => ("processes", &[1, 3], |place, panic| place.together(panic, 1, "")),
         // It begins where the workers have ended.
         Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
