@@ -168,15 +168,20 @@ impl Side {
     }
 
     fn spawn(&self, role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = thread::start(role, name, body)?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        self.keep(thread::start(role, name, body)?);
         Ok(())
+    }
+
+    /// Keeps a thread that is waited for in the end.
+    fn keep(&self, thread: Handle) {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
     /// Speaks with a process that has come, instead of by the connection that it had before, if it had one.
     pub(super) fn attach(self: &Arc<Self>, process: usize, wire: Wire) -> Result<()> {
         let cannot = |why: io::Error| Error::new("cannot listen to the other processes").because(why);
         let (sender, kept) = (wire.sender().map_err(cannot)?, wire.sender().map_err(cannot)?);
+        let last = wire.sender().map_err(cannot)?;
         let attempt = {
             let mut outbox = self.peers[process].outbox();
             if let Some(before) = outbox.stream.take() {
@@ -192,7 +197,17 @@ impl Side {
         let listen = move || own.listen((process, attempt), wire, monitor);
         self.spawn(Role::Process, &format!("process {process}"), listen)?;
         let own = Arc::clone(self);
-        self.spawn(Role::ToProcess, &format!("to process {process}"), move || own.speak((process, attempt), sender))
+        let name = format!("to process {process}");
+        let (from, mut last) = (self.cluster.process(), last);
+        // It is the one that would say so, if it were another thread that panics.
+        let told = move |error: Error| {
+            let word = Word::Failed(Told::new(from, &error));
+            let _ = encoded(&word).and_then(|bytes| last.write_all(&bytes));
+            let _ = last.shutdown(Shutdown::Write);
+        };
+        let speak = move || own.speak((process, attempt), sender);
+        self.keep(thread::start_telling(Role::ToProcess, &name, told, speak)?);
+        Ok(())
     }
 
     /// Forgets a connection, so that the process may come again; the state is locked meanwhile, so that it does not count
