@@ -52,7 +52,11 @@ pub enum Role {
     EmbeddedBroker,
     /// Hears what one other process says.
     Process,
-    /// Gives signs of life to the other processes, and misses theirs.
+    /// Says to one other process what it is to hear, and gives it signs of life.
+    ToProcess,
+    /// Connects to one other process.
+    Dial,
+    /// Gives signs of life on the connections of the dataflow, and misses those who are gone.
     Processes,
     /// Ends the connections of the dataflow.
     Connections,
@@ -68,7 +72,11 @@ pub enum Role {
 
 impl Role {
     /// All of them.
+<<<<<<< HEAD
     pub const ALL: [Role; 16] = [
+=======
+    pub const ALL: [Role; 17] = [
+>>>>>>> network
         Role::Sink,
         Role::Journal,
         Role::Segments,
@@ -79,6 +87,8 @@ impl Role {
         Role::KafkaWatch,
         Role::EmbeddedBroker,
         Role::Process,
+        Role::ToProcess,
+        Role::Dial,
         Role::Processes,
         Role::Connections,
         Role::Signals,
@@ -100,6 +110,8 @@ impl Role {
             Role::KafkaWatch => "kafka-watch",
             Role::EmbeddedBroker => "embedded-broker",
             Role::Process => "process",
+            Role::ToProcess => "to-process",
+            Role::Dial => "dial",
             Role::Processes => "processes",
             Role::Connections => "connections",
             Role::Signals => "signals",

@@ -121,6 +121,8 @@ fn case(role: Role) -> (&'static str, &'static [u64], fn(&Place, &str) -> Vec<Ru
         Role::Signals => ("signals", &[1, 30], Place::alone),
         Role::Progress => ("progress", &[1, 5], Place::alone),
         Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
         Role::Processes => ("processes", &[1, 3], |place, panic| place.together(panic, 1, "")),
         // It begins where the workers have ended.
         Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
@@ -208,8 +210,13 @@ fn threads_at_a_broker_that_panic_end_the_job() {
 }
 
 const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
+<<<<<<< HEAD
 const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
 const BETWEEN: [Role; 3] = [Role::Process, Role::Processes, Role::Connections];
+=======
+const PROGRAM: [Role; 5] = [Role::Watch, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
+const BETWEEN: [Role; 5] = [Role::Process, Role::ToProcess, Role::Dial, Role::Processes, Role::Connections];
+>>>>>>> network
 const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
 
 #[test]

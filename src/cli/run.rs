@@ -121,6 +121,19 @@ pub struct RunArgs {
     /// at ports from 2101 on
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub hostfile: Option<PathBuf>,
+
+    /// A file with a secret of at least 16 bytes, the same for all processes: only who knows it can take part. It is no
+    /// encryption: keep their ports in a private network
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    pub cluster_secret_file: Option<PathBuf>,
+
+    /// How long a process waits for the others at the start
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Running")]
+    pub join_timeout: Duration,
+
+    /// How long a process may give no sign of life before it is taken for lost, and the job ends; at least 2s
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = heartbeat, help_heading = "Running")]
+    pub heartbeat_timeout: Duration,
 }
 
 pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
@@ -139,6 +152,13 @@ fn processes(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(processes @ 1..=256) => Ok(processes),
         _ => Err(String::from("it has to be a number of processes from 1 to 256")),
+    }
+}
+
+fn heartbeat(text: &str) -> std::result::Result<Duration, String> {
+    match duration(text)? {
+        timeout if timeout < Duration::from_secs(2) => Err(String::from("it has to be at least 2s")),
+        timeout => Ok(timeout),
     }
 }
 
@@ -161,11 +181,13 @@ impl RunArgs {
 
     /// The processes that the flags name, if there are several.
     fn cluster(&self) -> Result<Option<Cluster>> {
-        match (&self.hostfile, self.processes) {
-            (_, 1) => Ok(None),
-            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file).map(Some),
-            (None, processes) => Cluster::on_this_machine(self.process, processes).map(Some),
-        }
+        let cluster = match (&self.hostfile, self.processes) {
+            (_, 1) => return Ok(None),
+            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file)?,
+            (None, processes) => Cluster::on_this_machine(self.process, processes)?,
+        };
+        let cluster = cluster.patience(self.join_timeout, self.heartbeat_timeout);
+        self.cluster_secret_file.as_ref().map_or(Ok(cluster.clone()), |file| cluster.secret_file(file)).map(Some)
     }
 
     /// Whether this is the only process, or the first.

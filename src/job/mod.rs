@@ -49,6 +49,7 @@ use crate::view::Views;
 use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
+pub(crate) use cluster::secret::Secret;
 pub use profile::{JobProfile, StepProfile};
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
@@ -516,7 +517,7 @@ impl Job {
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
-            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop)? {
+            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
                 None => return Ok(Report::without_work(Ending::Stopped)),
                 gathered => gathered,
             },
@@ -575,7 +576,8 @@ impl Job {
         let begun = match (decided, &self.keeping, &self.cluster) {
             (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                Some(state::join(keeping, life, process, self.all_workers(), failure)?)
+                let joined = state::join(keeping, life, process, self.all_workers(), failure);
+                Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
         };
@@ -602,7 +604,7 @@ impl Job {
             Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
         // What has begun on all processes stops on all of them, by their workers: none leaves the others alone here.
-        match gathered.connect(number, Arc::clone(failure), &Stop::default())? {
+        match gathered.connect(number, &Stop::default())? {
             None => Ok(Report::without_work(Ending::Stopped)),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }

@@ -26,7 +26,9 @@ use super::prometheus::Exposition;
 use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
-use crate::status::{Board, Cause, Hold, JobStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end};
+use crate::status::{
+    Board, Cause, Hold, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
+};
 use crate::thread::{self, Failure, Handle, Role};
 use crate::time::EventTime;
 use crate::view::Views;
@@ -60,7 +62,8 @@ impl Watch {
     /// What the job is at, as far as this process knows it.
     pub(crate) fn status(&self) -> JobStatus {
         let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
-        processes.push(self.board.status());
+        let connections = self.side.as_ref().map(|side| side.connections()).unwrap_or_default();
+        processes.push(ProcessStatus { connections, ..self.board.status() });
         processes.sort_by_key(|process| process.process);
         let streams = self.metrics.sources().into_iter();
         let steps = self.metrics.steps().into_iter();
@@ -89,7 +92,8 @@ impl Watch {
     /// What holds a window back, or the job; an error where this process cannot know it.
     fn why(&self, window_end: Option<EventTime>) -> std::result::Result<Why, String> {
         let why = why(&self.status(), window_end);
-        let knows = self.process == 0 || why.holds.first().is_some_and(|hold| hold.cause == Cause::Process);
+        let first = why.holds.first().map(|hold| hold.cause);
+        let knows = self.process == 0 || matches!(first, Some(Cause::Process | Cause::Connection));
         if knows { Ok(why) } else { Err(self.ask_process_0()) }
     }
 
@@ -120,7 +124,7 @@ impl Watch {
 
     /// What is the matter, if a process or a worker makes no progress.
     fn is_ill(&self) -> Option<Hold> {
-        let causes = [Cause::Process, Cause::Worker];
+        let causes = [Cause::Process, Cause::Connection, Cause::Worker];
         let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
         ill.filter(|hold| hold.since_ms.is_some())
     }

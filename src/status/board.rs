@@ -211,6 +211,7 @@ impl Board {
         ProcessStatus {
             process: self.process,
             silent_ms: 0,
+            connections: Vec::new(),
             workers: (0..self.workers.len()).map(|at| self.worker(at, now)).collect(),
             sinks: sinks.collect(),
             snapshot,

@@ -39,6 +39,8 @@ pub struct ProcessStatus {
     pub process: usize,
     /// Milliseconds since it was heard of.
     pub silent_ms: u64,
+    /// Its connections to the other processes, for the dataflow.
+    pub connections: Vec<ConnectionStatus>,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
     /// The sinks that it writes.
@@ -47,6 +49,15 @@ pub struct ProcessStatus {
     pub snapshot: Option<SnapshotStatus>,
     /// Milliseconds since a sink of it last showed rows, or since it began.
     pub shown_ms: u64,
+}
+
+/// What a process hears on its connection to another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// The other process.
+    pub process: usize,
+    /// Milliseconds since anything came from there; each process gives a sign twice a second.
+    pub silent_ms: u64,
 }
 
 /// What one worker is at.

@@ -2,7 +2,7 @@
 //!
 //! A window fires when the watermark of its stream has come to its end, at an epoch that all workers have let go of and
 //! that all steps have seen; it closes when the watermark is past the allowed lateness too. So what can hold it is, in this
-//! order: a process that gives no sign; a worker that makes no turn; a partition whose own watermark is not there; an epoch
+//! order: a process that gives no sign; two that do not hear each other; a worker that makes no turn; a partition whose own watermark is not there; an epoch
 //! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
 //!
 //! Results that are there and are not written come before a partition's watermark: without a window, as the results
@@ -20,6 +20,8 @@ use crate::time::{Epoch, EventTime, Span};
 
 /// How long a process or a worker may give no sign of life before it is the cause of everything.
 const SILENT: u64 = 2_000;
+/// How long a connection may bring nothing: longer than a process may be silent, which is the cause then.
+const CUT_OFF: u64 = 3_000;
 /// How long an epoch, a sink or a snapshot may take before it is told.
 const SLOW: u64 = 2_000;
 /// How many partitions are told one by one.
@@ -57,6 +59,8 @@ pub struct Hold {
 pub enum Cause {
     /// A process gives no sign.
     Process,
+    /// Two processes that are there do not hear each other.
+    Connection,
     /// A worker makes no turn, or has much to do.
     Worker,
     /// A partition holds the watermark.
@@ -113,6 +117,7 @@ pub fn window_end(text: &str) -> Result<EventTime, String> {
 /// What holds back a window that ends at `window_end`; without one, what holds back the job.
 pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     let mut holds: Vec<_> = silent(status).collect();
+    holds.extend(cut_off(status));
     holds.extend(stuck(status));
     if repeats(status) {
         holds.push(replay(status));
@@ -181,6 +186,37 @@ fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
              started again by `tidegate up`",
         ),
     })
+}
+
+/// Connections of the dataflow that bring nothing, of processes that are there: each told once, by who hears less.
+fn cut_off(status: &JobStatus) -> Vec<Hold> {
+    let is_silent =
+        |number: usize| status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT);
+    let mut cut: Vec<(usize, usize, u64)> = Vec::new();
+    for process in status.processes.iter().filter(|process| process.silent_ms < SILENT) {
+        for connection in &process.connections {
+            let (from, to) = (connection.process, process.process);
+            if connection.silent_ms < CUT_OFF || is_silent(from) {
+                continue;
+            }
+            match cut.iter_mut().find(|(one, other, _)| (*one, *other) == (to, from)) {
+                Some(known) if known.2 >= connection.silent_ms => {}
+                Some(known) => *known = (from, to, connection.silent_ms),
+                None => cut.push((from, to, connection.silent_ms)),
+            }
+        }
+    }
+    let holds = cut.into_iter().map(|(from, to, silent_ms)| Hold {
+        cause: Cause::Connection,
+        name: format!("the connection of processes {} and {}", from.min(to), from.max(to)),
+        since_ms: Some(silent_ms),
+        says: format!("brings nothing from process {from} to process {to}"),
+        help: String::from(
+            "both are there, so the network between them is off, or lets one direction through: mend that; when it lasts \
+             for --heartbeat-timeout the job ends",
+        ),
+    });
+    holds.collect()
 }
 
 /// Workers that make no turn, in processes that are there.

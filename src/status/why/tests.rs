@@ -1,6 +1,6 @@
 //! Of statuses made by hand: what is named, what is not, and in which order.
 
-use super::super::{FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
+use super::super::{ConnectionStatus, FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
 use super::*;
 
 fn at(millis: i64) -> EventTime {
@@ -122,6 +122,21 @@ fn a_process_without_signs_is_the_first_cause() {
     let why = why(&status, Some(at(110)));
     assert_eq!(names(&why), ["process 0", "partition 0 of t"]);
     assert!(why.holds[0].help.contains("kill -CONT"));
+}
+
+#[test]
+fn processes_that_do_not_hear_each_other_are_named_once_and_not_when_one_of_them_is_silent() {
+    let mut status = well();
+    let hears = |process, silent_ms| vec![ConnectionStatus { process, silent_ms }];
+    (status.processes[0].connections, status.processes[1].connections) = (hears(1, 3_000), hears(0, 3_200));
+    let told = why(&status, None);
+    assert_eq!(names(&told), ["the connection of processes 0 and 1"]);
+    assert_eq!((told.holds[0].cause, told.holds[0].since_ms), (Cause::Connection, Some(3_200)));
+    assert!(told.holds[0].says.contains("from process 0 to process 1"), "{told}");
+    status.processes[1].connections = hears(0, 100);
+    assert!(why(&status, None).holds[0].says.contains("from process 1 to process 0"));
+    status.processes[1].silent_ms = 4_000;
+    assert_eq!(names(&why(&status, None)), ["process 1"]);
 }
 
 #[test]
