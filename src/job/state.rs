@@ -37,6 +37,7 @@ pub(crate) struct Keeping {
     pub(crate) keep: usize,
     pub(crate) take_over: bool,
     pub(crate) accept_changed_query: bool,
+    pub(crate) accept_changed_sources: bool,
     /// The savepoint that a new state begins with.
     pub(crate) savepoint: Option<PathBuf>,
     /// What of the command line affects output.
@@ -55,6 +56,7 @@ impl Keeping {
             keep: 3,
             take_over: false,
             accept_changed_query: false,
+            accept_changed_sources: false,
             savepoint: None,
             flags: BTreeMap::new(),
             journal_limit: Place::LIMIT,
@@ -209,6 +211,7 @@ fn take_part(
         peers: workers,
         writer: Arc::new(Background::start("segments")?),
         base: base.map(Arc::new),
+        query: Arc::new(claim.query.clone()),
         merges: Arc::default(),
         failure: Arc::clone(failure),
     };

@@ -67,7 +67,14 @@ impl<D: Record> Driven<D> {
 
     /// Ends the epoch and begins the next.
     pub fn bind(&mut self) -> Binding {
-        let binding = self.reader.bind(self.epoch, &mut self.intake).unwrap().unwrap();
+        let begun = Instant::now();
+        let binding = loop {
+            if let Some(binding) = self.reader.bind(self.epoch, &mut self.intake).unwrap() {
+                break binding;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "the epoch is not bound");
+            std::thread::sleep(Duration::from_millis(1));
+        };
         self.bindings.push((self.epoch, binding.clone()));
         self.epoch = Epoch(self.epoch.0 + 2);
         binding

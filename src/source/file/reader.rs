@@ -194,7 +194,8 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         let least = (!ended).then_some(watermark);
         let source = intake.name().to_owned();
         let partition = PARTITION;
-        let bound = Bound { source, partition, found_at, next, watermark, idle: false, until, ended, check };
+        let (idle, values) = (false, None);
+            let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
         let bounds = if changed { vec![bound] } else { Vec::new() };
         Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
     }

@@ -8,14 +8,17 @@
 //! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
 //! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
 //! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
-//! shown, and never read back. A topic is read on behind a state only if the last record that the state took of
-//! each partition is still the one that it was, or retention has removed it.
+//! shown, and never read back. A topic is known by its id: one that is deleted and created again ends the job
+//! that reads it, and is no source of its state. A topic is read on behind a state only if the last record that the state
+//! took of each partition is still the one that it was, or retention has removed it.
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
+pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
 mod growth;
+mod identity;
 mod reader;
 mod report;
 mod watch;
@@ -29,6 +32,7 @@ use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
 use client::Target;
+use rdkafka::consumer::Consumer;
 pub use embedded::EmbeddedBroker;
 
 /// Where reading begins in partitions that are there when a job starts for the first time. Partitions that are added to
@@ -62,6 +66,7 @@ pub struct Topic<T> {
     start: Start,
     out_of_order: Option<Duration>,
     stops_at_end: bool,
+    compacted: bool,
     time_of: TimeOf<T>,
     records: PhantomData<fn() -> T>,
 }
@@ -87,6 +92,7 @@ impl Untimed {
             start: Start::Earliest,
             out_of_order: None,
             stops_at_end: false,
+            compacted: false,
             time_of: Arc::new(time),
             records: PhantomData,
         }
@@ -117,6 +123,15 @@ impl<T: Record> Topic<T> {
         self
     }
 
+    /// Whether to read a topic that is compacted, which is refused otherwise: its records vanish when later ones of their
+    /// key come, so that two jobs that read it may see different ones. What this one reads is kept by value in the state's
+    /// journal, so that it goes on after a crash with what it has read.
+    #[must_use]
+    pub fn compacted(mut self, compacted: bool) -> Self {
+        self.compacted = compacted;
+        self
+    }
+
     /// Sets a property of librdkafka (TLS, SASL, sizes, …). Properties that correctness needs as they are, such as
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
@@ -132,6 +147,12 @@ impl<T: Record> Topic<T> {
     }
 }
 
+impl<T> Topic<T> {
+    fn manner(&self) -> reader::Manner {
+        reader::Manner { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
+    }
+}
+
 impl<T> Clone for Topic<T> {
     fn clone(&self) -> Self {
         Topic {
@@ -139,6 +160,7 @@ impl<T> Clone for Topic<T> {
             start: self.start,
             out_of_order: self.out_of_order,
             stops_at_end: self.stops_at_end,
+            compacted: self.compacted,
             time_of: Arc::clone(&self.time_of),
             records: PhantomData,
         }
@@ -161,7 +183,12 @@ impl<T: Record> Source for Topic<T> {
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
-        Ok(Box::new(reader::KafkaReader::open(&self.target, (self.start, self.stops_at_end), at)?))
+        Ok(Box::new(reader::KafkaReader::open(&self.target, self.manner(), at)?))
+    }
+
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        let (consumer, _) = reader::connect(&self.target, &at.job)?;
+        Ok(consumer.context().id().map(|id| reader::identity(&id)))
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
