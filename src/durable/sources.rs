@@ -62,6 +62,11 @@ fn type_of(step: &StepPrint) -> Option<&str> {
     step.detail.rsplit_once(" of ").map(|(_, name)| name)
 }
 
+/// Where the source is, for people.
+fn place_of(step: &StepPrint) -> &str {
+    step.detail.rsplit_once(" of ").map_or(&*step.detail, |(place, _)| place)
+}
+
 /// Refuses a query whose sources are not those that the state has read. `then` is the query that went on last; the state
 /// goes on from `base`, and from what is replayed.
 pub(super) fn check_sources(
@@ -106,11 +111,11 @@ fn missing(name: &str, new: Option<&StepPrint>) -> Error {
 
 fn another(then: &StepPrint, now: &StepPrint) -> Error {
     let error = Error::new("a source is not the one that the state has read").at(format!("source {}", now.name));
-    if then.detail == now.detail {
-        let why = format!("{} was deleted and created again", now.detail);
+    if place_of(then) == place_of(now) {
+        let why = format!("{} was deleted and created again", place_of(now));
         return error.because(why).help("start with a new --state");
     }
-    error.because(format!("it is {}, was {}", now.detail, then.detail)).help(format!(
+    error.because(format!("it is {}, was {}", place_of(now), place_of(then))).help(format!(
         "give each source its name back, begin a new state, or pass {ACCEPT} if it has the same records at the same offsets"
     ))
 }
@@ -199,7 +204,7 @@ mod tests {
             ("a=x#1 b=y#2", "b", "", "b=y#2", "ok"),
             ("a=x#1", "", "", "b=y#2", "ok"),
             // Another one under the name, or two that have exchanged their names.
-            ("a=x_of_T#1", "a", "", "a=y_of_T#2", &*format!("{other}it is y of T, was x of T; give each source its name back")),
+            ("a=x_of_T#1", "a", "", "a=y_of_T#2", &*format!("{other}it is y, was x; give each source its name back")),
             ("a=x#1 b=y#2", "a b", "", "a=y#2 b=x#1", &*format!("{other}it is y, was x;")),
             ("a=x#1", "a", "", "a=x#2", &*format!("{other}x was deleted and created again; start with a new --state")),
             // Moved; and where no identity is known, the readers compare contents.

@@ -21,12 +21,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Frame, Value};
 use crate::durable::StateId;
-use crate::durable::sealed::Kind;
+use crate::durable::sealed::{Broken, Kind};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// How a file begins.
-pub(super) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 1, name: "journal" };
+/// How a file begins. Files of version 1 differ in nothing but that their frames keep no values.
+pub(in crate::durable) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 2, name: "journal" };
+
+/// Reads the header that a file begins with, and its length.
+pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(Header, usize), Broken> {
+    match KIND.open_first(bytes) {
+        Err(Broken::Version(1)) => Kind { version: 1, ..KIND }.open_first(bytes),
+        header => header,
+    }
+}
 /// How a frame begins.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
 /// How many bytes a frame has before its body.

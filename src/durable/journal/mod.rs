@@ -19,6 +19,8 @@ pub use ends::{JournalEnds, WorkerEnd};
 pub use format::{Before, Entry, FileId, Header};
 pub use reader::JournalFile;
 #[cfg(test)]
+pub(in crate::durable) use format::KIND;
+#[cfg(test)]
 pub(in crate::durable) use writer::Writer;
 pub use writer::{FileJournal, Place};
 

@@ -3,7 +3,7 @@
 //! Nothing is decided here: whether what is not good is a torn tail or damage depends on what others say of the file,
 //! too. That is for [`recovery`](crate::durable::recovery).
 
-use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, read_body, salt};
+use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, read_body, read_header, salt};
 use crate::durable::StateId;
 use crate::durable::sealed::Broken;
 use crate::error::{Error, Result};
@@ -44,7 +44,7 @@ impl JournalFile {
         };
         let salt = salt(state, id);
         let mut at = 0;
-        match KIND.open_first::<Header>(bytes) {
+        match read_header(bytes) {
             Ok((header, end)) => {
                 check_header(state, id, &header)?;
                 file.header = Some(header);

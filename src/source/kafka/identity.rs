@@ -109,7 +109,7 @@ pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)
 pub(super) fn refuse_compacted(target: &Target, config: &ClientConfig) -> Result<()> {
     let unknown = |why: &str| {
         tracing::warn!(
-            "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted (Topic::compacted)",
+            "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
             target.describe()
         );
         Ok(())
@@ -141,7 +141,7 @@ fn compacted(target: &Target, policy: &str) -> Error {
             "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
              once cannot be read again"
         ))
-        .help("to read it as it is, and keep in the journal what is read, pass --compacted (Topic::compacted)")
+        .help("to read it as it is, and keep in the journal what is read, pass --compacted, or set `.compacted(true)`")
 }
 
 #[cfg(test)]
