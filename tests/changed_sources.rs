@@ -29,8 +29,11 @@ const COUNT: usize = 200;
 /// Reads sources as `NAME=FILE`, and counts the records of all.
 fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
     let (directory, out) = (directory.to_owned(), csv::File::new(directory.join("counts.csv")));
-    let sources: Vec<(String, String)> =
-        sources.split_whitespace().map(|source| source.split_once('=').unwrap()).map(|(a, b)| (a.into(), b.into())).collect();
+    let sources: Vec<(String, String)> = sources
+        .split_whitespace()
+        .map(|source| source.split_once('=').unwrap())
+        .map(|(a, b)| (a.into(), b.into()))
+        .collect();
     move |flow: &Flow<'_>| {
         let read = |(name, file): &(String, String)| {
             let path = directory.join(file);
@@ -113,7 +116,8 @@ fn a_source_that_was_renamed_is_refused_by_its_name_after_a_clean_stop_too() {
 
 #[test]
 fn a_source_that_is_dropped_or_added_is_refused_by_its_name() {
-    let lost = "the state has read a source that the query does not have (source second): how far it was read would be lost;";
+    let lost =
+        "the state has read a source that the query does not have (source second): how far it was read would be lost;";
     check("first=a.ndjson second=b.ndjson", "first=a.ndjson", lost, Ok(2 * ALL));
     let new = "the query has a source that the state has not read (source second)";
     check("first=a.ndjson", "first=a.ndjson second=b.ndjson", new, Ok(2 * ALL));

@@ -70,7 +70,8 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn new(broker: &'a Broker, partitions: i32, settings: &[(&str, &str)], flags: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let topic = format!("{}-identity", folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
+        let topic =
+            format!("{}-identity", folder.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
         broker.create_with(&topic, partitions, settings);
         Case { broker, topic, folder, flags: flags.to_owned() }
     }
@@ -192,9 +193,7 @@ fn a_bounded_job_whose_topic_is_made_again_does_not_end_well() {
         send(broker, &case.topic, &old, by_id);
         let new = dealt(&tidy(round + 1_000, 22_000), 1);
         let mut job = case.start("");
-        job.until("some results", |_| {
-            std::fs::metadata(case.out()).is_ok_and(|out| out.len() > 1_000).then_some(())
-        });
+        job.until("some results", |_| std::fs::metadata(case.out()).is_ok_and(|out| out.len() > 1_000).then_some(()));
         job.signal(Signal::SIGSTOP);
         broker.delete(&case.topic);
         std::thread::sleep(Duration::from_millis(rng.u64(0..2_000)));
@@ -242,13 +241,22 @@ fn a_topic_that_is_made_again_while_nobody_reads_is_refused_though_its_records_a
 const COMPACTED: [(&str, &str); 5] = [
     ("cleanup.policy", "compact"),
     ("min.cleanable.dirty.ratio", "0.001"),
-    ("segment.ms", "100"),
+    ("segment.bytes", "1048576"),
     ("min.compaction.lag.ms", "0"),
     ("max.compaction.lag.ms", "200"),
 ];
 
-/// Has a topic compacted: records come until an old one of them is gone.
+/// Has a topic compacted, and waits for it. Large records, which are no transactions, end the segment that the others are in:
+/// the last one is never compacted.
 fn compact(case: &Case<'_>, partitions: &[Vec<Transaction>]) {
+    let mut config = ClientConfig::new();
+    let producer: BaseProducer = config.set("bootstrap.servers", &case.broker.servers).create().unwrap();
+    let large = "no JSON ".repeat(75_000);
+    for _ in 0..3 {
+        let record = BaseRecord::to(&case.topic).partition(0).payload(&large).key("large");
+        producer.send(record).map_err(|(why, _)| why).unwrap();
+        producer.flush(PATIENCE).unwrap();
+    }
     let begun = Instant::now();
     let left = || broker::committed(&case.broker.servers, &case.topic).len();
     let sent: usize = partitions.iter().map(Vec::len).sum();

@@ -23,9 +23,9 @@ const ACCEPT: &str = "--accept-changed-sources";
 /// The fingerprint of a source's identity: never 0.
 pub(crate) fn fingerprint(identity: &str) -> u64 {
     // FNV-1a: the same in all builds.
-    let hash = identity.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = identity
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     hash.max(1)
 }
 
@@ -93,7 +93,9 @@ pub(super) fn check_sources(
         Some(step) => Err(Error::new("the query has a source that the state has not read")
             .at(format!("source {}", step.name))
             .because("the state has read others, and this one would be read from its start")
-            .help(format!("if it is new to the query, pass {ACCEPT}; otherwise give it the name that it had, or begin a new state"))),
+            .help(format!(
+                "if it is new to the query, pass {ACCEPT}; otherwise give it the name that it had, or begin a new state"
+            ))),
     }
 }
 
@@ -180,19 +182,27 @@ mod tests {
         let replay = replayed.split_whitespace().map(|name| Frame { epoch: Epoch(4), bounds: vec![bound(name)] });
         let replay: Vec<_> = replay.collect();
         let base = (!saved.is_empty()).then(|| base(saved));
-        check_sources(&query(then), &query(now), base.as_ref(), &replay).map_or_else(|e| e.to_string(), |()| "ok".into())
+        check_sources(&query(then), &query(now), base.as_ref(), &replay)
+            .map_or_else(|e| e.to_string(), |()| "ok".into())
     }
 
     #[test]
     fn a_query_goes_on_only_with_the_sources_that_the_state_has_read() {
-        let lost = "the state has read a source that the query does not have (source a): how far it was read would be lost";
+        let lost =
+            "the state has read a source that the query does not have (source a): how far it was read would be lost";
         let new = "the query has a source that the state has not read (source b): the state has read others, and";
         let other = "a source is not the one that the state has read (source a): ";
         for (then, saved, replayed, now, expected) in [
             ("a=x#1", "a", "", "a=x#1", "ok"),
             ("a=x#1", "", "a", "a=x#1", "ok"),
             // Renamed, with a snapshot or without.
-            ("a=x#1", "a", "", "b=x#1", &*format!("{lost}, and the source b read from its start, twice if it is the same;")),
+            (
+                "a=x#1",
+                "a",
+                "",
+                "b=x#1",
+                &*format!("{lost}, and the source b read from its start, twice if it is the same;"),
+            ),
             ("a=x#0", "", "a", "b=x#0", &*format!("{lost}, and the source b")),
             // Dropped, and added.
             ("a=x#1 b=y#2", "a b", "", "b=y#2", &*format!("{lost}; give")),
@@ -213,7 +223,10 @@ mod tests {
             ("a=x#1", "a", "", "a=x#0", "ok"),
         ] {
             let said = said(then, saved, replayed, now);
-            assert!(said.starts_with(expected), "{then} | {saved} | {replayed} | {now}\nexpected: {expected}\nfound:    {said}");
+            assert!(
+                said.starts_with(expected),
+                "{then} | {saved} | {replayed} | {now}\nexpected: {expected}\nfound:    {said}"
+            );
         }
     }
 

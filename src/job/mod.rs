@@ -448,12 +448,7 @@ impl Job {
     }
 
     /// Begins a life of the job's state.
-    fn begin(
-        &self,
-        query: &Query,
-        opened: &Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
-    ) -> Result<Option<Beginning>> {
+    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
         let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
         let savepoint = state::savepoint(keeping, &dir)?;

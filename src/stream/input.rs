@@ -139,7 +139,9 @@ impl<D: Record> SourceDriver<D> {
     /// Notes where partitions are at the end of an epoch; tells it if that is a snapshot's.
     fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
         let Some((parts, held)) = &mut self.parts else { return };
-        self.bounds.extend(bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })));
+        self.bounds.extend(
+            bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })),
+        );
         if self.seals.contains(epoch.0) {
             let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
             parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);

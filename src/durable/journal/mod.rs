@@ -16,10 +16,10 @@ mod reader;
 mod writer;
 
 pub use ends::{JournalEnds, WorkerEnd};
-pub use format::{Before, Entry, FileId, Header};
-pub use reader::JournalFile;
 #[cfg(test)]
 pub(in crate::durable) use format::KIND;
+pub use format::{Before, Entry, FileId, Header};
+pub use reader::JournalFile;
 #[cfg(test)]
 pub(in crate::durable) use writer::Writer;
 pub use writer::{FileJournal, Place};

@@ -195,7 +195,7 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         let source = intake.name().to_owned();
         let partition = PARTITION;
         let (idle, values) = (false, None);
-            let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
+        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
         let bounds = if changed { vec![bound] } else { Vec::new() };
         Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
     }

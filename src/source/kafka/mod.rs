@@ -32,8 +32,8 @@ use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
 use client::Target;
-use rdkafka::consumer::Consumer;
 pub use embedded::EmbeddedBroker;
+use rdkafka::consumer::Consumer;
 
 /// Where reading begins in partitions that are there when a job starts for the first time. Partitions that are added to
 /// the topic later are read from their first record.

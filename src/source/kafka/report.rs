@@ -75,7 +75,14 @@ impl Report {
 impl Listener {
     pub(super) fn new(topic: &str, fetch_wait: Duration) -> Self {
         let (topic, words) = (topic.to_owned(), LastWords::default());
-        Listener { topic, words, silence: fetch_wait + SILENCE, report: Mutex::default(), id: Mutex::default(), logged: AtomicBool::default() }
+        Listener {
+            topic,
+            words,
+            silence: fetch_wait + SILENCE,
+            report: Mutex::default(),
+            id: Mutex::default(),
+            logged: AtomicBool::default(),
+        }
     }
 
     /// The report that came since the last call, if one did.

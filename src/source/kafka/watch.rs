@@ -65,7 +65,8 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("kafka-watch".into());
-        let handle = thread.spawn(move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered)))?;
+        let handle =
+            thread.spawn(move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered)))?;
         Ok(Watch { news, orders, stop, thread: handle.thread().clone() })
     }
 
