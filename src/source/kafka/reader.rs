@@ -53,6 +53,9 @@ pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the last records of a topic without an id are read again, to see whether it is the same.
 const DOUBT: Duration = Duration::from_secs(30);
 
+/// How long the brokers may take to confirm an end.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
+
 const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
 
 const DEFAULTS: &[(&str, &str)] = &[
@@ -140,8 +143,8 @@ struct Confirmed {
     ends: usize,
     /// How many ends there were when the topic was asked for, if no answer came yet.
     asked: Option<usize>,
-    /// The epoch that cannot be bound before the answer.
-    waiting: Option<Epoch>,
+    /// The epoch that cannot be bound before the answer, and since when.
+    waiting: Option<(Epoch, Instant)>,
     /// When the records of a topic without an id were compared last.
     compared: Option<Instant>,
 }
@@ -673,9 +676,9 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
         let now = Instant::now();
         self.hear()?;
-        if let Some(waiting) = self.confirmed.waiting {
+        if let Some((epoch, _)) = self.confirmed.waiting {
             self.serve(now)?;
-            return Ok(Polled { epoch: waiting, busy: false });
+            return Ok(Polled { epoch, busy: false });
         }
         self.find(epoch, intake)?;
         self.serve(now)?;
@@ -687,7 +690,12 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
         self.hear()?;
         if !self.confirm(intake) {
-            self.confirmed.waiting = Some(epoch);
+            let now = Instant::now();
+            let (_, since) = *self.confirmed.waiting.get_or_insert((epoch, now));
+            if now - since > CONFIRM_PATIENCE {
+                let error = Error::new("the brokers do not say whether the topic is still the one that was read");
+                return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
+            }
             return Ok(None);
         }
         self.confirmed.waiting = None;
@@ -703,8 +711,12 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
-        intake.begin(epoch);
+        self.hear()?;
         self.serve(Instant::now())?;
+        if self.confirmed.waiting.is_some() {
+            return Ok(false); // The epoch before is not bound yet, and must not see what comes.
+        }
+        intake.begin(epoch);
         self.known |= !bounds.is_empty();
         if self.known && self.until_end {
             intake.all_found();
