@@ -184,7 +184,7 @@ impl<T: Record> KafkaReader<T> {
         let Manner { start, stops_at_end, compacted } = manner;
         let (consumer, ids) = connect(target, &at.job)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(target, &target.configure(DEFAULTS, NEEDED)?)?;
+            refuse_compacted(consumer.client(), target, &target.configure(DEFAULTS, NEEDED)?)?;
         }
         let mut feeds = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
