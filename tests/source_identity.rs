@@ -161,7 +161,10 @@ fn a_topic_that_is_made_again_while_it_is_read_ends_the_job_and_its_state() {
             // More than there was, so that every offset is there again.
             send(broker, &case.topic, &dealt(&tidy(round + 1_000, 2_000), after as usize), by_id);
             let ended = job.end_within(PATIENCE);
-            says(ended.error(1), &[&case.topic, "deleted"]);
+            says(ended.error(1), &[&case.topic]);
+            // Depending on what is noticed first: that it is gone, that it is another one, or that it is shorter.
+            let is_named = ["deleted", "created again"].iter().any(|what| ended.error(1).contains(what));
+            assert!(is_named, "{}", ended.error(1));
             figures.push(format!("gap {gap} ms, {before} -> {after} partitions: refused after {:?}", made.elapsed()));
             if case.with_state() {
                 case.is_refused(&["a source is not the one that the state has read", "deleted and created again"]);
