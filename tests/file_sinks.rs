@@ -425,10 +425,9 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
         heir.begin(&lives.claim()).unwrap();
         heir.write(Epoch(4), &rows_of(4)).unwrap();
         heir.show(&JournalEnds::default()).unwrap();
-        if !written {
-            zombie.write(Epoch(4), &rows_of(6)).unwrap();
-        }
-        assert_eq!(refused(zombie.show(&JournalEnds::default())), "life 1 is over: life 2 has begun");
+        let ends = JournalEnds::default();
+        let shown = if written { zombie.show(&ends) } else { zombie.write(Epoch(4), &rows_of(6)) };
+        assert_eq!(refused(shown), "life 1 is over: life 2 has begun");
         heir.write(Epoch(6), &rows_of(6)).unwrap();
         heir.show(&JournalEnds::default()).unwrap();
         drop((zombie, heir));
@@ -436,6 +435,26 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
         assert_eq!(begun(&disk, &lives).1, Some(Epoch(6)));
         assert_eq!(disk.paths().len(), 2, "{disk:?}");
     }
+}
+
+/// Where locks are of everybody, both have the same file open.
+#[test]
+fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    disk.free_locks();
+    let (mut earlier, _) = begun(&disk, &lives);
+    earlier.write(Epoch(2), &rows_of(2)).unwrap();
+    earlier.show(&JournalEnds::default()).unwrap();
+    let (mut later, shown) = begun(&disk, &lives);
+    assert_eq!(shown, Some(Epoch(2)));
+    later.write(Epoch(4), &rows_of(4)).unwrap();
+    later.show(&JournalEnds::default()).unwrap();
+    assert_eq!(refused(earlier.write(Epoch(4), &rows_of(6))), "life 1 is over: life 2 has begun");
+    earlier.show(&JournalEnds::default()).unwrap();
+    earlier.finish().unwrap();
+    assert_eq!(text(&disk, FILE), file_after(4));
+    drop((earlier, later));
+    assert_eq!(begun(&disk, &lives).1, Some(Epoch(4)));
 }
 
 /// The holder of an earlier life is stopped after it has asked whether its life is current and before it swaps in the
@@ -448,9 +467,9 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
         state: Some(STATE),
         incarnation: 1,
         from: None,
-        // Two commits are made when a file is begun, and one for the first epoch.
+        // Two commits are made when a file is begun; then it is asked before each epoch is written, and before it is shown.
         still_current: Arc::new(move || {
-            if asked.fetch_add(1, Ordering::SeqCst) == 3 {
+            if asked.fetch_add(1, Ordering::SeqCst) == 5 {
                 stopped();
             }
             Ok(())

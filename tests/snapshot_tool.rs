@@ -258,8 +258,8 @@ fn a_damaged_file_is_named_whatever_it_is() {
     let mut damaged = 0;
     for file in files(&folder.path("state")) {
         let name = file.strip_prefix(folder.path("state")).unwrap().to_str().unwrap().to_owned();
-        // The lock and the number of a life hold nothing that counts.
-        if name == "LOCK" || name == "lives/1" {
+        // The lock holds nothing that counts.
+        if name == "LOCK" {
             continue;
         }
         copy(&folder.path("state"), &folder.path("copy"));

@@ -14,18 +14,19 @@ use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::demo;
+use super::note;
 use super::parent::Offspring;
 use super::stop::Stop;
 use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
+use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
 /// How long processes may take to end by themselves when one has failed; then they are asked to, as those do not miss it
@@ -94,7 +95,7 @@ pub fn up(args: &UpArgs) -> Result<u8> {
         failed += 1;
         let what = failure.what();
         let end = |why: &str| {
-            eprintln!("up: {what}; {why}");
+            note(format_args!("up: {what}; {why}"));
             Ok(failure.code())
         };
         if failure.code() == 2 {
@@ -106,7 +107,11 @@ pub fn up(args: &UpArgs) -> Result<u8> {
         if failed > args.restarts {
             return end(&format!("given up: {failed} starts in a row have failed without a new snapshot"));
         }
-        eprintln!("up: {what}; all are started again in {} ms ({failed} of {})", pause.as_millis(), args.restarts);
+        note(format_args!(
+            "up: {what}; all are started again in {} ms ({failed} of {})",
+            pause.as_millis(),
+            args.restarts
+        ));
         let begun = Instant::now();
         while begun.elapsed() < pause {
             if let Some(code) = stop.asked() {
@@ -194,7 +199,7 @@ struct Round {
 struct Member {
     running: Offspring,
     /// Passes on what it says.
-    teller: Option<JoinHandle<()>>,
+    relay: Option<Handle>,
 }
 
 impl Round {
@@ -214,15 +219,17 @@ impl Round {
             let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
             let mut running = Offspring::start(&mut command).map_err(failed)?;
             let said = running.child.stderr.take();
-            let teller = said.map(|said| {
-                std::thread::spawn(move || {
+            let relay = said.map(|said| {
+                let body = move || {
                     let lines = BufReader::new(said).split(b'\n');
                     lines.map_while(std::result::Result::ok).for_each(|line| {
-                        eprintln!("[{process}] {}", String::from_utf8_lossy(&line));
+                        thread::turn();
+                        note(format_args!("[{process}] {}", String::from_utf8_lossy(&line)));
                     });
-                })
+                };
+                thread::start(Role::Relay, &format!("relay {process}"), body)
             });
-            round.members.push(Member { running, teller });
+            round.members.push(Member { running, relay: relay.transpose()? });
         }
         Ok(round)
     }
@@ -259,8 +266,9 @@ impl Round {
             std::thread::sleep(TICK);
         }
         for member in &mut self.members {
-            // One that panicked has nothing to add.
-            let _ = member.teller.take().map(JoinHandle::join);
+            if let Some(relay) = member.relay.take() {
+                relay.join();
+            }
         }
         Ok(match failed {
             Some((failed, _)) => Outcome::Failed(failed),

@@ -138,6 +138,7 @@ fn check_once(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u
     let claim = survey.claims.last_key_value().and_then(|(_, claim)| claim.as_ref().ok());
     let mut checked = Checked { claims: survey.claims.len(), journals: survey.journals.len(), ..Checked::default() };
     checked.wrong.extend(survey.claims.values().filter_map(|claim| claim.clone().err()));
+    checked.wrong.extend(dir.damaged_lives()?);
     let manifests = counted(dir, &survey, claim)?;
     checked.snapshots = manifests.len();
     let mut named = BTreeMap::<String, SegmentInfo>::new();

@@ -34,7 +34,7 @@ pub mod journal;
 pub mod look;
 pub mod manifest;
 #[cfg(test)]
-mod memory_disk;
+pub(crate) mod memory_disk;
 pub mod recovery;
 pub mod savepoint;
 mod sealed;

@@ -42,9 +42,11 @@ use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::Board;
-use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::thread::{Failure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
+use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
 pub use profile::{JobProfile, StepProfile};
@@ -133,7 +135,7 @@ pub struct Job {
     pace: Pace,
     seals: Vec<Epoch>,
     fault: Option<Fault>,
-    http: Option<String>,
+    http: Endpoint,
     quiet: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
@@ -166,7 +168,7 @@ impl Job {
             pace: Pace::Clock,
             seals: Vec::new(),
             fault: None,
-            http: None,
+            http: Endpoint::default(),
             quiet: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
@@ -174,12 +176,21 @@ impl Job {
     }
 
     /// Serves what the job is at over HTTP while it runs, at `HOST:PORT` (port 0 is any free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, and its views. Of several processes each has a server, at the port that is its number further
-    /// on; process 0 knows of all.
+    /// `/metrics`, `/healthz`, `/readyz`, and its views. Of several processes each has a server, at the port that is its
+    /// number further on; process 0 knows of all. Without the cargo feature `http` the job does not run.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
-        self.http = Some(address.to_owned());
+        self.http.address = address.to_owned();
         self.views.want();
+        self
+    }
+
+    /// Answers HTTP requests that name the job's server by this host name, too: without it only those by an address,
+    /// by `localhost` or by the name that it listens at, so that no page from elsewhere reads the job through a browser.
+    /// `*` allows every name.
+    #[must_use]
+    pub fn http_host(mut self, name: &str) -> Self {
+        self.http.hosts.push(name.to_owned());
         self
     }
 
@@ -412,8 +423,7 @@ impl Job {
         let views = Arc::clone(&self.views);
         let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
-        let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
-        built.map_err(|panic| panicked(&*panic))?
+        guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
     fn place(&self, worker: usize) -> source::Place {
@@ -491,6 +501,13 @@ impl Job {
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
+        // What is as it always was has no entry, so that earlier states still fit.
+        if self.options.max_ahead_in_files {
+            flags.insert("max-ahead-in-files".into(), "yes".into());
+        }
+        if self.options.max_record != source::Options::default().max_record {
+            flags.insert("max-record".into(), self.options.max_record.to_string());
+        }
         flags
     }
 
@@ -502,12 +519,18 @@ impl Job {
     /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
         let views = Arc::clone(&self.views);
-        let report = self.run_query(Arc::new(query));
+        let failure = Failure::within_current();
+        let entered = failure.enter();
+        let report = guard(|| self.run_query(Arc::new(query), &failure));
+        drop(entered);
         views.end();
-        report
+        let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
+        // What failed first counts; threads may fail when there is nothing more to report.
+        failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query) -> Result<Report> {
+    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {
+        self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
@@ -518,9 +541,9 @@ impl Job {
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, None),
-            Some(gathered) if is_first => self.run_first(query, Some(gathered)),
-            Some(gathered) => self.run_along(&query, gathered),
+            None => self.run_first(query, None, failure),
+            Some(gathered) if is_first => self.run_first(query, Some(gathered), failure),
+            Some(gathered) => self.run_along(&query, gathered, failure),
         }
     }
 
@@ -536,16 +559,16 @@ impl Job {
     }
 
     /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
-    fn run_first(self, query: Query, gathered: Option<Gathered>) -> Result<Report> {
-        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
+    fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
+        let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, &opened, &failure)? {
-                None => self.run_life(&query, None, opened, &failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, &failure, None),
+            return match self.begin(&query, &opened, failure)? {
+                None => self.run_life(&query, None, opened, failure, None),
+                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
                 Some(Beginning::Ended(last)) => self.was_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, &opened, &failure) {
+        let begun = match self.begin(&query, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(Beginning::Ended(last))) => {
                 let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
@@ -555,21 +578,20 @@ impl Job {
             Ok(None) => None,
         };
         let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
-        self.run_together(&query, (decided, gathered), begun, opened, &failure)
+        self.run_together(&query, (decided, gathered), begun, opened, failure)
     }
 
     /// Runs the query in another process than the first.
-    fn run_along(self, query: &Query, mut gathered: Gathered) -> Result<Report> {
+    fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
-        let failure = Arc::new(Failure::default());
         let begun = match (decided, &self.keeping, &self.cluster) {
             (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                Some(state::join(keeping, life, process, self.all_workers(), &failure)?)
+                Some(state::join(keeping, life, process, self.all_workers(), failure)?)
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), &failure)
+        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
     /// Connects with the other processes, and runs.
@@ -608,7 +630,8 @@ impl Job {
         mesh: Option<Mesh>,
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
-        let (http, quiet, watcher) = (self.http.clone(), self.quiet, self.watcher.clone());
+        let http = Some(self.http.clone()).filter(Endpoint::is_some);
+        let (quiet, watcher) = (self.quiet, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
@@ -621,7 +644,7 @@ impl Job {
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // What has begun in several processes fails in all of them.
-        let watching = Watching::start(&watch, http.as_deref(), quiet).map_err(|error| failure.set(error)).ok();
+        let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.tell_where(Some(&address.to_string()));
@@ -656,6 +679,7 @@ impl Job {
         }
         if is_first {
             summary.check_conservation()?;
+            metrics.explain_late().iter().for_each(|line| tracing::warn!("{line}"));
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         let profile = profile.map(|profile| profile.now()).unwrap_or_default();
@@ -744,14 +768,15 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     let mut config = timely::WorkerConfig::default();
     merge_at_rest(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
-        let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
-        match std::panic::catch_unwind(run) {
+        let _entered = own.failure.enter();
+        match guard(|| worker::run(timely_worker, &own, &*query)) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
-                own.failure.set(panicked(&*panic));
-                // What is left of the dataflow is in an unknown state: it must not be run to its end.
+                own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
+                // What is left of the dataflow is in an unknown state: it must not be run to its end. What is in it may
+                // panic when it is dropped.
                 for dataflow in timely_worker.installed_dataflows() {
-                    timely_worker.drop_dataflow(dataflow);
+                    let _ = guard(|| timely_worker.drop_dataflow(dataflow));
                 }
             }
         }
@@ -766,10 +791,4 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     }
     let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(endings)
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    let error = Error::new("the query or the engine panicked").because(said.unwrap_or("no message"));
-    error.help("the place is in the lines above")
 }

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
 use crate::metrics::Metrics;
 use crate::stream::{Durable, Failure, PlannedStep};
+use crate::thread::Role;
 use crate::time::Epoch;
 
 /// Where a job keeps its state, and how.
@@ -209,7 +210,7 @@ fn take_part(
         incarnation,
         worker: 0,
         peers: workers,
-        writer: Arc::new(Background::start("segments")?),
+        writer: Arc::new(Background::start(Role::Segments)?),
         base: base.map(Arc::new),
         query: Arc::new(claim.query.clone()),
         merges: Arc::default(),

@@ -128,6 +128,7 @@ impl Shared {
             idle_timeout: self.place.options.idle_timeout,
             profile: self.profile.clone(),
             views: Arc::clone(&self.views),
+            failure: Arc::clone(&self.failure),
         }
     }
 }

@@ -114,6 +114,8 @@ pub struct PartitionStatus {
     pub next: u64,
     /// The offset of the next record to come, where the source knows it.
     pub end: Option<u64>,
+    /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
+    pub in_bytes: bool,
     /// Whether it is idle, and so holds nothing.
     pub idle: bool,
     /// Whether it has ended, and so holds nothing.
@@ -132,7 +134,7 @@ impl PartitionStatus {
         !self.idle && !self.ended
     }
 
-    /// How many records there are that were not taken yet, where the source knows it.
+    /// The number of records, or bytes, that were not taken yet, where the source knows it.
     pub fn lag(&self) -> Option<u64> {
         self.end.map(|end| end.saturating_sub(self.next))
     }
@@ -168,6 +170,9 @@ pub struct StreamStatus {
     /// The stream's watermark.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
+    /// After how many milliseconds without records, at its end, a partition of it is idle; 0 where that is not known.
+    #[serde(default)]
+    pub idle_after_ms: u64,
 }
 
 /// What a window step is at.
@@ -180,6 +185,9 @@ pub struct StepStatus {
     pub watermark: EventTime,
     /// How long after its end a window is kept open.
     pub lateness_ms: u64,
+    /// Records that were late only because their partition, or its stream, had been idle; as far as process 0 has read them.
+    #[serde(default)]
+    pub late_after_idle: u64,
 }
 
 /// A watermark as people read it, where people read.

@@ -26,6 +26,7 @@ mod fold;
 mod input;
 mod keyed;
 mod lookup;
+mod marks;
 mod output;
 mod route;
 mod session;
@@ -40,13 +41,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
-use timely::dataflow::operators::core::{Concat, Concatenate};
+use timely::dataflow::operators::core::Concatenate;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
@@ -60,8 +60,8 @@ use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
-use crate::time::watermark::Mark;
-use crate::time::{Epoch, EventTime};
+pub(crate) use crate::thread::Failure;
+use crate::time::Epoch;
 use crate::view::Views;
 
 pub(crate) use arrange::merge_at_rest;
@@ -69,28 +69,9 @@ pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
 pub(crate) use ends::{EndMessage, EndsInput};
 pub(crate) use input::Driver;
+pub(crate) use marks::Marks;
 pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
-
-/// The first failure of a job, which stops all of its workers.
-#[derive(Debug, Default)]
-pub(crate) struct Failure {
-    slot: OnceLock<Error>,
-    failed: AtomicBool,
-}
-
-impl Failure {
-    /// Fails the job; only the first failure is kept.
-    pub(crate) fn set(&self, error: Error) {
-        let _ = self.slot.set(error);
-        self.failed.store(true, Ordering::Release);
-    }
-
-    /// What failed first, if anything did.
-    pub(crate) fn get(&self) -> Option<&Error> {
-        if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None }
-    }
-}
 
 /// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
 ///
@@ -301,7 +282,7 @@ pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 
 /// A stream of rejected records, its events and its marks. It has no flow, which has it: what the flow holds, open files for
 /// one, would live for ever.
-type Rejects<'f> = (TimelyStream<'f, u64, Vec<Event<Rejected>>>, TimelyStream<'f, u64, Vec<Mark>>);
+type Rejects<'f> = marks::Parts<'f, Rejected>;
 
 /// A query under construction.
 ///
@@ -366,8 +347,9 @@ impl<'f> Flow<'f> {
     /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
-        rejects.unwrap_or_else(|| stream((empty(self.scope), empty(self.scope))))
+        rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
     }
 
     /// All parts of all manifests; to be asked when the flow is built.
@@ -430,7 +412,7 @@ impl<T> Pool<T> {
 /// Append-only events, each with an event time and its partition's watermark.
 pub struct Stream<'f, D> {
     pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
-    pub(crate) marks: TimelyStream<'f, u64, Vec<Mark>>,
+    pub(crate) marks: Marks<'f>,
     pub(crate) flow: Flow<'f>,
     /// Where the events' containers come from.
     pub(crate) pool: Pool<Event<D>>,
@@ -510,55 +492,23 @@ impl<'f, D: Record> Stream<'f, D> {
 
     /// The records of both streams. Its watermark is the lesser of the two; whether a record is late is still decided
     /// by its own partition.
+    ///
+    /// A stream that is **idle**, as all of its partitions are idle or have ended, does not hold the watermark back: else a
+    /// quiet stream would keep all results from the other. When both are, the watermark is the greater. A stream that wakes
+    /// has the watermark at the epoch before as its floor: its records are late for windows that have closed meanwhile.
+    /// After how long without records that happens, `--idle-timeout` says for all sources and
+    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or [`Input::idle_after`](crate::source::file::Input::idle_after)
+    /// for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
-        let marks = lesser(self.marks, other.marks);
-        Stream { events: self.events.concat(other.events), marks, flow: self.flow, pool: self.pool }
+        let (events, marks) = marks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
+        Stream { events, marks, flow: self.flow, pool: self.pool }
     }
 
     /// Groups the records by a key.
     pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
         Keyed::new(self, key)
     }
-}
-
-/// The marks of two streams as those of one: at every epoch the lesser watermark, and the floors of both.
-fn lesser<'f>(
-    left: TimelyStream<'f, u64, Vec<Mark>>,
-    right: TimelyStream<'f, u64, Vec<Mark>>,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
-    left.binary_frontier(right, Pipeline, Pipeline, "Lesser watermark", move |_capability, _info| {
-        let mut waiting = BTreeMap::new();
-        let (mut left_now, mut right_now, mut shown) = (EventTime::MIN, EventTime::MIN, EventTime::MIN);
-        move |(left, left_frontier), (right, right_frontier), output| {
-            left.for_each(|capability, marks| {
-                let Some(capability) = capability.retain_least(0) else { return };
-                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
-                entry.1.append(marks);
-            });
-            right.for_each(|capability, marks| {
-                let Some(capability) = capability.retain_least(0) else { return };
-                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
-                entry.2.append(marks);
-            });
-            let incomplete = |epoch: &u64| left_frontier.less_equal(epoch) || right_frontier.less_equal(epoch);
-            while let Some(entry) = waiting.first_entry().filter(|entry| !incomplete(entry.key())) {
-                let (capability, left, right) = entry.remove();
-                let mut floors = Vec::new();
-                for (marks, now) in [(left, &mut left_now), (right, &mut right_now)] {
-                    for mark in marks {
-                        *now = mark.watermark.max(*now);
-                        floors.extend(mark.floors);
-                    }
-                }
-                let watermark = left_now.min(right_now);
-                if watermark > shown || !floors.is_empty() {
-                    shown = watermark;
-                    output.session(&capability).give(Mark { watermark, floors });
-                }
-            }
-        }
-    })
 }
 
 /// A cell that tells an operator whether somebody uses a result; set while the flow is built, read while it runs.

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
 
 use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
@@ -32,13 +31,14 @@ use crate::durable::Published;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::stream::cut::Part;
 use crate::stream::ends::EndsOutput;
 use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
+use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
 /// How many epochs are shown in one act at most.
@@ -237,7 +237,7 @@ type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 struct Showing<D: Record> {
     here: Option<Box<dyn Writer<D>>>,
     queue: Option<Sender<Batch<D>>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
     shown: Shown,
 }
 
@@ -260,7 +260,10 @@ impl Shown {
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
         match written.and_then(|()| writer.show(ends)) {
             Ok(()) => {
-                self.metrics.rows.add(batches.iter().map(|(_, rows, _)| rows.len() as u64).sum());
+                let rows = batches.iter().flat_map(|(_, rows, _)| rows);
+                // An event is written as often as it is there, a change once.
+                let written = rows.map(|(_, diff)| if self.state.on_change { 1 } else { diff.unsigned_abs() as u64 });
+                self.metrics.rows.add(written.sum());
                 self.metrics.epochs.add(batches.len() as u64);
                 self.through.store(last.0, Ordering::Release);
             }
@@ -295,6 +298,7 @@ impl<D: Record> Showing<D> {
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
+                thread::turn();
                 let mut gathered = vec![first];
                 gathered.extend(batches.try_iter().take(GATHERED - 1));
                 if there.failure.get().is_none() {
@@ -305,8 +309,7 @@ impl<D: Record> Showing<D> {
             }
             there.finish(writer);
         };
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
-        let thread = thread.map_err(|why| Error::new("cannot start a thread").at(name).because(why))?;
+        let thread = thread::start(Role::Sink, &name, body)?;
         Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
@@ -314,7 +317,7 @@ impl<D: Record> Showing<D> {
         if let Some(writer) = &mut self.here {
             self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
-            // Without its thread there is a failure, or will be when it is waited for.
+            // Without its thread there is a failure.
             let _ = queue.send((epoch, rows, ends));
         }
     }
@@ -336,8 +339,8 @@ impl<D: Record> Showing<D> {
 impl<D: Record> Drop for Showing<D> {
     fn drop(&mut self) {
         drop(self.queue.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            self.shown.failure.set(Error::new("the writing of results panicked").at(&self.shown.state.name));
+        if let Some(thread) = self.thread.take() {
+            thread.join();
         }
         if let Some(writer) = self.here.take() {
             self.shown.finish(writer);

@@ -55,7 +55,7 @@ pub fn steady(seed: u64, records: u32) -> Data {
         let deal = Deal { id, key: random.u8(0..3), at_ms, amount: random.i64(0..100) };
         partitions[random.usize(0..2)].push(deal);
     }
-    Data { partitions, disorder: 5 }
+    Data { partitions, disorder: 5, turns: Vec::new() }
 }
 
 /// An empty disk with a directory for results.

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{counted, look_at, size};
 use crate::cli::progress::bytes_bar;
-use crate::cli::say;
+use crate::cli::{note, say};
 use crate::durable::look::{Checked, check};
 use crate::durable::recovery::SinkFound;
 use crate::durable::state::StateDir;
@@ -67,7 +67,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     bar.finish_and_clear();
     let Checked { snapshots, claims, journals, segments, bytes, wrong, torn, goes_on } = &checked;
     for error in wrong {
-        eprintln!("{error}");
+        note(format_args!("{error}"));
     }
     for (file, length) in torn {
         let hint = if args.outputs.is_empty() { ", unless an output has published them: see --output" } else { "" };

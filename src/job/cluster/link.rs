@@ -4,6 +4,8 @@
 //! never returns: the thread that sends or receives by it sleeps until the process ends. So nothing is printed but the one
 //! line of the job's own failure, and no worker goes on with half of what was sent.
 //!
+//! If timely panics all the same, on a thread that reads or writes here, that fails the job: see [`adopt`].
+//!
 //! A connection that ends in order has, as its last bytes, timely's empty header: [`END`] zeros.
 
 use std::io::{self, Read, Write};
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use timely::communication::allocator::zero_copy::stream::Stream;
 
 use super::side::Side;
+use crate::thread::adopt;
 
 /// The length of timely's message header, which is zero throughout at the end of a connection.
 const END: usize = 48;
@@ -42,6 +45,7 @@ impl Link {
 
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        adopt(self.side.failure());
         loop {
             match self.stream.read(buffer) {
                 Ok(0) if self.zeros < END => {
@@ -61,6 +65,7 @@ impl Read for Link {
 
 impl Write for Link {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        adopt(self.side.failure());
         loop {
             match self.stream.write(buffer) {
                 Err(why) if why.kind() == io::ErrorKind::Interrupted => {}

@@ -39,7 +39,7 @@ use crate::durable::manifest::QueryPrint;
 use crate::durable::recovery::changes;
 use crate::error::{Error, Kind, Result};
 use crate::job::Stop;
-use crate::stream::Failure;
+use crate::thread::{self, Failure, Role};
 
 /// How long a process waits between two attempts.
 const BETWEEN: Duration = Duration::from_millis(20);
@@ -515,8 +515,9 @@ impl Connections {
     /// Returns when all has been sent and received; at once when the job fails, as a thread whose other end is gone waits
     /// for ever.
     pub(crate) fn finish(self, failure: &Failure) {
-        let ending = std::thread::Builder::new().name("connections".into()).spawn(move || drop(self.0));
-        let Ok(ending) = ending else { return };
+        let Ok(ending) = thread::start(Role::Connections, Role::Connections.name(), move || drop(self.0)) else {
+            return;
+        };
         while !ending.is_finished() && failure.get().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -14,7 +14,6 @@
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +23,7 @@ use super::{Cluster, Told};
 use crate::error::{Error, Result};
 use crate::metrics::Summary;
 use crate::status::{Board, ProcessStatus};
-use crate::stream::Failure;
+use crate::thread::{self, Failure, Handle, Role};
 
 /// How often what is to be told, and who is missed, is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -56,7 +55,7 @@ pub(crate) struct Side {
     senders: Vec<Option<Mutex<TcpStream>>>,
     state: Mutex<State>,
     changed: Condvar,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<Handle>>,
     /// Where this process's workers say what they are at, once they have begun.
     board: OnceLock<Arc<Board>>,
 }
@@ -122,16 +121,14 @@ impl Side {
             board: OnceLock::new(),
         });
         let mut threads = Vec::new();
-        let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name).spawn(body).map_err(cannot)
-        };
         for (process, wire) in wires.into_iter().enumerate() {
             let Some(wire) = wire else { continue };
             let own = Arc::clone(&side);
-            threads.push(spawn(format!("process {process}"), Box::new(move || own.listen(process, wire)))?);
+            let body = move || own.listen(process, wire);
+            threads.push(thread::start(Role::Process, &format!("process {process}"), body)?);
         }
         let own = Arc::clone(&side);
-        threads.push(spawn("processes".into(), Box::new(move || own.watch()))?);
+        threads.push(thread::start(Role::Processes, Role::Processes.name(), move || own.watch())?);
         *side.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         Ok(side)
     }
@@ -161,6 +158,11 @@ impl Side {
         others.collect()
     }
 
+    /// What fails the job.
+    pub(super) fn failure(&self) -> &Arc<Failure> {
+        &self.failure
+    }
+
     /// Says that another process is gone.
     pub(super) fn lost(&self, process: usize, why: &str) {
         let mut state = self.state();
@@ -173,6 +175,7 @@ impl Side {
     /// Hears what another process says, until its connection ends.
     fn listen(&self, process: usize, mut wire: Wire) {
         loop {
+            thread::turn();
             match wire.receive::<Word>(SIGN) {
                 Ok(None) => {
                     if self.state().closing {
@@ -235,6 +238,7 @@ impl Side {
                 state.reason = Some(Word::Lost { process, why });
             }
             drop(state);
+            thread::turn();
             self.tell_failure();
             if signed.elapsed() >= SIGN {
                 signed = Instant::now();
@@ -309,8 +313,7 @@ impl Side {
             let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Write);
         }
         for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // One that panicked has nothing to add.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// What every connection begins with: the name and the version of how processes speak.
-const MAGIC: [u8; 8] = *b"TGPROC\0\x02";
+const MAGIC: [u8; 8] = *b"TGPROC\0\x03";
 /// How many bytes a message has at most.
 const LONGEST: usize = 64 << 20;
 /// How long a write may take: the messages are short, and what is not read for so long is not read at all.

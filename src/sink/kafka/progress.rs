@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Published, StateId};
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{Target, is_transient, not_made, said};
+use crate::source::kafka::client::{Target, is_group_refusal, is_transient, not_made, said};
 use crate::time::Epoch;
 
 /// The version of the format.
@@ -202,7 +202,10 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             }
             // All was decided before it was assigned, so this is the end of all.
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
-            Some(Err(error)) if !error.rdkafka_error_code().is_some_and(is_transient) => {
+            // Nothing is asked of a group here, so what may not be asked of it does not matter.
+            Some(Err(error))
+                if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
+            {
                 return Err(unreadable(target, &said(&error)));
             }
             _ if heard.elapsed() > PATIENCE => return Err(unreadable(target, "the brokers do not answer")),

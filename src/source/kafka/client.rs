@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing here waits longer than its deadline, whatever the brokers do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -153,6 +153,24 @@ pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// `true` if an error says that the user may not use a consumer group. Groups are only for lag monitors here.
+pub(crate) fn is_group_refusal(code: RDKafkaErrorCode) -> bool {
+    code == RDKafkaErrorCode::GroupAuthorizationFailed
+}
+
+/// Groups of which it was told that they may not be used.
+static TOLD_GROUPS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Warns, once, that a group may not be used.
+pub(crate) fn tell_of_group(group: &str) {
+    if TOLD_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned()) {
+        tracing::warn!(
+            "the brokers do not let the group {group} be used, so lag monitors do not see how far it has read; results are \
+             not affected: grant READ on the group, or name another one: --kafka-config group.id=NAME"
+        );
+    }
+}
+
 /// What the library reported last, while nothing could be asked.
 #[derive(Debug, Default)]
 pub(crate) struct LastWords(Mutex<Option<(RDKafkaErrorCode, String)>>);
@@ -247,9 +265,43 @@ fn refused(target: &Target, because: &str) -> Error {
     Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
 }
 
+/// The library's last words on connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
+/// identical error(s) suppressed)".
+fn last_words(words: &LastWords) -> Option<String> {
+    words.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
+}
+
+/// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
+pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, partition: u32) -> Option<String> {
+    let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
+    let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
+    let found = topic.partitions().iter().find(|found| u32::try_from(found.id()) == Ok(partition))?;
+    let leader = metadata.brokers().iter().find(|broker| broker.id() == found.leader())?;
+    Some(format!("{}:{}", leader.host(), leader.port()))
+}
+
+/// The error for a partition whose leader cannot be reached, though other brokers can: it names the address that was tried,
+/// which is often one that brokers advertise and that only they can reach.
+pub(crate) fn no_leader<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    partition: u32,
+    words: &LastWords,
+) -> Error {
+    let place = format!("{}, partition {partition}", target.describe());
+    let Some(address) = leader_of(client, &target.topic, partition) else {
+        return Error::new("no broker leads a partition").at(place).help("check the brokers");
+    };
+    let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
+    let error = error.because(last_words(words).unwrap_or_else(|| String::from("it does not answer")));
+    error.help(format!(
+        "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
+        target.brokers
+    ))
+}
+
 fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
-    // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
-    let why = words.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned()).or(last);
+    let why = last_words(words).or(last);
     let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config")

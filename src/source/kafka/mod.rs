@@ -65,6 +65,7 @@ pub struct Topic<T> {
     target: Target,
     start: Start,
     out_of_order: Option<Duration>,
+    idle_after: Option<Duration>,
     stops_at_end: bool,
     compacted: bool,
     time_of: TimeOf<T>,
@@ -91,6 +92,7 @@ impl Untimed {
             target: self.target,
             start: Start::Earliest,
             out_of_order: None,
+            idle_after: None,
             stops_at_end: false,
             compacted: false,
             time_of: Arc::new(time),
@@ -104,6 +106,15 @@ impl<T: Record> Topic<T> {
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
+        self
+    }
+
+    /// How long a partition is at its end, without records, before it no longer holds the watermark back: before it is idle.
+    /// Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined with
+    /// others; records of a partition that pauses for longer than that are late for windows that have closed meanwhile.
+    #[must_use]
+    pub fn idle_after(mut self, silence: Duration) -> Self {
+        self.idle_after = Some(silence);
         self
     }
 
@@ -159,6 +170,7 @@ impl<T> Clone for Topic<T> {
             target: self.target.clone(),
             start: self.start,
             out_of_order: self.out_of_order,
+            idle_after: self.idle_after,
             stops_at_end: self.stops_at_end,
             compacted: self.compacted,
             time_of: Arc::clone(&self.time_of),
@@ -182,8 +194,14 @@ impl<T: Record> Source for Topic<T> {
         self.out_of_order
     }
 
+    fn idle_after(&self) -> Option<Duration> {
+        self.idle_after
+    }
+
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
-        Ok(Box::new(reader::KafkaReader::open(&self.target, self.manner(), at)?))
+        let mut at = at.clone();
+        at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
+        Ok(Box::new(reader::KafkaReader::open(&self.target, self.manner(), &at)?))
     }
 
     fn identity(&self, at: &Place) -> Result<Option<String>> {

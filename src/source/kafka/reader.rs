@@ -121,6 +121,12 @@ struct Feed {
     quiet_since: Option<Instant>,
     /// A report came that was not yet weighed.
     weigh: bool,
+    /// The moment since which its broker has not answered.
+    unheard_since: Option<Instant>,
+    /// Behind the transaction markers that followed the last record that was taken.
+    position: Option<u64>,
+    /// The offset that was last committed for monitors.
+    committed: u64,
 }
 
 impl Feed {
@@ -173,6 +179,8 @@ pub(super) struct KafkaReader<T> {
     outage: Option<Outage>,
     /// What was last heard of the partitions.
     heard: Report,
+    /// The brokers refuse to keep offsets for monitors.
+    unmonitored: bool,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -194,8 +202,7 @@ impl<T: Record> KafkaReader<T> {
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
-        let watch = Watch::start(Arc::clone(&consumer), (target, &at.job), ids, mine)
-            .map_err(|error| Error::new("cannot watch a topic").at(target.describe()).because(error))?;
+        let watch = Watch::start(Arc::clone(&consumer), (target, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
             by_value: compacted,
@@ -214,6 +221,7 @@ impl<T: Record> KafkaReader<T> {
             last_poll: None,
             outage: None,
             heard: Report::default(),
+            unmonitored: false,
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -309,6 +317,10 @@ impl<T: Record> KafkaReader<T> {
                 }
             };
             match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                    self.unmonitored = true;
+                    client::tell_of_group(self.consumer.context().group());
+                }
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(self.failed(None, code));
@@ -325,6 +337,10 @@ impl<T: Record> KafkaReader<T> {
             self.tell_outage(&report);
             for feed in &mut self.feeds {
                 feed.weigh = true;
+                feed.unheard_since = if report.answers(feed.id) { None } else { feed.unheard_since.or(Some(now)) };
+                if feed.at_end {
+                    feed.position = feed.position.max(report.drained(feed.id));
+                }
                 if feed.at_end && report.is_calm(feed.id) {
                     feed.quiet_since = feed.quiet_since.or(Some(now));
                 } else {
@@ -739,10 +755,27 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
             latest.extend(offsets);
         }
+        if self.unmonitored {
+            return;
+        }
+        // When all that was taken is shown, what is left are markers: they would count as lag for ever.
+        if self.bound.is_empty() {
+            for feed in self.feeds.iter().filter(|feed| feed.at_end) {
+                if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
+                    let offset = latest.entry(feed.id).or_insert(position);
+                    *offset = position.max(*offset);
+                }
+            }
+        }
         if latest.is_empty() {
             return;
         }
         let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
+        for (partition, offset) in &offsets {
+            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.id == *partition) {
+                feed.committed = *offset;
+            }
+        }
         // Only monitors read these; the next call brings newer ones.
         let committed = list(&self.target.topic, &offsets);
         let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
@@ -753,7 +786,11 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn notes(&self) -> Vec<Note> {
-        self.feeds.iter().map(|feed| self.heard.note(feed.id)).collect()
+        let note = |feed: &Feed| {
+            let silence = feed.unheard_since.map(|since| since.elapsed());
+            self.heard.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+        };
+        self.feeds.iter().map(note).collect()
     }
 }
 
@@ -775,7 +812,8 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
     let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
     config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
-    let listener = Listener::new(&target.topic, Duration::from_millis(wait));
+    let group = config.get("group.id").unwrap_or(&name).to_owned();
+    let listener = Listener::new(&target.topic, &group, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
     // Counted, as a poll also answers nothing when it has served an event.
@@ -801,10 +839,13 @@ pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u3
                 return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_PATIENCE => {
-                let error = Error::new("a partition has no broker that leads it");
-                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check the brokers"));
+                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
             }
-            _ => std::thread::sleep(Duration::from_millis(100)),
+            // What the library has to say of the broker is served.
+            _ => {
+                (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
     }
 }
@@ -818,8 +859,22 @@ fn new_feed(
     // The queue is made before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    let (slot, held, quiet_since) = (None, None, None);
-    Ok(Feed { id, start, low, end, slot, caught_up: false, queue, held, at_end: false, quiet_since, weigh: false })
+    Ok(Feed {
+        id,
+        start,
+        low,
+        end,
+        slot: None,
+        caught_up: false,
+        queue,
+        held: None,
+        at_end: false,
+        quiet_since: None,
+        weigh: false,
+        unheard_since: None,
+        position: None,
+        committed: 0,
+    })
 }
 
 pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
@@ -920,6 +975,8 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
 /// Decides whether an error that came instead of a record ends the job.
 pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
+        // Offsets are not kept for monitors then; records come all the same.
+        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // Whether a topic is gone for good, the watch finds out.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
         Some(code) => Err(failed(target, Some(partition), code)),

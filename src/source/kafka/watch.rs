@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::thread::Thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -14,7 +13,8 @@ use super::client::{Lookup, Target, look};
 use super::identity::compare_records;
 use super::report::Listener;
 use crate::durable::journal::Check;
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::thread::{self, Handle, Role};
 
 /// How often the brokers are asked.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -49,7 +49,7 @@ pub(super) struct Watch {
     news: Receiver<News>,
     orders: Sender<Records>,
     stop: Arc<AtomicBool>,
-    thread: Thread,
+    thread: Handle,
 }
 
 impl Watch {
@@ -59,15 +59,14 @@ impl Watch {
         (target, job): (&Target, &str),
         known: Vec<u32>,
         mine: impl Fn(u32) -> bool + Send + 'static,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self> {
         let ((sender, news), (orders, ordered)) = (channel(), channel());
         let (target, job) = (target.clone(), job.to_owned());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("kafka-watch".into());
-        let handle =
-            thread.spawn(move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered)))?;
-        Ok(Watch { news, orders, stop, thread: handle.thread().clone() })
+        let body = move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered));
+        let thread = thread::start(Role::KafkaWatch, Role::KafkaWatch.name(), body)?;
+        Ok(Watch { news, orders, stop, thread })
     }
 
     /// Has the topic asked for, and these records of it compared; the answer is [`News::Confirmed`], or why not.
@@ -87,7 +86,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         // Not joined: it may be waiting for a broker that is not there.
         self.stop.store(true, Ordering::Release);
-        self.thread.unpark();
+        self.thread.thread().unpark();
     }
 }
 
@@ -103,6 +102,7 @@ fn run(
     let topic = &consumer.context().topic;
     let (mut unknown, mut order) = (0, None);
     loop {
+        thread::turn();
         if order.is_none() {
             std::thread::park_timeout(if unknown > 0 { AGAIN } else { INTERVAL });
             order = match orders.try_recv() {

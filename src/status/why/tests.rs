@@ -27,8 +27,8 @@ fn well() -> JobStatus {
     JobStatus {
         job: "totals".into(),
         processes: vec![process(0, 100), process(1, 120)],
-        streams: vec![StreamStatus { source: "t".into(), watermark: at(100) }],
-        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0 }],
+        streams: vec![StreamStatus { source: "t".into(), watermark: at(100), idle_after_ms: 0 }],
+        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0, late_after_idle: 0 }],
         idle_timeout_ms: 30_000,
     }
 }
@@ -85,6 +85,34 @@ fn an_idle_partition_holds_nothing_and_when_all_are_idle_the_source_does() {
     assert_eq!(names(&why(&status, Some(at(115)))), ["step totals"]);
     status.processes[1].workers[0].partitions[0].idle = true;
     assert_eq!(names(&why(&status, Some(at(115)))), ["source t"]);
+}
+
+#[test]
+fn an_idle_stream_holds_nothing_that_the_steps_have_come_past() {
+    let mut status = well();
+    status.processes.iter_mut().for_each(|process| process.workers[0].partitions[0].idle = true);
+    status.steps[0].watermark = at(200);
+    assert_eq!(names(&why(&status, Some(at(150)))), Vec::<&str>::new());
+    assert_eq!(names(&why(&status, Some(at(250)))), ["source t"]);
+}
+
+#[test]
+fn records_that_are_late_after_silence_are_told_with_the_remedy() {
+    let mut status = well();
+    status.steps[0].late_after_idle = 60;
+    for window in [None, Some(at(90))] {
+        let summary = why(&status, window).summary;
+        let says = ["step totals", "60 of the late ones", "had been idle", "--idle-timeout"];
+        assert!(says.iter().all(|part| summary.contains(part)), "{summary}");
+    }
+}
+
+#[test]
+fn the_idle_time_that_is_told_is_the_stream_s_own() {
+    let mut status = well();
+    status.streams[0].idle_after_ms = 5_000;
+    let why = why(&status, Some(at(110)));
+    assert!(why.holds[0].help.contains("5.0 s after"), "{why}");
 }
 
 #[test]
