@@ -72,11 +72,7 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-<<<<<<< HEAD
-    pub const ALL: [Role; 16] = [
-=======
-    pub const ALL: [Role; 17] = [
->>>>>>> network
+    pub const ALL: [Role; 18] = [
         Role::Sink,
         Role::Journal,
         Role::Segments,

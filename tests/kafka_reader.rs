@@ -170,6 +170,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         until: None,
         ended: false,
         check: None,
+        values: None,
     };
     let ended =
         driven.resume(Epoch(2), &[Resumed { bound, floor: EventTime::MIN }]).and_then(|()| driven.until_events(1));

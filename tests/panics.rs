@@ -210,13 +210,8 @@ fn threads_at_a_broker_that_panic_end_the_job() {
 }
 
 const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
-<<<<<<< HEAD
 const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
-const BETWEEN: [Role; 3] = [Role::Process, Role::Processes, Role::Connections];
-=======
-const PROGRAM: [Role; 5] = [Role::Watch, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
 const BETWEEN: [Role; 5] = [Role::Process, Role::ToProcess, Role::Dial, Role::Processes, Role::Connections];
->>>>>>> network
 const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
 
 #[test]

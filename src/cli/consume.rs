@@ -72,6 +72,10 @@ pub struct ConsumeArgs {
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
 
+    /// Copy a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    #[arg(long)]
+    pub compacted: bool,
+
     /// A property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub kafka_config: Vec<Property>,
@@ -93,7 +97,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     }
     args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
     let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
-    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end);
+    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
     let (out, rejects) = (AnySink::file(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
     let rejects = rejects.map(|path| AnySink::file(path, FileFormat::Ndjson, &args.run));

@@ -51,6 +51,10 @@ pub struct QueryArgs {
     #[arg(long, value_enum, default_value_t = From::Earliest, help_heading = "Input")]
     pub from: From,
 
+    /// Read a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    #[arg(long, help_heading = "Input")]
+    pub compacted: bool,
+
     /// A property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
     pub kafka_config: Vec<Property>,
@@ -211,7 +215,7 @@ impl QueryArgs {
                     From::Latest => source::kafka::Start::Latest,
                 };
                 let topic = source::kafka::Topic::json(brokers, &self.topic).event_time(time_of).from(start);
-                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)))
+                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
             }
             _ => {
                 let error = Error::usage("there is nothing to read");
@@ -387,6 +391,14 @@ impl<T: Record> Source for AnySource<T> {
             AnySource::Csv(source) => source.open(at),
             AnySource::Ndjson(source) => source.open(at),
             AnySource::Kafka(source) => source.open(at),
+        }
+    }
+
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        match self {
+            AnySource::Csv(source) => source.identity(at),
+            AnySource::Ndjson(source) => source.identity(at),
+            AnySource::Kafka(source) => source.identity(at),
         }
     }
 

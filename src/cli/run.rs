@@ -101,6 +101,11 @@ pub struct RunArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_query: bool,
 
+    /// Go on although the sources are not those that the state has read: what was read of a source that is gone is
+    /// forgotten, and a new one is read from its start
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub accept_changed_sources: bool,
+
     /// End this process as a kill would, or have its disk full, at this moment: for tests
     #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
     pub kill_at: Option<KillAt>,
@@ -229,6 +234,7 @@ impl RunArgs {
         let Some(directory) = &self.state else { return job };
         let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
         let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
+        let job = job.accept_changed_sources(self.accept_changed_sources);
         let job = match self.kill_at {
             Some(moment) => job.disk(moment.on(OsDisk::shared())),
             None => job,

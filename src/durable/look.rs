@@ -268,6 +268,7 @@ fn decision(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Re
         sinks: &sinks,
         query: base.map_or(&claim.query, |base| &base.query),
         accept_changed_query: true,
+        accept_changed_sources: true,
     })
     .map(Some)
 }

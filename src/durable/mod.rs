@@ -39,6 +39,7 @@ pub mod recovery;
 pub mod savepoint;
 mod sealed;
 pub mod segment;
+pub(crate) mod sources;
 pub mod state;
 #[cfg(test)]
 mod tests;

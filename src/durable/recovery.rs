@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Bound, Entry, FileId, Frame, JournalFile, WorkerEnd};
 use super::manifest::{Manifest, ManifestId, QueryPrint, StepPrint};
+use super::sources::{self, check_sources};
 use super::{Published, StateId};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
@@ -122,6 +123,8 @@ pub struct Found<'a> {
     pub query: &'a QueryPrint,
     /// Whether the user lets a changed query go on.
     pub accept_changed_query: bool,
+    /// Whether the user lets go on a query whose sources are not those that the state has read.
+    pub accept_changed_sources: bool,
 }
 
 /// A torn tail: bytes that do not count, and were never built on. They stay where they are: the claim leaves them out.
@@ -187,6 +190,9 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
     let ended = base.is_some_and(|base| base.ended);
 
     check_sinks(found, base, last_bound.max(base_epoch))?;
+    if let Some(claim) = claim.filter(|_| !found.accept_changed_sources) {
+        check_sources(&claim.query, found.query, base, &replay)?;
+    }
     if let Some(base) = base {
         check_steps(base, found.query)?;
         check_segments(base, &survey.segments)?;
@@ -516,7 +522,8 @@ fn end_of_journal(found: &Found<'_>) -> String {
 /// Whether the query can read the state of every durable step.
 fn check_steps(base: &Manifest, query: &QueryPrint) -> Result<()> {
     fn print<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
-        query.steps.iter().find(|step| step.name == name && step.fingerprint != 0)
+        let keeps_rows = |step: &&StepPrint| step.kind != sources::KIND && step.fingerprint != 0;
+        query.steps.iter().filter(keeps_rows).find(|step| step.name == name)
     }
     for step in &base.steps {
         let place = format!("step {}", step.name);
@@ -594,6 +601,7 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     for (step, (kind, name)) in now.steps.iter().zip(&new) {
         match then.steps.iter().find(|then| (&then.kind, &then.name) == (kind, name)) {
             None => changes.push(format!("the step {kind} {name} is new")),
+            Some(was) if kind == sources::KIND => changes.extend(sources::change(was, step)),
             Some(was) if was.detail != step.detail => {
                 changes.push(format!("the step {kind} {name} is {}, was {}", step.detail, was.detail));
             }
@@ -605,7 +613,8 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     }
     let gone = old.iter().filter(|step| !new.contains(step));
     changes.extend(gone.map(|(kind, name)| format!("the step {kind} {name} is gone")));
-    if changes.is_empty() && then != now {
+    let flag_names = |print: &QueryPrint| print.flags.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    if changes.is_empty() && (old, flag_names(then)) != (new, flag_names(now)) {
         changes.push("its steps or flags are in another order".into());
     }
     changes

@@ -294,6 +294,14 @@ impl Job {
         self.keep(|keeping| keeping.accept_changed_query = accept)
     }
 
+    /// Goes on from a state although the query's sources are not those that the state has read. What was read of a source
+    /// that is gone is forgotten; one that is new is read from its start, so a source that was only renamed is counted
+    /// twice; one that has become another goes on at the same offset, if the last record before that is the same.
+    #[must_use]
+    pub fn accept_changed_sources(self, accept: bool) -> Self {
+        self.keep(|keeping| keeping.accept_changed_sources = accept)
+    }
+
     /// Begins a new state with a savepoint, an exported snapshot. Outputs have to be new: those of the savepoint's state
     /// are that state's. Results of the savepoint's epoch and before are not shown again, but rows of a live collection
     /// are, all of them, as the collection is then.
@@ -451,30 +459,40 @@ impl Job {
     }
 
     /// Begins a life of the job's state.
-    fn begin(
-        &self,
-        query: &Query,
-        print: Option<&QueryPrint>,
-        opened: &Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
-    ) -> Result<Option<Beginning>> {
-        let Some((keeping, print)) = self.keeping.as_ref().zip(print) else { return Ok(None) };
+    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+        let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
         let savepoint = state::savepoint(keeping, &dir)?;
         let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        // Its sources have told now what they are known by.
+        let print = &state::print(&steps, &self.flags())?;
         let sinks = opened.shown();
-        let accept_changed_query = keeping.accept_changed_query;
+        let Keeping { accept_changed_query, accept_changed_sources, .. } = *keeping;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);
             let next = incarnation + 1;
-            let found = Found { incarnation: next, survey, sinks: &sinks, query: print, accept_changed_query };
+            let found = Found {
+                incarnation: next,
+                survey,
+                sinks: &sinks,
+                query: print,
+                accept_changed_query,
+                accept_changed_sources,
+            };
             state::restore(&savepoint, &dir, incarnation, &found)?;
             incarnation = dir.begin()?;
         }
-        let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: print, accept_changed_query };
+        let found = Found {
+            incarnation,
+            survey: &dir.survey()?,
+            sinks: &sinks,
+            query: print,
+            accept_changed_query,
+            accept_changed_sources,
+        };
         state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
@@ -524,8 +542,8 @@ impl Job {
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, print.as_ref(), None, failure),
-            Some(gathered) if is_first => self.run_first(query, print.as_ref(), Some(gathered), failure),
+            None => self.run_first(query, None, failure),
+            Some(gathered) if is_first => self.run_first(query, Some(gathered), failure),
             Some(gathered) => self.run_along(&query, gathered, failure),
         }
     }
@@ -542,22 +560,16 @@ impl Job {
     }
 
     /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
-    fn run_first(
-        self,
-        query: Query,
-        print: Option<&QueryPrint>,
-        gathered: Option<Gathered>,
-        failure: &Arc<Failure>,
-    ) -> Result<Report> {
+    fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
         let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, print, &opened, failure)? {
+            return match self.begin(&query, &opened, failure)? {
                 None => self.run_life(&query, None, opened, failure, None),
                 Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
                 Some(Beginning::Ended(last)) => self.was_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, print, &opened, failure) {
+        let begun = match self.begin(&query, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(Beginning::Ended(last))) => {
                 let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;

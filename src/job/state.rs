@@ -38,6 +38,7 @@ pub(crate) struct Keeping {
     pub(crate) keep: usize,
     pub(crate) take_over: bool,
     pub(crate) accept_changed_query: bool,
+    pub(crate) accept_changed_sources: bool,
     /// The savepoint that a new state begins with.
     pub(crate) savepoint: Option<PathBuf>,
     /// What of the command line affects output.
@@ -56,6 +57,7 @@ impl Keeping {
             keep: 3,
             take_over: false,
             accept_changed_query: false,
+            accept_changed_sources: false,
             savepoint: None,
             flags: BTreeMap::new(),
             journal_limit: Place::LIMIT,
@@ -210,6 +212,7 @@ fn take_part(
         peers: workers,
         writer: Arc::new(Background::start(Role::Segments)?),
         base: base.map(Arc::new),
+        query: Arc::new(claim.query.clone()),
         merges: Arc::default(),
         failure: Arc::clone(failure),
     };

@@ -53,6 +53,8 @@ pub struct Scratch {
 }
 
 impl Format for Csv {
+    const NAME: &'static str = "csv file";
+
     type Layout = Layout;
     type Scratch = Scratch;
 

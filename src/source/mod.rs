@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::{Bound, Check};
+use crate::durable::journal::{Bound, Check, Value};
 use crate::error::{Error, Result, shortened};
 use crate::metrics::{Peak, SourceMetrics};
 use crate::record::{Event, Origin, Record};
@@ -65,6 +65,16 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// When the source is not there or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
+
+    /// What it is known by wherever it lies, and under whichever name: a topic by its id, a file by its format. A state goes
+    /// on only with the source that it has read. Asked for before it is opened; `None` where nothing is known.
+    ///
+    /// # Errors
+    /// When the source is not there or cannot be asked.
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        let _ = at;
+        Ok(None)
+    }
 
     /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
     /// as "partition 2 has records from offset 120 on". `bounds` are all that the state knows of this source. Nothing has
@@ -222,6 +232,11 @@ pub trait Reader<D: Record> {
         intake.exhausted()
     }
 
+    /// What the source that was opened is known by, as [`Source::identity`] says; `None` where nothing is known.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     /// Whether this worker reads nothing more in this life, though the source is not over: the job stops when that is so for
     /// all of its workers and sources, and a later start reads on.
     fn caught_up(&self) -> bool {
@@ -351,6 +366,8 @@ struct Partition {
     changed: bool,
     /// What it is known again by.
     check: Option<Check>,
+    /// The records of the current epoch, if they are to be kept by value.
+    values: Option<Vec<Value>>,
     /// Its first watermark: what drift is measured from while the stream has none.
     first_mark: Option<EventTime>,
 }
@@ -510,6 +527,7 @@ impl<D: Record> Intake<D> {
             ended: until.is_some_and(|until| start >= until),
             changed: true,
             check: None,
+            values: None,
             first_mark: None,
         });
         Slot(self.partitions.len() - 1)
@@ -533,6 +551,7 @@ impl<D: Record> Intake<D> {
             ended: bound.ended,
             changed: false,
             check: bound.check,
+            values: None,
             first_mark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
         });
         Slot(self.partitions.len() - 1)
@@ -566,6 +585,18 @@ impl<D: Record> Intake<D> {
     /// Says what the partition is known again by, after the records that were taken of it.
     pub fn remember(&mut self, slot: Slot, check: Check) {
         self.partitions[slot.0].check = Some(check);
+    }
+
+    /// Has the journal keep by value what is taken of the partition: see [`Intake::keep_value`].
+    pub fn keep_values(&mut self, slot: Slot) {
+        self.partitions[slot.0].values.get_or_insert_default();
+    }
+
+    /// Keeps a record that was taken by value, if that is wanted of its partition.
+    pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> Value) {
+        if let Some(values) = &mut self.partitions[slot.0].values {
+            values.push(value());
+        }
     }
 
     /// What the partition is known again by.
@@ -855,6 +886,7 @@ impl<D: Record> Intake<D> {
                     until: partition.until,
                     ended: partition.ended,
                     check: partition.check,
+                    values: partition.values.as_mut().map(std::mem::take),
                 });
             }
         }

@@ -19,6 +19,8 @@ pub type Input<T = Untimed> = file::Input<Ndjson, T>;
 pub enum Ndjson {}
 
 impl Format for Ndjson {
+    const NAME: &'static str = "ndjson file";
+
     type Layout = ();
     type Scratch = ();
 

@@ -32,7 +32,7 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::durable::compaction::{self, Group, Merged};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::Bound;
-use crate::durable::manifest::{Manifest, SinkState, StepState};
+use crate::durable::manifest::{Manifest, QueryPrint, SinkState, StepState};
 use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
@@ -92,6 +92,8 @@ pub(crate) struct Durable {
     pub(crate) writer: Arc<Background>,
     /// What the job goes on from.
     pub(crate) base: Option<Arc<Manifest>>,
+    /// The query that goes on, with what its sources are known by.
+    pub(crate) query: Arc<QueryPrint>,
     pub(crate) merges: Arc<Merges>,
     pub(crate) failure: Arc<Failure>,
 }
@@ -106,6 +108,7 @@ impl Durable {
             worker: 0,
             peers,
             writer: Arc::new(Background::start(Role::Segments)?),
+            query: Arc::new(last.query.clone()),
             base: Some(Arc::new(last)),
             merges: Arc::default(),
             failure: Arc::default(),

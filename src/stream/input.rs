@@ -21,6 +21,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::durable::journal::Bound;
 use crate::durable::manifest::SourceState;
+use crate::durable::sources;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
@@ -28,7 +29,7 @@ use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, S
 use crate::status::PartitionStatus;
 use crate::stream::cut::{Durable, Part};
 use crate::stream::marks::{AtSnapshots, Marks, saved};
-use crate::stream::{Fault, Flow, Pool, Purpose, Seals, Stream, View};
+use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
 use crate::time::watermark::{Activity, Mark, PartitionId, StreamClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
@@ -139,7 +140,9 @@ impl<D: Record> SourceDriver<D> {
     /// Notes where partitions are at the end of an epoch; tells it if that is a snapshot's.
     fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
         let Some((parts, held)) = &mut self.parts else { return };
-        self.bounds.extend(bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, ..bound.clone() })));
+        self.bounds.extend(
+            bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })),
+        );
         if self.seals.contains(epoch.0) {
             let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
             parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
@@ -297,6 +300,7 @@ pub(crate) fn read<'f, S: Source>(
     if build.purpose == Purpose::Run {
         match source.open(&build.place) {
             Ok(reader) => {
+                check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
                 let intake =
                     Intake::new(name, index, source, &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
@@ -329,6 +333,16 @@ pub(crate) fn read<'f, S: Source>(
     }
     let stream = Stream { events: event_stream, marks: marks_of_stream.clone(), flow: flow.clone(), pool };
     (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
+}
+
+/// Fails the job if a source has become another one since the state's life began.
+fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
+    let Some(durable) = &build.durable else { return };
+    let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
+    if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
+        let error = Error::new("a source has become another one while the job began").at(source.describe());
+        build.failure.set(error.because(format!("it is the {identity} now")).help("start again"));
+    }
 }
 
 /// Where the snapshot has a source's partitions.

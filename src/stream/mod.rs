@@ -53,7 +53,7 @@ use timely::dataflow::{Scope, Stream as TimelyStream};
 
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published};
+use crate::durable::{Life, Published, sources};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
@@ -175,7 +175,8 @@ pub struct PlannedStep {
     pub name: String,
     /// What it does, with the types of its state.
     pub detail: String,
-    /// Of the types of its state: equal types, equal fingerprints. Zero for steps without state.
+    /// Of the types of its state: equal types, equal fingerprints; of a source's identity, where that was asked for. Zero for
+    /// steps without.
     pub fingerprint: u64,
 }
 
@@ -184,7 +185,7 @@ pub struct PlannedStep {
 pub(crate) enum Purpose {
     /// To learn its steps: nothing is opened.
     Plan,
-    /// To open its sinks and ask what they have shown.
+    /// To open its sinks and ask what they have shown, and to ask its sources what they are known by.
     OpenSinks,
     /// To ask its sources whether they have grown since the state ended.
     AskGrown,
@@ -317,10 +318,24 @@ impl<'f> Flow<'f> {
     /// Reads a source, under a name of its own.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
-        self.build.step("source", name, detail, 0);
+        self.build.step("source", name, detail, self.identity(source));
         let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));
         stream
+    }
+
+    /// The fingerprint of what a source is known by, where that is asked for.
+    fn identity<S: Source>(&self, source: &S) -> u64 {
+        if self.build.purpose != Purpose::OpenSinks {
+            return 0;
+        }
+        match source.identity(&self.build.place) {
+            Ok(identity) => identity.as_deref().map_or(0, sources::fingerprint),
+            Err(error) => {
+                self.build.failure.set(error);
+                0
+            }
+        }
     }
 
     /// Whether somebody can read the job's views: what only a view shows can be left out if not. It is the same on all workers

@@ -254,6 +254,7 @@ impl Script {
                     until: None,
                     ended: false,
                     check: None,
+                    values: None,
                 });
                 match act {
                     Act::Find => {}

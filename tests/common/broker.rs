@@ -116,10 +116,23 @@ impl Broker {
 
     /// Creates a topic.
     pub fn create(&self, name: &str, partitions: i32) {
+        self.create_with(name, partitions, &[]);
+    }
+
+    /// Creates a topic with settings.
+    pub fn create_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
         for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
             result.unwrap();
         }
+    }
+
+    /// Creates a topic, if the broker can do so now.
+    pub fn try_create(&self, name: &str, partitions: i32) -> Result<(), RDKafkaErrorCode> {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let created = wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap();
+        created.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
     }
 
     /// Adds partitions to a topic, up to so many.

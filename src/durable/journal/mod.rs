@@ -16,6 +16,8 @@ mod reader;
 mod writer;
 
 pub use ends::{JournalEnds, WorkerEnd};
+#[cfg(test)]
+pub(in crate::durable) use format::KIND;
 pub use format::{Before, Entry, FileId, Header};
 pub use reader::JournalFile;
 #[cfg(test)]
@@ -52,6 +54,21 @@ pub struct Bound {
     pub ended: bool,
     /// What the partition is known again by; `None` if nothing was taken of it, or its kind of source has no such thing.
     pub check: Option<Check>,
+    /// The records themselves, of a source that may not have them any more when the epoch is replayed; `None` of all others.
+    /// They are in the journal alone, in no manifest.
+    #[serde(skip)]
+    pub values: Option<Vec<Value>>,
+}
+
+/// A record that is kept by value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Value {
+    /// Its offset.
+    pub offset: u64,
+    /// When it was written, in milliseconds since 1970, where that is known.
+    pub stamped: Option<i64>,
+    /// Its bytes; `None` if it has none.
+    pub payload: Option<Vec<u8>>,
 }
 
 /// A checksum of something that a partition has before a bound's `next`, from `at` on: of bytes of a file, of a record of
@@ -174,6 +191,7 @@ mod tests {
             until: None,
             ended: false,
             check: None,
+            values: None,
         };
         Frame { epoch: Epoch(epoch), bounds: vec![bound] }
     }

@@ -30,6 +30,7 @@ fn bound(partition: u32, next: u64) -> Bound {
         until: None,
         ended: false,
         check: None,
+        values: None,
     }
 }
 
@@ -39,8 +40,9 @@ fn frame(epoch: u64, bounds: &[(u32, u64)]) -> Frame {
 
 fn print() -> QueryPrint {
     let step = StepPrint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
+    let source = StepPrint { kind: "source".into(), name: "s".into(), detail: "topic s of T".into(), fingerprint: 0 };
     let flags = vec![("--epoch".into(), "100ms".into())];
-    QueryPrint { build: "b1".into(), flags, steps: vec![step] }
+    QueryPrint { build: "b1".into(), flags, steps: vec![step, source] }
 }
 
 fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
@@ -80,7 +82,7 @@ fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = Worker
 /// Decides for life `incarnation`, with one sink `out`.
 fn decided(survey: &Survey, incarnation: u64, shown: Option<u64>) -> Result<Decision> {
     let (sinks, query) = (&[sink("out", shown)], &print());
-    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false })
+    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false, accept_changed_sources: false })
 }
 
 /// Begins a life, whatever was shown.

@@ -35,7 +35,14 @@ impl Driven {
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
         let query = QueryPrint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
         let (incarnation, survey) = (dir.begin().unwrap(), dir.survey().unwrap());
-        let found = Found { incarnation, survey: &survey, sinks: &[], query: &query, accept_changed_query: false };
+        let found = Found {
+            incarnation,
+            survey: &survey,
+            sinks: &[],
+            query: &query,
+            accept_changed_query: false,
+            accept_changed_sources: false,
+        };
         let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
         let (failure, metrics, merges) =
             (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
@@ -319,6 +326,7 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
         until: None,
         ended: false,
         check: None,
+        values: None,
     };
     let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
     let sink = SinkState { name: "out".into(), shown: Some(Epoch(2)), on_change: true };

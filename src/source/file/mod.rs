@@ -47,6 +47,9 @@ pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A kind of file: where records end, and how one is decoded.
 pub trait Format: Send + Sync + 'static {
+    /// Names it, for people and in states: "csv file".
+    const NAME: &'static str;
+
     /// What the beginning of a file says about the rest of it, and how a record type is found in it.
     type Layout: fmt::Debug + Send + Sync + 'static;
 
@@ -203,6 +206,10 @@ impl<F: Format, T: Record> Source for Input<F, T> {
             return Ok(Box::new(Elsewhere));
         }
         Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
+    }
+
+    fn identity(&self, _at: &Place) -> Result<Option<String>> {
+        Ok(Some(F::NAME.to_owned()))
     }
 
     fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {

@@ -287,7 +287,8 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();
         let partition = PARTITION;
-        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check };
+        let values = None;
+        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
         let bounds = if changed { vec![bound] } else { Vec::new() };
         // One that wakes needs no floor: of a stream with one partition it is never above the partition's own watermark.
         Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))

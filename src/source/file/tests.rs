@@ -791,7 +791,18 @@ fn a_reject_can_end_the_job() {
 
 fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
-    Bound { source, partition: 0, found_at, next, watermark, idle: false, until: None, ended: false, check: None }
+    Bound {
+        source,
+        partition: 0,
+        found_at,
+        next,
+        watermark,
+        idle: false,
+        until: None,
+        ended: false,
+        check: None,
+        values: None,
+    }
 }
 
 #[test]

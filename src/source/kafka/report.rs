@@ -2,21 +2,27 @@
 //! transaction is open on it. Idleness is decided by it, never the contents of an epoch.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
 use super::client::LastWords;
+use super::identity::id_in;
 use crate::source::Note;
 
 /// A broker that is asked for records answers within `fetch.wait.max.ms`; one that has been silent for so much longer
 /// is not heard.
 const SILENCE: Duration = Duration::from_millis(1500);
 
+/// After how many polls that served no line of the log there is none left: a poll also answers nothing when it has served an
+/// event.
+pub(super) const SILENT_POLLS: u32 = 4;
 /// A broker that has not answered for less than this is no cause of anything: brokers and networks take a moment now and
 /// then, and a partition that was just assigned is not fetched at once.
 pub(super) const NOTED: Duration = Duration::from_secs(2);
@@ -30,6 +36,10 @@ pub(super) struct Listener {
     /// How long a broker may say nothing.
     silence: Duration,
     report: Mutex<Option<Report>>,
+    /// The topic's id, as the client library heard of it last.
+    id: Mutex<Option<String>>,
+    /// The client library has logged something.
+    logged: AtomicBool,
 }
 
 /// What was last heard of the topic.
@@ -88,7 +98,15 @@ impl Report {
 impl Listener {
     pub(super) fn new(topic: &str, group: &str, fetch_wait: Duration) -> Self {
         let (topic, group, words) = (topic.to_owned(), group.to_owned(), LastWords::default());
-        Listener { topic, group, words, silence: fetch_wait + SILENCE, report: Mutex::new(None) }
+        Listener {
+            topic,
+            group,
+            words,
+            silence: fetch_wait + SILENCE,
+            report: Mutex::default(),
+            id: Mutex::default(),
+            logged: AtomicBool::default(),
+        }
     }
 
     /// The group whose offsets tell monitors how far it reads.
@@ -99,6 +117,25 @@ impl Listener {
     /// The report that came since the last call, if one did.
     pub(super) fn take(&self) -> Option<Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The id that the topic has, as far as was heard; `None` if the brokers give none.
+    pub(super) fn id(&self) -> Option<String> {
+        self.id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves what the client library has to say of a topic of which nothing is read yet.
+    pub(super) fn drain(consumer: &BaseConsumer<Listener>) {
+        let mut silent = 0;
+        while silent < SILENT_POLLS {
+            drop(consumer.poll(Duration::ZERO));
+            silent = if consumer.context().has_logged() { 0 } else { silent + 1 };
+        }
+    }
+
+    /// `true` if the client library has logged something since the last call.
+    pub(super) fn has_logged(&self) -> bool {
+        self.logged.swap(false, Ordering::Relaxed)
     }
 
     fn read(&self, statistics: &[u8]) -> Option<Report> {
@@ -128,6 +165,13 @@ impl ClientContext for Listener {
     fn stats_raw(&self, statistics: &[u8]) {
         if let Some(report) = self.read(statistics) {
             *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        }
+    }
+
+    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, line: &str) {
+        self.logged.store(true, Ordering::Relaxed);
+        if let Some(id) = id_in(&self.topic, line) {
+            *self.id.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned());
         }
     }
 
