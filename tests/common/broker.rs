@@ -30,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Broker {
     pub servers: String,
     data: PathBuf,
+    /// Options of its script's `start`.
+    options: Vec<String>,
     /// Wipes the broker when its standard input ends.
     _watchdog: Child,
 }
@@ -47,13 +49,18 @@ impl Broker {
 
     /// A broker of the caller's own, for tests that kill it.
     pub fn start() -> Option<Broker> {
+        Broker::start_with(&[])
+    }
+
+    /// A broker of the caller's own, started with options of the script.
+    pub fn start_with(options: &[&str]) -> Option<Broker> {
         let data = tempfile::Builder::new().prefix("tidegate-broker-").tempdir().unwrap().keep();
         // Set apart, so that it outlives an interrupt from the keyboard.
         let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
         let mut watchdog = watchdog.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).output().unwrap();
+        let output = Command::new(script()).args(["start", "-p", "0", "-d"]).arg(&data).args(options).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
             Some(0) => {}
@@ -68,21 +75,22 @@ impl Broker {
             code => panic!("the broker did not start ({code:?}): {said}"),
         }
         let servers = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        Some(Broker { servers, data, _watchdog: watchdog })
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        Some(Broker { servers, data, options, _watchdog: watchdog })
     }
 
     /// Ends it as a crash would.
     pub fn kill(&self) {
-        self.run("kill");
+        self.run("kill", &[]);
     }
 
     /// Has it back, with the same data and port.
     pub fn restart(&self) {
-        self.run("start");
+        self.run("start", &self.options);
     }
 
-    fn run(&self, command: &str) {
-        let output = Command::new(script()).args([command, "-d"]).arg(&self.data).output().unwrap();
+    fn run(&self, command: &str, options: &[String]) {
+        let output = Command::new(script()).args([command, "-d"]).arg(&self.data).args(options).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 

@@ -11,6 +11,8 @@
 
 mod progress;
 mod publisher;
+mod reports;
+mod topics;
 mod transactions;
 
 use std::io::Write as _;
@@ -124,12 +126,12 @@ impl<D: Record> KafkaWriter<D> {
             written.map_err(|error| Error::new("a row cannot be written as JSON").at(&self.place).because(error))?;
             let times = times(self.rows, *diff).map_err(|error| error.at(&self.place))?;
             let key = self.key_of.as_ref().map(|key_of| key_of(row));
-            let publisher = match &mut self.way {
-                Way::AtLeastOnce(publisher) => publisher,
-                Way::Once(transactions) => &mut transactions.publisher,
-            };
+            let key = key.as_deref().map(str::as_bytes);
             for _ in 0..times {
-                publisher.send(key.as_deref().map(str::as_bytes), &self.message, None)?;
+                match &mut self.way {
+                    Way::AtLeastOnce(publisher) => publisher.send(key, &self.message, None)?,
+                    Way::Once(transactions) => transactions.send(key, &self.message)?,
+                }
             }
         }
         Ok(())
@@ -172,8 +174,7 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
     fn finish(&mut self) -> Result<()> {
         match &mut self.way {
             Way::AtLeastOnce(publisher) => publisher.settle(),
-            // What was shown was committed then.
-            Way::Once(_) => Ok(()),
+            Way::Once(transactions) => transactions.finish(),
         }
     }
 
