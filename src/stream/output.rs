@@ -56,6 +56,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
     flow.check_travels::<R>("sink", name);
+    flow.know_topics(None, sink.topics());
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;

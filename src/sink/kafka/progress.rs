@@ -25,6 +25,9 @@ use crate::time::Epoch;
 /// The version of the format.
 const FORMAT: u32 = 1;
 
+/// What its name ends with.
+const SUFFIX: &str = "-tidegate-progress";
+
 /// What the topic is created with: parts that are small enough to be compacted soon, and read at once.
 pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
 
@@ -117,9 +120,14 @@ pub(super) fn key(state: StateId, sink: &str) -> String {
     format!("{state}/{sink}")
 }
 
+/// `true` for the names of progress topics.
+pub(super) fn is_name(topic: &str) -> bool {
+    topic.ends_with(SUFFIX)
+}
+
 /// The progress topic of an output topic.
 pub(super) fn topic_of(output: &Target) -> Target {
-    let topic = format!("{}-tidegate-progress", output.topic);
+    let topic = format!("{}{SUFFIX}", output.topic);
     Target { topic, ..output.clone() }
 }
 

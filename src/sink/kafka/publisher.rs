@@ -440,7 +440,7 @@ impl Publisher {
         let failed = Error::new(format!("cannot {to}")).at(self.target.describe());
         let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
         if let Some(limit) = self.limit.filter(|limit| took > *limit) {
-            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs());
+            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
             return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").passing();
         }
         if code.is_some_and(is_fenced) {

@@ -13,6 +13,7 @@
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
+mod address;
 pub(crate) mod client;
 mod embedded;
 mod growth;
@@ -28,6 +29,7 @@ use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
+pub use address::Address;
 use client::Target;
 pub use embedded::EmbeddedBroker;
 
@@ -162,6 +164,10 @@ impl<T: Record> Source for Topic<T> {
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
         Ok(Box::new(reader::KafkaReader::open(&self.target, (self.start, self.stops_at_end), at)?))
+    }
+
+    fn topic(&self) -> Option<Address> {
+        Some(Address::of(&self.target))
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
