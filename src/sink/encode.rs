@@ -118,6 +118,14 @@ mod tests {
     }
 
     #[test]
+    fn retractions_come_first() {
+        let mut out = Vec::new();
+        let changes = [(1, 1), (2, -1), (3, 2), (4, -3), (5, 1)];
+        Numbers(Rows::Changes).rows(&changes, &mut out).unwrap();
+        assert_eq!(out, b"2\n4\n1\n3\n5\n");
+    }
+
+    #[test]
     fn what_cannot_be_encoded_leaves_nothing_behind() {
         for (kind, rows, why) in [
             (Rows::Events, [(1, 1), (13, 1)], "unlucky"),

@@ -27,6 +27,7 @@ use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
 use timely::scheduling::SyncActivator;
 
+use crate::durable::Life;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::manifest::SinkState;
 use crate::error::{Error, Result};
@@ -108,7 +109,10 @@ fn begin<D: Record>(
     shown: Option<Epoch>,
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
-    writer.begin(&build.life)?;
+    // A writer that waits for brokers does so no longer than the job goes on.
+    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
+    let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
+    writer.begin(&Life { still_current: Arc::new(goes_on), ..build.life.clone() })?;
     // Everything through the snapshot was shown before it was made. Only a collection that is new to it starts whole.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));

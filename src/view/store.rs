@@ -333,7 +333,7 @@ impl<D: Record> Keeper<D> {
         Ok(())
     }
 
-    /// Changes in the order of the hashes of their keys; of a key, what goes comes first.
+    /// Changes in the order of the hashes of their keys.
     fn keyed(&self, rows: Vec<(D, isize)>) -> Result<Vec<Change<D>>> {
         let mut key = Vec::new();
         let changes = rows.into_iter().map(|(row, diff)| {
@@ -342,7 +342,7 @@ impl<D: Record> Keeper<D> {
             Ok((key::hash(&key), row, diff))
         });
         let mut changes: Vec<_> = changes.collect::<Result<_>>()?;
-        changes.sort_unstable_by_key(|(hash, _, diff)| (*hash, *diff > 0));
+        changes.sort_unstable_by_key(|change| change.0);
         Ok(changes)
     }
 }

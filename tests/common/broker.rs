@@ -104,7 +104,13 @@ impl Broker {
 
     /// Creates a topic.
     pub fn create(&self, name: &str, partitions: i32) {
+        self.create_with(name, partitions, &[]);
+    }
+
+    /// Creates a topic with settings.
+    pub fn create_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
         for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
             result.unwrap();
         }

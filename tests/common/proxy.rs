@@ -65,6 +65,11 @@ impl Proxy {
         format!("{}:{}", self.shared.broker.load(Ordering::SeqCst), self.port)
     }
 
+    /// Where the broker itself listens for those that the proxy passes on.
+    pub fn bypass(&self) -> String {
+        format!("127.0.0.1:{}", self.shared.broker.load(Ordering::SeqCst))
+    }
+
     /// Breaks all connections; makes no more until the network is up again.
     pub fn go_down(&self) {
         self.shared.is_down.store(true, Ordering::SeqCst);

@@ -4,10 +4,10 @@
 //!   that is no JSON object is written as `{"row": …, "diff": …}`.
 //! * [`Publisher`]: sends any messages to a topic, for whoever produces.
 //!
-//! Invariants: within an epoch retractions are sent first, so the last message of a key is its newest row; an epoch is shown only when the brokers have acknowledged every message of it. Without a state it is
-//! shown *at least* once: after a crash its messages may be sent again, so nothing is said to have been shown. With a
-//! state it is shown once: to readers of committed messages, in one transaction with a record of its number in the
-//! progress topic.
+//! Invariants: an epoch is shown only when the brokers have acknowledged every message of it. Within an epoch retractions
+//! are sent first, so the last message of a key is its newest row. Without a state an epoch is shown *at least* once:
+//! after a crash its messages may be sent again, so nothing is said to have been shown. With a state it is shown once: to
+//! readers of committed messages, in one transaction with a record of its number in the progress topic.
 
 mod progress;
 mod publisher;
