@@ -30,12 +30,14 @@ struct Inner {
     place: Option<String>,
     cause: Option<String>,
     remedy: Option<String>,
+    passes: bool,
 }
 
 impl Error {
     /// Something failed: `what` is a clause without a full stop, such as "cannot open the results file".
     pub fn new(what: impl Into<String>) -> Self {
-        let inner = Inner { kind: Kind::Failed, what: what.into(), place: None, cause: None, remedy: None };
+        let (place, cause, remedy) = (None, None, None);
+        let inner = Inner { kind: Kind::Failed, what: what.into(), place, cause, remedy, passes: false };
         Error { inner: Box::new(inner) }
     }
 
@@ -65,6 +67,18 @@ impl Error {
     pub fn help(mut self, remedy: impl fmt::Display) -> Self {
         self.inner.remedy = Some(remedy.to_string());
         self
+    }
+
+    /// Marks an error that may be gone at the next attempt: a broker that is away, a transaction that was ended.
+    #[must_use]
+    pub(crate) fn passing(mut self) -> Self {
+        self.inner.passes = true;
+        self
+    }
+
+    /// `true` if the next attempt may succeed.
+    pub(crate) fn passes(&self) -> bool {
+        self.inner.passes
     }
 
     /// Who has to act.

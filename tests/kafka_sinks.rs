@@ -4,12 +4,14 @@
 
 #[path = "common/broker.rs"]
 mod broker;
+#[path = "common/run.rs"]
+mod run;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use broker::{Broker, committed as texts};
+use broker::{Broker, committed as texts, high_watermarks};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
@@ -86,6 +88,10 @@ impl Place {
         rows.sort_unstable();
         rows
     }
+}
+
+fn shard_of(place: &Place) -> Shard {
+    Shard { state: Some(place.state), ..Shard::new("job", "totals", Rows::Events) }
 }
 
 fn rows_of(epoch: u64) -> Vec<(Row, isize)> {
@@ -267,10 +273,12 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     // The progress tells of what was acknowledged before it: of the last transaction it may not know.
     broker.delete(&place.topic);
+    let why = refused(Output::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
+    assert!(why.contains(&place.topic) && why.contains("results were shown in it, and it was deleted"), "{why}");
+    broker.create(&place.topic, 1);
     std::thread::sleep(Duration::from_millis(500));
     let recreated = Output::json(&place.servers, &place.topic).create(1);
-    let shard = Shard { state: Some(place.state), ..Shard::new("job", "totals", Rows::Events) };
-    let mut writer: Box<dyn Writer<Row>> = recreated.open(&shard).unwrap();
+    let mut writer: Box<dyn Writer<Row>> = recreated.open(&shard_of(&place)).unwrap();
     let why = refused(writer.shown());
     let expected = "partition 0 ends at offset 0, and had reached";
     assert!(why.contains(expected), "{why}");
@@ -281,7 +289,7 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
 }
 
 #[test]
-fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_said_to() {
+fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_again() {
     let Some(broker) = Broker::shared() else { return };
     let place = Place::new(broker, 2);
     let mut writer = place.open_as("totals", &[("queue.buffering.max.messages", "500")]).unwrap();
@@ -291,18 +299,17 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_said_to(
     writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed().len(), 20_000);
     drop(writer);
+    // The brokers abort the second one; it is made again.
     let mut writer = place.open_as("totals", &[("transaction.timeout.ms", "1000")]).unwrap();
     writer.begin(&place.claim()).unwrap();
     write(&mut writer, 4).unwrap();
     std::thread::sleep(Duration::from_millis(2_500));
-    let why = refused(writer.show(&JournalEnds::default()));
-    let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";
-    assert!(why.contains(expected), "{why}");
+    writer.show(&JournalEnds::default()).unwrap();
     drop(writer);
     let (mut writer, shown) = place.begun();
-    assert_eq!(shown, Some(Epoch(2)));
-    show(&mut writer, 4).unwrap();
-    assert_eq!(place.committed().len(), 20_020);
+    assert_eq!(shown, Some(Epoch(4)));
+    show(&mut writer, 6).unwrap();
+    assert_eq!(place.committed().len(), 20_040);
 }
 
 #[test]
@@ -366,4 +373,169 @@ fn an_embedded_broker_is_enough_for_a_demonstration() {
     assert_eq!(shown, Some(Epoch(2)));
     show(&mut writer, 4).unwrap();
     assert_eq!(place.committed(), all_of([2, 4]));
+}
+
+/// After its first transaction a topic is known by where it ends, so one that takes its place is found out.
+#[test]
+fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
+    let Some(broker) = Broker::shared() else { return };
+    for (is_running, is_made_anew) in [(false, false), (false, true), (true, false), (true, true)] {
+        let place = Place::new(broker, 1);
+        let (mut writer, _) = place.begun();
+        show(&mut writer, 2).unwrap();
+        let mut running = is_running.then_some(writer);
+        broker.delete(&place.topic);
+        if is_made_anew {
+            create_again(broker, &place.topic);
+        }
+        let why = match &mut running {
+            Some(writer) => refused(show(writer, 4)),
+            None => {
+                let output = Output::<Row>::json(&place.servers, &place.topic).create(1);
+                refused(output.open(&shard_of(&place)).and_then(|mut writer| writer.shown()))
+            }
+        };
+        let expected = if is_made_anew { "at offset 0, and had reached 20" } else { "does not exist" };
+        assert!(why.contains(expected) && why.contains(&place.topic), "{is_running} {is_made_anew}: {why}");
+    }
+}
+
+#[test]
+fn progress_that_is_deleted_or_removed_is_missed() {
+    let Some(broker) = Broker::shared() else { return };
+    for is_made_anew in [false, true] {
+        let place = Place::new(broker, 1);
+        let (mut writer, _) = place.begun();
+        show(&mut writer, 2).unwrap();
+        broker.delete(&place.progress());
+        if is_made_anew {
+            create_again(broker, &place.progress());
+        }
+        let why = refused(show(&mut writer, 4));
+        let expected = if is_made_anew { "ended at offset 0, and had reached" } else { "does not exist" };
+        assert!(why.contains(expected) && why.contains(&place.progress()), "{is_made_anew}: {why}");
+        assert_eq!(if is_made_anew { place.committed() } else { all_of([2]) }, all_of([2]));
+    }
+    let place = Place::new(broker, 1);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2).unwrap();
+    drop(writer);
+    broker.expire(&place.progress(), 0, high_watermarks(&place.servers, &place.progress())[&0]);
+    let mut writer = place.open().unwrap();
+    let why = refused(writer.begin(&place.claim()));
+    assert!(why.contains("records at its beginning were removed") && why.contains(&place.progress()), "{why}");
+}
+
+/// Creates a topic that was deleted a moment ago, which the broker may still be about.
+fn create_again(broker: &Broker, topic: &str) {
+    std::thread::sleep(Duration::from_millis(500));
+    broker.create(topic, 1);
+    std::thread::sleep(Duration::from_millis(500));
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Balance {
+    key: u64,
+    amount: i64,
+}
+
+/// A table of the last message of each key is the collection, though rows of an epoch come sorted, where a smaller new row
+/// stands before the one that it replaces.
+#[test]
+fn the_last_message_of_a_key_is_its_newest_row() {
+    let Some(broker) = Broker::shared() else { return };
+    for state in [Some(StateId(8_000)), None] {
+        let topic = broker.topic(3);
+        let output = Output::json(&broker.servers, &topic).key_by(|row: &Balance| row.key.to_string());
+        let mut writer = output.open(&Shard { state, ..Shard::new("job", "balances", Rows::Changes) }).unwrap();
+        let life = Life { state, ..Life::without_state() };
+        writer.begin(&life).unwrap();
+        let amount = |key: u64, epoch: i64| (key as i64 * 31 + epoch * 17) % 101 - 50;
+        for epoch in 1..=6 {
+            let mut rows = Vec::new();
+            for key in 0..40 {
+                // Some keys go in the last epoch.
+                if epoch < 6 || key % 4 > 0 {
+                    rows.push((Balance { key, amount: amount(key, epoch) }, 1));
+                }
+                if epoch > 1 {
+                    rows.push((Balance { key, amount: amount(key, epoch - 1) }, -1));
+                }
+            }
+            rows.sort();
+            writer.write(Epoch(2 * epoch as u64), &rows).unwrap();
+            // Several epochs in one transaction, too.
+            if epoch % 3 == 0 {
+                writer.show(&JournalEnds::default()).unwrap();
+            }
+        }
+        writer.finish().unwrap();
+        let mut last = std::collections::BTreeMap::new();
+        for text in texts(&broker.servers, &topic) {
+            let change: serde_json::Value = serde_json::from_str(&text).unwrap();
+            last.insert(change["key"].as_u64().unwrap(), (change["amount"].clone(), change["diff"].clone()));
+        }
+        let expected = (0..40).map(|key| {
+            let (epoch, diff) = if key % 4 > 0 { (6, 1) } else { (5, -1) };
+            (key, (serde_json::json!(amount(key, epoch)), serde_json::json!(diff)))
+        });
+        assert_eq!(last, expected.collect());
+    }
+}
+
+#[test]
+fn what_a_topic_does_not_take_is_said_with_what_to_do() {
+    let Some(broker) = Broker::shared() else { return };
+    let topics = [
+        (
+            "takes-keys",
+            ("cleanup.policy", "compact"),
+            "a compacted topic takes only messages with a key: give the output",
+        ),
+        (
+            "takes-little",
+            ("max.message.bytes", "1000"),
+            "raise the topic's max.message.bytes, or send smaller messages",
+        ),
+    ];
+    for (topic, setting, expected) in topics {
+        broker.create_with(topic, 1, &[setting]);
+        for state in [None, Some(StateId(9_000))] {
+            let shard = Shard { state, ..Shard::new("job", "rows", Rows::Events) };
+            let mut writer: Box<dyn Writer<String>> = Output::json(&broker.servers, topic).open(&shard).unwrap();
+            let life = Life { state, ..Life::without_state() };
+            writer.begin(&life).unwrap();
+            let written = writer.write(Epoch(2), &[("x".repeat(5_000), 1)]);
+            let why = refused(written.and_then(|()| writer.show(&JournalEnds::default())));
+            assert!(why.contains(expected) && why.contains(topic), "{state:?}: {why}");
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_is_read_is_no_output() {
+    const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+    for flag in ["--out", "--late", "--rejects"] {
+        // Nobody is asked for it.
+        let line = ["--brokers", "127.0.0.1:1", "--topic", "t", flag, "kafka:t", "--until-end"];
+        run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["topic t", "both read and written"]);
+    }
+    let line = ["--brokers", "127.0.0.1:1", "--topic", "t", "--out", "kafka:u", "--late", "kafka:u"];
+    run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["kafka:u is where", "goes"]);
+    let line = ["--brokers", "127.0.0.1:1", "--topic", "t", "--out", "kafka:u-tidegate-progress"];
+    run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["u-tidegate-progress cannot be an output"]);
+
+    let Some(broker) = Broker::shared() else { return };
+    let elsewhere = broker.servers.replace("127.0.0.1", "localhost");
+    let (topic, other) = (broker.topic(1), broker.topic(1));
+    let job = |out: &str| {
+        let source = tidegate::kafka::Topic::json(&elsewhere, &topic).event_time(|row: &Row| row.n as i64);
+        let output = Output::json(&broker.servers, out);
+        let options = tidegate::source::Options { until_end: true, ..Default::default() };
+        let job = tidegate::Job::new("loop").options(options);
+        job.run(move |flow| flow.read("rows", &source).write("rows", &output)).map(drop)
+    };
+    let error = job(&topic).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("both read and written"), "{error}");
+    assert_eq!(job(&other), Ok(()));
 }

@@ -412,3 +412,27 @@ fn views_are_in_the_first_process_if_it_wants_them() {
         says(said, "views are not in this process (view `paid`); ask process 0, which has them");
     }
 }
+
+/// A key whose new row is the smaller one: whoever takes the changes in their order ends with the row that holds.
+#[test]
+fn a_subscriber_hears_of_a_row_that_goes_before_the_one_that_comes() {
+    let script = Script::new().epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1));
+    let run = Run::new().in_flight(1).script("payments", script);
+    let (views, slot) = (run.views(), Arc::new(Mutex::new(None)));
+    let payments = (0..5).map(|number| (String::from("a"), 10 - 5 * number, number)).collect();
+    let payments = Records::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO);
+    let own = Arc::clone(&slot);
+    let outcome = run.run(move |flow| {
+        let (views, slot) = (Arc::clone(&views), Arc::clone(&own));
+        let read = flow.read("payments", &payments).inspect(move |payment| {
+            if payment.2 == 3 {
+                *slot.lock().unwrap() = Some(views.subscribe_within("paid", None, 100).unwrap());
+            }
+        });
+        paid(read).view("paid");
+    });
+    outcome.unwrap();
+    let (heard, _) = all(slot.lock().unwrap().take().unwrap());
+    let changes = [(15, 10), (10, 0)].map(|(was, is)| rows(&[("a", was, -1), ("a", is, 1)]));
+    assert_eq!(heard, [vec![rows(&[("a", 15, 1)])], changes.to_vec()].concat());
+}

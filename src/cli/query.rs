@@ -271,6 +271,7 @@ impl QueryArgs {
                 let error = Error::usage(format!("{flag} {target} needs to know where the brokers are"));
                 return Err(error.help("add --brokers HOST:PORT"));
             };
+            self.one_kind_of_rows(flag, target)?;
             let mut output = sink::kafka::Output::json(brokers, topic).create(4);
             for (key, value) in pairs(&self.kafka_config) {
                 output = output.config(key, value);
@@ -287,6 +288,19 @@ impl QueryArgs {
             None => {
                 let error = Error::usage(format!("{flag} {target} does not say what to write"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
+            }
+        }
+    }
+
+    /// Refuses a topic that another flag names too: rows of two kinds could not be told apart in it.
+    fn one_kind_of_rows(&self, flag: &str, target: &str) -> Result<()> {
+        let outputs =
+            [("--out", Some(&self.out)), ("--late", self.late.as_ref()), ("--rejects", self.rejects.as_ref())];
+        match outputs.into_iter().find(|(other, named)| *other != flag && named.is_some_and(|named| named == target)) {
+            None => Ok(()),
+            Some((other, _)) => {
+                let error = Error::usage(format!("{flag} {target} is where {other} goes"));
+                Err(error.because("rows of two kinds could not be told apart in it").help("name another topic"))
             }
         }
     }
@@ -378,6 +392,13 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
+    fn topic(&self) -> Option<source::kafka::Address> {
+        match self {
+            AnySource::Kafka(source) => source.topic(),
+            AnySource::Csv(_) | AnySource::Ndjson(_) => None,
+        }
+    }
+
     fn out_of_order(&self) -> Option<Duration> {
         match self {
             AnySource::Csv(source) => source.out_of_order(),
@@ -457,6 +478,13 @@ impl<D: Record> Sink<D> for AnySink<D> {
             Target::Ndjson(sink) => Sink::<D>::check(sink, rows),
             Target::Kafka(sink) => sink.check(rows),
             Target::Stdout(sink) => Sink::<D>::check(sink, rows),
+        }
+    }
+
+    fn topics(&self) -> Vec<source::kafka::Address> {
+        match &self.target {
+            Target::Kafka(sink) => sink.topics(),
+            Target::Csv(_) | Target::Ndjson(_) | Target::Stdout(_) => Vec::new(),
         }
     }
 

@@ -27,13 +27,14 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
     /// What kind of rows it encodes.
     fn kind(&self) -> Rows;
 
-    /// Appends rows: an event as often as its difference says, a change once and with its difference.
+    /// Appends rows of an epoch: an event as often as its difference says, a change once and with its difference,
+    /// retractions first.
     ///
     /// # Errors
     /// When a row is not as its type promised, or a difference makes no sense; `out` is then as it was before.
     fn rows(&mut self, rows: &[(D, isize)], out: &mut Vec<u8>) -> Result<()> {
         let before = out.len();
-        let encoded = rows.iter().try_for_each(|(row, diff)| {
+        let encoded = retractions_first(rows).try_for_each(|(row, diff)| {
             let start = out.len();
             let times = times(self.kind(), *diff)?;
             self.row(row, *diff, out)?;
@@ -48,6 +49,13 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
         }
         encoded
     }
+}
+
+/// The rows of an epoch, those that go before those that come, and sorted otherwise: so the last row of a key is the one
+/// that holds.
+pub(crate) fn retractions_first<D>(rows: &[(D, isize)]) -> impl Iterator<Item = &(D, isize)> {
+    let those = |go: bool| rows.iter().filter(move |(_, diff)| (*diff < 0) == go);
+    those(true).chain(those(false))
 }
 
 /// How many lines, or messages, a row with a difference has.
@@ -107,6 +115,14 @@ mod tests {
         Numbers(Rows::Events).rows(&[(1, 1), (2, 3)], &mut out).unwrap();
         Numbers(Rows::Changes).rows(&[(3, -2), (4, 5)], &mut out).unwrap();
         assert_eq!(out, b"1\n2\n2\n2\n3\n4\n");
+    }
+
+    #[test]
+    fn retractions_come_first() {
+        let mut out = Vec::new();
+        let changes = [(1, 1), (2, -1), (3, 2), (4, -3), (5, 1)];
+        Numbers(Rows::Changes).rows(&changes, &mut out).unwrap();
+        assert_eq!(out, b"2\n4\n1\n3\n5\n");
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::durable::recovery::SinkFound;
 use crate::durable::{Life, Published, StateId};
 use crate::error::Result;
 use crate::record::Record;
+use crate::source::kafka::Address;
 use crate::time::Epoch;
 
 /// Where results go: a value made before a job runs, shared by its workers.
@@ -46,6 +47,11 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
     /// Says what is wrong with the row type or the target.
     fn check(&self, _rows: Rows) -> Result<()> {
         Ok(())
+    }
+
+    /// The topics that are written to, if any are: a job is refused that reads one of them too.
+    fn topics(&self) -> Vec<Address> {
+        Vec::new()
     }
 
     /// Opens it for writing: locks or fences it, and changes nothing in it that readers see.

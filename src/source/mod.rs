@@ -76,6 +76,11 @@ pub trait Source: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// The topic that is read, if it is one: a job is refused that writes to it too.
+    fn topic(&self) -> Option<kafka::Address> {
+        None
+    }
+
     /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
     /// as "partition 2 has records from offset 120 on". `bounds` are all that the state knows of this source. Nothing has
     /// to be open for it; a source that cannot grow says `None`.

@@ -58,6 +58,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
+use crate::source::kafka::Address;
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
 pub(crate) use crate::thread::Failure;
@@ -293,6 +294,8 @@ pub struct Flow<'f> {
     scope: Scope<'f, u64>,
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
+    /// Topics that are read, and topics that are written to.
+    topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
     /// What all workers tell of their journals; `None` in a job without state.
@@ -307,7 +310,7 @@ impl fmt::Debug for Flow<'_> {
 
 impl<'f> Flow<'f> {
     pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
-        Flow { scope, build, rejects: Rc::default(), parts: Rc::default(), ends: None }
+        Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default(), ends: None }
     }
 
     /// A query whose sinks keep what the workers tell of their journals.
@@ -315,10 +318,29 @@ impl<'f> Flow<'f> {
         Flow { ends: Some(ends), ..self }
     }
 
+    /// Takes note of topics that are read and written; fails the job if one of them is both.
+    fn know_topics(&self, read: Option<Address>, written: Vec<Address>) {
+        // Once is enough, and before anything is opened.
+        if self.build.purpose != Purpose::Plan {
+            return;
+        }
+        let mut topics = self.topics.borrow_mut();
+        topics.0.extend(read);
+        topics.1.extend(written);
+        let (reads, writes) = &*topics;
+        let is_both = |topic: &&Address| writes.iter().any(|written| written.is_same_as(topic));
+        if let Some(topic) = reads.iter().find(is_both) {
+            let error = Error::usage(format!("the {} is both read and written to", topic.describe()));
+            let why = "the job would read its own results, without end";
+            self.build.failure.set(error.because(why).help("write them to another topic"));
+        }
+    }
+
     /// Reads a source, under a name of its own.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
         self.build.step("source", name, detail, self.identity(source));
+        self.know_topics(source.topic(), Vec::new());
         let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));
         stream

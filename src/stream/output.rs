@@ -27,10 +27,10 @@ use timely::dataflow::operators::{Capability, Probe};
 use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::SyncActivator;
 
-use crate::durable::Published;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
+use crate::durable::{Life, Published};
 use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
@@ -60,6 +60,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
     flow.check_travels::<R>("sink", name);
+    flow.know_topics(None, sink.topics());
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
@@ -112,7 +113,10 @@ fn begin<D: Record>(
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
     let shown = shown.map(|published| published.epoch);
-    writer.begin(&build.life)?;
+    // A writer that waits for brokers does so no longer than the job goes on.
+    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
+    let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
+    writer.begin(&Life { still_current: Arc::new(goes_on), ..build.life.clone() })?;
     // Everything through the snapshot was shown before it was made. Only a collection that is new to it starts whole.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));

@@ -45,9 +45,9 @@ impl fmt::Debug for Rows {
 }
 
 impl Rows {
-    /// Rows in their order.
+    /// Rows in their order; of changes, those that go before those that come.
     pub(super) fn new<D: Record>(mut rows: Vec<(D, isize)>, encoder: Encoder) -> Self {
-        rows.sort_unstable();
+        rows.sort_unstable_by(|(a, less), (b, more)| (*less > 0, a).cmp(&(*more > 0, b)));
         Rows(Box::new(Typed { rows: rows.into_iter(), encoder }))
     }
 }

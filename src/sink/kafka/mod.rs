@@ -4,13 +4,15 @@
 //!   that is no JSON object is written as `{"row": …, "diff": …}`.
 //! * [`Publisher`]: sends any messages to a topic, for whoever produces.
 //!
-//! Invariants: an epoch is shown only when the brokers have acknowledged every message of it. Without a state it is
-//! shown *at least* once: after a crash its messages may be sent again, so nothing is said to have been shown. With a
-//! state it is shown once: to readers of committed messages, in one transaction with a record of its number in the
-//! progress topic.
+//! Invariants: an epoch is shown only when the brokers have acknowledged every message of it. Within an epoch retractions
+//! are sent first, so the last message of a key is its newest row. Without a state an epoch is shown *at least* once:
+//! after a crash its messages may be sent again, so nothing is said to have been shown. With a state it is shown once: to
+//! readers of committed messages, in one transaction with a record of its number in the progress topic.
 
 mod progress;
 mod publisher;
+mod reports;
+mod topics;
 mod transactions;
 
 use std::io::Write as _;
@@ -24,8 +26,9 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::encode::times;
+use crate::sink::encode::{retractions_first, times};
 use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::source::kafka::Address;
 use crate::source::kafka::client::Target;
 use crate::time::Epoch;
 pub use publisher::Publisher;
@@ -56,7 +59,8 @@ impl<D> Output<D> {
         self
     }
 
-    /// Gives each message a key: messages with equal keys go to one partition, in order.
+    /// Gives each message a key: messages with equal keys go to one partition, in order. Of a collection with one row a key,
+    /// the last message of a key is its newest row, or, with a `diff` of -1, says that there is none any more.
     #[must_use]
     pub fn key_by(mut self, key: impl Fn(&D) -> String + Send + Sync + 'static) -> Self {
         self.key_of = Some(Arc::new(key));
@@ -81,6 +85,19 @@ impl<D> Clone for Output<D> {
 impl<D: Record> Sink<D> for Output<D> {
     fn describe(&self) -> String {
         self.target.describe()
+    }
+
+    fn check(&self, _rows: Rows) -> Result<()> {
+        if progress::is_name(&self.target.topic) {
+            let error = Error::usage(format!("the topic {} cannot be an output", self.target.topic));
+            let why = "a topic of such a name keeps how far an output is shown";
+            return Err(error.at(&self.target.brokers).because(why).help("name another topic"));
+        }
+        Ok(())
+    }
+
+    fn topics(&self) -> Vec<Address> {
+        vec![Address::of(&self.target), Address::of(&progress::topic_of(&self.target))]
     }
 
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
@@ -116,7 +133,7 @@ struct KafkaWriter<D> {
 
 impl<D: Record> KafkaWriter<D> {
     fn send(&mut self, rows: &[(D, isize)]) -> Result<()> {
-        for (row, diff) in rows {
+        for (row, diff) in retractions_first(rows) {
             self.message.clear();
             let written = match self.rows {
                 Rows::Events => serde_json::to_writer(&mut self.message, row),
@@ -125,12 +142,12 @@ impl<D: Record> KafkaWriter<D> {
             written.map_err(|error| Error::new("a row cannot be written as JSON").at(&self.place).because(error))?;
             let times = times(self.rows, *diff).map_err(|error| error.at(&self.place))?;
             let key = self.key_of.as_ref().map(|key_of| key_of(row));
-            let publisher = match &mut self.way {
-                Way::AtLeastOnce(publisher) => publisher,
-                Way::Once(transactions) => &mut transactions.publisher,
-            };
+            let key = key.as_deref().map(str::as_bytes);
             for _ in 0..times {
-                publisher.send(key.as_deref().map(str::as_bytes), &self.message, None)?;
+                match &mut self.way {
+                    Way::AtLeastOnce(publisher) => publisher.send(key, &self.message, None)?,
+                    Way::Once(transactions) => transactions.send(key, &self.message)?,
+                }
             }
         }
         Ok(())
@@ -173,8 +190,7 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
     fn finish(&mut self) -> Result<()> {
         match &mut self.way {
             Way::AtLeastOnce(publisher) => publisher.settle(),
-            // What was shown was committed then.
-            Way::Once(_) => Ok(()),
+            Way::Once(transactions) => transactions.finish(),
         }
     }
 

@@ -28,6 +28,9 @@ const FORMAT: u32 = 2;
 /// The version that had no ends of journals.
 const WITHOUT_ENDS: u32 = 1;
 
+/// What its name ends with.
+const SUFFIX: &str = "-tidegate-progress";
+
 /// What the topic is created with: parts that are small enough to be compacted soon, and read at once.
 pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
 
@@ -62,6 +65,17 @@ pub(super) struct Progress {
     pub(super) ends: BTreeMap<i32, i64>,
     /// The ends of the incarnation's journals at the epoch.
     pub(super) journal: JournalEnds,
+}
+
+/// What a progress topic has of a key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found {
+    /// The last progress of the key.
+    pub(super) last: Option<Progress>,
+    /// The topic's first offset. Compaction keeps the beginning, so it is 0 unless records were removed.
+    pub(super) low: i64,
+    /// The offset at which the topic ends.
+    pub(super) end: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -120,9 +134,14 @@ pub(super) fn key(state: StateId, sink: &str) -> String {
     format!("{state}/{sink}")
 }
 
+/// `true` for the names of progress topics.
+pub(super) fn is_name(topic: &str) -> bool {
+    topic.ends_with(SUFFIX)
+}
+
 /// The progress topic of an output topic.
 pub(super) fn topic_of(output: &Target) -> Target {
-    let topic = format!("{}-tidegate-progress", output.topic);
+    let topic = format!("{}{SUFFIX}", output.topic);
     Target { topic, ..output.clone() }
 }
 
@@ -145,10 +164,15 @@ fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64
             Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
                 return Err(unreadable(target, &said(&error)));
             }
-            _ if begun.elapsed() > PATIENCE => return Err(unreadable(target, "no broker leads it")),
+            _ if begun.elapsed() > PATIENCE => return Err(unanswered(target, "no broker leads it")),
             _ => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// The error of brokers that do not answer for now.
+fn unanswered(target: &Target, why: &str) -> Error {
+    unreadable(target, why).passing()
 }
 
 fn unreadable(target: &Target, why: &str) -> Error {
@@ -159,11 +183,11 @@ fn unreadable(target: &Target, why: &str) -> Error {
 ///
 /// # Errors
 /// When the topic cannot be read to its end, or the record is none of ours.
-pub(super) fn read(target: &Target, key: &str) -> Result<Option<Progress>> {
+pub(super) fn read(target: &Target, key: &str) -> Result<Found> {
     // The end of all there is: a reader of what is committed stops at the first transaction that is open.
     let (low, end) = ends(&consumer(target, "read_uncommitted")?, target, 0)?;
     if low == end {
-        return Ok(None);
+        return Ok(Found { last: None, low, end });
     }
     let consumer = consumer(target, "read_committed")?;
     let begun = Instant::now();
@@ -181,7 +205,7 @@ pub(super) fn read(target: &Target, key: &str) -> Result<Option<Progress>> {
     let assigned =
         from.add_partition_offset(&target.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
     assigned.map_err(|error| unreadable(target, &said(&error)))?;
-    last_of(&consumer, target, key, end)
+    Ok(Found { last: last_of(&consumer, target, key, end)?, low, end })
 }
 
 /// The last progress of a key before the partition's end.
@@ -208,7 +232,7 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             {
                 return Err(unreadable(target, &said(&error)));
             }
-            _ if heard.elapsed() > PATIENCE => return Err(unreadable(target, "the brokers do not answer")),
+            _ if heard.elapsed() > PATIENCE => return Err(unanswered(target, "the brokers do not answer")),
             _ => {}
         }
     }
@@ -227,9 +251,7 @@ pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
         let (_, found) = ends(&consumer, output, *partition)?;
         if found < *end {
             let why = format!("partition {partition} ends at offset {found}, and had reached {end}");
-            return Err(Error::new("cannot go on with the topic").at(output.describe()).because(why).help(
-                "it was made anew or lost records: begin anew, with a new state directory, or name another topic",
-            ));
+            return Err(super::publisher::lost_records(output, &why));
         }
     }
     Ok(())

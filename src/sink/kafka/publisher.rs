@@ -2,23 +2,23 @@
 //!
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
 //! all in-sync replicas; the first failure is kept and every later call returns it. Of the producers with one id for
-//! transactions only the one that was opened last can still send or commit anything.
+//! transactions only the one that was opened last can still send or commit anything. An error that passes, by
+//! [`Error::passes`], leaves it open what became of the transaction: a new producer of the same id settles it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
-use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
-use rdkafka::config::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
+use super::reports::{Failure, Lost, Reports};
+use super::topics::find_or_create;
+use crate::durable::StillCurrent;
 use crate::error::{Error, Result};
-use crate::source::kafka::admin::{administrator, wait_for};
-use crate::source::kafka::client::{LastWords, Lookup, Target, find_topic, in_words, look, no_topic, not_made, said};
+use crate::source::kafka::client::{
+    Lookup, Target, UNKNOWN_PATIENCE, find_topic, find_topic_within, no_topic, not_made, reach, said,
+};
 
 const DEFAULTS: &[(&str, &str)] = &[
     // Batches fill while others are on their way, so that waiting for more gains little.
@@ -48,57 +48,11 @@ const INIT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to abort a transaction that is not wanted: the broker aborts it later in any case.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How many of the library's events are taken in at once at most.
+const EVENTS: usize = 256;
+
 /// How often it is asked whether the transaction can still succeed, while messages are not acknowledged.
 const DOUBT: Duration = Duration::from_millis(100);
-
-/// What became of the messages.
-#[derive(Debug, Default)]
-struct Reports {
-    words: LastWords,
-    delivered: AtomicU64,
-    failed: AtomicU64,
-    first: Mutex<Option<Failure>>,
-    /// The topic whose offsets are kept, and the greatest that was acknowledged of each partition.
-    ends: Option<(String, Mutex<BTreeMap<i32, i64>>)>,
-}
-
-#[derive(Clone, Debug)]
-struct Failure {
-    partition: i32,
-    code: Option<RDKafkaErrorCode>,
-    because: String,
-}
-
-impl ClientContext for Reports {
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.words.set(&error, reason);
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        let (error, message) = match result {
-            Ok(message) => {
-                self.delivered.fetch_add(1, Ordering::Relaxed);
-                if let Some((topic, ends)) = &self.ends
-                    && topic == message.topic()
-                {
-                    let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
-                    let end = ends.entry(message.partition()).or_insert(0);
-                    *end = (*end).max(message.offset() + 1);
-                }
-                return;
-            }
-            Err(failed) => failed,
-        };
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        let (code, because) = (error.rdkafka_error_code(), said(error));
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(Failure { partition: message.partition(), code, because });
-    }
-}
 
 /// Sends messages to one topic.
 pub struct Publisher {
@@ -111,6 +65,12 @@ pub struct Publisher {
     limit: Option<Duration>,
     /// Since when there is a transaction.
     begun: Option<Instant>,
+    /// How often there had been doubt before the transaction.
+    doubts: u64,
+    /// Whether there was any in a transaction of this producer.
+    doubtful: bool,
+    /// Asked during long waits; an error ends them.
+    still_current: Option<StillCurrent>,
 }
 
 impl Publisher {
@@ -131,46 +91,112 @@ impl Publisher {
     }
 
     pub(super) fn to(target: Target, create: Option<u32>) -> Result<Self> {
-        Publisher::with(target, create, None)
+        let mut publisher = Publisher::with(target, None)?;
+        publisher.find(create)?;
+        Ok(publisher)
     }
 
-    /// As [`Publisher::open`], for messages in transactions under this id: ends what any other producer of this id has
-    /// begun, and keeps it from everything from now on.
-    pub(super) fn transactional(target: Target, create: Option<u32>, id: &str) -> Result<Self> {
-        let publisher = Publisher::with(target, create, Some(id))?;
+    /// A producer for messages in transactions under this id: ends what any other producer of this id has begun, and
+    /// keeps it from everything from now on. The topic is looked for: it may be missing only if it `may_be_new`.
+    ///
+    /// # Errors
+    /// When no broker is there, or the brokers do not let it begin transactions.
+    pub(super) fn transactional(target: Target, id: &str, may_be_new: bool) -> Result<Self> {
+        let mut publisher = Publisher::with(target, Some(id))?;
+        let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_PATIENCE };
+        publisher.partitions = match publisher.look(patience)? {
+            Lookup::There(ids) => {
+                publisher.reach()?;
+                ids.len()
+            }
+            Lookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
+            Lookup::Unknown(_) => 0,
+        };
         let begun = Instant::now();
         loop {
             match publisher.producer.init_transactions(PATIENCE) {
                 Ok(()) => return Ok(publisher),
-                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_PATIENCE => {}
+                Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_PATIENCE => {
+                    publisher.serve_events();
+                }
                 Err(error) => {
+                    let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
                     let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
-                    return Err(failed.because(told(&error)).help("check the brokers and --kafka-config"));
+                    let why = publisher.with_last_words(told(&error));
+                    let failed = failed.because(why).help("check the brokers and --kafka-config");
+                    return Err(if passes { failed.passing() } else { failed });
                 }
             }
         }
     }
 
-    fn with(target: Target, create: Option<u32>, id: Option<&str>) -> Result<Self> {
+    fn with(target: Target, id: Option<&str>) -> Result<Self> {
         if target.properties.contains_key("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
             return Err(error.help("leave the property away"));
         }
-        let config = match id {
-            None => target.configure(DEFAULTS, NEEDED)?,
+        let (config, reports) = match id {
+            None => (target.configure(DEFAULTS, NEEDED)?, Reports::default()),
             Some(id) => {
                 let needed = [NEEDED, &[("transactional.id", id)]].concat();
-                target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?
+                let mut config = target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
+                // The lines that tell of doubt: see `reports`.
+                config.set("debug", "broker").set_log_level(RDKafkaLogLevel::Debug);
+                (config, Reports::keeping_ends())
             }
         };
         let limit = id.and(config.get("transaction.timeout.ms")).and_then(|text| text.parse().ok());
-        let ends = id.map(|_| (target.topic.clone(), Mutex::default()));
-        let producer: BaseProducer<Reports> = config
-            .create_with_context(Reports { ends, ..Reports::default() })
-            .map_err(|error| not_made(&target, &error))?;
-        let (partitions, created) = find_or_create(&producer, &config, &target, create, &[])?;
+        let producer: BaseProducer<Reports> =
+            config.create_with_context(reports).map_err(|error| not_made(&target, &error))?;
         let limit = limit.map(Duration::from_millis);
-        Ok(Publisher { producer, target, partitions, created, waiting_told: false, limit, begun: None })
+        Ok(Publisher {
+            producer,
+            target,
+            partitions: 0,
+            created: false,
+            waiting_told: false,
+            limit,
+            begun: None,
+            doubts: 0,
+            doubtful: false,
+            still_current: None,
+        })
+    }
+
+    /// Asks the brokers for the topic; for so long again if they do not know it.
+    fn look(&self, patience: Duration) -> Result<Lookup> {
+        let words = &self.producer.context().words;
+        find_topic_within(self.producer.client(), &self.target, words, || self.serve_events(), patience)
+    }
+
+    /// Checks that the brokers are where they say.
+    fn reach(&self) -> Result<()> {
+        reach(self.producer.client(), &self.target, &self.producer.context().words, || self.serve_events())
+    }
+
+    /// Finds the topic, or creates it with so many partitions if it is missing and may be created.
+    ///
+    /// # Errors
+    /// When it is missing, or cannot be created.
+    pub(super) fn find(&mut self, create: Option<u32>) -> Result<()> {
+        if self.partitions > 0 {
+            return Ok(());
+        }
+        let config = self.target.configure(DEFAULTS, NEEDED)?;
+        (self.partitions, self.created) = find_or_create(&self.producer, &config, &self.target, create, &[])?;
+        self.reach()
+    }
+
+    /// Ends long waits when this returns an error.
+    pub(super) fn wait_while(&mut self, still_current: StillCurrent) {
+        self.still_current = Some(still_current);
+    }
+
+    /// `true` if a topic at the same brokers is there.
+    pub(super) fn is_there(&self, topic: &Target) -> Result<bool> {
+        let words = &self.producer.context().words;
+        let found = find_topic(self.producer.client(), topic, words, || self.serve_events())?;
+        Ok(matches!(found, Lookup::There(_)))
     }
 
     /// Makes sure that a topic at the same brokers is there; `settings` are the topic's.
@@ -186,7 +212,7 @@ impl Publisher {
 
     /// How many messages have been acknowledged so far.
     pub fn delivered(&self) -> u64 {
-        self.producer.context().delivered.load(Ordering::Relaxed)
+        self.producer.context().delivered()
     }
 
     /// Sends a message, without waiting for its acknowledgement; waits while too many are on their way. Messages with
@@ -231,6 +257,7 @@ impl Publisher {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => record,
                 Err((error, _)) => {
+                    self.check()?;
                     if let Some(why) = self.is_hopeless() {
                         return Err(why);
                     }
@@ -273,21 +300,37 @@ impl Publisher {
         // Never the library's `flush`, which sleeps in steps of 100 ms.
         self.producer.poll(Duration::from_millis(1));
         let now = Instant::now();
-        let Waiting { since, asked } = waiting.get_or_insert(Waiting { since: now, asked: now });
+        let Waiting { since, asked, told } = waiting.get_or_insert(Waiting { since: now, asked: now, told: now });
         if self.delivered() > before {
             *waiting = None;
             return Ok(());
         }
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
-            tracing::warn!("{} takes no messages, waiting", self.target.describe());
+            let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+            tracing::warn!("{} takes no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
         if now - *asked > DOUBT {
             *asked = now;
             self.is_hopeless().map_or(Ok(()), Err)?;
         }
+        if now - *told > PATIENCE {
+            *told = now;
+            self.ask()?;
+        }
         Ok(())
+    }
+
+    /// Asks whether it is still to wait.
+    fn ask(&self) -> Result<()> {
+        self.still_current.as_ref().map_or(Ok(()), |still_current| still_current())
+    }
+
+    /// Takes in the library's events that have come so far.
+    fn serve_events(&self) {
+        // Each call takes in one; without any it returns at once.
+        (0..EVENTS).for_each(|_| self.producer.poll(Duration::ZERO));
     }
 
     /// Begins a transaction, unless there is one.
@@ -298,8 +341,25 @@ impl Publisher {
         if self.begun.is_none() {
             self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", &error))?;
             self.begun = Some(Instant::now());
+            self.serve_events();
+            self.doubts = self.producer.context().doubts();
         }
         Ok(())
+    }
+
+    /// `true` if a transaction is open.
+    pub(super) fn is_in_transaction(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// `true` if there was doubt in any transaction: a request of it may still be on its way.
+    pub(super) fn is_doubtful(&mut self) -> bool {
+        // What happens between two transactions is of no request that could matter.
+        if self.is_in_transaction() {
+            self.serve_events();
+            self.doubtful |= self.producer.context().doubts() != self.doubts;
+        }
+        self.doubtful
     }
 
     /// Commits the transaction: what was sent in it is there, at once and for good. All of it has to be acknowledged.
@@ -316,13 +376,18 @@ impl Publisher {
                     if error.is_retriable() && since.elapsed() < self.limit.unwrap_or_default() + INIT_PATIENCE => {}
                 Err(error) => return Err(self.failed("commit a transaction", &error)),
             }
+            self.doubtful = true;
+            self.serve_events();
+            self.ask()?;
             if !std::mem::replace(&mut self.waiting_told, true) {
-                tracing::warn!("{} takes no transaction, waiting", self.target.describe());
+                let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+                tracing::warn!("{} takes no transaction, waiting{why}", self.target.describe());
             }
         }
         if std::mem::take(&mut self.waiting_told) {
             tracing::info!("the transaction of {} was taken", self.target.describe());
         }
+        self.is_doubtful();
         self.begun = None;
         Ok(())
     }
@@ -341,10 +406,19 @@ impl Publisher {
         let _aborted = self.producer.abort_transaction(ABORT_PATIENCE);
     }
 
-    /// The offset behind the last message that was acknowledged, for each partition that any was sent to.
-    pub(super) fn ends(&self) -> BTreeMap<i32, i64> {
-        let ends = self.producer.context().ends.as_ref();
-        ends.map(|(_, ends)| ends.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+    /// The offset behind the last acknowledged message, for each partition of a topic.
+    pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
+        self.producer.context().ends(topic)
+    }
+
+    /// Tells of offsets that a topic has reached: a message that gets a smaller one is an error.
+    pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
+        self.producer.context().expect(topic, ends);
+    }
+
+    /// `true` if another producer of the same id was opened, or the brokers have ended the transaction by themselves.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code))
     }
 
     /// Why the transaction that is under way can no longer be committed, if it cannot.
@@ -366,39 +440,108 @@ impl Publisher {
         let failed = Error::new(format!("cannot {to}")).at(self.target.describe());
         let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
         if let Some(limit) = self.limit.filter(|limit| took > *limit) {
-            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs());
-            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config");
+            let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
+            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").passing();
         }
         if code.is_some_and(is_fenced) {
             let why = "another process has taken over: it has been started with the same state";
-            return failed.because(why).help("leave the state to that process, or end it and start again");
+            return failed.because(why).help("leave the state to that process, or end it and start again").passing();
         }
-        failed.because(told(error))
+        let failed = failed.because(told(error));
+        if code.is_some_and(lasts) { failed } else { failed.passing() }
     }
 
+    /// Fails if a message was not delivered, or a topic has lost messages.
     fn check(&self) -> Result<()> {
-        let reports = self.producer.context();
-        let failed = reports.failed.load(Ordering::Relaxed);
+        if let Some(lost) = self.producer.context().lost() {
+            return Err(self.gone(&lost));
+        }
+        let (failed, first) = self.producer.context().failures();
         if failed == 0 {
             return Ok(());
         }
         // Of a transaction that has failed, this says more than what it did to messages.
-        self.is_hopeless().map_or(Ok(()), Err)?;
-        let first = reports.first.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !first.as_ref().and_then(|first| first.code).is_some_and(lasts) {
+            self.is_hopeless().map_or(Ok(()), Err)?;
+        }
         let what = format!("{failed} messages were not delivered");
         let error = Error::new(if failed == 1 { String::from("a message was not delivered") } else { what });
         let Some(Failure { partition, code, because }) = first else { return Err(error.at(self.target.describe())) };
         let at = if partition < 0 { String::new() } else { format!(", partition {partition}") };
-        let error = error.at(format!("{}{at}", self.target.describe())).because(because);
+        let error = error.at(format!("{}{at}", self.target.describe()));
         Err(match code {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                error.help("raise the topic's max.message.bytes, or send smaller messages")
+            Some(RDKafkaErrorCode::MessageTimedOut) => {
+                let because = self.with_last_words(because);
+                error.because(because).help("check that the brokers are up and reachable").passing()
             }
-            Some(RDKafkaErrorCode::MessageTimedOut) => error.help("check that the brokers are up and reachable"),
-            _ => error,
+            Some(code) if lasts(code) => match remedy(code) {
+                Some(remedy) => error.because(because).help(remedy),
+                None => error.because(because),
+            },
+            _ => error.because(because).passing(),
         })
     }
+
+    /// The error of a topic that has lost messages.
+    fn gone(&self, Lost { topic, partition, offset, end }: &Lost) -> Error {
+        let place = Target { topic: topic.clone(), ..self.target.clone() };
+        let why = format!("partition {partition} ended at offset {offset}, and had reached {end}");
+        lost_records(&place, &why)
+    }
+
+    /// A cause, with what the library said last of its connections, which names the address.
+    fn with_last_words(&self, why: String) -> String {
+        self.producer.context().words.reason().map_or(why.clone(), |reason| format!("{why} ({reason})"))
+    }
+}
+
+/// The error of a topic that is not what it was.
+pub(super) fn lost_records(topic: &Target, why: &str) -> Error {
+    Error::new("cannot go on with the topic")
+        .at(topic.describe())
+        .because(why)
+        .help("it was made anew or lost records: begin anew, with a new state directory, or name another topic")
+}
+
+/// `true` if sending the same again has the same outcome.
+fn lasts(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::PolicyViolation
+            | Code::UnsupportedForMessageFormat
+            | Code::InvalidTransactionTimeout
+            | Code::SaslAuthenticationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+    )
+}
+
+/// What to do about an error that lasts.
+fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    Some(match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
+            "raise the topic's max.message.bytes, or send smaller messages"
+        }
+        Code::InvalidRecord => {
+            "a compacted topic takes only messages with a key: give the output a key (kafka::Output::key_by), or \
+             write to a topic with cleanup.policy=delete"
+        }
+        Code::InvalidTimestamp => "the topic limits timestamps: see its message.timestamp settings",
+        Code::SaslAuthenticationFailed
+        | Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed => "check the user's rights and --kafka-config",
+        _ => return None,
+    })
 }
 
 /// How long nothing has come.
@@ -406,6 +549,8 @@ struct Waiting {
     since: Instant,
     /// When it was last asked whether anything can come.
     asked: Instant,
+    /// When it was last asked whether it is still to wait.
+    told: Instant,
 }
 
 /// Whether an error says that another producer of the same id was opened.
@@ -420,55 +565,4 @@ fn told(error: &KafkaError) -> String {
         KafkaError::Transaction(error) => error.string(),
         error => said(error),
     }
-}
-
-/// Finds a topic, or creates it; how many partitions it has, and whether it was created.
-fn find_or_create(
-    producer: &BaseProducer<Reports>,
-    config: &ClientConfig,
-    target: &Target,
-    create: Option<u32>,
-    settings: &[(&str, &str)],
-) -> Result<(usize, bool)> {
-    let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
-    let find = || find_topic(producer.client(), target, &producer.context().words, served);
-    let Some(wanted) = create else {
-        return match find()? {
-            Lookup::There(ids) => Ok((ids.len(), false)),
-            Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
-        };
-    };
-    // To create one that is there does no harm, so that it is asked for once and not for as long as it may be unknown.
-    let unknown = matches!(look(producer.client(), &target.topic, PATIENCE), Ok(Some(Lookup::Unknown(_))));
-    let created = unknown && create_topic(target, config, wanted, settings)?;
-    match find()? {
-        Lookup::There(ids) => Ok((ids.len(), created)),
-        Lookup::Unknown(_) if !created => {
-            create_topic(target, config, wanted, settings)?;
-            find_or_create(producer, config, target, None, settings).map(|(partitions, _)| (partitions, true))
-        }
-        Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
-    }
-}
-
-/// Creates the topic, with as many replicas as the brokers have for their default; whether it was not there yet.
-fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
-    let failed = |because: String| {
-        Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
-    };
-    let admin = administrator(target, config)?;
-    let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
-    let topic = NewTopic::new(&target.topic, count, TopicReplication::Fixed(-1));
-    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
-    let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(said(&error)))?;
-    let mut created = false;
-    for result in results {
-        match result {
-            Ok(_) => created = true,
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(failed(in_words(code))),
-        }
-    }
-    Ok(created)
 }

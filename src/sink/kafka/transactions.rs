@@ -3,75 +3,154 @@
 //! Its id is that of the state and the sink, so to open it fences whatever process wrote under it before: what that one
 //! had not committed is aborted, and it can neither send nor commit from then on. Only then is it read what is shown.
 //!
+//! **Doubt.** A request that was sent again after a lost connection or a time-out can still reach a broker much later. The
+//! protocol's first version tells transactions of one producer apart by nothing: such a request to commit would commit half
+//! of the *next* transaction. So after any doubt the producer is opened anew before the next transaction: the brokers give
+//! it a new epoch and refuse what comes late from the old one. Progress is then read, and says whether a commit in doubt
+//! took place; if not, the messages, which are kept until then, are sent again. A broker that is away is waited for, for as
+//! long as the life is the current one.
+//!
 //! Invariants: the record of an epoch's number is committed with its rows, or not at all. A life begins with a record of
-//! its own, so a copy of the state's directory that begins the same life again is found out. After a failure nothing is
-//! sent any more: what was committed is known only to the topic, and asked by the next life.
+//! its own, so a copy of the state's directory that begins the same life again is found out. Whoever opens the producer
+//! anew goes on only if the last progress is what it left there, so of two processes that fence each other one gives up.
+//! After an error nothing is sent any more: what was committed is known only to the topic, and asked by the next life.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::progress::{self, Progress};
-use super::publisher::Publisher;
+use super::publisher::{Publisher, lost_records};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Life, Published, StateId};
 use crate::error::{Error, Result};
-use crate::source::kafka::client::Target;
+use crate::source::kafka::client::{Target, no_topic};
 use crate::time::Epoch;
+
+/// How often a transaction may fail in a row without any doubt before that is an error.
+const ATTEMPTS: usize = 3;
+
+/// How long it is waited before brokers that are away are tried again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Shows epochs in transactions.
 pub(super) struct Transactions {
-    pub(super) publisher: Publisher,
+    publisher: Publisher,
     output: Target,
     progress: Target,
     key: String,
-    /// What was found when it was asked what is shown.
-    found: Option<Option<Progress>>,
+    /// The last progress that is known to be committed; the progress that is being committed.
+    found: Option<Progress>,
+    attempt: Option<Progress>,
+    /// Whether records were removed from the progress topic.
+    truncated: bool,
     life: Option<Life>,
     /// The last epoch that was begun.
     last: Option<Epoch>,
+    /// The messages of the transaction that is open.
+    outbox: Outbox,
+    /// Why the transaction that is open has to be made again.
+    spoilt: Option<Error>,
     /// Whether anything is to be shown.
     unshown: bool,
-    /// Whether something failed.
+    /// Whether something failed for good.
     broken: bool,
 }
 
+/// Messages, kept until they are committed.
+#[derive(Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    /// Of each message, the lengths of its key and of all of it.
+    lengths: Vec<(Option<usize>, usize)>,
+}
+
+impl Outbox {
+    fn push(&mut self, key: Option<&[u8]>, payload: &[u8]) {
+        self.bytes.extend(key.unwrap_or_default());
+        self.bytes.extend(payload);
+        self.lengths.push((key.map(<[u8]>::len), key.map_or(0, <[u8]>::len) + payload.len()));
+    }
+
+    fn each(&self, mut send: impl FnMut(Option<&[u8]>, &[u8]) -> Result<()>) -> Result<()> {
+        let mut rest = &self.bytes[..];
+        self.lengths.iter().try_for_each(|(key_length, length)| {
+            let (message, others) = rest.split_at(*length);
+            rest = others;
+            let (key, payload) = message.split_at(key_length.unwrap_or(0));
+            send(key_length.map(|_| key), payload)
+        })
+    }
+
+    /// Forgets the messages; keeps no more room than is usual.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.lengths.clear();
+        self.bytes.shrink_to(1 << 20);
+        self.lengths.shrink_to(1 << 14);
+    }
+}
+
 impl Transactions {
-    /// Fences those before it, and makes sure that both topics are there.
+    /// Fences those before it, reads what is shown, and makes sure that both topics are there. The output topic is created
+    /// only if nothing is shown in it.
     pub(super) fn open(output: &Target, create: Option<u32>, state: StateId, sink: &str) -> Result<Self> {
         let (progress, key) = (progress::topic_of(output), progress::key(state, sink));
-        let publisher = Publisher::transactional(output.clone(), create, &format!("tidegate-{key}"))?;
+        let mut publisher = Publisher::transactional(output.clone(), &id_of(&key), create.is_some())?;
+        // Created at once if it seems to be missing, which does no harm: a topic is not read before that is certain.
         publisher.prepare(&progress, 1, progress::SETTINGS)?;
-        let output = output.clone();
-        let (found, life, last) = (None, None, None);
-        Ok(Transactions { publisher, output, progress, key, found, life, last, unshown: false, broken: false })
+        let found = progress::read(&progress, &key)?;
+        let is_shown = found.last.as_ref().is_some_and(|last| !last.ends.is_empty());
+        if let Err(error) = publisher.find(create.filter(|_| !is_shown)) {
+            let was_there = is_shown && !publisher.is_there(output)?;
+            return Err(if was_there { gone(output) } else { error });
+        }
+        let (output, outbox) = (output.clone(), Outbox::default());
+        let (last, truncated) = (found.last.as_ref().and_then(|last| last.epoch), found.low > 0);
+        let (life, attempt, spoilt) = (None, None, None);
+        expect(&publisher, (&output, &progress), &found);
+        let found = found.last;
+        let (unshown, broken) = (false, false);
+        Ok(Transactions {
+            publisher,
+            output,
+            progress,
+            key,
+            found,
+            attempt,
+            truncated,
+            life,
+            last,
+            outbox,
+            spoilt,
+            unshown,
+            broken,
+        })
     }
 
     /// What is shown, as the topics know it.
     pub(super) fn shown(&mut self) -> Result<Option<Published>> {
-        let found = progress::read(&self.progress, &self.key)?;
-        if let Some(progress) = &found {
+        if let Some(progress) = &self.found {
             progress::check_output(&self.output, progress)?;
         }
-        self.last = found.as_ref().and_then(|progress| progress.epoch);
-        let published = found.as_ref().and_then(Progress::published);
-        self.found = Some(found);
-        Ok(published)
+        Ok(self.found.as_ref().and_then(Progress::published))
     }
 
     /// Begins a life, and puts that on record.
     pub(super) fn begin(&mut self, life: &Life) -> Result<()> {
-        if self.found.is_none() {
-            self.shown()?;
-        }
-        if let Some(Some(found)) = self
-            .found
-            .as_ref()
-            .filter(|found| found.as_ref().is_some_and(|found| found.incarnation >= life.incarnation))
-        {
+        if let Some(found) = self.found.as_ref().filter(|found| found.incarnation >= life.incarnation) {
             let (theirs, ours) = (found.incarnation, life.incarnation);
             return Err(Error::new("cannot go on with the topic")
                 .at(self.output.describe())
                 .because(format!("life {theirs} of the state wrote to it, and this is only life {ours}"))
                 .help("use the newest copy of the state directory"));
         }
+        if self.found.is_none() && self.truncated && life.incarnation > 1 {
+            let why = "records at its beginning were removed, and it is to keep the last of each key";
+            return Err(lost_records(&self.progress, why));
+        }
         self.life = Some(life.clone());
+        self.publisher.wait_while(Arc::clone(&life.still_current));
         self.unshown = true;
         self.show(&JournalEnds::default())
     }
@@ -85,27 +164,76 @@ impl Transactions {
             return Err(self.bug(&format!("epoch {epoch} was to be shown again, or out of order")));
         }
         self.usable()?;
-        self.publisher.begin().map_err(|error| self.give_up(error))?;
+        if !self.unshown {
+            self.settle_doubt().map_err(|error| self.give_up(error))?;
+        }
         (self.last, self.unshown) = (Some(epoch), true);
+        if self.spoilt.is_none()
+            && let Err(error) = self.publisher.begin()
+        {
+            self.spoil(error)?;
+        }
         Ok(())
     }
 
-    /// Commits what was sent, with the number of the last epoch.
+    /// Sends a message of the epoch that was begun.
+    pub(super) fn send(&mut self, key: Option<&[u8]>, payload: &[u8]) -> Result<()> {
+        self.outbox.push(key, payload);
+        if self.spoilt.is_none()
+            && let Err(error) = self.publisher.send(key, payload, None)
+        {
+            self.spoil(error)?;
+        }
+        Ok(())
+    }
+
+    /// Commits what was sent, with the number of the last epoch and the ends of the journals at it.
     pub(super) fn show(&mut self, journal: &JournalEnds) -> Result<()> {
         if !self.unshown {
             return Ok(());
         }
         self.usable()?;
-        self.commit(journal).map_err(|error| self.give_up(error))?;
-        self.unshown = false;
+        self.commit_at_last(journal).map_err(|error| self.give_up(error))?;
+        self.outbox.clear();
+        (self.unshown, self.found) = (false, self.attempt.take());
         Ok(())
     }
 
+    /// Commits the transaction, making it again for as long as that may help.
+    fn commit_at_last(&mut self, journal: &JournalEnds) -> Result<()> {
+        let mut failed = 0;
+        loop {
+            let error = match self.spoilt.take().map_or_else(|| self.commit(journal), Err) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.passes() => error,
+                Err(error) => return Err(error),
+            };
+            failed = if self.publisher.is_doubtful() { 0 } else { failed + 1 };
+            if failed == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!("the last results are sent to {} again: {error}", self.output.describe());
+            if self.reopen(Some(error))? {
+                return Ok(());
+            }
+            let publisher = &mut self.publisher;
+            let sent =
+                publisher.begin().and_then(|()| self.outbox.each(|key, payload| publisher.send(key, payload, None)));
+            self.spoilt = sent.err();
+        }
+    }
+
     fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
-        let Some(life) = &self.life else { return Err(self.bug("a topic was to be shown before it was begun")) };
-        // Acknowledgements that have not come yet are not waited for: that would take half as long again.
-        let mut ends = self.found.iter().flatten().map(|found| found.ends.clone()).next().unwrap_or_default();
-        for (partition, end) in self.publisher.ends() {
+        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was to be shown before it was begun")) };
+        self.settle_doubt()?;
+        self.publisher.begin()?;
+        // Acknowledgements that have not come yet are not waited for, which would take half as long again: only of the
+        // first messages, so that the topic is known by where it ends from then on.
+        let mut ends = self.found.iter().flat_map(|found| found.ends.clone()).collect::<BTreeMap<_, _>>();
+        if ends.is_empty() && !self.outbox.lengths.is_empty() {
+            self.publisher.settle()?;
+        }
+        for (partition, end) in self.publisher.ends(&self.output.topic) {
             let known = ends.entry(partition).or_insert(0);
             *known = (*known).max(end);
         }
@@ -113,11 +241,99 @@ impl Transactions {
         let value = progress.to_value();
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
-        self.publisher.begin()?;
+        self.attempt = Some(progress);
         self.publisher.send_aside(&self.progress.topic, self.key.as_bytes(), &value)?;
         self.publisher.settle()?;
         (life.still_current)()?;
         self.publisher.commit()
+    }
+
+    /// Before a transaction: opens the producer anew if there was doubt in the one before.
+    fn settle_doubt(&mut self) -> Result<()> {
+        if self.publisher.is_in_transaction() || !self.publisher.is_doubtful() {
+            return Ok(());
+        }
+        self.reopen(None).map(drop)
+    }
+
+    /// Opens the producer anew, waiting for brokers that are away. Answers `true` if the progress that was being committed
+    /// is.
+    ///
+    /// # Errors
+    /// When the life is not the current one, somebody else has shown anything, or a topic is not what it was.
+    fn reopen(&mut self, why: Option<Error>) -> Result<bool> {
+        let Some(life) = self.life.clone() else {
+            return Err(self.bug("a topic was to be opened before it was begun"));
+        };
+        let is_fenced = self.publisher.is_fenced();
+        let mut told = why.is_some();
+        let (publisher, found) = loop {
+            (life.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
+            match self.open_anew() {
+                Ok(opened) => break opened,
+                Err(error) if !error.passes() => return Err(error),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("waiting to go on with {}: {error}", self.output.describe());
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        };
+        self.publisher = publisher;
+        self.publisher.wait_while(Arc::clone(&life.still_current));
+        if found.last.is_some() && found.last == self.attempt {
+            return Ok(true);
+        }
+        if found.last == self.found {
+            return Ok(false);
+        }
+        let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > life.incarnation);
+        Err(match why.filter(|_| is_fenced && theirs) {
+            Some(fenced) => fenced,
+            None if theirs => Error::new("cannot go on with the topic")
+                .at(self.output.describe())
+                .because("a later life of the state wrote to it")
+                .help("leave the state to that process, or end it and start again"),
+            None => lost_records(&self.progress, "its last record of this output is not the one that was committed"),
+        })
+    }
+
+    /// A new producer, with what is committed now that it has fenced the one before.
+    fn open_anew(&self) -> Result<(Publisher, progress::Found)> {
+        let publisher = Publisher::transactional(self.output.clone(), &id_of(&self.key), true)?;
+        for topic in [&self.output, &self.progress] {
+            if !publisher.is_there(topic)? {
+                return Err(gone(topic));
+            }
+        }
+        let found = progress::read(&self.progress, &self.key)?;
+        if let Some(last) = &found.last {
+            progress::check_output(&self.output, last)?;
+        }
+        expect(&publisher, (&self.output, &self.progress), &found);
+        Ok((publisher, found))
+    }
+
+    /// Takes note that the transaction that is open has to be made again, unless that would not help.
+    fn spoil(&mut self, error: Error) -> Result<()> {
+        if !error.passes() {
+            return Err(self.give_up(error));
+        }
+        self.spoilt = Some(error);
+        Ok(())
+    }
+
+    /// At the end: what was shown is still there.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        match &self.found {
+            Some(progress) if !self.broken => match progress::check_output(&self.output, progress) {
+                // All of it is committed; brokers that are away now say nothing against that.
+                Err(error) if error.passes() => Ok(()),
+                checked => checked,
+            },
+            _ => Ok(()),
+        }
     }
 
     fn usable(&self) -> Result<()> {
@@ -143,5 +359,46 @@ impl Transactions {
 impl Drop for Transactions {
     fn drop(&mut self) {
         self.publisher.abort();
+    }
+}
+
+/// The id of a sink's producers.
+fn id_of(key: &str) -> String {
+    format!("tidegate-{key}")
+}
+
+/// Tells a producer what its topics have reached.
+fn expect(publisher: &Publisher, (output, progress): (&Target, &Target), found: &progress::Found) {
+    publisher.expect(&output.topic, &found.last.iter().flat_map(|last| last.ends.clone()).collect());
+    publisher.expect(&progress.topic, &[(0, found.end)].into());
+}
+
+/// The error of a topic that results were shown in, and that is not there any more.
+fn gone(topic: &Target) -> Error {
+    no_topic(topic, &[])
+        .because("results were shown in it, and it was deleted")
+        .help("begin anew, with a new state directory, or name another topic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_sent_again_as_they_were() {
+        let messages = [(Some(&b"k"[..]), &b"one"[..]), (None, b"two"), (Some(b""), b""), (None, b"")];
+        let mut outbox = Outbox::default();
+        for _ in 0..2 {
+            messages.iter().for_each(|(key, payload)| outbox.push(*key, payload));
+            let mut sent = Vec::new();
+            let each = outbox.each(|key, payload| {
+                sent.push((key.map(<[u8]>::to_vec), payload.to_vec()));
+                Ok(())
+            });
+            assert_eq!(each, Ok(()));
+            let expected = messages.map(|(key, payload)| (key.map(<[u8]>::to_vec), payload.to_vec()));
+            assert_eq!(sent, expected);
+            outbox.clear();
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a topic that is said not to exist is asked for again: brokers learn of a new topic with a delay.
-const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Brokers, a topic, and what a user set of the client library's properties.
 #[derive(Clone, Debug)]
@@ -207,6 +207,12 @@ impl LastWords {
         }
     }
 
+    /// Why the last connection failed, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
+    pub(crate) fn reason(&self) -> Option<String> {
+        // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
+        self.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
+    }
+
     pub(crate) fn get(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -254,13 +260,27 @@ pub(crate) fn find_topic<C: ClientContext>(
     words: &LastWords,
     served: impl Fn(),
 ) -> Result<Lookup> {
+    find_topic_within(client, target, words, served, UNKNOWN_PATIENCE)
+}
+
+/// As [`find_topic`], asking for so long again for a topic that is said not to exist.
+///
+/// # Errors
+/// As [`find_topic`].
+pub(crate) fn find_topic_within<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    words: &LastWords,
+    served: impl Fn(),
+    unknown_patience: Duration,
+) -> Result<Lookup> {
     let begun = Instant::now();
     let mut unknown_since = None;
     loop {
         let left = PATIENCE.saturating_sub(begun.elapsed());
         let last = match look(client, &target.topic, left.min(Duration::from_secs(2)).max(Duration::from_millis(100))) {
             Ok(Some(Lookup::Unknown(_))) => {
-                if unknown_since.get_or_insert_with(Instant::now).elapsed() >= UNKNOWN_PATIENCE {
+                if unknown_since.get_or_insert_with(Instant::now).elapsed() >= unknown_patience {
                     return Ok(Lookup::Unknown(similar_topics(client, &target.topic)));
                 }
                 None
@@ -323,10 +343,52 @@ pub(crate) fn no_leader<C: ClientContext>(
 }
 
 fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
-    let why = last_words(words).or(last);
+    let why = words.reason().or(last);
     let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
-    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config")
+    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").passing()
+}
+
+/// Checks that the leaders of a topic's partitions answer at the addresses that they advertise, which need not be those
+/// that were given. `served` serves the client's events.
+///
+/// # Errors
+/// When one does not within [`PATIENCE`]: names its address and the cause.
+pub(crate) fn reach<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    words: &LastWords,
+    served: impl Fn(),
+) -> Result<()> {
+    let begun = Instant::now();
+    // Who cannot be asked for the topic again has answered when it was found.
+    let Ok(metadata) = client.fetch_metadata(Some(&target.topic), PATIENCE) else { return Ok(()) };
+    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    // A partition without a leader has -1; it is for the one who sends to wait for it.
+    let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
+    for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
+        loop {
+            let code = match client.fetch_watermarks(&target.topic, partition, Duration::from_secs(2)) {
+                Ok((low, _)) if low >= 0 => break,
+                // Without a broker's answer the library leaves −1.
+                Ok(_) => Some(RDKafkaErrorCode::OperationTimedOut),
+                Err(error) => error.rdkafka_error_code(),
+            };
+            served();
+            if !code.is_some_and(is_transient) {
+                break;
+            }
+            if begun.elapsed() >= PATIENCE {
+                let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
+                let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
+                let why = words.reason().or_else(|| code.map(in_words)).unwrap_or_default();
+                let error = Error::new("a Kafka broker is not reachable at the address that it advertises").at(address);
+                let help = "make that address reachable from here, or correct the broker's advertised.listeners";
+                return Err(error.because(why).help(help).passing());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The error for a topic that is not there.

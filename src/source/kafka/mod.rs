@@ -14,6 +14,7 @@
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
+mod address;
 pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
@@ -31,6 +32,7 @@ use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf};
+pub use address::Address;
 use client::Target;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
@@ -208,6 +210,10 @@ impl<T: Record> Source for Topic<T> {
     fn identity(&self, at: &Place) -> Result<Option<String>> {
         let (consumer, _) = reader::connect(&self.target, &at.job)?;
         Ok(consumer.context().id().map(|id| reader::identity(&id)))
+    }
+
+    fn topic(&self) -> Option<Address> {
+        Some(Address::of(&self.target))
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {

@@ -1,0 +1,181 @@
+//! Events of a producer's client library: deliveries, the offsets that topics have reached, and lost connections.
+//!
+//! * **Doubt**: a connection was lost, or a request timed out. The request may still be on its way, so a broker may take
+//!   it much later, after it has been sent again and answered. The library retries in silence; its log lines `FAIL` and
+//!   `REQTMOUT` come before the retry is sent, so a caller that has drained the events of a finished call knows of all
+//!   doubt there was in it.
+//!
+//! Invariants: the first failed delivery is kept; an offset of a topic never goes back, or the topic counts as lost.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::ProducerContext;
+
+use crate::source::kafka::client::{LastWords, said};
+
+/// Events of one producer.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    pub(super) words: LastWords,
+    delivered: AtomicU64,
+    failed: AtomicU64,
+    first: Mutex<Option<Failure>>,
+    /// Offsets that were reached, of the topics for which they are kept.
+    reached: Option<Mutex<Reached>>,
+    /// Lost connections and requests that timed out.
+    doubts: AtomicU64,
+}
+
+/// The first message that was not delivered.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) partition: i32,
+    pub(super) code: Option<RDKafkaErrorCode>,
+    pub(super) because: String,
+}
+
+/// For each topic and partition, the offset behind the last acknowledged message.
+#[derive(Debug, Default)]
+struct Reached {
+    ends: BTreeMap<String, BTreeMap<i32, i64>>,
+    lost: Option<Lost>,
+}
+
+/// A partition in which a message got an offset that the partition had passed before.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    pub(super) end: i64,
+}
+
+impl Reports {
+    /// Keeps the offsets that are reached in every topic that is sent to.
+    pub(super) fn keeping_ends() -> Self {
+        Reports { reached: Some(Mutex::default()), ..Reports::default() }
+    }
+
+    /// How many messages have been acknowledged.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// How many messages were not delivered, and the first of them.
+    pub(super) fn failures(&self) -> (u64, Option<Failure>) {
+        let failed = self.failed.load(Ordering::Relaxed);
+        if failed == 0 {
+            return (0, None);
+        }
+        (failed, self.first.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// How often there was doubt so far.
+    pub(super) fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Relaxed)
+    }
+
+    /// The offset behind the last acknowledged message, for each partition of a topic.
+    pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
+        self.reached().and_then(|reached| reached.ends.get(topic).cloned()).unwrap_or_default()
+    }
+
+    /// Tells of offsets that a topic has reached before.
+    pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
+        let Some(mut reached) = self.reached() else { return };
+        let known = reached.ends.entry(topic.to_owned()).or_default();
+        for (partition, end) in ends {
+            let known = known.entry(*partition).or_insert(0);
+            *known = (*known).max(*end);
+        }
+    }
+
+    /// The first partition that went back, if one did.
+    pub(super) fn lost(&self) -> Option<Lost> {
+        self.reached()?.lost.clone()
+    }
+
+    fn reached(&self) -> Option<MutexGuard<'_, Reached>> {
+        Some(self.reached.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
+        // A duplicate that the broker does not remember any more is acknowledged without an offset.
+        let Some(mut reached) = self.reached().filter(|_| offset >= 0) else { return };
+        if !reached.ends.contains_key(topic) {
+            reached.ends.insert(topic.to_owned(), BTreeMap::new());
+        }
+        let Some(ends) = reached.ends.get_mut(topic) else { return };
+        let end = ends.entry(partition).or_insert(0);
+        if offset >= *end {
+            *end = offset + 1;
+        } else {
+            let lost = Lost { topic: topic.to_owned(), partition, offset, end: *end };
+            reached.lost.get_or_insert(lost);
+        }
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, _line: &str) {
+        if matches!(facility, "FAIL" | "REQTMOUT") {
+            self.doubts.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.words.set(&error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        match result {
+            Ok(message) => self.acknowledged(message.topic(), message.partition(), message.offset()),
+            Err((error, message)) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                let (code, because) = (error.rdkafka_error_code(), said(error));
+                let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert(Failure { partition: message.partition(), code, because });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_goes_back_tells_that_a_topic_is_lost() {
+        let reports = Reports::keeping_ends();
+        reports.expect("t", &[(0, 5)].into());
+        reports.acknowledged("t", 0, -1);
+        reports.acknowledged("t", 0, 7);
+        reports.acknowledged("u", 0, 0);
+        reports.acknowledged("t", 1, 0);
+        assert_eq!((reports.ends("t"), reports.ends("u")), ([(0, 8), (1, 1)].into(), [(0, 1)].into()));
+        assert!(reports.lost().is_none());
+        reports.acknowledged("t", 0, 7);
+        let Lost { topic, partition, offset, end } = reports.lost().unwrap();
+        assert_eq!((topic.as_str(), partition, offset, end), ("t", 0, 7, 8));
+    }
+
+    #[test]
+    fn only_lost_connections_and_time_outs_are_doubt() {
+        let reports = Reports::default();
+        for facility in ["STATE", "FAIL", "CONNECT", "REQTMOUT"] {
+            reports.log(RDKafkaLogLevel::Debug, facility, "a line");
+        }
+        assert_eq!(reports.doubts(), 2);
+    }
+}

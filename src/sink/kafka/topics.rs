@@ -1,0 +1,69 @@
+//! Finding and creating topics that are written to.
+//!
+//! Invariant: a topic is created only where the caller says that it may be.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::{BaseProducer, Producer};
+
+use super::reports::Reports;
+use crate::error::{Error, Result};
+use crate::source::kafka::admin::{administrator, wait_for};
+use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, said};
+
+/// How long the brokers may take to say whether a topic is there before it is created.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Finds a topic, or creates it; how many partitions it has, and whether it was created.
+pub(super) fn find_or_create(
+    producer: &BaseProducer<Reports>,
+    config: &ClientConfig,
+    target: &Target,
+    create: Option<u32>,
+    settings: &[(&str, &str)],
+) -> Result<(usize, bool)> {
+    let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
+    let find = || find_topic(producer.client(), target, &producer.context().words, served);
+    let Some(wanted) = create else {
+        return match find()? {
+            Lookup::There(ids) => Ok((ids.len(), false)),
+            Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+        };
+    };
+    // To create one that is there does no harm, so that it is asked for once and not for as long as it may be unknown.
+    let unknown = matches!(look(producer.client(), &target.topic, PATIENCE), Ok(Some(Lookup::Unknown(_))));
+    let created = unknown && create_topic(target, config, wanted, settings)?;
+    match find()? {
+        Lookup::There(ids) => Ok((ids.len(), created)),
+        Lookup::Unknown(_) if !created => {
+            create_topic(target, config, wanted, settings)?;
+            find_or_create(producer, config, target, None, settings).map(|(partitions, _)| (partitions, true))
+        }
+        Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
+    }
+}
+
+/// Creates the topic, with as many replicas as the brokers have for their default; whether it was not there yet.
+fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
+    let failed = |because: String| {
+        Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
+    };
+    let admin = administrator(target, config)?;
+    let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
+    let topic = NewTopic::new(&target.topic, count, TopicReplication::Fixed(-1));
+    let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(10)));
+    let results = wait_for(admin.create_topics([&topic], &options)).map_err(|error| failed(said(&error)))?;
+    let mut created = false;
+    for result in results {
+        match result {
+            Ok(_) => created = true,
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((_, code)) => return Err(failed(in_words(code))),
+        }
+    }
+    Ok(created)
+}

@@ -1,0 +1,179 @@
+//! A proxy between clients and a broker, which understands Kafka's requests as far as it needs to hold one of them back:
+//! their length, and the key of the API. It is where a broker started with `--proxied` says that it is.
+//!
+//! A request that is held is taken from its connection, which breaks; it reaches the broker only when the test delivers
+//! it, over a connection of its own, as a packet does that was lost in a network for a while.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// The key of a request's API.
+pub const PRODUCE: i16 = 0;
+pub const END_TXN: i16 = 26;
+
+/// How long it is waited for a request, or for a broker's answer to one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A listening proxy. It ends with the process.
+pub struct Proxy {
+    /// Where clients find it.
+    pub servers: String,
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The port of the broker.
+    broker: AtomicU16,
+    /// Whether the network is down: nobody gets through.
+    is_down: AtomicBool,
+    links: Mutex<Vec<TcpStream>>,
+    /// The API of which the next request is to be held.
+    wanted: Mutex<Option<i16>>,
+    held: Mutex<Option<Vec<u8>>>,
+}
+
+impl Proxy {
+    /// Listens at a free port, for a broker that is to listen at another.
+    pub fn listen() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let shared = Arc::new(Shared {
+            broker: AtomicU16::new(free),
+            is_down: AtomicBool::new(false),
+            links: Mutex::default(),
+            wanted: Mutex::default(),
+            held: Mutex::default(),
+        });
+        let there = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                there.pass_on(client);
+            }
+        });
+        Proxy { servers: format!("127.0.0.1:{port}"), port, shared }
+    }
+
+    /// The ports of a broker behind it, as the broker's script takes them.
+    pub fn ports(&self) -> String {
+        format!("{}:{}", self.shared.broker.load(Ordering::SeqCst), self.port)
+    }
+
+    /// Where the broker itself listens for those that the proxy passes on.
+    pub fn bypass(&self) -> String {
+        format!("127.0.0.1:{}", self.shared.broker.load(Ordering::SeqCst))
+    }
+
+    /// Breaks all connections; makes no more until the network is up again.
+    pub fn go_down(&self) {
+        self.shared.is_down.store(true, Ordering::SeqCst);
+        for link in self.shared.links.lock().unwrap().drain(..) {
+            let _ = link.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub fn go_up(&self) {
+        self.shared.is_down.store(false, Ordering::SeqCst);
+    }
+
+    /// Holds the next request of this API, and breaks its connection.
+    pub fn hold(&self, api: i16) {
+        *self.shared.held.lock().unwrap() = None;
+        *self.shared.wanted.lock().unwrap() = Some(api);
+    }
+
+    /// `true` if a request is held.
+    pub fn holds(&self) -> bool {
+        self.shared.held.lock().unwrap().is_some()
+    }
+
+    /// Waits until a request is held.
+    pub fn until_held(&self) {
+        let begun = Instant::now();
+        while !self.holds() {
+            assert!(begun.elapsed() < PATIENCE, "no such request has come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Delivers the request that is held; answers what the broker says to it, without the length.
+    pub fn deliver(&self) -> Vec<u8> {
+        let request = self.shared.held.lock().unwrap().take().expect("a request is held");
+        let mut broker = self.shared.connect().unwrap();
+        broker.set_read_timeout(Some(PATIENCE)).unwrap();
+        broker.write_all(&request).unwrap();
+        frame(&mut broker).unwrap().split_off(4)
+    }
+}
+
+impl Shared {
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let broker = TcpStream::connect(("127.0.0.1", self.broker.load(Ordering::SeqCst)))?;
+        broker.set_nodelay(true)?;
+        Ok(broker)
+    }
+
+    fn pass_on(self: &Arc<Self>, client: TcpStream) {
+        let Ok(broker) = self.connect() else { return };
+        client.set_nodelay(true).unwrap();
+        let ends = [client.try_clone().unwrap(), broker.try_clone().unwrap()];
+        self.links.lock().unwrap().extend(ends);
+        if self.is_down.load(Ordering::SeqCst) {
+            return self.break_up(&client, &broker);
+        }
+        let (mut from, mut to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
+        let there = Arc::clone(self);
+        std::thread::spawn(move || {
+            while let Some(request) = frame(&mut from) {
+                if there.takes(&request) || to.write_all(&request).is_err() {
+                    break;
+                }
+            }
+            there.break_up(&from, &to);
+        });
+        let (mut from, mut to, there) = (broker, client, Arc::clone(self));
+        std::thread::spawn(move || {
+            let mut bytes = vec![0; 1 << 16];
+            while let Ok(length @ 1..) = from.read(&mut bytes) {
+                if to.write_all(&bytes[..length]).is_err() {
+                    break;
+                }
+            }
+            there.break_up(&from, &to);
+        });
+    }
+
+    /// Takes a request that is to be held.
+    fn takes(&self, request: &[u8]) -> bool {
+        let api = i16::from_be_bytes([request[4], request[5]]);
+        let mut wanted = self.wanted.lock().unwrap();
+        if *wanted != Some(api) {
+            return false;
+        }
+        *wanted = None;
+        *self.held.lock().unwrap() = Some(request.to_vec());
+        true
+    }
+
+    fn break_up(&self, client: &TcpStream, broker: &TcpStream) {
+        for end in [client, broker] {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A request or an answer, with its length before it; `None` at the end.
+fn frame(from: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).ok()?;
+    let mut frame = vec![0; 4 + u32::from_be_bytes(length) as usize];
+    frame[..4].copy_from_slice(&length);
+    from.read_exact(&mut frame[4..]).ok()?;
+    Some(frame)
+}

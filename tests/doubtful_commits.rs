@@ -1,0 +1,344 @@
+//! Networks that lose a request for a while, or are down for longer than brokers wait: whoever reads what is committed
+//! sees each epoch whole, and once. A proxy between the sink and a real broker holds requests back and delivers them when
+//! the next transaction is open, which the version of the protocol that the client library speaks does not tell apart.
+//!
+//! `DOUBT_ROUNDS` is how many requests the test of a whole job holds back (2 by default).
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/broker.rs"]
+mod broker;
+#[path = "common/proxy.rs"]
+mod proxy;
+#[path = "common/run.rs"]
+mod run;
+#[path = "common/transactions.rs"]
+mod transactions;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use broker::{Broker, committed, high_watermarks};
+use nix::sys::signal::Signal;
+use proxy::{END_TXN, PRODUCE, Proxy};
+use run::{Running, start};
+use serde::{Deserialize, Serialize};
+use tidegate::durable::{Life, StateId};
+use tidegate::sink::kafka::Output;
+use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::time::Epoch;
+use transactions::{DISORDER_MS, Transaction, expected, json_of, tidy};
+
+const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a transaction may take here, and how long the broker remembers an id that is not used.
+const TRANSACTION_MS: u64 = 2_000;
+const ID_MS: u64 = 3_000;
+
+/// The broker behind its proxy, for one test at a time.
+struct Network {
+    broker: Broker,
+    proxy: Proxy,
+}
+
+impl Network {
+    fn shared() -> Option<MutexGuard<'static, Network>> {
+        static SHARED: OnceLock<Option<Mutex<Network>>> = OnceLock::new();
+        let begin = || {
+            let proxy = Proxy::listen();
+            let ports = proxy.ports();
+            let expires = format!("transactional.id.expiration.ms={ID_MS}");
+            let looks = "transaction.remove.expired.transaction.cleanup.interval.ms=200";
+            let broker = Broker::start_with(&["--proxied", &ports, "--set", &expires, "--set", looks])?;
+            Some(Mutex::new(Network { broker, proxy }))
+        };
+        Some(SHARED.get_or_init(begin).as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn committed(&self, topic: &str) -> Vec<String> {
+        committed(&self.broker.servers, topic)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Row {
+    epoch: u64,
+    n: u64,
+}
+
+/// A topic that is written to through the proxy.
+struct Place<'a> {
+    network: &'a Network,
+    topic: String,
+    state: StateId,
+    lives: u64,
+}
+
+impl Place<'_> {
+    fn new(network: &Network) -> Place<'_> {
+        static STATES: AtomicU64 = AtomicU64::new(1);
+        let state = StateId(STATES.fetch_add(1, Ordering::Relaxed));
+        Place { network, topic: network.broker.topic(2), state, lives: 0 }
+    }
+
+    /// A writer that has begun, and what was shown before.
+    fn begun(&mut self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
+        let output = Output::json(&self.network.proxy.servers, &self.topic).key_by(|row: &Row| row.n.to_string());
+        let output = output.config("transaction.timeout.ms", &TRANSACTION_MS.to_string());
+        let shard = Shard { state: Some(self.state), ..Shard::new("job", "totals", Rows::Events) };
+        let mut writer = output.open(&shard).unwrap();
+        let shown = writer.shown().unwrap();
+        self.lives += 1;
+        let still_current = Arc::new(|| Ok(()));
+        writer.begin(&Life { state: Some(self.state), incarnation: self.lives, from: None, still_current }).unwrap();
+        (writer, shown)
+    }
+
+    /// How many messages of each epoch are committed.
+    fn committed(&self) -> BTreeMap<u64, usize> {
+        let mut epochs = BTreeMap::new();
+        for text in self.network.committed(&self.topic) {
+            *epochs.entry(serde_json::from_str::<Row>(&text).unwrap().epoch).or_default() += 1;
+        }
+        epochs
+    }
+
+    /// Waits until the topic has so many messages and markers more than it had, committed or not.
+    fn until_grown(&self, before: i64, by: i64) {
+        let begun = Instant::now();
+        while self.end() < before + by {
+            assert!(begun.elapsed() < PATIENCE, "the messages did not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn end(&self) -> i64 {
+        high_watermarks(&self.network.broker.servers, &self.topic).values().sum()
+    }
+}
+
+/// As many rows as every epoch has.
+const ROWS: usize = 20;
+
+fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) {
+    let rows: Vec<_> = (0..ROWS as u64).map(|n| (Row { epoch, n }, 1)).collect();
+    writer.write(Epoch(epoch), &rows).unwrap();
+}
+
+fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) {
+    write(writer, epoch);
+    writer.show().unwrap();
+}
+
+fn whole(epochs: impl IntoIterator<Item = u64>) -> BTreeMap<u64, usize> {
+    epochs.into_iter().map(|epoch| (epoch, ROWS)).collect()
+}
+
+#[test]
+fn a_commit_that_arrives_late_commits_nothing_of_the_next_transaction() {
+    let Some(network) = Network::shared() else { return };
+    let mut place = Place::new(&network);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2);
+    // The connection breaks with the request to commit, which is sent again and answered.
+    network.proxy.hold(END_TXN);
+    show(&mut writer, 4);
+    assert!(network.proxy.holds(), "no request to commit was sent");
+    assert_eq!(place.committed(), whole([2, 4]));
+    let before = place.end();
+    write(&mut writer, 6);
+    place.until_grown(before, ROWS as i64);
+    let answer = network.proxy.deliver();
+    let code = i16::from_be_bytes([answer[8], answer[9]]);
+    assert_ne!(code, 0, "the late request was taken");
+    // Here the process could be killed: what it has not shown may not be there.
+    assert_eq!(place.committed(), whole([2, 4]));
+    writer.show().unwrap();
+    show(&mut writer, 8);
+    drop(writer);
+    assert_eq!(place.begun().1, Some(Epoch(8)));
+    assert_eq!(place.committed(), whole([2, 4, 6, 8]));
+}
+
+#[test]
+fn messages_that_arrive_late_are_not_there_twice() {
+    let Some(network) = Network::shared() else { return };
+    let mut place = Place::new(&network);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2);
+    for epoch in [4, 8, 12] {
+        network.proxy.hold(PRODUCE);
+        show(&mut writer, epoch);
+        network.proxy.until_held();
+        let before = place.end();
+        write(&mut writer, epoch + 2);
+        place.until_grown(before, ROWS as i64);
+        network.proxy.deliver();
+        writer.show().unwrap();
+    }
+    drop(writer);
+    assert_eq!(place.begun().1, Some(Epoch(14)));
+    assert_eq!(place.committed(), whole((2..=14).step_by(2)));
+}
+
+/// A network that is down, and comes back after so long.
+fn outage(network: &Network, for_ms: u64) {
+    network.proxy.go_down();
+    std::thread::sleep(Duration::from_millis(for_ms));
+    network.proxy.go_up();
+}
+
+#[test]
+fn an_outage_longer_than_brokers_wait_delays_results_and_no_more() {
+    let Some(network) = Network::shared() else { return };
+    let mut place = Place::new(&network);
+    let (mut writer, _) = place.begun();
+    show(&mut writer, 2);
+    // Longer than the broker remembers an id: there is no transaction, and none can be begun under the old number.
+    outage(&network, 3 * ID_MS);
+    show(&mut writer, 4);
+    // With a transaction open that the broker aborts meanwhile: before it is shown, and while it is.
+    write(&mut writer, 6);
+    outage(&network, 2 * TRANSACTION_MS);
+    writer.show().unwrap();
+    std::thread::scope(|scope| {
+        network.proxy.go_down();
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(3 * TRANSACTION_MS));
+            network.proxy.go_up();
+        });
+        let begun = Instant::now();
+        show(&mut writer, 8);
+        assert!(begun.elapsed() > Duration::from_millis(2 * TRANSACTION_MS), "the network was not down");
+    });
+    show(&mut writer, 10);
+    drop(writer);
+    assert_eq!(place.begun().1, Some(Epoch(10)));
+    assert_eq!(place.committed(), whole((2..=10).step_by(2)));
+}
+
+#[test]
+fn a_transaction_that_always_takes_too_long_is_an_error() {
+    let Some(network) = Network::shared() else { return };
+    let mut place = Place::new(&network);
+    drop(place.begun());
+    let output = Output::json(&network.broker.servers, &place.topic).config("transaction.timeout.ms", "1000");
+    let shard = Shard { state: Some(place.state), ..Shard::new("job", "totals", Rows::Events) };
+    let mut writer: Box<dyn Writer<Row>> = output.open(&shard).unwrap();
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&calls);
+    // It is asked just before a commit: from the second on it takes longer than the broker waits.
+    let still_current = Arc::new(move || {
+        if counted.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(2_500));
+        }
+        Ok(())
+    });
+    writer.begin(&Life { state: Some(place.state), incarnation: 9, from: None, still_current }).unwrap();
+    write(&mut writer, 2);
+    let why = writer.show().unwrap_err().to_string();
+    let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";
+    assert!(why.contains(expected), "{why}");
+    assert_eq!(place.committed(), whole([]));
+}
+
+/// A job on a topic, both through the proxy, while requests are held and delivered late, the network is down, and the
+/// process is killed just after a late request.
+#[test]
+fn results_of_a_job_are_exact_whatever_arrives_late() {
+    let Some(network) = Network::shared() else { return };
+    let rounds: u64 = std::env::var("DOUBT_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (topic, out) = (network.broker.topic(2), network.broker.topic(2));
+    let state = folder.path().join("state").display().to_string();
+    let limit = format!("transaction.timeout.ms={TRANSACTION_MS}");
+    let begin = |until_end: bool| -> Running {
+        let flags = ["--brokers", &network.proxy.servers, "--topic", &topic, "--out", &format!("kafka:{out}")];
+        let kept = ["--state", &state, "--epoch", "50ms", "--kafka-config", &limit];
+        let end: &[&str] = if until_end { &["--until-end"] } else { &[] };
+        start(ACCOUNT_TOTALS, flags.iter().chain(&kept).chain(end).map(|word| (*word).to_owned()))
+    };
+    let rows = tidy(11, 400 * (rounds as usize + 1));
+    let parts: Vec<Vec<Transaction>> =
+        (0..2).map(|part| rows.iter().filter(|row| row.id % 2 == part).cloned().collect()).collect();
+    let send = |from: usize, to: usize| {
+        for (partition, rows) in parts.iter().enumerate() {
+            network.broker.send(&topic, partition, rows[from..to].iter().map(json_of));
+        }
+    };
+    let mut running = begin(false);
+    for round in 0..rounds as usize {
+        let (from, middle, to) = (200 * round, 200 * round + 100, 200 * round + 200);
+        network.proxy.hold(if round % 3 == 1 { PRODUCE } else { END_TXN });
+        send(from, middle);
+        network.proxy.until_held();
+        if round % 4 == 3 {
+            outage(&network, 2 * TRANSACTION_MS);
+        }
+        // Delivered as soon as more has come to the output: in the middle of a transaction, with luck, or between two.
+        let end = |topic: &str| high_watermarks(&network.broker.servers, topic).values().sum::<i64>();
+        let before = end(&out);
+        send(middle, to);
+        let begun = Instant::now();
+        while end(&out) == before && begun.elapsed() < Duration::from_secs(5) {}
+        network.proxy.deliver();
+        if round % 2 == 0 {
+            running.signal(Signal::SIGKILL);
+            assert!(running.end_or_killed().was_killed());
+            running = begin(false);
+        }
+    }
+    send(200 * rounds as usize, parts[0].len().min(parts[1].len()));
+    let (first, second) = (parts[0].len(), parts[1].len());
+    let most = first.min(second);
+    for (partition, rows) in parts.iter().enumerate() {
+        network.broker.send(&topic, partition, rows[most..].iter().map(json_of));
+    }
+    running.signal(Signal::SIGTERM);
+    running.end().code(143);
+    begin(true).end().code(0);
+    let mut found: Vec<Vec<String>> = (network.committed(&out).iter())
+        .map(|message| {
+            let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(message).unwrap();
+            transactions::TOTALS
+                .map(|name| row[name].as_str().map_or_else(|| row[name].to_string(), String::from))
+                .to_vec()
+        })
+        .collect();
+    let mut expected = expected(parts.iter().map(Vec::as_slice), DISORDER_MS).rows();
+    found.sort();
+    expected.sort();
+    // Sums beyond 64 bits are integers too, but not all readers of JSON can hold them.
+    for rows in [&mut found, &mut expected] {
+        rows.iter_mut().filter(|row| row[4].parse::<i64>().is_err()).for_each(|row| row[4] = String::from("large"));
+        rows.sort();
+    }
+    let wrong = found.iter().zip(&expected).find(|(found, expected)| found != expected);
+    assert_eq!((found.len(), wrong), (expected.len(), None));
+}
+
+/// A broker that is found, and names an address for itself that leads nowhere.
+#[test]
+fn an_advertised_address_that_leads_nowhere_is_named() {
+    let Some(network) = Network::shared() else { return };
+    let (topic, found) = (network.broker.topic(2), network.proxy.bypass());
+    network.proxy.go_down();
+    let output = || Output::<Row>::json(&found, &topic);
+    let kept = Shard { state: Some(StateId(77)), ..Shard::new("job", "totals", Rows::Events) };
+    let errors = [kept, Shard::new("job", "totals", Rows::Events)].map(|shard| {
+        let opened = output().open(&shard);
+        opened.err().expect("refused").to_string()
+    });
+    let flags = ["produce", "--brokers", &found, "--topic", &topic, "--generate", "10"];
+    let ended = run::run(TIDEGATE, flags);
+    network.proxy.go_up();
+    for error in errors.iter().map(String::as_str).chain([ended.error(1)]) {
+        let what = format!("not reachable at the address that it advertises ({})", network.proxy.servers);
+        run::says(error, &[&what, "advertised.listeners"]);
+        // Of what the library says, too: the address and the cause.
+        assert!(error.matches(&network.proxy.servers).count() > 1, "{error}");
+    }
+}
