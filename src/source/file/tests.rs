@@ -286,6 +286,8 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Ru
             worker.poll(rng.usize(1..50), &mut run);
             worker.turn_to(Epoch(now.load(Ordering::SeqCst).min(worker.epoch.0 + 2)));
             worker.bind(&mut run);
+            // Whoever waits for another thread lets it run: there may be fewer cores than threads.
+            std::thread::yield_now();
             if at == 0 && worker.ended && !done.swap(true, Ordering::SeqCst) {
                 last.store(worker.bound.unwrap().0, Ordering::SeqCst);
             }
