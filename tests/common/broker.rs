@@ -254,7 +254,7 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
 pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap<i32, i64> {
     let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-    let partitions = metadata.topics()[0].partitions().iter().map(|partition| partition.id());
+    let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
     partitions.map(|id| (id, consumer.fetch_watermarks(topic, id, PATIENCE).unwrap().1)).collect()
 }
 

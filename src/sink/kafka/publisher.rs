@@ -122,7 +122,7 @@ impl Publisher {
                 Err(error) => {
                     let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
                     let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
-                    let why = publisher.with_last_words(told(&error));
+                    let why = publisher.with_last_words(&told(&error));
                     let failed = failed.because(why).help("check the brokers and --kafka-config");
                     return Err(if passes { failed.passing() } else { failed });
                 }
@@ -472,7 +472,7 @@ impl Publisher {
         Err(match code {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageTimedOut) => {
-                let because = self.with_last_words(because);
+                let because = self.with_last_words(&because);
                 error.because(because).help("check that the brokers are up and reachable").passing()
             }
             Some(code) if lasts(code) => match remedy(code) {
@@ -491,8 +491,8 @@ impl Publisher {
     }
 
     /// A cause, with what the library said last of its connections, which names the address.
-    fn with_last_words(&self, why: String) -> String {
-        self.producer.context().words.reason().map_or(why.clone(), |reason| format!("{why} ({reason})"))
+    fn with_last_words(&self, why: &str) -> String {
+        self.producer.context().words.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
     }
 }
 

@@ -62,7 +62,7 @@ impl Case {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         let mut clock = PartitionClock::new(EventTime::MIN, DISORDER.into());
-        let is_csv = !bytes.iter().any(|byte| *byte == b'{');
+        let is_csv = !bytes.contains(&b'{');
         let mut greatest = None;
         let expected = naive.into_iter().map(|(place, row)| {
             let row = row.filter(|row| EventTime::from_millis(row.at_ms).is_writable());

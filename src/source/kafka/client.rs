@@ -11,6 +11,7 @@ use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
 
@@ -363,7 +364,7 @@ pub(crate) fn reach<C: ClientContext>(
     let begun = Instant::now();
     // Who cannot be asked for the topic again has answered when it was found.
     let Ok(metadata) = client.fetch_metadata(Some(&target.topic), PATIENCE) else { return Ok(()) };
-    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // A partition without a leader has -1; it is for the one who sends to wait for it.
     let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
     for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
