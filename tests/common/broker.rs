@@ -252,7 +252,9 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
 
 /// Where the partitions of a topic end, with what is not committed and with markers.
 pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap<i32, i64> {
-    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("isolation.level", "read_uncommitted");
+    let consumer: BaseConsumer = config.create().unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
     let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
     partitions.map(|id| (id, consumer.fetch_watermarks(topic, id, PATIENCE).unwrap().1)).collect()
