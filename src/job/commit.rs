@@ -288,6 +288,8 @@ impl Snapshots {
                 true
             }
             Ok(Merged::GivenUp) => false,
+            // Inputs that have died meanwhile are removed when no kept manifest names them any more.
+            Err(_) if !self.kept().are_live(&step, &group.inputs) => true,
             Err(error) => {
                 self.failure.set(error);
                 false
@@ -318,6 +320,12 @@ impl Kept {
             let group = compaction::choose(live, closed).merges.into_iter().next()?;
             Some((name.clone(), closed, group, merge(name)?))
         })
+    }
+
+    /// `true` if all of these segments of a step are still named by the next manifest.
+    fn are_live(&self, step: &str, segments: &[SegmentInfo]) -> bool {
+        let live = self.live.get(step).map_or(&[][..], Vec::as_slice);
+        segments.iter().all(|segment| live.iter().any(|live| live.file == segment.file))
     }
 
     /// Puts a merged segment in the place of those of its inputs that have not died meanwhile; the rows of those that have

@@ -69,6 +69,10 @@ impl Driven {
     fn snapshot(&self, epoch: Epoch, parts: Vec<Part>) -> Vec<SegmentInfo> {
         self.snapshots.make(epoch, parts);
         self.wait("committed", || self.snapshots.committed() == epoch);
+        // What nothing names any more goes after that.
+        let (done, is_done) = channel();
+        self.snapshots.manifests.ask(move || done.send(()).unwrap());
+        is_done.recv_timeout(LIMIT).unwrap();
         let ids = crate::durable::manifest::list(&**self.dir.disk(), &self.dir.manifests()).unwrap();
         let last = self.dir.manifest(*ids.last().unwrap()).unwrap();
         assert_eq!(last.epoch, epoch);
@@ -283,6 +287,43 @@ fn when_inputs_of_a_merge_die_meanwhile_it_takes_the_place_of_the_others_and_lea
             driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
         }
         assert_eq!(driven.files(), named.into_iter().map(|info| info.file).collect());
+    }
+}
+
+#[test]
+fn a_merge_that_begins_to_read_when_an_input_has_died_and_is_removed_fails_nothing() {
+    let driven = Driven::start();
+    let (begun, has_begun) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let (disk, segments, held) = (driven.disk.shared(), driven.dir.segments(), Mutex::new((begun, may_go_on)));
+    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+        let held = held.lock().unwrap();
+        held.0.send(()).unwrap();
+        held.1.recv_timeout(LIMIT).unwrap();
+        merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))
+    };
+    driven.merges.add("a", Box::new(merge));
+    let window = |worker| if worker == 0 { 10 } else { 100 };
+    driven.snapshot(Epoch(2), (0..4).map(|worker| part(&driven, (worker, 2), window(worker), 0)).collect());
+    has_begun.recv_timeout(LIMIT).unwrap();
+    // Window 10 closes, and three manifests later nothing names its segment.
+    for epoch in [4, 6, 8] {
+        driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+    }
+    assert_eq!(driven.files().len(), 3);
+    go_on.send(()).unwrap();
+    driven.wait_for_merges();
+    assert_eq!(driven.files(), driven.named());
+    // A segment that is named and cannot be read fails the job.
+    driven.snapshot(Epoch(10), vec![part(&driven, (9, 10), 100, 10)]);
+    has_begun.recv_timeout(LIMIT).unwrap();
+    let named = driven.named();
+    driven.disk.shared().remove(&driven.dir.segments().join(named.first().unwrap())).unwrap();
+    go_on.send(()).unwrap();
+    let begun = Instant::now();
+    while driven.failure.get().is_none() {
+        assert!(begun.elapsed() < LIMIT, "a segment is missing, and nothing fails");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
