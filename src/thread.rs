@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
-/// What a thread of ours does.
+/// Purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Writes the results of one sink.
@@ -149,7 +149,7 @@ impl Failure {
         self.failed.store(true, Ordering::Release);
     }
 
-    /// What failed first, if anything did.
+    /// Returns the first failure, if any.
     pub(crate) fn get(&self) -> Option<&Error> {
         let own = if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None };
         own.or_else(|| self.outer.as_ref()?.get())
@@ -171,7 +171,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Failure>>> = const { RefCell::new(None) };
     /// The last panic on this thread.
     static LAST: RefCell<Option<Panic>> = const { RefCell::new(None) };
-    /// How many guards this thread is in.
+    /// Number of guards that this thread is in.
     static GUARDS: Cell<usize> = const { Cell::new(0) };
     /// `true` if a panic on this thread sets its failure at once.
     static ADOPTED: Cell<bool> = const { Cell::new(false) };
@@ -305,7 +305,7 @@ impl Handle {
 /// Starts a thread of this name.
 ///
 /// # Errors
-/// If the system has no thread to give.
+/// Fails if the system has no thread to give.
 pub(crate) fn start(role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<Handle> {
     start_telling(role, name, |_error| {}, body)
 }
@@ -313,7 +313,7 @@ pub(crate) fn start(role: Role, name: &str, body: impl FnOnce() + Send + 'static
 /// As [`start`]; `told` gets the error of a panic too, after the failure has.
 ///
 /// # Errors
-/// If the system has no thread to give.
+/// Fails if the system has no thread to give.
 pub(crate) fn start_telling(
     role: Role,
     name: &str,

@@ -51,7 +51,7 @@ const UNSAFE: &str = "src/durable/codec/abomonation.rs";
 
 /// Ways to start a thread past the guarded one, by which a panic on it would be seen by nobody.
 const UNGUARDED: [&str; 3] = ["thread::spawn", "thread::Builder", "thread::scope"];
-/// Where they may be, and why.
+/// Exceptions, each with its reason.
 const MAY_BE_UNGUARDED: [(&str, &str); 2] = [
     ("src/thread.rs", "the guarded way itself"),
     ("src/testing/", "processes of a test are joined at once, and their panics are errors"),
@@ -266,7 +266,7 @@ fn forbidden(file: &File) -> Vec<String> {
     offences
 }
 
-/// What the library and the programs must not do by themselves, as one place does it rightly: tests may.
+/// Finds calls that the library and the programs leave to one place, which makes them rightly; tests are exempt.
 fn one_way_only(file: &File) -> Vec<String> {
     let ours = file.path.starts_with("src/") || file.path.starts_with("queries/");
     if !ours || file.path.contains("/tests/") || file.path.ends_with("/tests.rs") {

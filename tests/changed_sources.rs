@@ -17,7 +17,7 @@ use tidegate::source::{Options, csv as csv_source, ndjson};
 use tidegate::{Closed, Flow, Job, Stream, Transaction, Window, csv};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, tidy};
 
-/// How many records an account has in all.
+/// Total number of records of an account.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Count {
     account: String,

@@ -35,7 +35,7 @@ const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a transaction may take here, and how long the broker remembers an id that is not used.
+/// Transaction timeout here, and the time until the broker forgets an unused transactional id, in milliseconds.
 const TRANSACTION_MS: u64 = 2_000;
 const ID_MS: u64 = 10_000;
 
@@ -75,7 +75,7 @@ struct Place<'a> {
     network: &'a Network,
     topic: String,
     state: StateId,
-    /// How long a transaction may take, in milliseconds.
+    /// Transaction timeout, in milliseconds.
     limit: u64,
     lives: u64,
 }
@@ -100,7 +100,7 @@ impl Place<'_> {
         (writer, shown)
     }
 
-    /// How many messages of each epoch are committed.
+    /// Returns the number of committed messages of each epoch.
     fn committed(&self) -> BTreeMap<u64, usize> {
         let mut epochs = BTreeMap::new();
         for text in self.network.committed(&self.topic) {

@@ -437,7 +437,7 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
     }
 }
 
-/// Where locks are of everybody, both have the same file open.
+/// With a lock that everybody gets, both lives have the same file open.
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
     let (disk, lives) = (CrashingDisk::new(), Lives::default());

@@ -25,7 +25,7 @@ use common::checks::{self, check_data, check_run, compare_rows};
 use common::oracle::{self, Judged, Row, Windows};
 use common::turns::epochs_of_silence;
 
-/// How long anything may take that is waited for.
+/// Maximum time of each wait.
 const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A record: its key, and when it happened.
@@ -146,7 +146,7 @@ impl Reader<Tick> for SteeredReader {
     }
 }
 
-/// What windows of ten milliseconds show: the end of a window and its count, and the times of late records.
+/// Results of windows of ten milliseconds: the end of each window and its count, and the times of late records.
 #[derive(Clone, Default)]
 struct Shown {
     counts: Captured<(i64, i64)>,

@@ -68,7 +68,7 @@ impl Secured {
         producer.flush(PATIENCE).unwrap();
     }
 
-    /// What a user types to read a topic over the secure listener; `{}` stands for the folder.
+    /// Returns the arguments that read a topic over the secure listener; `{}` stands for the folder.
     fn typed(&self, user: &str, topic: &str, folder: &Path, rest: &str) -> Vec<String> {
         let certificate = self.broker.data().join("keys/broker.pem").display().to_string();
         let line = format!(

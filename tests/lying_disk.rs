@@ -5,8 +5,9 @@
 //! * A directory that is stale, as on a file system of several machines, hides what was written last.
 //! * A lock that everybody gets lets two processes into one state.
 //!
-//! What holds for an honest disk is in `crash_points`. Every so many-th sync is lost, and directories are stale at every so
-//! many-th act: all of them with `TIDEGATE_STRIDE=1`. `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one.
+//! Tests of an honest disk are in `crash_points`. Every so many-th sync is lost, and directories are stale at every
+//! so many-th act: all of them with `TIDEGATE_STRIDE=1`. `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which
+//! one.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::path::Path;
@@ -23,14 +24,14 @@ use common::cases::{Data, Deal, seeds, within};
 use common::checks::{KINDS, small_drift};
 use common::kept::{CLOSED, Closed, End, Kept, new_disk, on, steady};
 
-/// How many records a life has.
+/// Number of records of a life.
 const RECORDS: u32 = 44;
 /// A life's pace: many short epochs.
 const PACE: u64 = 16;
-/// How long a case may take.
+/// Time limit of a case.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What the lives of a state read, and what they have to come to.
+/// Input of a state's lives, and the results that they have to reach.
 #[derive(Clone)]
 struct Subject {
     seed: u64,
@@ -65,7 +66,7 @@ enum Verdict {
     Wrong(String),
 }
 
-/// Whether an error says which file or output is wrong.
+/// `true` if an error names the file or output that is wrong.
 fn names_a_file(said: &str) -> bool {
     let places = ["(journal/", "(manifests/", "(lives/", "(segments/", "(state", "(out/", "(output "];
     places.iter().any(|place| said.contains(place))
@@ -165,7 +166,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
     assert!(tried > 10 && exact * 2 > tried, "of {tried} lives {exact} came to exact results");
 }
 
-/// What a process that cannot see the last record of a life does: it begins none.
+/// A process that cannot see the last record of a life begins no life.
 #[test]
 fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
     let disk = CrashingDisk::new();

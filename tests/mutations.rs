@@ -1,7 +1,7 @@
 //! Mistakes that somebody could make in the engine, each with the test that finds it.
 //!
-//! What a promise rests on is sometimes one word: a sync, a lock, a comparison. That a test would miss it can only be seen
-//! by taking it away. Always checked is that each text is in its file exactly once, and that each test is there. To try the
+//! A guarantee sometimes rests on one word: a sync, a lock, a comparison. Only taking it away shows whether a test
+//! would miss it. Always checked is that each text is in its file exactly once, and that each test is there. To try the
 //! mutations takes a build each, so that is for a person to ask for:
 //!
 //! ```text
@@ -23,9 +23,9 @@ use std::process::Command;
 struct Mutation {
     name: &'static str,
     file: &'static str,
-    /// What is taken away; it is in the file once.
+    /// Text that is taken away; it is in the file once.
     text: &'static str,
-    /// What is there instead.
+    /// Text that takes its place.
     instead: &'static str,
     /// The file of the test.
     tests: &'static str,

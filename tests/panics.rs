@@ -35,9 +35,9 @@ use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// How long a job may take to end after a panic. It takes some milliseconds where the machine has nothing else to do.
+/// Time limit for a job to end after a panic. It takes some milliseconds where the machine has nothing else to do.
 const AT_MOST: Duration = Duration::from_secs(5);
-/// How long a program may run before its thread has come to the turn in which it panics.
+/// Time limit for a program's thread to come to the turn in which it panics.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A folder with an input that grows while this is kept.
@@ -240,7 +240,7 @@ fn bad(user: u64) -> u64 {
     user
 }
 
-/// What is in a record cannot be said, of one of them: while it is written, not while it is moved between workers.
+/// A record that, for one user, cannot be serialized as text: it fails when written, not when moved between workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 struct Row {
     user: Told,

@@ -30,7 +30,7 @@ const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const CALLS: &str = "openat,creat,mkdir,mkdirat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,\
                      link,linkat";
 
-/// What a thread asked of the kernel, with success.
+/// A successful system call of a thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
     /// A file is made, or opened so that it would be.
@@ -76,7 +76,7 @@ fn calls(trace: &str, below: &Path) -> Vec<Traced> {
     calls
 }
 
-/// What a line says, if it is one of the calls that matter.
+/// Returns the call of a line, if it is one of those that matter.
 fn call(line: &str) -> Option<Call> {
     let (name, arguments) = line.split_once('(')?;
     // A path in quotes, or behind a descriptor.
@@ -103,7 +103,7 @@ fn name_of(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// What is wrong with an order of calls; nothing if it is right.
+/// Returns the mistakes in an order of calls; empty if it is right.
 fn wrong(calls: &[Traced]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, (thread, call)) in calls.iter().enumerate() {
@@ -144,8 +144,8 @@ fn wrong(calls: &[Traced]) -> Vec<String> {
     wrong
 }
 
-/// What is wrong with the calls that follow the making of a file of the journal: header, sync, sync of the name, and then
-/// writes each with a sync.
+/// Returns the mistake, if any, in the calls that follow the making of a file of the journal: header, sync, sync of the
+/// name, and then writes each with a sync.
 fn wrong_journal<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Option<String> {
     let directory = path.parent().unwrap();
     let own = later.filter(|call| match call {
@@ -167,7 +167,8 @@ fn wrong_journal<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Opti
     (!begun || !in_pairs).then(|| format!("{}: {kinds:?}", path.display()))
 }
 
-/// What is wrong with the calls that follow the making of a segment: it is synced after its last write, then its name is.
+/// Returns the mistake, if any, in the calls that follow the making of a segment: a sync after its last write, then one
+/// of its name.
 fn wrong_segment<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Option<String> {
     let later: Vec<_> = later.collect();
     let last = later.iter().rposition(|call| **call == Call::Write(path.to_owned()))?;
@@ -176,7 +177,7 @@ fn wrong_segment<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Opti
     (!follows).then(|| format!("{} is not synced and named: {:?}", path.display(), later.get(last + 1..last + 3)))
 }
 
-/// Whether there is the tool that tells what a program asks of the kernel.
+/// `true` if `strace`, which traces system calls, is there.
 fn has_strace() -> bool {
     let has = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if has.is_ok_and(|ended| ended.status.success()) {

@@ -30,8 +30,8 @@ const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// How long a program may take to end that has nothing to finish. It takes half a second where the machine has nothing else
-/// to do.
+/// Time limit for a program to end that has nothing to finish. It takes half a second where the machine has nothing
+/// else to do.
 const AT_ONCE: Duration = Duration::from_secs(6);
 
 /// A folder with an input.

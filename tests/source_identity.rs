@@ -26,7 +26,7 @@ use transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, sa
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often each case is run, each time otherwise.
+/// Returns the number of runs of each case, each run different.
 fn rounds() -> u64 {
     std::env::var("SOURCE_IDENTITY_ROUNDS").map_or(1, |text| text.parse().unwrap())
 }

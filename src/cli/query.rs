@@ -108,8 +108,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration, help_heading = "Time")]
     pub max_drift: Duration,
 
-    /// How far an event time may be ahead of the record's own Kafka timestamp; records further ahead are rejected. In a file,
-    /// ahead of the greatest event time before it: only if the flag is given [default for topics: 1d]
+    /// Maximum lead of an event time over the record's own Kafka timestamp; records further ahead are rejected. In a
+    /// file, over the greatest event time before it, and only if the flag is given [default for topics: 1d]
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
     pub max_ahead: Option<Duration>,
 

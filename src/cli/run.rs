@@ -132,11 +132,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub cluster_secret_file: Option<PathBuf>,
 
-    /// How long a process waits for the others at the start
+    /// Maximum time that a process waits for the others at the start
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Running")]
     pub join_timeout: Duration,
 
-    /// How long a process may give no sign of life before it is taken for lost, and the job ends; at least 2s
+    /// Maximum time without a heartbeat before a process is considered lost and the job ends; at least 2s
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = heartbeat, help_heading = "Running")]
     pub heartbeat_timeout: Duration,
 }

@@ -23,13 +23,13 @@ use crate::error::{Error, Result};
 use crate::job::{self, Watcher};
 use crate::thread::{self, Failure, Role};
 
-/// How long after the first signal another one is the same request.
+/// Interval after the first signal within which another one counts as the same request.
 const SAME: Duration = Duration::from_secs(1);
-/// How long a command that has not begun its work may take to notice the request by itself.
+/// Time for a command that has not begun its work to notice the request by itself.
 const GRACE: Duration = Duration::from_millis(500);
 /// Likewise, of several processes.
 const TOGETHER: Duration = Duration::from_secs(10);
-/// How often the thread that hears signals looks.
+/// Polling interval of the thread that handles signals.
 const TICK: Duration = Duration::from_millis(20);
 
 /// Tells whether the command was asked to stop.
@@ -39,9 +39,9 @@ pub(super) struct Stop(Arc<Shared>);
 struct Shared {
     /// The exit code to stop with; 0 before a signal came.
     code: AtomicU8,
-    /// When the first signal came.
+    /// Time of the first signal.
     asked: OnceLock<Instant>,
-    /// How many parts of the command are still beginning.
+    /// Number of parts of the command that are still beginning.
     beginning: AtomicUsize,
     job: Mutex<Option<Stoppable>>,
     failure: Arc<Failure>,
@@ -51,7 +51,7 @@ struct Shared {
 struct Stoppable {
     stopper: job::Stop,
     watcher: Watcher,
-    /// How long it may take to notice by itself when it has not begun.
+    /// Time for it to notice by itself if it has not begun.
     grace: Duration,
 }
 

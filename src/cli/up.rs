@@ -5,9 +5,9 @@
 //! that grows. It gives up when so many rounds in a row have failed without a new snapshot: then starting again does not
 //! help, and the exit code is that of the process that failed first.
 //!
-//! What the processes have to be told, where they are and a secret that they prove to each other, is in a directory that
-//! this user alone can enter, and in files that are made anew: what others put into the directory of temporary files is
-//! neither followed nor overwritten.
+//! Addresses of the processes and the secret that they prove to each other are in a directory that only this user can
+//! enter, in files that are created anew: what others put into the directory of temporary files is neither followed nor
+//! overwritten.
 //!
 //! Invariants: no process of a round is left when the next one begins, or when the command ends; what the processes say is
 //! told with their numbers.
@@ -201,7 +201,7 @@ fn code_of(status: ExitStatus) -> u8 {
 struct PrivateFolder {
     path: PathBuf,
     secret: PathBuf,
-    /// How many files of hosts have been made.
+    /// Number of hostfiles written.
     rounds: u32,
 }
 

@@ -247,7 +247,7 @@ impl<T: 'static> Cursor<T> {
         self.rows.as_slice().get(self.at)
     }
 
-    /// Whether to go on is to read a block, or to have none left.
+    /// `true` if the row is the last one of its block: advancing reads another block, or ends the input.
     fn is_at_end_of_block(&self) -> bool {
         self.at + 1 >= self.rows.as_slice().len()
     }

@@ -60,7 +60,7 @@ pub fn sight(dir: &StateDir) -> Result<Sight> {
     Ok(Sight { manifests, unreadable, claim, journal_bytes })
 }
 
-/// What the life that went on last went on from.
+/// Returns the claim of the latest life that has one; `None` if no life has. Fails if that claim is damaged.
 fn last_claim(survey: &Survey) -> Result<Option<Claim>> {
     survey.claims.last_key_value().map(|(_, claim)| claim.clone()).transpose()
 }

@@ -72,7 +72,7 @@ pub struct StepPrint {
     pub fingerprint: u64,
 }
 
-/// What the names of [`SourceState`]s begin with that are no sources, but streams that were combined: a watermark.
+/// Name prefix of those [`SourceState`]s that are no sources, but watermarks of combined streams.
 pub const COMBINED: &str = "concat of ";
 
 /// How far a source was read.

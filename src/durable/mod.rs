@@ -88,7 +88,7 @@ pub type StillCurrent = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 /// Makes a file have these bytes for good, if the life is still the current one just before: a whole act.
 ///
 /// # Errors
-/// That a later life has begun, or what `cannot` makes of what the disk says.
+/// Fails if a later life has begun, or with the error of `cannot` if the disk refuses.
 pub(crate) fn replace_while_current(
     disk: &dyn Disk,
     path: &Path,

@@ -123,7 +123,7 @@ pub struct Found<'a> {
     pub query: &'a QueryPrint,
     /// Whether the user lets a changed query go on.
     pub accept_changed_query: bool,
-    /// Whether the user lets go on a query whose sources are not those that the state has read.
+    /// `true` if the user lets a query go on whose sources are not those that the state has read.
     pub accept_changed_sources: bool,
 }
 

@@ -62,7 +62,7 @@ fn type_of(step: &StepPrint) -> Option<&str> {
     step.detail.rsplit_once(" of ").map(|(_, name)| name)
 }
 
-/// Where the source is, for people.
+/// Returns the source's place, for messages.
 fn place_of(step: &StepPrint) -> &str {
     step.detail.rsplit_once(" of ").map_or(&*step.detail, |(place, _)| place)
 }
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    /// What is said of a query that goes on from a snapshot with `saved`, with `replayed` after it.
+    /// Returns `ok` or the error, for a query that recovers from a snapshot with `saved` and replays `replayed`.
     fn said(then: &str, saved: &str, replayed: &str, now: &str) -> String {
         let replay = replayed.split_whitespace().map(|name| Frame { epoch: Epoch(4), bounds: vec![bound(name)] });
         let replay: Vec<_> = replay.collect();

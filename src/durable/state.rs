@@ -27,8 +27,8 @@
 //! process that took a state over (`--take-over`) while the one before it still had `STATE` locked, and whose `LOCK` is
 //! removed as well. Then the incarnation decides alone: the older process ends, and results stay exact.
 //!
-//! What a life has written and never knew to be synced is accepted by the next one only in a new copy: a sync that failed
-//! in the older life may have dropped it, and a later sync of the same file would say that all is well.
+//! Bytes that a life wrote without a confirmed sync are accepted by the next one only in a new copy: a sync that failed
+//! in the older life may have dropped them, and a later sync of the same file would report success.
 //!
 //! Invariants: nothing is written but by a life that has a claim, and asked just before; what is removed was listed
 //! before it asked, so it is no later life's; a life without a claim has written nothing.
@@ -65,7 +65,7 @@ const WATCHED_AT: &str = "WATCHED_AT";
 const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
 /// Of how many lives before the current one the records stay, for people.
 const LIVES_KEPT: u64 = 16;
-/// How many numbers of lives are tried, when others take them or the directory does not show those that are taken.
+/// Maximum number of life numbers tried, as others may take them, or the directory may hide those that are taken.
 const NUMBERS_TRIED: usize = 1_000;
 
 /// What the file `STATE` holds.
@@ -238,7 +238,7 @@ impl StateDir {
     /// lives long gone are removed, so that starts that fail leave no more than so many.
     ///
     /// # Errors
-    /// If the disk does not let it, or its directory does not show the records that are there.
+    /// Fails if the disk does not let it, or its directory does not show the records that are there.
     pub fn begin(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
         let record = LIFE.seal(&Holder::this_process())?;
@@ -403,10 +403,10 @@ impl StateDir {
         Ok(is_latest().map_err(&cannot)?.then_some(claim))
     }
 
-    /// What is wrong with the records of lives. A job goes on all the same: only their names count for it.
+    /// Returns the errors in records of lives. A job goes on all the same: only their names count for it.
     ///
     /// # Errors
-    /// If the disk does not let it.
+    /// Fails if the disk does not let it.
     pub fn damaged_lives(&self) -> Result<Vec<Error>> {
         let names = self.disk.list(&self.lives()).map_err(self.cannot("read"))?;
         let mut wrong = Vec::new();
@@ -460,7 +460,7 @@ impl StateDir {
     /// Removes segments of the claim's life that no manifest names or will ever name.
     ///
     /// # Errors
-    /// If a later life has begun, or if the disk does not let it.
+    /// Fails if a later life has begun, or if the disk does not let it.
     pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
         (self.still_current(claim.incarnation))()?;
         let removed = self.remove(segments.map(|name| format!("segments/{name}")));
@@ -566,7 +566,7 @@ fn number_of(name: &str) -> Option<u64> {
     digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
 }
 
-/// Whether a file in `lives` is about a life whose record is not kept any more when life `current` has begun.
+/// `true` if a file in `lives` is about a life whose record is not kept once life `current` has begun.
 fn is_long_gone(name: &str, current: u64) -> bool {
     number_of(name).is_some_and(|life| life + LIVES_KEPT < current)
 }

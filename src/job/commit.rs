@@ -310,8 +310,8 @@ impl Snapshots {
 }
 
 impl Kept {
-    /// What is merged next: of the steps that have something to merge and are known to `merge`, the one with the most
-    /// segments; its smallest first. With it the end of the last windows that are dead.
+    /// Returns the next merge: of the steps that have something to merge and are known to `merge`, the one with the
+    /// most segments; its smallest first. With it the end of its last expired windows.
     fn neediest<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
         let mut steps: Vec<_> = self.live.iter().collect();
         steps.sort_by_key(|(_, live)| Reverse(live.len()));

@@ -122,14 +122,14 @@ impl Watch {
         }
     }
 
-    /// What is the matter, if a process or a worker makes no progress.
+    /// Returns the cause, if a process, a connection or a worker makes no progress.
     fn is_ill(&self) -> Option<Hold> {
         let causes = [Cause::Process, Cause::Connection, Cause::Worker];
         let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
         ill.filter(|hold| hold.since_ms.is_some())
     }
 
-    /// What is missing before the job answers for what is new, if anything is.
+    /// Returns the reason why the job cannot answer for new data yet; `None` if it can.
     fn is_unready(&self) -> Option<String> {
         if let Some(error) = self.failure.get() {
             return Some(format!("the job has failed: {error}"));

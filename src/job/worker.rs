@@ -459,7 +459,7 @@ impl OpenEpoch {
 struct Turning {
     index: usize,
     drivers: Vec<Box<dyn Driver>>,
-    /// Where it tells of its journal, in a job with state.
+    /// Input for the ends of the worker's journal; `None` in a job without state.
     ends: Option<EndsInput>,
     probe: probe::Handle<u64>,
     shared: Arc<Shared>,

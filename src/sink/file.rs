@@ -47,7 +47,7 @@ const KEPT: usize = 1 << 20;
 /// How much of a file is read at once, in bytes.
 const PIECE: usize = 1 << 20;
 
-/// How many links to links are followed, as the system does.
+/// Maximum number of chained symbolic links followed, as in the system.
 const MOST_LINKS: usize = 40;
 
 /// Appends epochs to a file.

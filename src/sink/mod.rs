@@ -101,7 +101,7 @@ impl Shard {
 /// recovery of that state would find. `None` if it has no commit file. Nothing is locked or written.
 ///
 /// # Errors
-/// When the commit file is damaged, or cannot be read.
+/// Fails if the commit file is damaged, or cannot be read.
 pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
     file::published_in(disk, file)
 }

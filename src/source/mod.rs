@@ -66,11 +66,11 @@ pub trait Source: Send + Sync + 'static {
     /// When the source is not there or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
 
-    /// What it is known by wherever it lies, and under whichever name: a topic by its id, a file by its format. A state goes
-    /// on only with the source that it has read. Asked for before it is opened; `None` where nothing is known.
+    /// Returns the source's identity, whatever its place and name: a topic's id, a file's format. A state is recovered
+    /// only with the source that it has read. Called before the source is opened; `None` if no identity is known.
     ///
     /// # Errors
-    /// When the source is not there or cannot be asked.
+    /// Fails if the source is not there or cannot be asked.
     fn identity(&self, at: &Place) -> Result<Option<String>> {
         let _ = at;
         Ok(None)
@@ -237,7 +237,7 @@ pub trait Reader<D: Record> {
         intake.exhausted()
     }
 
-    /// What the source that was opened is known by, as [`Source::identity`] says; `None` where nothing is known.
+    /// Returns the identity of the opened source, as [`Source::identity`] does; `None` if none is known.
     fn identity(&self) -> Option<String> {
         None
     }

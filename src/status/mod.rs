@@ -51,7 +51,7 @@ pub struct ProcessStatus {
     pub shown_ms: u64,
 }
 
-/// What a process hears on its connection to another one.
+/// Silence of a process's connection to another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionStatus {
     /// The other process.

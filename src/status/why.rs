@@ -20,7 +20,7 @@ use crate::time::{Epoch, EventTime, Span};
 
 /// How long a process or a worker may give no sign of life before it is the cause of everything.
 const SILENT: u64 = 2_000;
-/// How long a connection may bring nothing: longer than a process may be silent, which is the cause then.
+/// Maximum silence of a connection, in milliseconds; longer than that of a process, which is the cause then.
 const CUT_OFF: u64 = 3_000;
 /// How long an epoch, a sink or a snapshot may take before it is told.
 const SLOW: u64 = 2_000;

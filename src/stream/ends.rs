@@ -21,7 +21,7 @@ use crate::time::Epoch;
 /// An end on its way: to which worker, and of which.
 pub(crate) type EndMessage = (u64, WorkerEnd);
 
-/// What a worker tells of its journal.
+/// Input for the ends of a worker's journal.
 pub(crate) struct EndsInput {
     handle: UnorderedHandle<u64, CapacityContainerBuilder<Vec<EndMessage>>>,
     /// Epochs that are not released, oldest first; before the first one, the capability of the start.
@@ -74,7 +74,7 @@ impl EndsInput {
     }
 }
 
-/// What a sink knows of journals.
+/// Ends of journals, as known to a sink.
 #[derive(Debug, Default)]
 pub(crate) struct EndsOutput {
     waiting: BTreeMap<u64, Vec<WorkerEnd>>,

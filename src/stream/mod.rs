@@ -298,7 +298,7 @@ pub struct Flow<'f> {
     topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
-    /// What all workers tell of their journals; `None` in a job without state.
+    /// Ends of the journals of all workers; `None` in a job without state.
     ends: Option<TimelyStream<'f, u64, Vec<EndMessage>>>,
 }
 

@@ -123,14 +123,14 @@ struct State {
     fail_at: Option<usize>,
     crashed: bool,
     room: Option<u64>,
-    /// How many files and directories have been synced.
+    /// Number of syncs of files and directories.
     syncs: usize,
     lost_sync: Option<(usize, Loss)>,
     stale: Stale,
     locks_are_free: bool,
 }
 
-/// What becomes of bytes that a failed sync has dropped.
+/// Fate of bytes that a failed sync has dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// They are read until the power is lost, as if nothing were wrong.
@@ -139,7 +139,7 @@ pub enum Loss {
     AtOnce,
 }
 
-/// What directories do not show to a process that is started after a kill.
+/// Stale listings of directories, as seen by a process that is started after a kill.
 #[derive(Clone, Default)]
 struct Stale {
     /// The act from which on changes are hidden from the next process.
@@ -499,7 +499,7 @@ impl CrashingDisk {
         self.state().lost_sync = Some((number, loss));
     }
 
-    /// How many files and directories have been synced, or were to be.
+    /// Returns the number of syncs of files and directories, failed ones included.
     pub fn syncs(&self) -> usize {
         self.state().syncs
     }

@@ -170,7 +170,7 @@ impl StreamClock {
 pub struct Combined {
     sides: [(EventTime, Activity); 2],
     watermark: EventTime,
-    /// What was told last.
+    /// Last watermark and activity reported.
     told: Option<(EventTime, Activity)>,
 }
 
@@ -253,7 +253,7 @@ mod tests {
         StreamClock::new(workers, EventTime::MIN, Activity::Active)
     }
 
-    /// Where the clock is after an epoch in which workers say this.
+    /// Returns the clock's watermark and activity after an epoch in which workers report `said`.
     fn after(clock: &mut StreamClock, said: &[(usize, WorkerMark)]) -> (EventTime, Activity) {
         said.iter().for_each(|(worker, mark)| clock.update(*worker, mark.clone()));
         clock.complete();
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(clock.complete(), Some(mark));
     }
 
-    /// Where two streams as one are after an epoch in which they say this.
+    /// Returns the combined watermark after an epoch in which the streams report these; `None` if nothing is new.
     fn both(combined: &mut Combined, left: Option<(i64, Activity)>, right: Option<(i64, Activity)>) -> Option<i64> {
         let marks = |said: Option<(i64, Activity)>| {
             let mark = |(millis, activity)| Mark { activity, watermark: at(millis), floors: Vec::new() };

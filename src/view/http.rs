@@ -163,7 +163,7 @@ impl Endpoint {
     /// Checks that there can be a server, if there is to be one.
     ///
     /// # Errors
-    /// If this build has none.
+    /// Fails if this build has none.
     pub(crate) fn check(&self) -> Result<()> {
         if cfg!(feature = "http") || !self.is_some() {
             return Ok(());

@@ -243,7 +243,7 @@ struct Following<D> {
 }
 
 impl<D: Record> Following<D> {
-    /// What it begins with, or else the changes that have waited longest.
+    /// Returns the initial rows first, then the changes that have waited longest; `None` if there are none.
     fn next(&mut self) -> Option<Update> {
         if let Some(rows) = self.first.take() {
             return Some(Update::State(self.store.answer(self.told, rows)));

@@ -291,7 +291,7 @@ impl Round<'_> {
         }
     }
 
-    /// How many records are counted or late, other than the last; no window is there twice.
+    /// Returns the number of records, other than the last, that are counted or late; panics if one is shown twice.
     fn accounted(&self, [out, late]: &[Vec<Vec<String>>; 2]) -> usize {
         let column = |name: &str| self.query.columns.iter().position(|column| *column == name).unwrap();
         let (start, account, count) = (column("window_start"), column("account"), column("count"));

@@ -89,7 +89,7 @@ impl Broker {
         self.run("start", &self.options);
     }
 
-    /// Where its script keeps what belongs to it.
+    /// Returns the directory in which the broker's script keeps its files.
     pub fn data(&self) -> &Path {
         &self.data
     }
@@ -250,7 +250,7 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
     texts
 }
 
-/// Where the partitions of a topic end, with what is not committed and with markers.
+/// Returns the end offset of each partition of a topic, with uncommitted records and markers.
 pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap<i32, i64> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("isolation.level", "read_uncommitted");

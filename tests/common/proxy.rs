@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 pub const PRODUCE: i16 = 0;
 pub const END_TXN: i16 = 26;
 
-/// How long it is waited for a request, or for a broker's answer to one.
+/// Maximum wait for a request, or for a broker's answer to one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A listening proxy. It ends with the process.
 pub struct Proxy {
-    /// Where clients find it.
+    /// Address for clients.
     pub servers: String,
     port: u16,
     shared: Arc<Shared>,
@@ -30,7 +30,7 @@ pub struct Proxy {
 struct Shared {
     /// The port of the broker.
     broker: AtomicU16,
-    /// Whether the network is down: nobody gets through.
+    /// `true` while the network is down: nobody gets through.
     is_down: AtomicBool,
     links: Mutex<Vec<TcpStream>>,
     /// The API of which the next request is to be held.
@@ -65,7 +65,7 @@ impl Proxy {
         format!("{}:{}", self.shared.broker.load(Ordering::SeqCst), self.port)
     }
 
-    /// Where the broker itself listens for those that the proxy passes on.
+    /// Returns the address of the broker itself, past the proxy.
     pub fn bypass(&self) -> String {
         format!("127.0.0.1:{}", self.shared.broker.load(Ordering::SeqCst))
     }

@@ -16,12 +16,12 @@ use super::proxy::{Fate, Plan, Toward};
 use super::run::{Running, says};
 use super::{Cluster, Limits, SLACK, end_within, stop};
 
-/// How many seeded faults there are unless it is said, and how many at a time: they wait most of the time.
+/// Default number of seeded faults, and the number that run at a time: they wait most of the time.
 const ROUNDS: u64 = 8;
 const AT_A_TIME: usize = 4;
 
-/// Who is cut off from whom: `(one, other, direction that is cut, or both)`, what becomes of bytes there, and the processes
-/// that may be named as missing.
+/// A cut between two processes: `(one, other, direction that is cut, or both)`, the fate of bytes there, and the
+/// processes that may be named as missing.
 type Cut = (usize, usize, Option<Toward>, Fate, &'static [usize]);
 
 /// Cuts that last while a job of three processes runs: all of them end, and say who is missing.
@@ -80,7 +80,7 @@ fn an_outage_that_is_shorter_than_the_heartbeat_timeout_is_survived() {
     cluster.check();
 }
 
-/// What process 0 answers over HTTP.
+/// Returns the answer of process 0 over HTTP; `None` if it cannot be reached.
 fn answer(running: &Running, path: &str) -> Option<String> {
     let said = running.stderr();
     let address = said.split_once("watch it at http://")?.1.split_whitespace().next()?.to_owned();
@@ -136,7 +136,7 @@ fn a_process_0_that_accepts_and_is_silent_is_named_when_the_join_timeout_is_over
     says(&error.to_string(), &["process 0 cannot be reached", &addresses[0]]);
 }
 
-/// What a seed makes of a job of three processes: a plan for the connections of two of them.
+/// Derives a plan for the connections of two processes, of a job of three, from a seed.
 fn planned(seed: u64) -> (usize, usize, Plan) {
     let mut random = Rng::with_seed(seed);
     let (one, other) = [(1, 0), (2, 0), (2, 1)][random.usize(0..3)];

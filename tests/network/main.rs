@@ -46,7 +46,7 @@ impl Limits {
     pub const SHORT: Limits = Limits { join: Duration::from_secs(8), heartbeat: Duration::from_secs(4) };
 }
 
-/// How much longer than its limits something may take on a busy machine.
+/// Time allowed beyond a limit on a busy machine.
 pub const SLACK: Duration = Duration::from_secs(20);
 
 /// A job of several processes that are connected through proxies, and its input, which it follows.
@@ -55,7 +55,7 @@ pub struct Cluster {
     processes: usize,
     limits: Limits,
     rows: Vec<Transaction>,
-    /// How many of the rows are in the file.
+    /// Number of rows written to the file.
     written: usize,
     /// By process that connects, and process that it connects to.
     ways: Vec<(usize, usize, Proxy)>,
@@ -91,7 +91,7 @@ impl Cluster {
         }
     }
 
-    /// Where a process listens.
+    /// Returns the address at which a process listens.
     pub fn address(&self, process: usize) -> String {
         fs::read_to_string(self.path("hosts")).unwrap().lines().nth(process).unwrap().to_owned()
     }
@@ -137,7 +137,7 @@ impl Cluster {
         (0..self.processes).map(|process| self.start(process)).collect()
     }
 
-    /// How long the results are.
+    /// Returns the length of the results, in bytes.
     pub fn shown(&self) -> u64 {
         fs::metadata(self.path("out.csv")).map_or(0, |file| file.len())
     }
@@ -186,7 +186,7 @@ pub fn stop(all: Vec<Running>) {
     }
 }
 
-/// How all processes end that are to end by themselves, within so long.
+/// Waits until all processes have ended by themselves, within `limit`.
 #[track_caller]
 pub fn end_within(all: Vec<Running>, limit: Duration) -> Vec<Ended> {
     let begun = Instant::now();

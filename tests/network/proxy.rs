@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Longest time between two looks at what is to be done.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What becomes of bytes.
+/// Fate of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// They arrive.
@@ -34,14 +34,15 @@ pub enum Toward {
     Dialer,
 }
 
-/// What is planned for a connection: from that many bytes on in a direction, this fate, in that direction or in both.
+/// A planned fault of connections: from byte `after` in direction `toward` on, `fate` holds in that direction, or in
+/// both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub toward: Toward,
     pub after: usize,
     pub fate: Fate,
     pub both: bool,
-    /// How many connections it is for, from the first one on.
+    /// Number of connections that it is for, from the first one on.
     pub connections: usize,
 }
 
@@ -132,7 +133,7 @@ struct Way {
 }
 
 impl Way {
-    /// What becomes of the next bytes, and how many they are at most until that changes.
+    /// Returns the fate of the next bytes, and the maximum number of bytes until that changes.
     fn fate(&self) -> (Fate, usize) {
         let now = *self.now.lock().unwrap();
         let now = if self.toward == Toward::Acceptor { now.to_acceptor } else { now.to_dialer };

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::{Cluster, Limits, stop};
 
-/// How long the handshake of a connection may take.
+/// Handshake timeout of a connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// What strangers do, each on connections of its own, again and again.
+/// Behaviour of a stranger, repeated on connections of its own.
 #[derive(Clone, Copy, Debug)]
 enum Stranger {
     Silent,

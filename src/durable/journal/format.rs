@@ -6,8 +6,8 @@
 //! header  as in `sealed`: state, file, workers of the life, length and last epoch of the file before
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! If bounds of the frame keep records by value, the body goes on with those: a list of (number of the bound, its values),
-//! in postcard.
+//! Records that bounds of the frame keep by value follow in the body: a list of (number of the bound, its values), in
+//! postcard.
 //!
 //! `synced` is the length of this file that was known to be on the disk for good when the frame was written. So it tells
 //! a torn tail, behind which nothing can have been built on, from damage.
@@ -25,7 +25,7 @@ use crate::durable::sealed::{Broken, Kind};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// How a file begins. Files of version 1 differ in nothing but that their frames keep no values.
+/// Kind of a journal's files. Version 1 differs only in that its frames keep no values.
 pub(in crate::durable) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 2, name: "journal" };
 
 /// Reads the header that a file begins with, and its length.

@@ -65,7 +65,7 @@ pub struct Bound {
 pub struct Value {
     /// Its offset.
     pub offset: u64,
-    /// When it was written, in milliseconds since 1970, where that is known.
+    /// Write time, in milliseconds since the Unix epoch; `None` if unknown.
     pub stamped: Option<i64>,
     /// Its bytes; `None` if it has none.
     pub payload: Option<Vec<u8>>,

@@ -74,7 +74,7 @@ fn sink(name: &str, shown: Option<u64>) -> SinkFound {
     SinkFound { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
 }
 
-/// What a sink says; the ends are of worker and epoch, all of process 0.
+/// Makes a sink's report of what is published; the ends are of worker and epoch, all of process 0.
 fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> Published {
     Published { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
 }

@@ -14,19 +14,19 @@ use super::Hello;
 use super::handshake::{Caller, Progress, Terms};
 use super::wire::Wire;
 
-/// How many callers are heard at a time: so many that a process has files left to open.
+/// Maximum number of concurrent callers; leaves the process enough file descriptors.
 const MOST: usize = 128;
-/// How long there is between two looks at who has connected, while there are callers and while there are none.
+/// Polling intervals, while there are callers and while there are none.
 const BUSY: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_millis(20);
-/// How many are taken in at a time.
+/// Maximum number of connections accepted per poll.
 const AT_ONCE: usize = 256;
 
 /// A process that has proved who it is.
 pub(super) struct Arrival {
     pub(super) process: usize,
     pub(super) wire: Wire,
-    /// What it would run, if it has come to process 0.
+    /// The query that it would run, and how; `None` on connections of the dataflow.
     pub(super) hello: Option<Box<Hello>>,
 }
 
@@ -69,7 +69,7 @@ impl Acceptor {
         arrivals
     }
 
-    /// How long to wait before the next look.
+    /// Returns the time to wait before the next poll.
     pub(super) fn pause(&self) -> Duration {
         if self.callers.is_empty() { IDLE } else { BUSY }
     }

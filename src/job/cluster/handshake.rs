@@ -1,4 +1,4 @@
-//! How two processes prove to each other who they are, before anything else is said on a connection.
+//! Mutual authentication of two processes, before anything else is sent on a connection.
 //!
 //! | | from | to | bytes |
 //! | --- | --- | --- | --- |
@@ -10,8 +10,8 @@
 //! A connection to process 0 goes on with its [`Hello`], and is answered by a [`Reply`]. Both ends have a limit for all of
 //! it, [`HANDSHAKE`], counted while they run. Without a secret the same is sent, and proves only that both ends are there.
 //!
-//! Who speaks another version learns the own one from the first bytes of any answer; versions 2 and 3, which know no
-//! challenge, are answered as they understand.
+//! A peer of another version learns this one's version from the first bytes of any answer; versions 2 and 3, which know
+//! no challenge, are answered in their own format.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -25,18 +25,18 @@ use super::wire::{Wire, encoded};
 use super::{Hello, Told};
 use crate::error::Error;
 
-/// How long the handshake of a connection may take.
+/// Handshake timeout.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// How long it may take to connect.
+/// Connect timeout.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an attempt to reach a process takes at most: to connect, to prove, and to be answered.
+/// Maximum duration of an attempt to reach a process: connect, handshake and reply.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(13);
-/// How many bytes a [`Hello`] has at most.
+/// Maximum size of a [`Hello`], in bytes.
 const LONGEST_HELLO: usize = 1 << 20;
-/// How much is read of somebody who has been refused.
+/// Maximum number of bytes read on a connection whose caller has been refused.
 const LONGEST_REST: u64 = 2 << 20;
 
-/// What every connection begins with: the name of how processes speak, and the version of that.
+/// First bytes of every connection: name and version of the protocol.
 const MAGIC: [u8; 8] = *b"TGPROC\0\x04";
 /// The versions that know no challenge.
 const OLDEST: u8 = 2;
@@ -47,7 +47,7 @@ const GREETING: usize = 8 + 1 + 4 + 4 + 8 + 1 + NONCE;
 const CHALLENGE: usize = 8 + 1 + NONCE;
 const VERDICT: usize = 1 + PROOF;
 
-/// What a connection is for.
+/// Purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Messages to process 0 and from it.
@@ -56,13 +56,13 @@ pub(super) enum Purpose {
     Data,
 }
 
-/// Who connects, to whom, and what for.
+/// First message on a connection: purpose, sender and recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Greeting {
     pub(super) purpose: Purpose,
     pub(super) from: u32,
     pub(super) to: u32,
-    /// What process 0 has drawn, for who is to connect by it; else 0.
+    /// Number that process 0 drew for the connections of the dataflow; 0 on others.
     pub(super) number: u64,
     /// `true` if the dialer has a secret.
     pub(super) secured: bool,
@@ -110,7 +110,7 @@ fn other_version(version: u8) -> String {
     format!("it speaks version {version} of what processes say to each other, this one speaks {}", MAGIC[7])
 }
 
-/// What process 0 answers to a [`Hello`].
+/// Answer of process 0 to a [`Hello`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     /// The process has come, and waits for the others.
@@ -174,7 +174,7 @@ fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T
     }
 }
 
-/// Who dials whom.
+/// Parameters of a connection to another process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
     pub(super) purpose: Purpose,
@@ -262,7 +262,7 @@ pub(super) struct Caller {
     stage: Stage,
 }
 
-/// What is to come next of a caller.
+/// Next message expected from a caller.
 enum Stage {
     Greeting,
     Proof {
@@ -277,7 +277,7 @@ enum Stage {
     End(Option<String>),
 }
 
-/// How far a caller is.
+/// State of a caller's handshake.
 pub(super) enum Progress {
     /// More is to come of it.
     Waits,
@@ -401,7 +401,7 @@ impl Caller {
     }
 }
 
-/// What somebody of another version is answered, so that it knows why.
+/// Returns the answer to a peer of another version, in a format that it can read and report.
 fn answer_for(version: u8, own: usize) -> io::Result<Vec<u8>> {
     if !(OLDEST..=BEFORE_CHALLENGES).contains(&version) {
         return Ok(MAGIC.to_vec());

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a reader waits for bytes before it looks at the clock.
+/// Maximum time that a reader waits for bytes before it checks the clock.
 pub(super) const POLL: Duration = Duration::from_millis(250);
-/// How often each process gives a sign of life on each connection.
+/// Heartbeat interval of each process on each connection.
 pub(super) const SIGN: Duration = Duration::from_millis(500);
 /// The most that counts of a gap between two looks: less than any heartbeat timeout without two signs.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl RunningTime {
     }
 }
 
-/// How long nothing has been heard on a connection, for those who tell of it.
+/// Milliseconds since anything was received on a connection, for those that report it.
 #[derive(Debug, Default)]
 pub(super) struct Silence(AtomicU64);
 

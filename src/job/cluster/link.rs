@@ -4,11 +4,11 @@
 //! never returns: the thread that sends or receives by it sleeps until the process ends. So nothing is printed but the one
 //! line of the job's own failure, and no worker goes on with half of what was sent.
 //!
-//! If timely panics all the same, on a thread that reads or writes here, that fails the job: see [`adopt`].
+//! A panic of timely on a thread that reads or writes here fails the job all the same: see [`adopt`].
 //!
-//! What is sent goes in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`SIGN`], a sign of life,
-//! which a thread beside the dataflow sends when nothing else is on its way; and [`END`], after which nothing comes. So a
-//! connection that brings nothing is noticed even when there is nothing to bring, and one that ends without [`END`] is lost.
+//! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`SIGN`], a heartbeat,
+//! which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So a connection
+//! that brings nothing is noticed even when there is nothing to bring, and one that ends without [`END`] is lost.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -25,13 +25,13 @@ use crate::thread::adopt;
 const SIGN: u8 = 0;
 const DATA: u8 = 1;
 const END: u8 = 2;
-/// How many bytes come before those of timely.
+/// Size of a frame's header, in bytes.
 const HEADER: usize = 5;
-/// How many bytes of timely's a frame has at most.
+/// Maximum number of timely's bytes in a frame.
 const LONGEST: usize = 1 << 30;
 /// Frames of which less than that is left to read are read by way of a buffer, with those that follow.
 const BUFFER: usize = 1 << 14;
-/// How long a sign may take to be sent: when the connection is full, there is no need of it.
+/// Write timeout of a heartbeat; a full connection needs none.
 const SIGNING: Duration = Duration::from_millis(1);
 
 /// The sending half of a connection.
@@ -113,12 +113,12 @@ impl Link {
         Ok(Link { process, side, sender, silence, timeout, receiver })
     }
 
-    /// What signs are given by.
+    /// Returns the handle that sends heartbeats.
     pub(super) fn sender(&self) -> Arc<Sender> {
         Arc::clone(&self.sender)
     }
 
-    /// How long nothing has come over it.
+    /// Returns the measured silence of the connection.
     pub(super) fn silence(&self) -> Arc<Silence> {
         Arc::clone(&self.silence)
     }
@@ -187,11 +187,11 @@ impl Stream for Link {
 struct Receiver {
     stream: TcpStream,
     monitor: HeartbeatMonitor,
-    /// What has been read and is not taken: `buffer[taken..held]`.
+    /// Bytes read and not yet consumed: `buffer[taken..held]`.
     buffer: Vec<u8>,
     taken: usize,
     held: usize,
-    /// How many bytes are left of the frame.
+    /// Bytes left of the current frame.
     left: usize,
     ended: bool,
 }

@@ -144,7 +144,7 @@ impl Cluster {
     /// keeps out who can reach the ports of the processes and does not know it; what goes over the network is not encrypted.
     ///
     /// # Errors
-    /// If it is too short.
+    /// Fails if it is too short.
     pub fn secret(mut self, secret: &[u8]) -> Result<Self> {
         self.secret = Some(Secret::new(secret)?);
         Ok(self)
@@ -153,7 +153,7 @@ impl Cluster {
     /// As [`secret`](Cluster::secret), read from a file; white space at its ends is not part of it.
     ///
     /// # Errors
-    /// If it cannot be read, or is too short.
+    /// Fails if it cannot be read, or is too short.
     pub fn secret_file(mut self, path: &Path) -> Result<Self> {
         self.secret = Some(Secret::from_file(path)?);
         Ok(self)
@@ -371,7 +371,7 @@ impl Hello {
     }
 }
 
-/// What process 0 says to those who have come, if they can run together.
+/// Decision of process 0, sent to all processes that have come, if they can run together.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Answer {
     /// To connect, with this number, and to run as this life of the state; and whether process 0 keeps views.
@@ -432,7 +432,7 @@ impl Gathered {
     /// Process 0: has all begin, as this life of the state if there is one, and with views if they are wanted.
     ///
     /// # Errors
-    /// If one is gone since it has come.
+    /// Fails if one is gone since it has come.
     pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<Decided> {
         let number = u64::from_le_bytes(random()?);
         self.answer(Answer::Begin { number, life, views })?;

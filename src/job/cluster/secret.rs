@@ -17,14 +17,14 @@ use sha2::Sha256;
 
 use crate::error::{Error, Result};
 
-/// How many bytes a proof has.
+/// Size of a proof, in bytes.
 pub(super) const PROOF: usize = 32;
-/// How many bytes a secret has at least, without white space at its ends.
+/// Minimum size of a secret, in bytes, without white space at its ends.
 const SHORTEST: usize = 16;
 /// Permission bits that let others than the owner read or change a file.
 const OTHERS: u32 = 0o077;
 
-/// What all processes of a job know, and nobody else.
+/// A secret shared by all processes of a job.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(Arc<[u8]>);
 

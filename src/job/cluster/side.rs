@@ -35,7 +35,7 @@ use crate::thread::{self, Failure, Handle, Role};
 const TICK: Duration = Duration::from_millis(50);
 /// How long a process that has lost another waits for the reason.
 const GRACE: Duration = Duration::from_millis(500);
-/// How long the last words may take to be sent and read.
+/// Maximum time to send and read the last messages.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is said.
@@ -43,7 +43,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 enum Word {
     /// The process is there, and at this.
     Alive(Option<Box<ProcessStatus>>),
-    /// What process 0 has decided.
+    /// Decision of process 0.
     Answer(Answer),
     /// A process has failed, and with what.
     Failed(Told),
@@ -92,11 +92,11 @@ impl Peer {
     }
 }
 
-/// What is to be sent to a process.
+/// Messages queued for a process.
 #[derive(Default)]
 struct Outbox {
     words: Vec<Word>,
-    /// Which of its connections it is for: it may come again.
+    /// Number of the process's connection that the messages are for; a process may connect again.
     attempt: u64,
     open: bool,
     stream: Option<TcpStream>,
@@ -105,9 +105,9 @@ struct Outbox {
 struct State {
     /// `true` in process 0 until all have come: who goes may come again.
     gathers: bool,
-    /// What process 0 has decided.
+    /// Decision of process 0.
     answer: Option<Answer>,
-    /// What each has said last that it is at.
+    /// Last reported status of each process.
     at: Vec<ProcessStatus>,
     /// What each that is done has done.
     done: Vec<Option<Summary>>,
@@ -142,7 +142,7 @@ impl State {
         }
     }
 
-    /// What a process has said last that it is at, or what is known of one that has said nothing.
+    /// Returns a process's last reported status, or its default status if it has reported none.
     fn of(&self, process: usize, silent_ms: u64) -> ProcessStatus {
         ProcessStatus { silent_ms, ..self.at[process].clone() }
     }
@@ -228,7 +228,7 @@ impl Side {
         self.peers[process].outbox().open
     }
 
-    /// How long a process that has come has been silent.
+    /// Returns the milliseconds since anything was heard of a process that has come.
     pub(super) fn silent_ms(&self, process: usize) -> u64 {
         self.peers[process].silence.millis()
     }
@@ -294,7 +294,7 @@ impl Side {
         others.map(|process| state.of(process, self.silent_ms(process))).collect()
     }
 
-    /// What this process hears on its connections of the dataflow.
+    /// Returns the silence of each connection of the dataflow, as this process measures it.
     pub(crate) fn connections(&self) -> Vec<ConnectionStatus> {
         let links = self.links.get().into_iter().flatten();
         let hears =
@@ -302,7 +302,7 @@ impl Side {
         links.map(hears).collect()
     }
 
-    /// What fails the job.
+    /// Returns the job's shared failure.
     pub(super) fn failure(&self) -> &Arc<Failure> {
         &self.failure
     }
@@ -407,7 +407,7 @@ impl Side {
         }
     }
 
-    /// What this process is at, once its workers have begun.
+    /// Returns this process's status; `None` before its workers have begun.
     fn status(&self) -> Option<Box<ProcessStatus>> {
         let board = self.board.get()?;
         Some(Box::new(ProcessStatus { connections: self.connections(), ..board.status() }))

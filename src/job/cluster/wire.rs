@@ -14,7 +14,7 @@ use super::heartbeat::POLL;
 
 /// How many bytes a message has at most.
 const LONGEST: usize = 64 << 20;
-/// How many bytes are read at a time.
+/// Number of bytes read at a time.
 const PIECE: usize = 1 << 16;
 
 /// One end of a connection by which messages go.
@@ -22,7 +22,7 @@ pub(super) struct Wire {
     stream: TcpStream,
     /// What has come and is no whole message yet.
     buffer: Vec<u8>,
-    /// How many bytes have come.
+    /// Number of bytes received.
     received: u64,
 }
 
@@ -58,7 +58,7 @@ impl Wire {
         self.stream.try_clone()
     }
 
-    /// How many bytes have come over it.
+    /// Returns the number of bytes received.
     pub(super) fn received(&self) -> u64 {
         self.received
     }

@@ -13,7 +13,7 @@ use crate::durable::memory_disk::MemoryDisk;
 use crate::durable::recovery::{Found, decide};
 use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
 
-/// How long anything here may take.
+/// Time limit of each operation here.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A row: its window's end and key, and a count.

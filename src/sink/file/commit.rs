@@ -50,7 +50,7 @@ pub(super) struct Commit {
 }
 
 impl Commit {
-    /// What it says is published, if anything is.
+    /// Returns what the commit records as published; `None` if nothing is.
     pub(super) fn published(&self) -> Option<Published> {
         let ends = self.ends.clone();
         self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })

@@ -28,7 +28,7 @@ const FORMAT: u32 = 2;
 /// The version that had no ends of journals.
 const WITHOUT_ENDS: u32 = 1;
 
-/// What its name ends with.
+/// Suffix of a progress topic's name.
 const SUFFIX: &str = "-tidegate-progress";
 
 /// What the topic is created with: parts that are small enough to be compacted soon, and read at once.
@@ -67,7 +67,7 @@ pub(super) struct Progress {
     pub(super) journal: JournalEnds,
 }
 
-/// What a progress topic has of a key.
+/// Contents of a progress topic for one key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
     /// The last progress of the key.
@@ -122,7 +122,7 @@ impl Progress {
         Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends, journal })
     }
 
-    /// What it says is published, if anything is.
+    /// Returns what the progress records as published; `None` if nothing is.
     pub(super) fn published(&self) -> Option<Published> {
         let ends = self.journal.clone();
         self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })

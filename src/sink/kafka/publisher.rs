@@ -48,7 +48,7 @@ const INIT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long it may take to abort a transaction that is not wanted: the broker aborts it later in any case.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How many of the library's events are taken in at once at most.
+/// Maximum number of the client library's events handled at once.
 const EVENTS: usize = 256;
 
 /// How often it is asked whether the transaction can still succeed, while messages are not acknowledged.
@@ -65,9 +65,9 @@ pub struct Publisher {
     limit: Option<Duration>,
     /// Since when there is a transaction.
     begun: Option<Instant>,
-    /// How often there had been doubt before the transaction.
+    /// Value of the producer's `doubts` when the transaction began.
     doubts: u64,
-    /// Whether there was any in a transaction of this producer.
+    /// `true` if a transaction of this producer was ever in doubt.
     doubtful: bool,
     /// Asked during long waits; an error ends them.
     still_current: Option<StillCurrent>,
@@ -100,7 +100,7 @@ impl Publisher {
     /// keeps it from everything from now on. The topic is looked for: it may be missing only if it `may_be_new`.
     ///
     /// # Errors
-    /// When no broker is there, or the brokers do not let it begin transactions.
+    /// Fails if no broker is there, or the brokers do not let it begin transactions.
     pub(super) fn transactional(target: Target, id: &str, may_be_new: bool) -> Result<Self> {
         let mut publisher = Publisher::with(target, Some(id))?;
         let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_PATIENCE };
@@ -177,7 +177,7 @@ impl Publisher {
     /// Finds the topic, or creates it with so many partitions if it is missing and may be created.
     ///
     /// # Errors
-    /// When it is missing, or cannot be created.
+    /// Fails if it is missing, or cannot be created.
     pub(super) fn find(&mut self, create: Option<u32>) -> Result<()> {
         if self.partitions > 0 {
             return Ok(());
@@ -524,7 +524,7 @@ fn lasts(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// What to do about an error that lasts.
+/// Returns the advice for an error that lasts; `None` if there is none.
 fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     Some(match code {
@@ -549,7 +549,7 @@ struct Waiting {
     since: Instant,
     /// When it was last asked whether anything can come.
     asked: Instant,
-    /// When it was last asked whether it is still to wait.
+    /// Time of the last check whether to keep waiting.
     told: Instant,
 }
 

@@ -62,12 +62,12 @@ impl Reports {
         Reports { reached: Some(Mutex::default()), ..Reports::default() }
     }
 
-    /// How many messages have been acknowledged.
+    /// Returns the number of messages acknowledged.
     pub(super) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// How many messages were not delivered, and the first of them.
+    /// Returns the number of messages that were not delivered, and the first of them.
     pub(super) fn failures(&self) -> (u64, Option<Failure>) {
         let failed = self.failed.load(Ordering::Relaxed);
         if failed == 0 {
@@ -76,7 +76,7 @@ impl Reports {
         (failed, self.first.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// How often there was doubt so far.
+    /// Returns the number of lost connections and timed-out requests so far.
     pub(super) fn doubts(&self) -> u64 {
         self.doubts.load(Ordering::Relaxed)
     }

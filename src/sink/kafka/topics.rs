@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::source::kafka::admin::{administrator, wait_for};
 use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, said};
 
-/// How long the brokers may take to say whether a topic is there before it is created.
+/// Maximum time for the brokers to say whether a topic exists, before it is created.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Finds a topic, or creates it; how many partitions it has, and whether it was created.

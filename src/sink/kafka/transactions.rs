@@ -27,10 +27,10 @@ use crate::error::{Error, Result};
 use crate::source::kafka::client::{Target, no_topic};
 use crate::time::Epoch;
 
-/// How often a transaction may fail in a row without any doubt before that is an error.
+/// Number of consecutive failures of a transaction, none of them in doubt, after which the sink fails.
 const ATTEMPTS: usize = 3;
 
-/// How long it is waited before brokers that are away are tried again.
+/// Pause before brokers that cannot be reached are tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Shows epochs in transactions.
@@ -42,7 +42,7 @@ pub(super) struct Transactions {
     /// The last progress that is known to be committed; the progress that is being committed.
     found: Option<Progress>,
     attempt: Option<Progress>,
-    /// Whether records were removed from the progress topic.
+    /// `true` if records were removed from the progress topic.
     truncated: bool,
     life: Option<Life>,
     /// The last epoch that was begun.
@@ -53,7 +53,7 @@ pub(super) struct Transactions {
     spoilt: Option<Error>,
     /// Whether anything is to be shown.
     unshown: bool,
-    /// Whether something failed for good.
+    /// `true` if something failed for good.
     broken: bool,
 }
 
@@ -263,7 +263,7 @@ impl Transactions {
     /// is.
     ///
     /// # Errors
-    /// When the life is not the current one, somebody else has shown anything, or a topic is not what it was.
+    /// Fails if the life is not the current one, somebody else has shown anything, or a topic is not what it was.
     fn reopen(&mut self, why: Option<Error>) -> Result<bool> {
         let Some(life) = self.life.clone() else {
             return Err(self.bug("a topic was to be opened before it was begun"));

@@ -422,7 +422,7 @@ impl<F: Format> Shared<F> {
     /// Counts the lines that end in a record that is too long.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
         self.lock().count_lines(from, length)
     }

@@ -38,7 +38,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
     /// Reads records from `reader`.
     ///
     /// # Errors
-    /// When it cannot be read, or is of another format.
+    /// Fails if it cannot be read, or is of another format.
     pub fn new(reader: R) -> Result<Self> {
         let (scratch, records) = (F::Scratch::default(), VecDeque::new());
         let mut pieces = Pieces {
@@ -71,7 +71,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
     /// The next record with its line, from 1; `None` at the end.
     ///
     /// # Errors
-    /// When the input cannot be read.
+    /// Fails if the input cannot be read.
     pub fn next_record(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
         loop {
             if let Some(record) = self.records.pop_front() {

@@ -3,8 +3,8 @@
 //! A chunk is parsed as soon as it is dealt, with marks that count from its own first record; it is **held** until what
 //! holds before it is known, then its marks are raised to that. A reader holds few chunks, and never waits.
 //!
-//! If event times are judged by the greatest one before them (`--max-ahead`), a chunk is judged when what holds before it
-//! is known, and only then summed up: such chunks are parsed side by side, and judged one after the other.
+//! With `--max-ahead`, event times are judged by the greatest one before them: a chunk is judged when what holds before
+//! it is known, and only then summed up. Such chunks are parsed side by side, and judged one after the other.
 //!
 //! Invariants: held chunks are given on in the order in which they were dealt, so in order of epochs; an epoch is not
 //! bound while a chunk of it is held; the events of one poll are of one epoch.

@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::Target;
 
-/// How long brokers may take to name their cluster.
+/// Maximum time for brokers to name their cluster.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A topic at brokers, as a source reads it or a sink writes it.

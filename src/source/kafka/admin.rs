@@ -15,7 +15,7 @@ use crate::error::Result;
 /// Makes an administrator with the connection's properties of another client.
 ///
 /// # Errors
-/// When the client library refuses the properties.
+/// Fails if the client library refuses the properties.
 pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>> {
     let mut admin_config = ClientConfig::new();
     // Of the properties only those of the connection mean something to an administrator.

@@ -354,7 +354,7 @@ fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error 
 /// that were given. `served` serves the client's events.
 ///
 /// # Errors
-/// When one does not within [`PATIENCE`]: names its address and the cause.
+/// Fails if one does not within [`PATIENCE`]: names its address and the cause.
 pub(crate) fn reach<C: ClientContext>(
     client: &Client<C>,
     target: &Target,

@@ -26,10 +26,10 @@ use super::reader::{OFFSETS_PATIENCE, another, check, connect, judge, list, no_p
 use crate::durable::journal::Check;
 use crate::error::{Error, Result};
 
-/// How long the brokers may take to tell a topic's settings.
+/// Maximum time for the brokers to report a topic's settings.
 const SETTINGS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How the id of an embedded broker's cluster begins, and how long it may take to be known: it came with the partitions.
+/// Prefix of an embedded broker's cluster id, and the maximum time to learn that id: it comes with the partitions.
 const EMBEDDED: &str = "mockCluster";
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -60,7 +60,7 @@ pub(super) fn made_again(target: &Target) -> Error {
 /// another record in the place of one, or none.
 ///
 /// # Errors
-/// When the topic cannot be read now.
+/// Fails if the topic cannot be read now.
 pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)]) -> Result<Option<Error>> {
     let (consumer, ids) = connect(target, job)?;
     let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
@@ -111,7 +111,7 @@ pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)
 /// Refuses a topic that is compacted. Where the brokers do not tell, it is read, with a warning.
 ///
 /// # Errors
-/// When it is compacted.
+/// Fails if it is compacted.
 pub(super) fn refuse_compacted<C: ClientContext>(
     client: &Client<C>,
     target: &Target,

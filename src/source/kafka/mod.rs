@@ -137,9 +137,9 @@ impl<T: Record> Topic<T> {
         self
     }
 
-    /// Whether to read a topic that is compacted, which is refused otherwise: its records vanish when later ones of their
-    /// key come, so that two jobs that read it may see different ones. What this one reads is kept by value in the state's
-    /// journal, so that it goes on after a crash with what it has read.
+    /// Accepts a compacted topic, if `true`; by default it is refused. Compaction removes a record once a later one of
+    /// its key comes, so two jobs may read different records. The records that this job reads are kept by value in the
+    /// state's journal, so that it recovers with exactly those.
     #[must_use]
     pub fn compacted(mut self, compacted: bool) -> Self {
         self.compacted = compacted;

@@ -50,10 +50,10 @@ const UNSHOWN: usize = 10_000;
 /// How long a partition's broker may take to tell its offsets, or to bring a record that is there.
 pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often the last records of a topic without an id are read again, to see whether it is the same.
+/// Interval at which the last records of a topic without an id are read again, to see whether it is the same.
 const DOUBT: Duration = Duration::from_secs(30);
 
-/// How long the brokers may take to confirm an end.
+/// Maximum time for the brokers to confirm an end.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
 
 const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
@@ -86,7 +86,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("statistics.interval.ms", "500"),
 ];
 
-/// How a topic is read.
+/// Options for reading a topic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {
     pub(super) start: Start,
@@ -142,16 +142,16 @@ enum Taken {
     Empty(usize),
 }
 
-/// How far the topic is known to be the same.
+/// Progress of confirming that the topic is still the same.
 #[derive(Debug, Default)]
 struct Confirmed {
-    /// How many ends are confirmed.
+    /// Number of confirmed ends.
     ends: usize,
-    /// How many ends there were when the topic was asked for, if no answer came yet.
+    /// Number of ends when the pending confirmation was requested; `None` if none is pending.
     asked: Option<usize>,
     /// The epoch that cannot be bound before the answer, and since when.
     waiting: Option<(Epoch, Instant)>,
-    /// When the records of a topic without an id were compared last.
+    /// Time of the last comparison of records, of a topic without an id.
     compared: Option<Instant>,
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Asks a server for a path: the status and the text of its answer.
 ///
 /// # Errors
-/// If nobody answers there, if the whole answer is not there within `limit`, or if it is too long.
+/// Fails if nobody answers there, if the whole answer is not there within `limit`, or if it is too long.
 pub(crate) fn get(address: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
     let failed = |why: &dyn fmt::Display| Error::new("cannot ask").at(format!("http://{address}{path}")).because(why);
     let until = Instant::now() + limit;

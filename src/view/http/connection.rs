@@ -130,7 +130,7 @@ impl Pulse {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// Since when the connection can be spared; `None` if it cannot.
+    /// Returns the time since which the connection is expendable; `None` if it is not.
     fn spare_since(&self, now: Instant) -> Option<Instant> {
         let state = locked(&self.0);
         match (state.phase, state.stall) {

@@ -39,7 +39,7 @@ impl Gate {
     /// Enters without waiting.
     ///
     /// # Errors
-    /// If no place is free.
+    /// Fails if no place is free.
     pub(super) fn enter_now(&self) -> Result<Permit, &str> {
         Arc::clone(&self.free).try_acquire_owned().map_err(|_| &*self.full)
     }
@@ -47,7 +47,7 @@ impl Gate {
     /// Enters when a place is free.
     ///
     /// # Errors
-    /// If too many wait, or none became free within [`TURN_TIME`].
+    /// Fails if too many wait, or none became free within [`TURN_TIME`].
     pub(super) async fn enter(&self) -> Result<Permit, &str> {
         if let Ok(permit) = self.enter_now() {
             return Ok(permit);
@@ -63,7 +63,7 @@ impl Gate {
     /// Enters when a place is free, however many wait.
     ///
     /// # Errors
-    /// If none became free within `limit`.
+    /// Fails if none became free within `limit`.
     pub(super) async fn enter_within(&self, limit: Duration) -> Result<Permit, &str> {
         let free = tokio::time::timeout(limit, Arc::clone(&self.free).acquire_owned()).await;
         free.ok().and_then(Result::ok).ok_or(&*self.full)

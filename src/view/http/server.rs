@@ -44,7 +44,7 @@ impl Server {
     /// Listens at an address.
     ///
     /// # Errors
-    /// If nobody can listen there.
+    /// Fails if nobody can listen there.
     pub(crate) fn start(endpoint: &Endpoint, answering: &Answering) -> Result<Self> {
         let cannot = |why: &dyn fmt::Display| {
             let error = Error::new("cannot serve HTTP").at(&endpoint.address).because(why);
