@@ -7,6 +7,7 @@ mod broker;
 #[path = "common/run.rs"]
 mod run;
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use broker::{Broker, send_all};
@@ -128,13 +129,12 @@ fn no_right_on_a_group_is_needed() {
 /// Brokers often advertise an address that only they can reach.
 #[test]
 fn a_leader_that_cannot_be_reached_is_named_with_the_address_that_was_tried() {
-    let cluster: MockCluster<'static, DefaultProducerContext> = MockCluster::new(2).unwrap();
-    cluster.create_topic("transaction", 1, 1).unwrap();
-    cluster.partition_leader("transaction", 0, Some(2)).unwrap();
-    let servers = cluster.bootstrap_servers();
-    let (first, second) = servers.split_once(',').unwrap();
-    cluster.broker_down(2).unwrap();
-    let ended = run(ACCOUNT_TOTALS, ["--brokers", first, "--until-end"]);
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (listening, advertised) = (free(), free());
+    let Some(broker) = Broker::start_with(&["--proxied", &format!("{listening}:{advertised}")]) else { return };
+    broker.create("transaction", 1);
+    let servers = format!("127.0.0.1:{listening}");
+    let ended = run(ACCOUNT_TOTALS, ["--brokers", &servers, "--until-end"]);
     let error = ended.error(1);
-    says(error, &[&format!("cannot reach {second}"), "partition 0", first, "advertised.listeners"]);
+    says(error, &[&format!("cannot reach 127.0.0.1:{advertised}"), "partition 0", &servers, "advertised.listeners"]);
 }

@@ -77,10 +77,12 @@ impl Target {
 
 /// What the library says about an error, without its names for it.
 pub(crate) fn said(error: &KafkaError) -> String {
-    match error.rdkafka_error_code() {
-        Some(code) => in_words(code),
-        None => error.to_string(),
-    }
+    let code = match error {
+        // Not among those that the library tells the code of.
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    };
+    code.map_or_else(|| error.to_string(), in_words)
 }
 
 /// What an error code means.
@@ -137,6 +139,9 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
             | Code::TimedOutQueue
             | Code::Resolve
             | Code::NodeUpdate
+            // A broker that metadata names no more: its questions are asked of another.
+            | Code::BrokerDestroy
+            | Code::DestroyBroker
             | Code::WaitingForCoordinator
             | Code::WaitCache
             | Code::Retry
@@ -211,7 +216,7 @@ impl LastWords {
     /// Why the last connection failed, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
     pub(crate) fn reason(&self) -> Option<String> {
         // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
-        self.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
+        self.get().map(|(_, reason)| without_codes(reason.split(" (after ").next().unwrap_or_default()))
     }
 
     pub(crate) fn get(&self) -> Option<(RDKafkaErrorCode, String)> {
@@ -308,12 +313,6 @@ fn refused(target: &Target, because: &str) -> Error {
     Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
 }
 
-/// The library's last words on connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
-/// identical error(s) suppressed)".
-fn last_words(words: &LastWords) -> Option<String> {
-    words.get().map(|(_, reason)| without_codes(reason.split(" (after ").next().unwrap_or_default()))
-}
-
 /// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
 pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, partition: u32) -> Option<String> {
     let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
@@ -332,15 +331,25 @@ pub(crate) fn no_leader<C: ClientContext>(
     words: &LastWords,
 ) -> Error {
     let place = format!("{}, partition {partition}", target.describe());
-    let Some(address) = leader_of(client, &target.topic, partition) else {
+    // The brokers cannot be asked where none of them is reachable at the address that it advertises.
+    let address = leader_of(client, &target.topic, partition).or_else(|| advertised_in(&words.reason()?));
+    let Some(address) = address else {
         return Error::new("no broker leads a partition").at(place).help("check the brokers");
     };
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
-    let error = error.because(last_words(words).unwrap_or_else(|| String::from("it does not answer")));
+    let error = error.because(words.reason().unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
         "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
         target.brokers
     ))
+}
+
+/// The address in a reason of the library, if it is one that a broker has advertised: "127.0.0.1:9/1: Connect to …".
+fn advertised_in(reason: &str) -> Option<String> {
+    let (address, rest) = reason.split_once(": ")?.0.rsplit_once('/')?;
+    let is_number = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let address = address.split_once("://").map_or(address, |(_, address)| address);
+    is_number.then(|| address.to_owned())
 }
 
 fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
@@ -462,6 +471,18 @@ mod tests {
         assert_eq!(without_codes(reason), "ssl://b:1/bootstrap: SSL routines: certificate verify failed");
         for reason in ["an error: none", "Connect failed: Connection refused", ""] {
             assert_eq!(without_codes(reason), reason);
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_advertised_is_told_from_one_that_was_given() {
+        for (reason, expected) in [
+            ("127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: Connection refused", Some("127.0.0.1:9")),
+            ("sasl_ssl://kafka:9094/12: SSL handshake failed", Some("kafka:9094")),
+            ("kafka:9094/bootstrap: Connect to ipv4#10.0.0.1:9094 failed", None),
+            ("no reason", None),
+        ] {
+            assert_eq!(advertised_in(reason).as_deref(), expected, "{reason}");
         }
     }
 

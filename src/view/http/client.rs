@@ -35,7 +35,9 @@ fn ask(address: &str, path: &str, until: Instant, limit: Duration) -> io::Result
             }
         };
         stream.set_write_timeout(Some(left().ok_or_else(late)?))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        // In one piece: who answers before all of it has come has closed the connection to the rest.
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
         let (mut text, mut piece) = (Vec::new(), [0; 8 << 10]);
         loop {
             stream.set_read_timeout(Some(left().ok_or_else(late)?))?;
