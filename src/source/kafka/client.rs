@@ -201,26 +201,40 @@ pub(crate) fn tell_of_group(group: &str) {
 
 /// What the library reported last, while nothing could be asked.
 #[derive(Debug, Default)]
-pub(crate) struct LastWords(Mutex<Option<(RDKafkaErrorCode, String)>>);
+pub(crate) struct LastWords {
+    last: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    /// The last reason that has an address which a broker has advertised.
+    of_advertised: Mutex<Option<String>>,
+}
 
 impl LastWords {
     pub(crate) fn set(&self, error: &KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
+        let words = without_codes(reason.split(" (after ").next().unwrap_or_default());
+        if advertised_in(&words).is_some() {
+            *self.of_advertised.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // "All brokers are down" says less than why the last of them is.
         if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
-            *last = Some((code, reason.to_owned()));
+            *last = Some((code, words));
         }
     }
 
-    /// Why the last connection failed, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
+    /// The cause of the last failed connection, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
     pub(crate) fn reason(&self) -> Option<String> {
-        // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
-        self.get().map(|(_, reason)| without_codes(reason.split(" (after ").next().unwrap_or_default()))
+        self.get().map(|(_, reason)| reason)
+    }
+
+    /// The cause of the last failed connection to an address that a broker has advertised, with that address.
+    fn reason_of_advertised(&self) -> Option<(String, String)> {
+        let reason = self.of_advertised.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        advertised_in(&reason).map(|address| (address, reason))
     }
 
     pub(crate) fn get(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -300,7 +314,7 @@ pub(crate) fn find_topic_within<C: ClientContext>(
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(target, &format!("{}: {}", in_words(code), without_codes(&reason))));
+            return Err(refused(target, &format!("{}: {reason}", in_words(code))));
         }
         if begun.elapsed() >= PATIENCE {
             return Err(not_there(target, words, last));
@@ -332,12 +346,13 @@ pub(crate) fn no_leader<C: ClientContext>(
 ) -> Error {
     let place = format!("{}, partition {partition}", target.describe());
     // The brokers cannot be asked where none of them is reachable at the address that it advertises.
-    let address = leader_of(client, &target.topic, partition).or_else(|| advertised_in(&words.reason()?));
-    let Some(address) = address else {
+    let leader = leader_of(client, &target.topic, partition).map(|address| (address, words.reason()));
+    let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
+    let Some((address, reason)) = leader.or_else(advertised) else {
         return Error::new("no broker leads a partition").at(place).help("check the brokers");
     };
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
-    let error = error.because(words.reason().unwrap_or_else(|| String::from("it does not answer")));
+    let error = error.because(reason.unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
         "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
         target.brokers

@@ -179,8 +179,6 @@ pub(super) struct KafkaReader<T> {
     outage: Option<Outage>,
     /// What was last heard of the partitions.
     heard: Report,
-    /// The brokers refuse to keep offsets for monitors.
-    unmonitored: bool,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -221,7 +219,6 @@ impl<T: Record> KafkaReader<T> {
             last_poll: None,
             outage: None,
             heard: Report::default(),
-            unmonitored: false,
             bound: VecDeque::new(),
             records: PhantomData,
         })
@@ -317,10 +314,7 @@ impl<T: Record> KafkaReader<T> {
                 }
             };
             match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
-                    self.unmonitored = true;
-                    client::tell_of_group(self.consumer.context().group());
-                }
+                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => self.consumer.context().lose_group(),
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(self.failed(None, code));
@@ -755,7 +749,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
             latest.extend(offsets);
         }
-        if self.unmonitored {
+        if !self.consumer.context().has_group() {
             return;
         }
         // When all that was taken is shown, what is left are markers: they would count as lag for ever.
@@ -817,7 +811,7 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
     // Counted, as a poll also answers nothing when it has served an event.
-    let served = || (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+    let served = || (0..100).for_each(|_| Listener::pass(&consumer));
     match find_topic(consumer.client(), target, &consumer.context().words, served)? {
         Lookup::There(ids) => {
             Listener::drain(&consumer);
@@ -843,7 +837,7 @@ pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u3
             }
             // What the library has to say of the broker is served.
             _ => {
-                (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+                (0..100).for_each(|_| Listener::pass(consumer));
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

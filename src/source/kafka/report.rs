@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use serde::Deserialize;
 
-use super::client::LastWords;
+use super::client::{LastWords, is_group_refusal, tell_of_group};
 use super::identity::id_in;
 use crate::source::Note;
 
@@ -40,6 +40,8 @@ pub(super) struct Listener {
     id: Mutex<Option<String>>,
     /// The client library has logged something.
     logged: AtomicBool,
+    /// The group may not be used.
+    ungrouped: AtomicBool,
 }
 
 /// What was last heard of the topic.
@@ -106,12 +108,28 @@ impl Listener {
             report: Mutex::default(),
             id: Mutex::default(),
             logged: AtomicBool::default(),
+            ungrouped: AtomicBool::default(),
         }
     }
 
-    /// The group whose offsets tell monitors how far it reads.
-    pub(super) fn group(&self) -> &str {
-        &self.group
+    /// Takes note that the group whose offsets tell monitors how far it reads may not be used.
+    pub(super) fn lose_group(&self) {
+        self.ungrouped.store(true, Ordering::Relaxed);
+        tell_of_group(&self.group);
+    }
+
+    /// `true` if the group may be used, as far as was heard.
+    pub(super) fn has_group(&self) -> bool {
+        !self.ungrouped.load(Ordering::Relaxed)
+    }
+
+    /// Serves one event of a consumer that is asked for nothing but events, and drops it; the library tells some once only.
+    pub(super) fn pass(consumer: &BaseConsumer<Listener>) {
+        if let Some(Err(error)) = consumer.poll(Duration::ZERO)
+            && error.rdkafka_error_code().is_some_and(is_group_refusal)
+        {
+            consumer.context().lose_group();
+        }
     }
 
     /// The report that came since the last call, if one did.
@@ -128,7 +146,7 @@ impl Listener {
     pub(super) fn drain(consumer: &BaseConsumer<Listener>) {
         let mut silent = 0;
         while silent < SILENT_POLLS {
-            drop(consumer.poll(Duration::ZERO));
+            Listener::pass(consumer);
             silent = if consumer.context().has_logged() { 0 } else { silent + 1 };
         }
     }
