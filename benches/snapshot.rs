@@ -26,7 +26,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
-use tidegate::durable::Life;
+use tidegate::durable::journal::JournalEnds;
+use tidegate::durable::{Life, Published};
 use tidegate::metrics::Metrics;
 use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
@@ -349,7 +350,7 @@ struct TimedWriter<D: Record> {
 }
 
 impl Writer<Due> for TimedWriter<Due> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         self.writer.shown()
     }
 
@@ -362,8 +363,8 @@ impl Writer<Due> for TimedWriter<Due> {
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self) -> Result<()> {
-        self.writer.show()?;
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.writer.show(ends)?;
         let now = self.begun.elapsed().as_secs_f64() * 1e3;
         let mut late_ms = self.late_ms.lock().unwrap_or_else(PoisonError::into_inner);
         late_ms.extend(self.written.drain(..).map(|due_us| now - due_us as f64 / 1e3));

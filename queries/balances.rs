@@ -117,7 +117,9 @@ fn run(query: &QueryArgs) -> Result<u8> {
         balances.write("balances", &out);
     })?;
     let Checked { epochs, changed, greatest, total, .. } = *checked.lock().unwrap_or_else(PoisonError::into_inner);
-    eprintln!("{epochs} epochs checked, {changed} balances changed, {greatest} balances at most; every total {total}");
+    cli::note(format_args!(
+        "{epochs} epochs checked, {changed} balances changed, {greatest} balances at most; every total {total}"
+    ));
     Ok(code)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: an error prints as one line that a user can act on; it never prints a value in its `Debug` form.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The result of everything here that can fail.
@@ -94,15 +95,34 @@ impl Error {
     }
 }
 
+/// Characters of each part of an error that are printed: a library may quote a whole record in it.
+const PRINTED: usize = 1_000;
+
+/// The first and the last characters of a text of more than `most`, with what was left out between them counted.
+pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let length = text.chars().count();
+    if length <= most {
+        return Cow::Borrowed(text);
+    }
+    let end = most / 4;
+    let first = text.chars().take(most - end);
+    let last = text.chars().skip(length - end);
+    let between = format!("… ({} characters more) …", length - most);
+    Cow::Owned(first.chain(between.chars()).chain(last).collect())
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { what, place, cause, remedy, .. } = &*self.inner;
-        let mut line = what.clone();
+        let mut line = shortened(what, PRINTED).into_owned();
         if let Some(place) = place {
-            line.push_str(&format!(" ({place})"));
+            line.push_str(&format!(" ({})", shortened(place, PRINTED)));
         }
         if let Some(cause) = cause {
-            line.push_str(&format!(": {cause}"));
+            line.push_str(&format!(": {}", shortened(cause, PRINTED)));
         }
         if let Some(remedy) = remedy {
             line.push_str(&format!("; {remedy}"));
@@ -117,6 +137,15 @@ impl std::error::Error for Error {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_are_printed_in_part() {
+        let cause = format!("begin{}end", "ü".repeat(1 << 20));
+        let error = Error::new("w").because(&cause).to_string();
+        assert!(error.len() < 4_000 && error.starts_with("w: begin") && error.ends_with("end"), "{error}");
+        assert!(error.contains("(1047584 characters more)"), "{error}");
+        assert_eq!(shortened("üü", 2), "üü");
+    }
 
     #[test]
     fn an_error_is_one_line_that_says_what_where_why_and_what_to_do() {

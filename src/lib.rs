@@ -58,7 +58,7 @@
 //!
 //! # Where things are
 //!
-//! Lowest first: [`time`]; [`error`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`], [`view`]; [`stream`], what
+//! Lowest first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`], [`view`]; [`stream`], what
 //! queries are written with; [`job`]; [`testing`], to run a query in memory and read its output by epoch; [`cli`], the flags that
 //! query programs share.
 //!
@@ -84,6 +84,7 @@ pub mod source;
 pub mod status;
 pub mod stream;
 pub mod testing;
+pub mod thread;
 pub mod time;
 pub mod view;
 

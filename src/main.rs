@@ -34,7 +34,8 @@ Queries are programs of their own; those that come along:
   balances --help
 
 What is logged, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info if nothing is said.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM; a signal that is repeated
+more than a second later ends a program at once, with 1.";
 
 /// Incremental queries over Kafka topics: a demonstration, and tools for topics and for states
 #[derive(Debug, Parser)]

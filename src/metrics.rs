@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,22 @@ impl TimeGauge {
     }
 }
 
+/// A length of time that is set once; zero before.
+#[derive(Debug, Default)]
+pub struct Setting(AtomicU64);
+
+impl Setting {
+    /// Sets it, in whole milliseconds.
+    pub fn set(&self, length: Duration) {
+        self.0.store(u64::try_from(length.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Its milliseconds.
+    pub fn millis(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What happened at a source.
 #[derive(Debug, Default)]
 pub struct SourceMetrics {
@@ -74,6 +90,75 @@ pub struct SourceMetrics {
     pub rejected: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
+    /// The time without records after which a partition of it is idle.
+    pub idle_after: Setting,
+    /// Notices that are told once.
+    pub notices: Notices,
+}
+
+/// A record with the greatest event time of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peak {
+    /// Its event time.
+    pub time: EventTime,
+    /// The file.
+    pub place: String,
+    /// The position of its first byte.
+    pub offset: u64,
+    /// Its line, from 1, where it is known.
+    pub line: Option<u64>,
+}
+
+/// Notices of a source, each told once, by whichever of its workers sees it first.
+#[derive(Debug, Default)]
+pub struct Notices {
+    rejects_are_kept: AtomicBool,
+    reject_told: AtomicBool,
+    unit_told: AtomicBool,
+    /// Milliseconds of the greatest event time, less `i64::MIN`: 0 before the first.
+    peak_time: AtomicU64,
+    peak: Mutex<Option<Peak>>,
+}
+
+impl Notices {
+    /// Says that rejected records go to a sink: the first one need not be told.
+    pub fn keep_rejects(&self) {
+        self.rejects_are_kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers whether a rejected record is to be told: `true` once, if rejected records go nowhere.
+    pub fn tell_of_reject(&self) -> bool {
+        !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Answers whether the unit of event times is to be told: `true` once.
+    pub fn tell_of_unit(&self) -> bool {
+        !self.unit_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// `true` if no greater or equal event time was noted.
+    pub fn is_peak(&self, time: EventTime) -> bool {
+        rank(time) > self.peak_time.load(Ordering::Relaxed)
+    }
+
+    /// Notes a record with a great event time; of equal ones the first that is noted stays.
+    pub fn note_peak(&self, peak: Peak) {
+        let mut known = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|known| known.time < peak.time) {
+            self.peak_time.store(rank(peak.time), Ordering::Relaxed);
+            *known = Some(peak);
+        }
+    }
+
+    /// The record with the greatest event time that was noted.
+    pub fn peak(&self) -> Option<Peak> {
+        self.peak.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An event time as a number that is 0 for the least one.
+fn rank(time: EventTime) -> u64 {
+    time.millis().wrapping_sub(i64::MIN) as u64
 }
 
 /// What happened at a window step.
@@ -87,6 +172,9 @@ pub struct StepMetrics {
     pub counted: Counter,
     /// Of those, the ones that were late.
     pub late: Counter,
+    /// Of the late ones, those in the order of their partition that were late by a floor alone: the partition, or its stream,
+    /// had been idle, or was found late.
+    pub late_after_idle: Counter,
     /// Rows of windows that closed.
     pub closed_rows: Counter,
     /// The watermark that the step has come to.
@@ -273,6 +361,24 @@ impl Metrics {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
     }
 
+    /// Explains why most records of a window step were late, in a line for each source whose file has a record that did it:
+    /// one with an event time far ahead makes all that follow late.
+    pub fn explain_late(&self) -> Vec<String> {
+        let mostly_late = |step: &StepMetrics| step.late.get() > (step.taken.get() + step.loaded.get()) / 2;
+        let steps = self.steps.all();
+        let Some((name, step)) = steps.iter().find(|(_, step)| mostly_late(step)) else { return Vec::new() };
+        let (late, all) = (step.late.get(), step.taken.get() + step.loaded.get());
+        let peaks = self.sources.all().into_iter().filter_map(|(_, source)| source.notices.peak());
+        let line = |Peak { time, place, offset, line }| {
+            let line = line.map_or(String::new(), |line| format!(", line {line}"));
+            format!(
+                "{late} of {all} records were late in {name}: the record at offset {offset}{line} of {place} moved the \
+                 watermark to its event time, {time}; if that time is wrong, --max-ahead TIME rejects such records"
+            )
+        };
+        peaks.map(line).collect()
+    }
+
     /// Says that the job begins to work.
     pub(crate) fn begin(&self) {
         self.begun.get_or_init(Instant::now);
@@ -311,6 +417,7 @@ impl Metrics {
                     loaded: step.loaded.get(),
                     counted: step.counted.get(),
                     late: step.late.get(),
+                    late_after_idle: step.late_after_idle.get(),
                     closed_rows: step.closed_rows.get(),
                 })
                 .collect(),
@@ -360,6 +467,9 @@ pub struct StepSummary {
     pub counted: u64,
     /// Of those, the late ones.
     pub late: u64,
+    /// Of the late ones, those that were late only because their partition, or its stream, had been idle.
+    #[serde(default)]
+    pub late_after_idle: u64,
     /// Rows of closed windows.
     pub closed_rows: u64,
 }
@@ -446,6 +556,7 @@ impl Summary {
                 known.loaded += other.loaded;
                 known.counted += other.counted;
                 known.late += other.late;
+                known.late_after_idle += other.late_after_idle;
                 known.closed_rows += other.closed_rows;
             },
         );
@@ -509,6 +620,14 @@ impl Summary {
     }
 }
 
+/// Says why so many records were late, and what to do.
+pub(crate) fn after_idle(late: u64) -> String {
+    format!(
+        "{late} of the late ones were in order and came after their partition had been idle, when their windows had \
+         closed: a longer --idle-timeout waits for them"
+    )
+}
+
 /// Adds figures to those of the same name; those of a new name are put behind them.
 fn add_by_name<T>(all: &mut Vec<T>, others: Vec<T>, name: fn(&T) -> &str, add: fn(&mut T, &T)) {
     for other in others {
@@ -528,10 +647,11 @@ impl fmt::Display for Summary {
             lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
         }
         for step in &self.steps {
-            let StepSummary { name, taken, loaded, counted, late, closed_rows } = step;
+            let StepSummary { name, taken, loaded, counted, late, late_after_idle, closed_rows } = step;
             let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
+            let idle = if *late_after_idle > 0 { format!("; {}", after_idle(*late_after_idle)) } else { String::new() };
             lines.push(format!(
-                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed"
+                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
             ));
         }
         for table in &self.tables {

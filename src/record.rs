@@ -51,6 +51,9 @@ pub struct Origin {
     pub source: u16,
     /// The partition's floor may still decide whether the record is late: see [`crate::time::watermark`].
     pub(crate) fresh: bool,
+    /// The event's mark is a floor of streams that were combined, above its own partition's watermark, and the record is
+    /// not behind the latter.
+    pub(crate) raised: bool,
     /// Which partition.
     pub partition: u32,
     /// Which record of the partition: Kafka's offset, or the first byte's position in a file.
@@ -73,7 +76,8 @@ impl Origin {
 pub struct Event<D> {
     /// When it happened.
     pub time: EventTime,
-    /// Its own partition's watermark just before it.
+    /// Its own partition's watermark just before it; behind a `concat`, at least the watermark of both streams as one at the
+    /// epoch before the record's.
     pub mark: EventTime,
     /// Where it came from.
     pub origin: Origin,

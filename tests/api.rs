@@ -238,7 +238,7 @@ fn a_panic_in_a_user_s_function_is_an_error_and_stops_all_workers() {
     ];
     for query in queries {
         let (query, source) = (std::sync::Arc::new(query), many());
-        all_say(&failures(move |flow| query(flow, &source)), "the query or the engine panicked: no payments of 1500");
+        all_say(&failures(move |flow| query(flow, &source)), "): no payments of 1500; ");
     }
     let timed = Records::new(vec![vec![1i64, 2, 3]], |at: &i64| if *at == 3 { panic!("no time for 3") } else { *at });
     let query = move |flow: &Flow<'_>| flow.read("times", &timed).write("out", &nothing());

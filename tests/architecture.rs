@@ -10,7 +10,7 @@ use std::path::Path;
 /// The modules of the crate, lowest layer first. A module may use those of its own layer and of lower ones.
 const LAYERS: [&[&str]; 8] = [
     &["time"],
-    &["error", "metrics", "record", "status"],
+    &["error", "metrics", "record", "status", "thread"],
     &["durable"],
     &["source", "sink", "view"],
     &["stream"],
@@ -44,10 +44,21 @@ const ONLY_IN: [(&[&str], &[&str]); 3] = [
 const IMPURE: [&str; 9] =
     ["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread", "Instant", "SystemTime", "::now("];
 /// Where nothing of that may be.
-const PURE: [&str; 2] = ["src/time/", "src/durable/recovery.rs"];
+const PURE: [&str; 3] = ["src/time/", "src/durable/recovery.rs", "src/durable/sources.rs"];
 
 /// The one file that may have `unsafe` code.
 const UNSAFE: &str = "src/durable/codec/abomonation.rs";
+
+/// Ways to start a thread past the guarded one, by which a panic on it would be seen by nobody.
+const UNGUARDED: [&str; 3] = ["thread::spawn", "thread::Builder", "thread::scope"];
+/// Where they may be, and why.
+const MAY_BE_UNGUARDED: [(&str, &str); 2] = [
+    ("src/thread.rs", "the guarded way itself"),
+    ("src/testing/", "processes of a test are joined at once, and their panics are errors"),
+];
+
+/// Macros that panic when whoever reads has gone away.
+const PRINTS: [&str; 4] = ["println!", "print!", "eprintln!", "eprint!"];
 
 /// Lines of a function, from `fn` to its last brace.
 const LONGEST_FUNCTION: usize = 100;
@@ -255,6 +266,27 @@ fn forbidden(file: &File) -> Vec<String> {
     offences
 }
 
+/// What the library and the programs must not do by themselves, as one place does it rightly: tests may.
+fn one_way_only(file: &File) -> Vec<String> {
+    let ours = file.path.starts_with("src/") || file.path.starts_with("queries/");
+    if !ours || file.path.contains("/tests/") || file.path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
+    let tests = file.lines_with("#[cfg(test)]").into_iter().max().unwrap_or(usize::MAX);
+    let mut offences = Vec::new();
+    let mut look = |words: &[&str], instead: &str| {
+        for word in words {
+            let lines = file.lines_with(word).into_iter().filter(|line| *line < tests);
+            offences.extend(lines.map(|line| format!("{}:{line}: `{word}`: use {instead}", file.path)));
+        }
+    };
+    look(&PRINTS, "`cli::note`, or `say` in it");
+    if !MAY_BE_UNGUARDED.iter().any(|(path, _why)| file.path.starts_with(path)) {
+        look(&UNGUARDED, "`thread::start`");
+    }
+    offences
+}
+
 fn long_functions(file: &File) -> Vec<String> {
     let mut offences = Vec::new();
     for (at, _) in file.code.match_indices("fn ") {
@@ -335,6 +367,11 @@ fn nothing_is_unfinished_ignored_or_unsafe() {
 }
 
 #[test]
+fn threads_are_started_and_lines_written_in_one_way() {
+    holds(one_way_only);
+}
+
+#[test]
 fn functions_fit_on_a_few_screens() {
     holds(long_functions);
 }
@@ -387,6 +424,14 @@ fn the_rules_of_files_bite() {
     check(forbidden, "src/a.rs", "unsafe { f() }", &["src/a.rs:1: `unsafe`"]);
     check(forbidden, UNSAFE, "unsafe { f() }", &[]);
     check(forbidden, "src/a.rs", concat!("open(\"/ho", "me/me/a\")"), &["src/a.rs:1: a path"]);
+    check(one_way_only, "src/a.rs", "std::thread::spawn(f);", &["src/a.rs:1: `thread::spawn`: use `thread::start`"]);
+    check(one_way_only, "src/a.rs", "thread::Builder::new()", &["src/a.rs:1: `thread::Builder`"]);
+    check(one_way_only, "queries/a.rs", "fn f() {\n    println!();\n}", &["queries/a.rs:2: `println!`"]);
+    check(one_way_only, "src/a.rs", "eprintln!();", &["src/a.rs:1: `eprintln!`"]);
+    check(one_way_only, "src/a.rs", "/// println!\n#[cfg(test)]\nmod tests {\n    println!();\n}", &[]);
+    check(one_way_only, "src/thread.rs", "thread::Builder::new()", &[]);
+    check(one_way_only, "src/a/tests.rs", "thread::spawn(f)", &[]);
+    check(one_way_only, "benches/a.rs", "println!()", &[]);
     let long = format!("fn short() {{}}\nfn long() {{\n{}}}\n", "    f(\"}\");\n".repeat(LONGEST_FUNCTION));
     check(long_functions, "src/a.rs", &long, &["src/a.rs:2: `long` has 102 lines"]);
     check(long_functions, "src/a.rs", &long.replacen("    f(\"}\");\n", "", 2), &[]);

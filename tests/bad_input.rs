@@ -9,6 +9,7 @@ mod run;
 mod transactions;
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -150,11 +151,11 @@ fn bad_lines_of_json_cost_nothing_but_themselves() {
         (br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":1e400}"#, "range"),
         (br#"{"id":1,"id":2,"account":"a","merchant":"m","amount_cents":1,"currency":"EUR","at_ms":5}"#, "duplicate"),
         (
-            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":253402300800000}"#,
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":253370764800000}"#,
             "outside",
         ),
         (
-            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-62167219200001}"#,
+            br#"{"id":1,"account":"a","merchant":"m","amount_cents":1,"currency":"E","at_ms":-62135596800001}"#,
             "outside",
         ),
         (
@@ -193,11 +194,13 @@ fn json_that_is_nested_deeply_does_not_overflow_the_stack() {
 
 #[test]
 fn bad_rows_of_csv_cost_nothing_but_themselves() {
-    let bad: [(&[u8], &str); 22] = [
+    let bad: [(&[u8], &str); 24] = [
         (b"x", "1 field where"),
         (b",", "2 fields where"),
         (b",,,,,", "column `id`"),
         (b"1,a,m,1,EUR", "5 fields"),
+        (b"1,\"a\" b\",m,1,EUR,5", "column `account`: there is text behind its closing quote"),
+        (b"1,\"a\"b,m,1,EUR,5", "column `account`: there is text behind"),
         (b"1,a,m,1,EUR,5,", "7 fields"),
         (b"-1,a,m,1,EUR,5", "column `id`"),
         (b"1.0,a,m,1,EUR,5", "column `id`"),
@@ -210,9 +213,9 @@ fn bad_rows_of_csv_cost_nothing_but_themselves() {
         (b"1,a,m,-9223372036854775809,EUR,5", "column `amount_cents`"),
         (b"1,a,m,1,EUR,2025-01-01T00:00:00Z", "column `at_ms`"),
         (b"1,a,m,1,EUR,5\0", "column `at_ms`"),
-        (b"1,a,m,1,EUR,253402300800000", "outside the years 0 to 9999"),
-        (b"1,a,m,1,EUR,-62167219200001", "outside the years 0 to 9999"),
-        (b"1,a,m,1,EUR,9223372036854775807", "outside the years 0 to 9999"),
+        (b"1,a,m,1,EUR,253370764800000", "outside the years 1 to 9998"),
+        (b"1,a,m,1,EUR,-62135596800001", "outside the years 1 to 9998"),
+        (b"1,a,m,1,EUR,9223372036854775807", "outside the years 1 to 9998"),
         (b"1,\xff,m,1,EUR,5", "column `account`"),
         (b"1,a,\"m\nm\n\n\",x,EUR,5", "column `amount_cents`"),
         (b"\0\0\0\0", "1 field where"),
@@ -316,7 +319,7 @@ fn a_header_that_does_not_fit_is_an_error_that_names_the_columns() {
         says(ended.error(1), &[case.path("in").to_str().unwrap()]);
     }
     let not_utf8 = Case::csv(b"\xff\xfe\0i\0d,account\n1,2\n");
-    says(not_utf8.run("").error(1), &["account"]);
+    says(not_utf8.run("").error(1), &["UTF-16", "iconv", not_utf8.path("in").to_str().unwrap()]);
 }
 
 /// Columns that nobody asks for may be there twice, and hold whatever they like.
@@ -348,12 +351,159 @@ fn an_unterminated_quote_is_one_rejected_record() {
 
 /// What a record may take of the memory has an end; here a file with a hole in it, which takes no disk.
 #[test]
-fn a_record_without_end_is_an_error_that_says_where_it_begins() {
+fn a_record_that_is_too_long_is_rejected_with_its_place_and_takes_no_memory() {
     let rows = tidy(6, 10);
     let case = Case::csv(csv_of(&rows, &COLUMNS));
     let length = fs::metadata(case.path("in")).unwrap().len();
-    fs::OpenOptions::new().write(true).open(case.path("in")).unwrap().set_len(300 << 20).unwrap();
-    says(case.run("").error(1), &["256 MiB", &format!("offset {length}"), case.path("in").to_str().unwrap()]);
+    let mut file = fs::OpenOptions::new().write(true).open(case.path("in")).unwrap();
+    file.seek(SeekFrom::Start(300 << 20)).unwrap();
+    file.write_all(&[b"\n", &csv_rows(&rows)[..]].concat()).unwrap();
+    let path = |name: &str| case.path(name).display().to_string();
+    let line = format!(
+        "--csv {} --until-end --out {} --rejects {} --out-of-order 1h -w 2",
+        path("in"),
+        path("out.csv"),
+        path("rejects.ndjson")
+    );
+    let mut running = run::start(ACCOUNT_TOTALS, line.split(' '));
+    let mut peak = 0;
+    while running.is_alive() {
+        peak = peak.max(running.peak_memory());
+    }
+    assert_eq!(running.end().code(0).figures("transactions: "), [21, 20, 1]);
+    assert!((1..150 << 20).contains(&peak), "it had {peak} bytes");
+    let reject = &case.rejects()[0];
+    assert_eq!((reject["offset"].as_u64(), reject["line"].as_u64()), (Some(length), Some(12)));
+    says(reject["reason"].as_str().unwrap(), &[&format!("{} bytes", (300 << 20) + 1 - length), "--max-record"]);
+    assert_eq!(reject["record"].as_str().unwrap().len(), 1024);
+    // A million bytes are no record where fewer are allowed.
+    let long = format!("x{}", "y".repeat(2 << 20));
+    let case = Case::csv(csv_of(&rows, &COLUMNS) + &long + "\n");
+    assert_eq!(case.figures("--max-record 1MiB"), [11, 10, 1]);
+    says(case.rejects()[0]["reason"].as_str().unwrap(), &["--max-record"]);
+    assert_eq!(case.figures("--max-record 4MiB"), [11, 10, 1]);
+    says(case.rejects()[0]["reason"].as_str().unwrap(), &["1 field where"]);
+}
+
+/// One event time far ahead makes all that follow late: the run says so, and names the record; `--max-ahead` rejects it.
+#[test]
+fn a_time_that_is_far_ahead_is_named_or_rejected() {
+    let mut rows = tidy(11, 2_000);
+    let good = expected_of(&rows).rows();
+    rows.insert(20, Transaction::new(7, "a", 1, 253_000_000_000_000));
+    for workers in ["-w 1", "-w 3"] {
+        for case in [
+            Case::csv(csv_of(&rows, &COLUMNS)),
+            Case::ndjson(rows.iter().map(|row| json_of(row) + "\n").collect::<String>()),
+        ] {
+            let ended = case.run(&format!("{workers} --progress off"));
+            // Fields of CSV may have lines of their own.
+            let text = fs::read_to_string(case.path("in")).unwrap();
+            let line = 1 + text[..text.find("253000000000000").unwrap()].matches('\n').count() as u64;
+            let warning = ended.code(0).stderr.lines().find(|line| line.contains("were late in totals"));
+            says(warning.unwrap(), &["WARN", &format!("line {line} "), "/in", "9987-", "--max-ahead"]);
+            assert_eq!(case.figures(&format!("{workers} --max-ahead 365d")), [2001, 2000, 1]);
+            assert_eq!(case.totals(), good);
+            let reject = &case.rejects()[0];
+            assert_eq!(reject["line"].as_u64(), Some(line));
+            says(reject["reason"].as_str().unwrap(), &["ahead of the greatest one before it", "(--max-ahead)"]);
+        }
+    }
+    // Where few are late nothing is said.
+    let case = Case::csv(csv_of(&tidy(12, 500), &COLUMNS));
+    assert!(!case.run("").code(0).stderr.contains("were late"));
+}
+
+#[test]
+fn outputs_that_are_one_file_are_refused_and_left_as_they_are() {
+    let case = Case::csv(csv_of(&tidy(13, 10), &COLUMNS));
+    fs::write(case.path("x.csv"), "precious\n").unwrap();
+    symlink(case.path("x.csv"), case.path("y.csv")).unwrap();
+    for (flags, both) in [
+        ("--out {}/x.csv --late {}/x.csv", ["--out", "--late"]),
+        ("--out {}/x.csv --late {}/y.csv", ["--out", "--late"]),
+        ("--late {}/x.csv --rejects {}/x.csv", ["--late", "--rejects"]),
+        ("--out {}/x.csv --rejects {}/../x.csv", ["--out", "--rejects"]),
+    ] {
+        let flags = flags.replace("/../x.csv", "/./x.csv");
+        says(case.run(&flags).error(2), &[both[0], both[1], "are one file", "name a file for each"]);
+        assert_eq!(fs::read_to_string(case.path("x.csv")).unwrap(), "precious\n");
+    }
+    // One that is not there yet is one all the same.
+    says(case.run("--out {}/new.csv --late {}/./new.csv").error(2), &["are one file"]);
+    assert!(!case.path("new.csv").exists());
+}
+
+#[test]
+fn an_error_quotes_no_more_than_people_read() {
+    let names = (0..120_000).map(|at| format!("column{at}")).collect::<Vec<_>>().join(",");
+    let ended = Case::csv(names + "\n").run("");
+    let line = ended.error(1);
+    says(line, &["lacks the columns `id`", "`column0`", "and 119988 more"]);
+    assert!(line.len() < 2_000, "{} bytes", line.len());
+    // A reason does not repeat a record of a million letters.
+    let case = Case::ndjson(format!("{{\"id\":\"{}\"}}\n", "x".repeat(1 << 20)));
+    assert_eq!(case.figures(""), [1, 0, 1]);
+    let reason = case.rejects()[0]["reason"].as_str().unwrap().to_owned();
+    assert!(reason.len() < 1_000 && reason.contains("invalid type: string"), "{reason}");
+}
+
+#[test]
+fn the_first_reject_is_told_where_rejects_go_nowhere() {
+    let case = Case::ndjson("{}\nx\n");
+    let input = case.path("in").display().to_string();
+    let told = |more: &str| {
+        let line = format!("--ndjson {input} --until-end --progress off {more}");
+        let ended = run(ACCOUNT_TOTALS, line.split_whitespace());
+        let lines = ended.code(0).stderr.lines().filter(|line| line.contains("rejected")).map(str::to_owned);
+        lines.collect::<Vec<_>>()
+    };
+    let lines = told("-w 2");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    says(&lines[0], &["WARN", &input, "line 1", "missing field `id`", "--rejects FILE"]);
+    assert!(told(&format!("--rejects {}", case.path("r.ndjson").display())).is_empty());
+}
+
+#[test]
+fn times_that_look_like_another_unit_are_told() {
+    let row = |at_ms: i64| Transaction::new(1, "a", 5, at_ms);
+    let rows = [row(1_767_323_045), row(1_767_323_046)];
+    let ended = Case::csv(csv_of(&rows, &COLUMNS)).run("--progress off");
+    let lines: Vec<_> = ended.code(0).stderr.lines().filter(|line| line.contains("look like seconds")).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    says(lines[0], &["WARN", "/in", "1767323045", "1970-01-21"]);
+    let case = Case::csv(csv_of(&[row(1_767_323_045_000_000), row(1_767_323_045_000_000_000)], &COLUMNS));
+    assert_eq!(case.figures(""), [2, 0, 2]);
+    let mut reasons: Vec<_> =
+        case.rejects().iter().map(|reject| reject["reason"].as_str().unwrap().to_owned()).collect();
+    reasons.sort();
+    says(&reasons[0], &["are they microseconds"]);
+    says(&reasons[1], &["are they nanoseconds"]);
+    assert!(!Case::csv(csv_of(&tidy(1, 10), &COLUMNS)).run("").stderr.contains("look like"));
+}
+
+#[test]
+fn equal_rows_are_counted_as_often_as_they_are_written() {
+    let mut rows = tidy(14, 100);
+    let late = Transaction::new(0, "late", 1, START_MS - 100_000);
+    rows.extend([late.clone(), late.clone(), late]);
+    let case = Case::csv(csv_of(&rows, &COLUMNS));
+    let ended = case.run("");
+    let written = fs::read_to_string(case.path("late.csv")).unwrap().lines().count() as u64 - 1;
+    assert_eq!((written, ended.code(0).figures("late: ")[0]), (3, 3));
+}
+
+#[test]
+fn a_followed_file_that_is_moved_is_an_error() {
+    let rows = tidy(15, 500);
+    let case = Case::csv(csv_of(&rows, &COLUMNS));
+    let (input, out) = (case.path("in"), case.path("out.csv"));
+    let line = ["--csv", input.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let mut running = run::start(ACCOUNT_TOTALS, line);
+    running.until("rows", |_| (fs::metadata(&out).ok()?.len() > 200).then_some(()));
+    fs::rename(&input, case.path("in.1")).unwrap();
+    fs::write(&input, csv_of(&rows, &COLUMNS)).unwrap();
+    says(running.end().error(1), &["/in", "was moved or removed while it was followed", "a new --state"]);
 }
 
 #[test]

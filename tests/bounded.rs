@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use broker::Broker;
 use nix::unistd::Pid;
-use tidegate::durable::Life;
+use tidegate::durable::journal::JournalEnds;
+use tidegate::durable::{Life, Published};
 use tidegate::sink::{Shard, Sink, Writer};
 use tidegate::source::generator::{Generator, Transactions};
 use tidegate::source::{Options, Source};
@@ -103,7 +104,7 @@ impl<D: Record> Sink<D> for Slow {
 }
 
 impl<D: Record> Writer<D> for Slow {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         Ok(None)
     }
 
@@ -116,7 +117,7 @@ impl<D: Record> Writer<D> for Slow {
         Ok(())
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 

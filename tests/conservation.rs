@@ -144,7 +144,7 @@ fn a_job_that_is_stopped_has_lost_nothing() {
 fn the_summary_says_it_in_a_line_each() {
     let times = [5, 120, 20, 130, i64::MAX];
     let deal = |(id, at_ms): (u32, &i64)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 };
-    let data = Data { partitions: vec![(0..).zip(&times).map(deal).collect()], disorder: 0 };
+    let data = Data { partitions: vec![(0..).zip(&times).map(deal).collect()], disorder: 0, turns: Vec::new() };
     let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.end(0));
     let (_, outcome) = checks::run(&data, WINDOWS, Run::new().script("deals", script)).unwrap();
     let expected = "\

@@ -12,11 +12,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastrand::Rng;
+use tidegate::durable::journal::{Bound, FileId, Frame, JournalFile};
+use tidegate::durable::manifest::ManifestId;
+use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
+use tidegate::time::Epoch;
 
 use common::cases::{Data, within};
-use common::kept::{CLOSED, EVER, End, Kept, all_files, kind_of, new_disk, on, steady};
+use common::kept::{CLOSED, EVER, End, Kept, STATE, all_files, kind_of, new_disk, on, steady};
 
 /// Of a file's beginning and end so many bytes are flipped one by one, and every so many-th in between.
 const ENDS: usize = 128;
@@ -33,13 +37,36 @@ struct Subject {
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
+/// A file of the journal of the last incarnation, with where its frames end.
+struct Journal {
+    path: PathBuf,
+    process: u32,
+    /// The header's end, then each frame's.
+    ends: Vec<usize>,
+    frames: Vec<Frame>,
+}
+
 impl Subject {
     fn new() -> Subject {
+        Subject::killed(&[(1, 2, 400), (1, 1, 400)])
+    }
+
+    /// A state whose last incarnation, of so many processes and workers, was killed just when everything that it had
+    /// committed to its journal was published, the last epoch by at least two workers.
+    fn published_to_the_end(processes: usize, workers: usize) -> Subject {
+        (250..900)
+            .map(|act| Subject::killed(&[(1, 1, 300), (processes, workers, act)]))
+            .find(Subject::has_published_all)
+            .expect("some epoch is published before the next one is committed")
+    }
+
+    /// A state of which each incarnation, of so many processes and workers, was killed at an act on its disk.
+    fn killed(lives: &[(usize, usize, usize)]) -> Subject {
         let data = steady(7, 150);
         let (expected, shown, mut disk) = (Kept::plain(&data).unwrap(), Kept::default(), new_disk());
-        for workers in [2, 1] {
-            disk.crash_at(400);
-            let _killed = shown.run(&data, on(&disk, workers, 16));
+        for (processes, workers, act) in lives {
+            disk.crash_at(*act);
+            let _killed = shown.run(&data, on(&disk, *workers, 16).processes(*processes));
             assert!(disk.has_crashed(), "it is too short a life: {} acts", disk.acts());
             disk = disk.after_kill();
         }
@@ -50,6 +77,51 @@ impl Subject {
             assert!(kinds.contains(kind), "no {kind} in {:?}", files.keys());
         }
         Subject { data, expected, shown, files }
+    }
+
+    /// The journal of the last incarnation.
+    fn journals(&self) -> Vec<Journal> {
+        let state = StateDir::join(self.disk(&self.files).shared(), STATE).unwrap().id();
+        let named = self.files.iter().filter_map(|(path, bytes)| {
+            let id = FileId::parse(path.file_name()?.to_str()?)?;
+            Some((path, JournalFile::read(state, id, bytes).unwrap()))
+        });
+        let all: Vec<_> = named.collect();
+        let last = all.iter().map(|(_, file)| file.id.incarnation).max();
+        let own = all.into_iter().filter(|(_, file)| Some(file.id.incarnation) == last);
+        let journal = |(path, file): (&PathBuf, JournalFile)| Journal {
+            path: path.clone(),
+            process: file.id.process,
+            ends: [file.begin]
+                .into_iter()
+                .chain(file.entries.iter().map(|entry| entry.end))
+                .map(|end| end as usize)
+                .collect(),
+            frames: file.entries.into_iter().map(|entry| entry.frame).collect(),
+        };
+        own.map(journal).collect()
+    }
+
+    /// `true` if two workers took records in the last epoch that is committed, no snapshot has it, and both results files have published it.
+    fn has_published_all(&self) -> bool {
+        let journals = self.journals();
+        let mut ends = BTreeMap::<u32, u64>::new();
+        let mut took = BTreeMap::<Epoch, usize>::new();
+        for frame in journals.iter().flat_map(|journal| &journal.frames) {
+            // Where a partition was before its first frame here is not known.
+            let takes = |bound: &Bound| ends.get(&bound.partition).is_some_and(|before| *before < bound.next);
+            *took.entry(frame.epoch).or_default() += usize::from(frame.bounds.iter().any(takes));
+            ends.extend(frame.bounds.iter().map(|bound| (bound.partition, bound.next)));
+        }
+        let Some((last, takers)) = took.pop_last() else { return false };
+        let published = |results: &str| {
+            let is_commit = |path: &Path| path.to_string_lossy().starts_with(&format!("{results}.commit-"));
+            let mut commits = self.files.iter().filter(|(path, _)| is_commit(path));
+            commits.any(|(_, line)| String::from_utf8_lossy(line).contains(&format!("\"epoch\":{},", last.0)))
+        };
+        let snapshots = self.files.keys().filter_map(|path| ManifestId::parse(path.file_name()?.to_str()?));
+        let is_replayed = snapshots.map(|id| id.epoch).max() < Some(last);
+        is_replayed && takers > 1 && published(CLOSED) && published(EVER)
     }
 
     fn disk(&self, files: &BTreeMap<PathBuf, Vec<u8>>) -> CrashingDisk {
@@ -68,31 +140,36 @@ impl Subject {
         }
     }
 
-    /// Damages a file, by these bytes instead of its own or by none, and goes on; says whether it was refused.
-    fn check(&self, path: &Path, bytes: Option<Vec<u8>>) -> Result<bool, String> {
+    /// Damages files, by other bytes instead of their own or by none, and goes on; says whether that was refused.
+    fn check(&self, damage: &Damage) -> Result<bool, String> {
         let mut files = self.files.clone();
-        let missing = bytes.is_none();
-        match bytes {
-            Some(bytes) => drop(files.insert(path.to_owned(), bytes)),
-            None => drop(files.remove(path)),
+        for (path, bytes) in damage {
+            match bytes {
+                Some(bytes) => drop(files.insert(path.clone(), bytes.clone())),
+                None => drop(files.remove(path)),
+            }
         }
         let Some(refused) = self.go_on(&files, 1)? else { return Ok(false) };
         if refused.contains('\n') || refused.contains("panicked") {
             return Err(format!("it says {refused:?}"));
         }
         let named = |path: &Path| refused.contains(path.file_name().unwrap().to_str().unwrap());
-        // A results file and what says how far it is shown: which of them is wrong nobody can know.
-        let beside = [CLOSED, EVER].into_iter().find(|results| path.to_string_lossy().starts_with(results));
-        if named(path) || beside.is_some_and(|results| named(Path::new(results))) {
-            return Ok(true);
-        }
-        // Nothing names a journal file that is not there: what it held is missed where an output has shown it.
-        if missing && kind_of(path) == "journal" && refused.contains("an output is ahead of the state") {
+        // A results file and its commit file: which of them is wrong nobody can know.
+        let beside =
+            |path: &Path| [CLOSED, EVER].into_iter().find(|results| path.to_string_lossy().starts_with(results));
+        let is_named = |path: &Path| named(path) || beside(path).is_some_and(|results| named(Path::new(results)));
+        if damage.iter().any(|(path, _)| is_named(path)) {
             return Ok(true);
         }
         Err(format!("it does not name the file: {refused}"))
     }
 }
+
+/// Files with the bytes that they get; `None` removes the file.
+type Damage = Vec<(PathBuf, Option<Vec<u8>>)>;
+
+/// A damage with its description.
+type Case = (String, Damage);
 
 /// The positions at which a file is damaged: with `TIDEGATE_CASES=1` all of them, else one of [`ONE_OF`], by a seed.
 fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
@@ -105,14 +182,14 @@ fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
 
 /// Runs checks on two threads, each within a time; fails with all that they say.
 #[expect(clippy::needless_pass_by_value, reason = "cases are made where they are used")]
-fn all_pass(subject: &Subject, cases: Vec<(String, PathBuf, Option<Vec<u8>>)>) -> BTreeMap<&'static str, [usize; 2]> {
+fn all_pass(subject: &Subject, cases: Vec<Case>) -> BTreeMap<&'static str, [usize; 2]> {
     let mut counts = BTreeMap::<_, [usize; 2]>::new();
     let half = cases.len() / 2;
     let results = std::thread::scope(|scope| {
-        let run = |cases: &[(String, PathBuf, Option<Vec<u8>>)]| {
-            let check = |(what, path, bytes): &(String, PathBuf, Option<Vec<u8>>)| {
-                let (subject, own, bytes) = (subject.clone(), path.clone(), bytes.clone());
-                let result = within(Duration::from_secs(60), move || subject.check(&own, bytes));
+        let run = |cases: &[Case]| {
+            let check = |(what, damage): &Case| {
+                let (subject, own, path) = (subject.clone(), damage.clone(), &damage[0].0);
+                let result = within(Duration::from_secs(60), move || subject.check(&own));
                 let result = result.unwrap_or_else(|| Err("it hangs, or panics".into()));
                 (kind_of(path), result.map_err(|why| format!("{}, {what}: {why}", path.display())))
             };
@@ -143,15 +220,18 @@ fn a_flipped_byte_is_refused_by_the_name_of_its_file_or_does_not_matter() {
         for at in positions(bytes.len(), &mut random) {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << random.u8(0..8);
-            cases.push((format!("byte {at} of {}", bytes.len()), path.clone(), Some(flipped)));
+            cases.push((format!("byte {at} of {}", bytes.len()), vec![(path.clone(), Some(flipped))]));
         }
     }
     random.shuffle(&mut cases);
     let counts = all_pass(&subject, cases);
     // A check that nothing is ever refused by, or everything, would be none.
-    for kind in ["results", "commit", "journal", "manifest", "segment", "claim", "identity"] {
-        assert!(counts[kind][1] > 0, "no damage of a {kind} is refused: {counts:?}");
+    let refused = |kind: &str| counts.get(kind).map_or(0, |[_, refused]| *refused);
+    for kind in ["results", "commit", "journal", "manifest", "claim", "identity"] {
+        assert!(refused(kind) > 0, "no damage of a {kind} is refused: {counts:?}");
     }
+    // It may be that all segments have been merged by then.
+    assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
     assert!(counts.values().any(|[passed, _]| *passed > 0), "{counts:?}");
     assert_eq!(subject.go_on(&subject.files, 2), Ok(None));
 }
@@ -162,16 +242,64 @@ fn a_file_that_is_cut_or_longer_or_missing_is_refused_by_its_name_or_does_not_ma
     let mut cases = Vec::new();
     for (path, bytes) in &subject.files {
         let length = bytes.len();
+        let mut case = |what: String, bytes| cases.push((what, vec![(path.clone(), bytes)]));
         for kept in BTreeSet::from([0, 1, length / 4, length / 2, length * 3 / 4, length.saturating_sub(1)]) {
             if kept < length {
-                cases.push((format!("cut to {kept} of {length}"), path.clone(), Some(bytes[..kept].to_vec())));
+                case(format!("cut to {kept} of {length}"), Some(bytes[..kept].to_vec()));
             }
         }
-        cases.push(("longer".into(), path.clone(), Some([bytes.as_slice(), b"x"].concat())));
-        cases.push(("missing".into(), path.clone(), None));
+        case("longer".into(), Some([bytes.as_slice(), b"x"].concat()));
+        case("missing".into(), None);
     }
     let counts = all_pass(&subject, cases);
-    for kind in ["results", "commit", "manifest", "segment", "claim", "identity"] {
-        assert!(counts[kind][1] > 0, "no damage of a {kind} is refused: {counts:?}");
+    let refused = |kind: &str| counts.get(kind).map_or(0, |[_, refused]| *refused);
+    for kind in ["results", "commit", "manifest", "claim", "identity"] {
+        assert!(refused(kind) > 0, "no damage of a {kind} is refused: {counts:?}");
     }
+    assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
+}
+
+/// The ends of the journals of all processes are damaged: each process's last frames and files are flipped, cut and
+/// removed, where every epoch that they have is published.
+fn damage_the_ends(processes: usize, workers: usize) {
+    let (subject, mut random) = (Subject::published_to_the_end(processes, workers), Rng::with_seed(2));
+    let (journals, mut cases, mut last_frames) = (subject.journals(), Vec::new(), Vec::new());
+    for process in 0..processes as u32 {
+        let of_process: Vec<_> = journals.iter().filter(|journal| journal.process == process).collect();
+        let last = of_process.last().expect("every process has begun a journal");
+        let bytes = &subject.files[&last.path];
+        let mut case = |what: String, bytes| cases.push((what, vec![(last.path.clone(), bytes)]));
+        for frames in 1..=2 {
+            let Some(at) = last.ends.len().checked_sub(frames + 1) else { continue };
+            let (from, to) = (last.ends[at], last.ends[at + 1]);
+            last_frames.push(last.frames[at].clone());
+            for at in from..to {
+                if random.u8(0..6) > 0 {
+                    continue;
+                }
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << random.u8(0..8);
+                case(format!("a bit at {at}, {frames} from the end"), Some(flipped));
+            }
+            for kept in [from, from + 1, (from + to) / 2, to - 1] {
+                case(format!("cut to {kept}, {frames} from the end"), Some(bytes[..kept].to_vec()));
+            }
+        }
+        case("removed".into(), None);
+        let all = of_process.iter().map(|journal| (journal.path.clone(), None));
+        cases.push((format!("all of process {process} removed"), all.collect()));
+    }
+    let counts = all_pass(&subject, cases);
+    assert!(counts["journal"][1] > 0, "{counts:?}");
+    assert_eq!(subject.go_on(&subject.files, 2), Ok(None), "the state as it was goes on; {last_frames:?}");
+}
+
+#[test]
+fn the_end_of_a_journal_of_two_workers_is_refused_where_it_was_published_and_is_not_whole() {
+    damage_the_ends(1, 2);
+}
+
+#[test]
+fn the_end_of_a_journal_of_two_processes_is_refused_where_it_was_published_and_is_not_whole() {
+    damage_the_ends(2, 1);
 }

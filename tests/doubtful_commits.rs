@@ -24,6 +24,7 @@ use nix::sys::signal::Signal;
 use proxy::{END_TXN, PRODUCE, Proxy};
 use run::{Running, start};
 use serde::{Deserialize, Serialize};
+use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Life, StateId};
 use tidegate::sink::kafka::Output;
 use tidegate::sink::{Rows, Shard, Sink, Writer};
@@ -92,7 +93,7 @@ impl Place<'_> {
         let output = output.config("transaction.timeout.ms", &self.limit.to_string());
         let shard = Shard { state: Some(self.state), ..Shard::new("job", "totals", Rows::Events) };
         let mut writer = output.open(&shard).unwrap();
-        let shown = writer.shown().unwrap();
+        let shown = writer.shown().unwrap().map(|found| found.epoch);
         self.lives += 1;
         let still_current = Arc::new(|| Ok(()));
         writer.begin(&Life { state: Some(self.state), incarnation: self.lives, from: None, still_current }).unwrap();
@@ -132,7 +133,7 @@ fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) {
 
 fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) {
     write(writer, epoch);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
 }
 
 fn whole(epochs: impl IntoIterator<Item = u64>) -> BTreeMap<u64, usize> {
@@ -157,7 +158,7 @@ fn a_commit_that_arrives_late_commits_nothing_of_the_next_transaction() {
     assert_ne!(code, 0, "the late request was taken");
     // Here the process could be killed: what it has not shown may not be there.
     assert_eq!(place.committed(), whole([2, 4]));
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     show(&mut writer, 8);
     drop(writer);
     assert_eq!(place.begun().1, Some(Epoch(8)));
@@ -178,7 +179,7 @@ fn messages_that_arrive_late_are_not_there_twice() {
         write(&mut writer, epoch + 2);
         place.until_grown(before, ROWS as i64);
         network.proxy.deliver();
-        writer.show().unwrap();
+        writer.show(&JournalEnds::default()).unwrap();
     }
     drop(writer);
     assert_eq!(place.begun().1, Some(Epoch(14)));
@@ -204,7 +205,7 @@ fn an_outage_longer_than_brokers_wait_delays_results_and_no_more() {
     // With a transaction open that the broker aborts meanwhile: before it is shown, and while it is.
     write(&mut writer, 6);
     outage(&network, 2 * TRANSACTION_MS);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     std::thread::scope(|scope| {
         network.proxy.go_down();
         scope.spawn(|| {
@@ -240,7 +241,7 @@ fn a_transaction_that_always_takes_too_long_is_an_error() {
     });
     writer.begin(&Life { state: Some(place.state), incarnation: 9, from: None, still_current }).unwrap();
     write(&mut writer, 2);
-    let why = writer.show().unwrap_err().to_string();
+    let why = writer.show(&JournalEnds::default()).unwrap_err().to_string();
     let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";
     assert!(why.contains(expected), "{why}");
     assert_eq!(place.committed(), whole([]));
@@ -337,7 +338,7 @@ fn an_advertised_address_that_leads_nowhere_is_named() {
     let ended = run::run(TIDEGATE, flags);
     network.proxy.go_up();
     for error in errors.iter().map(String::as_str).chain([ended.error(1)]) {
-        let what = format!("not reachable at the address that it advertises ({})", network.proxy.servers);
+        let what = format!("cannot reach {}", network.proxy.servers);
         run::says(error, &[&what, "advertised.listeners"]);
     }
 }

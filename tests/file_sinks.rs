@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
+use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Life, StateId};
 use tidegate::error::{Error, Result};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
@@ -72,7 +73,7 @@ fn take_over(disk: &CrashingDisk) -> Result<Box<dyn Writer<Total>>> {
 
 fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn Writer<Total>>, Option<Epoch>) {
     let mut writer = open(disk).unwrap();
-    let shown = writer.shown().unwrap();
+    let shown = writer.shown().unwrap().map(|found| found.epoch);
     writer.begin(&lives.claim()).unwrap();
     (writer, shown)
 }
@@ -81,14 +82,14 @@ fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn Writer<Total>>, Option<
 /// it is sure to have shown.
 fn live(disk: &CrashingDisk, lives: &Lives, together: u64, surely: &mut Option<Epoch>) -> Result<()> {
     let mut writer = open(disk)?;
-    let shown = writer.shown()?;
+    let shown = writer.shown()?.map(|found| found.epoch);
     assert!(shown >= *surely, "{shown:?} is less than {surely:?}, which was shown");
     *surely = shown;
     writer.begin(&lives.claim())?;
     for epoch in (2..=LAST).step_by(2).filter(|epoch| Some(Epoch(*epoch)) > shown) {
         writer.write(Epoch(epoch), &rows_of(epoch))?;
         if epoch / 2 % together == 0 || epoch == LAST {
-            writer.show()?;
+            writer.show(&JournalEnds::default())?;
             *surely = Some(Epoch(epoch));
         }
     }
@@ -109,7 +110,7 @@ fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_fo
         writer.begin(&Life::without_state()).unwrap();
         for epoch in (2..=LAST).step_by(2) {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
-            writer.show().unwrap();
+            writer.show(&JournalEnds::default()).unwrap();
         }
         writer.write(Epoch(LAST + 2), &rows_of(LAST + 2)).unwrap();
         let left = disk.survivors(seed).bytes(Path::new(FILE)).unwrap_or_default();
@@ -213,9 +214,9 @@ fn epochs_without_rows_are_shown_too() {
     let (mut writer, shown) = begun(&disk, &lives);
     assert_eq!(shown, None);
     writer.write(Epoch(8), &[]).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     let acts = disk.acts();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(disk.acts(), acts, "nothing was to be shown");
     drop(writer);
     assert_eq!(begun(&disk, &lives).1, Some(Epoch(8)));
@@ -227,11 +228,11 @@ fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
     let (disk, lives) = (CrashingDisk::new(), Lives::default());
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     writer.write(Epoch(4), &rows_of(4)).unwrap();
     drop(writer);
     let mut writer = open(&disk).unwrap();
-    assert_eq!(writer.shown().unwrap(), Some(Epoch(2)));
+    assert_eq!(writer.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     assert_eq!(text(&disk, FILE), file_after(4), "opening changes nothing");
     writer.begin(&lives.claim()).unwrap();
     assert_eq!(text(&disk, FILE), file_after(2));
@@ -247,14 +248,14 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
         for epoch in [2, 4] {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
         }
-        writer.show().unwrap();
+        writer.show(&JournalEnds::default()).unwrap();
         disk.set_room(Some(spare));
         let why = refused(writer.write(Epoch(6), &rows_of(6)));
         assert_eq!(why, "cannot write the results (totals.csv): the disk is full");
         assert_eq!(text(&disk, FILE), file_after(4));
         disk.set_room(None);
         writer.write(Epoch(6), &rows_of(6)).unwrap();
-        writer.show().unwrap();
+        writer.show(&JournalEnds::default()).unwrap();
         assert_eq!(text(&disk, FILE), file_after(6));
     }
     // The commit needs room too.
@@ -262,9 +263,9 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     disk.set_room(Some(10));
-    let why = refused(writer.show());
+    let why = refused(writer.show(&JournalEnds::default()));
     assert_eq!(why, "cannot write the commit file of the results (totals.csv): the disk is full");
-    assert!(refused(writer.show()).contains("showing earlier ones failed"));
+    assert!(refused(writer.show(&JournalEnds::default())).contains("showing earlier ones failed"));
     drop(writer);
     disk.set_room(None);
     live(&disk, &lives, 1, &mut surely).unwrap();
@@ -382,10 +383,10 @@ fn a_file_of_several_pieces_is_checked_and_copied() {
     first.begin(&lives.claim()).unwrap();
     let rows: Vec<_> = (0..3).map(|n| (format!("{n}").repeat(1_000_001), 1)).collect();
     first.write(Epoch(2), &rows).unwrap();
-    first.show().unwrap();
+    first.show(&JournalEnds::default()).unwrap();
     let before = disk.bytes(Path::new("large.ndjson")).unwrap();
     let mut second: Box<dyn Writer<String>> = sink.open(&Shard { take_over: true, ..shard(&disk) }).unwrap();
-    assert_eq!(second.shown().unwrap(), Some(Epoch(2)));
+    assert_eq!(second.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     second.begin(&lives.claim()).unwrap();
     assert!(disk.bytes(Path::new("large.ndjson")).unwrap() == before);
     let damaged = disk.after_kill();
@@ -415,26 +416,45 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
         let (disk, lives) = (CrashingDisk::new(), Lives::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
-        zombie.show().unwrap();
+        zombie.show(&JournalEnds::default()).unwrap();
         if written {
             zombie.write(Epoch(4), &rows_of(4)).unwrap();
         }
         let mut heir = take_over(&disk).unwrap();
-        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&lives.claim()).unwrap();
         heir.write(Epoch(4), &rows_of(4)).unwrap();
-        heir.show().unwrap();
-        if !written {
-            zombie.write(Epoch(4), &rows_of(6)).unwrap();
-        }
-        assert_eq!(refused(zombie.show()), "life 1 is over: life 2 has begun");
+        heir.show(&JournalEnds::default()).unwrap();
+        let ends = JournalEnds::default();
+        let shown = if written { zombie.show(&ends) } else { zombie.write(Epoch(4), &rows_of(6)) };
+        assert_eq!(refused(shown), "life 1 is over: life 2 has begun");
         heir.write(Epoch(6), &rows_of(6)).unwrap();
-        heir.show().unwrap();
+        heir.show(&JournalEnds::default()).unwrap();
         drop((zombie, heir));
         assert_eq!(text(&disk, FILE), file_after(6));
         assert_eq!(begun(&disk, &lives).1, Some(Epoch(6)));
         assert_eq!(disk.paths().len(), 2, "{disk:?}");
     }
+}
+
+/// Where locks are of everybody, both have the same file open.
+#[test]
+fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
+    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    disk.free_locks();
+    let (mut earlier, _) = begun(&disk, &lives);
+    earlier.write(Epoch(2), &rows_of(2)).unwrap();
+    earlier.show(&JournalEnds::default()).unwrap();
+    let (mut later, shown) = begun(&disk, &lives);
+    assert_eq!(shown, Some(Epoch(2)));
+    later.write(Epoch(4), &rows_of(4)).unwrap();
+    later.show(&JournalEnds::default()).unwrap();
+    assert_eq!(refused(earlier.write(Epoch(4), &rows_of(6))), "life 1 is over: life 2 has begun");
+    earlier.show(&JournalEnds::default()).unwrap();
+    earlier.finish().unwrap();
+    assert_eq!(text(&disk, FILE), file_after(4));
+    drop((earlier, later));
+    assert_eq!(begun(&disk, &lives).1, Some(Epoch(4)));
 }
 
 /// The holder of an earlier life is stopped after it has asked whether its life is current and before it swaps in the
@@ -447,9 +467,9 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
         state: Some(STATE),
         incarnation: 1,
         from: None,
-        // Two commits are made when a file is begun, and one for the first epoch.
+        // Two commits are made when a file is begun; then it is asked before each epoch is written, and before it is shown.
         still_current: Arc::new(move || {
-            if asked.fetch_add(1, Ordering::SeqCst) == 3 {
+            if asked.fetch_add(1, Ordering::SeqCst) == 5 {
                 stopped();
             }
             Ok(())
@@ -458,7 +478,7 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
     zombie.begin(&life).unwrap();
     for epoch in [2, 4] {
         zombie.write(Epoch(epoch), &rows_of(epoch)).unwrap();
-        zombie.show()?;
+        zombie.show(&JournalEnds::default())?;
     }
     Ok(())
 }
@@ -470,10 +490,10 @@ fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_h
     let (its, seen) = (lives.clone(), disk.clone());
     let why = refused(stopped_at_the_worst_moment(&disk, move || {
         let mut heir = take_over(&seen).unwrap();
-        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&its.claim()).unwrap();
         heir.write(Epoch(4), &rows_of(4)).unwrap();
-        heir.show().unwrap();
+        heir.show(&JournalEnds::default()).unwrap();
     }));
     assert!(why.contains("cannot write the commit file of the results (totals.csv)"), "{why}");
     assert_eq!(text(&disk, FILE), file_after(4));
@@ -488,7 +508,7 @@ fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
     let (its, seen) = (Arc::clone(&heirs), disk.clone());
     stopped_at_the_worst_moment(&disk, move || {
         let mut heir = take_over(&seen).unwrap();
-        assert_eq!(heir.shown().unwrap(), Some(Epoch(2)));
+        assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
         its.lock().unwrap().push(heir);
     })
     .unwrap();
@@ -496,7 +516,7 @@ fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
     let why = refused(heir.begin(&lives.claim()));
     assert!(why.contains("another process wrote to it meanwhile; start again"), "{why}");
     let mut heir = take_over(&disk).unwrap();
-    assert_eq!(heir.shown().unwrap(), Some(Epoch(4)));
+    assert_eq!(heir.shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     heir.begin(&lives.claim()).unwrap();
     assert_eq!(text(&disk, FILE), file_after(4));
 }
@@ -507,13 +527,13 @@ fn taking_over_may_crash_at_any_act() {
         let (disk, lives) = (CrashingDisk::new(), Lives::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
-        zombie.show().unwrap();
+        zombie.show(&JournalEnds::default()).unwrap();
         zombie.write(Epoch(4), &rows_of(4)).unwrap();
         (disk, lives, zombie)
     };
     let heir = |disk: &CrashingDisk, lives: &Lives| {
         let mut heir = take_over(disk)?;
-        assert_eq!(heir.shown()?, Some(Epoch(2)));
+        assert_eq!(heir.shown()?.map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&lives.claim())
     };
     let (disk, lives, zombie) = before();
@@ -557,7 +577,7 @@ fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
         assert_eq!(writer.shown()?, None);
         writer.begin(&Life::without_state())?;
         writer.write(Epoch(2), &rows_of(2))?;
-        writer.show()?;
+        writer.show(&JournalEnds::default())?;
         writer.finish()
     };
     let disk = ours();
@@ -574,7 +594,7 @@ fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
         let shown = open(&disk).and_then(|mut writer| writer.shown());
         let whole = disk.bytes(Path::new(FILE)).unwrap() == file_after(LAST).as_bytes();
         match shown {
-            Ok(Some(epoch)) => assert!(whole && epoch == Epoch(LAST), "act {act}, seed {seed}"),
+            Ok(Some(found)) => assert!(whole && found.epoch == Epoch(LAST), "act {act}, seed {seed}"),
             Ok(None) => assert_eq!(text(&disk, FILE), "", "act {act}, seed {seed}"),
             Err(why) => assert!(why.to_string().contains("was not written with this state"), "{why}"),
         }

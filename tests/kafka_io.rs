@@ -14,6 +14,7 @@ use broker::{Broker, send_all};
 use drive::{Driven, Tick};
 use rdkafka::producer::Producer;
 use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::JournalEnds;
 use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink};
 use tidegate::source::kafka::{Start, Topic};
@@ -403,7 +404,7 @@ fn a_sink_shows_rows_as_messages() {
     let begun = std::time::Instant::now();
     for (epoch, rows) in rows.chunks(10).enumerate() {
         writer.write(Epoch(2 * epoch as u64), rows).unwrap();
-        writer.show().unwrap();
+        writer.show(&JournalEnds::default()).unwrap();
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
     writer.finish().unwrap();

@@ -8,10 +8,11 @@ mod drive;
 use std::time::{Duration, Instant};
 
 use drive::{Driven, Tick, place};
+use tidegate::durable::journal::Bound;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
-use tidegate::source::{Options, Place};
-use tidegate::time::EventTime;
+use tidegate::source::{Options, Place, Resumed};
+use tidegate::time::{Epoch, EventTime};
 
 fn broker(partitions: u32) -> EmbeddedBroker {
     let broker = EmbeddedBroker::start().unwrap();
@@ -146,6 +147,38 @@ fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
 }
 
+/// The broker drops the oldest records while there is a reader that has yet to come to them.
+#[test]
+fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
+    let broker = broker(1);
+    let mut publisher = publisher(&broker);
+    send(&mut publisher, 0..20);
+    let mut driven = Driven::open(&ticks(&broker), Options::default()).unwrap();
+    let filler = "x".repeat(100_000);
+    for id in 20..200 {
+        let text = format!(r#"{{"id":{id},"at_ms":{},"filler":"{filler}"}}"#, 1_000_000 + id);
+        publisher.send(None, text.as_bytes(), Some(1_000_000)).unwrap();
+    }
+    publisher.settle().unwrap();
+    let bound = Bound {
+        source: "s".into(),
+        partition: 0,
+        found_at: None,
+        next: 10,
+        watermark: EventTime::from_millis(1_000_009),
+        idle: false,
+        until: None,
+        ended: false,
+        check: None,
+        values: None,
+    };
+    let ended =
+        driven.resume(Epoch(2), &[Resumed { bound, floor: EventTime::MIN }]).and_then(|()| driven.until_events(1));
+    let error = ended.expect_err("records 10 to 19 are gone").to_string();
+    assert!(error.contains("records that were still to be read are gone") && error.contains("partition 0"), "{error}");
+    assert!(driven.events.is_empty());
+}
+
 #[test]
 fn a_partition_ahead_of_the_stream_rests_and_loses_nothing() {
     let broker = broker(2);
@@ -179,6 +212,12 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     // A record wakes its partition.
     send(&mut publisher, 100..101);
     driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
+    // A topic may have a time of its own.
+    let topic = ticks(&broker).idle_after(Duration::from_millis(700));
+    let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };
+    let mut driven = Driven::open(&topic, options).unwrap();
+    driven.until_events(101).unwrap();
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.least.is_none()).unwrap();
 }
 
 #[test]

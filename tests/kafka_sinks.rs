@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use broker::{Broker, committed as texts, high_watermarks};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
+use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Life, StateId};
 use tidegate::error::{Error, Result};
 use tidegate::sink::kafka::Output;
@@ -73,7 +74,7 @@ impl Place {
     /// A writer that has begun, and what was shown before.
     fn begun(&self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
         let mut writer = self.open().unwrap();
-        let shown = writer.shown().unwrap();
+        let shown = writer.shown().unwrap().map(|found| found.epoch);
         writer.begin(&self.claim()).unwrap();
         (writer, shown)
     }
@@ -107,7 +108,7 @@ fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
 
 fn show(writer: &mut Box<dyn Writer<Row>>, epoch: u64) -> Result<()> {
     write(writer, epoch)?;
-    writer.show()
+    writer.show(&JournalEnds::default())
 }
 
 fn refused<T>(result: Result<T>) -> String {
@@ -134,7 +135,7 @@ fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     assert_eq!(place.committed(), all_of((2..=16).step_by(2)));
     // The others wake.
     for mut zombie in earlier {
-        let why = refused(zombie.show());
+        let why = refused(zombie.show(&JournalEnds::default()));
         assert!(why.contains(FENCED) && why.contains(&place.topic), "{why}");
         assert!(refused(show(&mut zombie, 100)).contains("showing earlier ones failed"));
     }
@@ -153,13 +154,13 @@ fn several_epochs_are_shown_at_once_by_one_transaction() {
     }
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(place.committed(), []);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), all_of([2, 4, 6]));
     // One that begins the life, and one for the three epochs.
     assert_eq!(texts(&place.servers, &place.progress()).len(), 2);
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     writer.write(Epoch(8), &[]).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     let progress = texts(&place.servers, &place.progress());
     assert_eq!(progress.len(), 3, "what has no rows is shown too, and nothing is not: {progress:?}");
     drop(writer);
@@ -172,7 +173,7 @@ fn a_row_that_is_there_twice_is_sent_twice() {
     let place = Place::new(broker, 1);
     let (mut writer, _) = place.begun();
     writer.write(Epoch(2), &[(Row { epoch: 2, n: 1 }, 2)]).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), [(2, 1), (2, 1)]);
 }
 
@@ -220,7 +221,7 @@ fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
     }
     drop(writers);
     for (at, writer) in [place.open(), place.open_as("late", &[]), other.open()].into_iter().enumerate() {
-        assert_eq!(writer.unwrap().shown().unwrap(), Some(Epoch(2 + 2 * at as u64)));
+        assert_eq!(writer.unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2 + 2 * at as u64)));
     }
     assert_eq!(place.committed(), all_of([2, 4, 6]));
 }
@@ -242,7 +243,7 @@ fn what_is_shown_is_asked_behind_transactions_of_others() {
         other.commit_transaction(PATIENCE).unwrap();
     });
     let begun = Instant::now();
-    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(2)));
+    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(2)));
     assert!(begun.elapsed() > Duration::from_millis(500), "it did not wait: {:?}", begun.elapsed());
     ends.join().unwrap();
 }
@@ -269,7 +270,7 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     drop(writer);
     // Old records may go: that is retention.
     broker.expire(&place.topic, 0, 21);
-    assert_eq!(place.open().unwrap().shown().unwrap(), Some(Epoch(4)));
+    assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
     // The progress tells of what was acknowledged before it: of the last transaction it may not know.
     broker.delete(&place.topic);
     let why = refused(Output::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
@@ -295,7 +296,7 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_aga
     writer.begin(&place.claim()).unwrap();
     let rows: Vec<_> = (0..20_000).map(|n| (Row { epoch: 2, n }, 1)).collect();
     writer.write(Epoch(2), &rows).unwrap();
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed().len(), 20_000);
     drop(writer);
     // The brokers abort the second one; it is made again.
@@ -303,7 +304,7 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_aga
     writer.begin(&place.claim()).unwrap();
     write(&mut writer, 4).unwrap();
     std::thread::sleep(Duration::from_millis(2_500));
-    writer.show().unwrap();
+    writer.show(&JournalEnds::default()).unwrap();
     drop(writer);
     let (mut writer, shown) = place.begun();
     assert_eq!(shown, Some(Epoch(4)));
@@ -329,7 +330,7 @@ fn a_broker_that_crashes_changes_nothing() {
                 // A new life goes on from what was shown: the failed epoch, or the one before it.
                 println!("{error}");
                 drop(std::mem::replace(&mut writer, place.begun().0));
-                let shown = place.open().unwrap().shown().unwrap().unwrap().0;
+                let shown = place.open().unwrap().shown().unwrap().unwrap().epoch.0;
                 assert!(shown == epoch || shown == epoch - 2, "{shown} after {epoch} failed");
                 (writer, epoch) = (place.begun().0, shown);
             }
@@ -467,7 +468,7 @@ fn the_last_message_of_a_key_is_its_newest_row() {
             writer.write(Epoch(2 * epoch as u64), &rows).unwrap();
             // Several epochs in one transaction, too.
             if epoch % 3 == 0 {
-                writer.show().unwrap();
+                writer.show(&JournalEnds::default()).unwrap();
             }
         }
         writer.finish().unwrap();
@@ -507,7 +508,7 @@ fn what_a_topic_does_not_take_is_said_with_what_to_do() {
             let life = Life { state, ..Life::without_state() };
             writer.begin(&life).unwrap();
             let written = writer.write(Epoch(2), &[("x".repeat(5_000), 1)]);
-            let why = refused(written.and_then(|()| writer.show()));
+            let why = refused(written.and_then(|()| writer.show(&JournalEnds::default())));
             assert!(why.contains(expected) && why.contains(topic), "{state:?}: {why}");
         }
     }

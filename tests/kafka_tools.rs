@@ -98,6 +98,28 @@ fn what_is_produced_is_consumed() {
     let ndjson: String = generated(4, 200).values().map(|row| serde_json::to_string(row).unwrap() + "\n").collect();
     fs::write(folder.path().join("rows.ndjson"), ndjson).unwrap();
     tool(&format!("produce --brokers {servers} --topic again-json --ndjson {here}/rows.ndjson")).unwrap();
+    // A byte order mark is no part of a record, and a copy's name says its format.
+    fs::write(
+        folder.path().join("marked.ndjson"),
+        format!("\u{feff}{}", fs::read_to_string(folder.path().join("rows.ndjson")).unwrap()),
+    )
+    .unwrap();
+    assert_eq!(tool(&format!("produce --brokers {servers} --topic marked --ndjson {here}/marked.ndjson")).unwrap(), 0);
+    fs::write(
+        folder.path().join("marked.csv"),
+        format!("\u{feff}{}", fs::read_to_string(folder.path().join("copy.csv")).unwrap()),
+    )
+    .unwrap();
+    assert_eq!(tool(&format!("produce --brokers {servers} --topic marked --csv {here}/marked.csv")).unwrap(), 0);
+    tool(&format!("consume --brokers {servers} --topic marked --out {here}/marked-copy.ndjson --until-end")).unwrap();
+    let text = fs::read_to_string(folder.path().join("marked-copy.ndjson")).unwrap();
+    let ids = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap());
+    let mut ids: Vec<_> = ids.collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..400).map(|at| at / 2).collect::<Vec<_>>());
+    let error =
+        tool(&format!("consume --brokers {servers} --topic marked --out {here}/x --rejects {here}/x")).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("are one file"), "{error}");
     for topic in ["again", "again-json"] {
         tool(&format!("consume --brokers {servers} --topic {topic} --out {here}/{topic}.csv --until-end")).unwrap();
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(4, 200));
@@ -124,7 +146,7 @@ fn rows_and_messages_that_are_no_transactions_are_counted_and_told() {
     assert!(rejects.lines().count() == 1 && rejects.contains(r#""record":"{""#), "{rejects}");
     fs::write(folder.path().join("in.csv"), "id,account\n1,a\n").unwrap();
     let error = tool(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap_err().to_string();
-    assert!(error.contains("in.csv") && error.contains("lacks merchant, amount_cents"), "{error}");
+    assert!(error.contains("in.csv") && error.contains("lacks the columns `merchant`, `amount_cents`"), "{error}");
 }
 
 #[test]

@@ -290,7 +290,53 @@ fn up_ends_with_the_first_failures_exit_code_when_starting_again_does_not_help()
     let count = |what: &str| ended.stderr.lines().filter(|line| line.contains(what)).count();
     assert_eq!((count("all are started again"), count("given up: 3 starts in a row")), (2, 1), "{}", ended.stderr);
     says(run(TIDEGATE, ["up", "--", TOTALS, "-n", "2"]).error(2), &["-n is for `tidegate up` to give"]);
+    let given = run(TIDEGATE, ["up", "--", TOTALS, "--cluster-secret-file=mine"]);
+    says(given.error(2), &["--cluster-secret-file is for `tidegate up` to give"]);
     says(run(TIDEGATE, ["up", "--", "no-such-program"]).error(1), &["cannot start the query (no-such-program)"]);
+}
+
+#[test]
+fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anything() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let place = Place::new(7, 300_000, 1);
+    let (temporary, victim) = (place.path("tmp"), place.path("victim"));
+    fs::create_dir(&temporary).unwrap();
+    fs::write(&victim, "not to be overwritten").unwrap();
+    // A stranger's links, by all names that can be foreseen: of the ids that are next.
+    let next = std::process::id();
+    for id in next..next + 20_000 {
+        symlink(&victim, temporary.join(format!("tidegate-up-{id}.hosts"))).unwrap();
+        symlink(&victim, temporary.join(format!("tidegate-up-{id}"))).unwrap();
+    }
+    let line = format!("up -n 2 -- {TOTALS} --csv {{}}/in.csv --out {{}}/out.csv --in-flight 1MiB --epoch 10ms");
+    let words = place.words(&line);
+    let mut tool = run::start_with(TIDEGATE, words, |command| {
+        command.env("TMPDIR", &temporary);
+    });
+    let shown = || fs::metadata(place.path("out.csv")).map_or(0, |file| file.len());
+    tool.until("results", |_| (shown() > 1_000).then_some(()));
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "not to be overwritten");
+    let own = || {
+        let all = fs::read_dir(&temporary).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| !path.is_symlink()).collect::<Vec<_>>()
+    };
+    let [folder] = &own()[..] else { panic!("not one directory: {:?}", own()) };
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((folder.is_dir(), mode(folder)), (true, 0o700));
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in &files {
+        assert_eq!(mode(file), 0o600, "{file:?}");
+    }
+    // Both processes were told the secret's file, and no command line holds the secret.
+    let secret = fs::read_to_string(folder.join("secret")).unwrap();
+    assert!(secret.trim().len() >= 32);
+    for (_, line) in children(place.folder.path()) {
+        assert!(line.contains("--cluster-secret-file") && !line.contains(secret.trim()), "{line}");
+    }
+    tool.signal(Signal::SIGTERM);
+    tool.end().code(143);
+    assert_eq!(own(), Vec::<std::path::PathBuf>::new(), "something is left");
 }
 
 #[test]

@@ -267,6 +267,51 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     check_figures(running.end().code(130), &expected_of(&partitions), 0);
 }
 
+/// A burst of one account, which is in one of four partitions, and then silence: what a new user's topic looks like.
+#[test]
+fn windows_of_a_burst_close_after_the_idle_time_also_on_many_workers_and_after_a_kill() {
+    let Some(broker) = Broker::shared() else { return };
+    let rows: Vec<_> =
+        (0..500).map(|id| Transaction::new(id, "the first", 1, 1_700_000_000_000 + id as i64 * 100)).collect();
+    let mut partitions = vec![Vec::new(); 4];
+    partitions[2] = rows.clone();
+    let expected = closed(&partitions, rows[499].at_ms);
+    assert!(expected.rows().len() > 3);
+    for (first, then) in [(1, 8), (8, 1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (topic, out) = (broker.topic(4), folder.path().join("out.csv"));
+        let line = |workers: u8, idle: &str| {
+            let line = format!(
+                "-w {workers} --idle-timeout {idle} --out {{}}/out.csv --state {{}}/state --snapshot-every 50ms"
+            );
+            typed(broker, &topic, folder.path(), &line)
+        };
+        let mut running = start(ACCOUNT_TOTALS, line(first, "1h"));
+        send_rows(broker, &topic, &partitions);
+        running.until("all records", |running| {
+            let said = running.stderr();
+            let read = |line: &str| line.split_once(" s: ")?.1.split_once(" records")?.0.parse::<usize>().ok();
+            said.lines().filter_map(read).any(|read| read >= rows.len()).then_some(())
+        });
+        let shown = whole_records(&fs::read_to_string(&out).unwrap()).unwrap();
+        assert_eq!(shown.len(), 1, "three partitions have said nothing yet, and none is idle: {shown:?}");
+        running.kill();
+        running.end_or_killed();
+        let mut running = start(ACCOUNT_TOTALS, line(then, "1s"));
+        until_rows(&mut running, &out, &expected);
+        running.kill();
+        running.end_or_killed();
+        // Started again while all is silent, it shows nothing twice.
+        let mut running = start(ACCOUNT_TOTALS, line(first, "1s"));
+        send(broker, &topic, 0, [json_of(&Transaction::new(500, "the second", 1, rows[499].at_ms + 60_000))]);
+        let mut more = partitions.clone();
+        more[0].push(Transaction::new(500, "the second", 1, rows[499].at_ms + 60_000));
+        until_rows(&mut running, &out, &closed(&more, rows[499].at_ms + 60_000));
+        running.signal(Signal::SIGTERM);
+        running.end().code(143);
+    }
+}
+
 /// Sends each partition's rows, to all of them in turns and not too fast; the broker may be gone for a while meanwhile.
 fn send_slowly(servers: &str, topic: &str, partitions: &[Vec<Transaction>]) {
     let mut config = ClientConfig::new();

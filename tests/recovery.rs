@@ -8,7 +8,7 @@ use tidegate::job::{Ending, Stop};
 use tidegate::testing::{CrashingDisk, Run};
 
 use common::cases::{Data, for_seeds};
-use common::lives::{Results, check_crashes, on};
+use common::lives::{Results, check_crashes, check_crashes_of, on};
 
 #[test]
 fn a_run_with_state_is_as_one_without() {
@@ -28,6 +28,13 @@ fn a_run_with_state_is_as_one_without() {
 #[test]
 fn a_run_that_crashes_goes_on_to_the_same_results() {
     for_seeds(40, |seed| check_crashes(seed, Run::new));
+}
+
+/// Partitions fall silent and wake, and between turns all are idle: the watermark is then where the farthest has come, in every
+/// life.
+#[test]
+fn a_run_whose_partitions_fall_silent_and_wake_goes_on_after_crashes() {
+    for_seeds(15, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), Run::new));
 }
 
 /// A run that was stopped cleanly has shown all that it bound, and has nothing to repeat.

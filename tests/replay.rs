@@ -15,6 +15,7 @@ use tidegate::time::Epoch;
 use common::cases::{Data, Deal, for_seeds};
 use common::checks::{self, Views, compare, small_drift, totals};
 use common::oracle::{self, Windows};
+use common::turns::epochs_of_silence;
 
 const TUMBLING: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
@@ -111,6 +112,19 @@ fn two(seed: u64, most: usize) -> (Data, Data) {
 #[test]
 fn a_random_run_can_be_repeated_on_any_workers() {
     for_seeds(30, |seed| check(&two(seed, 120), Run::new().workers(1 + seed as usize % 4).seed(seed), seed));
+}
+
+#[test]
+fn a_run_in_which_all_partitions_fall_silent_and_wake_can_be_repeated_on_any_workers() {
+    for_seeds(10, |seed| {
+        let data = (Data::in_turns(seed, 120), Data::random(&mut Rng::with_seed(seed), 60).renumbered(1_000_000));
+        let recorded = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let silent = epochs_of_silence(&run(&data, recorded())?.1.journal, "one");
+        if silent < 2 {
+            return Err(format!("all partitions were idle in {silent} epochs only"));
+        }
+        check(&data, recorded(), seed)
+    });
 }
 
 #[test]

@@ -25,6 +25,7 @@ use tidegate::source::generator::{Generator, Transactions};
 use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
 use tidegate::source::memory::Records;
 use tidegate::source::{Options, Place, Rejected, Resumed, Source};
+use tidegate::testing::{CrashingDisk, Run};
 use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, Window, csv};
 
@@ -431,6 +432,41 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.woken).collect();
     assert_eq!(woken.len(), 1);
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
+}
+
+/// Otherwise what is replayed would come to other results than those that were shown.
+#[test]
+fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed() {
+    let records: Vec<(u64, i64)> = (0..400).map(|number| (number % 7, number as i64)).collect();
+    let source = Records::new(vec![records], |row: &(u64, i64)| row.1);
+    let run = |disk: &CrashingDisk, options: Options| {
+        let (shared, source) = (disk.shared(), source.clone());
+        let run = Run::new().seed(3).in_flight(1).state(&shared, "state").options(options);
+        let outcome = run.run(move |flow| {
+            let keyed = flow.read("rows", &source).key_by(|row| row.0);
+            keyed
+                .window(Window::tumbling(Duration::from_millis(100)))
+                .aggregate("sums", |each| each.sum(|row: &(u64, i64)| row.1))
+                .on_close()
+                .map(|row| Sum { end: row.window.end, key: row.key, sum: row.value })
+                .write("sums", &csv::File::new("out/sums.csv"));
+        });
+        outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
+    };
+    let disk = CrashingDisk::new();
+    disk.put(Path::new("out/note"), b"");
+    disk.crash_at(400);
+    run(&disk, Options::default()).unwrap_err();
+    let second = Duration::from_secs(1);
+    let changed = [
+        ("max-ahead", Options { max_ahead: second, ..Options::default() }),
+        ("out-of-order", Options { out_of_order: second, ..Options::default() }),
+    ];
+    for (flag, options) in changed {
+        let error = run(&disk.survivors(1), options).unwrap_err();
+        assert!(error.contains(flag) && error.contains("1s"), "{flag}: {error}");
+    }
+    assert_eq!(run(&disk.survivors(1), Options::default()), Ok(Ending::Complete));
 }
 
 /// A store that gives files no other names, as object stores: what is put there is there as a whole, or not at all.

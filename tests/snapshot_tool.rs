@@ -258,8 +258,8 @@ fn a_damaged_file_is_named_whatever_it_is() {
     let mut damaged = 0;
     for file in files(&folder.path("state")) {
         let name = file.strip_prefix(folder.path("state")).unwrap().to_str().unwrap().to_owned();
-        // The lock and the number of a life hold nothing that counts.
-        if name == "LOCK" || name == "lives/1" {
+        // The lock holds nothing that counts.
+        if name == "LOCK" {
             continue;
         }
         copy(&folder.path("state"), &folder.path("copy"));
@@ -284,6 +284,29 @@ fn a_damaged_file_is_named_whatever_it_is() {
         damaged += 1;
     }
     assert!(damaged > 6, "only {damaged} files were tried");
+}
+
+#[test]
+fn a_lost_end_of_a_journal_is_told_by_what_an_output_has_published() {
+    let folder = Folder::new();
+    folder.append(&wild(37, 3_000));
+    let flags = "--ndjson {}/in.ndjson --epoch 10ms --snapshot-every 1h --out {}/out.csv --state {}/state -w 2";
+    let mut running = start(ACCOUNT_TOTALS, folder.typed(flags));
+    let published =
+        |_: &Running| (fs::read(folder.path("out.csv")).is_ok_and(|rows| rows.len() > 10_000)).then_some(());
+    running.until("published results", published);
+    running.kill();
+    running.end_or_killed();
+    let verify = "verify {}/state --output {}/out.csv";
+    says(folder.tool(verify).code(0).stdout(), &["all are as they were"]);
+    let journal = folder.path("state/journal/1-0-0.journal");
+    fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(40).unwrap();
+    says(folder.tool("verify {}/state").code(0).stdout(), &["do not count, unless an output has published them"]);
+    says(&folder.tool(verify).code(1).stderr, &["1-0-0.journal", "which the output totals has published"]);
+    // Whoever goes on is told the same.
+    let again = run(ACCOUNT_TOTALS, folder.typed(&flags.replace("-w 2", "-w 1")));
+    says(again.error(1), &["1-0-0.journal", "which the output totals has published"]);
+    says(folder.tool("verify {}/state --output {}/in.ndjson").error(2), &["no results file of a job with state"]);
 }
 
 #[test]

@@ -162,11 +162,12 @@ fn a_silent_partition(watched: &mut Watched) {
         status == 200 && first(text) == "partition 2 of transactions" && !text.contains("partition 0 of")
     });
     assert!(!answer.contains("partition 1 of"), "{answer}");
-    let (_, text) = watched.get(0, &format!("/why?window={END}"));
-    says(
-        &text,
-        &["partition 2 of transactions", "has given no record yet", "--idle-timeout", "2023-11-14T22:13:30.000Z"],
-    );
+    // A broker may be slow for longer than a moment on a busy machine, and that is then said instead.
+    let parts =
+        ["partition 2 of transactions", "has given no record yet", "--idle-timeout", "2023-11-14T22:13:30.000Z"];
+    watched.until(&format!("/why?window={END}"), "what is silent, and until when", |_, text| {
+        parts.iter().all(|part| text.contains(part))
+    });
     let (state, url) = (watched.path("state").display().to_string(), format!("http://{}", watched.addresses[0]));
     for place in [&state, &url] {
         let said = watched.why(place, &format!("--window {END}"));
@@ -332,7 +333,7 @@ fn balances_that_are_read_add_up_to_nothing_while_records_come_and_processes_are
 fn changes_add_up(address: &str) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let head = "GET /views/balances HTTP/1.1\r\nHost: h\r\nAccept: text/event-stream\r\n\r\n";
+    let head = "GET /views/balances HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let (mut lines, mut kind) = (BufReader::new(stream).lines(), String::new());
     let (mut rows, mut epochs) = (BTreeMap::<(String, i64), i64>::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! `tidegate consume`: copies a topic of transactions to a CSV file, on one process or on several that share the work.
+//! `tidegate consume`: copies a topic of transactions to a file of CSV or NDJSON, on one process or on several that share the work.
 //!
 //! It is a job of the engine, and all that it promises it has from there: with a state, every message is in the file
 //! exactly once, whoever is killed and on however many workers and processes it goes on; partitions that are added are
@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::query::AnySink;
+use super::query::{AnySink, FileFormat, check_outputs};
 use super::run::{Moment, RunArgs, Show, Watch};
-use super::{Property, pairs, say};
+use super::{Property, note, pairs, say};
 use crate::error::{Error, Result};
 use crate::job::Report;
 use crate::metrics::Metrics;
@@ -43,7 +43,7 @@ With --state every message is in the file exactly once, even if processes are ki
 all are started again, in other numbers too. Without it a file that is there already is
 replaced. Copies with states and files of their own get every message each.";
 
-/// Copies a Kafka topic of transactions to a CSV file.
+/// Copies a Kafka topic of transactions to a file.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ConsumeArgs {
@@ -55,8 +55,8 @@ pub struct ConsumeArgs {
     #[arg(long, default_value = "transaction")]
     pub topic: String,
 
-    /// The CSV file to write
-    #[arg(long, value_name = "FILE.csv")]
+    /// The file to write: FILE.ndjson gets one JSON object a line, any other name CSV
+    #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
     /// Take one message at a time: each is written and synced before the next is taken
@@ -67,9 +67,14 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub until_end: bool,
 
-    /// A file for messages that are no transactions, one JSON object a line; without it they are only counted
+    /// A file for messages that are no transactions: FILE.csv gets CSV, any other name one JSON object a line; without it they
+    /// are only counted
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
+
+    /// Copy a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    #[arg(long)]
+    pub compacted: bool,
 
     /// A property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
@@ -92,14 +97,15 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     }
     args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
     let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
-    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end);
-    let (out, rejects) = (AnySink::csv(&args.out, &args.run), args.rejects.as_ref());
-    let rejects = rejects.map(|path| AnySink::ndjson(path, &args.run));
+    let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
+    check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
+    let (out, rejects) = (AnySink::file(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());
+    let rejects = rejects.map(|path| AnySink::file(path, FileFormat::Ndjson, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
     let job = args.run.job(&name)?.options(options).one_at_a_time(args.sync);
     let metrics = job.metrics();
-    let (report, code) = watch.run(&name, job, progress, move |flow| {
+    let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
         if let Some(rejects) = &rejects {
             flow.rejects().write_in_order("rejects", rejects);
@@ -116,7 +122,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     let RunArgs { process, processes, .. } = args.run;
     if processes > 1 && args.run.progress != Show::Off {
         let read = metrics.source(MESSAGES).read.get();
-        eprintln!("process {process} of {processes} has read {read} messages, {}/s", rate(read));
+        note(format_args!("process {process} of {processes} has read {read} messages, {}/s", rate(read)));
     }
     if !args.run.is_first() {
         return;
@@ -127,7 +133,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
     if rejected > 0 {
         let kept = args.rejects.as_ref().map_or(String::new(), |path| format!("; they are in {}", path.display()));
-        eprintln!("{rejected} messages are no transactions and were left out{kept}");
+        note(format_args!("{rejected} messages are no transactions and were left out{kept}"));
     }
 }
 

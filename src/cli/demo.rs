@@ -28,8 +28,8 @@ use indicatif::HumanCount;
 use self::child::Program;
 use self::ledger::{Differences, Ledger, compare_copy, compare_totals};
 use self::view::View;
-use super::say;
 use super::stop::Stop;
+use super::{note, say};
 use crate::error::{Error, Result};
 use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
@@ -123,7 +123,9 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         return Err(error.help(format!("let --seconds times --rate be at most {most}, or use --brokers")));
     }
     let folder = Folder::prepare(&args.dir)?;
+    let beginning = stop.begin();
     let mut place = Place::prepare(args.brokers.as_deref())?;
+    drop(beginning);
     let mut programs = Programs::start(&place, &folder, args.kill_every)?;
     say(format_args!(
         "Transactions go to the topic {} at {}, {} a second.",
@@ -164,7 +166,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     programs.stop()?;
     if let Some(code) = stop.asked() {
         let count = HumanCount(ledger.count());
-        eprintln!("stopped after {count} transactions; the files in {} are not complete", folder.name());
+        note(format_args!("stopped after {count} transactions; the files in {} are not complete", folder.name()));
         return Ok(code);
     }
     report(args, &place, &folder, &ledger, rate, &programs)?;
@@ -429,10 +431,10 @@ fn report(
     let (copy, expected) = compare_copy(&folder.copy, ledger)?;
     let totals = compare_totals(&folder.totals, &expected)?;
     for (path, Differences { count, first }) in [(&folder.copy, &copy), (&folder.totals, &totals)] {
-        first.iter().for_each(|what| eprintln!("{}: {what}", path.display()));
+        first.iter().for_each(|what| note(format_args!("{}: {what}", path.display())));
         let more = count - first.len() as u64;
         if more > 0 {
-            eprintln!("{}: and {more} more", path.display());
+            note(format_args!("{}: and {more} more", path.display()));
         }
     }
     if copy.count + totals.count > 0 {

@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::durable::Life;
 use crate::durable::disk::{Disk, DiskFile, Lock};
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published};
 use crate::sink::Writer;
 use crate::time::Epoch;
 use crate::{Record, Result};
@@ -307,7 +308,7 @@ struct KillingWriter<D: Record> {
 }
 
 impl<D: Record> Writer<D> for KillingWriter<D> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         self.writer.shown()
     }
 
@@ -319,8 +320,8 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self) -> Result<()> {
-        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.show())
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.show(ends))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The commands of the `tidegate` tool, as functions: `main.rs` parses what is typed and calls them.
 //!
-//! A command answers the exit code of a run that came to its end: 0 done, 1 done with something left out, 130 and 143
-//! after a clean stop on Ctrl-C and SIGTERM. Results go to standard output, everything else to standard error.
+//! A command answers the exit code of a run that came to its end: 0 done, 1 done with something left out, 130 after a clean
+//! stop on Ctrl-C and 143 after one on SIGTERM or SIGHUP. Results go to standard output, everything else to standard error.
 
 pub mod consume;
 pub mod demo;
@@ -17,7 +17,10 @@ mod stop;
 pub mod up;
 pub mod why;
 
+use log::say;
+
 pub use kill_at::KillAt;
+pub use log::note;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
 /// A property of the Kafka client, typed as `KEY=VALUE`.
@@ -45,12 +48,6 @@ impl std::str::FromStr for Property {
 /// Properties as pairs.
 fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
     properties.iter().map(|property| (property.key.as_str(), property.value.as_str()))
-}
-
-/// Writes a line to standard output. Nobody may be reading it any more; that is no reason to fail.
-fn say(line: std::fmt::Arguments<'_>) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Reads a length of time, as `100ms` or `2s`.

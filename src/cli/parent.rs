@@ -11,6 +11,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 
+use crate::error::Result;
+use crate::thread::{self, Role};
+
 /// Set in the environment of programs that end when their standard input does.
 const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
 
@@ -19,15 +22,17 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 
 /// Makes a program that was started as an [`Offspring`] stop when the starter is gone; does nothing in any other. Every
 /// program calls this once, before anything else.
-pub(super) fn end_with_parent() {
+pub(super) fn end_with_parent() -> Result<()> {
     if std::env::var_os(BOUND).is_some() {
-        std::thread::spawn(wait_for_the_end);
+        thread::start(Role::Parent, Role::Parent.name(), wait_for_the_end)?;
     }
+    Ok(())
 }
 
 fn wait_for_the_end() {
     let (mut stdin, mut bytes) = (io::stdin().lock(), [0; 64]);
     loop {
+        thread::turn();
         match stdin.read(&mut bytes) {
             Ok(count) if count > 0 => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -5,7 +5,6 @@
 //! code 1.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,10 +12,14 @@ use clap::Args;
 
 use super::progress::{Length, Progress};
 use super::stop::Stop;
-use super::{Property, pairs, say};
-use crate::error::{Error, Result};
+use super::{Property, note, pairs, say};
+use crate::error::{Error, Result, shortened};
 use crate::sink::kafka::Publisher;
+use crate::source::csv::Csv;
+use crate::source::file::Format;
+use crate::source::file::pieces::Pieces;
 use crate::source::generator::{Generator, Transaction};
+use crate::source::ndjson::Ndjson;
 
 /// How many bad rows are told one by one.
 const TOLD: u64 = 10;
@@ -110,9 +113,11 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let stop = Stop::listen()?;
     let mut rows = Rows::open(args)?;
+    let beginning = stop.begin();
     let mut publisher = Publisher::open(&args.brokers, &args.topic, pairs(&args.kafka_config), Some(args.partitions))?;
+    drop(beginning);
     if let (partitions, true) = publisher.partitions() {
-        eprintln!("created the topic {} with {partitions} partitions", args.topic);
+        note(format_args!("created the topic {} with {partitions} partitions", args.topic));
     }
     let mut progress = Progress::start(&rows.length);
     let begun = Instant::now();
@@ -150,7 +155,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let each = (delivered as f64 / begun.elapsed().as_secs_f64().max(0.001)) as u64;
     say(format_args!("{delivered} messages to topic {}, {each}/s", args.topic));
     if bad > 0 {
-        eprintln!("{bad} rows are no transactions and were left out");
+        note(format_args!("{bad} rows are no transactions and were left out"));
     }
     Ok(stop.asked().unwrap_or(u8::from(bad > 0)))
 }
@@ -181,19 +186,20 @@ struct Rows {
 
 enum Supply {
     Generator { generator: Generator, next: u64, count: u64, by_clock: bool },
-    Csv { path: PathBuf, reader: Box<csv::Reader<File>>, header: csv::ByteRecord, record: csv::ByteRecord },
-    Ndjson { path: PathBuf, reader: BufReader<File>, line: Vec<u8>, number: u64, position: u64 },
+    Csv(PathBuf, Box<Pieces<Csv, File, Transaction>>),
+    Ndjson(PathBuf, Box<Pieces<Ndjson, File, Transaction>>),
 }
 
 impl Rows {
     fn open(args: &ProduceArgs) -> Result<Self> {
         match (&args.input.csv, &args.input.ndjson, args.input.generate) {
-            (Some(path), _, _) => Rows::csv(path),
+            (Some(path), _, _) => {
+                let (length, pieces) = open_pieces(path)?;
+                Ok(Rows { length, from: Supply::Csv(path.clone(), pieces) })
+            }
             (_, Some(path), _) => {
-                let (file, length) = open_file(path)?;
-                let (path, reader) = (path.clone(), BufReader::with_capacity(1 << 18, file));
-                let from = Supply::Ndjson { path, reader, line: Vec::new(), number: 0, position: 0 };
-                Ok(Rows { length: Length::Bytes(length), from })
+                let (length, pieces) = open_pieces(path)?;
+                Ok(Rows { length, from: Supply::Ndjson(path.clone(), pieces) })
             }
             (_, _, count) => {
                 let count = count.unwrap_or(0);
@@ -207,21 +213,6 @@ impl Rows {
         }
     }
 
-    fn csv(path: &Path) -> Result<Self> {
-        let (file, length) = open_file(path)?;
-        let mut reader = csv::ReaderBuilder::new().buffer_capacity(1 << 18).from_reader(file);
-        let header = reader.byte_headers().map_err(|error| unreadable(path, error))?.clone();
-        let missing: Vec<&str> =
-            FIELDS.into_iter().filter(|field| !header.iter().any(|name| name == field.as_bytes())).collect();
-        if !missing.is_empty() {
-            let error = Error::new("the file has not the columns of a transaction").at(path.display());
-            let error = error.because(format!("its header lacks {}", missing.join(", ")));
-            return Err(error.help(format!("the first line has to name {}", FIELDS.join(","))));
-        }
-        let (path, reader, record) = (path.to_owned(), Box::new(reader), csv::ByteRecord::new());
-        Ok(Rows { length: Length::Bytes(length), from: Supply::Csv { path, reader, header, record } })
-    }
-
     fn next(&mut self) -> Result<Option<Row>> {
         match &mut self.from {
             Supply::Generator { generator, next, count, by_clock } => {
@@ -233,36 +224,8 @@ impl Rows {
                 let made = if *by_clock { generator.at_time(index, now_ms()) } else { generator.at(index) };
                 Ok(Some(Ok(made)))
             }
-            Supply::Csv { path, reader, header, record } => {
-                let line = reader.position().line();
-                match reader.read_byte_record(record) {
-                    Ok(false) => Ok(None),
-                    Ok(true) => {
-                        let line = record.position().map_or(line, csv::Position::line);
-                        let row = record.deserialize(Some(header));
-                        Ok(Some(row.map_err(|error| {
-                            format!("{}, line {line}: {}", path.display(), csv_reason(&error, header))
-                        })))
-                    }
-                    Err(error) if error.is_io_error() => Err(unreadable(path, error)),
-                    Err(error) => {
-                        let line = error.position().map_or(line, csv::Position::line);
-                        Ok(Some(Err(format!("{}, line {line}: {}", path.display(), csv_reason(&error, header)))))
-                    }
-                }
-            }
-            Supply::Ndjson { path, reader, line, number, position } => loop {
-                line.clear();
-                let read = reader.read_until(b'\n', line).map_err(|error| unreadable(path, error))?;
-                if read == 0 {
-                    return Ok(None);
-                }
-                (*number, *position) = (*number + 1, *position + read as u64);
-                if !line.trim_ascii().is_empty() {
-                    let row = serde_json::from_slice(line);
-                    return Ok(Some(row.map_err(|error| format!("{}, line {number}: {error}", path.display()))));
-                }
-            },
+            Supply::Csv(path, pieces) => next_of(path, pieces),
+            Supply::Ndjson(path, pieces) => next_of(path, pieces),
         }
     }
 
@@ -270,33 +233,26 @@ impl Rows {
     fn position(&self, sent: u64) -> u64 {
         match &self.from {
             Supply::Generator { .. } => sent,
-            Supply::Csv { reader, .. } => reader.position().byte(),
-            Supply::Ndjson { position, .. } => *position,
+            Supply::Csv(_, pieces) => pieces.position(),
+            Supply::Ndjson(_, pieces) => pieces.position(),
         }
     }
 }
 
-/// The fields of a transaction, in order.
-pub(super) const FIELDS: [&str; 6] = ["id", "account", "merchant", "amount_cents", "currency", "at_ms"];
-
-fn csv_reason(error: &csv::Error, header: &csv::ByteRecord) -> String {
-    match error.kind() {
-        csv::ErrorKind::Deserialize { err, .. } => {
-            let column = err.field().and_then(|field| header.get(field as usize));
-            let column = column.map(|name| format!("column {}: ", String::from_utf8_lossy(name))).unwrap_or_default();
-            format!("{column}{}", err.kind())
-        }
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("it has {len} fields, the header {expected_len}")
-        }
-        _ => error.to_string(),
-    }
-}
-
-fn open_file(path: &Path) -> Result<(File, u64)> {
+/// The transactions of a file, with its length.
+fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Box<Pieces<F, File, Transaction>>)> {
     let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = file.map_err(|error| unreadable(path, error))?;
-    Ok((file, length))
+    let pieces = Pieces::new(file).map_err(|error| error.at(path.display()))?;
+    Ok((Length::Bytes(length), Box::new(pieces)))
+}
+
+/// The next transaction of a file; one that is none is told with its place.
+fn next_of<F: Format>(path: &Path, pieces: &mut Pieces<F, File, Transaction>) -> Result<Option<Row>> {
+    let next = pieces.next().map_err(|error| error.at(path.display()))?;
+    Ok(next.map(|(line, row)| {
+        row.map_err(|reason| format!("{}, line {line}: {}", path.display(), shortened(&reason, 500)))
+    }))
 }
 
 fn unreadable(path: &Path, error: impl std::fmt::Display) -> Error {

@@ -1,9 +1,10 @@
 //! Shows how far a command is, on standard error: a bar on a terminal, else a line every few seconds.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{log, note};
 
 /// How often a line is written where there is no terminal.
 const LINES: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ pub(super) enum Length {
 
 /// A bar over bytes whose number is told later; nothing where there is no terminal.
 pub(super) fn bytes_bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !log::is_live() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} to go");
@@ -39,7 +40,7 @@ pub(super) fn bytes_bar() -> ProgressBar {
 impl Progress {
     pub(super) fn start(length: &Length) -> Self {
         let now = Instant::now();
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = log::is_live().then(|| {
             let (bar, template) = match length {
                 Length::Messages(count) => {
                     (ProgressBar::new(*count), "{bar:30} {human_pos}/{human_len} messages, {per_sec}, {eta} to go")
@@ -67,15 +68,15 @@ impl Progress {
             bar.set_position(at);
         } else if self.last.elapsed() >= LINES {
             self.last = Instant::now();
-            eprintln!("{} messages, {}/s", self.count, self.rate());
+            note(format_args!("{} messages, {}/s", self.count, self.rate()));
         }
     }
 
     /// Writes a line without disturbing the bar.
     pub(super) fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| note(format_args!("{line}"))),
+            None => note(format_args!("{line}")),
         }
     }
 

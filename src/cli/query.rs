@@ -1,21 +1,22 @@
 //! The flags that all queries share, and what they make: a source, sinks, and a job that is watched while it runs.
 //!
 //! A query program flattens [`QueryArgs`] into its own arguments, and its `main` is [`start`]. Exit codes: 0 done, 1
-//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM.
+//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM or SIGHUP.
 //! Results go to standard output when asked for; everything else goes to standard error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 
 use super::kill_at::KillAt;
 use super::parent::end_with_parent;
-use super::run::{Moment, RunArgs, Show, Watch};
-use super::{Property, duration, pairs};
+use super::run::{Moment, RunArgs, Show, Watch, size};
+use super::{Property, duration, note, pairs};
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::job::Ending;
@@ -23,6 +24,7 @@ use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
 use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
 use crate::stream::Flow;
+use crate::thread::{Failure, guard};
 use crate::time::EventTime;
 
 /// Where a Kafka topic is read from at first.
@@ -49,6 +51,10 @@ pub struct QueryArgs {
     #[arg(long, value_enum, default_value_t = From::Earliest, help_heading = "Input")]
     pub from: From,
 
+    /// Read a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    #[arg(long, help_heading = "Input")]
+    pub compacted: bool,
+
     /// A property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
     pub kafka_config: Vec<Property>,
@@ -60,6 +66,10 @@ pub struct QueryArgs {
     /// Read a file with one JSON object a line instead of Kafka
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub ndjson: Option<PathBuf>,
+
+    /// Longest record of a file, the end of its line included; longer ones are rejected [default: 16MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Input")]
+    pub max_record: Option<u64>,
 
     /// Stop at the end that the source has at the start, with every window closed
     #[arg(long, help_heading = "Input")]
@@ -85,7 +95,8 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Time")]
     pub out_of_order: Duration,
 
-    /// After how long without records a partition no longer holds windows open
+    /// After how long at its end, without records, a partition or a followed file no longer holds windows open. What it brings
+    /// later is late for windows that have closed meanwhile
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Time")]
     pub idle_timeout: Duration,
 
@@ -97,20 +108,63 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration, help_heading = "Time")]
     pub max_drift: Duration,
 
-    /// How far an event time may be ahead of the record's own Kafka timestamp; records further ahead are rejected
-    #[arg(long, value_name = "TIME", default_value = "1d", value_parser = duration, help_heading = "Time")]
-    pub max_ahead: Duration,
+    /// How far an event time may be ahead of the record's own Kafka timestamp; records further ahead are rejected. In a file,
+    /// ahead of the greatest event time before it: only if the flag is given [default for topics: 1d]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
+    pub max_ahead: Option<Duration>,
 
     /// How it runs.
     #[command(flatten)]
     pub run: RunArgs,
 }
 
-/// Whether two paths lead to one file, by whatever names.
+/// `true` if two paths lead to one file, by whatever names, be it there or not.
 fn is_one_file(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((folder.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
     match (fs::metadata(a), fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
+        _ => a == b || place(a).is_some_and(|a| Some(a) == place(b)),
+    }
+}
+
+/// Refuses outputs of which two are one file: each begins with emptying it. Devices, which are not emptied, may be shared.
+pub(super) fn check_outputs(outputs: &[(&str, Option<&Path>)]) -> Result<()> {
+    let is_special = |path: &Path| fs::metadata(path).is_ok_and(|found| !found.is_file());
+    for (at, (flag, path)) in outputs.iter().enumerate() {
+        for (other, others) in &outputs[..at] {
+            if let (Some(path), Some(others)) = (path, others)
+                && is_one_file(path, others)
+                && !is_special(path)
+            {
+                let error =
+                    Error::usage(format!("{other} {} and {flag} {} are one file", others.display(), path.display()));
+                return Err(error.help("name a file for each"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The formats of files that results go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileFormat {
+    /// Comma-separated values.
+    Csv,
+    /// One JSON object a line.
+    Ndjson,
+}
+
+impl FileFormat {
+    /// The format that a file's name says, if it says one.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("csv") => Some(FileFormat::Csv),
+            Some("ndjson" | "jsonl") => Some(FileFormat::Ndjson),
+            _ => None,
+        }
     }
 }
 
@@ -126,16 +180,20 @@ pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
-    end_with_parent();
+    let failure = Arc::<Failure>::default();
+    let _entered = failure.enter();
     super::log::begin();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
         Ok(arguments) => arguments,
         Err(usage) => usage.exit(),
     };
-    match run(&arguments) {
+    let ended = end_with_parent()
+        .and_then(|()| guard(|| run(&arguments)).unwrap_or_else(|panic| Err(panic.error("that runs the command"))));
+    // What failed first counts: the rest may follow from it.
+    match failure.get().map_or(ended, |error| Err(error.clone())) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error}");
+            note(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
@@ -157,7 +215,7 @@ impl QueryArgs {
                     From::Latest => source::kafka::Start::Latest,
                 };
                 let topic = source::kafka::Topic::json(brokers, &self.topic).event_time(time_of).from(start);
-                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)))
+                AnySource::Kafka(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
             }
             _ => {
                 let error = Error::usage("there is nothing to read");
@@ -194,7 +252,17 @@ impl QueryArgs {
         Ok(AnySink { target: self.target(flag, target)?, kill_at: self.run.kill_at })
     }
 
+    /// Refuses outputs that are one file, before any of them is touched.
+    fn check_outputs(&self) -> Result<()> {
+        let file = |target: Option<&String>| -> Option<PathBuf> {
+            target.filter(|target| *target != "-" && !target.starts_with("kafka:")).map(PathBuf::from)
+        };
+        let (out, late, rejects) = (file(Some(&self.out)), file(self.late.as_ref()), file(self.rejects.as_ref()));
+        check_outputs(&[("--out", out.as_deref()), ("--late", late.as_deref()), ("--rejects", rejects.as_deref())])
+    }
+
     fn target<D: Record>(&self, flag: &str, target: &str) -> Result<Target<D>> {
+        self.check_outputs()?;
         if target == "-" {
             return Ok(Target::Stdout(sink::stdout::Stdout::csv()));
         }
@@ -214,10 +282,10 @@ impl QueryArgs {
             let error = Error::usage(format!("{flag} {target} is the file that is read"));
             return Err(error.help("name another file: this one would be emptied first"));
         }
-        match Path::new(target).extension().and_then(|extension| extension.to_str()) {
-            Some("csv") => Ok(Target::Csv(sink::csv::File::new(target))),
-            Some("ndjson" | "jsonl") => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
-            _ => {
+        match FileFormat::of(Path::new(target)) {
+            Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::File::new(target))),
+            Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
+            None => {
                 let error = Error::usage(format!("{flag} {target} does not say what to write"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
             }
@@ -245,28 +313,33 @@ impl QueryArgs {
     pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
         let watch = Watch::begin(&self.run)?;
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
+        let usual = Options::default();
         let job = self.run.job(name)?.options(Options {
             until_end: self.until_end,
             out_of_order: self.out_of_order,
             idle_timeout: self.idle_timeout,
             max_drift: self.max_drift,
-            max_ahead: self.max_ahead,
+            max_ahead: self.max_ahead.unwrap_or(usual.max_ahead),
+            max_ahead_in_files: self.max_ahead.is_some() && (self.csv.is_some() || self.ndjson.is_some()),
+            max_record: self.max_record.unwrap_or(usual.max_record),
             fail_on_reject: self.fail_on_reject,
         });
         let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
         let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
         let rejects = self.rejects()?;
-        let (report, code) = watch.run(name, job, progress_line, move |flow| {
+        let (report, code) = watch.run(job, progress_line, move |flow| {
             query(flow);
             if let Some(rejects) = &rejects {
                 flow.rejects().write("rejects", rejects);
             }
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
-            eprintln!("{name}: this state has come to its end before, and there is nothing new: nothing was done");
+            note(format_args!(
+                "{name}: this state has come to its end before, and there is nothing new: nothing was done"
+            ));
         } else if self.run.is_first() && self.run.progress != Show::Off {
             // Of several processes the first has the figures of all.
-            eprintln!("{}", report.summary);
+            note(format_args!("{}", report.summary));
         }
         Ok(code)
     }
@@ -342,6 +415,14 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        match self {
+            AnySource::Csv(source) => source.identity(at),
+            AnySource::Ndjson(source) => source.identity(at),
+            AnySource::Kafka(source) => source.identity(at),
+        }
+    }
+
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
         match self {
             AnySource::Csv(source) => source.grown_since(at, bounds),
@@ -365,14 +446,13 @@ enum Target<D: Record> {
 }
 
 impl<D: Record> AnySink<D> {
-    /// A CSV file, whatever its name.
-    pub(super) fn csv(path: &Path, run: &RunArgs) -> Self {
-        AnySink { target: Target::Csv(sink::csv::File::new(path)), kill_at: run.kill_at }
-    }
-
-    /// A file of one JSON object a line, whatever its name.
-    pub(super) fn ndjson(path: &Path, run: &RunArgs) -> Self {
-        AnySink { target: Target::Ndjson(sink::ndjson::File::new(path)), kill_at: run.kill_at }
+    /// A file, in the format that its name says, or in this one if it says none.
+    pub(super) fn file(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Self {
+        let target = match FileFormat::of(path).unwrap_or(otherwise) {
+            FileFormat::Csv => Target::Csv(sink::csv::File::new(path)),
+            FileFormat::Ndjson => Target::Ndjson(sink::ndjson::File::new(path)),
+        };
+        AnySink { target, kill_at: run.kill_at }
     }
 }
 

@@ -1,26 +1,27 @@
 //! How a command that is a job runs: the flags for that, and the watching.
 //!
 //! A command flattens [`RunArgs`] into its own arguments, makes its job of them, and has a [`Watch`] run it: shown on
-//! standard error while it runs, and stopped cleanly by Ctrl-C and SIGTERM.
+//! standard error while it runs, and stopped cleanly by Ctrl-C, SIGTERM and SIGHUP.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::kill_at::KillAt;
 use super::stop::Stop;
-use super::{duration, log};
+use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
 use crate::job::{Cluster, Ending, Job, Report, Watcher};
 use crate::metrics::{Metrics, Summary};
 use crate::status::why;
 use crate::stream::Flow;
+use crate::thread::{self, Handle, Role};
 
 /// How a running query shows how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -44,10 +45,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
     pub in_flight: u64,
 
-    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /views;
-    /// each further process takes the port after it
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Running")]
+    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /readyz,
+    /// /views; each further process takes the port after it
+    #[arg(long, value_name = "HOST:PORT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Running")]
     pub http: Option<String>,
+
+    /// Answer HTTP requests that call this process by this host name, too; without it only by an address, localhost, or the
+    /// name given to --http, so that no page from elsewhere reads the job through a browser. May be given several times;
+    /// * allows every name
+    #[arg(long, value_name = "NAME", requires = "http", help_heading = "Running")]
+    pub http_host: Vec<String>,
 
     /// After how long without a result the reason is told
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
@@ -94,6 +101,11 @@ pub struct RunArgs {
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_query: bool,
 
+    /// Go on although the sources are not those that the state has read: what was read of a source that is gone is
+    /// forgotten, and a new one is read from its start
+    #[arg(long, requires = "state", help_heading = "State")]
+    pub accept_changed_sources: bool,
+
     /// End this process as a kill would, or have its disk full, at this moment: for tests
     #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
     pub kill_at: Option<KillAt>,
@@ -114,9 +126,22 @@ pub struct RunArgs {
     /// at ports from 2101 on
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub hostfile: Option<PathBuf>,
+
+    /// A file with a secret of at least 16 bytes, the same for all processes: only who knows it can take part. It is no
+    /// encryption: keep their ports in a private network
+    #[arg(long, value_name = "FILE", help_heading = "Running")]
+    pub cluster_secret_file: Option<PathBuf>,
+
+    /// How long a process waits for the others at the start
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration, help_heading = "Running")]
+    pub join_timeout: Duration,
+
+    /// How long a process may give no sign of life before it is taken for lost, and the job ends; at least 2s
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = heartbeat, help_heading = "Running")]
+    pub heartbeat_timeout: Duration,
 }
 
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>().map_err(|why| format!("{why}; write it as 64MiB or 1GB"))?;
     if size.as_u64() < 1 << 20 { Err(String::from("it has to be at least 1MiB")) } else { Ok(size.as_u64()) }
 }
@@ -132,6 +157,13 @@ fn processes(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(processes @ 1..=256) => Ok(processes),
         _ => Err(String::from("it has to be a number of processes from 1 to 256")),
+    }
+}
+
+fn heartbeat(text: &str) -> std::result::Result<Duration, String> {
+    match duration(text)? {
+        timeout if timeout < Duration::from_secs(2) => Err(String::from("it has to be at least 2s")),
+        timeout => Ok(timeout),
     }
 }
 
@@ -154,11 +186,13 @@ impl RunArgs {
 
     /// The processes that the flags name, if there are several.
     fn cluster(&self) -> Result<Option<Cluster>> {
-        match (&self.hostfile, self.processes) {
-            (_, 1) => Ok(None),
-            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file).map(Some),
-            (None, processes) => Cluster::on_this_machine(self.process, processes).map(Some),
-        }
+        let cluster = match (&self.hostfile, self.processes) {
+            (_, 1) => return Ok(None),
+            (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file)?,
+            (None, processes) => Cluster::on_this_machine(self.process, processes)?,
+        };
+        let cluster = cluster.patience(self.join_timeout, self.heartbeat_timeout);
+        self.cluster_secret_file.as_ref().map_or(Ok(cluster.clone()), |file| cluster.secret_file(file)).map(Some)
     }
 
     /// Whether this is the only process, or the first.
@@ -175,20 +209,22 @@ impl RunArgs {
         let job = job.clock_behind(self.clock_behind);
         let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
-            Some(address) => job.http(address),
+            Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
             None => job,
         };
         let job = match self.cluster()? {
             Some(cluster) => {
                 if self.progress != Show::Off {
-                    eprintln!("{name}: this is {cluster}; it begins when all have come");
+                    note(format_args!("{name}: this is {cluster}; it begins when all have come"));
                 }
                 job.cluster(cluster)
             }
             None => job,
         };
         if self.is_first() && self.state.is_none() && self.progress != Show::Off {
-            eprintln!("{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning");
+            note(format_args!(
+                "{name}: nothing is kept between runs: after a crash, a run begins at the source's beginning"
+            ));
         }
         Ok(self.with_state(job))
     }
@@ -198,6 +234,7 @@ impl RunArgs {
         let Some(directory) = &self.state else { return job };
         let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
         let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
+        let job = job.accept_changed_sources(self.accept_changed_sources);
         let job = match self.kill_at {
             Some(moment) => job.disk(moment.on(OsDisk::shared())),
             None => job,
@@ -240,47 +277,66 @@ impl<'a> Watch<'a> {
         Ok(Watch { args, stop: Stop::listen()? })
     }
 
-    /// Runs a query as a job, which is called `name`; answers what it did, and the exit code.
+    /// Runs a query as a job; answers what it did, and the exit code.
     ///
     /// # Errors
     /// As [`Job::run`].
     pub(super) fn run(
         self,
-        name: &str,
         job: Job,
         line: Line,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<(Report, u8)> {
-        let (stopper, metrics, watcher) = (job.stopper(), job.metrics(), job.watcher());
-        let over = Arc::new(AtomicBool::new(false));
-        let (watching, signals) = (Arc::clone(&over), self.stop.clone());
-        let (show, every) = (self.args.progress, self.args.progress_every);
-        let display = std::thread::spawn(move || {
-            let mut display = Display::new(show, every, line);
-            while !watching.load(Ordering::Acquire) {
-                if signals.asked().is_some() {
-                    stopper.stop();
-                }
-                display.show(&metrics, &watcher);
-                std::thread::park_timeout(Duration::from_millis(50));
-            }
-            display.finish();
-        });
+        self.stop.stops(job.stopper(), job.watcher(), self.args.processes == 1);
+        let display = match self.args.progress {
+            Show::Off => None,
+            show => Some(ProgressThread::start(Display::new(show, self.args.progress_every, line), &job)?),
+        };
         let report = job.run(query);
-        over.store(true, Ordering::Release);
-        display.thread().unpark();
-        if display.join().is_err() {
-            eprintln!("{name}: the progress display failed; the results are not affected");
-        }
+        drop(display);
+        self.stop.job_has_ended();
         let report = report?;
         if self.args.profile {
-            eprintln!("{}", report.profile);
+            note(format_args!("{}", report.profile));
         }
         let code = match report.ending {
             Ending::Complete | Ending::WasComplete => 0,
             Ending::Stopped => self.stop.asked().unwrap_or(0),
         };
         Ok((report, code))
+    }
+}
+
+/// The thread that shows how far a job is.
+struct ProgressThread {
+    over: Arc<AtomicBool>,
+    thread: Option<Handle>,
+}
+
+impl ProgressThread {
+    fn start(mut display: Display, job: &Job) -> Result<Self> {
+        let (metrics, watcher, over) = (job.metrics(), job.watcher(), Arc::new(AtomicBool::new(false)));
+        let ended = Arc::clone(&over);
+        let body = move || {
+            while !ended.load(Ordering::Acquire) {
+                thread::turn();
+                display.show(&metrics, &watcher);
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+        };
+        let thread = thread::start(Role::Progress, Role::Progress.name(), body)?;
+        Ok(ProgressThread { over, thread: Some(thread) })
+    }
+}
+
+impl Drop for ProgressThread {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It may be writing to a pipe that nobody reads.
+            thread.join_within(Duration::from_secs(1));
+        }
     }
 }
 
@@ -297,7 +353,7 @@ struct Display {
 
 impl Display {
     fn new(show: Show, every: Duration, line: Line) -> Self {
-        let live = show == Show::Auto && std::io::stderr().is_terminal();
+        let live = show == Show::Auto && log::is_live();
         let style =
             ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = live.then(|| ProgressBar::new_spinner().with_style(style));
@@ -317,14 +373,17 @@ impl Display {
         let rate = (read - self.last_read) as f64 / since.as_secs_f64();
         (self.last, self.last_read) = (Instant::now(), read);
         let line = (self.line)(&Moment { summary, read, rate, elapsed: self.begun.elapsed() });
-        let Some(bar) = &self.bar else { return eprintln!("{line}") };
+        let Some(bar) = &self.bar else { return note(format_args!("{line}")) };
         // What holds the next results, where anything does, stands below.
         let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
         bar.set_message(held.map_or_else(|| line.clone(), |held| format!("{line}\n  {held}")));
         bar.tick();
     }
+}
 
-    fn finish(&self) {
+/// The line goes away, also when the thread that shows it panics.
+impl Drop for Display {
+    fn drop(&mut self) {
         log::above(None);
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -19,7 +19,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::say;
+use super::{note, say};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::look::{Sight, sight};
 use crate::durable::manifest::Manifest;
@@ -262,7 +262,7 @@ fn ls(args: &LsArgs) -> Result<u8> {
         }
     }
     for error in &unreadable {
-        eprintln!("{error}");
+        note(format_args!("{error}"));
     }
     Ok(u8::from(!unreadable.is_empty()))
 }

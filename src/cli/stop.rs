@@ -1,37 +1,186 @@
-//! Stops a command cleanly on Ctrl-C or SIGTERM; a second signal ends the process at once.
+//! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, and never waits for what will not end.
+//!
+//! * The first signal asks the command to stop. A repeat within [`SAME`] is the same request: service managers signal a whole
+//!   group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
+//! * A command that has not begun its work yet, as it waits for a broker or for the reader of a FIFO, has nothing to finish: it
+//!   ends [`GRACE`] after the request. Of several processes one that ends by itself would fail the others, so that takes
+//!   [`TOGETHER`].
+//! * SIGHUP is left alone where the process was started with it ignored, as by `nohup`.
+//!
+//! Invariant: the exit codes 130 and 143 mean that nothing was left undone that the command had begun.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
 
 use crate::error::{Error, Result};
+use crate::job::{self, Watcher};
+use crate::thread::{self, Failure, Role};
 
-/// Whether the command was asked to stop.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Stop(Arc<AtomicUsize>);
+/// How long after the first signal another one is the same request.
+const SAME: Duration = Duration::from_secs(1);
+/// How long a command that has not begun its work may take to notice the request by itself.
+const GRACE: Duration = Duration::from_millis(500);
+/// Likewise, of several processes.
+const TOGETHER: Duration = Duration::from_secs(10);
+/// How often the thread that hears signals looks.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Tells whether the command was asked to stop.
+#[derive(Clone)]
+pub(super) struct Stop(Arc<Shared>);
+
+struct Shared {
+    /// The exit code to stop with; 0 before a signal came.
+    code: AtomicU8,
+    /// When the first signal came.
+    asked: OnceLock<Instant>,
+    /// How many parts of the command are still beginning.
+    beginning: AtomicUsize,
+    job: Mutex<Option<Stoppable>>,
+    failure: Arc<Failure>,
+}
+
+/// A job that is asked to stop.
+struct Stoppable {
+    stopper: job::Stop,
+    watcher: Watcher,
+    /// How long it may take to notice by itself when it has not begun.
+    grace: Duration,
+}
+
+/// Keeps a command beginning: see [`Stop::begin`].
+pub(super) struct Beginning(Arc<Shared>);
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        self.0.beginning.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 impl Stop {
     /// Listens for signals from now on.
     pub(super) fn listen() -> Result<Self> {
-        let stop = Stop::default();
-        let armed = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the first signal only arms what the second one finds armed.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&armed))
-                .and_then(|_| flag::register(signal, Arc::clone(&armed)))
-                .and_then(|_| flag::register_usize(signal, Arc::clone(&stop.0), 128 + signal as usize))
-                .map_err(|error| Error::new("cannot listen for signals").because(error))?;
-        }
-        Ok(stop)
+        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !ignores(SIGHUP));
+        let signals = Signals::new(wanted.collect::<Vec<_>>());
+        let mut signals = signals.map_err(|why| Error::new("cannot listen for signals").because(why))?;
+        let shared = Arc::new(Shared {
+            code: AtomicU8::new(0),
+            asked: OnceLock::new(),
+            beginning: AtomicUsize::new(0),
+            job: Mutex::new(None),
+            failure: Failure::current().unwrap_or_default(),
+        });
+        let (own, last) = (Arc::clone(&shared), Arc::clone(&shared));
+        let body = move || {
+            loop {
+                thread::turn();
+                signals.pending().for_each(|signal| own.hear(signal));
+                own.tend();
+                std::thread::sleep(TICK);
+            }
+        };
+        thread::start_telling(Role::Signals, Role::Signals.name(), move |_error| last.stop_job(), body)?;
+        Ok(Stop(shared))
     }
 
-    /// The exit code to stop with, if a signal came.
+    /// The exit code to stop with, if a signal came, or a thread of the program has failed.
     pub(super) fn asked(&self) -> Option<u8> {
-        match self.0.load(Ordering::Relaxed) {
-            0 => None,
-            code => Some(code as u8),
+        match self.0.code.load(Ordering::Acquire) {
+            0 => self.0.failure.get().map(Error::exit_code),
+            code => Some(code),
         }
     }
+
+    /// Says that the command has not begun its work, as long as what is answered is kept: when it is asked to stop, the
+    /// process ends, as there is nothing to finish.
+    pub(super) fn begin(&self) -> Beginning {
+        self.0.beginning.fetch_add(1, Ordering::AcqRel);
+        Beginning(Arc::clone(&self.0))
+    }
+
+    /// Stops a job when the command is asked to stop; `alone` if no other process takes part in it.
+    pub(super) fn stops(&self, stopper: job::Stop, watcher: Watcher, alone: bool) {
+        let grace = if alone { GRACE } else { TOGETHER };
+        *self.0.job() = Some(Stoppable { stopper, watcher, grace });
+    }
+
+    /// Says that the job has ended.
+    pub(super) fn job_has_ended(&self) {
+        *self.0.job() = None;
+    }
+}
+
+impl Shared {
+    fn job(&self) -> std::sync::MutexGuard<'_, Option<Stoppable>> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, signal: i32) {
+        let now = Instant::now();
+        let first = *self.asked.get_or_init(|| now);
+        // Whoever hangs up asks as a service manager does.
+        let code = if signal == SIGINT { 130 } else { 143 };
+        let _ = self.code.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        if now.duration_since(first) >= SAME {
+            let error =
+                Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
+            end(&error.help("a job with state goes on where its results end"));
+        }
+    }
+
+    fn stop_job(&self) {
+        if let Some(job) = &*self.job() {
+            job.stopper.stop();
+        }
+    }
+
+    /// Stops what is to be stopped, and ends the process if nothing else will.
+    fn tend(&self) {
+        static FAILED: OnceLock<Instant> = OnceLock::new();
+        let failure = self.failure.get();
+        let since = match (self.asked.get(), failure) {
+            (Some(asked), _) => *asked,
+            (None, Some(_)) => *FAILED.get_or_init(Instant::now),
+            (None, None) => return,
+        };
+        let grace = match &*self.job() {
+            Some(job) => {
+                job.stopper.stop();
+                (!job.watcher.has_begun()).then_some(job.grace)
+            }
+            None => (self.beginning.load(Ordering::Acquire) > 0).then_some(GRACE),
+        };
+        if grace.is_some_and(|grace| since.elapsed() >= grace) {
+            match failure {
+                Some(error) => end(error),
+                None => low_level::exit(i32::from(self.code.load(Ordering::Acquire))),
+            }
+        }
+    }
+}
+
+/// Ends the process with an error, at once: it waits for nobody, not for the reader of standard error either.
+fn end(error: &Error) -> ! {
+    let stderr = std::io::stderr();
+    let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    // Not by `std`, whose lock a thread may hold that waits for the reader.
+    if poll(&mut ready, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+        let _ = nix::unistd::write(stderr.as_fd(), format!("error: {error}\n").as_bytes());
+    }
+    low_level::exit(i32::from(error.exit_code()))
+}
+
+/// `true` if this process was started with a signal ignored.
+fn ignores(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }

@@ -5,27 +5,35 @@
 //! that grows. It gives up when so many rounds in a row have failed without a new snapshot: then starting again does not
 //! help, and the exit code is that of the process that failed first.
 //!
+//! What the processes have to be told, where they are and a secret that they prove to each other, is in a directory that
+//! this user alone can enter, and in files that are made anew: what others put into the directory of temporary files is
+//! neither followed nor overwritten.
+//!
 //! Invariants: no process of a round is left when the next one begins, or when the command ends; what the processes say is
 //! told with their numbers.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::signal::Signal;
 
 use super::demo;
+use super::note;
 use super::parent::Offspring;
 use super::stop::Stop;
 use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
+use crate::job::Secret;
+use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
 /// How long processes may take to end by themselves when one has failed; then they are asked to, as those do not miss it
@@ -42,8 +50,8 @@ const EXAMPLES: &str = "Examples:
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
   tidegate up -n 2 --restarts 3 -- ./my_query -w 4 --state state/ --out totals.csv
 
-The program gets -n, -p and --hostfile added to its arguments. It is looked for beside this tool first, then where
-programs are. Without --state nothing is started again: results would be shown twice.";
+The program gets -n, -p, --hostfile and --cluster-secret-file added to its arguments; the secret is made anew. It is looked
+for beside this tool first, then where programs are. Without --state nothing is started again: results would be shown twice.";
 
 /// Runs all processes of a query here, and starts them again when one dies.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -71,15 +79,16 @@ pub fn up(args: &UpArgs) -> Result<u8> {
     let Some((called, rest)) = args.command.split_first() else {
         return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
     };
-    for flag in ["-n", "--processes", "-p", "--process", "--hostfile"] {
-        if rest.iter().any(|given| given == flag) {
+    for flag in ["-n", "--processes", "-p", "--process", "--hostfile", "--cluster-secret-file"] {
+        if value_of(rest, flag).is_some() || rest.iter().any(|given| given == flag) {
             return Err(Error::usage(format!("{flag} is for `tidegate up` to give")).help("leave it out after --"));
         }
     }
     let (program, state) = (find(called), value_of(rest, "--state").map(PathBuf::from));
     let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
+    let mut folder = PrivateFolder::new()?;
     loop {
-        let round = Round::start(&program, called, rest, usize::from(args.processes))?;
+        let round = Round::start(&program, called, rest, usize::from(args.processes), &mut folder)?;
         let failure = match round.run(&stop)? {
             Outcome::Ended(code) => return Ok(code),
             Outcome::Failed(failure) => failure,
@@ -94,7 +103,7 @@ pub fn up(args: &UpArgs) -> Result<u8> {
         failed += 1;
         let what = failure.what();
         let end = |why: &str| {
-            eprintln!("up: {what}; {why}");
+            note(format_args!("up: {what}; {why}"));
             Ok(failure.code())
         };
         if failure.code() == 2 {
@@ -106,7 +115,11 @@ pub fn up(args: &UpArgs) -> Result<u8> {
         if failed > args.restarts {
             return end(&format!("given up: {failed} starts in a row have failed without a new snapshot"));
         }
-        eprintln!("up: {what}; all are started again in {} ms ({failed} of {})", pause.as_millis(), args.restarts);
+        note(format_args!(
+            "up: {what}; all are started again in {} ms ({failed} of {})",
+            pause.as_millis(),
+            args.restarts
+        ));
         let begun = Instant::now();
         while begun.elapsed() < pause {
             if let Some(code) = stop.asked() {
@@ -184,45 +197,93 @@ fn code_of(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
+/// A directory that this user alone can enter, with what processes have to be told; it goes when this is dropped.
+struct PrivateFolder {
+    path: PathBuf,
+    secret: PathBuf,
+    /// How many files of hosts have been made.
+    rounds: u32,
+}
+
+impl PrivateFolder {
+    /// Makes it, with a new secret.
+    fn new() -> Result<Self> {
+        let name = format!("tidegate-up-{}-{}", std::process::id(), &Secret::random()?[..16]);
+        let path = std::env::temp_dir().join(name);
+        let cannot = |why| Error::new("cannot make a directory for the processes").at(path.display()).because(why);
+        // It fails if there is anything of the name, a link among that.
+        DirBuilder::new().mode(0o700).create(&path).map_err(cannot)?;
+        let mut folder = PrivateFolder { secret: path.join("secret"), path, rounds: 0 };
+        folder.secret = folder.write("secret", &format!("{}\n", Secret::random()?))?;
+        Ok(folder)
+    }
+
+    /// Makes a new file.
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(|why| Error::new("cannot write what processes are told").at(path.display()).because(why))?;
+        Ok(path)
+    }
+
+    /// Makes a new file of hosts.
+    fn hosts(&mut self, processes: usize) -> Result<PathBuf> {
+        self.rounds += 1;
+        let ports = free_ports(processes).map_err(|why| Error::new("there are no free ports").because(why))?;
+        let lines: String = ports.iter().map(|port| format!("127.0.0.1:{port}\n")).collect();
+        self.write(&format!("hosts-{}", self.rounds), &lines)
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
 /// One start of all processes.
 struct Round {
     members: Vec<Member>,
-    hosts: PathBuf,
 }
 
 /// A process of a round.
 struct Member {
     running: Offspring,
     /// Passes on what it says.
-    teller: Option<JoinHandle<()>>,
+    relay: Option<Handle>,
 }
 
 impl Round {
-    fn start(program: &Path, called: &OsStr, arguments: &[OsString], processes: usize) -> Result<Self> {
-        let hosts = std::env::temp_dir().join(format!("tidegate-up-{}.hosts", std::process::id()));
-        let written = free_ports(processes).and_then(|ports| {
-            let lines: String = ports.iter().map(|port| format!("127.0.0.1:{port}\n")).collect();
-            std::fs::write(&hosts, lines)
-        });
-        written.map_err(|why| Error::new("cannot write the file of hosts").at(hosts.display()).because(why))?;
-        let mut round = Round { members: Vec::new(), hosts };
+    fn start(
+        program: &Path,
+        called: &OsStr,
+        arguments: &[OsString],
+        processes: usize,
+        folder: &mut PrivateFolder,
+    ) -> Result<Self> {
+        let hosts = folder.hosts(processes)?;
+        let mut round = Round { members: Vec::new() };
         for process in 0..processes {
             let mut command = Command::new(program);
             // As it is called: this tool may be a query by that.
             command.arg0(called).args(arguments).stderr(Stdio::piped());
-            command.args(["-n", &processes.to_string(), "-p", &process.to_string(), "--hostfile"]).arg(&round.hosts);
+            command.args(["-n", &processes.to_string(), "-p", &process.to_string(), "--hostfile"]).arg(&hosts);
+            command.arg("--cluster-secret-file").arg(&folder.secret);
             let failed = |why| Error::new("cannot start the query").at(program.display()).because(why);
             let mut running = Offspring::start(&mut command).map_err(failed)?;
             let said = running.child.stderr.take();
-            let teller = said.map(|said| {
-                std::thread::spawn(move || {
+            let relay = said.map(|said| {
+                let body = move || {
                     let lines = BufReader::new(said).split(b'\n');
                     lines.map_while(std::result::Result::ok).for_each(|line| {
-                        eprintln!("[{process}] {}", String::from_utf8_lossy(&line));
+                        thread::turn();
+                        note(format_args!("[{process}] {}", String::from_utf8_lossy(&line)));
                     });
-                })
+                };
+                thread::start(Role::Relay, &format!("relay {process}"), body)
             });
-            round.members.push(Member { running, teller });
+            round.members.push(Member { running, relay: relay.transpose()? });
         }
         Ok(round)
     }
@@ -259,8 +320,9 @@ impl Round {
             std::thread::sleep(TICK);
         }
         for member in &mut self.members {
-            // One that panicked has nothing to add.
-            let _ = member.teller.take().map(JoinHandle::join);
+            if let Some(relay) = member.relay.take() {
+                relay.join();
+            }
         }
         Ok(match failed {
             Some((failed, _)) => Outcome::Failed(failed),
@@ -283,13 +345,12 @@ impl Drop for Round {
         for member in &mut self.members {
             member.running.kill();
         }
-        let _ = std::fs::remove_file(&self.hosts);
     }
 }
 
 /// Ports of this machine that nobody listens at now.
-fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<_>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
-use super::say;
+use super::{note, say};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::look::{LastKnown, last_known};
 use crate::durable::recovery::Holder;
@@ -22,13 +22,13 @@ use crate::status::{
 use crate::time::EventTime;
 use crate::view::http::{encoded, get};
 
-/// How long an answer may take.
+/// Limit of the time from asking to the whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Examples:
   tidegate why state/                              what holds the job that has this state
   tidegate why state/ --window 2026-01-31T10:00:00Z
-  tidegate why http://127.0.0.1:8080 --window 1769853600000
+  tidegate why 127.0.0.1:8080 --window 1769853600000
   tidegate why http://127.0.0.1:8080 --json
 
 A job that was started with --http answers for all its processes. Of one without it, only what
@@ -38,8 +38,8 @@ its state says is known. Exit code 1: something holds it; 0: nothing does.";
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct WhyArgs {
-    /// The state of the job, or where it serves HTTP
-    #[arg(value_name = "STATE|URL")]
+    /// The state of the job, or where it serves HTTP: HOST:PORT, or as a URL
+    #[arg(value_name = "STATE|HOST:PORT")]
     pub place: String,
 
     /// The end of the window, as RFC 3339 or in milliseconds since 1970; START/END is taken too
@@ -57,8 +57,8 @@ pub struct WhyArgs {
 /// When nobody answers, there is no such state, or the window is not understood.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let end = args.window.as_deref().map(end_of).transpose()?;
-    if let Some(address) = args.place.strip_prefix("http://") {
-        return ask(address.trim_end_matches('/'), args);
+    if let Some(address) = server_at(&args.place, |path| path.exists()) {
+        return ask(&address, args);
     }
     if args.place.starts_with("https://") {
         return Err(Error::usage("jobs serve http, not https").help("write it as http://HOST:PORT"));
@@ -68,7 +68,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     if let Some(address) = dir.told_where() {
         match ask(&address, args) {
             Ok(code) => return Ok(code),
-            Err(error) => eprintln!("{error}"),
+            Err(error) => note(format_args!("{error}")),
         }
     }
     let mut status = of_state(&dir)?;
@@ -82,8 +82,20 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
             format!("process {pid} on {host} has it{}", if stopped { ", and is stopped" } else { "" })
         }
     };
-    eprintln!("{}: {holder}; this is what the state says", Path::new(&args.place).display());
+    note(format_args!("{}: {holder}; this is what the state says", Path::new(&args.place).display()));
     tell(&why(&status, end), args)
+}
+
+/// The `HOST:PORT` of a place that is no state: of a URL, or of an address that is no file's name.
+fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
+    if let Some(rest) = place.strip_prefix("http://") {
+        let address = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+        let after = address.rfind(']').map_or(0, |at| at + 1);
+        return Some(if address[after..].contains(':') { address.to_owned() } else { format!("{address}:80") });
+    }
+    let (host, port) = place.rsplit_once(':')?;
+    let is_one = !host.is_empty() && !host.contains(['/', '\\']) && port.parse::<u16>().is_ok();
+    (is_one && !exists(Path::new(place))).then(|| place.to_owned())
 }
 
 /// Says it, and answers the exit code.
@@ -144,26 +156,66 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
         partitions.insert((bound.source.clone(), bound.partition), partition);
     }
     let mut streams = BTreeMap::<String, EventTime>::new();
-    for source in manifest.iter().flat_map(|manifest| &manifest.sources) {
+    let sources = manifest.iter().flat_map(|manifest| &manifest.sources);
+    for source in sources.filter(|source| !source.is_combined()) {
         streams.insert(source.name.clone(), source.watermark);
     }
     for ((source, _), partition) in &partitions {
         streams.entry(source.clone()).or_insert(EventTime::MIN);
         let own = || partitions.values().filter(|other| other.source == partition.source);
         let least = own().filter(|other| other.holds()).map(|other| other.watermark).min();
-        if let (Some(least), Some(known)) = (least, streams.get_mut(source)) {
-            *known = (*known).max(least);
+        // When none holds it, it is where the greatest is.
+        let reached = least.or_else(|| own().map(|other| other.watermark).max());
+        if let (Some(reached), Some(known)) = (reached, streams.get_mut(source)) {
+            *known = (*known).max(reached);
         }
     }
     let steps = manifest.iter().flat_map(|manifest| &manifest.steps);
-    let steps = steps.map(|step| StepStatus { name: step.name.clone(), watermark: step.closed, lateness_ms: 0 });
+    let steps = steps.map(|step| StepStatus {
+        name: step.name.clone(),
+        watermark: step.closed,
+        lateness_ms: 0,
+        late_after_idle: 0,
+    });
     let worker = WorkerStatus { partitions: partitions.into_values().collect(), ..WorkerStatus::default() };
     Ok(JobStatus {
         job: manifest.as_ref().map_or_else(|| String::from("the job"), |manifest| manifest.job.clone()),
         processes: vec![ProcessStatus { workers: vec![worker], ..ProcessStatus::default() }],
-        streams: streams.into_iter().map(|(source, watermark)| StreamStatus { source, watermark }).collect(),
+        streams: streams
+            .into_iter()
+            .map(|(source, watermark)| StreamStatus { source, watermark, idle_after_ms: 0 })
+            .collect(),
         // What steps have come to since the snapshot is not known.
         steps: steps.filter(|_| frames.is_empty()).collect(),
         idle_timeout_ms: 30_000,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_told_from_a_state() {
+        for (place, address) in [
+            ("127.0.0.1:8080", Some("127.0.0.1:8080")),
+            ("jobs.example:80", Some("jobs.example:80")),
+            ("[::1]:8080", Some("[::1]:8080")),
+            ("http://127.0.0.1:8080", Some("127.0.0.1:8080")),
+            ("http://127.0.0.1:8080/", Some("127.0.0.1:8080")),
+            ("http://127.0.0.1:8080/why?x=1", Some("127.0.0.1:8080")),
+            ("http://jobs.example", Some("jobs.example:80")),
+            ("http://[::1]/", Some("[::1]:80")),
+            ("state", None),
+            ("state/", None),
+            ("/var/state:8080", None),
+            ("./state:8080", None),
+            ("state:x", None),
+            (":8080", None),
+            ("state:80800", None),
+            ("there:1", None),
+        ] {
+            assert_eq!(server_at(place, |path| path == Path::new("there:1")).as_deref(), address, "{place}");
+        }
+    }
 }

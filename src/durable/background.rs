@@ -1,15 +1,16 @@
 //! A thread that does what workers must not wait for, in the order in which it was asked.
 //!
 //! Invariants: acts are done one after the other, in order; when the [`Background`] is dropped, all that it was asked to
-//! do has been done, unless it was told to [`Background::abandon`] the rest.
+//! do has been done, unless it was told to [`Background::abandon`] the rest. An act that panics fails the job, and is the
+//! last one: those who wait for the others look at the job's failure, as all do.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::thread::{self, Handle, Role};
 
 type Act = Box<dyn FnOnce() + Send>;
 
@@ -17,7 +18,7 @@ type Act = Box<dyn FnOnce() + Send>;
 pub struct Background {
     queue: Mutex<Option<Sender<Act>>>,
     abandoned: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Handle>>,
 }
 
 impl fmt::Debug for Background {
@@ -27,30 +28,30 @@ impl fmt::Debug for Background {
 }
 
 impl Background {
-    /// Starts a thread of this name.
+    /// Starts a thread of this role.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(name: &str) -> Result<Self> {
+    pub fn start(role: Role) -> Result<Self> {
         let (queue, acts): (Sender<Act>, Receiver<Act>) = channel();
         let abandoned = Arc::new(AtomicBool::new(false));
         let given_up = Arc::clone(&abandoned);
         let body = move || {
             for act in acts {
+                thread::turn();
                 if !given_up.load(Ordering::Acquire) {
                     act();
                 }
             }
         };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-        let thread = thread.map_err(|why| Error::new("cannot start a thread").at(name).because(why))?;
+        let thread = thread::start(role, role.name(), body)?;
         Ok(Background { queue: Mutex::new(Some(queue)), abandoned, thread: Mutex::new(Some(thread)) })
     }
 
     /// Asks for an act, and returns at once.
     pub fn ask(&self, act: impl FnOnce() + Send + 'static) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
-            // The thread ends only when the queue does, or by a panic, which is noticed where its results are missed.
+            // The thread ends only when the queue does, or by a panic, which has failed the job.
             let _ = queue.send(Box::new(act));
         }
     }
@@ -64,8 +65,8 @@ impl Background {
     pub fn finish(&self) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            let _ = thread.join();
+        if let Some(thread) = thread {
+            thread.join();
         }
     }
 }
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn acts_are_done_in_order_and_all_of_them() {
         let done = Arc::new(Mutex::new(Vec::new()));
-        let background = Background::start("test").unwrap();
+        let background = Background::start(Role::Segments).unwrap();
         for number in 0..100 {
             let done = Arc::clone(&done);
             background.ask(move || done.lock().unwrap().push(number));
@@ -96,7 +97,7 @@ mod tests {
     fn what_is_abandoned_is_not_done() {
         let (go, wait) = channel::<()>();
         let done = Arc::new(AtomicBool::new(false));
-        let background = Background::start("test").unwrap();
+        let background = Background::start(Role::Segments).unwrap();
         background.ask(move || wait.recv().unwrap());
         let flag = Arc::clone(&done);
         background.ask(move || flag.store(true, Ordering::Release));
@@ -104,5 +105,21 @@ mod tests {
         go.send(()).unwrap();
         drop(background);
         assert!(!done.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn an_act_that_panics_fails_the_job_and_nobody_waits_for_those_after_it() {
+        let failure = Arc::<thread::Failure>::default();
+        let entered = failure.enter();
+        let background = Background::start(Role::Merges).unwrap();
+        drop(entered);
+        background.ask(|| panic!("no room"));
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&done);
+        background.ask(move || flag.store(true, Ordering::Release));
+        background.finish();
+        let error = failure.get().unwrap().to_string();
+        assert!(error.starts_with("the thread `merges` panicked (src/durable/background.rs:"), "{error}");
+        assert!(error.contains("): no room; ") && !done.load(Ordering::Acquire), "{error}");
     }
 }

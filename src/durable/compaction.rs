@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire};
 
 use crate::durable::codec::{Codec, Rows};
 use crate::durable::disk::Disk;
@@ -89,6 +90,29 @@ pub struct Merging<'a, T> {
     pub keep: &'a dyn Fn(&T) -> bool,
     /// Rows of windows that end here or before are dead, and left out.
     pub dead: EventTime,
+    /// Set when nobody waits for the merge any more: it gives up at the next block.
+    pub give_up: &'a AtomicBool,
+}
+
+/// The outcome of a merge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// The sum.
+    Segment(SegmentInfo),
+    /// No row is left, and there is no file.
+    Nothing,
+    /// The merge was told to give up, and there is no file.
+    GivenUp,
+}
+
+impl Merged {
+    /// The segment, if there is one.
+    pub fn segment(self) -> Option<SegmentInfo> {
+        match self {
+            Merged::Segment(segment) => Some(segment),
+            Merged::Nothing | Merged::GivenUp => None,
+        }
+    }
 }
 
 impl<T> fmt::Debug for Merging<'_, T> {
@@ -97,8 +121,7 @@ impl<T> fmt::Debug for Merging<'_, T> {
     }
 }
 
-/// Writes the sum of some segments of a step as one, under `label`. Returns nothing, and writes no file, if nothing is
-/// left. The inputs stay.
+/// Writes the sum of some segments of a step as one, under `label`. The inputs stay.
 ///
 /// # Errors
 /// When an input is damaged or is not what `merging` says, or the output cannot be written.
@@ -108,7 +131,7 @@ pub fn merge<T: Clone + 'static>(
     inputs: &[SegmentInfo],
     label: &Label,
     merging: &Merging<'_, T>,
-) -> Result<Option<SegmentInfo>> {
+) -> Result<Merged> {
     assert!(inputs.iter().all(|input| input.step == label.step), "only segments of one step are merged");
     let mut cursors = Vec::with_capacity(inputs.len());
     for input in inputs {
@@ -117,11 +140,12 @@ pub fn merge<T: Clone + 'static>(
     }
     let builder = BlockBuilder::new(Arc::clone(&merging.codec));
     let mut output = Output { disk, directory, label, merging, builder, writer: None };
-    match output.fill(cursors) {
-        Ok(()) => output.writer.map(SegmentWriter::finish).transpose(),
-        Err(why) => {
-            output.writer.into_iter().for_each(SegmentWriter::abandon);
-            Err(why)
+    match (output.fill(cursors), output.writer) {
+        (Ok(true), Some(writer)) => writer.finish().map(Merged::Segment),
+        (Ok(true), None) => Ok(Merged::Nothing),
+        (unfinished, writer) => {
+            writer.into_iter().for_each(SegmentWriter::abandon);
+            unfinished.map(|_| Merged::GivenUp)
         }
     }
 }
@@ -137,7 +161,8 @@ struct Output<'a, T> {
 }
 
 impl<T: Clone + 'static> Output<'_, T> {
-    fn fill(&mut self, mut cursors: Vec<Cursor<T>>) -> Result<()> {
+    /// Writes all rows, unless it is told to give up; answers whether it wrote them.
+    fn fill(&mut self, mut cursors: Vec<Cursor<T>>) -> Result<bool> {
         let merging = self.merging;
         // Those with a row, by that row, the least one last.
         let mut waiting = Vec::with_capacity(cursors.len());
@@ -158,14 +183,17 @@ impl<T: Clone + 'static> Output<'_, T> {
                 self.emit(&sum)?;
             }
             for index in equal.drain(..) {
+                if cursors[index].is_at_end_of_block() && merging.give_up.load(Acquire) {
+                    return Ok(false);
+                }
                 cursors[index].advance(merging)?;
                 wait(&mut waiting, &cursors, index, merging.order);
             }
         }
-        match self.builder.finish() {
-            Some(block) => self.append(&block),
-            None => Ok(()),
+        if let Some(block) = self.builder.finish() {
+            self.append(&block)?;
         }
+        Ok(!merging.give_up.load(Acquire))
     }
 
     fn emit(&mut self, row: &T) -> Result<()> {
@@ -219,6 +247,11 @@ impl<T: 'static> Cursor<T> {
         self.rows.as_slice().get(self.at)
     }
 
+    /// Whether to go on is to read a block, or to have none left.
+    fn is_at_end_of_block(&self) -> bool {
+        self.at + 1 >= self.rows.as_slice().len()
+    }
+
     /// Goes on to the next row.
     fn advance(&mut self, merging: &Merging<'_, T>) -> Result<()> {
         self.at += 1;
@@ -261,6 +294,8 @@ mod tests {
     use crate::durable::segment::{level_of, verify};
     use crate::time::Epoch;
 
+    static NEVER: AtomicBool = AtomicBool::new(false);
+
     /// The rows' sums by key, of which those of 0 are nothing.
     fn sums(rows: impl IntoIterator<Item = Row>, dead: EventTime) -> Vec<Row> {
         let mut sums = BTreeMap::new();
@@ -284,6 +319,7 @@ mod tests {
             window: |row| row.0.0,
             keep: &|row| row.1 != (0, (0, 0)),
             dead,
+            give_up: &NEVER,
         }
     }
 
@@ -316,7 +352,7 @@ mod tests {
             let dead = EventTime::from_millis(random.i64(-1..5) * 1_000);
             let inputs: Vec<_> = merged.iter().map(|(info, _)| info.clone()).collect();
             let sum_label = Label::of_sum(&inputs, 4, 0, 0);
-            let output = merge(&disk, directory.path(), &inputs, &sum_label, &merging(codec, dead)).unwrap();
+            let output = merge(&disk, directory.path(), &inputs, &sum_label, &merging(codec, dead)).unwrap().segment();
             let expected = sums(merged.iter().flat_map(|(_, rows)| rows.clone()), dead);
             let path = directory.path().join(sum_label.file_name());
             assert_eq!((output.is_some(), path.exists()), (!expected.is_empty(), !expected.is_empty()), "seed {seed}");
@@ -381,9 +417,41 @@ mod tests {
                 merge(&disk, directory.path(), std::slice::from_ref(&info), &sum, &merging(&codec, dead))
             };
             assert!(run(1, EventTime::MIN).unwrap_err().to_string().contains("block 0"));
-            let merged = run(2, dead).unwrap().unwrap();
+            let merged = run(2, dead).unwrap().segment().unwrap();
             assert_eq!(read(&directory.path().join(&merged.file), &*codec).unwrap(), sums(rows, dead));
         }
+    }
+
+    #[test]
+    fn a_merge_that_is_given_up_ends_at_the_next_block_and_leaves_no_file() {
+        let codec = &codecs()[0];
+        let (directory, disk) = (tempfile::tempdir().unwrap(), OsDisk::shared());
+        let rows = random_rows(&mut fastrand::Rng::with_seed(5), 3_000, 4);
+        let inputs = [write(&disk, directory.path(), &label(0), codec, &rows, 10).unwrap()];
+        let sum = Label::of_sum(&inputs, 4, 0, 1);
+        let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
+        let keep = |_: &Row| {
+            kept.set(kept.get() + 1);
+            give_up.store(kept.get() >= 25, std::sync::atomic::Ordering::Release);
+            true
+        };
+        let merging = Merging { keep: &keep, give_up: &give_up, ..merging(codec, EventTime::MIN) };
+        assert_eq!(merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap(), Merged::GivenUp);
+        assert!((25..60).contains(&kept.get()), "{} rows", kept.get());
+        assert!(!directory.path().join(sum.file_name()).exists());
+        // Told at the very end, it leaves nothing either; and not told, all.
+        let at_end = |told| {
+            let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
+            let keep = |_: &Row| {
+                kept.set(kept.get() + 1);
+                give_up.store(told && kept.get() == rows.len(), std::sync::atomic::Ordering::Release);
+                true
+            };
+            let merging = Merging { keep: &keep, give_up: &give_up, ..self::merging(codec, EventTime::MIN) };
+            merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap()
+        };
+        assert_eq!(at_end(true), Merged::GivenUp);
+        assert_eq!(at_end(false).segment().unwrap().rows, rows.len() as u64);
     }
 
     #[test]
@@ -400,7 +468,7 @@ mod tests {
         let acts = {
             let (disk, acts) = Failing::shared(usize::MAX);
             let elsewhere = Label { number: 10, ..sum.clone() };
-            merge(&disk, directory.path(), &inputs, &elsewhere, &merging(codec, EventTime::MIN)).unwrap().unwrap();
+            merge(&disk, directory.path(), &inputs, &elsewhere, &merging(codec, EventTime::MIN)).unwrap();
             acts.told().len()
         };
         assert!(acts > 8, "{acts} acts are too few for this test");
@@ -409,7 +477,8 @@ mod tests {
             let said = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap_err();
             assert!(said.to_string().contains("it broke"), "{said}");
         }
-        let merged = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap().unwrap();
+        let merged = merge(&disk, directory.path(), &inputs, &sum, &merging(codec, EventTime::MIN)).unwrap();
+        let merged = merged.segment().unwrap();
         let found = read(&directory.path().join(&merged.file), &**codec).unwrap();
         assert_eq!(found, sums(all.concat(), EventTime::MIN));
         assert!(inputs.iter().all(|info| verify(&OsDisk, &directory.path().join(&info.file)).as_ref() == Ok(info)));

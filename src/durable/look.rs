@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::disk_error;
-use super::journal::{FileId, Frame};
+use super::journal::{FileId, Frame, JournalEnds};
 use super::manifest::{Manifest, ManifestId, SinkState};
 use super::recovery::{self, Claim, Decision, Found, SinkFound, Survey};
 use super::segment::{self, SegmentInfo};
 use super::state::StateDir;
+use super::{Published, disk_error};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -112,19 +112,20 @@ pub struct GoesOn {
 }
 
 /// Checks every file that counts: each against its checksums and against what names it, and then all of them as the next
-/// life would. `each` is told of bytes of segments that were read, and of how many there are.
+/// life would, with what `outputs` have published; outputs that are not given are taken to be where the last snapshot has
+/// them. `each` is told of bytes of segments that were read, and of how many there are.
 ///
 /// # Errors
 /// If the disk does not let it. What is wrong with files is part of what is found.
-pub fn check(dir: &StateDir, each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
+pub fn check(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
-        let checked = check_once(dir, each)?;
+        let checked = check_once(dir, outputs, each)?;
         if checked.wrong.is_empty() || listing(dir)? == before {
             return Ok(checked);
         }
     }
-    check_once(dir, each)
+    check_once(dir, outputs, each)
 }
 
 /// What a job changes while it runs.
@@ -132,11 +133,12 @@ fn listing(dir: &StateDir) -> Result<Vec<Vec<String>>> {
     ["lives", "journal", "manifests"].iter().map(|directory| names(dir, directory)).collect()
 }
 
-fn check_once(dir: &StateDir, each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
+fn check_once(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
     let survey = dir.look(true)?;
     let claim = survey.claims.last_key_value().and_then(|(_, claim)| claim.as_ref().ok());
     let mut checked = Checked { claims: survey.claims.len(), journals: survey.journals.len(), ..Checked::default() };
     checked.wrong.extend(survey.claims.values().filter_map(|claim| claim.clone().err()));
+    checked.wrong.extend(dir.damaged_lives()?);
     let manifests = counted(dir, &survey, claim)?;
     checked.snapshots = manifests.len();
     let mut named = BTreeMap::<String, SegmentInfo>::new();
@@ -162,7 +164,7 @@ fn check_once(dir: &StateDir, each: &mut dyn FnMut(u64, u64)) -> Result<Checked>
         checked.bytes += info.bytes;
     }
     if checked.wrong.is_empty() && !dir.is_savepoint()? {
-        match decide_again(&survey, claim) {
+        match decide_again(&survey, claim, outputs) {
             Ok(goes_on) => checked.goes_on = goes_on,
             Err(error) => checked.wrong.push(error),
         }
@@ -210,7 +212,7 @@ pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
 
 fn last_known_once(dir: &StateDir) -> Result<LastKnown> {
     let survey = dir.look(true)?;
-    Ok(match decision(&survey, last_claim(&survey)?.as_ref())? {
+    Ok(match decision(&survey, last_claim(&survey)?.as_ref(), &[])? {
         None => LastKnown { manifest: None, frames: Vec::new() },
         Some(decision) => LastKnown { manifest: decision.base, frames: decision.replay },
     })
@@ -242,24 +244,31 @@ fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked)
     }
 }
 
-fn decide_again(survey: &Survey, claim: Option<&Claim>) -> Result<Option<GoesOn>> {
-    let decision = decision(survey, claim)?;
+fn decide_again(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Result<Option<GoesOn>> {
+    let decision = decision(survey, claim, outputs)?;
     Ok(decision.map(|decision| GoesOn { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
 }
 
-/// Decides as the next life would, with sinks that are where the last snapshot has them.
-fn decision(survey: &Survey, claim: Option<&Claim>) -> Result<Option<Decision>> {
+/// Decides as the next life would, with these outputs, and others that are where the last snapshot has them.
+fn decision(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Result<Option<Decision>> {
     let Some(claim) = claim else { return Ok(None) };
     let newest = survey.manifests.iter().rev().find(|(id, _)| claim.counts(**id));
     let base = newest.and_then(|(_, manifest)| manifest.as_ref().ok());
-    let found = |SinkState { name, shown, on_change }: SinkState| SinkFound { name, shown, on_change };
-    let sinks: Vec<_> = base.iter().flat_map(|base| &base.sinks).cloned().map(found).collect();
+    let found = |SinkState { name, shown, on_change }: SinkState| {
+        // What a manifest says of a sink proves nothing of journals after it.
+        let published = shown.map(|epoch| Published { incarnation: 0, epoch, ends: JournalEnds::default() });
+        SinkFound { name, published, on_change }
+    };
+    let others = base.iter().flat_map(|base| &base.sinks).cloned().map(found);
+    let is_given = |name: &str| outputs.iter().any(|output| output.name == name);
+    let sinks: Vec<_> = outputs.iter().cloned().chain(others.filter(|other| !is_given(&other.name))).collect();
     recovery::decide(&Found {
         incarnation: claim.incarnation + 1,
         survey,
         sinks: &sinks,
         query: base.map_or(&claim.query, |base| &base.query),
         accept_changed_query: true,
+        accept_changed_sources: true,
     })
     .map(Some)
 }

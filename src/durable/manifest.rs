@@ -72,6 +72,9 @@ pub struct StepPrint {
     pub fingerprint: u64,
 }
 
+/// What the names of [`SourceState`]s begin with that are no sources, but streams that were combined: a watermark.
+pub const COMBINED: &str = "concat of ";
+
 /// How far a source was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceState {
@@ -83,6 +86,13 @@ pub struct SourceState {
     pub watermark: EventTime,
     /// Partitions with their floors.
     pub floors: Vec<(u32, EventTime)>,
+}
+
+impl SourceState {
+    /// `true` for the combined watermark of streams, which has no partitions of its own.
+    pub fn is_combined(&self) -> bool {
+        self.bounds.is_empty() && self.name.starts_with(COMBINED)
+    }
 }
 
 /// The state of a durable step.

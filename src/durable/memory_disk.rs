@@ -17,7 +17,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// It. Clones are the same disk.
 #[derive(Clone, Default)]
-pub(super) struct MemoryDisk {
+pub(crate) struct MemoryDisk {
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -48,6 +48,11 @@ struct Content {
 struct Change(PathBuf, Option<usize>);
 
 impl MemoryDisk {
+    /// A shared handle.
+    pub(crate) fn shared(&self) -> Arc<dyn Disk> {
+        Arc::new(self.clone())
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }

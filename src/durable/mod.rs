@@ -34,11 +34,12 @@ pub mod journal;
 pub mod look;
 pub mod manifest;
 #[cfg(test)]
-mod memory_disk;
+pub(crate) mod memory_disk;
 pub mod recovery;
 pub mod savepoint;
 mod sealed;
 pub mod segment;
+pub(crate) mod sources;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
+use self::journal::JournalEnds;
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -101,6 +103,17 @@ pub(crate) fn replace_while_current(
     };
     disk.replace_if(path, bytes, &mut still).map_err(cannot)?;
     asked
+}
+
+/// The last epoch that a sink has published, as the sink itself knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The incarnation that wrote to the sink last.
+    pub incarnation: u64,
+    /// The epoch; an earlier incarnation may have published it.
+    pub epoch: Epoch,
+    /// The ends of the journals of that incarnation at the epoch; empty if it has published no epoch of its own.
+    pub ends: JournalEnds,
 }
 
 /// One life of a state, as a sink is told of it.

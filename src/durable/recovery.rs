@@ -10,15 +10,17 @@
 //!
 //! Invariants: what anybody can have been shown is in the manifest or in the replay, or the state is refused; what is
 //! damaged is refused by its name, never passed over. A tail that is not good is torn if nothing says that it was synced:
-//! no later frame, no later file, no claim. Nothing here does I/O.
+//! no later frame, no later file, no claim, and no sink, which knows the last frame of every worker at the epoch that it
+//! has published. Nothing here does I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::StateId;
-use super::journal::{Bound, Entry, FileId, Frame, JournalFile};
+use super::journal::{Bound, Entry, FileId, Frame, JournalFile, WorkerEnd};
 use super::manifest::{Manifest, ManifestId, QueryPrint, StepPrint};
+use super::sources::{self, check_sources};
+use super::{Published, StateId};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -95,10 +97,17 @@ pub struct Survey {
 pub struct SinkFound {
     /// Its name in the query.
     pub name: String,
-    /// The last epoch that it has shown; `None` if it is new.
-    pub shown: Option<Epoch>,
+    /// The last epoch that it has published; `None` if it is new.
+    pub published: Option<Published>,
     /// Whether it holds a collection whose rows may still be retracted.
     pub on_change: bool,
+}
+
+impl SinkFound {
+    /// The last epoch that it has published.
+    fn epoch(&self) -> Option<Epoch> {
+        self.published.as_ref().map(|published| published.epoch)
+    }
 }
 
 /// All that a decision depends on.
@@ -114,6 +123,8 @@ pub struct Found<'a> {
     pub query: &'a QueryPrint,
     /// Whether the user lets a changed query go on.
     pub accept_changed_query: bool,
+    /// Whether the user lets go on a query whose sources are not those that the state has read.
+    pub accept_changed_sources: bool,
 }
 
 /// A torn tail: bytes that do not count, and were never built on. They stay where they are: the claim leaves them out.
@@ -169,6 +180,7 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
         let earlier = taken.len();
         latest_life(survey, claim, base_epoch, &mut taken)?;
         each_epoch_once(&taken)?;
+        check_ends(found, claim, base_epoch, &taken[earlier..])?;
         if !first_epoch_is_whole(&taken[earlier..], base_epoch) {
             taken.truncate(earlier);
         }
@@ -178,6 +190,9 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
     let ended = base.is_some_and(|base| base.ended);
 
     check_sinks(found, base, last_bound.max(base_epoch))?;
+    if let Some(claim) = claim.filter(|_| !found.accept_changed_sources) {
+        check_sources(&claim.query, found.query, base, &replay)?;
+    }
     if let Some(base) = base {
         check_steps(base, found.query)?;
         check_segments(base, &survey.segments)?;
@@ -238,11 +253,13 @@ fn all_is_claimed(survey: &Survey, claim: Option<&Claim>) -> Result<()> {
     let manifest = survey.manifests.keys().map(|id| (id.incarnation, id.to_string()));
     match journal.chain(manifest).find(|(incarnation, _)| *incarnation > last) {
         None => Ok(()),
-        Some((incarnation, name)) => Err(Error::new("the claim of a life of the state is missing")
-            .at(format!("lives/{incarnation}.claim"))
-            .because(format!("that life wrote {name}"))
-            .help(RESTORE)),
+        Some((incarnation, name)) => Err(unclaimed(incarnation, format!("that life wrote {name}"))),
     }
+}
+
+fn unclaimed(incarnation: u64, why: String) -> Error {
+    let error = Error::new("the claim of a life of the state is missing").at(format!("lives/{incarnation}.claim"));
+    error.because(why).help(RESTORE)
 }
 
 /// The manifests that count, by epoch.
@@ -431,17 +448,17 @@ fn check_sinks(found: &Found<'_>, base: Option<&Manifest>, known: Option<Epoch>)
                 .help("write it, as before, or begin a new state"));
         };
         if let Some(shown) = state.shown
-            && sink.shown < Some(shown)
+            && sink.epoch() < Some(shown)
         {
-            let has = sink.shown.map_or("has shown nothing".into(), |has| format!("ends with epoch {has}"));
+            let has = sink.epoch().map_or("has shown nothing".into(), |has| format!("ends with epoch {has}"));
             return Err(Error::new("an output is behind the state")
                 .at(format!("output {name}"))
                 .because(format!("it {has}, and had shown epoch {shown} at the snapshot"))
                 .help("put it back as it was, or begin a new state and new outputs"));
         }
     }
-    for SinkFound { name, shown, .. } in found.sinks {
-        let Some(shown) = *shown else { continue };
+    for sink in found.sinks {
+        let (name, Some(shown)) = (&sink.name, sink.epoch()) else { continue };
         // What an operator retracts by itself is odd, and follows from the even epoch before.
         if Some(Epoch(shown.0 & !1)) > known {
             let has = known.map_or("nothing".into(), |known| format!("what happened up to epoch {known}"));
@@ -452,6 +469,45 @@ fn check_sinks(found: &Found<'_>, base: Option<&Manifest>, known: Option<Epoch>)
         }
     }
     Ok(())
+}
+
+/// Checks that the journals of the last incarnation have every frame that a sink knows of.
+fn check_ends(found: &Found<'_>, claim: &Claim, base: Option<Epoch>, own: &[Taken<'_>]) -> Result<()> {
+    let frames: BTreeSet<_> =
+        own.iter().flat_map(Taken::entries).map(|entry| (entry.worker, entry.frame.epoch)).collect();
+    for sink in found.sinks {
+        let Some(published) = &sink.published else { continue };
+        if published.incarnation > claim.incarnation {
+            let why = format!("the output {} was written by it", sink.name);
+            return Err(unclaimed(published.incarnation, why));
+        }
+        // The claim names what counts of earlier incarnations, and was written when that was proved.
+        let own = published.ends.iter().filter(|_| published.incarnation == claim.incarnation);
+        let missing = |end: &&WorkerEnd| Some(end.epoch) > base && !frames.contains(&(end.worker, end.epoch));
+        if let Some(end) = own.into_iter().find(missing) {
+            return Err(end_is_lost(found.survey, claim.incarnation, end, &sink.name));
+        }
+    }
+    Ok(())
+}
+
+/// Names the file of the journal that should have a frame, and has not.
+fn end_is_lost(survey: &Survey, incarnation: u64, end: &WorkerEnd, sink: &str) -> Error {
+    let WorkerEnd { process, worker, epoch } = end;
+    let of_process = |id: &&FileId| (id.incarnation, id.process) == (incarnation, *process);
+    let last = survey.journals.keys().rfind(of_process).copied();
+    let why = format!("worker {worker} has committed epoch {epoch}, which the output {sink} has published, and");
+    let Some(last) = last else {
+        let first = FileId { incarnation, process: *process, number: 0 };
+        return missing(first, format!("{why} no file of its process is there"));
+    };
+    let next = FileId { number: last.number + 1, ..last };
+    let is_whole =
+        survey.journals.get(&last).and_then(|file| file.as_ref().ok()).is_some_and(|file| file.good == file.found);
+    if is_whole {
+        return missing(next, format!("{why} it is not in {last}: that file was cut short, or {next} is missing"));
+    }
+    damaged(last, format!("{why} the end of this file is not whole"))
 }
 
 /// What may have become of the end of the journal, if what an output has shown is not in it.
@@ -466,7 +522,8 @@ fn end_of_journal(found: &Found<'_>) -> String {
 /// Whether the query can read the state of every durable step.
 fn check_steps(base: &Manifest, query: &QueryPrint) -> Result<()> {
     fn print<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
-        query.steps.iter().find(|step| step.name == name && step.fingerprint != 0)
+        let keeps_rows = |step: &&StepPrint| step.kind != sources::KIND && step.fingerprint != 0;
+        query.steps.iter().filter(keeps_rows).find(|step| step.name == name)
     }
     for step in &base.steps {
         let place = format!("step {}", step.name);
@@ -510,7 +567,7 @@ fn check_query(found: &Found<'_>, claim: &Claim, base: Option<&Manifest>, replay
     }
     let then = |name: &str| base.and_then(|base| base.sinks.iter().find(|sink| sink.name == name));
     let holds = |sink: &&SinkFound| {
-        (sink.on_change || then(&sink.name).is_some_and(|then| then.on_change)) && sink.shown.is_some()
+        (sink.on_change || then(&sink.name).is_some_and(|then| then.on_change)) && sink.published.is_some()
     };
     match found.sinks.iter().find(holds) {
         None => Ok(()),
@@ -544,6 +601,7 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     for (step, (kind, name)) in now.steps.iter().zip(&new) {
         match then.steps.iter().find(|then| (&then.kind, &then.name) == (kind, name)) {
             None => changes.push(format!("the step {kind} {name} is new")),
+            Some(was) if kind == sources::KIND => changes.extend(sources::change(was, step)),
             Some(was) if was.detail != step.detail => {
                 changes.push(format!("the step {kind} {name} is {}, was {}", step.detail, was.detail));
             }
@@ -555,7 +613,8 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     }
     let gone = old.iter().filter(|step| !new.contains(step));
     changes.extend(gone.map(|(kind, name)| format!("the step {kind} {name} is gone")));
-    if changes.is_empty() && then != now {
+    let flag_names = |print: &QueryPrint| print.flags.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    if changes.is_empty() && (old, flag_names(then)) != (new, flag_names(now)) {
         changes.push("its steps or flags are in another order".into());
     }
     changes
@@ -568,7 +627,7 @@ fn last_epoch(found: &Found<'_>) -> Epoch {
     let befores = journals.values().flatten().filter_map(|file| file.header.as_ref()?.before?.last);
     let claims = claims.values().flatten().map(|claim| claim.last_epoch);
     let manifests = manifests.keys().map(|id| id.epoch);
-    let sinks = found.sinks.iter().filter_map(|sink| sink.shown);
+    let sinks = found.sinks.iter().filter_map(SinkFound::epoch);
     entries.chain(befores).chain(claims).chain(manifests).chain(sinks).max().unwrap_or_default()
 }
 

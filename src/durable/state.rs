@@ -1,8 +1,8 @@
 //! The directory of a state: what is in it, whose it is, and which life of it is the current one.
 //!
 //! ```text
-//! STATE                 its identity, made once
-//! LOCK                  locked by the process that has the state, and signed by it
+//! STATE                 its identity, made once; locked by the process that has the state
+//! LOCK                  locked by that process too, and signed by it
 //! lives/3               life 3 has begun: no older life may write, show or remove anything any more
 //! lives/3.claim         what life 3 went on from
 //! journal/3-0-0.journal life, process, number
@@ -22,12 +22,20 @@
 //! which the claim does not name; or the removal of files that were superfluous by a manifest that was there before it
 //! asked, so also when the later life read the directory.
 //!
+//! Two files are locked, as a `LOCK` that somebody removes, to be rid of a stale one, is locked anew by whoever comes next;
+//! `STATE` cannot be removed unnoticed. What this does not cover: a store whose locks are not seen by other machines, and a
+//! process that took a state over (`--take-over`) while the one before it still had `STATE` locked, and whose `LOCK` is
+//! removed as well. Then the incarnation decides alone: the older process ends, and results stay exact.
+//!
+//! What a life has written and never knew to be synced is accepted by the next one only in a new copy: a sync that failed
+//! in the older life may have dropped it, and a later sync of the same file would say that all is well.
+//!
 //! Invariants: nothing is written but by a life that has a claim, and asked just before; what is removed was listed
 //! before it asked, so it is no later life's; a life without a claim has written nothing.
 //!
 //! [`decide`]: super::recovery::decide
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -57,6 +65,8 @@ const WATCHED_AT: &str = "WATCHED_AT";
 const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
 /// Of how many lives before the current one the records stay, for people.
 const LIVES_KEPT: u64 = 16;
+/// How many numbers of lives are tried, when others take them or the directory does not show those that are taken.
+const NUMBERS_TRIED: usize = 1_000;
 
 /// What the file `STATE` holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +84,8 @@ pub struct StateDir {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     id: StateId,
-    /// Held for life. `None` for who only looks, or belongs to the process that has it.
-    _lock: Option<Box<dyn Lock>>,
+    /// Held for life. None for who only looks, or belongs to the process that has it.
+    _locks: Vec<Box<dyn Lock>>,
 }
 
 /// What [`StateDir::collect_garbage`] has left.
@@ -106,8 +116,6 @@ impl StateDir {
             None if take_over => take_lock_over(&*disk, &path).map_err(cannot)?,
             None => return Err(in_use(&*disk, &path)),
         };
-        let lock = lock.map(|mut lock| lock.sign(&signature(&Holder::this_process())).map(|()| lock));
-        let lock = lock.transpose().map_err(cannot)?;
         for directory in DIRECTORIES {
             disk.create_directory(&path.join(directory)).map_err(cannot)?;
         }
@@ -115,7 +123,13 @@ impl StateDir {
             Some(identity) => identity.id,
             None => make_identity(&*disk, &path)?.id,
         };
-        Ok(StateDir { disk, path, id, _lock: lock })
+        let second = disk.lock(&path.join("STATE")).map_err(cannot)?;
+        if second.is_none() && !take_over {
+            return Err(in_use(&*disk, &path));
+        }
+        let lock = lock.map(|mut lock| lock.sign(&signature(&Holder::this_process())).map(|()| lock));
+        let lock = lock.transpose().map_err(cannot)?;
+        Ok(StateDir { disk, path, id, _locks: lock.into_iter().chain(second).collect() })
     }
 
     /// Opens a state that is there, or a savepoint, without locking it: for the other processes of its job, and to look
@@ -126,9 +140,9 @@ impl StateDir {
     pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
         let path = path.into();
         match read_identity(&*disk, &path)? {
-            Some(Identity { id, .. }) => Ok(StateDir { disk, path, id, _lock: None }),
+            Some(Identity { id, .. }) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
             None => match savepoint::state_of(&*disk, &path)? {
-                Some(id) => Ok(StateDir { disk, path, id, _lock: None }),
+                Some(id) => Ok(StateDir { disk, path, id, _locks: Vec::new() }),
                 None => Err(Error::new("there is no state here").at(path.display())),
             },
         }
@@ -220,24 +234,33 @@ impl StateDir {
         move |why| disk_error(&what, &place, why)
     }
 
-    /// Takes the next life's number. From then on no older life is current, whatever becomes of the new one.
+    /// Takes the next life's number. From then on no older life is current, whatever becomes of the new one. Records of
+    /// lives long gone are removed, so that starts that fail leave no more than so many.
     ///
     /// # Errors
-    /// If the disk does not let it.
+    /// If the disk does not let it, or its directory does not show the records that are there.
     pub fn begin(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
         let record = LIFE.seal(&Holder::this_process())?;
-        loop {
+        for _ in 0..NUMBERS_TRIED {
             let next = latest(&*self.disk, &self.lives()).map_err(&cannot)? + 1;
             match self.disk.create_new(&self.lives().join(next.to_string()), &record) {
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => made.map_err(&cannot)?,
             }
+            let mut names = self.disk.list(&self.lives()).map_err(&cannot)?;
             // Records of old lives are removed: the number may have been free for that reason.
-            if latest(&*self.disk, &self.lives()).map_err(&cannot)? == next {
+            if names.iter().filter_map(|name| number_of(name)).max() == Some(next) {
+                // Claims stay: what the state goes on from is in the last one. Removing records changes no maximum.
+                names.retain(|name| claimed(name).is_none() && is_long_gone(name, next));
+                self.remove(names.iter().map(|name| format!("lives/{name}"))).map_err(&cannot)?;
                 return Ok(next);
             }
         }
+        Err(Error::new("cannot begin a life of the state")
+            .at(self.lives().display())
+            .because("the directory does not show files that are in it")
+            .help("keep the state on a disk of this machine"))
     }
 
     /// Says, whenever asked, whether a later life than this one has begun.
@@ -254,7 +277,8 @@ impl StateDir {
         })
     }
 
-    /// Reads what there is, and makes all of it survive a loss of power: only then may it be built upon.
+    /// Reads what there is, and makes all of it survive a loss of power: only then may it be built upon. Journals of the
+    /// life that went on last are written anew.
     ///
     /// # Errors
     /// If the disk does not let it. Files that are not as they should be are part of what is found.
@@ -273,6 +297,7 @@ impl StateDir {
     fn look_at(&self, journals: bool, sync: bool) -> Result<Survey> {
         let mut survey = Survey::default();
         let cannot = self.cannot("read");
+        let mut written = BTreeMap::new();
         for directory in DIRECTORIES {
             let names = self.disk.list(&self.path.join(directory)).map_err(&cannot)?;
             let unfinished = names.iter().filter(|name| is_temporary(name));
@@ -280,7 +305,13 @@ impl StateDir {
             match directory {
                 "journal" if journals => {
                     for id in names.iter().filter_map(|name| FileId::parse(name)) {
-                        let read = |bytes: &[u8]| JournalFile::read(self.id, id, bytes);
+                        let read = |bytes: &[u8]| {
+                            let file = JournalFile::read(self.id, id, bytes)?;
+                            if sync {
+                                written.insert(id, bytes.to_vec());
+                            }
+                            Ok(file)
+                        };
                         survey
                             .journals
                             .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
@@ -306,6 +337,14 @@ impl StateDir {
             let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
             survey.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
         }
+        // Those of earlier lives were written anew by the one that claimed them.
+        let last = survey.claims.last_key_value().map_or(0, |(life, _)| *life);
+        written.retain(|id, _| id.incarnation >= last);
+        for (id, bytes) in written {
+            let path = self.journal().join(id.to_string());
+            let copied = self.disk.replace(&path, &bytes);
+            copied.map_err(|why| disk_error("cannot write a file of the journal anew", path.display(), why))?;
+        }
         if sync {
             for directory in DIRECTORIES {
                 self.disk.sync_directory(&self.path.join(directory)).map_err(&cannot)?;
@@ -321,7 +360,7 @@ impl StateDir {
         directory: &str,
         name: &str,
         sync: bool,
-        read: impl Fn(&[u8]) -> Result<T>,
+        mut read: impl FnMut(&[u8]) -> Result<T>,
     ) -> Result<Option<std::result::Result<T, Error>>> {
         let path = self.path.join(directory).join(name);
         let bytes = self.disk.read(&path).and_then(|bytes| {
@@ -364,6 +403,24 @@ impl StateDir {
         Ok(is_latest().map_err(&cannot)?.then_some(claim))
     }
 
+    /// What is wrong with the records of lives. A job goes on all the same: only their names count for it.
+    ///
+    /// # Errors
+    /// If the disk does not let it.
+    pub fn damaged_lives(&self) -> Result<Vec<Error>> {
+        let names = self.disk.list(&self.lives()).map_err(self.cannot("read"))?;
+        let mut wrong = Vec::new();
+        for name in names.iter().filter(|name| number_of(name).is_some() && claimed(name).is_none()) {
+            let place = format!("lives/{name}");
+            let read = |bytes: &[u8]| {
+                let opened = LIFE.open::<Holder>(bytes).map_err(|broken| LIFE.refusal(broken, &place));
+                opened.map_err(|why| why.help("a job goes on all the same: only the name of this file counts"))
+            };
+            wrong.extend(self.read("lives", name, false, read)?.and_then(std::result::Result::err));
+        }
+        Ok(wrong)
+    }
+
     /// The claim of a life, for the other processes of it.
     ///
     /// # Errors
@@ -398,6 +455,16 @@ impl StateDir {
     /// If a manifest to be kept cannot be read, if a later life has begun, or if the disk does not let it.
     pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<Kept> {
         self.remove_superfluous(claim, keep, obsolete, &self.still_current(claim.incarnation))
+    }
+
+    /// Removes segments of the claim's life that no manifest names or will ever name.
+    ///
+    /// # Errors
+    /// If a later life has begun, or if the disk does not let it.
+    pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
+        (self.still_current(claim.incarnation))()?;
+        let removed = self.remove(segments.map(|name| format!("segments/{name}")));
+        removed.map(drop).map_err(self.cannot("remove old files of"))
     }
 
     /// Removes snapshots that count but the `keep` newest, and what only those named: for who has the state locked, and
@@ -444,7 +511,7 @@ impl StateDir {
         let is_older = |name: &str| life_of_segment(name).is_some_and(|life| life < claim.incarnation);
         segments.retain(|name| !named.contains(name) && (is_older(name) || superfluous.contains(name)));
         let mut lives = self.disk.list(&self.lives()).map_err(&cannot)?;
-        lives.retain(|name| number_of(name).is_some_and(|life| life + LIVES_KEPT < claim.incarnation));
+        lives.retain(|name| is_long_gone(name, claim.incarnation));
 
         // All that goes is known: of a life that begins from here on nothing is among it.
         still_current()?;
@@ -497,6 +564,11 @@ pub(super) fn life_of_segment(name: &str) -> Option<u64> {
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".claim").unwrap_or(name);
     digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
+}
+
+/// Whether a file in `lives` is about a life whose record is not kept any more when life `current` has begun.
+fn is_long_gone(name: &str, current: u64) -> bool {
+    number_of(name).is_some_and(|life| life + LIVES_KEPT < current)
 }
 
 /// The life of which a file is the claim.
@@ -594,7 +666,8 @@ fn in_use(disk: &dyn Disk, path: &Path) -> Error {
     let error = Error::new("the state is in use").at(path.display());
     let take_over = "where it cannot be ended, --take-over goes on without it";
     let text = disk.read(&path.join("LOCK")).unwrap_or_default();
-    let Some(holder) = read_signature(&String::from_utf8_lossy(&text)) else {
+    let signed = read_signature(&String::from_utf8_lossy(&text));
+    let Some(holder) = signed.or_else(|| last_holder(disk, &path.join("lives"))) else {
         return error.because("another process has it").help(format!("wait for it or end it; {take_over}"));
     };
     let Holder { pid, host, since_ms } = &holder;
@@ -606,6 +679,12 @@ fn in_use(disk: &dyn Disk, path: &Path) -> Error {
             .help(format!("let it go on (kill -CONT {pid}) or end it (kill -KILL {pid}); {take_over}"));
     }
     error.because(who).help(format!("wait for it or end it; {take_over}"))
+}
+
+/// The process of the last life that has begun, for a lock that nobody has signed.
+fn last_holder(disk: &dyn Disk, lives: &Path) -> Option<Holder> {
+    let record = disk.read(&lives.join(latest(disk, lives).ok()?.to_string())).ok()?;
+    LIFE.open(&record).ok()
 }
 
 /// Whether a process of this machine has been stopped, as by Ctrl-Z.

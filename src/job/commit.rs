@@ -9,9 +9,17 @@
 //! Segments are merged in the background, on another thread; a merged segment takes the place of its inputs in the next
 //! manifest. Inputs go when no kept manifest names them.
 //!
-//! Invariants: nothing that a kept manifest names is removed; nothing is written or removed once a later life has begun.
+//! * A manifest **wakes** the merging thread, which merges until no step has anything to merge: one group after the other,
+//!   each of the step that has the most segments then. So the number of segments is bounded by what is written while one
+//!   merge takes place, whatever the numbers of workers and steps.
+//! * A segment that has died, or was merged again, before any manifest named it is an **orphan**: only this life knows it,
+//!   and removes it after the next manifest, or at its end.
+//!
+//! Invariants: nothing that a kept manifest names is removed; nothing is written or removed once a later life has begun; a
+//! stop waits for at most one block of a merge, and leaves none of its file.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -21,7 +29,7 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::operator::Operator;
 
 use crate::durable::background::Background;
-use crate::durable::compaction;
+use crate::durable::compaction::{self, Group, Merged};
 use crate::durable::journal::{Bound, Journal};
 use crate::durable::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepState};
 use crate::durable::recovery::Claim;
@@ -31,6 +39,7 @@ use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
 use crate::stream::Failure;
 use crate::stream::cut::{Merges, Part};
+use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the parts of each snapshot on worker 0, and hands them over when they are all there; worker 0 is in the
@@ -78,7 +87,8 @@ pub(crate) struct Snapshots {
     /// When the epoch of the snapshot that is on its way ended.
     ended_at: Mutex<Instant>,
     kept: Mutex<Kept>,
-    merging: AtomicBool,
+    /// Set when the job ends: a merge gives up then.
+    ending: AtomicBool,
     manifests: Background,
     merger: Background,
 }
@@ -88,9 +98,15 @@ pub(crate) struct Snapshots {
 struct Kept {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
-    /// Merges that are done and not yet in a manifest: of which step, what went in, what came out.
-    merged: Vec<(String, Vec<String>, Option<SegmentInfo>)>,
+    /// By step, the end of the last windows that are dead in the last manifest.
+    closed: BTreeMap<String, EventTime>,
+    /// Files of segments that no manifest has named yet.
+    unnamed: BTreeSet<String>,
+    /// Files of segments that no manifest will ever name.
+    orphans: Vec<String>,
     merges: u64,
+    /// `true` while the merging thread is at work.
+    merging: bool,
 }
 
 impl Snapshots {
@@ -104,8 +120,9 @@ impl Snapshots {
         base: Option<&Manifest>,
     ) -> Result<Arc<Self>> {
         let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
+        let closed = steps.iter().map(|step| (step.name.clone(), step.closed)).collect();
         let live = steps.into_iter().map(|step| (step.name, step.segments)).collect();
-        let kept = Kept { live, ..Kept::default() };
+        let kept = Kept { live, closed, ..Kept::default() };
         Ok(Arc::new(Snapshots {
             terms,
             dir,
@@ -117,9 +134,9 @@ impl Snapshots {
             last: AtomicU64::new(u64::MAX),
             ended_at: Mutex::new(Instant::now()),
             kept: Mutex::new(kept),
-            merging: AtomicBool::new(false),
-            manifests: Background::start("manifests")?,
-            merger: Background::start("merges")?,
+            ending: AtomicBool::new(false),
+            manifests: Background::start(Role::Manifests)?,
+            merger: Background::start(Role::Merges)?,
         }))
     }
 
@@ -143,14 +160,22 @@ impl Snapshots {
         self.last.store(epoch.0, Ordering::Release);
     }
 
-    /// Returns when the last manifest is written; at once if the job has failed. A merge that has not begun is let go.
+    /// Returns when the last manifest is written; at once if the job has failed. A merge gives up: nothing would name what
+    /// comes of it.
     pub(crate) fn finish(&self) {
         if self.failure.get().is_some() {
             self.manifests.abandon();
         }
+        self.ending.store(true, Ordering::Release);
         self.merger.abandon();
         self.manifests.finish();
         self.merger.finish();
+        let (orphans, unnamed) = {
+            let mut kept = self.kept();
+            (std::mem::take(&mut kept.orphans), std::mem::take(&mut kept.unnamed))
+        };
+        // What stays is named by no manifest, and the next life removes it.
+        let _what_stays_is_harmless = self.dir.remove_orphans(&self.terms.claim, orphans.into_iter().chain(unnamed));
     }
 
     /// Has the manifest of an epoch made of its parts.
@@ -178,11 +203,14 @@ impl Snapshots {
         self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
         // What nothing names any more goes, and the journal that no snapshot needs.
-        if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &[])?.oldest {
+        let orphans = std::mem::take(&mut self.kept().orphans);
+        let obsolete: Vec<_> = orphans.iter().map(|name| format!("segments/{name}")).collect();
+        if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &obsolete)?.oldest {
             self.journal.cut(oldest);
             self.cut.store(oldest.0 + 1, Ordering::Release);
         }
-        self.merge(&manifest);
+        self.kept().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
+        self.wake_merger();
         Ok(())
     }
 
@@ -201,18 +229,19 @@ impl Snapshots {
                 Part::Cut(name, closed, segment) => {
                     let known = steps.entry(name.clone()).or_insert(closed);
                     assert!(*known == closed, "all workers have closed the same windows of step `{name}`");
+                    kept.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
                     kept.live.entry(name).or_default().extend(segment);
                 }
                 Part::Sink(state) => sinks.push(state),
             }
         }
-        kept.take_merged();
         let states = steps.into_iter().map(|(name, closed)| {
             let live = kept.live.entry(name.clone()).or_default();
             live.retain(|segment| !segment.is_dead(closed));
             StepState { name, closed, segments: live.clone() }
         });
-        let steps = states.collect();
+        let steps: Vec<StepState> = states.collect();
+        kept.named_by(&steps);
         sinks.sort_by(|a, b| a.name.cmp(&b.name));
         let sources = sources.into_iter().map(|(name, (mut bounds, watermark, floors))| {
             bounds.sort();
@@ -233,28 +262,36 @@ impl Snapshots {
         }
     }
 
-    /// Begins a merge, if there is something to merge and none is on its way.
-    fn merge(self: &Arc<Self>, base: &Manifest) {
-        for step in &base.steps {
-            let group = compaction::choose(&step.segments, step.closed).merges.into_iter().next();
-            let Some((group, merge)) = group.zip(self.merges.of(&step.name)) else { continue };
-            if self.merging.swap(true, Ordering::AcqRel) {
-                return;
+    /// Has segments merged until there is nothing to merge, unless that is under way.
+    fn wake_merger(self: &Arc<Self>) {
+        if !std::mem::replace(&mut self.kept().merging, true) {
+            let own = Arc::clone(self);
+            self.merger.ask(move || while own.merge_next() {});
+        }
+    }
+
+    /// Merges one group, if there is one; answers whether there may be more.
+    fn merge_next(&self) -> bool {
+        let chosen = {
+            let mut kept = self.kept();
+            let chosen = kept.neediest(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
+            kept.merging = chosen.is_some();
+            chosen
+        };
+        let Some((step, closed, group, merge)) = chosen else { return false };
+        let label = self.label(&group.inputs);
+        match merge(&group, closed, &label, &self.ending) {
+            Ok(merged @ (Merged::Segment(_) | Merged::Nothing)) => {
+                let output = merged.segment();
+                self.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
+                self.kept().take_merged(&step, &group.inputs, output);
+                true
             }
-            let (own, name, closed) = (Arc::clone(self), step.name.clone(), step.closed);
-            self.merger.ask(move || {
-                let label = own.label(&group.inputs);
-                match merge(&group, closed, &label) {
-                    Ok(output) => {
-                        own.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
-                        let inputs = group.inputs.into_iter().map(|input| input.file).collect();
-                        own.kept().merged.push((name, inputs, output));
-                    }
-                    Err(error) => own.failure.set(error),
-                }
-                own.merging.store(false, Ordering::Release);
-            });
-            return;
+            Ok(Merged::GivenUp) => false,
+            Err(error) => {
+                self.failure.set(error);
+                false
+            }
         }
     }
 
@@ -271,16 +308,41 @@ impl Snapshots {
 }
 
 impl Kept {
-    /// Puts merged segments in the place of those that they were made of, where those are still there.
-    fn take_merged(&mut self) {
-        for (step, inputs, output) in std::mem::take(&mut self.merged) {
-            let live = self.live.entry(step).or_default();
-            let there = inputs.iter().all(|input| live.iter().any(|segment| segment.file == *input));
-            if !there {
-                continue; // An input has died meanwhile: the others stay as they are.
-            }
-            live.retain(|segment| !inputs.contains(&segment.file));
+    /// What is merged next: of the steps that have something to merge and are known to `merge`, the one with the most
+    /// segments; its smallest first. With it the end of the last windows that are dead.
+    fn neediest<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
+        let mut steps: Vec<_> = self.live.iter().collect();
+        steps.sort_by_key(|(_, live)| Reverse(live.len()));
+        steps.into_iter().find_map(|(name, live)| {
+            let closed = *self.closed.get(name)?;
+            let group = compaction::choose(live, closed).merges.into_iter().next()?;
+            Some((name.clone(), closed, group, merge(name)?))
+        })
+    }
+
+    /// Puts a merged segment in the place of those of its inputs that have not died meanwhile; the rows of those that have
+    /// are dead in it too.
+    fn take_merged(&mut self, step: &str, inputs: &[SegmentInfo], output: Option<SegmentInfo>) {
+        let live = self.live.entry(step.to_owned()).or_default();
+        let before = live.len();
+        live.retain(|segment| inputs.iter().all(|input| input.file != segment.file));
+        if live.len() < before {
+            self.unnamed.extend(output.iter().map(|output| output.file.clone()));
             live.extend(output);
+        } else {
+            self.orphans.extend(output.map(|output| output.file));
         }
+        let merged_again = inputs.iter().filter(|input| self.unnamed.remove(&input.file));
+        self.orphans.extend(merged_again.map(|input| input.file.clone()));
+    }
+
+    /// Notes which segments a manifest names; what it could have named and does not is an orphan.
+    fn named_by(&mut self, steps: &[StepState]) {
+        let named = |name: &String| steps.iter().flat_map(|step| &step.segments).any(|segment| segment.file == *name);
+        let unnamed = std::mem::take(&mut self.unnamed);
+        self.orphans.extend(unnamed.into_iter().filter(|name| !named(name)));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,7 +29,7 @@ use std::time::Duration;
 use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
 use crate::durable::manifest::{Manifest, QueryPrint};
-use crate::durable::recovery::{Found, SinkFound};
+use crate::durable::recovery::Found;
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
@@ -42,11 +42,14 @@ use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::Board;
-use crate::stream::{Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::thread::{Failure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
+use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
+pub(crate) use cluster::secret::Secret;
 pub use profile::{JobProfile, StepProfile};
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
@@ -133,7 +136,7 @@ pub struct Job {
     pace: Pace,
     seals: Vec<Epoch>,
     fault: Option<Fault>,
-    http: Option<String>,
+    http: Endpoint,
     quiet: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
@@ -166,7 +169,7 @@ impl Job {
             pace: Pace::Clock,
             seals: Vec::new(),
             fault: None,
-            http: None,
+            http: Endpoint::default(),
             quiet: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
@@ -174,12 +177,21 @@ impl Job {
     }
 
     /// Serves what the job is at over HTTP while it runs, at `HOST:PORT` (port 0 is any free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, and its views. Of several processes each has a server, at the port that is its number further
-    /// on; process 0 knows of all.
+    /// `/metrics`, `/healthz`, `/readyz`, and its views. Of several processes each has a server, at the port that is its
+    /// number further on; process 0 knows of all. Without the cargo feature `http` the job does not run.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
-        self.http = Some(address.to_owned());
+        self.http.address = address.to_owned();
         self.views.want();
+        self
+    }
+
+    /// Answers HTTP requests that name the job's server by this host name, too: without it only those by an address,
+    /// by `localhost` or by the name that it listens at, so that no page from elsewhere reads the job through a browser.
+    /// `*` allows every name.
+    #[must_use]
+    pub fn http_host(mut self, name: &str) -> Self {
+        self.http.hosts.push(name.to_owned());
         self
     }
 
@@ -280,6 +292,14 @@ impl Job {
     #[must_use]
     pub fn accept_changed_query(self, accept: bool) -> Self {
         self.keep(|keeping| keeping.accept_changed_query = accept)
+    }
+
+    /// Goes on from a state although the query's sources are not those that the state has read. What was read of a source
+    /// that is gone is forgotten; one that is new is read from its start, so a source that was only renamed is counted
+    /// twice; one that has become another goes on at the same offset, if the last record before that is the same.
+    #[must_use]
+    pub fn accept_changed_sources(self, accept: bool) -> Self {
+        self.keep(|keeping| keeping.accept_changed_sources = accept)
     }
 
     /// Begins a new state with a savepoint, an exported snapshot. Outputs have to be new: those of the savepoint's state
@@ -404,8 +424,7 @@ impl Job {
         let views = Arc::clone(&self.views);
         let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
-        let built = std::panic::catch_unwind(std::panic::AssertUnwindSafe(dry));
-        built.map_err(|panic| panicked(&*panic))?
+        guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
     fn place(&self, worker: usize) -> source::Place {
@@ -440,31 +459,40 @@ impl Job {
     }
 
     /// Begins a life of the job's state.
-    fn begin(
-        &self,
-        query: &Query,
-        print: Option<&QueryPrint>,
-        opened: &Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
-    ) -> Result<Option<Beginning>> {
-        let Some((keeping, print)) = self.keeping.as_ref().zip(print) else { return Ok(None) };
+    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+        let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
         let savepoint = state::savepoint(keeping, &dir)?;
         let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
-        let sinks = opened.shown().into_iter().map(|(name, shown, on_change)| SinkFound { name, shown, on_change });
-        let sinks: Vec<_> = sinks.collect();
-        let accept_changed_query = keeping.accept_changed_query;
+        let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        // Its sources have told now what they are known by.
+        let print = &state::print(&steps, &self.flags())?;
+        let sinks = opened.shown();
+        let Keeping { accept_changed_query, accept_changed_sources, .. } = *keeping;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);
             let next = incarnation + 1;
-            let found = Found { incarnation: next, survey, sinks: &sinks, query: print, accept_changed_query };
+            let found = Found {
+                incarnation: next,
+                survey,
+                sinks: &sinks,
+                query: print,
+                accept_changed_query,
+                accept_changed_sources,
+            };
             state::restore(&savepoint, &dir, incarnation, &found)?;
             incarnation = dir.begin()?;
         }
-        let found = Found { incarnation, survey: &dir.survey()?, sinks: &sinks, query: print, accept_changed_query };
+        let found = Found {
+            incarnation,
+            survey: &dir.survey()?,
+            sinks: &sinks,
+            query: print,
+            accept_changed_query,
+            accept_changed_sources,
+        };
         state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
@@ -474,6 +502,13 @@ impl Job {
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
+        // What is as it always was has no entry, so that earlier states still fit.
+        if self.options.max_ahead_in_files {
+            flags.insert("max-ahead-in-files".into(), "yes".into());
+        }
+        if self.options.max_record != source::Options::default().max_record {
+            flags.insert("max-record".into(), self.options.max_record.to_string());
+        }
         flags
     }
 
@@ -485,25 +520,31 @@ impl Job {
     /// code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
         let views = Arc::clone(&self.views);
-        let report = self.run_query(Arc::new(query));
+        let failure = Failure::within_current();
+        let entered = failure.enter();
+        let report = guard(|| self.run_query(Arc::new(query), &failure));
+        drop(entered);
         views.end();
-        report
+        let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
+        // What failed first counts; threads may fail when there is nothing more to report.
+        failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query) -> Result<Report> {
+    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {
+        self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
-            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop)? {
+            Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
                 None => return Ok(Report::without_work(Ending::Stopped)),
                 gathered => gathered,
             },
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, print.as_ref(), None),
-            Some(gathered) if is_first => self.run_first(query, print.as_ref(), Some(gathered)),
-            Some(gathered) => self.run_along(&query, gathered),
+            None => self.run_first(query, None, failure),
+            Some(gathered) if is_first => self.run_first(query, Some(gathered), failure),
+            Some(gathered) => self.run_along(&query, gathered, failure),
         }
     }
 
@@ -519,16 +560,16 @@ impl Job {
     }
 
     /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
-    fn run_first(self, query: Query, print: Option<&QueryPrint>, gathered: Option<Gathered>) -> Result<Report> {
-        let (failure, opened) = (Arc::new(Failure::default()), Arc::new(OpenedSinks::default()));
+    fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
+        let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
-            return match self.begin(&query, print, &opened, &failure)? {
-                None => self.run_life(&query, None, opened, &failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, &failure, None),
+            return match self.begin(&query, &opened, failure)? {
+                None => self.run_life(&query, None, opened, failure, None),
+                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
                 Some(Beginning::Ended(last)) => self.was_complete(query, *last),
             };
         };
-        let begun = match self.begin(&query, print, &opened, &failure) {
+        let begun = match self.begin(&query, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
             Ok(Some(Beginning::Ended(last))) => {
                 let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
@@ -538,21 +579,21 @@ impl Job {
             Ok(None) => None,
         };
         let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
-        self.run_together(&query, (decided, gathered), begun, opened, &failure)
+        self.run_together(&query, (decided, gathered), begun, opened, failure)
     }
 
     /// Runs the query in another process than the first.
-    fn run_along(self, query: &Query, mut gathered: Gathered) -> Result<Report> {
+    fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
-        let failure = Arc::new(Failure::default());
         let begun = match (decided, &self.keeping, &self.cluster) {
             (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                Some(state::join(keeping, life, process, self.all_workers(), &failure)?)
+                let joined = state::join(keeping, life, process, self.all_workers(), failure);
+                Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), &failure)
+        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
     /// Connects with the other processes, and runs.
@@ -575,7 +616,7 @@ impl Job {
             Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
         // What has begun on all processes stops on all of them, by their workers: none leaves the others alone here.
-        match gathered.connect(number, Arc::clone(failure), &Stop::default())? {
+        match gathered.connect(number, &Stop::default())? {
             None => Ok(Report::without_work(Ending::Stopped)),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }
@@ -591,7 +632,8 @@ impl Job {
         mesh: Option<Mesh>,
     ) -> Result<Report> {
         let metrics = Arc::clone(&self.metrics);
-        let (http, quiet, watcher) = (self.http.clone(), self.quiet, self.watcher.clone());
+        let http = Some(self.http.clone()).filter(Endpoint::is_some);
+        let (quiet, watcher) = (self.quiet, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let snapshots = shared.snapshots.clone();
@@ -604,7 +646,7 @@ impl Job {
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // What has begun in several processes fails in all of them.
-        let watching = Watching::start(&watch, http.as_deref(), quiet).map_err(|error| failure.set(error)).ok();
+        let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.tell_where(Some(&address.to_string()));
@@ -639,6 +681,7 @@ impl Job {
         }
         if is_first {
             summary.check_conservation()?;
+            metrics.explain_late().iter().for_each(|line| tracing::warn!("{line}"));
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         let profile = profile.map(|profile| profile.now()).unwrap_or_default();
@@ -727,14 +770,15 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     let mut config = timely::WorkerConfig::default();
     merge_at_rest(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
-        let run = std::panic::AssertUnwindSafe(|| worker::run(timely_worker, &own, &*query));
-        match std::panic::catch_unwind(run) {
+        let _entered = own.failure.enter();
+        match guard(|| worker::run(timely_worker, &own, &*query)) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
-                own.failure.set(panicked(&*panic));
-                // What is left of the dataflow is in an unknown state: it must not be run to its end.
+                own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
+                // What is left of the dataflow is in an unknown state: it must not be run to its end. What is in it may
+                // panic when it is dropped.
                 for dataflow in timely_worker.installed_dataflows() {
-                    timely_worker.drop_dataflow(dataflow);
+                    let _ = guard(|| timely_worker.drop_dataflow(dataflow));
                 }
             }
         }
@@ -749,10 +793,4 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
     }
     let endings = endings.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(endings)
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
-    let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    let error = Error::new("the query or the engine panicked").because(said.unwrap_or("no message"));
-    error.help("the place is in the lines above")
 }

@@ -78,6 +78,8 @@ impl Exposition {
             let help = "Records that came into a window step, once for every window they belong to.";
             self.counter("tidegate_step_records_total", help, &of, step.taken);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
+            let help = "Late records that were in order, of partitions or streams that had been idle.";
+            self.counter("tidegate_step_late_after_idle_total", help, &of, step.late_after_idle);
             self.counter("tidegate_step_closed_rows_total", "Rows of windows that closed.", &of, step.closed_rows);
         }
         for (name, step) in metrics.steps() {
@@ -133,9 +135,16 @@ impl Exposition {
             self.gauge("tidegate_partition_offset", help, &of, partition.next as f64);
             let help = "Whether a partition is idle, and so holds no watermark.";
             self.gauge("tidegate_partition_idle", help, &of, f64::from(u8::from(partition.idle)));
-            if let Some(lag) = partition.lag() {
-                let help = "Records of a partition that are there and were not taken.";
-                self.gauge("tidegate_partition_lag_records", help, &of, lag as f64);
+            match partition.lag() {
+                Some(lag) if partition.in_bytes => {
+                    let help = "Bytes of a partition that are there and were not taken.";
+                    self.gauge("tidegate_partition_lag_bytes", help, &of, lag as f64);
+                }
+                Some(lag) => {
+                    let help = "Records of a partition that are there and were not taken.";
+                    self.gauge("tidegate_partition_lag_records", help, &of, lag as f64);
+                }
+                None => {}
             }
         }
         for sink in &process.sinks {

@@ -5,20 +5,16 @@
 //! | `/views` | the views, and how far each is |
 //! | `/views/NAME` | all its rows at one epoch: `{"view": NAME, "epoch": E, "rows": […]}` |
 //! | `/views/NAME?key=KEY` | those of a key |
-//! | `/views/NAME/changes` | server-sent events: one `state`, then `changes` for each epoch that has any, `progress` now and then, and an `end` with its reason; `key=KEY` as before. Who accepts `text/event-stream` only gets them at `/views/NAME` too |
+//! | `/views/NAME/changes` | server-sent events: one `state`, then `changes` for each epoch that has any, `progress` now and then, and an `end` with its reason; `key=KEY` as before. A client that accepts `text/event-stream` gets them at `/views/NAME` too |
 //!
 //! A row is an object as NDJSON files have it, with a last field `diff`: how many there are of it, or by how much that changed.
 
-use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use crate::error::{Error, Result};
-use crate::view::http::{Asked, Reply};
-use crate::view::{Answer, Refusal, Subscription, Update, Views};
-
-/// How often who subscribes hears of a view that does not change.
-const PROGRESS: Duration = Duration::from_millis(500);
+use crate::view::http::{Asked, Event, Events, Kind, PIECE, Pieces, Reply, end_event};
+use crate::view::{Answer, Refusal, Rows, Subscription, Update, Views};
 
 /// Answers a question for views: its path is what comes after `/views`.
 pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &Asked) -> Reply {
@@ -26,24 +22,24 @@ pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &Asked) -> Reply {
     if name.is_empty() {
         return list(views);
     }
-    let key = asked.parameter("key");
+    let (views, key) = (Arc::clone(views), asked.parameter("key").map(str::to_owned));
     let (name, changes) = match name.strip_suffix("/changes") {
-        Some(name) => (name, true),
-        None => (name, asked.events),
+        Some(name) => (name.to_owned(), true),
+        None => (name.to_owned(), asked.events),
     };
     if changes {
-        return match views.subscribe(name, key) {
-            Ok(subscription) => Reply::Events(Box::new(|writer, is_over| events(subscription, writer, is_over))),
+        return Reply::later(Kind::Events, move || match views.subscribe(&name, key.as_deref()) {
+            Ok(subscription) => Reply::Events(Box::new(Changes(subscription))),
             Err(refusal) => refused(&refusal),
-        };
+        });
     }
-    match views.get(name, key) {
+    Reply::later(Kind::Rows, move || match views.get(&name, key.as_deref()) {
         Err(refusal) => refused(&refusal),
-        Ok(answer) => match text_of(answer) {
-            Ok(text) => Reply::Whole(200, "application/json", text + "\n"),
+        Ok(answer) => match Text::new("", answer, "\n") {
+            Ok(text) => Reply::Pieces("application/json", Box::new(text)),
             Err(error) => Reply::text(500, error),
         },
-    }
+    })
 }
 
 fn list(views: &Views) -> Reply {
@@ -65,47 +61,77 @@ fn refused(refusal: &Refusal) -> Reply {
     Reply::text(status, refusal)
 }
 
-/// An answer as JSON.
-fn text_of(answer: Answer) -> Result<String> {
-    let Answer { view, epoch, rows } = answer;
-    let view = serde_json::to_string(&view).map_err(|why| Error::new("cannot write the answer").because(why))?;
-    let mut text = format!("{{\"view\":{view},\"epoch\":{epoch},\"rows\":[");
-    for (number, row) in rows.enumerate() {
-        if number > 0 {
-            text.push(',');
-        }
-        text += row?.trim_end();
-    }
-    text += "]}";
-    Ok(text)
+/// An answer as JSON, made in pieces as it is asked for.
+struct Text {
+    /// Text that was made and not given on.
+    made: Vec<u8>,
+    rows: Option<Rows>,
+    is_first: bool,
+    after: &'static str,
 }
 
-/// Writes what a subscription tells, until nothing comes any more.
-fn events(mut subscription: Subscription, writer: &mut dyn Write, is_over: &dyn Fn() -> bool) -> io::Result<()> {
-    while !is_over() {
-        let Some(update) = subscription.wait(PROGRESS) else { continue };
-        let mut tell = |event: &str, data: &str| {
-            write!(writer, "event: {event}\ndata: {data}\n\n")?;
-            writer.flush()
-        };
-        let mut of = |event: &str, answer: Answer| match text_of(answer) {
-            Ok(text) => tell(event, &text).map(|()| true),
-            Err(error) => tell("end", &reason(&error)).map(|()| false),
-        };
-        let goes_on = match update {
-            Update::State(answer) => of("state", answer)?,
-            Update::Changes(answer) => of("changes", answer)?,
-            Update::Progress(epoch) => tell("progress", &format!("{{\"epoch\":{epoch}}}")).map(|()| true)?,
-            Update::End(end) => tell("end", &reason(&end)).map(|()| false)?,
-        };
-        if !goes_on {
-            return Ok(());
-        }
+impl Text {
+    /// The JSON of an answer between two texts.
+    fn new(before: &str, answer: Answer, after: &'static str) -> Result<Self> {
+        let Answer { view, epoch, rows } = answer;
+        let view = serde_json::to_string(&view).map_err(|why| Error::new("cannot write the answer").because(why))?;
+        let made = format!("{before}{{\"view\":{view},\"epoch\":{epoch},\"rows\":[").into_bytes();
+        Ok(Text { made, rows: Some(rows), is_first: true, after })
     }
-    write!(writer, "event: end\ndata: {}\n\n", reason(&"the job is over"))?;
-    writer.flush()
 }
 
-fn reason(why: &impl std::fmt::Display) -> String {
-    serde_json::json!({ "reason": why.to_string() }).to_string()
+impl Iterator for Text {
+    type Item = Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Result<Vec<u8>>> {
+        let rows = self.rows.as_mut()?;
+        while self.made.len() < PIECE {
+            match rows.next() {
+                Some(Ok(row)) => {
+                    if !std::mem::take(&mut self.is_first) {
+                        self.made.push(b',');
+                    }
+                    self.made.extend(row.trim_end().as_bytes());
+                }
+                Some(Err(error)) => {
+                    self.rows = None;
+                    return Some(Err(error));
+                }
+                None => {
+                    self.rows = None;
+                    self.made.extend(b"]}");
+                    self.made.extend(self.after.as_bytes());
+                    break;
+                }
+            }
+        }
+        Some(Ok(std::mem::take(&mut self.made)))
+    }
+}
+
+/// The events of a subscription.
+struct Changes(Subscription);
+
+impl Events for Changes {
+    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event> {
+        self.0.poll(context.waker(), progress).map(|update| match update {
+            Update::State(answer) => of_answer("event: state\ndata: ", answer),
+            Update::Changes(answer) => of_answer("event: changes\ndata: ", answer),
+            Update::Progress(epoch) => whole(format!("event: progress\ndata: {{\"epoch\":{epoch}}}\n\n"), false),
+            Update::End(end) => whole(end_event(&end), true),
+        })
+    }
+}
+
+fn of_answer(before: &str, answer: Answer) -> Event {
+    match Text::new(before, answer, "\n\n") {
+        Ok(text) => Event { pieces: Box::new(text), last: false },
+        Err(error) => whole(end_event(&error), true),
+    }
+}
+
+/// An event that is there.
+fn whole(text: String, last: bool) -> Event {
+    let pieces: Pieces = Box::new(std::iter::once(Ok(text.into_bytes())));
+    Event { pieces, last }
 }

@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::job::commit::{Snapshots, Terms};
 use crate::metrics::Metrics;
 use crate::stream::{Durable, Failure, PlannedStep};
+use crate::thread::Role;
 use crate::time::Epoch;
 
 /// Where a job keeps its state, and how.
@@ -37,6 +38,7 @@ pub(crate) struct Keeping {
     pub(crate) keep: usize,
     pub(crate) take_over: bool,
     pub(crate) accept_changed_query: bool,
+    pub(crate) accept_changed_sources: bool,
     /// The savepoint that a new state begins with.
     pub(crate) savepoint: Option<PathBuf>,
     /// What of the command line affects output.
@@ -55,6 +57,7 @@ impl Keeping {
             keep: 3,
             take_over: false,
             accept_changed_query: false,
+            accept_changed_sources: false,
             savepoint: None,
             flags: BTreeMap::new(),
             journal_limit: Place::LIMIT,
@@ -131,7 +134,7 @@ pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Save
 
 /// Puts a savepoint into a new state, as the life whose number is taken, if that can be gone on from as `found` says.
 pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
-    if let Some(sink) = found.sinks.iter().find(|sink| sink.shown.is_some()) {
+    if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
         return Err(Error::new("a savepoint is begun with new outputs only")
             .at(format!("output {}", sink.name))
             .because("it has results already")
@@ -207,8 +210,9 @@ fn take_part(
         incarnation,
         worker: 0,
         peers: workers,
-        writer: Arc::new(Background::start("segments")?),
+        writer: Arc::new(Background::start(Role::Segments)?),
         base: base.map(Arc::new),
+        query: Arc::new(claim.query.clone()),
         merges: Arc::default(),
         failure: Arc::clone(failure),
     };

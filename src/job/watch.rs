@@ -4,6 +4,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/healthz` | 200 while all processes are heard of and all workers turn, else 503 with what is the matter |
+//! | `/readyz` | 200 once all workers run what is new and all views answer, as long as `/healthz` says 200; else 503 with what is missing |
 //! | `/status` | what the job is at, as JSON: [`JobStatus`] |
 //! | `/why?window=END` | what holds back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it what holds back the job; text, or JSON with `format=json` |
 //! | `/metrics` | figures of this process, as Prometheus reads them |
@@ -17,7 +18,6 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::cluster::side::Side;
@@ -26,10 +26,13 @@ use super::prometheus::Exposition;
 use super::reading;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, SyncMetrics};
-use crate::status::{Board, Cause, JobStatus, StepStatus, StreamStatus, Why, why, window_end};
+use crate::status::{
+    Board, Cause, Hold, JobStatus, ProcessStatus, StepStatus, StreamStatus, Why, WorkerStatus, why, window_end,
+};
+use crate::thread::{self, Failure, Handle, Role};
 use crate::time::EventTime;
 use crate::view::Views;
-use crate::view::http::{Answering, Asked, Reply, Server};
+use crate::view::http::{Answering, Asked, Endpoint, Kind, Reply, Server};
 
 /// How often it is looked whether something comes of the job.
 const LOOK: Duration = Duration::from_millis(250);
@@ -37,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LONGER: u32 = 2;
 
 /// What can be asked.
-const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz";
+const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz, /readyz";
 
 /// What is known of a running job.
 pub(crate) struct Watch {
@@ -52,13 +55,15 @@ pub(crate) struct Watch {
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
     pub(crate) views: Arc<Views>,
+    pub(crate) failure: Arc<Failure>,
 }
 
 impl Watch {
     /// What the job is at, as far as this process knows it.
     pub(crate) fn status(&self) -> JobStatus {
         let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
-        processes.push(self.board.status());
+        let connections = self.side.as_ref().map(|side| side.connections()).unwrap_or_default();
+        processes.push(ProcessStatus { connections, ..self.board.status() });
         processes.sort_by_key(|process| process.process);
         let streams = self.metrics.sources().into_iter();
         let steps = self.metrics.steps().into_iter();
@@ -66,13 +71,18 @@ impl Watch {
             job: self.job.clone(),
             processes,
             streams: streams
-                .map(|(source, metrics)| StreamStatus { source, watermark: metrics.watermark.get() })
+                .map(|(source, metrics)| StreamStatus {
+                    source,
+                    watermark: metrics.watermark.get(),
+                    idle_after_ms: metrics.idle_after.millis(),
+                })
                 .collect(),
             steps: steps
                 .map(|(name, metrics)| StepStatus {
                     name,
                     watermark: metrics.watermark.get(),
                     lateness_ms: metrics.lateness_ms.load(Ordering::Relaxed),
+                    late_after_idle: metrics.late_after_idle.get(),
                 })
                 .collect(),
             idle_timeout_ms: u64::try_from(self.idle_timeout.as_millis()).unwrap_or(u64::MAX),
@@ -82,7 +92,8 @@ impl Watch {
     /// What holds a window back, or the job; an error where this process cannot know it.
     fn why(&self, window_end: Option<EventTime>) -> std::result::Result<Why, String> {
         let why = why(&self.status(), window_end);
-        let knows = self.process == 0 || why.holds.first().is_some_and(|hold| hold.cause == Cause::Process);
+        let first = why.holds.first().map(|hold| hold.cause);
+        let knows = self.process == 0 || matches!(first, Some(Cause::Process | Cause::Connection));
         if knows { Ok(why) } else { Err(self.ask_process_0()) }
     }
 
@@ -91,27 +102,69 @@ impl Watch {
     }
 
     /// Answers a question.
-    fn answer(&self, asked: &Asked) -> Reply {
+    fn answer(self: &Arc<Self>, asked: &Asked) -> Reply {
+        let document = |make: fn(&Watch, &Asked) -> Reply| {
+            let (watch, asked) = (Arc::clone(self), asked.clone());
+            Reply::later(Kind::Document, move || make(&watch, &asked))
+        };
         match asked.path.as_str() {
             "/" => Reply::text(200, PATHS),
-            "/healthz" => {
-                let causes = [Cause::Process, Cause::Worker];
-                let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
-                ill.filter(|hold| hold.since_ms.is_some())
-                    .map_or_else(|| Reply::text(200, "ok"), |hold| Reply::text(503, hold))
-            }
-            "/status" => Reply::json(200, &self.status()),
-            "/why" => self.answer_why(asked),
-            "/metrics" => Reply::Whole(200, Exposition::KIND, self.exposition().text()),
-            "/profile" => match &self.profile {
-                None => Reply::text(404, "where the time goes is not looked at: start the job with --profile"),
-                Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
-                Some(profile) => Reply::text(200, profile.now()),
-            },
+            "/healthz" => self.is_ill().map_or_else(|| Reply::text(200, "ok"), |hold| Reply::text(503, hold)),
+            "/readyz" => self.is_unready().map_or_else(|| Reply::text(200, "ok"), |why| Reply::text(503, why)),
+            "/status" => document(|watch, _| Reply::json(200, &watch.status())),
+            "/why" => document(Watch::answer_why),
+            "/metrics" => document(|watch, _| Reply::Whole(200, Exposition::KIND, watch.exposition().text())),
+            "/profile" => document(Watch::answer_profile),
             path if path == "/views" || path.starts_with("/views/") => {
                 reading::answer(&self.views, &path["/views".len()..], asked)
             }
             other => Reply::text(404, format_args!("there is no {other}; there are {PATHS}")),
+        }
+    }
+
+    /// What is the matter, if a process or a worker makes no progress.
+    fn is_ill(&self) -> Option<Hold> {
+        let causes = [Cause::Process, Cause::Connection, Cause::Worker];
+        let ill = why(&self.status(), None).holds.into_iter().find(|hold| causes.contains(&hold.cause));
+        ill.filter(|hold| hold.since_ms.is_some())
+    }
+
+    /// What is missing before the job answers for what is new, if anything is.
+    fn is_unready(&self) -> Option<String> {
+        if let Some(error) = self.failure.get() {
+            return Some(format!("the job has failed: {error}"));
+        }
+        if let Some(ill) = self.is_ill() {
+            return Some(ill.to_string());
+        }
+        let status = self.status();
+        // Only process 0 knows of all.
+        let known = status.processes.iter().filter(|process| self.process == 0 || process.process == self.process);
+        let mut found = 0;
+        for process in known {
+            found += usize::from(!process.workers.is_empty());
+            let begun = |worker: &&WorkerStatus| worker.front.is_some() || worker.shown.is_some();
+            if let Some(worker) = process.workers.iter().find(|worker| worker.repeats || !begun(worker)) {
+                let does = if worker.repeats { "repeats what the journal has" } else { "has not begun" };
+                return Some(format!("worker {} {does}", worker.worker));
+            }
+        }
+        let expected = if self.process == 0 { self.processes } else { 1 };
+        if found < expected {
+            return Some(format!("nothing is known yet of {} of {expected} processes", expected - found));
+        }
+        let waiting = self.views.status().into_iter().find(|view| !view.ready);
+        waiting.map(|view| match self.views.subscribe(&view.view, Some("")) {
+            Err(refusal) => refusal.to_string(),
+            Ok(_) => format!("view `{}` is not ready", view.view),
+        })
+    }
+
+    fn answer_profile(&self, asked: &Asked) -> Reply {
+        match &self.profile {
+            None => Reply::text(404, "where the time goes is not looked at: start the job with --profile"),
+            Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
+            Some(profile) => Reply::text(200, profile.now()),
         }
     }
 
@@ -151,6 +204,11 @@ impl Watcher {
         self.0.get().map(|watch| watch.status())
     }
 
+    /// `true` when all workers of this process run: records may have been read.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.get().is_some_and(|watch| watch.board.has_begun())
+    }
+
     /// Where the time of this process has gone so far, and what its arrangements hold: `None` before the job has begun, and
     /// where it was not told to look ([`Job::profile`](crate::Job::profile)).
     pub fn profile(&self) -> Option<JobProfile> {
@@ -166,7 +224,7 @@ impl Watcher {
 /// A job that is watched, as long as this is kept.
 pub(crate) struct Watching {
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
     server: Option<Server>,
 }
 
@@ -178,14 +236,15 @@ impl Watching {
 
     /// Serves what is known at an address, if there is one, and says what holds the job after each `quiet` time in which
     /// nothing was shown.
-    pub(crate) fn start(watch: &Arc<Watch>, http: Option<&str>, quiet: Duration) -> Result<Self> {
+    pub(crate) fn start(watch: &Arc<Watch>, http: Option<&Endpoint>, quiet: Duration) -> Result<Self> {
         let mut watching = Watching { over: Arc::default(), thread: None, server: None };
-        if let Some(address) = http {
+        if let Some(endpoint) = http {
             let answering: Answering = {
                 let watch = Arc::clone(watch);
                 Arc::new(move |asked: &Asked| watch.answer(asked))
             };
-            let server = Server::start(&own_address(address, watch.process)?, &answering)?;
+            let address = own_address(&endpoint.address, watch.process)?;
+            let server = Server::start(&Endpoint { address, ..endpoint.clone() }, &answering)?;
             tracing::info!("watch it at http://{} ({PATHS})", server.address());
             watching.server = Some(server);
         }
@@ -194,14 +253,14 @@ impl Watching {
             let body = move || {
                 let mut silence = Silence::new(quiet);
                 while !over.load(Ordering::Acquire) {
+                    thread::turn();
                     if let Some(line) = silence.line(&watch) {
                         tracing::warn!("{line}");
                     }
                     std::thread::park_timeout(LOOK);
                 }
             };
-            let thread = std::thread::Builder::new().name("watch".into()).spawn(body);
-            watching.thread = Some(thread.map_err(|why| Error::new("cannot watch the job").because(why))?);
+            watching.thread = Some(thread::start(Role::Watch, Role::Watch.name(), body)?);
         }
         Ok(watching)
     }
@@ -212,8 +271,7 @@ impl Drop for Watching {
         self.over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // One that panicked has nothing to add.
-            let _ = thread.join();
+            thread.join();
         }
         self.server = None;
     }

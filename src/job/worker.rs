@@ -51,7 +51,9 @@ use crate::metrics::Metrics;
 use crate::sink::Shard;
 use crate::source::Place;
 use crate::status::{Board, Stage, WorkerNow};
-use crate::stream::{Build, Driver, Durable, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals};
+use crate::stream::{
+    Build, Driver, Durable, EndsInput, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals,
+};
 use crate::time::Epoch;
 use crate::view::Views;
 
@@ -126,6 +128,7 @@ impl Shared {
             idle_timeout: self.place.options.idle_timeout,
             profile: self.profile.clone(),
             views: Arc::clone(&self.views),
+            failure: Arc::clone(&self.failure),
         }
     }
 }
@@ -226,18 +229,24 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
     });
-    worker.dataflow(|scope| {
+    let ends = worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
-        query(&flow);
-        if shared.durable.is_some() {
-            commit(flow.parts(), shared.snapshots.clone());
+        if shared.durable.is_none() {
+            query(&flow);
+            return None;
         }
+        let (ends, told) = EndsInput::new(scope, shared.place.threads);
+        let flow = flow.with_ends(told);
+        query(&flow);
+        commit(flow.parts(), shared.snapshots.clone());
+        Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
     let drivers = build.drivers.take();
     let mut turning = Turning {
         index: worker.index(),
         drivers,
+        ends,
         probe: build.probe.clone(),
         shared: Arc::clone(shared),
         controls,
@@ -450,6 +459,8 @@ impl OpenEpoch {
 struct Turning {
     index: usize,
     drivers: Vec<Box<dyn Driver>>,
+    /// Where it tells of its journal, in a job with state.
+    ends: Option<EndsInput>,
     probe: probe::Handle<u64>,
     shared: Arc<Shared>,
     controls: Controls,
@@ -591,6 +602,9 @@ impl Turning {
         }
         for driver in &mut self.drivers {
             driver.begin(epoch);
+        }
+        if let Some(ends) = &mut self.ends {
+            ends.begin(epoch);
         }
         if self.shared.fault == Some(Fault::ReleaseEarly) {
             for driver in &mut self.drivers {
@@ -846,6 +860,9 @@ impl Turning {
             open.needs_sync = live && (!bounds.is_empty() || first);
             if open.needs_sync {
                 self.shared.news.store(true, Ordering::Release);
+                if let Some(ends) = &mut self.ends {
+                    ends.tell(open.epoch);
+                }
                 self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
             }
         }
@@ -868,6 +885,9 @@ impl Turning {
             for driver in &mut self.drivers {
                 driver.release(open.epoch);
             }
+            if let Some(ends) = &mut self.ends {
+                ends.release(open.epoch);
+            }
         }
         Ok(())
     }
@@ -880,6 +900,7 @@ impl Turning {
             return Ok(false);
         }
         self.drivers.iter_mut().for_each(|driver| driver.close());
+        self.ends = None;
         self.controls.close();
         Ok(true)
     }

@@ -4,14 +4,20 @@ use std::fmt;
 use std::ops::{Add, Deref, Mul, Neg, Sub};
 use std::str::FromStr;
 
-use serde::de::Error as _;
+use serde::de::{self, DeserializeSeed, Error as _, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::error::shortened;
 
 /// An exact decimal number: up to 28 digits, and where the point is. For money, if it is not integers of cents.
 ///
 /// It is the number of the `rust_decimal` crate, which it gives (`*decimal`) and is made of (`.into()`). As text (CSV, JSON)
-/// it is read and written as that is; in states, and between processes, as its digits and its scale, since `rust_decimal`
+/// it is written as that is; in states, and between processes, as its digits and its scale, since `rust_decimal`
 /// asks the format what comes next, which only formats that describe themselves can answer.
+///
+/// Text and numbers (in JSON `"0.10"` and `0.10`) are read digit for digit; one with more digits than there is room for is an
+/// error, and never rounded. In a type with `#[serde(flatten)]`, `untagged` or `tag`, `serde` itself turns JSON's numbers into
+/// `f64` first, which keeps some 17 digits: there it has to be text.
 ///
 /// Numbers are equal, and one group, that differ in their scale alone, as 1.5 and 1.50 do: which of them is shown as the key
 /// of the group is open, unless they are given in one form ([`normalize`](rust_decimal::Decimal::normalize)).
@@ -143,16 +149,187 @@ impl Serialize for Decimal {
 impl<'de> Deserialize<'de> for Decimal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            return <rust_decimal::Decimal as Deserialize>::deserialize(deserializer).map(Decimal);
+            return deserializer.deserialize_newtype_struct(RAW_JSON, TextVisitor);
         }
         let (digits, scale) = <(i128, u32)>::deserialize(deserializer)?;
         Decimal::from_digits(digits, scale).ok_or_else(|| D::Error::custom("these digits are no decimal number"))
     }
 }
 
+/// The name by which `serde_json` is asked for the text of a value as it stands. To every other format it is the name of a
+/// newtype struct.
+const RAW_JSON: &str = "$serde_json::private::RawValue";
+
+/// The decimal that a text writes, digit for digit: `-1.50`, `2e3`.
+fn exact(text: &str) -> Result<Decimal, String> {
+    let refused = || format!("`{}` is no decimal number of 28 digits at most", shortened(text, 60));
+    let (digits, exponent) = match text.split_once(['e', 'E']) {
+        Some((digits, exponent)) => (digits, exponent.parse::<i32>().map_err(|_| refused())?),
+        None => (text, 0),
+    };
+    let number = rust_decimal::Decimal::from_str_exact(digits).map_err(|_| refused())?;
+    if exponent == 0 {
+        return Ok(Decimal(number));
+    }
+    let (mut mantissa, mut scale) = (number.mantissa(), i64::from(number.scale()) - i64::from(exponent));
+    if mantissa == 0 {
+        return Ok(Decimal::ZERO);
+    }
+    while scale > 0 && mantissa % 10 == 0 {
+        (mantissa, scale) = (mantissa / 10, scale - 1);
+    }
+    while scale < 0 {
+        (mantissa, scale) = (mantissa.checked_mul(10).ok_or_else(refused)?, scale + 1);
+    }
+    u32::try_from(scale).ok().and_then(|scale| Decimal::from_digits(mantissa, scale)).ok_or_else(refused)
+}
+
+/// Reads a decimal from a format for people.
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Decimal;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a decimal number, or a text that writes one")
+    }
+
+    /// Formats but JSON come here.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Decimal, D::Error> {
+        // CSV has texts only; asked for anything it would make an `f64` of some.
+        if std::any::type_name::<D>().contains("csv::") {
+            deserializer.deserialize_str(self)
+        } else {
+            deserializer.deserialize_any(self)
+        }
+    }
+
+    /// The text of a JSON value, as `serde_json` gives it.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Decimal, A::Error> {
+        match map.next_key::<String>()? {
+            Some(key) if key == RAW_JSON => map.next_value_seed(RawJson),
+            _ => Err(A::Error::invalid_type(Unexpected::Map, &self)),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Decimal, E> {
+        exact(text).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Decimal, E> {
+        Ok(Decimal::from(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Decimal, E> {
+        Ok(Decimal(number.into()))
+    }
+
+    fn visit_i128<E: de::Error>(self, number: i128) -> Result<Decimal, E> {
+        exact(&number.to_string()).map_err(E::custom)
+    }
+
+    fn visit_u128<E: de::Error>(self, number: u128) -> Result<Decimal, E> {
+        exact(&number.to_string()).map_err(E::custom)
+    }
+
+    /// Its shortest text, which is what was written if that had some 15 digits at most.
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Decimal, E> {
+        exact(&number.to_string()).map_err(E::custom)
+    }
+}
+
+/// Reads a decimal from the text of a JSON value.
+struct RawJson;
+
+impl<'de> DeserializeSeed<'de> for RawJson {
+    type Value = Decimal;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Decimal, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for RawJson {
+    type Value = Decimal;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the text of a JSON value")
+    }
+
+    fn visit_str<E: de::Error>(self, json: &str) -> Result<Decimal, E> {
+        let unexpected = |found| E::invalid_type(found, &TextVisitor);
+        match json.as_bytes().first() {
+            Some(b'"') => {
+                let text: String = serde_json::from_str(json).map_err(E::custom)?;
+                exact(&text).map_err(E::custom)
+            }
+            Some(b'-' | b'0'..=b'9') => exact(json).map_err(E::custom),
+            Some(b'{') => Err(unexpected(Unexpected::Map)),
+            Some(b'[') => Err(unexpected(Unexpected::Seq)),
+            Some(b'n') => Err(unexpected(Unexpected::Other("null"))),
+            _ => Err(unexpected(Unexpected::Bool(json == "true"))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Paid {
+        amount: Decimal,
+        tip: Option<Decimal>,
+    }
+
+    #[test]
+    fn numbers_of_json_and_texts_of_csv_keep_all_their_digits() {
+        let long = "-1234567890.123456789012345678";
+        let expected = Decimal(rust_decimal::Decimal::from_str_exact(long).unwrap());
+        for json in [long.to_owned(), format!("\"{long}\""), format!(" {long} "), format!("{long}e0")] {
+            assert_eq!(serde_json::from_str::<Decimal>(&json).unwrap().to_string(), long, "{json}");
+            assert_eq!(serde_json::from_slice::<Decimal>(json.as_bytes()).unwrap(), expected);
+            assert_eq!(serde_json::from_reader::<_, Decimal>(json.as_bytes()).unwrap(), expected);
+            let paid: Paid = serde_json::from_str(&format!(r#"{{"tip":{json},"amount":{json}}}"#)).unwrap();
+            assert_eq!(paid, Paid { amount: expected, tip: Some(expected) });
+        }
+        let mut csv = csv::Reader::from_reader("amount,tip\n-1234567890.123456789012345678,\n".as_bytes());
+        assert_eq!(csv.deserialize().next().unwrap().ok(), Some(Paid { amount: expected, tip: None }));
+        for (json, text) in [
+            ("1e3", "1000"),
+            ("1.50", "1.50"),
+            ("25e-1", "2.5"),
+            ("0e-99", "0"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("79228162514264337593543950335", "79228162514264337593543950335"),
+            ("10e-29", "0.0000000000000000000000000001"),
+        ] {
+            assert_eq!(serde_json::from_str::<Decimal>(json).unwrap().to_string(), text);
+        }
+        // A JSON value that was parsed before has no more digits than its numbers, but texts have all.
+        assert_eq!(serde_json::from_value::<Decimal>(long.into()).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<Decimal>(serde_json::json!(0.1)).unwrap(), Decimal::new(1, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_and_is_not_rounded() {
+        for json in [
+            "79228162514264337593543950336",
+            "0.00000000000000000000000000001",
+            "1e29",
+            "1e-29",
+            "1e99999999999",
+            "\"x\"",
+            "\"\"",
+            "null",
+            "true",
+            "[1]",
+            "{\"a\":1}",
+        ] {
+            let error = serde_json::from_str::<Decimal>(json).unwrap_err().to_string();
+            assert!(error.contains("decimal number"), "{json}: {error}");
+        }
+    }
 
     #[test]
     fn it_is_text_for_people_and_digits_for_programs() {

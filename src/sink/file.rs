@@ -11,6 +11,10 @@
 //! writes to it. What was in it before is gone once a life begins, and only then; it is never gone with a state, where
 //! a file that has something in it, and no commit that says it is this sink's, is refused.
 //!
+//! A life asks whether it is still the current one before it appends, not only before it shows: where locks are not what
+//! they should be, what it appends would be in the way of a later life's rows. What it may still do is one append, between
+//! the question and the act; should a later life have shown rows there by then, the file's checksum refuses it.
+//!
 //! A life that begins although another process has the lock leaves that process its file, and goes on in a copy that
 //! gets its name: what a writer that wakes appends, it appends to a file without a name. Why its commits come to
 //! nothing as well is told in `commit.rs`.
@@ -29,7 +33,9 @@ use std::sync::Arc;
 use super::encode::Encode;
 use super::{Shard, Writer};
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
-use crate::durable::{Life, StateId, reason};
+use crate::durable::journal::JournalEnds;
+use crate::durable::recovery::SinkFound;
+use crate::durable::{Life, Published, StateId, reason};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -40,6 +46,9 @@ const KEPT: usize = 1 << 20;
 
 /// How much of a file is read at once, in bytes.
 const PIECE: usize = 1 << 20;
+
+/// How many links to links are followed, as the system does.
+const MOST_LINKS: usize = 40;
 
 /// Appends epochs to a file.
 pub(super) struct FileWriter<E> {
@@ -124,12 +133,33 @@ impl<E> FileWriter<E> {
     }
 }
 
+/// Reads what a results file has published: see [`super::published_in`].
+pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+    let commit = Commits::of(disk, &resolved(file)).newest()?;
+    // Whether it is a collection matters to queries that have changed only.
+    let found = |commit: Commit| {
+        let published = commit.published();
+        (commit.state, SinkFound { name: commit.sink, published, on_change: false })
+    };
+    Ok(commit.map(found))
+}
+
+/// The file that a path stands for, over links, whether it is there yet or not: what is beside a file is beside the file
+/// itself, not beside a link to it.
+fn resolved(path: &Path) -> PathBuf {
+    let mut target = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(next) = fs::read_link(&target) else { break };
+        target = parent(&target).join(next);
+    }
+    target
+}
+
 impl Held {
     fn hold(path: &Path, at: &Shard) -> Result<(Held, Box<dyn DiskFile>)> {
         let place = path.display();
         let failed = |why: &dyn fmt::Display| Error::new("cannot open the results file").at(&place).because(why);
-        // What is beside a file is beside the file itself, not beside a link to it.
-        let path = if path.is_symlink() { fs::canonicalize(path).unwrap_or_else(|_| path.into()) } else { path.into() };
+        let path = resolved(path);
         let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
         let missing = disk.open(&path).is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
         // To lock it makes it, and then it would look as if it had been emptied.
@@ -246,17 +276,22 @@ impl Stated {
             // a file with anything in it has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
             synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
-            self.commit(file, None)?;
+            self.commit(file, None, &JournalEnds::default())?;
         }
         if length == 0 {
             file.append(header)?;
         }
-        self.commit(file, found.and_then(|commit| commit.epoch))?;
+        self.commit(file, found.and_then(|commit| commit.epoch), &JournalEnds::default())?;
         self.held.commits.remove_before(life.incarnation)
     }
 
+    /// Fails if a later life has begun: the file is that one's.
+    fn still_current(&self) -> Result<()> {
+        self.life.as_ref().map_or(Ok(()), |life| (life.still_current)())
+    }
+
     /// Makes what was written be shown, for good.
-    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>) -> Result<()> {
+    fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
         let Some(life) = &self.life else { return Err(bug("a results file was to be shown before it was begun")) };
         if self.broken {
             return Err(file.failed("show the results", "showing earlier ones failed"));
@@ -271,6 +306,7 @@ impl Stated {
             length: file.length,
             checksum: file.checksum.clone().finalize(),
             process: std::process::id(),
+            ends: ends.clone(),
         };
         self.held.commits.publish(&commit, life)?;
         (self.broken, self.unshown) = (false, false);
@@ -429,15 +465,16 @@ impl DiskFile for Special {
 }
 
 impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         let FileWriter { kind: Kind::Stated(stated), file, encoder, place, .. } = self else { return Ok(None) };
         let mut header = Vec::new();
         encoder.header(&mut header);
         let commit = stated.held.commits.newest()?;
         stated.check(&*file.target, commit.as_ref(), &header).map_err(|error| error.at(place))?;
         self.last = commit.as_ref().and_then(|commit| commit.epoch);
+        let published = commit.as_ref().and_then(Commit::published);
         stated.found = Some(commit);
-        Ok(self.last)
+        Ok(published)
     }
 
     fn begin(&mut self, life: &Life) -> Result<()> {
@@ -479,19 +516,20 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         self.lines.clear();
         let encoded = self.encoder.rows(rows, &mut self.lines);
         encoded.map_err(|error| error.at(&self.place))?;
+        if let Kind::Stated(stated) = &mut self.kind {
+            stated.still_current()?;
+            stated.unshown = true;
+        }
         self.file.append(&self.lines)?;
         self.lines.clear();
         self.lines.shrink_to(KEPT);
         self.last = Some(epoch);
-        if let Kind::Stated(stated) = &mut self.kind {
-            stated.unshown = true;
-        }
         Ok(())
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
         match &mut self.kind {
-            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last),
+            Kind::Stated(stated) if stated.unshown => stated.commit(&mut self.file, self.last, ends),
             Kind::Plain(_) if self.synced => self.file.sync(),
             _ => Ok(()),
         }
@@ -529,7 +567,7 @@ mod tests {
 
     fn show(writer: &mut Box<dyn Writer<u32>>, epoch: u64, rows: &[(u32, isize)]) -> Result<()> {
         writer.write(Epoch(epoch), rows)?;
-        writer.show()
+        writer.show(&JournalEnds::default())
     }
 
     #[test]
@@ -591,6 +629,37 @@ mod tests {
         assert_eq!(fs::read(&real).unwrap(), b"{\"row\":1}\n");
         assert!(fs::exists(directory.path().join("real/out.ndjson.commit-1")).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    /// With its state and its commit file it is found again, and nothing is beside the link.
+    #[test]
+    fn a_link_to_a_file_that_is_not_there_yet_is_a_link_to_that_file() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("real")).unwrap();
+        let (link, second) = (directory.path().join("link"), directory.path().join("second"));
+        std::os::unix::fs::symlink("second", &link).unwrap();
+        std::os::unix::fs::symlink("real/out.ndjson", &second).unwrap();
+        for (incarnation, epoch) in [(1, 2), (2, 4)] {
+            let state = StateId(1);
+            let sink = ndjson::File::new(&link);
+            let mut writer = Sink::<u32>::open(&sink, &Shard { state: Some(state), ..shard() }).unwrap();
+            let shown = writer.shown().unwrap().map(|found| found.epoch);
+            assert_eq!(shown, (incarnation > 1).then_some(Epoch(2)));
+            writer.begin(&Life { state: Some(state), incarnation, ..Life::without_state() }).unwrap();
+            show(&mut writer, epoch, &[(1, 1)]).unwrap();
+        }
+        let real = directory.path().join("real");
+        assert_eq!(fs::read(real.join("out.ndjson")).unwrap(), b"{\"row\":1}\n{\"row\":1}\n");
+        assert!(fs::exists(real.join("out.ndjson.commit-2")).unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+        assert!(link.is_symlink() && second.is_symlink());
+        // One that leads to no directory, and one that leads nowhere.
+        let (lost, circle) = (directory.path().join("lost"), directory.path().join("circle"));
+        std::os::unix::fs::symlink("missing/out", &lost).unwrap();
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        let said = |path: &Path| Sink::<u32>::open(&ndjson::File::new(path), &shard()).err().unwrap().to_string();
+        assert!(said(&lost).contains(&format!("there is no directory {}/missing", directory.path().display())));
+        assert!(said(&circle).contains("oo many"), "{}", said(&circle));
     }
 
     #[test]

@@ -19,10 +19,13 @@ pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::{Life, StateId};
+use crate::durable::journal::JournalEnds;
+use crate::durable::recovery::SinkFound;
+use crate::durable::{Life, Published, StateId};
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::kafka::Address;
@@ -94,14 +97,23 @@ impl Shard {
     }
 }
 
+/// Reads what a results file of a job with state has published, by its commit file: the state that wrote it, and what a
+/// recovery of that state would find. `None` if it has no commit file. Nothing is locked or written.
+///
+/// # Errors
+/// When the commit file is damaged, or cannot be read.
+pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+    file::published_in(disk, file)
+}
+
 /// Shows the epochs of one shard of a sink.
 pub trait Writer<D: Record>: Send {
-    /// The last epoch that was shown, as the target itself knows it; `None` if it knows none. Asked once, before
-    /// [`Writer::begin`].
+    /// The last epoch that was shown, as the target itself knows it, with the proof that was written with it; `None` if it
+    /// knows none. Asked once, before [`Writer::begin`].
     ///
     /// # Errors
     /// When the target cannot be asked, or belongs to another state, or is not what it was when it was last shown.
-    fn shown(&mut self) -> Result<Option<Epoch>>;
+    fn shown(&mut self) -> Result<Option<Published>>;
 
     /// Begins a life: drops what was written and not shown; without a state, or where nothing was ever shown, begins
     /// anew. Called once, before anything is written.
@@ -117,11 +129,13 @@ pub trait Writer<D: Record>: Send {
     /// When the target fails; the epoch is then never shown.
     fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()>;
 
-    /// Shows all epochs that were written since the last call, at once, and for good.
+    /// Shows all epochs that were written since the last call, at once, and for good. A target that remembers what was shown
+    /// keeps `ends`, the ends of the journals at the last of those epochs, in the same atomic act, and tells them by
+    /// [`Writer::shown`]; [`Writer::begin`] makes them empty.
     ///
     /// # Errors
     /// When the target fails, or a later life of the state has begun; the epochs are then not shown.
-    fn show(&mut self) -> Result<()>;
+    fn show(&mut self, ends: &JournalEnds) -> Result<()>;
 
     /// Makes sure that everything shown is where it should be; called once, at the end of a job.
     ///

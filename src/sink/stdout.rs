@@ -8,7 +8,8 @@ use std::io::{self, Write};
 
 use super::encode::Encode;
 use super::{Rows, Shard, Sink, Writer, csv, ndjson};
-use crate::durable::Life;
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -91,7 +92,7 @@ impl<E, T: Write> Printer<E, T> {
 }
 
 impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         Ok(None)
     }
 
@@ -99,7 +100,7 @@ impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
         Ok(())
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 

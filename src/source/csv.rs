@@ -2,8 +2,9 @@
 //!
 //! * The **header** is the first row. Columns are matched with the record type's fields by name; the order is free, and
 //!   columns that the type does not have are ignored. A column that the type needs and the header lacks is an error.
-//! * A row with more or fewer fields than the header is rejected; so is one that does not decode. Blank lines are
-//!   skipped, and so is a byte order mark at the beginning.
+//! * A row with more or fewer fields than the header is rejected; so is one that does not decode, one with text behind a
+//!   closing quote, and one with a quote that is never closed: what such a field holds is a guess. Blank lines are skipped,
+//!   and so is a byte order mark at the beginning.
 //!
 //! Invariant: rows, fields and values are those of the `csv` crate with its default options: fields may be in quotes, a
 //! quote in quotes is doubled, a quote inside an unquoted field stands for itself, and a row ends with `\n`, `\r` or
@@ -18,12 +19,13 @@ use std::ops::Range;
 
 use ::csv::ByteRecord;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shortened};
 use crate::record::Record;
+use crate::source::file::dispenser::Within;
 use crate::source::file::{self, Format, Untimed};
 
 use fields::Row;
-use rows::Splitter;
+use rows::{Misquoted, Splitter};
 
 /// A CSV file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
 pub type Input<T = Untimed> = file::Input<Csv, T>;
@@ -51,6 +53,8 @@ pub struct Scratch {
 }
 
 impl Format for Csv {
+    const NAME: &'static str = "csv file";
+
     type Layout = Layout;
     type Scratch = Scratch;
 
@@ -69,12 +73,16 @@ impl Format for Csv {
             return Ok(Some((Layout { header: ByteRecord::new(), order: None }, start)));
         }
         let header: ByteRecord = splitter.row(bytes, None).fields().collect();
+        let misquoted = splitter.misquoted();
         let head = end + bytes[end..].iter().take(2).take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
         let order = shape::order::<T>(&header).map_err(|problem| {
-            let names = header.iter().map(|name| format!("`{}`", String::from_utf8_lossy(name))).collect::<Vec<_>>();
-            let error = Error::new(problem).because(format!("the header names {}", names.join(", ")));
+            let error = Error::new(problem).because(format!("the header names {}", names_of(&header)));
             error.help("give the file a header that names every column the record needs, once")
         })?;
+        if let Some((field, _)) = misquoted {
+            let error = Error::new(format!("name {} of the csv header is quoted wrongly", field + 1));
+            return Err(error.help("a quote within quotes is doubled, and nothing stands behind a closing one"));
+        }
         let rows = &bytes[head..];
         let rows = &rows[..if whole { rows.len() } else { rows::last_end(rows).unwrap_or(0) }];
         let mut layout = Layout { header, order };
@@ -86,6 +94,10 @@ impl Format for Csv {
 
     fn last_end(bytes: &[u8]) -> Option<usize> {
         rows::last_end(bytes)
+    }
+
+    fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
+        rows::end_of(within, bytes)
     }
 
     fn parse<T: Record>(
@@ -100,13 +112,28 @@ impl Format for Csv {
         while let Some(at) = rows::begin(bytes, start) {
             let end = splitter.split(bytes, at);
             let row = splitter.row(bytes, text);
-            let parsed = match layout.by_position(&row) {
-                Some(data) => Ok(data),
-                None => layout.by_name(&row, record),
+            let parsed = match (splitter.misquoted(), layout.by_position(&row)) {
+                (None, Some(data)) => Ok(data),
+                (None, None) => layout.by_name(&row, record),
+                (Some((field, how)), _) => Err(layout.misquoted(field, how)),
             };
             take(at..end, parsed);
             start = end;
         }
+    }
+}
+
+/// Names of a header that an error quotes, and characters of each.
+const QUOTED: (usize, usize) = (12, 40);
+
+/// The names of a header, for people: the first ones, each shortened.
+fn names_of(header: &ByteRecord) -> String {
+    let (most, length) = QUOTED;
+    let names = header.iter().take(most);
+    let names: Vec<_> = names.map(|name| format!("`{}`", shortened(&String::from_utf8_lossy(name), length))).collect();
+    match header.len().saturating_sub(most) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
     }
 }
 
@@ -116,6 +143,20 @@ impl Layout {
     fn by_position<T: Record>(&self, row: &Row<'_>) -> Option<T> {
         let order = self.order.as_ref().filter(|_| row.len() == self.header.len())?;
         row.decode(order).ok()
+    }
+
+    /// The reason for rejecting a row whose quotes are wrong.
+    fn misquoted(&self, field: usize, how: Misquoted) -> String {
+        let column = match self.header.get(field) {
+            Some(name) => format!("column `{}`", shortened(&String::from_utf8_lossy(name), 60)),
+            None => format!("field {}", field + 1),
+        };
+        match how {
+            Misquoted::TextBehind => {
+                format!("{column}: there is text behind its closing quote (a quote within quotes is doubled)")
+            }
+            Misquoted::Unclosed => format!("{column}: its quote is never closed"),
+        }
     }
 
     /// The record as the `csv` crate decodes it.

@@ -178,6 +178,7 @@ mod tests {
             until: Some(5),
             ended: false,
             check: None,
+            values: None,
         };
         let floor = EventTime::from_millis(floor);
         reader.resume(Epoch(4), &[Resumed { bound, floor }], &mut intake).unwrap();

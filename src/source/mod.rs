@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::{Bound, Check};
-use crate::error::{Error, Result};
-use crate::metrics::SourceMetrics;
+use crate::durable::journal::{Bound, Check, Value};
+use crate::error::{Error, Result, shortened};
+use crate::metrics::{Peak, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
@@ -54,6 +54,12 @@ pub trait Source: Send + Sync + 'static {
     /// How far records may be behind the greatest event time of their partition; `None` to go by the job's options.
     fn out_of_order(&self) -> Option<Duration>;
 
+    /// The time that a partition is silent, at its end, before it no longer holds the watermark back: before it is **idle**;
+    /// `None` to go by the job's options.
+    fn idle_after(&self) -> Option<Duration> {
+        None
+    }
+
     /// Opens it for one worker: connects, finds the partitions and decides which of them are the worker's.
     ///
     /// # Errors
@@ -63,6 +69,16 @@ pub trait Source: Send + Sync + 'static {
     /// The topic that is read, if it is one: a job is refused that writes to it too.
     fn topic(&self) -> Option<kafka::Address> {
         None
+    }
+
+    /// What it is known by wherever it lies, and under whichever name: a topic by its id, a file by its format. A state goes
+    /// on only with the source that it has read. Asked for before it is opened; `None` where nothing is known.
+    ///
+    /// # Errors
+    /// When the source is not there or cannot be asked.
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        let _ = at;
+        Ok(None)
     }
 
     /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
@@ -111,12 +127,18 @@ pub struct Options {
     pub until_end: bool,
     /// How far records may be behind the greatest event time of their partition, where the source does not say.
     pub out_of_order: Duration,
-    /// After how long without records a partition no longer holds the watermark back.
+    /// After how long at its end, without records, a partition no longer holds the watermark back, where the source does not
+    /// say.
     pub idle_timeout: Duration,
     /// How far a partition's watermark may be ahead of the stream's before the partition is paused.
     pub max_drift: Duration,
     /// How far an event time may be ahead of the record's own Kafka timestamp; more is rejected.
     pub max_ahead: Duration,
+    /// `true` if `max_ahead` holds for files too, whose records have no timestamp of their own: an event time may then be so far
+    /// ahead of the greatest one before it in the file.
+    pub max_ahead_in_files: bool,
+    /// The length of the longest record of a file in bytes, the end of its line included; a longer one is rejected.
+    pub max_record: u64,
     /// End the job at the first rejected record.
     pub fail_on_reject: bool,
 }
@@ -129,6 +151,8 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(30),
             max_drift: Duration::from_secs(3600),
             max_ahead: Duration::from_secs(24 * 3600),
+            max_ahead_in_files: false,
+            max_record: file::dispenser::LONGEST as u64,
             fail_on_reject: false,
         }
     }
@@ -213,6 +237,11 @@ pub trait Reader<D: Record> {
         intake.exhausted()
     }
 
+    /// What the source that was opened is known by, as [`Source::identity`] says; `None` where nothing is known.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
     /// Whether this worker reads nothing more in this life, though the source is not over: the job stops when that is so for
     /// all of its workers and sources, and a later start reads on.
     fn caught_up(&self) -> bool {
@@ -221,6 +250,18 @@ pub trait Reader<D: Record> {
 
     /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
     fn shown(&mut self, _epoch: Epoch) {}
+
+    /// Returns the status of this worker's partitions, without times, for who watches the job.
+    fn partitions(&self, intake: &Intake<D>) -> Vec<PartitionStatus> {
+        let mut partitions: Vec<_> = intake.partitions().collect();
+        for Note { partition, position, end, note } in self.notes() {
+            if let Some(known) = partitions.iter_mut().find(|known| known.partition == partition) {
+                known.next = known.next.max(position.unwrap_or(0));
+                (known.end, known.note) = (end, note);
+            }
+        }
+        partitions
+    }
 
     /// What the source says of this worker's partitions, for who watches the job.
     fn notes(&self) -> Vec<Note> {
@@ -233,6 +274,8 @@ pub trait Reader<D: Record> {
 pub struct Note {
     /// The partition.
     pub partition: u32,
+    /// An offset before which nothing is left to take, where that is behind the next record's: behind transaction markers.
+    pub position: Option<u64>,
     /// The offset of the next record to come, as far as it is known.
     pub end: Option<u64>,
     /// Why no records come of it, where that is not that there are none.
@@ -253,8 +296,7 @@ impl<D: Record> Reader<D> for Elsewhere {
     }
 
     fn bind(&mut self, _epoch: Epoch, _intake: &mut Intake<D>) -> Result<Option<Binding>> {
-        let mark = WorkerMark { ended: true, ..WorkerMark::default() };
-        Ok(Some(Binding { bounds: Vec::new(), mark }))
+        Ok(Some(Binding { bounds: Vec::new(), mark: WorkerMark::without_partitions() }))
     }
 
     fn replay(&mut self, _epoch: Epoch, _bounds: &[Bound], _intake: &mut Intake<D>) -> Result<bool> {
@@ -329,6 +371,8 @@ struct Partition {
     changed: bool,
     /// What it is known again by.
     check: Option<Check>,
+    /// The records of the current epoch, if they are to be kept by value.
+    values: Option<Vec<Value>>,
     /// Its first watermark: what drift is measured from while the stream has none.
     first_mark: Option<EventTime>,
 }
@@ -352,6 +396,9 @@ pub struct Found<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Characters of a reason that are kept: a library may quote a whole record in it.
+const REASON: usize = 500;
+
 /// Takes one worker's records of one source in: judges, stamps and binds them.
 pub struct Intake<D> {
     /// Events for the flow, of the epoch that the last poll named. Whoever drives the reader takes them out.
@@ -365,6 +412,7 @@ pub struct Intake<D> {
     disorder: Span,
     drift: Span,
     ahead: Span,
+    ahead_in_files: bool,
     fail_on_reject: bool,
     partitions: Vec<Partition>,
     first_epoch: Option<Epoch>,
@@ -386,6 +434,7 @@ impl<D: Record> Intake<D> {
         stream: Rc<StreamView>,
         metrics: Arc<SourceMetrics>,
     ) -> Self {
+        metrics.idle_after.set(source.idle_after().unwrap_or(options.idle_timeout));
         Intake {
             events: Vec::new(),
             rejects: Vec::new(),
@@ -396,6 +445,7 @@ impl<D: Record> Intake<D> {
             disorder: source.out_of_order().unwrap_or(options.out_of_order).into(),
             drift: options.max_drift.into(),
             ahead: options.max_ahead.into(),
+            ahead_in_files: options.max_ahead_in_files,
             fail_on_reject: options.fail_on_reject,
             partitions: Vec::new(),
             first_epoch: None,
@@ -415,6 +465,43 @@ impl<D: Record> Intake<D> {
     /// How far records may be behind the greatest event time of their partition.
     pub fn disorder(&self) -> Span {
         self.disorder
+    }
+
+    /// The span by which an event time may be ahead of the greatest one before it in a file, if that is judged.
+    pub fn ahead_in_files(&self) -> Option<Span> {
+        self.ahead_in_files.then_some(self.ahead)
+    }
+
+    /// Judges an event time by `greatest`, the greatest one before it in the file; the reason for a rejection, if it is one.
+    pub fn ahead_of(&self, time: EventTime, greatest: EventTime) -> Option<String> {
+        (time > greatest.plus(self.ahead)).then(|| {
+            let ahead = humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs()));
+            format!(
+                "its event time {time} is more than {ahead} ahead of the greatest one before it, {greatest} (--max-ahead)"
+            )
+        })
+    }
+
+    /// `true` if no record of a file had so great an event time yet.
+    pub fn is_peak(&self, time: EventTime) -> bool {
+        self.metrics.notices.is_peak(time)
+    }
+
+    /// Keeps where the record with the greatest event time of a file is.
+    pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
+        self.metrics.notices.note_peak(Peak { time, place: self.place.clone(), offset, line });
+    }
+
+    /// Warns, once a source, if an event time looks like seconds since 1970.
+    pub fn notice_unit(&self, time: EventTime) {
+        // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
+        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.tell_of_unit() {
+            let (seconds, place) = (time.millis(), &self.place);
+            tracing::warn!(
+                "the event times of {place} look like seconds since 1970 and are taken as milliseconds: the first one, \
+                 {seconds}, is {time}; multiply them by 1000 if that is wrong"
+            );
+        }
     }
 
     /// What the flow knows of the stream's watermark.
@@ -445,6 +532,7 @@ impl<D: Record> Intake<D> {
             ended: until.is_some_and(|until| start >= until),
             changed: true,
             check: None,
+            values: None,
             first_mark: None,
         });
         Slot(self.partitions.len() - 1)
@@ -468,6 +556,7 @@ impl<D: Record> Intake<D> {
             ended: bound.ended,
             changed: false,
             check: bound.check,
+            values: None,
             first_mark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
         });
         Slot(self.partitions.len() - 1)
@@ -501,6 +590,18 @@ impl<D: Record> Intake<D> {
     /// Says what the partition is known again by, after the records that were taken of it.
     pub fn remember(&mut self, slot: Slot, check: Check) {
         self.partitions[slot.0].check = Some(check);
+    }
+
+    /// Has the journal keep by value what is taken of the partition: see [`Intake::keep_value`].
+    pub fn keep_values(&mut self, slot: Slot) {
+        self.partitions[slot.0].values.get_or_insert_default();
+    }
+
+    /// Keeps a record that was taken by value, if that is wanted of its partition.
+    pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> Value) {
+        if let Some(values) = &mut self.partitions[slot.0].values {
+            values.push(value());
+        }
     }
 
     /// What the partition is known again by.
@@ -567,13 +668,17 @@ impl<D: Record> Intake<D> {
         }
         let partition = &mut self.partitions[slot.0];
         let mark = partition.clock.observe(time);
-        if partition.first_mark.is_none() {
+        let is_first = partition.first_mark.is_none();
+        if is_first {
             partition.first_mark = Some(partition.clock.watermark());
         }
         let fresh = partition.fresh_since.is_some() && Self::still_fresh(partition, mark, &self.stream);
-        let origin = Origin { source: self.index, fresh, partition: partition.id, offset: found.offset };
+        let origin = Origin { source: self.index, fresh, raised: false, partition: partition.id, offset: found.offset };
         self.events.push(Event { time, mark, origin, data });
         self.passed(slot, found.next);
+        if is_first {
+            self.notice_unit(time);
+        }
         Ok(())
     }
 
@@ -603,7 +708,7 @@ impl<D: Record> Intake<D> {
                     return None;
                 }
                 let mark = clock.observe(time);
-                let origin = Origin { source, fresh: false, partition: id, offset };
+                let origin = Origin { source, fresh: false, raised: false, partition: id, offset };
                 offset += 1;
                 Some(Event { time, mark, origin, data: record.clone() })
             });
@@ -635,7 +740,15 @@ impl<D: Record> Intake<D> {
     fn why_not(&self, time: EventTime, stamped: Option<i64>) -> String {
         match stamped {
             _ if !time.is_writable() => {
-                format!("its event time, {} ms since 1970, is outside the years 0 to 9999", time.millis())
+                // Microseconds of the year 2001 are milliseconds of the year 33658.
+                let unit = match time.millis() {
+                    1_000_000_000_000_000..10_000_000_000_000_000 => ": are they microseconds? divide them by 1000",
+                    1_000_000_000_000_000_000.. if time < EventTime::MAX => {
+                        ": are they nanoseconds? divide them by 1000000"
+                    }
+                    _ => "",
+                };
+                format!("its event time, {} ms since 1970, is outside the years 1 to 9998{unit}", time.millis())
             }
             Some(stamped) => format!(
                 "its event time {time} is more than {} ahead of its Kafka timestamp {} (--max-ahead)",
@@ -674,6 +787,7 @@ impl<D: Record> Intake<D> {
     /// When rejects are to end the job.
     pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: Found<'_>, reason: &str) -> Result<()> {
         self.took(found.bytes.len());
+        let reason = &*shortened(reason, REASON);
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
             Ok(text) => ("text", text.to_owned()),
             Err(_) => ("hex", found.bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
@@ -694,7 +808,14 @@ impl<D: Record> Intake<D> {
             let error = Error::new("a record was rejected").at(place).because(reason);
             return Err(error.help("mend it, or leave --fail-on-reject away to count it and go on"));
         }
-        let origin = Origin { source: self.index, fresh: false, partition, offset: found.offset };
+        if self.metrics.notices.tell_of_reject() {
+            let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
+            let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
+            tracing::warn!(
+                "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
+            );
+        }
+        let origin = Origin { source: self.index, fresh: false, raised: false, partition, offset: found.offset };
         self.rejects.push(Event { time: EventTime::MIN, mark, origin, data: rejected });
         self.metrics.rejected.add(1);
         Ok(())
@@ -714,7 +835,7 @@ impl<D: Record> Intake<D> {
 
     /// The origin of a record of this source whose partition has no floor.
     pub fn origin(&self, partition: u32, offset: u64) -> Origin {
-        Origin { source: self.index, fresh: false, partition, offset }
+        Origin { source: self.index, fresh: false, raised: false, partition, offset }
     }
 
     /// Moves over offsets that hold no record: transaction markers, compacted records.
@@ -770,10 +891,14 @@ impl<D: Record> Intake<D> {
                     until: partition.until,
                     ended: partition.ended,
                     check: partition.check,
+                    values: partition.values.as_mut().map(std::mem::take),
                 });
             }
         }
         binding.mark.ended = self.exhausted();
+        if binding.mark.least.is_none() {
+            binding.mark.greatest = self.partitions.iter().map(|partition| partition.clock.watermark()).max();
+        }
         binding
     }
 

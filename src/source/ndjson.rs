@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::record::Record;
+use crate::source::file::dispenser::Within;
 use crate::source::file::{self, Format, Untimed};
 
 /// An NDJSON file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
@@ -18,6 +19,8 @@ pub type Input<T = Untimed> = file::Input<Ndjson, T>;
 pub enum Ndjson {}
 
 impl Format for Ndjson {
+    const NAME: &'static str = "ndjson file";
+
     type Layout = ();
     type Scratch = ();
 
@@ -31,6 +34,10 @@ impl Format for Ndjson {
 
     fn last_end(bytes: &[u8]) -> Option<usize> {
         memchr::memrchr(b'\n', bytes).map(|at| at + 1)
+    }
+
+    fn end_of(_within: &mut Within, bytes: &[u8]) -> Option<usize> {
+        memchr::memchr(b'\n', bytes).map(|at| at + 1)
     }
 
     fn parse<T: Record>(

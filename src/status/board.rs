@@ -79,7 +79,10 @@ pub(crate) struct Doing<'a>(&'a AtomicUsize);
 
 impl Drop for Doing<'_> {
     fn drop(&mut self) {
-        self.0.store(0, Ordering::Relaxed);
+        // Where a worker has panicked stays to be told.
+        if !std::thread::panicking() {
+            self.0.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -135,6 +138,11 @@ impl Board {
         *locked(&cell.now) = Some(now);
     }
 
+    /// `true` when every worker has made a turn.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.workers.iter().all(|worker| locked(&worker.now).is_some())
+    }
+
     /// The number of a step's name, for [`Board::enter`].
     pub(crate) fn number(&self, step: &str) -> usize {
         let mut steps = locked(&self.steps);
@@ -150,6 +158,15 @@ impl Board {
         let cell = self.cell(worker)?;
         cell.step.store(step, Ordering::Relaxed);
         Some(Doing(&cell.step))
+    }
+
+    /// A worker, with the step that it is in if it is in one, as in "`worker 2` in step `totals`".
+    pub(crate) fn place_of(&self, worker: usize) -> String {
+        let step = self.cell(worker).and_then(|cell| cell.step.load(Ordering::Relaxed).checked_sub(1));
+        match step.and_then(|step| locked(&self.steps).get(step).cloned()) {
+            Some(step) => format!("`worker {worker}` in step `{step}`"),
+            None => format!("`worker {worker}`"),
+        }
     }
 
     /// Where a sink says what it is at.
@@ -194,6 +211,7 @@ impl Board {
         ProcessStatus {
             process: self.process,
             silent_ms: 0,
+            connections: Vec::new(),
             workers: (0..self.workers.len()).map(|at| self.worker(at, now)).collect(),
             sinks: sinks.collect(),
             snapshot,

@@ -39,6 +39,8 @@ pub struct ProcessStatus {
     pub process: usize,
     /// Milliseconds since it was heard of.
     pub silent_ms: u64,
+    /// Its connections to the other processes, for the dataflow.
+    pub connections: Vec<ConnectionStatus>,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
     /// The sinks that it writes.
@@ -47,6 +49,15 @@ pub struct ProcessStatus {
     pub snapshot: Option<SnapshotStatus>,
     /// Milliseconds since a sink of it last showed rows, or since it began.
     pub shown_ms: u64,
+}
+
+/// What a process hears on its connection to another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// The other process.
+    pub process: usize,
+    /// Milliseconds since anything came from there; each process gives a sign twice a second.
+    pub silent_ms: u64,
 }
 
 /// What one worker is at.
@@ -114,6 +125,8 @@ pub struct PartitionStatus {
     pub next: u64,
     /// The offset of the next record to come, where the source knows it.
     pub end: Option<u64>,
+    /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
+    pub in_bytes: bool,
     /// Whether it is idle, and so holds nothing.
     pub idle: bool,
     /// Whether it has ended, and so holds nothing.
@@ -132,7 +145,7 @@ impl PartitionStatus {
         !self.idle && !self.ended
     }
 
-    /// How many records there are that were not taken yet, where the source knows it.
+    /// The number of records, or bytes, that were not taken yet, where the source knows it.
     pub fn lag(&self) -> Option<u64> {
         self.end.map(|end| end.saturating_sub(self.next))
     }
@@ -168,6 +181,9 @@ pub struct StreamStatus {
     /// The stream's watermark.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
+    /// Milliseconds without records, at its end, after which a partition of it is idle; 0 where that is not known.
+    #[serde(default)]
+    pub idle_after_ms: u64,
 }
 
 /// What a window step is at.
@@ -180,6 +196,9 @@ pub struct StepStatus {
     pub watermark: EventTime,
     /// How long after its end a window is kept open.
     pub lateness_ms: u64,
+    /// Records that were late only because their partition, or its stream, had been idle; as far as process 0 has read them.
+    #[serde(default)]
+    pub late_after_idle: u64,
 }
 
 /// A watermark as people read it, where people read.

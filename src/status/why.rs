@@ -2,19 +2,26 @@
 //!
 //! A window fires when the watermark of its stream has come to its end, at an epoch that all workers have let go of and
 //! that all steps have seen; it closes when the watermark is past the allowed lateness too. So what can hold it is, in this
-//! order: a process that gives no sign; a worker that makes no turn; a partition whose own watermark is not there; an epoch
+//! order: a process that gives no sign; two that do not hear each other; a worker that makes no turn; a partition whose own watermark is not there; an epoch
 //! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
+//!
+//! Results that are there and are not written come before a partition's watermark: without a window, as the results
+//! that come next are those; with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by
+//! itself.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, WorkerStatus};
+use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, WorkerStatus};
+use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
 /// How long a process or a worker may give no sign of life before it is the cause of everything.
 const SILENT: u64 = 2_000;
+/// How long a connection may bring nothing: longer than a process may be silent, which is the cause then.
+const CUT_OFF: u64 = 3_000;
 /// How long an epoch, a sink or a snapshot may take before it is told.
 const SLOW: u64 = 2_000;
 /// How many partitions are told one by one.
@@ -52,6 +59,8 @@ pub struct Hold {
 pub enum Cause {
     /// A process gives no sign.
     Process,
+    /// Two processes that are there do not hear each other.
+    Connection,
     /// A worker makes no turn, or has much to do.
     Worker,
     /// A partition holds the watermark.
@@ -108,14 +117,18 @@ pub fn window_end(text: &str) -> Result<EventTime, String> {
 /// What holds back a window that ends at `window_end`; without one, what holds back the job.
 pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     let mut holds: Vec<_> = silent(status).collect();
+    holds.extend(cut_off(status));
     holds.extend(stuck(status));
     if repeats(status) {
         holds.push(replay(status));
     }
     let behind = watermarks(status, window_end);
     let waits_for_records = !behind.is_empty();
-    holds.extend(behind);
-    holds.extend(frontier(status));
+    let unshown = frontier(status);
+    let first = window_end.is_none() || workers(status).any(|(_, worker)| worker.waits_for_sinks);
+    let (first, second) = if first { (unshown, behind) } else { (behind, unshown) };
+    holds.extend(first);
+    holds.extend(second);
     if holds.is_empty() || window_end.is_none() {
         holds.extend(snapshot(status));
     }
@@ -126,7 +139,16 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     Why { window_end: window_end.map(|end| end.to_string()), summary, holds }
 }
 
+/// The summary; and how many records were late for no other reason than that their partitions had been idle.
 fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
+    let mut summary = held(status, window_end, holds);
+    for step in status.steps.iter().filter(|step| step.late_after_idle > 0) {
+        summary += &format!("; step {}: {}", step.name, after_idle(step.late_after_idle));
+    }
+    summary
+}
+
+fn held(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
     let watermark = status.streams.iter().map(|stream| stream.watermark).min().unwrap_or(EventTime::MIN);
     match (window_end, holds.first()) {
         (Some(end), Some(first)) => {
@@ -164,6 +186,37 @@ fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
              started again by `tidegate up`",
         ),
     })
+}
+
+/// Connections of the dataflow that bring nothing, of processes that are there: each told once, by who hears less.
+fn cut_off(status: &JobStatus) -> Vec<Hold> {
+    let is_silent =
+        |number: usize| status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT);
+    let mut cut: Vec<(usize, usize, u64)> = Vec::new();
+    for process in status.processes.iter().filter(|process| process.silent_ms < SILENT) {
+        for connection in &process.connections {
+            let (from, to) = (connection.process, process.process);
+            if connection.silent_ms < CUT_OFF || is_silent(from) {
+                continue;
+            }
+            match cut.iter_mut().find(|(one, other, _)| (*one, *other) == (to, from)) {
+                Some(known) if known.2 >= connection.silent_ms => {}
+                Some(known) => *known = (from, to, connection.silent_ms),
+                None => cut.push((from, to, connection.silent_ms)),
+            }
+        }
+    }
+    let holds = cut.into_iter().map(|(from, to, silent_ms)| Hold {
+        cause: Cause::Connection,
+        name: format!("the connection of processes {} and {}", from.min(to), from.max(to)),
+        since_ms: Some(silent_ms),
+        says: format!("brings nothing from process {from} to process {to}"),
+        help: String::from(
+            "both are there, so the network between them is off, or lets one direction through: mend that; when it lasts \
+             for --heartbeat-timeout the job ends",
+        ),
+    });
+    holds.collect()
 }
 
 /// Workers that make no turn, in processes that are there.
@@ -220,6 +273,10 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
             continue;
         }
         if !all.iter().any(|partition| partition.holds()) {
+            let has_come = |step: &StepStatus| window_end.is_some_and(|end| step.watermark >= end);
+            if !status.steps.is_empty() && status.steps.iter().all(has_come) {
+                continue; // An idle stream does not hold back what it is combined with.
+            }
             holds.extend(without_holders(source, &all, window_end, status));
             continue;
         }
@@ -256,18 +313,30 @@ fn without_holders(
     let (says, help) = if all.is_empty() {
         (
             String::from("has no partition yet"),
-            String::from("is the name of the topic right, and does it have records?"),
+            String::from("no worker has found any so far: do its brokers answer, and is the name of the topic right?"),
         )
     } else if idle.is_empty() {
         return None; // All have ended: the watermark goes to the end of time with the next epochs.
     } else {
         (
-            format!("has {} partitions, all idle or ended, so the watermark stays", all.len()),
+            format!(
+                "has {} partitions, all idle or ended: the watermark is where the farthest has come, and stays",
+                all.len()
+            ),
             format!("it moves with the next record of any of them: produce one with an event time {until}"),
         )
     };
     let since_ms = idle.iter().map(|partition| partition.moved_ms).min();
     Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
+}
+
+/// Says how much is still to be read of a partition.
+fn left(partition: &PartitionStatus, lag: u64) -> String {
+    match (partition.in_bytes, lag) {
+        (true, lag) => format!("; {lag} bytes of it are still to be read"),
+        (false, 1) => String::from("; 1 record of it is still to be read"),
+        (false, lag) => format!("; {lag} records of it are still to be read"),
+    }
 }
 
 fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Option<EventTime>) -> Hold {
@@ -276,17 +345,22 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
         watermark => format!("holds the watermark at {watermark}"),
     };
     let until = window_end.map_or(String::from("later"), |end| format!("past {end} and the disorder"));
-    let timeout = ago(status.idle_timeout_ms);
+    let own = status.streams.iter().find(|stream| stream.source == partition.source);
+    let timeout = own.map(|stream| stream.idle_after_ms).filter(|own| *own > 0).unwrap_or(status.idle_timeout_ms);
+    let timeout = ago(timeout);
     let (more, help) = match (&partition.note, partition.lag()) {
+        (Some(note), _) if partition.in_bytes => {
+            (format!("; {note}"), String::from("the line is taken when it ends: whoever writes the file has to end it"))
+        }
         (Some(note), _) => {
             (format!("; {note}"), String::from("see to its broker or to who writes to it; it goes on by itself"))
         }
         (None, Some(lag @ 1..)) if reads_too_slowly(status, partition) => (
-            format!("; {lag} records of it are still to be read"),
+            left(partition, lag),
             String::from("reading waits for the sinks: see what they wait for, or give more workers"),
         ),
         (None, Some(lag @ 1..)) => (
-            format!("; {lag} records of it are still to be read"),
+            left(partition, lag),
             String::from("they are on their way; if that lasts, give more workers (-w, -n) or partitions"),
         ),
         _ => (
@@ -298,7 +372,10 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
     };
     Hold {
         cause: Cause::Partition,
-        name: format!("partition {} of {}", partition.partition, partition.source),
+        name: match partition.in_bytes {
+            true => format!("the file of {}", partition.source),
+            false => format!("partition {} of {}", partition.partition, partition.source),
+        },
         since_ms: Some(partition.moved_ms),
         says: at + &more,
         help,
@@ -307,7 +384,9 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
 
 fn reads_too_slowly(status: &JobStatus, partition: &PartitionStatus) -> bool {
     workers(status).any(|(_, worker)| {
-        worker.waits_for_sinks && worker.partitions.iter().any(|own| own.partition == partition.partition)
+        let mut own = worker.partitions.iter();
+        worker.waits_for_sinks
+            && own.any(|own| (own.partition, &own.source) == (partition.partition, &partition.source))
     })
 }
 

@@ -4,7 +4,8 @@
 //! * A [`Judge`] knows what *late* means for the step and where a record belongs: [`BySlot`] for windows that lie on the
 //!   line of event time whatever the records are, [`ByTime`] for steps that the records' own times drive.
 //! * What a record is judged by is the greater of its own partition's watermark just before it and the partition's floor.
-//!   Records of a partition whose floor is not known yet wait here until their epoch is complete.
+//!   Records of a partition whose floor is not known yet wait here until their epoch is complete. Those that are late by the
+//!   floor alone are counted apart.
 //!
 //! Invariant: a record that is on time never touches what has closed at the stream's watermark of the epoch before.
 
@@ -145,9 +146,11 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
     pool: Pool<Routed<K, J::Place, P>>,
 ) -> Assigned<'f, K, D, J::Place, P> {
     let mut builder = OperatorBuilder::new(format!("Assign: {name}"), stream.events.scope());
+    let (board, worker) = (Arc::clone(&stream.flow.build.board), stream.events.scope().index());
+    let number = board.number(name);
     let emptied = stream.pool;
     let mut events = builder.new_input(stream.events, Pipeline);
-    let mut marks = builder.new_input(stream.marks, Pipeline);
+    let mut marks = builder.new_input(stream.marks.stream, Pipeline);
     let (records, record_stream) = builder.new_output();
     let (late, late_stream) = builder.new_output();
     let mut records = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(records);
@@ -158,6 +161,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
         let mut held = BTreeMap::<u64, Held<D>>::new();
         let mut sorter = Sorter::new(step, pool);
         move |frontiers| {
+            let _doing = board.enter(worker, number);
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 let news = marks.drain(..).flat_map(|mark| mark.floors);
@@ -248,7 +252,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
         worker_of: impl Fn(&K) -> usize,
     ) {
         let Assign { judge, keys, part, wants_late, .. } = &mut self.step;
-        let mut late = 0;
+        let (mut late, mut late_after_idle) = (0, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
             for (event, key) in piece.iter().zip(self.keys.drain(..)) {
@@ -260,6 +264,8 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {
                     late += 1;
+                    let by_floor = event.mark < floor && judge.place(event, event.mark).is_some();
+                    late_after_idle += u64::from(by_floor || event.origin.raised);
                     if wants_late.get() {
                         self.late.push(event.clone());
                     }
@@ -269,6 +275,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
         events.clear();
         if late > 0 {
             self.step.metrics.late.add(late);
+            self.step.metrics.late_after_idle.add(late_after_idle);
         }
     }
 

@@ -11,7 +11,8 @@ use std::fmt;
 use differential_dataflow::VecCollection;
 use timely::dataflow::Stream as TimelyStream;
 
-use crate::durable::Life;
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
@@ -247,7 +248,7 @@ impl<D: Record> Sink<D> for Observer<D> {
 }
 
 impl<D: Record> Writer<D> for Observer<D> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         Ok(None)
     }
 
@@ -259,7 +260,7 @@ impl<D: Record> Writer<D> for Observer<D> {
         (self.0)(epoch, rows)
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -28,14 +29,15 @@ use timely::scheduling::{Activator, SyncActivator};
 
 use crate::durable::background::Background;
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::compaction::{self, Group};
+use crate::durable::compaction::{self, Group, Merged};
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::Bound;
-use crate::durable::manifest::{Manifest, SinkState, StepState};
+use crate::durable::manifest::{Manifest, QueryPrint, SinkState, StepState};
 use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::stream::{Failure, Fault, Flow, Purpose};
+use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
 /// How many rows are encoded at a time.
@@ -54,8 +56,8 @@ pub(crate) enum Part {
     Sink(SinkState),
 }
 
-/// Merges segments of one cut; knows the rows' types.
-pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label) -> Result<Option<SegmentInfo>> + Send + Sync>;
+/// Merges segments of one cut, until it is told to give up; knows the rows' types.
+pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label, &AtomicBool) -> Result<Merged> + Send + Sync>;
 
 /// What the cuts of a job share with its snapshots.
 #[derive(Default)]
@@ -68,7 +70,8 @@ impl Merges {
         all.iter().find(|(name, _)| name == step).map(|(_, merge)| Arc::clone(merge))
     }
 
-    fn add(&self, step: &str, merge: Merge) {
+    /// Tells how this cut is merged, if that is not known yet.
+    pub(crate) fn add(&self, step: &str, merge: Merge) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().all(|(name, _)| name != step) {
             all.push((step.to_owned(), Arc::new(merge)));
@@ -89,6 +92,8 @@ pub(crate) struct Durable {
     pub(crate) writer: Arc<Background>,
     /// What the job goes on from.
     pub(crate) base: Option<Arc<Manifest>>,
+    /// The query that goes on, with what its sources are known by.
+    pub(crate) query: Arc<QueryPrint>,
     pub(crate) merges: Arc<Merges>,
     pub(crate) failure: Arc<Failure>,
 }
@@ -102,7 +107,8 @@ impl Durable {
             incarnation: last.incarnation,
             worker: 0,
             peers,
-            writer: Arc::new(Background::start("segments")?),
+            writer: Arc::new(Background::start(Role::Segments)?),
+            query: Arc::new(last.query.clone()),
             base: Some(Arc::new(last)),
             merges: Arc::default(),
             failure: Arc::default(),
@@ -352,10 +358,10 @@ impl<T: Record> Saver<T> {
 /// Tells snapshots how the segments of a cut are merged.
 fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
-    let merge = move |group: &Group, closed: EventTime, label: &Label| {
+    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
         let RowKind { order, add, window, is_zero, is_over } = kind;
         let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
-        let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed };
+        let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed, give_up };
         compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));

@@ -40,7 +40,7 @@ use crate::stream::assign::{Assign, Judge, Parcel, Routed, assign};
 use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
 use crate::stream::slot::whole_millis;
 use crate::stream::window::{Interval, Keyed, Open};
-use crate::stream::{Collection, Fault, Flow, Pool, Seals, Wanted};
+use crate::stream::{Collection, Fault, Flow, Marks, Pool, Seals, Wanted};
 use crate::time::watermark::Mark;
 use crate::time::{EventTime, Span};
 
@@ -177,7 +177,7 @@ pub(crate) fn said(lateness: Span) -> String {
 pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
     pub(crate) results: Streams<'f, R, K, V>,
     late: Stream<'f, u64, Vec<Event<D>>>,
-    marks: Stream<'f, u64, Vec<Mark>>,
+    marks: Marks<'f>,
     flow: Flow<'f>,
     pub(crate) wants: Wants,
     lateness: Span,
@@ -215,7 +215,7 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
     metrics.lateness_ms.fetch_max(lateness.millis().unsigned_abs(), Ordering::Relaxed);
     let number = flow.build.board.number(name);
     let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
-    let mut results = fold(&flow, records, marks.clone(), step, begin);
+    let mut results = fold(&flow, records, marks.stream.clone(), step, begin);
     // Reading waits for this step too: it may be all there is to wait for.
     results.closed = results.closed.probe_with(&flow.build.probe);
     Made { results, late, marks, flow, wants, lateness }
@@ -247,7 +247,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
                 });
             }
         });
-        let marks = derived(self.marks.clone(), self.lateness);
+        let marks = self.marks.clone().derived(self.lateness);
         super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
     }
 
@@ -292,21 +292,6 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         let (events, marks) = (self.late.clone(), self.marks.clone());
         super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
     }
-}
-
-/// Marks for a stream whose events have no partitions of a source, of which some are still to come from so far back.
-fn derived(marks: Stream<'_, u64, Vec<Mark>>, lateness: Span) -> Stream<'_, u64, Vec<Mark>> {
-    marks.unary(Pipeline, "DerivedMarks", move |_capability, _info| {
-        move |input, output| {
-            input.for_each(|capability, marks| {
-                for mark in marks.iter_mut() {
-                    mark.floors.clear();
-                    mark.watermark = mark.watermark.minus(lateness);
-                }
-                output.session(&capability).give_container(marks);
-            });
-        }
-    })
 }
 
 /// The results of a step: what is final, each at the epoch whose watermark brought it forth; the changes of live rows and

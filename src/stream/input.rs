@@ -21,14 +21,16 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::durable::journal::Bound;
 use crate::durable::manifest::SourceState;
+use crate::durable::sources;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Note, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
 use crate::status::PartitionStatus;
 use crate::stream::cut::{Durable, Part};
-use crate::stream::{Fault, Flow, Pool, Purpose, Seals, Stream, View};
-use crate::time::watermark::{Mark, PartitionId, StreamClock, WorkerMark};
+use crate::stream::marks::{AtSnapshots, Marks, saved};
+use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
+use crate::time::watermark::{Activity, Mark, PartitionId, StreamClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
 /// A source as the worker's loop drives it.
@@ -138,7 +140,9 @@ impl<D: Record> SourceDriver<D> {
     /// Notes where partitions are at the end of an epoch; tells it if that is a snapshot's.
     fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
         let Some((parts, held)) = &mut self.parts else { return };
-        self.bounds.extend(bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, ..bound.clone() })));
+        self.bounds.extend(
+            bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })),
+        );
         if self.seals.contains(epoch.0) {
             let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
             parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
@@ -251,13 +255,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
-        let mut partitions: Vec<_> = self.intake.partitions().collect();
-        for Note { partition, end, note } in self.reader.notes() {
-            if let Some(known) = partitions.iter_mut().find(|known| known.partition == partition) {
-                (known.end, known.note) = (end, note);
-            }
-        }
-        partitions
+        self.reader.partitions(&self.intake)
     }
 }
 
@@ -286,6 +284,7 @@ pub(crate) fn read<'f, S: Source>(
     let metrics = build.metrics.source(name);
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
+    let marks_of_stream = Marks::of_source(marks_of_stream, name);
     if build.purpose == Purpose::AskGrown
         && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
     {
@@ -301,6 +300,7 @@ pub(crate) fn read<'f, S: Source>(
     if build.purpose == Purpose::Run {
         match source.open(&build.place) {
             Ok(reader) => {
+                check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
                 let intake =
                     Intake::new(name, index, source, &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
@@ -335,10 +335,14 @@ pub(crate) fn read<'f, S: Source>(
     (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
 }
 
-/// What the snapshot has of a source that the job goes on from.
-fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
-    let base = durable.base.as_ref()?;
-    base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
+/// Fails the job if a source has become another one since the state's life began.
+fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
+    let Some(durable) = &build.durable else { return };
+    let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
+    if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
+        let error = Error::new("a source has become another one while the job began").at(source.describe());
+        build.failure.set(error.because(format!("it is the {identity} now")).help("start again"));
+    }
 }
 
 /// Where the snapshot has a source's partitions.
@@ -349,6 +353,16 @@ fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
         Resumed { bound: bound.clone(), floor: floor.map_or(EventTime::MIN, |(_, floor)| *floor) }
     });
     Some((epoch, places.collect()))
+}
+
+/// The activity of a stream at the snapshot that it goes on from.
+fn activity(source: &SourceState) -> Activity {
+    let reached = source.bounds.iter().map(|bound| bound.watermark).max();
+    match reached {
+        Some(reached) if source.watermark == EventTime::MAX => Activity::Ended(reached),
+        Some(_) if source.bounds.iter().all(|bound| bound.idle || bound.ended) => Activity::Idle,
+        _ => Activity::Active,
+    }
 }
 
 /// Combines what the workers say of their partitions into the stream's watermark, on every worker alike.
@@ -375,12 +389,14 @@ fn watermark<'f>(
     });
     let speaks = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
-        let mut held = capabilities.pop().filter(|_| parts.is_some() && speaks);
+        let held = capabilities.pop().filter(|_| parts.is_some() && speaks);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
-        let mut clock = StreamClock::new(peers, before.map_or(EventTime::MIN, |(_, source)| source.watermark));
+        let begins_at = before.map(|(_, source)| (source.watermark, activity(source)));
+        let (begins_at, active) = begins_at.unwrap_or((EventTime::MIN, Activity::Active));
+        let mut clock = StreamClock::new(peers, begins_at, active);
         let mut floors = BTreeMap::<u32, EventTime>::new();
         floors.extend(before.iter().flat_map(|(_, source)| source.floors.iter().copied()));
-        let mut sealed_through = before.map_or(0, |(epoch, _)| epoch.0);
+        let mut snapshots = AtSnapshots::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
         let mut waiting = BTreeMap::new();
@@ -390,7 +406,8 @@ fn watermark<'f>(
             if let Some(capability) = begins.take() {
                 let floors =
                     floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
-                let mark = Mark { watermark: clock.watermark(), floors: floors.collect() };
+                let (activity, watermark) = (clock.activity(), clock.watermark());
+                let mark = Mark { activity, watermark, floors: floors.collect() };
                 output.session(&capability).give(mark);
             }
             input.for_each(|capability, messages| {
@@ -401,15 +418,11 @@ fn watermark<'f>(
             let incomplete = |epoch: u64| frontier.less_equal(&epoch);
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                let seal = seals.after(sealed_through).first().copied().filter(|epoch| !incomplete(*epoch));
-                // What holds at a snapshot's epoch is told before a later one is put together.
-                if let Some(epoch) = seal.filter(|seal| next.is_none_or(|next| next > *seal)) {
-                    sealed_through = epoch;
-                    if let (Some(parts), Some(held)) = (&mut parts, &mut held) {
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
+                    if let (Some(parts), Some(capability)) = (&mut parts, capability) {
                         let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
                         let part = Part::Mark(name.clone(), clock.watermark(), floors);
-                        parts.activate().session(&held.delayed(&epoch)).give(part);
-                        held.downgrade(&(epoch + 1));
+                        parts.activate().session(&capability).give(part);
                     }
                     continue;
                 }
@@ -428,8 +441,8 @@ fn watermark<'f>(
             let complete = frontier.frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
             view.publish(Epoch(complete), clock.watermark());
             metrics.watermark.set(clock.watermark());
-            if frontier.is_empty() && seals.after(sealed_through).is_empty() {
-                held = None;
+            if frontier.is_empty() && seals.after(snapshots.told_through()).is_empty() {
+                snapshots.close();
             }
         }
     });

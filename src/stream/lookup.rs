@@ -6,7 +6,7 @@
 //!   once more, and is late exactly where the event itself was.
 //!
 //! Which epoch events and changes are in, the journal says: equal journals, equal results. An event does not see what the
-//! table was at its event time.
+//! table was at its event time: so what comes of a lookup depends on how the input was cut into epochs.
 //!
 //! The operator holds the table's visible rows, by key, on the worker of the key. Events of epoch e wait until the table is
 //! complete through e, changes of e wait until all events before e have been answered. It is not durable: after a crash
@@ -39,11 +39,14 @@ type Change<K, V> = ((K, V), u64, isize);
 type Asking<K, D> = (K, Event<D>);
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    /// Each record with the row that its key has in a table as of the record's epoch; with each of them, if there are
-    /// several. Records whose key has none are dropped: see [`Keyed::left_join_table`].
+    /// Each record with the row that its key has in a table as of the record's **epoch**, so the result depends on how the
+    /// input was cut into epochs, not on the data alone; with each of the rows, if there are several. Records whose key has
+    /// none are dropped: see [`Keyed::left_join_table`].
     ///
-    /// Records keep their event time. They see the table as it is in the epoch in which they come, not as it was at their
-    /// event time.
+    /// Records keep their event time, but see the table as it is in the epoch in which they come, not as it was at their event
+    /// time. Two runs over the same data may pair a record with another row, or drop it, where its table's source was read
+    /// sooner or later; a run that is repeated from its journal shows the same again. No source is read before another: also
+    /// a table that is "there already", such as a compacted topic, is still being read when the first records are looked up.
     ///
     /// ```
     /// use tidegate::source::memory::Records;
@@ -78,7 +81,8 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         look_up(self, table, |data, row| row.map(|row| (data, row)))
     }
 
-    /// As [`Keyed::join_table`], but records whose key has no row are kept, with `None`.
+    /// As [`Keyed::join_table`], and like it dependent on how the input was cut into epochs; but records whose key has no row
+    /// are kept, with `None`.
     pub fn left_join_table<V: Record>(self, table: Collection<'f, (K, V)>) -> Stream<'f, (D, Option<V>)> {
         look_up(self, table, |data, row| Some((data, row)))
     }

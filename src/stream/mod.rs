@@ -21,10 +21,12 @@ mod assign;
 mod collection;
 mod count;
 pub(crate) mod cut;
+mod ends;
 mod fold;
 mod input;
 mod keyed;
 mod lookup;
+mod marks;
 mod output;
 mod route;
 mod session;
@@ -39,19 +41,19 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::dataflow::channels::pact::Pipeline;
-use timely::dataflow::operators::core::{Concat, Concatenate};
+use timely::dataflow::operators::core::Concatenate;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
-use crate::durable::Life;
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::recovery::SinkFound;
+use crate::durable::{Life, Published, sources};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
@@ -59,36 +61,18 @@ use crate::sink::{Shard, Writer};
 use crate::source::kafka::Address;
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
-use crate::time::watermark::Mark;
-use crate::time::{Epoch, EventTime};
+pub(crate) use crate::thread::Failure;
+use crate::time::Epoch;
 use crate::view::Views;
 
 pub(crate) use arrange::merge_at_rest;
 pub use collection::{Collection, Observer};
 pub(crate) use cut::{Durable, Part};
+pub(crate) use ends::{EndMessage, EndsInput};
 pub(crate) use input::Driver;
+pub(crate) use marks::Marks;
 pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
-
-/// The first failure of a job, which stops all of its workers.
-#[derive(Debug, Default)]
-pub(crate) struct Failure {
-    slot: OnceLock<Error>,
-    failed: AtomicBool,
-}
-
-impl Failure {
-    /// Fails the job; only the first failure is kept.
-    pub(crate) fn set(&self, error: Error) {
-        let _ = self.slot.set(error);
-        self.failed.store(true, Ordering::Release);
-    }
-
-    /// What failed first, if anything did.
-    pub(crate) fn get(&self) -> Option<&Error> {
-        if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None }
-    }
-}
 
 /// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
 ///
@@ -192,7 +176,8 @@ pub struct PlannedStep {
     pub name: String,
     /// What it does, with the types of its state.
     pub detail: String,
-    /// Of the types of its state: equal types, equal fingerprints. Zero for steps without state.
+    /// Of the types of its state: equal types, equal fingerprints; of a source's identity, where that was asked for. Zero for
+    /// steps without.
     pub fingerprint: u64,
 }
 
@@ -201,7 +186,7 @@ pub struct PlannedStep {
 pub(crate) enum Purpose {
     /// To learn its steps: nothing is opened.
     Plan,
-    /// To open its sinks and ask what they have shown.
+    /// To open its sinks and ask what they have shown, and to ask its sources what they are known by.
     OpenSinks,
     /// To ask its sources whether they have grown since the state ended.
     AskGrown,
@@ -243,7 +228,7 @@ pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
 /// An opened sink.
 pub(crate) struct OpenedSink {
     /// What it has shown.
-    pub(crate) shown: Option<Epoch>,
+    pub(crate) shown: Option<Published>,
     /// Whether it gets the changes of a collection.
     pub(crate) on_change: bool,
     /// Its writer, a `Box<dyn Writer<D>>`.
@@ -255,16 +240,21 @@ impl OpenedSinks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
-    fn take<D: Record>(&self, name: &str) -> Option<(Option<Epoch>, Box<dyn Writer<D>>)> {
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<Published>, Box<dyn Writer<D>>)> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
         let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
         Some((opened.shown, *writer))
     }
 
     /// What each has shown, by name.
-    pub(crate) fn shown(&self) -> Vec<(String, Option<Epoch>, bool)> {
+    pub(crate) fn shown(&self) -> Vec<SinkFound> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.iter().map(|(name, sink)| (name.clone(), sink.shown, sink.on_change)).collect()
+        let found = |(name, sink): (&String, &OpenedSink)| SinkFound {
+            name: name.clone(),
+            published: sink.shown.clone(),
+            on_change: sink.on_change,
+        };
+        opened.iter().map(found).collect()
     }
 }
 
@@ -293,7 +283,7 @@ pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 
 /// A stream of rejected records, its events and its marks. It has no flow, which has it: what the flow holds, open files for
 /// one, would live for ever.
-type Rejects<'f> = (TimelyStream<'f, u64, Vec<Event<Rejected>>>, TimelyStream<'f, u64, Vec<Mark>>);
+type Rejects<'f> = marks::Parts<'f, Rejected>;
 
 /// A query under construction.
 ///
@@ -308,6 +298,8 @@ pub struct Flow<'f> {
     topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
+    /// What all workers tell of their journals; `None` in a job without state.
+    ends: Option<TimelyStream<'f, u64, Vec<EndMessage>>>,
 }
 
 impl fmt::Debug for Flow<'_> {
@@ -318,7 +310,7 @@ impl fmt::Debug for Flow<'_> {
 
 impl<'f> Flow<'f> {
     pub(crate) fn new(scope: Scope<'f, u64>, build: Rc<Build>) -> Self {
-        Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default() }
+        Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default(), ends: None }
     }
 
     /// Takes note of topics that are read and written; fails the job if one of them is both.
@@ -339,14 +331,33 @@ impl<'f> Flow<'f> {
         }
     }
 
+    /// A query whose sinks keep what the workers tell of their journals.
+    pub(crate) fn with_ends(self, ends: TimelyStream<'f, u64, Vec<EndMessage>>) -> Self {
+        Flow { ends: Some(ends), ..self }
+    }
+
     /// Reads a source, under a name of its own.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
-        self.build.step("source", name, detail, 0);
+        self.build.step("source", name, detail, self.identity(source));
         self.know_topics(source.topic(), Vec::new());
         let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));
         stream
+    }
+
+    /// The fingerprint of what a source is known by, where that is asked for.
+    fn identity<S: Source>(&self, source: &S) -> u64 {
+        if self.build.purpose != Purpose::OpenSinks {
+            return 0;
+        }
+        match source.identity(&self.build.place) {
+            Ok(identity) => identity.as_deref().map_or(0, sources::fingerprint),
+            Err(error) => {
+                self.build.failure.set(error);
+                0
+            }
+        }
     }
 
     /// Whether somebody can read the job's views: what only a view shows can be left out if not. It is the same on all workers
@@ -358,8 +369,9 @@ impl<'f> Flow<'f> {
     /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
-        rejects.unwrap_or_else(|| stream((empty(self.scope), empty(self.scope))))
+        rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
     }
 
     /// All parts of all manifests; to be asked when the flow is built.
@@ -422,7 +434,7 @@ impl<T> Pool<T> {
 /// Append-only events, each with an event time and its partition's watermark.
 pub struct Stream<'f, D> {
     pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
-    pub(crate) marks: TimelyStream<'f, u64, Vec<Mark>>,
+    pub(crate) marks: Marks<'f>,
     pub(crate) flow: Flow<'f>,
     /// Where the events' containers come from.
     pub(crate) pool: Pool<Event<D>>,
@@ -502,55 +514,23 @@ impl<'f, D: Record> Stream<'f, D> {
 
     /// The records of both streams. Its watermark is the lesser of the two; whether a record is late is still decided
     /// by its own partition.
+    ///
+    /// A stream that is **idle**, as all of its partitions are idle or have ended, does not hold the watermark back: else a
+    /// quiet stream would keep all results from the other. When both are, the watermark is the greater. A stream that wakes
+    /// has the watermark at the epoch before as its floor: its records are late for windows that have closed meanwhile.
+    /// After how long without records that happens, `--idle-timeout` says for all sources and
+    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or [`Input::idle_after`](crate::source::file::Input::idle_after)
+    /// for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
-        let marks = lesser(self.marks, other.marks);
-        Stream { events: self.events.concat(other.events), marks, flow: self.flow, pool: self.pool }
+        let (events, marks) = marks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
+        Stream { events, marks, flow: self.flow, pool: self.pool }
     }
 
     /// Groups the records by a key.
     pub fn key_by<K: Record>(self, key: impl Fn(&D) -> K + 'static) -> Keyed<'f, K, D> {
         Keyed::new(self, key)
     }
-}
-
-/// The marks of two streams as those of one: at every epoch the lesser watermark, and the floors of both.
-fn lesser<'f>(
-    left: TimelyStream<'f, u64, Vec<Mark>>,
-    right: TimelyStream<'f, u64, Vec<Mark>>,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
-    left.binary_frontier(right, Pipeline, Pipeline, "Lesser watermark", move |_capability, _info| {
-        let mut waiting = BTreeMap::new();
-        let (mut left_now, mut right_now, mut shown) = (EventTime::MIN, EventTime::MIN, EventTime::MIN);
-        move |(left, left_frontier), (right, right_frontier), output| {
-            left.for_each(|capability, marks| {
-                let Some(capability) = capability.retain_least(0) else { return };
-                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
-                entry.1.append(marks);
-            });
-            right.for_each(|capability, marks| {
-                let Some(capability) = capability.retain_least(0) else { return };
-                let entry = waiting.entry(*capability.time()).or_insert_with(|| (capability, Vec::new(), Vec::new()));
-                entry.2.append(marks);
-            });
-            let incomplete = |epoch: &u64| left_frontier.less_equal(epoch) || right_frontier.less_equal(epoch);
-            while let Some(entry) = waiting.first_entry().filter(|entry| !incomplete(entry.key())) {
-                let (capability, left, right) = entry.remove();
-                let mut floors = Vec::new();
-                for (marks, now) in [(left, &mut left_now), (right, &mut right_now)] {
-                    for mark in marks {
-                        *now = mark.watermark.max(*now);
-                        floors.extend(mark.floors);
-                    }
-                }
-                let watermark = left_now.min(right_now);
-                if watermark > shown || !floors.is_empty() {
-                    shown = watermark;
-                    output.session(&capability).give(Mark { watermark, floors });
-                }
-            }
-        }
-    })
 }
 
 /// A cell that tells an operator whether somebody uses a result; set while the flow is built, read while it runs.

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
 
 use differential_dataflow::consolidation::consolidate;
 use timely::container::CapacityContainerBuilder;
@@ -25,17 +24,21 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::Operator;
 use timely::dataflow::operators::{Capability, Probe};
+use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::SyncActivator;
 
-use crate::durable::Life;
 use crate::durable::codec::{Codec, Postcard};
+use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
-use crate::error::{Error, Result};
+use crate::durable::{Life, Published};
+use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::stream::cut::Part;
-use crate::stream::{Build, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
+use crate::stream::ends::EndsOutput;
+use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
+use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
 /// How many epochs are shown in one act at most.
@@ -95,7 +98,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
 }
 
 /// Opens a sink, and asks it what it has shown.
-fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Epoch>, Box<dyn Writer<D>>)> {
+fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Published>, Box<dyn Writer<D>>)> {
     let mut writer = sink.open(shard)?;
     let shown = if shard.state.is_some() { writer.shown()? } else { None };
     Ok((shown, writer))
@@ -106,9 +109,10 @@ fn begin<D: Record>(
     build: &Build,
     name: &str,
     kind: Rows,
-    shown: Option<Epoch>,
+    shown: Option<Published>,
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
+    let shown = shown.map(|published| published.epoch);
     // A writer that waits for brokers does so no longer than the job goes on.
     let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
     let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
@@ -144,6 +148,8 @@ fn show<'f, R: Record, D: Record>(
     let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
     let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<R>| owner as u64));
+    let ends = flow.ends.clone();
+    let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
     let mut parts = build.durable.is_some().then(|| {
@@ -165,11 +171,13 @@ fn show<'f, R: Record, D: Record>(
         let mut held = capabilities.pop().filter(|_| parts.is_some() && showing.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
-        let mut waiting = BTreeMap::new();
+        let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
         // Epochs that are with the writer, with what keeps the probe at them.
         let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
-            let frontier = &frontiers[0];
+            if let Some(ends) = &mut ends {
+                ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
+            }
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
                 for (row, epoch, diff) in rows.drain(..) {
@@ -178,7 +186,7 @@ fn show<'f, R: Record, D: Record>(
                 }
             });
             let Some(output) = &mut showing else { return };
-            let complete = |epoch: u64| early || !frontier.less_equal(&epoch);
+            let complete = |epoch: u64| early || frontiers.iter().all(|frontier| !frontier.less_equal(&epoch));
             while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
                 let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
                 if Some(Epoch(epoch)) <= gate {
@@ -189,7 +197,8 @@ fn show<'f, R: Record, D: Record>(
                     if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
-                    output.show(Epoch(epoch), rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect());
+                    let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
+                    output.show(Epoch(epoch), rows, known_ends.at(epoch));
                     leaving.push_back((epoch, capability));
                 }
             }
@@ -215,7 +224,7 @@ fn show<'f, R: Record, D: Record>(
                     sealed_through = epoch;
                 }
             }
-            if frontier.is_empty() && leaving.is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && leaving.is_empty() {
                 held = None;
                 showing = None;
             }
@@ -224,15 +233,15 @@ fn show<'f, R: Record, D: Record>(
     let _shown = shown_stream.probe_with(&build.probe);
 }
 
-/// An epoch on its way to a writer's thread.
-type Batch<D> = (Epoch, Vec<(D, isize)>);
+/// An epoch on its way to a writer's thread: its rows, and the ends of the journals at it.
+type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 
 /// Shows epochs: at once, or on a thread, where showing waits for a disk or a network. The thread shows all epochs that
 /// have gathered meanwhile in one act.
 struct Showing<D: Record> {
     here: Option<Box<dyn Writer<D>>>,
     queue: Option<Sender<Batch<D>>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
     shown: Shown,
 }
 
@@ -251,14 +260,16 @@ struct Shown {
 impl Shown {
     /// Writes epochs and shows them.
     fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
-        let written = batches.iter().try_for_each(|(epoch, rows)| writer.write(*epoch, rows));
-        match written.and_then(|()| writer.show()) {
+        let Some((last, _, ends)) = batches.last() else { return };
+        let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
+        match written.and_then(|()| writer.show(ends)) {
             Ok(()) => {
-                self.metrics.rows.add(batches.iter().map(|(_, rows)| rows.len() as u64).sum());
+                let rows = batches.iter().flat_map(|(_, rows, _)| rows);
+                // An event is written as often as it is there, a change once.
+                let written = rows.map(|(_, diff)| if self.state.on_change { 1 } else { diff.unsigned_abs() as u64 });
+                self.metrics.rows.add(written.sum());
                 self.metrics.epochs.add(batches.len() as u64);
-                if let Some((epoch, _)) = batches.last() {
-                    self.through.store(epoch.0, Ordering::Release);
-                }
+                self.through.store(last.0, Ordering::Release);
             }
             Err(error) => self.failure.set(error),
         }
@@ -291,6 +302,7 @@ impl<D: Record> Showing<D> {
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
+                thread::turn();
                 let mut gathered = vec![first];
                 gathered.extend(batches.try_iter().take(GATHERED - 1));
                 if there.failure.get().is_none() {
@@ -301,17 +313,16 @@ impl<D: Record> Showing<D> {
             }
             there.finish(writer);
         };
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
-        let thread = thread.map_err(|why| Error::new("cannot start a thread").at(name).because(why))?;
+        let thread = thread::start(Role::Sink, &name, body)?;
         Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
-    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>) {
+    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
         if let Some(writer) = &mut self.here {
-            self.shown.show(&mut **writer, &[(epoch, rows)]);
+            self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
-            // Without its thread there is a failure, or will be when it is waited for.
-            let _ = queue.send((epoch, rows));
+            // Without its thread there is a failure.
+            let _ = queue.send((epoch, rows, ends));
         }
     }
 
@@ -332,8 +343,8 @@ impl<D: Record> Showing<D> {
 impl<D: Record> Drop for Showing<D> {
     fn drop(&mut self) {
         drop(self.queue.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            self.shown.failure.set(Error::new("the writing of results panicked").at(&self.shown.state.name));
+        if let Some(thread) = self.thread.take() {
+            thread.join();
         }
         if let Some(writer) = self.here.take() {
             self.shown.finish(writer);

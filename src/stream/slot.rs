@@ -241,6 +241,25 @@ impl Windows {
         })
     }
 
+    /// The ends of the windows of any of these slots that are after one time and not after another, in order, each once.
+    ///
+    /// Slots of one step overlap by nearly all of their windows, so each is asked only for what those before it lack.
+    pub(crate) fn ends_of_all<T: Slot>(
+        &self,
+        slots: impl Iterator<Item = T>,
+        mut after: EventTime,
+        through: EventTime,
+    ) -> Vec<EventTime> {
+        let mut slots: Vec<T> = slots.collect();
+        slots.sort_unstable_by_key(|slot| slot.first());
+        let mut ends = Vec::new();
+        for slot in slots {
+            ends.extend(self.ends(slot, after, through));
+            after = after.max(slot.last());
+        }
+        ends
+    }
+
     /// The window that ends there.
     pub(crate) fn interval(&self, end: EventTime) -> Interval {
         let last_moment = EventTime::from_millis(end.millis().saturating_sub(1));
@@ -297,6 +316,28 @@ fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
         end = end_of(date);
     }
     Interval { start, end }
+}
+
+/// The greatest number of windows that a record may be in.
+///
+/// A window is the sum of up to as many panes, for each key, whenever it is shown; and a record is shown by as many rows in
+/// the end, all of which are there at once when a stream is over, or its watermark leaps.
+pub(crate) const MOST_WINDOWS: i64 = 100_000;
+
+/// Refuses windows of which a record would be in too many.
+pub(crate) fn check_overlap(size: i64, slide: i64) -> Result<()> {
+    let windows = size / slide + i64::from(size % slide != 0);
+    if windows <= MOST_WINDOWS {
+        return Ok(());
+    }
+    let written = |millis: i64| humantime::format_duration(Duration::from_millis(millis.unsigned_abs())).to_string();
+    let least = size / MOST_WINDOWS + i64::from(size % MOST_WINDOWS != 0);
+    let what = format!("every record would be in {windows} windows of {} by {}", written(size), written(slide));
+    let why = format!(
+        "each of them shows a row for it, and is summed from as many panes each time; at most {MOST_WINDOWS} are allowed"
+    );
+    let help = format!("let windows of this size begin at least {} apart, or make them shorter", written(least));
+    Err(Error::usage(what).because(why).help(help))
 }
 
 /// Whole milliseconds.
@@ -365,6 +406,31 @@ mod tests {
                 (time, count) = (found.end, count + 1);
             }
             assert!((47_480..47_490).contains(&count), "{zone} has {count} days");
+        }
+    }
+
+    /// The windows of several slots, against those of each, as a set.
+    #[test]
+    fn windows_of_several_slots_are_told_in_order_and_once() {
+        let at = EventTime::from_millis;
+        let mut random = fastrand::Rng::with_seed(7);
+        for (size, slide) in [(60, 10), (50, 20), (7, 3), (10, 10), (12, 1)] {
+            for windows in
+                [Windows::Sliding { size, slide, offset: 2 }, Windows::Cumulative { size, step: 1, offset: 2 }]
+            {
+                for _ in 0..100 {
+                    let slot = |time| {
+                        let found = windows.find(at(time));
+                        Range::new(found.first, found.last)
+                    };
+                    let slots: Vec<_> = (0..random.usize(0..6)).map(|_| slot(random.i64(0..200))).collect();
+                    let (after, through) = (at(random.i64(-50..150)), at(random.i64(100..300)));
+                    let each = slots.iter().flat_map(|slot| windows.ends(*slot, after, through));
+                    let expected: std::collections::BTreeSet<_> = each.collect();
+                    let told = windows.ends_of_all(slots.iter().copied(), after, through);
+                    assert_eq!(told, Vec::from_iter(expected), "{slots:?} of {windows:?}, {after} to {through}");
+                }
+            }
         }
     }
 

@@ -5,7 +5,11 @@
 //! * A window **fires** when the watermark is at least its end. From then on until it closes, late records that are still
 //!   allowed correct it.
 //! * A record is **late** for a window if end + L ≤ max(its own partition's watermark just before it, the partition's
-//!   floor). So whether a record is late depends on the data alone: not on epochs, workers, or other partitions' speed.
+//!   floor). A partition that has been there from the start and never was idle has no **floor**: whether its
+//!   records are late depends on the data alone, not on epochs, workers, or other partitions' speed. A partition that was
+//!   found later, or wakes from idle, has the stream's watermark at the epoch before as its floor: windows up to there have
+//!   closed without it. Records that are late by it alone are counted apart (`late_after_idle`); a longer idle time waits
+//!   for them.
 //! * A [`Closed`] row is a window's final result for a key, emitted once.
 //! * An [`Open`] row is what a window holds for a key now; as a collection, it is taken back when it changes or closes.
 //!
@@ -35,7 +39,7 @@ use crate::stream::cut::{self, CodecCell};
 use crate::stream::fold::{self, Made, Shown, Start, Ticked, Wants};
 use crate::stream::keyed::{Behaviour, Rows};
 use crate::stream::session::Sessions;
-use crate::stream::slot::{CalendarUnit, Range, Slot, Windows, whole_millis};
+use crate::stream::slot::{CalendarUnit, Range, Slot, Windows, check_overlap, whole_millis};
 use crate::stream::{Collection, Stream};
 use crate::time::{EventTime, Span};
 
@@ -123,12 +127,16 @@ impl Window {
     ///
     /// A record is aggregated once, in a pane; a window is the sum of its panes. A record that is late for some of its windows
     /// counts in the others.
+    ///
+    /// Size by slide, rounded up, is how many windows a record is in, and by how many rows it is shown in the end. It is at most
+    /// 100,000: a day by a second, 30 days by half a minute. More is refused when the query is built.
     pub const fn sliding(size: Duration, slide: Duration) -> Self {
         Window::of(Kind::Sliding { size, slide })
     }
 
     /// Windows that begin together, every `size`, and end one `step` after another, the last after `size`: what there is so far
-    /// of an hour, every minute. `size` is a multiple of `step`; they are aligned and shifted as tumbling ones.
+    /// of an hour, every minute. `size` is a multiple of `step`, at most 100,000 times it (see [`Window::sliding`]); they are
+    /// aligned and shifted as tumbling ones.
     pub const fn cumulative(size: Duration, step: Duration) -> Self {
         Window::of(Kind::Cumulative { size, step })
     }
@@ -196,6 +204,7 @@ impl Window {
                     let error = Error::usage("windows that slide by more than their size leave records out");
                     return Err(error.help("make the slide at most the size; filter what is not wanted"));
                 }
+                check_overlap(size, slide)?;
                 Ok(Windows::Sliding { size, slide, offset: offset % slide })
             }
             Kind::Cumulative { size, step } => {
@@ -204,6 +213,7 @@ impl Window {
                     let error = Error::usage("the size of cumulative windows is not a multiple of their step");
                     return Err(error.help("windows end a whole number of steps after they begin"));
                 }
+                check_overlap(size, step)?;
                 Ok(Windows::Cumulative { size, step, offset: offset % size })
             }
             Kind::Calendar { unit, zone } => {

@@ -6,11 +6,15 @@
 //!   it fail.
 //! * What is there after a loss of power are the [survivors](CrashingDisk::survivors): all that was synced, and of the
 //!   rest whatever a seed says.
+//! * The disk **lies** when it is told to: a [sync fails](CrashingDisk::lose_sync) and drops what it was to keep, while
+//!   later ones succeed; a [directory is stale](CrashingDisk::hide_from), and lists what was there once; a
+//!   [lock](CrashingDisk::free_locks) is given to everybody, or [lost](CrashingDisk::lose_locks) by its holder.
 //!
 //! Invariants, which are those of a real disk and no more: bytes survive when their file was synced after they were
 //! written, a name when its directory was synced after it was given. Of what was not synced, each append, cut, name and
 //! removal may be kept or lost, whatever became of those before and after it; an append may be torn, with nothing,
-//! zeros or other bytes in its place. A rename or a link is never torn. Locks end with the process that holds them.
+//! zeros or other bytes in its place. A rename or a link is never torn. Locks end with the process that holds them. Only
+//! a disk that was told to lie breaks these.
 //!
 //! A test that crashes a program at each of its acts, and goes on with what survives, has tried every crash there is:
 //!
@@ -119,6 +123,35 @@ struct State {
     fail_at: Option<usize>,
     crashed: bool,
     room: Option<u64>,
+    /// How many files and directories have been synced.
+    syncs: usize,
+    lost_sync: Option<(usize, Loss)>,
+    stale: Stale,
+    locks_are_free: bool,
+}
+
+/// What becomes of bytes that a failed sync has dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// They are read until the power is lost, as if nothing were wrong.
+    Later,
+    /// They are gone at once.
+    AtOnce,
+}
+
+/// What directories do not show to a process that is started after a kill.
+#[derive(Clone, Default)]
+struct Stale {
+    /// The act from which on changes are hidden from the next process.
+    from: Option<usize>,
+    /// The paths of all files before that act.
+    before: Option<BTreeSet<PathBuf>>,
+    /// Files that are there and not listed.
+    hidden: BTreeSet<PathBuf>,
+    /// Files that are listed and not there.
+    ghosts: BTreeSet<PathBuf>,
+    /// The act from which on directories show what there is.
+    until: Option<usize>,
 }
 
 #[derive(Clone, Default)]
@@ -210,6 +243,14 @@ impl Contents {
     fn sync(&mut self) {
         for change in self.waiting.drain(..) {
             apply(&mut self.synced, &change);
+        }
+    }
+
+    /// Drops what was not synced: no later sync keeps it.
+    fn lose(&mut self, loss: Loss) {
+        self.waiting.clear();
+        if loss == Loss::AtOnce {
+            self.bytes = self.synced.clone();
         }
     }
 
@@ -306,6 +347,9 @@ impl State {
     fn begin(&mut self, kind: ActKind, path: &Path) -> io::Result<Doing> {
         self.running()?;
         let number = self.log.len();
+        if self.stale.from == Some(number) {
+            self.stale.before = Some(self.names.files.keys().cloned().collect());
+        }
         self.log.push(Act { kind, path: path.to_owned() });
         if self.fail_at.is_some_and(|at| at == number) {
             return Ok(Doing::Failing);
@@ -315,6 +359,23 @@ impl State {
             return Ok(Doing::Crashing);
         }
         Ok(Doing::Done)
+    }
+
+    /// Counts a sync, and says whether it fails and drops what it was to keep.
+    fn loses_sync(&mut self) -> Option<Loss> {
+        self.syncs += 1;
+        let (number, loss) = self.lost_sync?;
+        (number + 1 == self.syncs).then_some(loss)
+    }
+
+    /// The paths of all files, as a directory lists them now.
+    fn listed(&self) -> BTreeSet<PathBuf> {
+        let mut paths: BTreeSet<_> = self.names.files.keys().cloned().collect();
+        if self.stale.until.is_none_or(|until| self.log.len() < until) {
+            paths.retain(|path| !self.stale.hidden.contains(path));
+            paths.extend(self.stale.ghosts.iter().cloned());
+        }
+        paths
     }
 
     fn running(&self) -> io::Result<()> {
@@ -344,6 +405,13 @@ impl State {
 
     fn name(&mut self, naming: Naming) {
         self.names.apply(&naming);
+        // A process sees what it does itself.
+        let (Naming::Directory(path) | Naming::Put(path, _) | Naming::Move(_, path, _) | Naming::Drop(path)) = &naming;
+        self.stale.hidden.remove(path);
+        self.stale.ghosts.remove(path);
+        if let Naming::Move(from, ..) = &naming {
+            self.stale.ghosts.remove(from);
+        }
         self.waiting.push(naming);
     }
 
@@ -379,6 +447,10 @@ impl Doing {
             Doing::Failing => Err(io::Error::other("the disk failed at this act, as it was told to")),
         }
     }
+}
+
+fn dropped() -> io::Error {
+    io::Error::other("the disk failed at this sync, and dropped what was to be kept")
 }
 
 fn crash() -> io::Error {
@@ -419,6 +491,38 @@ impl CrashingDisk {
     /// Makes the act of this number fail, and none after it: an append in the middle, others as if never called.
     pub fn fail_at(&self, act: usize) {
         self.state().fail_at = Some(act);
+    }
+
+    /// Makes the sync of this number, of files and directories from 0, fail and drop what it was to keep; later syncs succeed
+    /// and keep only what comes later.
+    pub fn lose_sync(&self, number: usize, loss: Loss) {
+        self.state().lost_sync = Some((number, loss));
+    }
+
+    /// How many files and directories have been synced, or were to be.
+    pub fn syncs(&self) -> usize {
+        self.state().syncs
+    }
+
+    /// Makes directories stale for a process that is started after a kill: they list what was in them before the act of
+    /// this number, and what that process makes and removes itself. What they hide can be opened all the same.
+    pub fn hide_from(&self, act: usize) {
+        self.state().stale.from = Some(act);
+    }
+
+    /// Ends that directories are stale, from the act of this number on.
+    pub fn show_from(&self, act: usize) {
+        self.state().stale.until = Some(act);
+    }
+
+    /// Gives every lock to whoever asks for it, from now on.
+    pub fn free_locks(&self) {
+        self.state().locks_are_free = true;
+    }
+
+    /// Takes all locks from their holders, who are not told.
+    pub fn lose_locks(&self) {
+        self.state().locked.clear();
     }
 
     /// Lets so many bytes more be appended: what is cut makes room again. `None` is as many as there are.
@@ -469,12 +573,21 @@ impl CrashingDisk {
     /// is as it was.
     #[must_use]
     pub fn after_kill(&self) -> CrashingDisk {
-        CrashingDisk::again(self.state().clone())
+        let state = self.state().clone();
+        let now: BTreeSet<_> = state.names.files.keys().cloned().collect();
+        let before = state.stale.before.clone().unwrap_or_else(|| now.clone());
+        let disk = CrashingDisk::again(state);
+        disk.state().stale = Stale {
+            hidden: now.difference(&before).cloned().collect(),
+            ghosts: before.difference(&now).cloned().collect(),
+            ..Stale::default()
+        };
+        disk
     }
 
     fn again(state: State) -> CrashingDisk {
-        let State { files, names, synced, waiting, room, .. } = state;
-        let state = State { files, names, synced, waiting, room, ..State::default() };
+        let State { files, names, synced, waiting, room, locks_are_free, .. } = state;
+        let state = State { files, names, synced, waiting, room, locks_are_free, ..State::default() };
         CrashingDisk(Arc::new(Mutex::new(state)))
     }
 
@@ -514,7 +627,8 @@ impl Disk for CrashingDisk {
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
         let (state, directory) = (self.state(), plain(directory));
         state.running()?;
-        let inside = state.names.files.keys().filter(|path| parent(path) == directory);
+        let listed = state.listed();
+        let inside = listed.iter().filter(|path| parent(path) == directory);
         Ok(inside.filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
@@ -606,6 +720,10 @@ impl Disk for CrashingDisk {
             return Err(io::ErrorKind::NotFound.into());
         }
         let doing = state.begin(ActKind::SyncDirectory, &directory)?;
+        if state.loses_sync().is_some() {
+            state.waiting.retain(|naming| !naming.is_of(&directory));
+            return Err(dropped());
+        }
         if doing == Doing::Done {
             state.sync_names(|naming| naming.is_of(&directory));
         }
@@ -621,7 +739,7 @@ impl Disk for CrashingDisk {
         }
         let file = state.make(&path);
         doing.end()?;
-        if !state.locked.insert(file) {
+        if !state.locked.insert(file) && !state.locks_are_free {
             return Ok(None);
         }
         Ok(Some(Box::new(Held { disk: self.clone(), file, path })))
@@ -693,6 +811,10 @@ impl DiskFile for OpenFile {
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
         let doing = state.begin(ActKind::Sync, &self.path)?;
+        if let Some(loss) = state.loses_sync() {
+            state.files[self.file].lose(loss);
+            return Err(dropped());
+        }
         if doing == Doing::Done {
             state.files[self.file].sync();
         }
@@ -894,6 +1016,66 @@ mod tests {
         let killed = disk.after_kill();
         assert_eq!(killed.bytes(path(A)).unwrap(), b"x");
         assert_eq!(killed.survivors(0).bytes(path(A)), None);
+    }
+
+    #[test]
+    fn a_sync_that_fails_drops_what_it_was_to_keep_and_the_next_one_keeps_only_what_came_later() {
+        for loss in [Loss::Later, Loss::AtOnce] {
+            let disk = CrashingDisk::new();
+            disk.put(path(A), b"ab");
+            disk.lose_sync(1, loss);
+            let mut file = disk.open(path(A)).unwrap();
+            for (bytes, kept) in [(b"cd", true), (b"ef", false), (b"gh", true)] {
+                file.append(bytes).unwrap();
+                assert_eq!(file.sync().is_ok(), kept);
+            }
+            let read = if loss == Loss::Later { b"abcdefgh" } else { b"abcd\0\0gh" };
+            assert_eq!(disk.after_kill().bytes(path(A)).unwrap(), read);
+            assert_eq!(outcomes(&disk, A), [Some(b"abcd\0\0gh".to_vec())].into());
+            assert_eq!(disk.syncs(), 3);
+        }
+        let disk = CrashingDisk::new();
+        disk.lose_sync(0, Loss::Later);
+        let mut file = disk.create(path(A)).unwrap();
+        disk.sync_directory(path(".")).unwrap_err();
+        file.sync().unwrap();
+        disk.sync_directory(path(".")).unwrap();
+        assert!(disk.bytes(path(A)).is_some());
+        assert_eq!(outcomes(&disk, A), [None].into());
+    }
+
+    #[test]
+    fn a_stale_directory_lists_what_was_there_once_for_so_long() {
+        let disk = CrashingDisk::new();
+        disk.put(path("d/old"), b"");
+        disk.put(path("d/gone"), b"");
+        disk.hide_from(1);
+        disk.create(path("d/first")).unwrap();
+        disk.create(path("d/second")).unwrap();
+        disk.remove(path("d/gone")).unwrap();
+        assert_eq!(disk.list(path("d")).unwrap(), ["first", "old", "second"]);
+        let killed = disk.after_kill();
+        killed.show_from(2);
+        assert_eq!(killed.list(path("d")).unwrap(), ["first", "gone", "old"]);
+        assert_eq!(killed.open(path("d/gone")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        killed.open(path("d/second")).unwrap();
+        killed.create(path("d/third")).unwrap();
+        assert_eq!(killed.list(path("d")).unwrap(), ["first", "gone", "old", "third"]);
+        killed.remove(path("d/third")).unwrap();
+        assert_eq!(killed.list(path("d")).unwrap(), ["first", "old", "second"]);
+        assert_eq!(disk.survivors(1).list(path("d")).unwrap(), ["first", "old", "second"]);
+    }
+
+    #[test]
+    fn locks_that_lie_are_of_everybody_or_of_nobody() {
+        let disk = CrashingDisk::new();
+        let _held = disk.lock(path(A)).unwrap().unwrap();
+        disk.lose_locks();
+        let _second = disk.lock(path(A)).unwrap().unwrap();
+        assert!(disk.lock(path(A)).unwrap().is_none());
+        disk.free_locks();
+        let _third = disk.lock(path(A)).unwrap().unwrap();
+        assert!(disk.after_kill().lock(path(A)).unwrap().is_some());
     }
 
     #[test]

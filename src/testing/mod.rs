@@ -40,11 +40,11 @@ pub mod disk;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::durable::Life;
 use crate::durable::disk::Disk;
-use crate::durable::journal::{Bound, Frame, Journal, MemoryJournal};
+use crate::durable::journal::{Bound, Frame, Journal, JournalEnds, MemoryJournal};
+use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
 use crate::job::state::Keeping;
 use crate::job::{Cluster, Job, Pace, Report, Stop};
@@ -61,13 +61,21 @@ pub use disk::CrashingDisk;
 /// The rows of a sink, by epoch.
 type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
 
-/// A sink that keeps its rows for reading.
+/// A sink that keeps its rows for reading, and what it has published as a durable sink does.
 #[derive(Clone)]
-pub struct Captured<D>(Arc<Mutex<ByEpoch<D>>>);
+pub struct Captured<D>(Arc<Mutex<Capture<D>>>);
+
+/// The content of a [`Captured`].
+#[derive(Clone)]
+struct Capture<D> {
+    rows: ByEpoch<D>,
+    incarnation: u64,
+    ends: JournalEnds,
+}
 
 impl<D> Default for Captured<D> {
     fn default() -> Self {
-        Captured(Arc::default())
+        Captured(Arc::new(Mutex::new(Capture { rows: BTreeMap::new(), incarnation: 0, ends: JournalEnds::default() })))
     }
 }
 
@@ -85,7 +93,17 @@ impl<D: Record> Captured<D> {
 
     /// The rows of every epoch that had any, consolidated and sorted, each with its difference.
     pub fn epochs(&self) -> BTreeMap<Epoch, Vec<(D, isize)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().rows.clone()
+    }
+
+    /// A copy of what is captured so far, which goes its own way.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Captured(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Capture<D>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All rows of all epochs as one sorted multiset.
@@ -129,24 +147,29 @@ impl<D: Record> Writer<D> for Captured<D> {
         true
     }
 
-    fn shown(&mut self) -> Result<Option<Epoch>> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().next_back().copied())
+    fn shown(&mut self) -> Result<Option<Published>> {
+        let Capture { rows, incarnation, ends } = &*self.lock();
+        let published = |epoch: &Epoch| Published { incarnation: *incarnation, epoch: *epoch, ends: ends.clone() };
+        Ok(rows.keys().next_back().map(published))
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Life) -> Result<()> {
+        let mut capture = self.lock();
+        (capture.incarnation, capture.ends) = (life.incarnation, JournalEnds::default());
         Ok(())
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.lock().ends = ends.clone();
         Ok(())
     }
 
     fn write(&mut self, epoch: Epoch, rows: &[(D, isize)]) -> Result<()> {
-        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = shown.keys().next_back() {
+        let mut capture = self.lock();
+        if let Some(last) = capture.rows.keys().next_back() {
             assert!(*last < epoch, "epoch {epoch} is shown after epoch {last}");
         }
-        shown.insert(epoch, rows.to_vec());
+        capture.rows.insert(epoch, rows.to_vec());
         Ok(())
     }
 
@@ -231,6 +254,7 @@ impl Script {
                     until: None,
                     ended: false,
                     check: None,
+                    values: None,
                 });
                 match act {
                     Act::Find => {}

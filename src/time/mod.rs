@@ -46,10 +46,11 @@ impl EventTime {
     pub const MIN: EventTime = EventTime(i64::MIN);
     /// After every event.
     pub const MAX: EventTime = EventTime(i64::MAX);
-    /// 0000-01-01T00:00:00.000Z, the earliest event time that a record may have.
-    pub const EARLIEST: EventTime = EventTime(-62_167_219_200_000);
-    /// 9999-12-31T23:59:59.999Z, the latest event time that a record may have.
-    pub const LATEST: EventTime = EventTime(253_402_300_799_999);
+    /// 0001-01-01T00:00:00.000Z, the earliest event time that a record may have. RFC 3339 can write a year less, so that both
+    /// ends of its windows can be written too, if these are no longer than a year.
+    pub const EARLIEST: EventTime = EventTime(-62_135_596_800_000);
+    /// 9998-12-31T23:59:59.999Z, the latest event time that a record may have: a year less than RFC 3339 can write, likewise.
+    pub const LATEST: EventTime = EventTime(253_370_764_799_999);
 
     /// The time `millis` milliseconds after 1970-01-01T00:00:00Z.
     #[inline]
@@ -66,7 +67,7 @@ impl EventTime {
         self.0
     }
 
-    /// Whether a record may have this time: the years 0 to 9999, which RFC 3339 can write.
+    /// `true` if a record may have this time: the years 1 to 9998.
     #[inline]
     pub const fn is_writable(self) -> bool {
         self.0 >= Self::EARLIEST.0 && self.0 <= Self::LATEST.0
@@ -161,7 +162,7 @@ impl Text {
         self.length += 1;
     }
 
-    /// RFC 3339 in the years 0 to 9999; beyond them (a window may end there) ISO 8601's signed years.
+    /// RFC 3339 in the years 0 to 9999; beyond them (where only a window of more than a year can end) ISO 8601's signed years.
     fn of(time: EventTime) -> Text {
         let mut text = Text { bytes: [0; 32], length: 0 };
         let (day, in_day) = (time.0.div_euclid(86_400_000), time.0.rem_euclid(86_400_000));
@@ -289,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_window_may_end_in_the_year_10000() {
-        assert_eq!(EventTime(EventTime::LATEST.0 + 1).to_string(), "+000010000-01-01T00:00:00.000Z");
+        assert_eq!(EventTime(253_402_300_800_000).to_string(), "+000010000-01-01T00:00:00.000Z");
     }
 
     #[test]

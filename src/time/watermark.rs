@@ -1,14 +1,23 @@
 //! Watermarks: of a partition, from the event times read; of a stream, from its partitions.
 //!
 //! * [`PartitionClock`]: the greatest event time seen minus the declared disorder.
-//! * [`StreamClock`]: at every epoch the least watermark over the partitions that are not idle; it never goes back, and
-//!   stays when all are idle. When every partition has ended it is [`EventTime::MAX`].
+//! * [`StreamClock`]: at every epoch the least watermark over the partitions that are **active**: neither idle nor ended.
+//!   It never goes back. When the last of them becomes idle, it goes to the greatest watermark of any partition: nothing
+//!   is left to wait for, and a burst followed by silence would show nothing for ever otherwise. When every partition has
+//!   ended it is [`EventTime::MAX`].
 //! * The **floor** of a partition that is found, or wakes from idle, in an epoch: the stream's watermark at the epoch
 //!   before. Records below it are late even where the partition's own clock has not come so far: windows up to there
 //!   may have closed.
+//! * [`Combined`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it back, as an
+//!   idle partition does not hold a stream back; when it wakes, the combined watermark at the epoch before is its floor.
 //!
-//! Invariant: a non-idle partition's `max(watermark, floor)` is never below the stream's watermark of the epoch before;
-//! so a record that is on time by its own partition never touches a window that has closed.
+//! Invariants:
+//! * An active partition's `max(watermark, floor)` is never below the stream's watermark of the epoch before; so a record
+//!   that is on time by its own partition never touches a window that has closed.
+//! * Both watermarks are functions of what the journal binds (watermarks, idle and ended flags of partitions, epoch by
+//!   epoch): not of the number of workers, nor of which of them reads a partition, nor of a worker that reads none.
+//! * While an awake partition's own watermark is below its floor, the stream's watermark is that floor and does not move.
+//!   So for an event of epoch e, "late by its floor" and "late by the watermark at the epoch before e" are the same.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,17 +69,40 @@ pub struct PartitionId {
 /// What one worker says of its partitions at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerMark {
-    /// The least watermark over its partitions that are neither idle nor ended; `None` if there is none.
+    /// The least watermark over its active partitions; `None` if there is none.
     pub least: Option<EventTime>,
+    /// The greatest watermark over all of its partitions, if none is active; `None` if one is, or it has no partitions.
+    pub greatest: Option<EventTime>,
     /// Whether all it had to read has been read, for good.
     pub ended: bool,
     /// Partitions that were found, or woke from idle, in this epoch.
     pub woken: Vec<PartitionId>,
 }
 
+impl WorkerMark {
+    /// The mark of a worker that has no partitions, and never will.
+    pub fn without_partitions() -> Self {
+        WorkerMark { ended: true, ..WorkerMark::default() }
+    }
+}
+
+/// Tells whether a stream holds back what it is combined with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Activity {
+    /// Holds it back: a partition is active, or none has been found yet.
+    #[default]
+    Active,
+    /// Holds nothing back: every partition is idle, or has ended, and at least one may wake.
+    Idle,
+    /// Holds nothing back: every partition has ended. With the greatest watermark that they came to.
+    Ended(EventTime),
+}
+
 /// What holds for a stream at an epoch, on every worker alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Mark {
+    /// The activity of the stream at this epoch.
+    pub activity: Activity,
     /// The stream's watermark at this epoch.
     pub watermark: EventTime,
     /// Floors of partitions that were found or woke in this epoch.
@@ -82,13 +114,14 @@ pub struct Mark {
 pub struct StreamClock {
     workers: Vec<WorkerMark>,
     watermark: EventTime,
+    activity: Activity,
     floors: Vec<(PartitionId, EventTime)>,
 }
 
 impl StreamClock {
     /// A clock for so many workers, before any has said anything, at `watermark`.
-    pub fn new(workers: usize, watermark: EventTime) -> Self {
-        StreamClock { workers: vec![WorkerMark::default(); workers], watermark, floors: Vec::new() }
+    pub fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
+        StreamClock { workers: vec![WorkerMark::default(); workers], watermark, activity, floors: Vec::new() }
     }
 
     /// Takes in what a worker says of the epoch that is being put together.
@@ -99,21 +132,94 @@ impl StreamClock {
         self.workers[worker] = mark;
     }
 
-    /// Ends the epoch: the stream's watermark at it, if that or a floor is news.
+    /// Ends the epoch: what holds for the stream at it, if any of that is news.
     pub fn complete(&mut self) -> Option<Mark> {
-        let before = self.watermark;
-        if let Some(least) = self.workers.iter().filter_map(|worker| worker.least).min() {
+        let before = (self.watermark, self.activity);
+        let least = self.workers.iter().filter_map(|worker| worker.least).min();
+        let greatest = self.workers.iter().filter_map(|worker| worker.greatest).max();
+        if let Some(least) = least {
+            self.activity = Activity::Active;
             self.watermark = self.watermark.max(least);
         } else if self.workers.iter().all(|worker| worker.ended) {
+            if !matches!(self.activity, Activity::Ended(_)) {
+                self.activity = Activity::Ended(self.watermark.max(greatest.unwrap_or(EventTime::MIN)));
+            }
             self.watermark = EventTime::MAX;
+        } else if let Some(greatest) = greatest {
+            self.activity = Activity::Idle;
+            self.watermark = self.watermark.max(greatest);
         }
         let floors = std::mem::take(&mut self.floors);
-        (self.watermark > before || !floors.is_empty()).then_some(Mark { watermark: self.watermark, floors })
+        let news = (self.watermark, self.activity) != before || !floors.is_empty();
+        news.then_some(Mark { activity: self.activity, watermark: self.watermark, floors })
     }
 
     /// The stream's watermark at the last epoch that was ended.
     pub fn watermark(&self) -> EventTime {
         self.watermark
+    }
+
+    /// The stream's activity at the last epoch that was ended.
+    pub fn activity(&self) -> Activity {
+        self.activity
+    }
+}
+
+/// Combines the watermarks of two streams into that of both as one, epoch by epoch.
+#[derive(Clone, Debug)]
+pub struct Combined {
+    sides: [(EventTime, Activity); 2],
+    watermark: EventTime,
+    /// What was told last.
+    told: Option<(EventTime, Activity)>,
+}
+
+impl Combined {
+    /// Begins before either stream has said anything, at `watermark`.
+    pub fn new(watermark: EventTime) -> Self {
+        Combined { sides: [(EventTime::MIN, Activity::Active); 2], watermark, told: None }
+    }
+
+    /// Takes in the marks of both streams at an epoch that is complete: what holds for both as one, if that is news.
+    pub fn complete(&mut self, marks: [Vec<Mark>; 2]) -> Option<Mark> {
+        let mut floors = Vec::new();
+        for (side, marks) in self.sides.iter_mut().zip(marks) {
+            for mark in marks {
+                *side = (mark.watermark.max(side.0), mark.activity);
+                floors.extend(mark.floors);
+            }
+        }
+        let activity = self.activity();
+        let reached = |(watermark, activity): &(EventTime, Activity)| match activity {
+            Activity::Ended(reached) => *reached,
+            _ => *watermark,
+        };
+        let now = match activity {
+            Activity::Active => self.active().map(|side| side.0).min().unwrap_or(EventTime::MIN),
+            Activity::Idle => self.sides.iter().map(reached).max().unwrap_or(EventTime::MIN),
+            Activity::Ended(_) => EventTime::MAX,
+        };
+        self.watermark = self.watermark.max(now);
+        let news = self.told != Some((self.watermark, activity)) || !floors.is_empty();
+        self.told = Some((self.watermark, activity));
+        news.then_some(Mark { activity, watermark: self.watermark, floors })
+    }
+
+    /// The watermark at the last epoch that was taken in.
+    pub fn watermark(&self) -> EventTime {
+        self.watermark
+    }
+
+    fn active(&self) -> impl Iterator<Item = &(EventTime, Activity)> {
+        self.sides.iter().filter(|side| side.1 == Activity::Active)
+    }
+
+    fn activity(&self) -> Activity {
+        match self.sides {
+            [(_, Activity::Ended(left)), (_, Activity::Ended(right))] => Activity::Ended(left.max(right)),
+            _ if self.active().next().is_some() => Activity::Active,
+            _ => Activity::Idle,
+        }
     }
 }
 
@@ -139,39 +245,102 @@ mod tests {
         assert_eq!(clock.watermark(), at(96));
     }
 
+    fn idle(millis: i64) -> WorkerMark {
+        WorkerMark { greatest: Some(at(millis)), ..WorkerMark::default() }
+    }
+
+    fn clock(workers: usize) -> StreamClock {
+        StreamClock::new(workers, EventTime::MIN, Activity::Active)
+    }
+
+    /// Where the clock is after an epoch in which workers say this.
+    fn after(clock: &mut StreamClock, said: &[(usize, WorkerMark)]) -> (EventTime, Activity) {
+        said.iter().for_each(|(worker, mark)| clock.update(*worker, mark.clone()));
+        clock.complete();
+        (clock.watermark(), clock.activity())
+    }
+
     #[test]
     fn the_stream_is_as_far_as_its_slowest_partition_and_never_goes_back() {
-        let mut clock = StreamClock::new(2, EventTime::MIN);
-        clock.update(0, least(10));
-        clock.update(1, least(20));
-        assert_eq!(clock.complete().map(|mark| mark.watermark), Some(at(10)));
-        clock.update(0, WorkerMark::default()); // idle
-        assert_eq!(clock.complete().map(|mark| mark.watermark), Some(at(20)));
+        let mut clock = clock(2);
+        assert_eq!(after(&mut clock, &[(0, least(10)), (1, least(20))]), (at(10), Activity::Active));
+        assert_eq!(after(&mut clock, &[(0, idle(15))]), (at(20), Activity::Active));
         clock.update(0, least(12)); // awake, and behind
         assert_eq!(clock.complete(), None);
         assert_eq!(clock.watermark(), at(20));
     }
 
     #[test]
-    fn when_all_are_idle_the_watermark_stays_and_when_all_have_ended_it_is_over() {
-        let mut clock = StreamClock::new(2, EventTime::MIN);
-        clock.update(0, least(10));
-        assert_eq!(clock.complete().map(|mark| mark.watermark), Some(at(10)));
-        clock.update(0, WorkerMark::default());
+    fn when_the_last_partition_becomes_idle_the_watermark_goes_to_the_greatest() {
+        let mut clock = clock(3);
+        assert_eq!(after(&mut clock, &[(0, least(10)), (1, least(25))]), (at(10), Activity::Active));
+        assert_eq!(after(&mut clock, &[(1, idle(30))]), (at(10), Activity::Active));
+        // Worker 2 has no partitions, and says nothing of any.
+        assert_eq!(after(&mut clock, &[(0, idle(12))]), (at(30), Activity::Idle));
+        assert_eq!(clock.complete(), None, "it is told once");
+        assert_eq!(after(&mut clock, &[(0, least(13))]), (at(30), Activity::Active));
+        assert_eq!(after(&mut clock, &[(0, idle(14))]), (at(30), Activity::Idle), "it never goes back");
+    }
+
+    #[test]
+    fn partitions_without_a_record_become_idle_without_a_watermark() {
+        let mut clock = clock(1);
+        assert_eq!(after(&mut clock, &[]), (EventTime::MIN, Activity::Active), "none is found yet");
+        let nothing = WorkerMark { greatest: Some(EventTime::MIN), ..WorkerMark::default() };
+        assert_eq!(after(&mut clock, &[(0, nothing)]), (EventTime::MIN, Activity::Idle));
+    }
+
+    #[test]
+    fn when_all_have_ended_it_is_over() {
+        let mut clock = clock(2);
+        let ended = |greatest| WorkerMark { ended: true, ..idle(greatest) };
+        assert_eq!(after(&mut clock, &[(0, least(10)), (1, idle(7))]), (at(10), Activity::Active));
+        assert_eq!(after(&mut clock, &[(0, ended(11))]), (at(11), Activity::Idle));
+        assert_eq!(after(&mut clock, &[(1, ended(9))]), (EventTime::MAX, Activity::Ended(at(11))));
         assert_eq!(clock.complete(), None);
-        for worker in 0..2 {
-            clock.update(worker, WorkerMark { ended: true, ..WorkerMark::default() });
-        }
-        assert_eq!(clock.complete().map(|mark| mark.watermark), Some(EventTime::MAX));
     }
 
     #[test]
     fn a_woken_partition_gets_the_watermark_of_the_epoch_before_as_its_floor() {
         let woken = PartitionId { source: 0, partition: 3 };
-        let mut clock = StreamClock::new(1, EventTime::MIN);
-        clock.update(0, least(50));
-        clock.complete();
-        clock.update(0, WorkerMark { least: Some(at(7)), ended: false, woken: vec![woken] });
-        assert_eq!(clock.complete(), Some(Mark { watermark: at(50), floors: vec![(woken, at(50))] }));
+        let mut clock = clock(1);
+        after(&mut clock, &[(0, least(50))]);
+        clock.update(0, WorkerMark { woken: vec![woken], ..least(7) });
+        let mark = Mark { activity: Activity::Active, watermark: at(50), floors: vec![(woken, at(50))] };
+        assert_eq!(clock.complete(), Some(mark));
+    }
+
+    /// Where two streams as one are after an epoch in which they say this.
+    fn both(combined: &mut Combined, left: Option<(i64, Activity)>, right: Option<(i64, Activity)>) -> Option<i64> {
+        let marks = |said: Option<(i64, Activity)>| {
+            let mark = |(millis, activity)| Mark { activity, watermark: at(millis), floors: Vec::new() };
+            said.map(mark).into_iter().collect()
+        };
+        combined.complete([marks(left), marks(right)]).map(|mark| mark.watermark.millis())
+    }
+
+    #[test]
+    fn an_idle_stream_does_not_hold_back_what_it_is_combined_with() {
+        use Activity::{Active, Idle};
+        let mut combined = Combined::new(EventTime::MIN);
+        assert_eq!(both(&mut combined, Some((10, Active)), None), Some(i64::MIN), "the other has said nothing");
+        assert_eq!(both(&mut combined, None, Some((5, Active))), Some(5));
+        assert_eq!(both(&mut combined, None, Some((5, Idle))), Some(10));
+        assert_eq!(both(&mut combined, Some((40, Active)), None), Some(40));
+        assert_eq!(both(&mut combined, None, Some((6, Active))), None, "it wakes, and nothing goes back");
+        assert_eq!(both(&mut combined, None, Some((50, Idle))), None);
+        assert_eq!(both(&mut combined, Some((41, Idle)), None), Some(50), "both are: the greatest");
+    }
+
+    #[test]
+    fn a_stream_that_has_ended_does_not_end_one_that_is_idle() {
+        use Activity::{Active, Ended, Idle};
+        let mut combined = Combined::new(EventTime::MIN);
+        let over = EventTime::MAX.millis();
+        both(&mut combined, Some((10, Active)), Some((5, Active)));
+        assert_eq!(both(&mut combined, Some((over, Ended(at(12)))), None), None);
+        assert_eq!(both(&mut combined, None, Some((6, Idle))), Some(12));
+        assert_eq!(both(&mut combined, None, Some((20, Active))), Some(20));
+        assert_eq!(both(&mut combined, None, Some((over, Ended(at(21))))), Some(over));
     }
 }

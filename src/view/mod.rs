@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -336,6 +337,12 @@ impl Subscription {
     /// view is where nothing changes. After [`Update::End`] there is nothing but that.
     pub fn wait(&mut self, most: Duration) -> Option<Update> {
         self.0.wait(most)
+    }
+
+    /// As [`Subscription::wait`], without waiting: if there is nothing, `waker` is woken when something comes.
+    /// [`Update::Progress`] is answered only if it is asked for.
+    pub(crate) fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update> {
+        self.0.poll(waker, progress)
     }
 }
 

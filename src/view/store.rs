@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -43,6 +44,10 @@ pub(super) trait View: Send + Sync {
 /// A subscription to a view of some type of rows.
 pub(super) trait Subscribed: Send {
     fn wait(&mut self, most: Duration) -> Option<Update>;
+
+    /// The next update without waiting; if there is none, `waker` is woken when one comes. [`Update::Progress`] is answered
+    /// only if it is asked for.
+    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update>;
 }
 
 /// What the writer and the readers of a view share.
@@ -163,11 +168,13 @@ struct Waiting<D> {
     batches: VecDeque<(Epoch, Batch<D>)>,
     changes: usize,
     end: Option<End>,
+    /// Woken when something comes, once.
+    waker: Option<Waker>,
 }
 
 impl<D> Default for Waiting<D> {
     fn default() -> Self {
-        Waiting { batches: VecDeque::new(), changes: 0, end: None }
+        Waiting { batches: VecDeque::new(), changes: 0, end: None, waker: None }
     }
 }
 
@@ -185,6 +192,7 @@ impl<D: Record> Queue<D> {
         }
         let mut waiting = lock(&self.waiting);
         let changes = waiting.changes + own.len() + 1;
+        let waker = waiting.waker.take();
         if changes > self.most && !waiting.batches.is_empty() {
             *waiting = Waiting { end: Some(End::Behind { most: self.most }), ..Waiting::default() };
         } else {
@@ -193,13 +201,23 @@ impl<D: Record> Queue<D> {
         }
         let goes_on = waiting.end.is_none();
         drop(waiting);
-        self.news.notify_one();
+        self.wake(waker);
         goes_on
     }
 
     fn end(&self, end: End) {
-        lock(&self.waiting).end.get_or_insert(end);
+        let mut waiting = lock(&self.waiting);
+        waiting.end.get_or_insert(end);
+        let waker = waiting.waker.take();
+        drop(waiting);
+        self.wake(waker);
+    }
+
+    fn wake(&self, waker: Option<Waker>) {
         self.news.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -224,40 +242,84 @@ struct Following<D> {
     told: Epoch,
 }
 
-impl<D: Record> Subscribed for Following<D> {
-    fn wait(&mut self, most: Duration) -> Option<Update> {
+impl<D: Record> Following<D> {
+    /// What it begins with, or else the changes that have waited longest.
+    fn next(&mut self) -> Option<Update> {
         if let Some(rows) = self.first.take() {
             return Some(Update::State(self.store.answer(self.told, rows)));
         }
-        let until = Instant::now().checked_add(most);
         let mut waiting = lock(&self.queue.waiting);
+        let (epoch, batch) = waiting.batches.pop_front()?;
+        waiting.changes -= batch.len() + 1;
+        drop(waiting);
+        let rows = Arc::unwrap_or_clone(batch).into_iter().map(|(_, row, diff)| (row, diff)).collect();
+        self.told = epoch;
+        Some(Update::Changes(self.store.answer(epoch, rows)))
+    }
+
+    /// The epoch up to which nothing else has changed, or else the end, after the queue was found empty. `Err` if
+    /// something came meanwhile: it is told before.
+    fn progress(&mut self) -> std::result::Result<Option<Update>, ()> {
+        let end = lock(&self.queue.waiting).end;
+        // Of one that was cut off, what it missed may be before the epoch.
+        let behind = matches!(end, Some(End::Behind { .. }));
+        let through = self.store.through().unwrap_or_default();
+        let waiting = lock(&self.queue.waiting);
+        if !waiting.batches.is_empty() || waiting.end != end {
+            return Err(());
+        }
+        if through > self.told && !behind {
+            self.told = through;
+            return Ok(Some(Update::Progress(through)));
+        }
+        Ok(end.map(Update::End))
+    }
+}
+
+impl<D: Record> Subscribed for Following<D> {
+    fn wait(&mut self, most: Duration) -> Option<Update> {
+        let until = Instant::now().checked_add(most);
         loop {
-            if let Some((epoch, batch)) = waiting.batches.pop_front() {
-                waiting.changes -= batch.len() + 1;
-                drop(waiting);
-                let rows = Arc::unwrap_or_clone(batch).into_iter().map(|(_, row, diff)| (row, diff)).collect();
-                self.told = epoch;
-                return Some(Update::Changes(self.store.answer(epoch, rows)));
+            if let Some(update) = self.next() {
+                return Some(update);
             }
             let left = until.map_or(Duration::from_secs(3600), |until| until.saturating_duration_since(Instant::now()));
-            let end = waiting.end;
-            if end.is_none() && !left.is_zero() {
-                waiting = self.queue.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+            let waiting = lock(&self.queue.waiting);
+            if !waiting.batches.is_empty() {
+                continue;
+            }
+            if waiting.end.is_none() && !left.is_zero() {
+                drop(self.queue.news.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
             drop(waiting);
-            // Of one that was cut off, what it missed may be before the epoch.
-            let behind = matches!(end, Some(End::Behind { .. }));
-            let through = self.store.through().unwrap_or_default();
-            waiting = lock(&self.queue.waiting);
-            if !waiting.batches.is_empty() || waiting.end != end {
-                continue; // It came meanwhile, and is told before the epoch.
+            if let Ok(update) = self.progress() {
+                return update;
             }
-            if through > self.told && !behind {
-                self.told = through;
-                return Some(Update::Progress(through));
+        }
+    }
+
+    fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update> {
+        loop {
+            if let Some(update) = self.next() {
+                return Poll::Ready(update);
             }
-            return end.map(Update::End);
+            let has_ended = {
+                let mut waiting = lock(&self.queue.waiting);
+                if !waiting.batches.is_empty() {
+                    continue;
+                }
+                waiting.waker = Some(waker.clone());
+                waiting.end.is_some()
+            };
+            if !progress && !has_ended {
+                return Poll::Pending;
+            }
+            match self.progress() {
+                Ok(Some(update)) => return Poll::Ready(update),
+                Ok(None) => return Poll::Pending,
+                Err(()) => {}
+            }
         }
     }
 }

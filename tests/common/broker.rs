@@ -89,6 +89,18 @@ impl Broker {
         self.run("start", &self.options);
     }
 
+    /// Where its script keeps what belongs to it.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Changes what users of its secure listener may do.
+    pub fn acl<'a>(&self, words: impl Iterator<Item = &'a str>) {
+        let words: Vec<&str> = words.collect();
+        let output = Command::new(script()).args(["acl", "-d"]).arg(&self.data).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     fn run(&self, command: &str, options: &[String]) {
         let output = Command::new(script()).args([command, "-d"]).arg(&self.data).args(options).output().unwrap();
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -114,6 +126,13 @@ impl Broker {
         for result in wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap() {
             result.unwrap();
         }
+    }
+
+    /// Creates a topic, if the broker can do so now.
+    pub fn try_create(&self, name: &str, partitions: i32) -> Result<(), RDKafkaErrorCode> {
+        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        let created = wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap();
+        created.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
     }
 
     /// Adds partitions to a topic, up to so many.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tidegate::source::memory::Records;
 use tidegate::testing::Script;
 
 use super::oracle::{self, History, Step};
+use super::turns::{Deals, Turn};
 
 /// A record of the tests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct Deal {
 pub struct Data {
     pub partitions: Vec<Vec<Deal>>,
     pub disorder: u64,
+    /// The order in which they are read, if they take turns; nothing if all are read at once.
+    pub turns: Vec<Turn>,
 }
 
 /// The times that no record may have.
@@ -71,7 +73,7 @@ impl Data {
             });
             deals.collect()
         });
-        Data { partitions: partitions.collect(), disorder }
+        Data { partitions: partitions.collect(), disorder, turns: Vec::new() }
     }
 
     /// The same deals with other numbers, for a second source.
@@ -86,9 +88,8 @@ impl Data {
     }
 
     /// The data as a source.
-    pub fn source(&self) -> Records<Deal> {
-        Records::new(self.partitions.clone(), |deal: &Deal| deal.at_ms)
-            .out_of_order(Duration::from_millis(self.disorder))
+    pub fn source(&self) -> Deals {
+        Deals::new(self)
     }
 
     /// What the epochs make of it.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tidegate::source::memory::Records;
 use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
 use tidegate::stream::Observer;
 use tidegate::stream::aggregate::Accumulator;
@@ -18,6 +17,7 @@ use tidegate::{Decimal, Record, Stream, Window};
 
 use super::cases::{Data, Deal};
 use super::oracle::{self, Judged, Row, Shown, Windows};
+use super::turns::Deals;
 
 /// An accumulator of a user: which ids there were, as bits, and how many.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -300,7 +300,7 @@ pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String>
 }
 
 /// A source that worker 1 is slow to open.
-pub struct SlowToOpen(Records<Deal>);
+pub struct SlowToOpen(Deals);
 
 impl Source for SlowToOpen {
     type Item = Deal;
@@ -328,7 +328,7 @@ impl Source for SlowToOpen {
 /// Partition 0 is far ahead of partition 1, which a worker reads that is slow to begin: no record is late for that.
 pub fn check_slow_start(how: Run) -> Result<(), String> {
     let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
-    let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0 };
+    let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0, turns: Vec::new() };
     let (views, source) = (Views::default(), SlowToOpen(data.source()));
     let shown = views.clone();
     let windows = Windows::Tumbling { size: 1000, offset: 0 };

@@ -67,10 +67,22 @@ impl<D: Record> Driven<D> {
 
     /// Ends the epoch and begins the next.
     pub fn bind(&mut self) -> Binding {
-        let binding = self.reader.bind(self.epoch, &mut self.intake).unwrap().unwrap();
+        self.try_bind().unwrap()
+    }
+
+    /// Ends the epoch and begins the next, unless the source has failed.
+    pub fn try_bind(&mut self) -> Result<Binding> {
+        let begun = Instant::now();
+        let binding = loop {
+            if let Some(binding) = self.reader.bind(self.epoch, &mut self.intake)? {
+                break binding;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "the epoch is not bound");
+            std::thread::sleep(Duration::from_millis(1));
+        };
         self.bindings.push((self.epoch, binding.clone()));
         self.epoch = Epoch(self.epoch.0 + 2);
-        binding
+        Ok(binding)
     }
 
     /// Polls and binds until `enough`, for a minute at most.
@@ -84,7 +96,7 @@ impl<D: Record> Driven<D> {
             if self.epoch.0.is_multiple_of(8) {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            self.bind();
+            self.try_bind()?;
         }
         Ok(())
     }

@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tidegate::durable::Life;
 use tidegate::durable::disk::Disk;
 use tidegate::job::Report;
-use tidegate::sink::{Rows, Shard, Sink};
 use tidegate::source::Rejected;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, CrashingDisk, Run};
@@ -57,7 +55,7 @@ pub fn steady(seed: u64, records: u32) -> Data {
         let deal = Deal { id, key: random.u8(0..3), at_ms, amount: random.i64(0..100) };
         partitions[random.usize(0..2)].push(deal);
     }
-    Data { partitions, disorder: 5 }
+    Data { partitions, disorder: 5, turns: Vec::new() }
 }
 
 /// An empty disk with a directory for results.
@@ -197,13 +195,13 @@ impl Kept {
     /// A copy that goes its own way.
     pub fn fork(&self) -> Kept {
         Kept {
-            closed: fork(&self.closed),
-            ever: fork(&self.ever),
-            live: fork(&self.live),
-            chained: fork(&self.chained),
-            distinct: fork(&self.distinct),
-            late: fork(&self.late),
-            rejects: fork(&self.rejects),
+            closed: self.closed.fork(),
+            ever: self.ever.fork(),
+            live: self.live.fork(),
+            chained: self.chained.fork(),
+            distinct: self.distinct.fork(),
+            late: self.late.fork(),
+            rejects: self.rejects.fork(),
             seen_closed: self.seen_closed.fork(),
             seen_live: self.seen_live.fork(),
         }
@@ -299,16 +297,6 @@ fn sums<D: Record>(epochs: ByEpoch<D>) -> Sums<D> {
     }
     sums.retain(|_, count| *count != 0);
     sums
-}
-
-fn fork<D: Record>(captured: &Captured<D>) -> Captured<D> {
-    let copy = Captured::new();
-    let mut writer = copy.open(&Shard::new("", "", Rows::Events)).unwrap();
-    writer.begin(&Life::without_state()).unwrap();
-    for (epoch, rows) in captured.epochs() {
-        writer.write(epoch, &rows).unwrap();
-    }
-    copy
 }
 
 fn same<D: Record>(what: &str, got: &Sums<D>, expected: &Sums<D>) -> Result<(), String> {

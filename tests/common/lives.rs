@@ -132,14 +132,19 @@ pub fn on(disk: &CrashingDisk, random: &mut Rng, run: Run) -> Run {
 pub fn check_crashes(seed: u64, run: impl Fn() -> Run) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 200);
+    check_crashes_of(&data, (seed, random), run)
+}
+
+/// Runs data through crashes to the end; the results must be those of a run without state.
+pub fn check_crashes_of(data: &Data, (seed, mut random): (u64, Rng), run: impl Fn() -> Run) -> Result<(), String> {
     let (plain, kept) = (Results::default(), Results::default());
-    plain.run(&data, Run::new().seed(seed))?;
+    plain.run(data, Run::new().seed(seed))?;
     let mut disk = CrashingDisk::new();
     for life in 0.. {
         if life < LIVES {
             disk.crash_at(random.usize(0..300));
         }
-        match kept.run(&data, on(&disk, &mut random, run())) {
+        match kept.run(data, on(&disk, &mut random, run())) {
             Ok(Ending::Stopped) => return Err(format!("life {life} stopped")),
             Ok(Ending::Complete | Ending::WasComplete) => break,
             Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),

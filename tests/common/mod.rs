@@ -16,4 +16,5 @@ pub mod kept;
 pub mod lives;
 pub mod oracle;
 pub mod tables;
+pub mod turns;
 pub mod views;

@@ -1,6 +1,6 @@
 //! What windows must show, computed from scratch out of the data and what each epoch took of it.
 //!
-//! It is written from the definitions of the words watermark, floor, late and closed, and shares no code with the engine:
+//! It is written from the definitions of the words watermark, floor, idle, late and closed, and shares no code with the engine:
 //! everything is recomputed from all records, with plain vectors and 128-bit integers. Times are `i64` milliseconds;
 //! [`NEVER`] is before all events, [`OVER`] after all.
 
@@ -53,20 +53,46 @@ pub struct Judged<D> {
     pub floor: i64,
     /// The epoch that took it.
     pub epoch: u64,
+    /// The epoch in which its partition was found late, or last woke from idle; of results of windows, in which their
+    /// stream did. `None` if that never happened.
+    pub woke: Option<u64>,
 }
 
 impl<D> Judged<D> {
     pub fn with<D2>(&self, data: D2) -> Judged<D2> {
-        Judged { data, time: self.time, place: self.place, mark: self.mark, floor: self.floor, epoch: self.epoch }
+        let Judged { time, place, mark, floor, epoch, woke, .. } = *self;
+        Judged { data, time, place, mark, floor, epoch, woke }
     }
 }
 
-/// A stream: its records, and its watermark at every epoch that took anything.
+/// Tells whether a stream may hold back what it is combined with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Some partition is awake, or none has been found.
+    Awake,
+    /// All partitions are idle, or have ended; not all have ended.
+    Idle,
+    /// All have ended. With where they had come.
+    Ended(i64),
+}
+
+/// A stream: its records, and its watermark, and whether it rests, at every epoch that took anything.
 #[derive(Clone, Debug)]
 pub struct History<D> {
     pub records: Vec<Judged<D>>,
     pub rejected: Vec<(u32, u64)>,
     pub watermarks: BTreeMap<u64, i64>,
+    pub rests: BTreeMap<u64, Rest>,
+}
+
+/// The value at the last epoch that has one, up to this one.
+fn at<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
+    all.range(..=epoch).next_back().map_or(or, |at| *at.1)
+}
+
+/// The value at the last epoch before this one.
+fn before<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
+    epoch.checked_sub(1).map_or(or, |epoch| at(all, epoch, or))
 }
 
 #[derive(Clone, Copy)]
@@ -76,11 +102,12 @@ struct Partition {
     next: u64,
     idle: bool,
     ended: bool,
+    woke: Option<u64>,
 }
 
-/// Whether a record may have this time: the years 0 to 9999.
+/// `true` if a record may have this time: the years 1 to 9998.
 fn may_be(time: i64) -> bool {
-    (-62_167_219_200_000..=253_402_300_799_999).contains(&time)
+    (-62_135_596_800_000..=253_370_764_799_999).contains(&time)
 }
 
 /// Follows a source through its epochs, by the definitions.
@@ -92,24 +119,26 @@ pub fn history<D: Clone>(
     steps: &[Step],
 ) -> History<D> {
     let mut known = BTreeMap::<u32, Partition>::new();
-    let mut history = History { records: Vec::new(), rejected: Vec::new(), watermarks: BTreeMap::new() };
-    let mut watermark = NEVER;
+    let (watermarks, rests) = (BTreeMap::new(), BTreeMap::new());
+    let mut history = History { records: Vec::new(), rejected: Vec::new(), watermarks, rests };
+    let (mut watermark, first) = (NEVER, steps.first().map_or(0, |step| step.epoch));
     for step in steps {
         let before = watermark;
         for took in &step.took {
             // A partition that is found, or wakes, has the stream's watermark of the epoch before as its floor.
-            let found = Partition { mark: NEVER, floor: before, next: 0, idle: false, ended: false };
+            let woke = (step.epoch > first).then_some(step.epoch);
+            let found = Partition { mark: NEVER, floor: before, next: 0, idle: false, ended: false, woke };
             let now = known.entry(took.partition).or_insert(found);
             if now.idle && took.next > now.next {
-                now.floor = before;
+                (now.floor, now.woke) = (before, Some(step.epoch));
             }
             for offset in now.next..took.next {
                 let data = partitions[took.partition as usize][offset as usize].clone();
                 let time = time_of(&data);
                 if may_be(time) {
                     let place = (source, took.partition, offset);
-                    let (mark, floor, epoch) = (now.mark, now.floor, step.epoch);
-                    history.records.push(Judged { data, time, place, mark, floor, epoch });
+                    let (mark, floor, epoch, woke) = (now.mark, now.floor, step.epoch, now.woke);
+                    history.records.push(Judged { data, time, place, mark, floor, epoch, woke });
                     now.mark = now.mark.max(time - disorder);
                 } else {
                     history.rejected.push((took.partition, offset));
@@ -118,26 +147,53 @@ pub fn history<D: Clone>(
             (now.next, now.idle, now.ended) = (took.next, took.idle, took.ended);
         }
         let awake = known.values().filter(|partition| !partition.idle && !partition.ended);
-        if let Some(least) = awake.map(|partition| partition.mark).min() {
+        let greatest = known.values().map(|partition| partition.mark).max().unwrap_or(NEVER);
+        let rest = if let Some(least) = awake.map(|partition| partition.mark).min() {
             watermark = watermark.max(least);
+            Rest::Awake
         } else if known.values().all(|partition| partition.ended) {
+            let reached = match history.rests.last_key_value() {
+                Some((_, Rest::Ended(reached))) => *reached,
+                _ => watermark.max(greatest),
+            };
             watermark = OVER;
-        }
+            Rest::Ended(reached)
+        } else {
+            // Nothing is left to wait for.
+            watermark = watermark.max(greatest);
+            Rest::Idle
+        };
         history.watermarks.insert(step.epoch, watermark);
+        history.rests.insert(step.epoch, rest);
     }
     history
 }
 
-/// The history of both streams: at every epoch the lesser watermark.
+/// The history of both streams: at every epoch the lesser watermark of those that are awake. A record whose partition woke has
+/// the watermark of both at the epoch before as its floor, if that is greater than the one it has.
 pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
-    let at =
-        |history: &History<D>, epoch: u64| history.watermarks.range(..=epoch).next_back().map_or(NEVER, |at| *at.1);
     let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
-    History {
-        records: [&left.records[..], &right.records[..]].concat(),
-        rejected: [&left.rejected[..], &right.rejected[..]].concat(),
-        watermarks: epochs.into_iter().map(|epoch| (epoch, at(left, epoch).min(at(right, epoch)))).collect(),
+    let (mut watermark, mut watermarks, mut rests) = (NEVER, BTreeMap::new(), BTreeMap::new());
+    for epoch in epochs {
+        let both = [left, right].map(|side| (at(&side.watermarks, epoch, NEVER), at(&side.rests, epoch, Rest::Awake)));
+        let awake: Vec<i64> = both.iter().filter(|side| side.1 == Rest::Awake).map(|side| side.0).collect();
+        let reached = both.map(|(watermark, rest)| if let Rest::Ended(reached) = rest { reached } else { watermark });
+        let (now, rest) = match (awake.iter().min(), both) {
+            (_, [(_, Rest::Ended(_)), (_, Rest::Ended(_))]) => (OVER, Rest::Ended(reached[0].max(reached[1]))),
+            (Some(least), _) => (*least, Rest::Awake),
+            (None, _) => (reached[0].max(reached[1]), Rest::Idle),
+        };
+        watermark = watermark.max(now);
+        watermarks.insert(epoch, watermark);
+        rests.insert(epoch, rest);
     }
+    let mut records = [&left.records[..], &right.records[..]].concat();
+    for record in &mut records {
+        let floor = record.woke.map_or(NEVER, |woke| before(&watermarks, woke, NEVER));
+        record.floor = record.floor.max(floor);
+    }
+    let rejected = [&left.rejected[..], &right.rejected[..]].concat();
+    History { records, rejected, watermarks, rests }
 }
 
 impl<D> History<D> {
@@ -148,6 +204,7 @@ impl<D> History<D> {
             records: self.records.iter().flat_map::<Vec<_>, _>(changed).collect(),
             rejected: self.rejected.clone(),
             watermarks: self.watermarks.clone(),
+            rests: self.rests.clone(),
         }
     }
 
@@ -156,7 +213,9 @@ impl<D> History<D> {
         let rows = shown.closed.iter().flat_map(|(epoch, rows)| rows.iter().map(move |row| (*epoch, row.clone())));
         let record = |(epoch, row): (u64, Row<V>)| {
             let time = row.1 - 1;
-            Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, data: row }
+            // A row that a stream shows at an epoch after one at which it was idle.
+            let woke = self.rests.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
+            Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, woke, data: row }
         };
         // Rows are still to come from as far back as windows are kept for.
         let behind = |(epoch, mark): (&u64, &i64)| match *mark {
@@ -164,7 +223,16 @@ impl<D> History<D> {
             mark => (*epoch, mark - late),
         };
         let watermarks = self.watermarks.iter().map(behind).collect();
-        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks }
+        let rests = self.rests.iter().map(|(epoch, rest)| match *rest {
+            Rest::Ended(reached) => (*epoch, Rest::Ended(behind((epoch, &reached)).1)),
+            rest => (*epoch, rest),
+        });
+        let rests = rests.collect();
+        History { records: rows.map(record).collect(), rejected: Vec::new(), watermarks, rests }
+    }
+
+    fn was_idle_before(&self, epoch: u64) -> bool {
+        before(&self.rests, epoch, Rest::Awake) == Rest::Idle
     }
 }
 

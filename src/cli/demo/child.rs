@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::cli::note;
 use crate::cli::parent::Offspring;
 use crate::error::{Error, Result};
 
@@ -114,7 +115,7 @@ impl Program {
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<&str> = said.lines().collect();
         for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
-            eprintln!("{}: {line}", self.name);
+            note(format_args!("{}: {line}", self.name));
         }
     }
 }

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+use crate::cli::{log, note};
 
 /// Follows the lines of a file that grows, from its first on; it need not be there yet.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl View {
         let template = "{bar:30} {human_pos} of {human_len} {prefix}\n{wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         View {
-            bar: std::io::stderr().is_terminal().then(|| ProgressBar::new(length).with_style(style)),
+            bar: log::is_live().then(|| ProgressBar::new(length).with_style(style)),
             begun: Instant::now(),
             looked: None,
             shown: None,
@@ -125,7 +127,11 @@ impl View {
                 bar.set_message(done);
                 bar.set_position(self.sent);
             }
-            None => eprintln!("{:>3} s: {} {produced}; {done}", self.begun.elapsed().as_secs(), HumanCount(self.sent)),
+            None => note(format_args!(
+                "{:>3} s: {} {produced}; {done}",
+                self.begun.elapsed().as_secs(),
+                HumanCount(self.sent)
+            )),
         }
     }
 

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::rows::{Row, Rows, json, step, text_of};
 use super::{bytes, choose, clock, look_at, rows, size, with_snapshot};
 use crate::cli::progress::bytes_bar;
-use crate::cli::say;
+use crate::cli::{note, say};
 use crate::durable::codec::Value;
 use crate::durable::manifest::Manifest;
 use crate::error::Result;
@@ -74,7 +74,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
             continue;
         }
         if shown == limit {
-            eprintln!("there are more; --limit N shows N of them");
+            note(format_args!("there are more; --limit N shows N of them"));
             break;
         }
         // Nobody may be reading any more; that is no reason to fail.
@@ -85,7 +85,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
     }
     bar.finish_and_clear();
     if shown == 0 {
-        eprintln!("there are no such rows");
+        note(format_args!("there are no such rows"));
     }
     Ok(0)
 }
@@ -117,7 +117,8 @@ fn overview(manifest: &Manifest) {
         say(format_args!("  {flag} {value}"));
     }
     for source in &manifest.sources {
-        say(format_args!("source {}: watermark {}", source.name, source.watermark));
+        let kind = if source.is_combined() { "" } else { "source " };
+        say(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
         for bound in &source.bounds {
             let until = bound.until.map(|until| format!(" of {until}")).unwrap_or_default();
             let is = if bound.ended {

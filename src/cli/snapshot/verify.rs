@@ -6,9 +6,12 @@ use clap::Args;
 
 use super::{counted, look_at, size};
 use crate::cli::progress::bytes_bar;
-use crate::cli::say;
+use crate::cli::{note, say};
 use crate::durable::look::{Checked, check};
-use crate::error::Result;
+use crate::durable::recovery::SinkFound;
+use crate::durable::state::StateDir;
+use crate::error::{Error, Result};
+use crate::sink::published_in;
 
 /// Flags of `tidegate snapshot verify`.
 #[derive(Clone, Debug, Args)]
@@ -16,34 +19,59 @@ use crate::error::Result;
     after_help = "Checked are the identity of the state, the claims of its lives, the snapshots that count, every
 segment that they name, block by block, and the journal; and that together they can be gone
 on from. Every bad file is named on standard error. A torn tail of the journal is what a
-process was writing when it ended: it never counts, and is not damage.
+process was writing when it ended: it never counts. It is damage if a result that came of it
+was published, which the output alone can tell: name results files with --output.
 
 Exit codes: 0 all is as it was written, 1 something is not.
 
 Examples:
   tidegate snapshot verify state/
+  tidegate snapshot verify state/ --output totals.csv --output late.csv
   tidegate snapshot verify savepoint/"
 )]
 pub struct VerifyArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
+
+    /// A results file of the state, CSV or NDJSON: checks that the journal has all that was published in it. Repeatable
+    #[arg(long = "output", value_name = "FILE")]
+    pub outputs: Vec<PathBuf>,
+}
+
+/// The results files, as the next start would find them.
+fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
+    let mut outputs = Vec::new();
+    for file in files {
+        let place = || file.display().to_string();
+        let Some((state, sink)) = published_in(dir.disk(), file)? else {
+            let error = Error::usage("this is no results file of a job with state").at(place());
+            return Err(error.because("it has no commit file beside it"));
+        };
+        if state != dir.id() {
+            let why = format!("it belongs to the state {state}, and this is the state {}", dir.id());
+            return Err(Error::usage("this is a results file of another state").at(place()).because(why));
+        }
+        outputs.push(sink);
+    }
+    Ok(outputs)
 }
 
 /// Runs the command; answers its exit code.
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     let bar = bytes_bar();
-    let checked = check(&dir, &mut |bytes, all| {
+    let checked = check(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
         bar.set_length(all);
         bar.inc(bytes);
     })?;
     bar.finish_and_clear();
     let Checked { snapshots, claims, journals, segments, bytes, wrong, torn, goes_on } = &checked;
     for error in wrong {
-        eprintln!("{error}");
+        note(format_args!("{error}"));
     }
     for (file, length) in torn {
-        say(format_args!("journal/{file}: the last {length} bytes are not finished, and do not count"));
+        let hint = if args.outputs.is_empty() { ", unless an output has published them: see --output" } else { "" };
+        say(format_args!("journal/{file}: the last {length} bytes are not finished, and do not count{hint}"));
     }
     if let Some(goes_on) = goes_on {
         let from = goes_on.from.map_or("the beginning".into(), |from| format!("epoch {}", from.0));

@@ -6,6 +6,9 @@
 //! header  as in `sealed`: state, file, workers of the life, length and last epoch of the file before
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
+//! If bounds of the frame keep records by value, the body goes on with those: a list of (number of the bound, its values),
+//! in postcard.
+//!
 //! `synced` is the length of this file that was known to be on the disk for good when the frame was written. So it tells
 //! a torn tail, behind which nothing can have been built on, from damage.
 //!
@@ -16,14 +19,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Frame;
+use super::{Frame, Value};
 use crate::durable::StateId;
-use crate::durable::sealed::Kind;
+use crate::durable::sealed::{Broken, Kind};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// How a file begins.
-pub(super) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 1, name: "journal" };
+/// How a file begins. Files of version 1 differ in nothing but that their frames keep no values.
+pub(in crate::durable) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 2, name: "journal" };
+
+/// Reads the header that a file begins with, and its length.
+pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(Header, usize), Broken> {
+    match KIND.open_first(bytes) {
+        Err(Broken::Version(1)) => Kind { version: 1, ..KIND }.open_first(bytes),
+        header => header,
+    }
+}
 /// How a frame begins.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
 /// How many bytes a frame has before its body.
@@ -104,8 +115,26 @@ pub(super) fn salt(state: StateId, file: FileId) -> u32 {
 
 /// The body of a frame.
 pub(super) fn body_of(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
-    postcard::to_extend(&(worker, frame), Vec::with_capacity(64))
-        .map_err(|why| Error::new("cannot write a frame of the journal").because(why))
+    let cannot = |why: postcard::Error| Error::new("cannot write a frame of the journal").because(why);
+    let body = postcard::to_extend(&(worker, frame), Vec::with_capacity(64)).map_err(cannot)?;
+    let kept = (0u32..).zip(&frame.bounds).filter_map(|(number, bound)| Some((number, bound.values.as_ref()?)));
+    let kept: Vec<_> = kept.collect();
+    if kept.is_empty() { Ok(body) } else { postcard::to_extend(&kept, body).map_err(cannot) }
+}
+
+/// Reads the body of a frame: the worker, and the frame. `None` if it makes no sense.
+pub(super) fn read_body(body: &[u8]) -> Option<(u32, Frame)> {
+    let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
+    if !rest.is_empty() {
+        let (kept, rest): (Vec<(u32, Vec<Value>)>, _) = postcard::take_from_bytes(rest).ok()?;
+        for (number, values) in kept {
+            frame.bounds.get_mut(number as usize)?.values = Some(values);
+        }
+        if !rest.is_empty() {
+            return None;
+        }
+    }
+    Some((worker, frame))
 }
 
 /// Adds a frame that will be at `position` in its file.

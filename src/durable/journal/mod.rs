@@ -4,15 +4,20 @@
 //! * A [`Check`] in it tells later whether the partition is still the one that it was.
 //! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing, but for the
 //!   first epoch of a life, to which every worker appends a frame.
+//! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is whole.
 //! * [`FileJournal`] keeps frames in files, [`JournalFile`] reads those back, [`FileId`] names them.
 //!
 //! Invariants: a worker appends the frames of its epochs in order; a worker's capability for an epoch outlives the sync
 //! of its frame for that epoch; equal frames give equal output, on any number of workers.
 
+mod ends;
 mod format;
 mod reader;
 mod writer;
 
+pub use ends::{JournalEnds, WorkerEnd};
+#[cfg(test)]
+pub(in crate::durable) use format::KIND;
 pub use format::{Before, Entry, FileId, Header};
 pub use reader::JournalFile;
 #[cfg(test)]
@@ -49,6 +54,21 @@ pub struct Bound {
     pub ended: bool,
     /// What the partition is known again by; `None` if nothing was taken of it, or its kind of source has no such thing.
     pub check: Option<Check>,
+    /// The records themselves, of a source that may not have them any more when the epoch is replayed; `None` of all others.
+    /// They are in the journal alone, in no manifest.
+    #[serde(skip)]
+    pub values: Option<Vec<Value>>,
+}
+
+/// A record that is kept by value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Value {
+    /// Its offset.
+    pub offset: u64,
+    /// When it was written, in milliseconds since 1970, where that is known.
+    pub stamped: Option<i64>,
+    /// Its bytes; `None` if it has none.
+    pub payload: Option<Vec<u8>>,
 }
 
 /// A checksum of something that a partition has before a bound's `next`, from `at` on: of bytes of a file, of a record of
@@ -171,6 +191,7 @@ mod tests {
             until: None,
             ended: false,
             check: None,
+            values: None,
         };
         Frame { epoch: Epoch(epoch), bounds: vec![bound] }
     }

@@ -3,7 +3,7 @@
 //! Nothing is decided here: whether what is not good is a torn tail or damage depends on what others say of the file,
 //! too. That is for [`recovery`](crate::durable::recovery).
 
-use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, salt};
+use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, read_body, read_header, salt};
 use crate::durable::StateId;
 use crate::durable::sealed::Broken;
 use crate::error::{Error, Result};
@@ -44,7 +44,7 @@ impl JournalFile {
         };
         let salt = salt(state, id);
         let mut at = 0;
-        match KIND.open_first::<Header>(bytes) {
+        match read_header(bytes) {
             Ok((header, end)) => {
                 check_header(state, id, &header)?;
                 file.header = Some(header);
@@ -85,8 +85,8 @@ fn check_header(state: StateId, id: FileId, header: &Header) -> Result<()> {
 }
 
 fn entry(id: FileId, body: &[u8], end: u64) -> Result<Entry> {
-    match postcard::take_from_bytes(body) {
-        Ok(((worker, frame), [])) => Ok(Entry { worker, frame, end }),
-        _ => Err(Error::new("the journal is damaged").at(id).because("a frame makes no sense")),
+    match read_body(body) {
+        Some((worker, frame)) => Ok(Entry { worker, frame, end }),
+        None => Err(Error::new("the journal is damaged").at(id).because("a frame makes no sense")),
     }
 }

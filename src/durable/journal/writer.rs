@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::Thread;
 use std::time::Instant;
 
 use super::format::{BEFORE_BODY, Before, FileId, Header, KIND, body_of, put, salt};
@@ -25,6 +25,7 @@ use crate::durable::recovery::Accepted;
 use crate::durable::{StateId, StillCurrent, disk_error};
 use crate::error::{Error, Result};
 use crate::metrics::SyncMetrics;
+use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
 /// Where a journal is written, and by whom.
@@ -46,7 +47,7 @@ pub struct Place {
     pub limit: u64,
     /// Files of earlier lives that this process removes when they are cut off.
     pub inherited: Vec<Accepted>,
-    /// Asked before anything is removed.
+    /// Asked before anything is written or removed.
     pub still_current: StillCurrent,
 }
 
@@ -69,7 +70,7 @@ impl fmt::Debug for Place {
 #[derive(Debug)]
 pub struct FileJournal {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
 }
 
 /// What workers and the writing thread share.
@@ -117,11 +118,10 @@ impl FileJournal {
     /// If the disk does not let it, or the process has begun it already.
     pub fn begin(place: Place) -> Result<FileJournal> {
         let (mut journal, writer) = FileJournal::prepare(place)?;
-        let thread = std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer.run())
-            .map_err(|why| Error::new("cannot start the journal's thread").because(why))?;
-        journal.thread = Some(thread);
+        // Workers would wait in vain for a thread that has panicked.
+        let shared = Arc::clone(&journal.shared);
+        let told = move |error| shared.fail(error);
+        journal.thread = Some(thread::start_telling(Role::Journal, Role::Journal.name(), told, move || writer.run())?);
         Ok(journal)
     }
 
@@ -153,8 +153,7 @@ impl FileJournal {
         locked(&self.shared.queue).closing = true;
         self.shared.ready.notify_one();
         if let Some(thread) = self.thread.take() {
-            // That it panicked it has told.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
@@ -275,8 +274,9 @@ impl Writer {
     }
 
     fn run(mut self) {
-        let _told = TellOfPanic(self.shared.clone());
-        while self.step() {}
+        while self.step() {
+            thread::turn();
+        }
     }
 
     /// Waits for something to do and does it. Whether there may be more.
@@ -291,6 +291,7 @@ impl Writer {
 
     fn round(&mut self, work: &Queue) -> Result<()> {
         if !work.waiting.is_empty() {
+            (self.place.still_current)()?;
             if self.length >= self.place.limit {
                 self.rotate()?;
             }
@@ -368,17 +369,6 @@ impl Writer {
         }
         // That they are gone need not survive a crash.
         Ok(())
-    }
-}
-
-/// Lets workers know of a panic, which they would wait for in vain.
-struct TellOfPanic(Arc<Shared>);
-
-impl Drop for TellOfPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail(Error::new("the journal's thread has panicked"));
-        }
     }
 }
 

@@ -5,9 +5,10 @@
 //! * `claim 2 from 6-1 names 4-1 counts 1-0-0:3` – life 2 went on from a manifest, knew others, and counted frames.
 //! * `1-0-0 workers 2 = 0@2 1@2` – a file of the journal, and the frames in it: worker and epoch. Also `known 2`: how
 //!   many frames it knows to be synced; `after 3/8`: the file before has so many frames and its last epoch;
-//!   `headless`; `damaged`.
+//!   `headless`; `damaged`; `whole`: it ends with its last frame.
 //! * `manifest 6-1 out 4 step t segment a ended damaged` – a manifest with a sink, a step, a segment.
 //! * `out 7 changing` – the sink `out` has shown that epoch; it holds a collection. `out -`: it is new.
+//!   `out 7 by 2 knows 0/0@6 1/1@7` – incarnation 2 wrote to it, with the ends of journals: process, worker and epoch.
 
 use super::*;
 use crate::durable::journal::{Before, Entry, Header};
@@ -79,7 +80,7 @@ fn claim(case: &mut Case, mut words: Words<'_>) {
 
 fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
     let mut header = Header { state: STATE, file: id, workers: 1, before: None };
-    let (mut entries, mut known, mut headless, mut damaged) = (Vec::new(), 0, false, false);
+    let (mut entries, mut known, mut headless, mut damaged, mut behind) = (Vec::new(), 0, false, false, 3);
     while let Some(word) = words.next() {
         match word {
             "workers" => header.workers = number(&mut words) as u32,
@@ -90,6 +91,7 @@ fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
                 header.before = Some(Before { length, last: last.parse().ok().map(Epoch) });
             }
             "headless" => headless = true,
+            "whole" => behind = 0,
             "damaged" => damaged = true,
             "=" => {}
             word => {
@@ -102,7 +104,7 @@ fn journal(case: &mut Case, id: FileId, mut words: Words<'_>) {
     }
     let good = if headless { 0 } else { length(entries.len() as u64) };
     let header = (!headless).then_some(header);
-    let file = JournalFile { id, header, entries, begin: 100, good, known, found: good + 3 };
+    let file = JournalFile { id, header, entries, begin: 100, good, known, found: good + behind };
     let file = if damaged { Err(Error::new("a file of the journal is damaged")) } else { Ok(file) };
     case.survey.journals.insert(id, file);
 }
@@ -145,6 +147,26 @@ fn manifest_found(case: &mut Case, mut words: Words<'_>) {
     case.survey.manifests.insert(id, found);
 }
 
+fn sink_found(case: &mut Case, mut words: Words<'_>) {
+    let shown = words.next().unwrap().parse().ok();
+    let (mut on_change, mut incarnation, mut ends) = (false, 0, Vec::new());
+    while let Some(word) = words.next() {
+        match word {
+            "changing" => on_change = true,
+            "by" => incarnation = number(&mut words),
+            "knows" => {}
+            word => {
+                let (worker, epoch) = word.split_once('@').unwrap();
+                let (process, worker) = worker.split_once('/').unwrap();
+                let (process, worker) = (process.parse().unwrap(), worker.parse().unwrap());
+                ends.push(WorkerEnd { process, worker, epoch: Epoch(epoch.parse().unwrap()) });
+            }
+        }
+    }
+    let published = shown.map(|epoch| published(epoch, incarnation, ends));
+    case.sinks.push(SinkFound { name: "out".into(), published, on_change });
+}
+
 fn case(found: &str) -> Case {
     let mut case = Case { survey: Survey::default(), sinks: vec![] };
     for item in found.split([';', '\n']).map(str::trim).filter(|item| !item.is_empty()) {
@@ -152,11 +174,7 @@ fn case(found: &str) -> Case {
         match words.next().unwrap() {
             "claim" => claim(&mut case, words),
             "manifest" => manifest_found(&mut case, words),
-            "out" => {
-                let shown = words.next().unwrap().parse().ok().map(Epoch);
-                let on_change = words.next().is_some();
-                case.sinks.push(SinkFound { name: "out".into(), shown, on_change });
-            }
+            "out" => sink_found(&mut case, words),
             "segment" => case.survey.segments.extend(words.next().map(str::to_owned)),
             name => journal(&mut case, file_id(name), words),
         }
@@ -171,7 +189,14 @@ fn list(of: impl IntoIterator<Item = impl ToString>) -> String {
 
 /// What is decided, in words.
 fn told(case: &Case, query: &QueryPrint, accept_changed_query: bool) -> String {
-    let found = Found { incarnation: 9, survey: &case.survey, sinks: &case.sinks, query, accept_changed_query };
+    let found = Found {
+        incarnation: 9,
+        survey: &case.survey,
+        sinks: &case.sinks,
+        query,
+        accept_changed_query,
+        accept_changed_sources: false,
+    };
     let decision = match decide(&found) {
         Ok(decision) => decision,
         Err(why) => return why.to_string(),
@@ -395,6 +420,44 @@ fn no_sink_is_behind_or_ahead() {
 
 /// A changed query, with what is found, and what is said of it; `accepted` where it is let go on.
 #[track_caller]
+#[test]
+fn what_a_sink_knows_of_journals_is_in_them() {
+    let journals = "claim 1; 1-0-0 workers 2 = 0@2 0@4; 1-1-0 workers 2 whole = 1@2 1@4";
+    check(
+        &format!("{journals}; out 4 by 1 knows 0/0@4 1/1@4"),
+        "from nothing, replay 2 4, count 1-0-0:2 1-1-0:2, last 4",
+    );
+    // A worker that had nothing to commit has no frame.
+    check(&format!("{journals}; out 8 by 1 knows 0/0@4 1/1@4"), "an output is ahead of the state…");
+    let lost = |end: &str, expected: &str| check(&format!("{journals}; out 4 by 1 knows {end}"), expected);
+    lost(
+        "0/0@6 1/1@4",
+        "the journal is damaged (journal/1-0-0.journal): worker 0 has committed epoch 6, which the output out has \
+         published, and the end of this file is not whole; restore the state from a copy, or begin a new state and new \
+         outputs",
+    );
+    lost(
+        "0/0@4 1/1@6",
+        "a file of the journal is missing (journal/1-1-1.journal): worker 1 has committed epoch 6, which the output out \
+         has published, and it is not in 1-1-0.journal: that file was cut short, or 1-1-1.journal is missing; restore…",
+    );
+    lost(
+        "0/0@4 1/1@4 2/2@4",
+        "a file of the journal is missing (journal/1-2-0.journal): worker 2 has committed epoch 4…",
+    );
+    // The snapshot has it.
+    check(&format!("{journals}; manifest 6-1 out 4; out 4 by 1 knows 0/0@6 1/1@4"), "from 6-1…");
+    // The claim has proved what counts of earlier incarnations; a sink that was begun since knows of none.
+    let later = "claim 2 counts 1-0-0:2/4; 1-0-0 = 0@2 0@4; 2-0-0 workers 2 = 0@6";
+    check(&format!("{later}; out 4 by 1 knows 0/0@4 1/1@4"), "from nothing, replay 2 4…");
+    check(&format!("{later}; out 4 by 2"), "from nothing, replay 2 4…");
+    check(&format!("{later}; out 4 by 2 knows 1/1@6"), "a file of the journal is missing (journal/2-1-0.journal)…");
+    check(
+        &format!("{later}; out 4 by 3"),
+        "the claim of a life of the state is missing (lives/3.claim): the output out…",
+    );
+}
+
 fn check_changed(found: &str, change: impl Fn(&mut QueryPrint), expected: &str, accepted: bool) {
     let mut query = print();
     change(&mut query);
@@ -426,7 +489,7 @@ fn a_changed_query_does_not_replay() {
     said(|query| query.steps[0].name = "u".into(), "the step aggregate u is new, the step aggregate t is gone");
     let another = |query: &mut QueryPrint| {
         query.build = "b2".into();
-        query.steps.clear();
+        query.steps.retain(|step| step.kind == "source");
     };
     said(another, "the program is another build (b2, was b1), the step aggregate t is gone");
     // Nothing is replayed: it may have changed.
@@ -459,7 +522,7 @@ fn rows_of_a_step_that_is_gone_or_has_other_types_are_never_read() {
     );
     check_changed(
         found,
-        |query| query.steps.clear(),
+        |query| query.steps.retain(|step| step.kind == "source"),
         "the state has rows of a step that the query does not have (step t); give the step its name back…",
         false,
     );

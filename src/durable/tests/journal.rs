@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::durable::disk::Disk;
-use crate::durable::journal::{FileJournal, Journal};
+use crate::durable::journal::{FileJournal, Header, Journal, KIND, Value};
+use crate::durable::sealed::Kind;
 
 /// Appends, and waits until it is synced: a commit of its own.
 fn commit(journal: &FileJournal, worker: usize, frame: Frame) {
@@ -360,4 +361,34 @@ fn a_worker_binds_an_epoch_once() {
     let journal = FileJournal::begin(state.place(&claim, 0, 1)).unwrap();
     journal.append(0, frame(4, &[])).unwrap();
     let _ = journal.append(0, frame(4, &[]));
+}
+
+#[test]
+fn records_that_are_kept_by_value_are_replayed_with_their_epoch() {
+    let (_, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let journal = FileJournal::begin(state.place(&claim, 0, 1)).unwrap();
+    let value = |offset, payload: Option<&[u8]>| Value { offset, stamped: Some(7), payload: payload.map(Into::into) };
+    let mut frames = [frame(2, &[(0, 1), (1, 9), (2, 5)]), frame(4, &[(1, 10)])];
+    frames[0].bounds[1].values = Some(vec![value(3, Some(b"three")), value(8, None)]);
+    frames[0].bounds[2].values = Some(Vec::new());
+    frames.iter().for_each(|frame| commit(&journal, 0, frame.clone()));
+    drop(journal);
+    let (_, decision) = begin_life(&state);
+    assert_eq!(decision.replay, frames);
+}
+
+#[test]
+fn a_journal_of_the_first_version_is_read() {
+    let (disk, state, mut bytes) = six_epochs();
+    assert_eq!(bytes[7], 2);
+    let id = first_file(1);
+    let header: (Header, usize) = KIND.open_first(&bytes).unwrap();
+    bytes[..header.1].copy_from_slice(&Kind { version: 1, ..KIND }.seal(&header.0).unwrap());
+    let read = JournalFile::read(state.id(), id, &bytes).unwrap();
+    let now = JournalFile::read(state.id(), id, &disk.read(&path_of(id)).unwrap()).unwrap();
+    assert!(read.entries.len() == 6 && read == now);
+    bytes[..header.1].copy_from_slice(&Kind { version: 3, ..KIND }.seal(&header.0).unwrap());
+    let why = JournalFile::read(state.id(), id, &bytes).unwrap_err().to_string();
+    assert!(why.contains("was written in format 3, and this program knows format 2"), "{why}");
 }

@@ -9,12 +9,12 @@ mod state;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::journal::{Bound, FileId, Frame, JournalFile, Place};
+use super::journal::{Bound, FileId, Frame, JournalFile, Place, WorkerEnd};
 use super::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepPrint};
 use super::memory_disk::MemoryDisk;
 use super::recovery::{Claim, Decision, Found, SinkFound, Survey, claimed, decide};
 use super::state::StateDir;
-use super::{StateId, StillCurrent};
+use super::{Published, StateId, StillCurrent};
 use crate::error::Result;
 use crate::time::{Epoch, EventTime};
 
@@ -30,6 +30,7 @@ fn bound(partition: u32, next: u64) -> Bound {
         until: None,
         ended: false,
         check: None,
+        values: None,
     }
 }
 
@@ -39,8 +40,9 @@ fn frame(epoch: u64, bounds: &[(u32, u64)]) -> Frame {
 
 fn print() -> QueryPrint {
     let step = StepPrint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
+    let source = StepPrint { kind: "source".into(), name: "s".into(), detail: "topic s of T".into(), fingerprint: 0 };
     let flags = vec![("--epoch".into(), "100ms".into())];
-    QueryPrint { build: "b1".into(), flags, steps: vec![step] }
+    QueryPrint { build: "b1".into(), flags, steps: vec![step, source] }
 }
 
 fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
@@ -69,13 +71,18 @@ fn new_state() -> (MemoryDisk, StateDir) {
 }
 
 fn sink(name: &str, shown: Option<u64>) -> SinkFound {
-    SinkFound { name: name.into(), shown: shown.map(Epoch), on_change: false }
+    SinkFound { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
+}
+
+/// What a sink says; the ends are of worker and epoch, all of process 0.
+fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> Published {
+    Published { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
 }
 
 /// Decides for life `incarnation`, with one sink `out`.
 fn decided(survey: &Survey, incarnation: u64, shown: Option<u64>) -> Result<Decision> {
     let (sinks, query) = (&[sink("out", shown)], &print());
-    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false })
+    decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false, accept_changed_sources: false })
 }
 
 /// Begins a life, whatever was shown.

@@ -61,7 +61,7 @@ fn a_savepoint_whose_making_is_cut_off_is_none() {
             // What came last is there, and was not said to be.
             (Err(_), Ok(opened)) => {
                 let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
-                assert_eq!((opened.manifest().id(), check(&joined, &mut |_, _| {}).unwrap().wrong), (id, vec![]));
+                assert_eq!((opened.manifest().id(), check(&joined, &[], &mut |_, _| {}).unwrap().wrong), (id, vec![]));
             }
             (Err(_), Err(_)) => made += 1,
         }
@@ -82,7 +82,7 @@ fn a_savepoint_is_made_whatever_the_job_removes_meanwhile() {
     export(&state, id, Path::new("save"), &mut { removes }).unwrap();
     assert!(disk.list(&state.segments()).unwrap().is_empty());
     let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
-    let checked = check(&joined, &mut |_, _| {}).unwrap();
+    let checked = check(&joined, &[], &mut |_, _| {}).unwrap();
     assert_eq!((checked.wrong, checked.segments), (vec![], 2));
     // A snapshot whose segments are gone leaves nothing that could be taken for a savepoint.
     export(&state, id, Path::new("other"), &mut no_matter).unwrap_err();
@@ -109,7 +109,7 @@ fn a_state_that_begins_with_a_savepoint_does_so_whole_or_stays_new() {
             savepoint().restore(&new, life).unwrap();
             cut_off += 1;
         }
-        let checked = check(&new, &mut |_, _| {}).unwrap();
+        let checked = check(&new, &[], &mut |_, _| {}).unwrap();
         assert_eq!((checked.wrong, checked.snapshots, checked.segments), (vec![], 1, 2), "after {acts} acts");
         let base = goes_on(&new).unwrap();
         assert_eq!((base.state, base.epoch, base.sinks.len()), (new.id(), Epoch(8), 0));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::*;
-use crate::durable::disk::Disk;
+use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Journal};
 use crate::durable::manifest::{self, ManifestId, StepState};
 use crate::durable::segment::{Label, SegmentInfo};
@@ -376,4 +376,86 @@ fn one_act_too_late_does_no_harm() {
             base.verify(&**state.disk(), &state.segments()).unwrap();
         }
     }
+}
+
+#[test]
+fn starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays() {
+    let (_, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    for _ in 0..100 {
+        state.begin().unwrap();
+    }
+    let left = names(&state, "lives");
+    assert!(left.len() <= 20, "{left:?}");
+    assert!(left.contains(&"1.claim".to_owned()) && left.contains(&"101".to_owned()), "{left:?}");
+    assert!((state.still_current(claim.incarnation))().is_err());
+    assert!((state.still_current(101))().is_ok());
+    assert_eq!(begin_life(&state).0.incarnation, 102);
+}
+
+#[test]
+fn a_state_whose_lock_file_was_removed_is_still_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = folder.path().join("state");
+    let disks: [(Arc<dyn Disk>, PathBuf); 2] =
+        [(Arc::new(MemoryDisk::default()), PathBuf::from("state")), (OsDisk::shared(), on_disk)];
+    for (disk, path) in disks {
+        let open = |take_over| StateDir::open(disk.clone(), &path, take_over);
+        let state = open(false).unwrap();
+        let (claim, _) = begin_life(&state);
+        for _ in 0..2 {
+            // Once it is gone, then there is one that nobody has locked or signed.
+            let _may_be_gone = disk.remove(&path.join("LOCK"));
+            let error = open(false).unwrap_err().to_string();
+            let holder = format!("process {} on ", std::process::id());
+            assert!(error.starts_with("the state is in use (") && error.contains(&holder), "{error}");
+            assert!(open(false).is_err());
+        }
+        (state.still_current(claim.incarnation))().unwrap();
+        assert_eq!(names(&state, "lives"), ["1", "1.claim"]);
+        open(true).unwrap();
+        drop(state);
+        open(false).unwrap();
+    }
+}
+
+#[test]
+fn an_earlier_life_asks_before_it_appends_to_its_journal() {
+    let (disk, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    journal.append(0, frame(2, &[(0, 2)])).unwrap();
+    assert!(writer.step());
+    let before = disk.read(&path_of(first_file(1))).unwrap();
+    let (later, decision) = begin_life(&joined(&state));
+    assert_eq!((later.incarnation, short(&decision.replay)), (2, vec![(2, vec![(0, 2)])]));
+    journal.append(0, frame(4, &[(0, 4)])).unwrap();
+    assert!(!writer.step());
+    let error = journal.check().unwrap_err().to_string();
+    assert!(error.starts_with("another process goes on with this state (state)"), "{error}");
+    assert_eq!(journal.synced(0), Some(Epoch(2)));
+    assert_eq!(disk.read(&path_of(first_file(1))).unwrap(), before);
+}
+
+/// As after a failed sync in the life before: what is read may be in the system's memory alone, and no sync of the same file
+/// changes that.
+#[test]
+fn a_journal_that_is_accepted_is_written_anew() {
+    let (disk, state) = new_state();
+    let (claim, _) = begin_life(&state);
+    let (journal, mut writer) = FileJournal::prepare(state.place(&claim, 0, 1)).unwrap();
+    journal.append(0, frame(2, &[(0, 2)])).unwrap();
+    assert!(writer.step());
+    let mut old = disk.open(&path_of(first_file(1))).unwrap();
+    let (before, found) = (old.length().unwrap(), state.survey().unwrap());
+    // Whatever becomes of the old file now.
+    old.cut(0).unwrap();
+    let file = found.journals[&first_file(1)].as_ref().unwrap();
+    assert_eq!((file.good, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
+    // One that an earlier life has claimed was written anew then.
+    begin_life(&state);
+    let mut copy = disk.open(&path_of(first_file(1))).unwrap();
+    state.survey().unwrap();
+    copy.cut(0).unwrap();
+    assert_eq!(disk.read(&path_of(first_file(1))).unwrap().len(), 0);
 }

@@ -4,36 +4,128 @@
 //! never returns: the thread that sends or receives by it sleeps until the process ends. So nothing is printed but the one
 //! line of the job's own failure, and no worker goes on with half of what was sent.
 //!
-//! A connection that ends in order has, as its last bytes, timely's empty header: [`END`] zeros.
+//! If timely panics all the same, on a thread that reads or writes here, that fails the job: see [`adopt`].
+//!
+//! What is sent goes in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`SIGN`], a sign of life,
+//! which a thread beside the dataflow sends when nothing else is on its way; and [`END`], after which nothing comes. So a
+//! connection that brings nothing is noticed even when there is nothing to bring, and one that ends without [`END`] is lost.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use timely::communication::allocator::zero_copy::stream::Stream;
 
+use super::heartbeat::{HeartbeatMonitor, POLL, Silence};
 use super::side::Side;
+use super::wire::is_wait;
+use crate::thread::adopt;
 
-/// The length of timely's message header, which is zero throughout at the end of a connection.
-const END: usize = 48;
+const SIGN: u8 = 0;
+const DATA: u8 = 1;
+const END: u8 = 2;
+/// How many bytes come before those of timely.
+const HEADER: usize = 5;
+/// How many bytes of timely's a frame has at most.
+const LONGEST: usize = 1 << 30;
+/// Frames of which less than that is left to read are read by way of a buffer, with those that follow.
+const BUFFER: usize = 1 << 14;
+/// How long a sign may take to be sent: when the connection is full, there is no need of it.
+const SIGNING: Duration = Duration::from_millis(1);
+
+/// The sending half of a connection.
+pub(super) struct Sender {
+    stream: TcpStream,
+    /// `true` when nothing follows. Held while a frame is sent, so that frames stay whole.
+    ended: Mutex<bool>,
+}
+
+impl Sender {
+    fn ended(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a frame of timely's bytes.
+    fn data(&self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(LONGEST)];
+        let mut header = [DATA; HEADER];
+        header[1..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        let _whole = self.ended();
+        let mut stream = &self.stream;
+        let sent = loop {
+            match stream.write_vectored(&[IoSlice::new(&header), IoSlice::new(bytes)]) {
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                sent => break sent?,
+            }
+        };
+        if let Some(rest) = header.get(sent..) {
+            stream.write_all(rest)?;
+        }
+        stream.write_all(&bytes[sent.saturating_sub(HEADER)..])?;
+        Ok(bytes.len())
+    }
+
+    /// Sends a sign of life, unless something else is being sent.
+    pub(super) fn sign(&self) {
+        let ended = match self.ended.try_lock() {
+            Ok(ended) => ended,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if !*ended {
+            // Who does not take it is missed by its own signs.
+            let _ = self.stream.set_write_timeout(Some(SIGNING));
+            let _ = (&self.stream).write(&[SIGN]);
+            let _ = self.stream.set_write_timeout(None);
+        }
+    }
+
+    /// Says that nothing follows.
+    fn end(&self) -> io::Result<()> {
+        let mut ended = self.ended();
+        if !std::mem::replace(&mut *ended, true) {
+            (&self.stream).write_all(&[END])?;
+        }
+        Ok(())
+    }
+}
 
 /// A connection to another process, for the dataflow.
 pub(crate) struct Link {
-    stream: TcpStream,
     process: usize,
     side: Arc<Side>,
-    /// How many zeros came last, `END` at most.
-    zeros: usize,
+    sender: Arc<Sender>,
+    silence: Arc<Silence>,
+    timeout: Duration,
+    receiver: Receiver,
 }
 
 impl Link {
-    pub(super) fn new(stream: TcpStream, process: usize, side: Arc<Side>) -> Self {
-        Link { stream, process, side, zeros: 0 }
+    pub(super) fn new(stream: TcpStream, process: usize, timeout: Duration, side: Arc<Side>) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(None)?;
+        stream.set_read_timeout(Some(POLL))?;
+        let (receiver, silence) = (stream.try_clone()?, Arc::default());
+        let sender = Arc::new(Sender { stream, ended: Mutex::new(false) });
+        let receiver = Receiver::new(receiver, timeout, &silence);
+        Ok(Link { process, side, sender, silence, timeout, receiver })
+    }
+
+    /// What signs are given by.
+    pub(super) fn sender(&self) -> Arc<Sender> {
+        Arc::clone(&self.sender)
+    }
+
+    /// How long nothing has come over it.
+    pub(super) fn silence(&self) -> Arc<Silence> {
+        Arc::clone(&self.silence)
     }
 
     /// Says that the other process is gone, and sleeps.
-    fn lost(&self, why: &io::Error) -> ! {
-        self.side.lost(self.process, &why.to_string());
+    fn lost(&self, why: &str) -> ! {
+        self.side.lost_link(self.process, why);
         loop {
             std::thread::park();
         }
@@ -41,32 +133,21 @@ impl Link {
 }
 
 impl Read for Link {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.stream.read(buffer) {
-                Ok(0) if self.zeros < END => {
-                    self.lost(&io::Error::new(io::ErrorKind::UnexpectedEof, "its connection was closed"));
-                }
-                Ok(read) => {
-                    let zeros = buffer[..read].iter().rev().take(END).take_while(|byte| **byte == 0).count();
-                    self.zeros = if zeros == read { END.min(self.zeros + zeros) } else { zeros };
-                    return Ok(read);
-                }
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-                Err(why) => self.lost(&why),
-            }
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        adopt(self.side.failure());
+        match self.receiver.read(into) {
+            Ok(read) => Ok(read),
+            Err(why) => self.lost(&why),
         }
     }
 }
 
 impl Write for Link {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.stream.write(buffer) {
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-                Err(why) => self.lost(&why),
-                written => return written,
-            }
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        adopt(self.side.failure());
+        match self.sender.data(bytes) {
+            Ok(sent) => Ok(sent),
+            Err(why) => self.lost(&why.to_string()),
         }
     }
 
@@ -77,17 +158,183 @@ impl Write for Link {
 
 impl Stream for Link {
     fn try_clone(&self) -> io::Result<Self> {
-        let (stream, side) = (self.stream.try_clone()?, Arc::clone(&self.side));
-        Ok(Link { stream, process: self.process, side, zeros: 0 })
+        let receiver = Receiver::new(self.receiver.stream.try_clone()?, self.timeout, &self.silence);
+        Ok(Link {
+            process: self.process,
+            side: Arc::clone(&self.side),
+            sender: self.sender(),
+            silence: self.silence(),
+            timeout: self.timeout,
+            receiver,
+        })
     }
 
     fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        self.stream.set_nonblocking(nonblocking)
+        self.sender.stream.set_nonblocking(nonblocking)
     }
 
     fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        if let Err(why) = self.sender.end() {
+            self.lost(&why.to_string());
+        }
         // All has been sent: that the other end is closed already is its own affair.
-        let _ = self.stream.shutdown(how);
+        let _ = self.sender.stream.shutdown(how);
         Ok(())
+    }
+}
+
+/// The receiving half of a connection: takes timely's bytes out of their frames.
+struct Receiver {
+    stream: TcpStream,
+    monitor: HeartbeatMonitor,
+    /// What has been read and is not taken: `buffer[taken..held]`.
+    buffer: Vec<u8>,
+    taken: usize,
+    held: usize,
+    /// How many bytes are left of the frame.
+    left: usize,
+    ended: bool,
+}
+
+impl Receiver {
+    fn new(stream: TcpStream, timeout: Duration, silence: &Arc<Silence>) -> Self {
+        let monitor = HeartbeatMonitor::new(timeout, Arc::clone(silence));
+        Receiver { stream, monitor, buffer: Vec::new(), taken: 0, held: 0, left: 0, ended: false }
+    }
+
+    /// Reads bytes of timely's, at least one; none at the end. An error says why the other process is lost.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, String> {
+        while !self.ended {
+            let waiting = &self.buffer[self.taken..self.held];
+            match (self.left, waiting) {
+                (0, [DATA, a, b, c, d, ..]) => {
+                    self.left = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+                    self.taken += HEADER;
+                }
+                (0, [SIGN, ..]) => self.taken += 1,
+                (0, [END, ..]) => self.ended = true,
+                (0, [] | [DATA, ..]) => self.fill()?,
+                (0, _) => return Err(String::from("it sends what no process sends")),
+                (left, []) if left >= BUFFER && into.len() >= BUFFER => {
+                    let most = left.min(into.len());
+                    let read = receive(&mut self.stream, &mut self.monitor, &mut into[..most])?;
+                    self.left -= read;
+                    return Ok(read);
+                }
+                (_, []) => self.fill()?,
+                (left, waiting) => {
+                    let read = left.min(waiting.len()).min(into.len());
+                    into[..read].copy_from_slice(&waiting[..read]);
+                    self.taken += read;
+                    self.left -= read;
+                    return Ok(read);
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    /// Reads further into the buffer.
+    fn fill(&mut self) -> Result<(), String> {
+        self.buffer.resize(BUFFER, 0);
+        self.buffer.copy_within(self.taken..self.held, 0);
+        (self.taken, self.held) = (0, self.held - self.taken);
+        self.held += receive(&mut self.stream, &mut self.monitor, &mut self.buffer[self.held..])?;
+        Ok(())
+    }
+}
+
+/// Waits for bytes, for as long as the other process may be silent.
+fn receive(stream: &mut TcpStream, monitor: &mut HeartbeatMonitor, into: &mut [u8]) -> Result<usize, String> {
+    loop {
+        match stream.read(into) {
+            Ok(0) => return Err(String::from("its connection was closed")),
+            Ok(read) => {
+                monitor.heard();
+                return Ok(read);
+            }
+            Err(why) if is_wait(&why) => monitor.unheard()?,
+            Err(why) => return Err(why.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn pair() -> (Sender, Receiver) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        let receiver = Receiver::new(accepted, Duration::from_millis(200), &Arc::default());
+        (Sender { stream, ended: Mutex::new(false) }, receiver)
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_whatever_is_between_them() {
+        let (sender, mut receiver) = pair();
+        let sent: Vec<u8> = (0..400_000u32).map(|at| (at * 7 / 3) as u8).collect();
+        let mut random = fastrand::Rng::with_seed(3);
+        let all = sent.clone();
+        let sending = std::thread::spawn(move || {
+            let mut left = &all[..];
+            while !left.is_empty() {
+                let most = [3, 100, 70_000][random.usize(0..3)];
+                let (now, later) = left.split_at(random.usize(1..=most).min(left.len()));
+                assert_eq!(sender.data(now).unwrap(), now.len());
+                (0..random.usize(0..3)).for_each(|_| sender.sign());
+                left = later;
+            }
+            sender.end().unwrap();
+            sender.sign();
+            sender
+        });
+        let (mut come, mut random) = (Vec::<u8>::new(), fastrand::Rng::with_seed(4));
+        loop {
+            let mut into = vec![0; random.usize(1..60_000)];
+            match receiver.read(&mut into).unwrap() {
+                0 => break,
+                read => come.extend(&into[..read]),
+            }
+        }
+        assert!(come == sent, "{} bytes of {}", come.len(), sent.len());
+        drop(sending.join().unwrap());
+        assert_eq!(receiver.read(&mut [0; 8]), Ok(0));
+    }
+
+    #[test]
+    fn who_is_silent_is_lost_and_who_only_gives_signs_is_not() {
+        let (sender, mut receiver) = pair();
+        let signing = std::thread::spawn(move || {
+            for _ in 0..40 {
+                sender.sign();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            sender.data(b"x").unwrap();
+            sender
+        });
+        assert_eq!(receiver.read(&mut [0; 8]), Ok(1));
+        let sender = signing.join().unwrap();
+        assert_eq!(receiver.read(&mut [0; 8]), Err("nothing was heard of it for 0.2 s".into()));
+        drop(sender);
+        assert_eq!(receiver.read(&mut [0; 8]), Err("its connection was closed".into()));
+    }
+
+    #[test]
+    fn a_connection_that_is_full_takes_no_sign_and_keeps_its_frames_whole() {
+        let (sender, mut receiver) = pair();
+        sender.stream.set_write_timeout(Some(Duration::from_millis(1))).unwrap();
+        // Fills it by signs alone, as no frame may be cut.
+        let begun = std::time::Instant::now();
+        let filling = vec![SIGN; 1 << 20];
+        while (&sender.stream).write(&filling).is_ok() {}
+        sender.sign();
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let sending = std::thread::spawn(move || sender.data(b"abc").map(|_| sender));
+        assert_eq!(receiver.read(&mut [0; 8]), Ok(3));
+        drop(sending.join().unwrap());
     }
 }

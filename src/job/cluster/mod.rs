@@ -1,6 +1,7 @@
 //! The processes of a job: how they find each other, agree, and learn what becomes of the others.
 //!
 //! * [`Cluster`]: where the processes are, and which of them this is.
+//! * [`handshake`], [`secret`], [`acceptor`]: who connects proves first who it is, and strangers are let go.
 //! * [`gather`](Cluster::gather): every process comes to process 0 and says what it would run. Process 0 compares, begins
 //!   the life of the state alone, and tells all of them to begin, or why not.
 //! * [`connect`](Gathered::connect): then every two processes connect, for the dataflow. A number that process 0 has drawn
@@ -8,23 +9,30 @@
 //! * [`side::Side`]: the connections to process 0 stay, beside the dataflow: who has failed says so there, who dies is
 //!   missed there, and the end of the job is agreed there.
 //! * [`link::Link`]: a connection of the dataflow, which notices that the other end is gone before the dataflow does.
+//! * [`heartbeat`]: signs of life on all of these connections, and silence, by the time in which this process ran.
 //!
 //! The state needs no other agreement than this: all that processes share is in the directory of the state, and in the
 //! progress of the dataflow.
 //!
 //! Invariants: no process runs a query that another one does not; no record is read before all processes are connected;
-//! a process that has lost another one ends, with one line that names the one that was lost first.
+//! a process that has lost another one ends, with one line that names the one that was lost first; nothing here waits for
+//! another process without a limit, or without signs of life of it.
 
+mod acceptor;
+mod handshake;
+mod heartbeat;
 mod link;
+pub(crate) mod secret;
 pub(crate) mod side;
 mod wire;
 
+use std::cell::Cell;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -32,19 +40,22 @@ use timely::communication::Hooks;
 use timely::communication::allocator::zero_copy::initialize::{CommsGuard, initialize_networking_from_sockets};
 use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
 
+use self::acceptor::{Acceptor, Arrival};
+use self::handshake::{ATTEMPT, Call, HANDSHAKE, Missed, Purpose, Reply, Terms, introduce};
+use self::heartbeat::{RunningTime, SIGN};
 use self::link::Link;
+use self::secret::{Secret, random};
 use self::side::Side;
-use self::wire::{Greeting, Purpose, Wire};
 use crate::durable::manifest::QueryPrint;
 use crate::durable::recovery::changes;
 use crate::error::{Error, Kind, Result};
 use crate::job::Stop;
-use crate::stream::Failure;
+use crate::thread::{self, Failure, Role};
 
 /// How long a process waits between two attempts.
 const BETWEEN: Duration = Duration::from_millis(20);
-/// How long somebody who has connected may take to say who it is.
-const MANNERS: Duration = Duration::from_secs(2);
+/// A process that has come and has been silent for longer gives way to another one of its number.
+const GIVES_WAY: Duration = SIGN.saturating_mul(4);
 /// The port of process 0, and those of the others after it, where no file says otherwise.
 const FIRST_PORT: u16 = 2101;
 
@@ -57,6 +68,7 @@ pub struct Cluster {
     listener: Option<Arc<TcpListener>>,
     patience: Duration,
     silence: Duration,
+    secret: Option<Secret>,
 }
 
 impl Cluster {
@@ -70,7 +82,7 @@ impl Cluster {
             return Err(error.help("processes are numbered from 0"));
         }
         let (patience, silence) = (Duration::from_secs(60), Duration::from_secs(30));
-        Ok(Cluster { process, addresses, listener: None, patience, silence })
+        Ok(Cluster { process, addresses, listener: None, patience, silence, secret: None })
     }
 
     /// As many processes as are asked for, at free ports of this machine, all in this one: for tests.
@@ -128,6 +140,25 @@ impl Cluster {
         self
     }
 
+    /// Has all processes prove to each other that they know a secret, at least 16 bytes, before anything else is said. It
+    /// keeps out who can reach the ports of the processes and does not know it; what goes over the network is not encrypted.
+    ///
+    /// # Errors
+    /// If it is too short.
+    pub fn secret(mut self, secret: &[u8]) -> Result<Self> {
+        self.secret = Some(Secret::new(secret)?);
+        Ok(self)
+    }
+
+    /// As [`secret`](Cluster::secret), read from a file; white space at its ends is not part of it.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is too short.
+    pub fn secret_file(mut self, path: &Path) -> Result<Self> {
+        self.secret = Some(Secret::from_file(path)?);
+        Ok(self)
+    }
+
     /// Which process this is, from 0.
     pub fn process(&self) -> usize {
         self.process
@@ -147,7 +178,7 @@ impl Cluster {
     ///
     /// # Errors
     /// If one does not come, or would run something else.
-    pub(crate) fn gather(&self, hello: &Hello, stop: &Stop) -> Result<Option<Gathered>> {
+    pub(crate) fn gather(&self, hello: &Hello, stop: &Stop, failure: &Arc<Failure>) -> Result<Option<Gathered>> {
         let own = self.address(self.process);
         let listener = self.listener.clone().map_or_else(|| TcpListener::bind(own).map(Arc::new), Ok);
         let listener = listener.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
@@ -155,96 +186,132 @@ impl Cluster {
             let error = Error::new(format!("process {} cannot listen", self.process)).at(own).because(why);
             error.help("let the file of hosts name free ports of each machine")
         })?;
-        let sides = match self.process {
-            0 => self.receive_all(&listener, hello, stop)?,
-            _ => self.come(hello, stop)?,
+        if self.secret.is_none() && !self.addresses.iter().all(|address| is_loopback(address)) {
+            tracing::warn!(
+                "the processes have no secret: anybody who reaches their ports can take part in the job \
+                 (--cluster-secret-file)"
+            );
+        }
+        let side = Side::begin(self, Arc::clone(failure))?;
+        let gathered = Gathered { cluster: self.clone(), listener, side: Some(side), failure: Arc::clone(failure) };
+        let all_are_there = match self.process {
+            0 => self.receive_all(&gathered, hello, stop),
+            _ => self.come(&gathered, hello, stop),
         };
-        Ok(sides.map(|sides| Gathered { cluster: self.clone(), listener, sides }))
-    }
-
-    /// Process 0: receives the others.
-    fn receive_all(&self, listener: &TcpListener, own: &Hello, stop: &Stop) -> Result<Option<Vec<Option<Wire>>>> {
-        let begun = Instant::now();
-        let mut sides: Vec<Option<Wire>> = self.addresses.iter().map(|_| None).collect();
-        loop {
-            // Who has gone again may come again.
-            sides.iter_mut().filter(|side| side.as_ref().is_some_and(Wire::is_closed)).for_each(|side| *side = None);
-            let Some(missing) = (1..sides.len()).find(|process| sides[*process].is_none()) else {
-                return Ok(Some(sides));
-            };
-            if stop.is_asked() {
-                sides.iter_mut().flatten().for_each(|side| drop(side.send(&Answer::Stopped)));
-                return Ok(None);
-            }
-            if begun.elapsed() > self.patience {
-                let error = Error::new(format!("process {missing} has not come")).at(self.address(missing));
-                let error = error.because(format!("nothing was heard of it for {} s", self.patience.as_secs()));
-                return Err(refuse(&mut sides, error.help("start all processes, with one file of hosts")));
-            }
-            match accept(listener)? {
-                None => std::thread::sleep(BETWEEN),
-                Some(stream) => {
-                    // Others who may know the port, a scanner for one, are none of ours.
-                    let Some((mut wire, other)) = introduced(stream) else { continue };
-                    match own.check(&other, sides.len()) {
-                        Ok(()) if sides[other.process].is_none() => sides[other.process] = Some(wire),
-                        Ok(()) => {
-                            let why = format!("process {} is there already", other.process);
-                            let _ = wire.send(&Answer::refusal(&Error::usage(why)));
-                        }
-                        Err(error) => {
-                            let _ = wire.send(&Answer::refusal(&error));
-                            return Err(refuse(&mut sides, error));
-                        }
-                    }
-                }
-            }
+        match all_are_there {
+            Ok(true) => Ok(Some(gathered)),
+            Ok(false) => Ok(None),
+            Err(error) => Err(gathered.refuse(error)),
         }
     }
 
-    /// Another process: comes to process 0.
-    fn come(&self, hello: &Hello, stop: &Stop) -> Result<Option<Vec<Option<Wire>>>> {
-        let Some(stream) = self.reach(0, &[], stop)? else { return Ok(None) };
-        let gone = |why: io::Error| self.gone(0, &why);
-        let mut wire = Wire::new(stream).map_err(gone)?;
-        wire.greet(&Greeting { purpose: Purpose::Side, process: self.process as u32, number: 0 }).map_err(gone)?;
-        wire.send(hello).map_err(gone)?;
-        let mut sides: Vec<Option<Wire>> = self.addresses.iter().map(|_| None).collect();
-        sides[0] = Some(wire);
-        Ok(Some(sides))
+    /// Process 0: receives the others; `false` if the job was asked to stop.
+    fn receive_all(&self, gathered: &Gathered, own: &Hello, stop: &Stop) -> Result<bool> {
+        let side = gathered.side()?;
+        let mut acceptor = Acceptor::new(Arc::clone(&gathered.listener), self.terms(Purpose::Control, 0));
+        let mut time = RunningTime::start();
+        while !side.is_gathered() {
+            if let Some(error) = gathered.failure.get() {
+                return Err(error.clone());
+            }
+            if stop.is_asked() {
+                side.answer(Answer::Stopped);
+                return Ok(false);
+            }
+            let missing = (1..self.processes()).find(|process| !side.is_there(*process));
+            if let Some(missing) = missing
+                && time.elapsed() > self.patience
+            {
+                let error = Error::new(format!("process {missing} has not come")).at(self.address(missing));
+                let error = error.because(heartbeat::unheard_for(self.patience));
+                return Err(error.help("start all processes, with one file of hosts"));
+            }
+            for arrival in acceptor.poll() {
+                self.receive(arrival, own, side)?;
+            }
+            std::thread::sleep(acceptor.pause());
+        }
+        Ok(true)
     }
 
-    /// Connects to another process, which may have yet to start. It need not be waited for if one that has come is gone.
-    fn reach(&self, process: usize, sides: &[Option<Wire>], stop: &Stop) -> Result<Option<TcpStream>> {
-        let (begun, address) = (Instant::now(), self.address(process));
+    /// Process 0: receives one who has come.
+    fn receive(&self, arrival: Arrival, own: &Hello, side: &Arc<Side>) -> Result<()> {
+        let Arrival { process, mut wire, hello: Some(hello) } = arrival else { return Ok(()) };
+        if let Err(error) = own.check(&hello, self.processes()) {
+            let _ = wire.send(&Reply::Refused(Told::new(0, &error)), HANDSHAKE);
+            return Err(error);
+        }
+        let is_heard = u128::from(side.silent_ms(process)) < GIVES_WAY.as_millis();
+        let is_there = side.is_there(process) && is_heard;
+        let reply = if is_there { Reply::IsThere } else { Reply::Welcome };
+        // Who is gone again may come again.
+        if wire.send(&reply, HANDSHAKE).is_ok() && !is_there { side.attach(process, wire) } else { Ok(()) }
+    }
+
+    /// Another process: comes to process 0; `false` if it was asked to stop before that.
+    fn come(&self, gathered: &Gathered, hello: &Hello, stop: &Stop) -> Result<bool> {
+        let call = self.call(Purpose::Control, 0, 0);
+        // Another one of its number may be this one's connection before, of which process 0 has yet to learn that it is gone.
+        let told_first = Cell::new(None::<Instant>);
+        let come = || match call.dial().and_then(|wire| introduce(wire, hello)) {
+            Err(Missed::Now(why)) if why == handshake::IS_THERE => {
+                let since = told_first.get().unwrap_or_else(Instant::now);
+                told_first.set(Some(since));
+                if since.elapsed() < 2 * GIVES_WAY {
+                    return Err(Missed::Now(why));
+                }
+                let error = Error::usage(format!("process {} is there already", self.process)).at(self.address(0));
+                Err(Missed::Finally(error.help("give each process another -p")))
+            }
+            other => other,
+        };
+        let Some(wire) = self.reach(0, &|| stop.is_asked() || gathered.failure.get().is_some(), come)? else {
+            return Ok(false);
+        };
+        gathered.side()?.attach(0, wire).map(|()| true)
+    }
+
+    /// Reaches another process, which may have yet to start, by attempts; `None` if it need not be reached any more.
+    fn reach<T>(
+        &self,
+        process: usize,
+        is_over: &dyn Fn() -> bool,
+        attempt: impl Fn() -> std::result::Result<T, Missed>,
+    ) -> Result<Option<T>> {
+        let mut time = RunningTime::with_gaps_of(ATTEMPT);
         loop {
-            let why = match connect(address) {
-                Ok(stream) => return Ok(Some(stream)),
-                Err(why) => why,
+            let why = match attempt() {
+                Ok(reached) => return Ok(Some(reached)),
+                Err(Missed::Finally(error)) => return Err(error),
+                Err(Missed::Now(why)) => why,
             };
-            if stop.is_asked() {
+            if is_over() {
                 return Ok(None);
             }
-            self.all_are_there(sides)?;
-            if begun.elapsed() > self.patience {
-                let error = Error::new(format!("process {process} cannot be reached")).at(address).because(why);
-                return Err(error.help("start all processes, with one file of hosts"));
+            if time.elapsed() > self.patience {
+                let error = Error::new(format!("process {process} cannot be reached")).at(self.address(process));
+                return Err(error.because(why).help("start all processes, with one file of hosts"));
             }
             std::thread::sleep(BETWEEN);
         }
     }
 
-    /// Fails if one of those who have come is gone again.
-    fn all_are_there(&self, sides: &[Option<Wire>]) -> Result<()> {
-        let gone = |side: &Option<Wire>| side.as_ref().is_some_and(Wire::is_closed);
-        sides.iter().position(gone).map_or(Ok(()), |process| Err(self.gone(process, &"its connection was closed")))
+    fn call(&self, purpose: Purpose, to: usize, number: u64) -> Call<'_> {
+        Call { purpose, from: self.process, to, address: self.address(to), number, secret: self.secret.as_ref() }
     }
 
-    fn gone(&self, process: usize, why: &dyn fmt::Display) -> Error {
-        Error::new(format!("process {process} is gone"))
-            .at(self.address(process))
-            .because(why)
-            .help("start all processes again: a job with state goes on where its results end")
+    fn terms(&self, purpose: Purpose, number: u64) -> Terms {
+        Terms { own: self.process, purpose, number, secret: self.secret.clone() }
+    }
+
+    /// The failure of a job that has lost a process, as process `by` has seen.
+    fn gone(&self, process: usize, by: usize, why: &str) -> Error {
+        let error = match process {
+            lost if lost == self.process => Error::new(format!("process {lost} was taken for lost, which is this one")),
+            lost => Error::new(format!("process {lost} is gone")).at(self.address(lost)),
+        };
+        let error = if by == self.process { error.because(why) } else { error.because(format!("process {by}: {why}")) };
+        error.help("start all processes again: a job with state goes on where its results end")
     }
 }
 
@@ -255,43 +322,10 @@ impl fmt::Display for Cluster {
     }
 }
 
-/// Connects within a few seconds.
-fn connect(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, MANNERS) {
-            Ok(stream) => return Ok(stream),
-            Err(why) => last = why,
-        }
-    }
-    Err(last)
-}
-
-/// Who has connected, if anybody has.
-fn accept(listener: &TcpListener) -> Result<Option<TcpStream>> {
-    match listener.accept() {
-        Ok((stream, _)) => Ok(stream.set_nonblocking(false).is_ok().then_some(stream)),
-        // Of one who has gone again.
-        Err(why) if matches!(why.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => Ok(None),
-        Err(why) if why.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(why) => Err(Error::new("cannot listen for other processes").because(why)),
-    }
-}
-
-/// A process of the job that has come to process 0, and what it says.
-fn introduced(stream: TcpStream) -> Option<(Wire, Hello)> {
-    let mut wire = Wire::new(stream).ok()?;
-    let greeting = wire.greeted(MANNERS).ok().flatten()?;
-    let hello: Hello = wire.receive(MANNERS).ok().flatten()?;
-    (greeting.purpose == Purpose::Side && greeting.process as usize == hello.process).then_some((wire, hello))
-}
-
-/// Tells all who have come why nothing begins.
-fn refuse(sides: &mut [Option<Wire>], error: Error) -> Error {
-    for side in sides.iter_mut().flatten() {
-        let _ = side.send(&Answer::refusal(&error));
-    }
-    error
+/// `true` if an address can only be reached from this machine.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What a process would run.
@@ -337,8 +371,8 @@ impl Hello {
     }
 }
 
-/// What process 0 says to those who have come.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What process 0 says to those who have come, if they can run together.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Answer {
     /// To connect, with this number, and to run as this life of the state; and whether process 0 keeps views.
     Begin { number: u64, life: Option<u64>, views: bool },
@@ -346,14 +380,6 @@ enum Answer {
     Ended,
     /// Process 0 was asked to stop before anything began.
     Stopped,
-    /// Why nothing begins.
-    Refused(Told),
-}
-
-impl Answer {
-    fn refusal(error: &Error) -> Self {
-        Answer::Refused(Told::new(0, error))
-    }
 }
 
 /// What a process fails with, for the others.
@@ -390,101 +416,164 @@ pub(crate) enum Decided {
     Stopped,
 }
 
-/// Processes that have come together.
+/// Processes that have come together. When this is dropped before they are connected, the others miss this one, or hear why.
 pub(crate) struct Gathered {
     cluster: Cluster,
     listener: Arc<TcpListener>,
-    sides: Vec<Option<Wire>>,
+    side: Option<Arc<Side>>,
+    failure: Arc<Failure>,
 }
 
 impl Gathered {
+    fn side(&self) -> Result<&Arc<Side>> {
+        self.side.as_ref().ok_or_else(|| Error::new("the processes are connected already"))
+    }
+
     /// Process 0: has all begin, as this life of the state if there is one, and with views if they are wanted.
+    ///
+    /// # Errors
+    /// If one is gone since it has come.
     pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<Decided> {
-        let number = RandomState::new().build_hasher().finish();
-        self.answer(&Answer::Begin { number, life, views })?;
+        let number = u64::from_le_bytes(random()?);
+        self.answer(Answer::Begin { number, life, views })?;
         Ok(Decided::Run { number, life, views })
     }
 
     /// Process 0: tells all that the state has ended.
     pub(crate) fn ended(&mut self) -> Result<()> {
-        self.answer(&Answer::Ended)
+        self.answer(Answer::Ended)
     }
 
-    /// Process 0: tells all why nothing begins.
-    pub(crate) fn refuse(&mut self, error: Error) -> Error {
-        refuse(&mut self.sides, error)
-    }
-
-    fn answer(&mut self, answer: &Answer) -> Result<()> {
-        let Gathered { cluster, sides, .. } = self;
-        for (process, side) in sides.iter_mut().enumerate() {
-            let sent = side.as_mut().map_or(Ok(()), |side| side.send(answer));
-            sent.map_err(|why| cluster.gone(process, &why))?;
+    /// Tells all why nothing begins: with what failed first.
+    pub(crate) fn refuse(&self, error: Error) -> Error {
+        self.failure.set(error.clone());
+        if let Some(side) = &self.side {
+            side.close();
         }
+        self.failure.get().cloned().unwrap_or(error)
+    }
+
+    fn answer(&self, answer: Answer) -> Result<()> {
+        if let Some(error) = self.failure.get() {
+            return Err(error.clone());
+        }
+        self.side()?.answer(answer);
         Ok(())
     }
 
-    /// Another process: waits for what process 0 decides, which may take as long as a recovery.
+    /// Another process: waits for what process 0 decides, which may take as long as a recovery, if it gives signs of life.
     pub(crate) fn decided(&mut self, stop: &Stop) -> Result<Decided> {
-        let Gathered { cluster, sides, .. } = self;
-        let Some(side) = &mut sides[0] else { return Err(cluster.gone(0, &"there is no connection")) };
-        // Whoever has come waits for the answer, also when it is asked to stop: process 0 may have begun with it.
-        loop {
-            let answer = match side.receive(Duration::from_millis(100)) {
-                Err(_) if stop.is_asked() => return Ok(Decided::Stopped),
-                answer => answer.map_err(|why| cluster.gone(0, &why))?,
-            };
-            return match answer {
-                None => continue,
-                Some(Answer::Stopped) => Ok(Decided::Stopped),
-                Some(Answer::Begin { number, life, views }) => Ok(Decided::Run { number, life, views }),
-                Some(Answer::Ended) => Ok(Decided::Ended),
-                Some(Answer::Refused(told)) => Err(told.error()),
-            };
+        let side = self.side()?;
+        match (side.answered(), self.failure.get()) {
+            (Some(Answer::Stopped), _) => Ok(Decided::Stopped),
+            (Some(Answer::Begin { number, life, views }), _) => Ok(Decided::Run { number, life, views }),
+            (Some(Answer::Ended), _) => Ok(Decided::Ended),
+            (None, _) if stop.is_asked() && side.has_lost() => Ok(Decided::Stopped),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Err(Error::new("process 0 has decided nothing")),
         }
     }
 
-    /// Connects every two processes, and begins to listen beside.
+    /// Connects every two processes.
     ///
     /// # Errors
     /// If one is gone, or does not come.
-    pub(crate) fn connect(self, number: u64, failure: Arc<Failure>, stop: &Stop) -> Result<Option<Mesh>> {
-        let Gathered { mut cluster, listener, sides } = self;
-        let (own, processes) = (cluster.process, cluster.processes());
-        let mut streams: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
-        for (process, slot) in streams.iter_mut().enumerate().take(own) {
-            let Some(stream) = cluster.reach(process, &sides, stop)? else { return Ok(None) };
-            let greeting = Greeting { purpose: Purpose::Data, process: own as u32, number };
-            let greeted = Wire::new(stream).and_then(|mut wire| wire.greet(&greeting).map(|()| wire));
-            *slot = Some(greeted.and_then(Wire::into_stream).map_err(|why| cluster.gone(process, &why))?);
+    pub(crate) fn connect(mut self, number: u64, stop: &Stop) -> Result<Option<Mesh>> {
+        let streams = match self.streams(number, stop) {
+            Ok(Some(streams)) => streams,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(self.refuse(error)),
+        };
+        // All who should be here are: nobody is listened to any more.
+        self.cluster.listener = None;
+        let (process, side) = (self.cluster.process, Arc::clone(self.side()?));
+        let timeout = self.cluster.silence;
+        let link = |(process, stream): (usize, Option<TcpStream>)| {
+            stream.map(|stream| Link::new(stream, process, timeout, Arc::clone(&side))).transpose()
+        };
+        let links: io::Result<Vec<_>> = streams.into_iter().enumerate().map(link).collect();
+        match links {
+            Ok(links) => {
+                side.connected(&links);
+                self.side = None;
+                Ok(Some(Mesh { process, links, side }))
+            }
+            Err(why) => Err(self.refuse(Error::new("cannot connect the processes").because(why))),
         }
-        let begun = Instant::now();
-        while let Some(missing) = (own + 1..processes).find(|process| streams[*process].is_none()) {
+    }
+
+    /// The connections to all others; `None` if the job was asked to stop.
+    fn streams(&self, number: u64, stop: &Stop) -> Result<Option<Vec<Option<TcpStream>>>> {
+        let (own, processes) = (self.cluster.process, self.cluster.processes());
+        let mut streams: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
+        let dialing = Dialing::start(&self.cluster, number)?;
+        let mut acceptor = Acceptor::new(Arc::clone(&self.listener), self.cluster.terms(Purpose::Data, number));
+        let mut time = RunningTime::start();
+        loop {
+            for (process, reached) in dialing.reached.try_iter() {
+                streams[process] = Some(reached?);
+            }
+            for arrival in acceptor.poll() {
+                if arrival.process > own && arrival.process < processes {
+                    streams[arrival.process] = Some(arrival.wire.into_stream());
+                }
+            }
+            let Some(missing) = (0..processes).find(|process| *process != own && streams[*process].is_none()) else {
+                return Ok(Some(streams));
+            };
+            if let Some(error) = self.failure.get() {
+                return Err(error.clone());
+            }
             if stop.is_asked() {
                 return Ok(None);
             }
-            if begun.elapsed() > cluster.patience {
-                return Err(cluster.gone(missing, &"it does not connect"));
+            // Who is dialed is named by who dials.
+            if missing > own && time.elapsed() > self.cluster.patience {
+                return Err(self.cluster.gone(missing, own, "it does not connect"));
             }
-            let Some(stream) = accept(&listener)? else {
-                cluster.all_are_there(&sides)?;
-                std::thread::sleep(BETWEEN);
-                continue;
-            };
-            let Ok(mut wire) = Wire::new(stream) else { continue };
-            let Ok(Some(greeting)) = wire.greeted(MANNERS) else { continue };
-            let process = greeting.process as usize;
-            let is_ours = greeting.purpose == Purpose::Data && greeting.number == number;
-            if is_ours && process > own && process < processes {
-                streams[process] = wire.into_stream().ok();
-            }
+            std::thread::sleep(acceptor.pause());
         }
-        // All who should be here are.
-        drop((listener, cluster.listener.take()));
-        let side = Side::begin(&cluster, sides, failure)?;
-        let links = streams.into_iter().enumerate();
-        let links = links.map(|(process, stream)| stream.map(|stream| Link::new(stream, process, Arc::clone(&side))));
-        Ok(Some(Mesh { process: own, links: links.collect(), side }))
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        if let Some(side) = self.side.take() {
+            side.close();
+        }
+    }
+}
+
+/// Dials all processes before this one, each on a thread of its own, until this is dropped.
+struct Dialing {
+    reached: mpsc::Receiver<(usize, Result<TcpStream>)>,
+    over: Arc<AtomicBool>,
+}
+
+impl Dialing {
+    fn start(cluster: &Cluster, number: u64) -> Result<Self> {
+        let (tell, reached) = mpsc::channel();
+        let dialing = Dialing { reached, over: Arc::default() };
+        for process in 0..cluster.process {
+            let (cluster, tell, over) = (cluster.clone(), tell.clone(), Arc::clone(&dialing.over));
+            let dial = move || {
+                let call = cluster.call(Purpose::Data, process, number);
+                let reached = cluster.reach(process, &|| over.load(Ordering::Acquire), || call.dial());
+                if let Some(reached) = reached.transpose() {
+                    // Nobody may wait for it any more.
+                    let _ = tell.send((process, reached.map(wire::Wire::into_stream)));
+                }
+            };
+            // It ends by itself when nobody waits for it any more.
+            drop(thread::start(Role::Dial, &format!("dial process {process}"), dial)?);
+        }
+        Ok(dialing)
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
     }
 }
 
@@ -515,8 +604,9 @@ impl Connections {
     /// Returns when all has been sent and received; at once when the job fails, as a thread whose other end is gone waits
     /// for ever.
     pub(crate) fn finish(self, failure: &Failure) {
-        let ending = std::thread::Builder::new().name("connections".into()).spawn(move || drop(self.0));
-        let Ok(ending) = ending else { return };
+        let Ok(ending) = thread::start(Role::Connections, Role::Connections.name(), move || drop(self.0)) else {
+            return;
+        };
         while !ending.is_finished() && failure.get().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }

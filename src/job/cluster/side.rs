@@ -1,47 +1,54 @@
 //! What processes tell each other beside the dataflow.
 //!
-//! Every process has a connection to process 0, which passes on what the others have to know:
+//! Every process has a connection to process 0 from when it has come, which passes on what the others have to know:
 //!
+//! * what process 0 **decides** when all have come;
 //! * who **fails** says why; all others then end with that line;
 //! * who **dies** is missed: by process 0 here, and by all others on their links. What was missed first counts. As a
 //!   failure and the end of the connection may be seen in either order, a process waits a moment for the reason;
-//! * who is **silent** for too long is taken for dead: its machine may be off;
+//! * who is **silent** for too long, here or on a link, is taken for dead: its machine may be off, or the network to it;
 //! * at the **end**, every process tells process 0 what it has done, when all its files are closed; process 0 then closes
 //!   the state, and says that it is over.
 //!
+//! Each connection has two threads. One sends: what is to be said, and a sign of life now and then; it alone waits when the
+//! other end takes nothing, and of what this process is at only the newest is sent then. One reads, and measures silence.
+//!
 //! Invariant: the first failure of a process is what it ends with, and what all others hear of.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::{Wire, send};
-use super::{Cluster, Told};
+use super::heartbeat::{HeartbeatMonitor, SIGN, Silence};
+use super::link::{Link, Sender};
+use super::wire::{Wire, encoded};
+use super::{Answer, Cluster, Told};
 use crate::error::{Error, Result};
 use crate::metrics::Summary;
-use crate::status::{Board, ProcessStatus};
-use crate::stream::Failure;
+use crate::status::{Board, ConnectionStatus, ProcessStatus};
+use crate::thread::{self, Failure, Handle, Role};
 
 /// How often what is to be told, and who is missed, is looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// How often a process gives a sign.
-const SIGN: Duration = Duration::from_millis(500);
 /// How long a process that has lost another waits for the reason.
 const GRACE: Duration = Duration::from_millis(500);
+/// How long the last words may take to be sent and read.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What is said.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Word {
     /// The process is there, and at this.
     Alive(Option<Box<ProcessStatus>>),
+    /// What process 0 has decided.
+    Answer(Answer),
     /// A process has failed, and with what.
     Failed(Told),
-    /// A process is gone, and how that was seen.
-    Lost { process: usize, why: String },
+    /// A process is gone, who has seen that, and how.
+    Lost { process: usize, by: usize, why: String },
     /// The process has done its part.
     Done(Summary),
     /// The job is over.
@@ -52,18 +59,54 @@ enum Word {
 pub(crate) struct Side {
     cluster: Cluster,
     failure: Arc<Failure>,
-    /// By process: to all others in process 0, to process 0 in the others.
-    senders: Vec<Option<Mutex<TcpStream>>>,
+    /// By process: all others in process 0, process 0 in the others; nobody is spoken to who has not come.
+    peers: Vec<Peer>,
     state: Mutex<State>,
     changed: Condvar,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<Handle>>,
     /// Where this process's workers say what they are at, once they have begun.
     board: OnceLock<Arc<Board>>,
+    /// The connections of the dataflow, once there are.
+    links: OnceLock<Vec<DataConnection>>,
+}
+
+/// A connection of the dataflow, as it is watched.
+struct DataConnection {
+    process: usize,
+    /// Gives signs of life.
+    sender: Arc<Sender>,
+    silence: Arc<Silence>,
+}
+
+/// Another process, as it is spoken to.
+#[derive(Default)]
+struct Peer {
+    silence: Arc<Silence>,
+    outbox: Mutex<Outbox>,
+    filled: Condvar,
+}
+
+impl Peer {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be sent to a process.
+#[derive(Default)]
+struct Outbox {
+    words: Vec<Word>,
+    /// Which of its connections it is for: it may come again.
+    attempt: u64,
+    open: bool,
+    stream: Option<TcpStream>,
 }
 
 struct State {
-    /// When each was heard last.
-    heard: Vec<Instant>,
+    /// `true` in process 0 until all have come: who goes may come again.
+    gathers: bool,
+    /// What process 0 has decided.
+    answer: Option<Answer>,
     /// What each has said last that it is at.
     at: Vec<ProcessStatus>,
     /// What each that is done has done.
@@ -74,20 +117,21 @@ struct State {
     reason: Option<Word>,
     told: bool,
     over: bool,
-    closing: bool,
+    closing: Option<Instant>,
 }
 
 impl State {
-    fn new(processes: usize) -> Self {
+    fn new(processes: usize, gathers: bool) -> Self {
         State {
-            heard: vec![Instant::now(); processes],
+            gathers,
+            answer: None,
             at: (0..processes).map(|process| ProcessStatus { process, ..ProcessStatus::default() }).collect(),
             done: vec![None; processes],
             missed: None,
             reason: None,
             told: false,
             over: false,
-            closing: false,
+            closing: None,
         }
     }
 
@@ -105,35 +149,128 @@ impl State {
 }
 
 impl Side {
-    /// Begins to listen to the other processes.
-    pub(super) fn begin(cluster: &Cluster, wires: Vec<Option<Wire>>, failure: Arc<Failure>) -> Result<Arc<Self>> {
-        let cannot = |why: io::Error| Error::new("cannot listen to the other processes").because(why);
-        let mut senders = Vec::new();
-        for wire in &wires {
-            senders.push(wire.as_ref().map(|wire| wire.sender().map(Mutex::new)).transpose().map_err(cannot)?);
-        }
+    /// Begins to watch; nobody has come yet.
+    pub(super) fn begin(cluster: &Cluster, failure: Arc<Failure>) -> Result<Arc<Self>> {
+        let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
         let side = Arc::new(Side {
             cluster: cluster.clone(),
             failure,
-            senders,
-            state: Mutex::new(State::new(wires.len())),
+            peers: (0..processes).map(|_| Peer::default()).collect(),
+            state: Mutex::new(State::new(processes, is_first)),
             changed: Condvar::new(),
             threads: Mutex::default(),
             board: OnceLock::new(),
+            links: OnceLock::new(),
         });
-        let mut threads = Vec::new();
-        let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name).spawn(body).map_err(cannot)
-        };
-        for (process, wire) in wires.into_iter().enumerate() {
-            let Some(wire) = wire else { continue };
-            let own = Arc::clone(&side);
-            threads.push(spawn(format!("process {process}"), Box::new(move || own.listen(process, wire)))?);
-        }
         let own = Arc::clone(&side);
-        threads.push(spawn("processes".into(), Box::new(move || own.watch()))?);
-        *side.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        side.spawn(Role::Processes, Role::Processes.name(), move || own.watch())?;
         Ok(side)
+    }
+
+    fn spawn(&self, role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        self.keep(thread::start(role, name, body)?);
+        Ok(())
+    }
+
+    /// Keeps a thread that is waited for in the end.
+    fn keep(&self, thread: Handle) {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    /// Speaks with a process that has come, instead of by the connection that it had before, if it had one.
+    pub(super) fn attach(self: &Arc<Self>, process: usize, wire: Wire) -> Result<()> {
+        let cannot = |why: io::Error| Error::new("cannot listen to the other processes").because(why);
+        let (sender, kept) = (wire.sender().map_err(cannot)?, wire.sender().map_err(cannot)?);
+        let last = wire.sender().map_err(cannot)?;
+        let attempt = {
+            let mut outbox = self.peers[process].outbox();
+            if let Some(before) = outbox.stream.take() {
+                let _ = before.shutdown(Shutdown::Both);
+            }
+            *outbox = Outbox { words: Vec::new(), attempt: outbox.attempt + 1, open: true, stream: Some(kept) };
+            outbox.attempt
+        };
+        self.peers[process].filled.notify_all();
+        let timeout = self.cluster.silence;
+        let monitor = HeartbeatMonitor::new(timeout, Arc::clone(&self.peers[process].silence));
+        let own = Arc::clone(self);
+        let listen = move || own.listen((process, attempt), wire, monitor);
+        self.spawn(Role::Process, &format!("process {process}"), listen)?;
+        let own = Arc::clone(self);
+        let name = format!("to process {process}");
+        let (from, mut last) = (self.cluster.process(), last);
+        // It is the one that would say so, if it were another thread that panics.
+        let told = move |error: Error| {
+            let word = Word::Failed(Told::new(from, &error));
+            let _ = encoded(&word).and_then(|bytes| last.write_all(&bytes));
+            let _ = last.shutdown(Shutdown::Write);
+        };
+        let speak = move || own.speak((process, attempt), sender);
+        self.keep(thread::start_telling(Role::ToProcess, &name, told, speak)?);
+        Ok(())
+    }
+
+    /// Forgets a connection, so that the process may come again; the state is locked meanwhile, so that it does not count
+    /// as gathered.
+    fn detach(&self, (process, attempt): (usize, u64)) {
+        let mut outbox = self.peers[process].outbox();
+        if outbox.attempt == attempt {
+            outbox.open = false;
+            if let Some(stream) = outbox.stream.take() {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            self.peers[process].filled.notify_all();
+        }
+    }
+
+    /// `true` if a process has come and is not known to be gone.
+    pub(super) fn is_there(&self, process: usize) -> bool {
+        self.peers[process].outbox().open
+    }
+
+    /// How long a process that has come has been silent.
+    pub(super) fn silent_ms(&self, process: usize) -> u64 {
+        self.peers[process].silence.millis()
+    }
+
+    /// Process 0: all have come; who goes now is lost. `false` if one has gone already.
+    pub(super) fn is_gathered(&self) -> bool {
+        let mut state = self.state();
+        let all = (1..self.peers.len()).all(|process| self.is_there(process));
+        state.gathers = !all;
+        all
+    }
+
+    /// Process 0: says what it has decided.
+    pub(super) fn answer(&self, answer: Answer) {
+        self.tell(&Word::Answer(answer));
+    }
+
+    /// Another process: waits for what process 0 decides, or for a failure: then nothing. A process that is asked to stop
+    /// waits all the same, as process 0 may have begun with it.
+    pub(super) fn answered(&self) -> Option<Answer> {
+        let mut state = self.state();
+        loop {
+            if state.answer.is_some() || self.failure.get().is_some() {
+                return state.answer.take();
+            }
+            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// `true` if the job fails because a process was lost.
+    pub(super) fn has_lost(&self) -> bool {
+        matches!(self.state().reason, Some(Word::Lost { .. }))
+    }
+
+    /// Has signs of life given on these connections too, and tells of their silence.
+    pub(super) fn connected(&self, links: &[Option<Link>]) {
+        let links = links.iter().enumerate().filter_map(|(process, link)| {
+            let link = link.as_ref()?;
+            Some(DataConnection { process, sender: link.sender(), silence: link.silence() })
+        });
+        // A job has one life.
+        let _ = self.links.set(links.collect());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,41 +290,69 @@ impl Side {
     /// What is known of those whom this process has a connection to.
     pub(crate) fn others(&self) -> Vec<ProcessStatus> {
         let state = self.state();
-        let others = (0..self.senders.len()).filter(|process| self.senders[*process].is_some());
-        let others = others.map(|process| {
-            let silent_ms = u64::try_from(state.heard[process].elapsed().as_millis()).unwrap_or(u64::MAX);
-            state.of(process, silent_ms)
-        });
-        others.collect()
+        let others = (0..self.peers.len()).filter(|process| (*process == 0) != self.is_first());
+        others.map(|process| state.of(process, self.silent_ms(process))).collect()
+    }
+
+    /// What this process hears on its connections of the dataflow.
+    pub(crate) fn connections(&self) -> Vec<ConnectionStatus> {
+        let links = self.links.get().into_iter().flatten();
+        let hears =
+            |link: &DataConnection| ConnectionStatus { process: link.process, silent_ms: link.silence.millis() };
+        links.map(hears).collect()
+    }
+
+    /// What fails the job.
+    pub(super) fn failure(&self) -> &Arc<Failure> {
+        &self.failure
+    }
+
+    /// Says that a connection beside the dataflow is lost.
+    fn lost(&self, of: (usize, u64), why: &str) {
+        let state = self.state();
+        if state.gathers {
+            return self.detach(of);
+        }
+        drop(state);
+        self.lost_link(of.0, why);
     }
 
     /// Says that another process is gone.
-    pub(super) fn lost(&self, process: usize, why: &str) {
+    pub(super) fn lost_link(&self, process: usize, why: &str) {
         let mut state = self.state();
-        if !state.closing && !state.over && state.missed.is_none() {
+        if state.closing.is_none() && !state.over && state.missed.is_none() {
             state.missed = Some((process, why.to_owned(), Instant::now()));
             self.changed.notify_all();
         }
     }
 
     /// Hears what another process says, until its connection ends.
-    fn listen(&self, process: usize, mut wire: Wire) {
+    fn listen(&self, of: (usize, u64), mut wire: Wire, mut monitor: HeartbeatMonitor) {
         loop {
-            match wire.receive::<Word>(SIGN) {
+            thread::turn();
+            let before = wire.received();
+            let received = wire.receive::<Word>();
+            if wire.received() > before {
+                monitor.heard();
+            }
+            match received {
+                Ok(Some(word)) => self.hear(of, word),
+                Ok(None) if wire.received() > before => {}
                 Ok(None) => {
-                    if self.state().closing {
-                        return;
+                    if let Err(why) = monitor.unheard() {
+                        return self.lost(of, &why);
                     }
                 }
-                Ok(Some(word)) => self.hear(process, word),
-                Err(why) => return self.lost(process, &why.to_string()),
+                Err(why) => return self.lost(of, &why.to_string()),
+            }
+            if self.state().closing.is_some_and(|since| since.elapsed() > FAREWELL) {
+                return;
             }
         }
     }
 
-    fn hear(&self, from: usize, word: Word) {
+    fn hear(&self, of: (usize, u64), word: Word) {
         let mut state = self.state();
-        state.heard[from] = Instant::now();
         match word {
             Word::Alive(status) => {
                 if let Some(status) = status {
@@ -195,63 +360,96 @@ impl Side {
                 }
                 return;
             }
-            Word::Done(summary) => state.done[from] = Some(summary),
+            Word::Failed(_) | Word::Lost { .. } if state.gathers => return self.detach(of),
+            Word::Answer(answer) => state.answer = Some(answer),
+            Word::Done(summary) => state.done[of.0] = Some(summary),
             Word::Over => state.over = true,
             Word::Failed(ref told) => {
                 let error = told.error();
                 state.reason.get_or_insert(word);
                 self.failure.set(error);
             }
-            Word::Lost { process, ref why } => {
-                self.failure.set(self.cluster.gone(process, why));
+            Word::Lost { process, by, ref why } => {
+                self.failure.set(self.cluster.gone(process, by, why));
                 state.reason.get_or_insert(word);
             }
         }
         self.changed.notify_all();
     }
 
-    /// Gives signs, misses who gives none, and tells of failures.
+    /// Sends what is to be said to another process, and signs of life, until nothing more is to come.
+    fn speak(&self, of: (usize, u64), mut stream: TcpStream) {
+        let (peer, mut signed) = (&self.peers[of.0], None::<Instant>);
+        loop {
+            thread::turn();
+            let is_due = |signed: &Option<Instant>| signed.is_none_or(|signed| signed.elapsed() >= SIGN);
+            let mut outbox = peer.outbox();
+            while outbox.attempt == of.1 && outbox.open && outbox.words.is_empty() && !is_due(&signed) {
+                outbox = peer.filled.wait_timeout(outbox, SIGN).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if outbox.attempt != of.1 {
+                return;
+            }
+            let (mut words, open) = (std::mem::take(&mut outbox.words), outbox.open);
+            drop(outbox);
+            if open && is_due(&signed) {
+                words.push(Word::Alive(self.status()));
+                signed = Some(Instant::now());
+            }
+            let sent = words.iter().try_for_each(|word| stream.write_all(&encoded(word)?));
+            if let Err(why) = sent {
+                return self.lost(of, &why.to_string());
+            }
+            if !open && peer.outbox().words.is_empty() {
+                let _ = stream.shutdown(Shutdown::Write);
+                return;
+            }
+        }
+    }
+
+    /// What this process is at, once its workers have begun.
+    fn status(&self) -> Option<Box<ProcessStatus>> {
+        let board = self.board.get()?;
+        Some(Box::new(ProcessStatus { connections: self.connections(), ..board.status() }))
+    }
+
+    /// Gives signs of life on the dataflow's connections, misses who is gone, and tells of failures.
     fn watch(&self) {
         let mut signed = Instant::now();
         let mut state = self.state();
-        while !state.closing {
-            if !state.over && state.missed.is_none() {
-                let silence = self.cluster.silence;
-                let silent =
-                    |process: &usize| self.senders[*process].is_some() && state.heard[*process].elapsed() > silence;
-                if let Some(process) = (0..self.senders.len()).find(silent) {
-                    let why = format!("nothing was heard of it for {} s", silence.as_secs());
-                    state.missed = Some((process, why, Instant::now() - GRACE));
-                }
-            }
+        while state.closing.is_none() {
             if let Some((process, why, since)) = &state.missed
                 && state.reason.is_none()
                 && !state.over
                 && self.failure.get().is_none()
                 && since.elapsed() >= GRACE
             {
-                let (process, why) = (*process, why.clone());
-                self.failure.set(self.cluster.gone(process, &why));
-                state.reason = Some(Word::Lost { process, why });
+                let (process, by, why) = (*process, self.cluster.process(), why.clone());
+                self.failure.set(self.cluster.gone(process, by, &why));
+                state.reason = Some(Word::Lost { process, by, why });
             }
             drop(state);
+            thread::turn();
             self.tell_failure();
             if signed.elapsed() >= SIGN {
                 signed = Instant::now();
-                let status = self.board.get().map(|board| Box::new(board.status()));
-                self.tell(&Word::Alive(status));
+                self.links.get().into_iter().flatten().for_each(|link| link.sender.sign());
             }
             state = self.state();
-            if !state.closing {
+            if state.closing.is_none() {
                 state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }
 
-    /// Tells those whom this process has a connection to; who cannot be told is missed anyway.
+    /// Tells those who have come; who cannot be told is missed anyway.
     fn tell(&self, word: &Word) {
-        for sender in self.senders.iter().flatten() {
-            let _ = send(&mut sender.lock().unwrap_or_else(PoisonError::into_inner), word);
+        for peer in &self.peers {
+            let mut outbox = peer.outbox();
+            if outbox.open {
+                outbox.words.push(word.clone());
+                peer.filled.notify_all();
+            }
         }
     }
 
@@ -291,7 +489,8 @@ impl Side {
         }
     }
 
-    /// Closes the connections; process 0 says first that the job is over. A failure is told if it has not been.
+    /// Closes the connections; process 0 says first that the job is over. A failure is told if it has not been. What has
+    /// been told is still sent and read, within a second.
     pub(crate) fn close(&self) {
         match self.failure.get() {
             Some(_) => self.tell_failure(),
@@ -302,16 +501,22 @@ impl Side {
                 }
             }
         }
-        self.state().closing = true;
+        let since = *self.state().closing.get_or_insert_with(Instant::now);
         self.changed.notify_all();
-        for sender in self.senders.iter().flatten() {
-            // What has been told is still sent.
-            let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Write);
+        for peer in &self.peers {
+            peer.outbox().open = false;
+            peer.filled.notify_all();
         }
-        for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // One that panicked has nothing to add.
-            let _ = thread.join();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        while !threads.iter().all(Handle::is_finished) && since.elapsed() < FAREWELL {
+            std::thread::sleep(Duration::from_millis(1));
         }
+        for peer in &self.peers {
+            if let Some(stream) = peer.outbox().stream.take() {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+        threads.into_iter().for_each(Handle::join);
     }
 }
 
@@ -321,7 +526,7 @@ mod tests {
 
     #[test]
     fn what_a_process_said_last_is_what_is_known_of_it() {
-        let mut state = State::new(2);
+        let mut state = State::new(2, false);
         assert_eq!(state.of(1, 70), ProcessStatus { process: 1, silent_ms: 70, ..ProcessStatus::default() });
         state.put(ProcessStatus { process: 1, shown_ms: 1, ..ProcessStatus::default() });
         state.put(ProcessStatus { process: 1, shown_ms: 2, ..ProcessStatus::default() });

@@ -1,7 +1,7 @@
-//! Messages between processes: each is its length and then what `postcard` makes of it.
+//! Messages between processes: each is its length and then what `postcard` makes of it. A connection begins with the
+//! [`handshake`](super::handshake), whose parts have fixed lengths.
 //!
-//! A connection begins with a [`Greeting`] of fixed length, so that who speaks another version, or is no process of ours,
-//! is known by its first bytes.
+//! A [`Wire`] reads no further than the part or message that is asked for, as other bytes may follow it.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,83 +10,47 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What every connection begins with: the name and the version of how processes speak.
-const MAGIC: [u8; 8] = *b"TGPROC\0\x02";
+use super::heartbeat::POLL;
+
 /// How many bytes a message has at most.
 const LONGEST: usize = 64 << 20;
-/// How long a write may take: the messages are short, and what is not read for so long is not read at all.
-const WRITING: Duration = Duration::from_secs(5);
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Messages to process 0 and from it.
-    Side,
-    /// The dataflow.
-    Data,
-}
-
-/// Who connects, and what for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Greeting {
-    pub(super) purpose: Purpose,
-    pub(super) process: u32,
-    /// What process 0 has drawn, for who is to connect by it; else 0.
-    pub(super) number: u64,
-}
-
-impl Greeting {
-    const LENGTH: usize = 8 + 1 + 4 + 8;
-
-    fn bytes(&self) -> [u8; Self::LENGTH] {
-        let mut bytes = [0; Self::LENGTH];
-        bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8] = u8::from(self.purpose == Purpose::Data);
-        bytes[9..13].copy_from_slice(&self.process.to_le_bytes());
-        bytes[13..].copy_from_slice(&self.number.to_le_bytes());
-        bytes
-    }
-
-    fn read(bytes: &[u8]) -> io::Result<Self> {
-        let (magic, rest) = bytes.split_at(8);
-        if magic != MAGIC {
-            let why = if magic[..7] == MAGIC[..7] {
-                format!(
-                    "it speaks version {} of what processes say to each other, this one speaks {}",
-                    magic[7], MAGIC[7]
-                )
-            } else {
-                String::from("it is no process of a job")
-            };
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        let purpose = if rest[0] == 0 { Purpose::Side } else { Purpose::Data };
-        let (mut process, mut number) = ([0; 4], [0; 8]);
-        process.copy_from_slice(&rest[1..5]);
-        number.copy_from_slice(&rest[5..13]);
-        Ok(Greeting { purpose, process: u32::from_le_bytes(process), number: u64::from_le_bytes(number) })
-    }
-}
+/// How many bytes are read at a time.
+const PIECE: usize = 1 << 16;
 
 /// One end of a connection by which messages go.
 pub(super) struct Wire {
     stream: TcpStream,
     /// What has come and is no whole message yet.
     buffer: Vec<u8>,
+    /// How many bytes have come.
+    received: u64,
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+    /// Reads wait for [`POLL`] at most.
+    pub(super) fn blocking(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(POLL))?;
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(WRITING))?;
-        Ok(Wire { stream, buffer: Vec::new() })
+        Ok(Wire { stream, buffer: Vec::new(), received: 0 })
+    }
+
+    /// Neither reads nor writes wait.
+    pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Wire { stream, buffer: Vec::new(), received: 0 })
+    }
+
+    /// Has reads wait from now on, for [`POLL`] at most.
+    pub(super) fn into_blocking(self) -> io::Result<Self> {
+        let Wire { stream, buffer, received } = self;
+        Ok(Wire { buffer, received, ..Wire::blocking(stream)? })
     }
 
     /// The connection, for other bytes than messages.
-    pub(super) fn into_stream(self) -> io::Result<TcpStream> {
-        self.stream.set_write_timeout(None)?;
-        self.stream.set_read_timeout(None)?;
-        Ok(self.stream)
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
     }
 
     /// Another handle of it, to send by.
@@ -94,81 +58,103 @@ impl Wire {
         self.stream.try_clone()
     }
 
-    /// Whether the other end is closed.
-    pub(super) fn is_closed(&self) -> bool {
-        let peeked = self.stream.set_nonblocking(true).and_then(|()| {
-            let peeked = self.stream.peek(&mut [0]);
-            self.stream.set_nonblocking(false).and(peeked)
-        });
-        match peeked {
-            Ok(length) => length == 0,
-            Err(why) => why.kind() != io::ErrorKind::WouldBlock,
+    /// How many bytes have come over it.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Sends the parts of a handshake; `within` bounds a write that waits.
+    pub(super) fn put(&mut self, bytes: &[u8], within: Duration) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(within))?;
+        let written = self.stream.write_all(bytes);
+        self.stream.set_write_timeout(None)?;
+        written
+    }
+
+    /// Ends what is sent by this end.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        self.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Sends a message; `within` bounds a write that waits.
+    pub(super) fn send(&mut self, message: &impl Serialize, within: Duration) -> io::Result<()> {
+        self.put(&encoded(message)?, within)
+    }
+
+    /// The first bytes that have not been taken, without taking them; `None` while there are fewer.
+    pub(super) fn peek<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+        self.read_to(N)?;
+        Ok(self.buffer.first_chunk().copied())
+    }
+
+    /// Takes the next part of a handshake; `None` while it has not come.
+    pub(super) fn take<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
+        let taken = self.peek()?;
+        if taken.is_some() {
+            self.buffer.drain(..N);
         }
+        Ok(taken)
     }
 
-    pub(super) fn greet(&mut self, greeting: &Greeting) -> io::Result<()> {
-        self.stream.write_all(&greeting.bytes())
+    /// Reads once and forgets what has come; `false` at the end of the connection.
+    pub(super) fn skip(&mut self) -> bool {
+        let open = self.read_to(PIECE).is_ok();
+        self.buffer.clear();
+        open
     }
 
-    /// How the other end greets, within this time.
-    pub(super) fn greeted(&mut self, within: Duration) -> io::Result<Option<Greeting>> {
-        if !self.fill(Greeting::LENGTH, within)? {
-            return Ok(None);
-        }
-        let greeting = Greeting::read(&self.buffer[..Greeting::LENGTH])?;
-        self.buffer.drain(..Greeting::LENGTH);
-        Ok(Some(greeting))
-    }
-
-    pub(super) fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
-        send(&mut self.stream, message)
-    }
-
-    /// The next message, if it comes within this time.
-    pub(super) fn receive<T: DeserializeOwned>(&mut self, within: Duration) -> io::Result<Option<T>> {
+    /// Takes the next message of at most `longest` bytes; `None` while it has not come.
+    pub(super) fn receive_at_most<T: DeserializeOwned>(&mut self, longest: usize) -> io::Result<Option<T>> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        if !self.fill(4, within)? {
-            return Ok(None);
-        }
-        let mut length = [0; 4];
-        length.copy_from_slice(&self.buffer[..4]);
-        let length = u32::from_le_bytes(length) as usize;
-        if length > LONGEST {
+        self.read_to(4)?;
+        let Some(length) = self.buffer.first_chunk() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > longest {
             return Err(invalid(format!("a message of {length} bytes is too long")));
         }
-        if !self.fill(4 + length, within)? {
-            return Ok(None);
-        }
-        let message = postcard::from_bytes(&self.buffer[4..4 + length]).map_err(|why| invalid(why.to_string()))?;
+        self.read_to(4 + length)?;
+        let Some(message) = self.buffer.get(4..4 + length) else { return Ok(None) };
+        let message = postcard::from_bytes(message).map_err(|why| invalid(why.to_string()))?;
         self.buffer.drain(..4 + length);
         Ok(Some(message))
     }
 
-    /// Reads until the buffer has so many bytes; whether it has, in this time from one byte to the next.
-    fn fill(&mut self, length: usize, within: Duration) -> io::Result<bool> {
-        self.stream.set_read_timeout(Some(within))?;
-        while self.buffer.len() < length {
-            let mut piece = [0; 4096];
-            let most = piece.len().min(length - self.buffer.len());
-            match self.stream.read(&mut piece[..most]) {
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its connection was closed")),
-                Ok(read) => self.buffer.extend(&piece[..read]),
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-                Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(false);
-                }
-                Err(why) => return Err(why),
-            }
+    /// Takes the next message; `None` while it has not come.
+    pub(super) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        self.receive_at_most(LONGEST)
+    }
+
+    /// Reads once, towards so many bytes in the buffer, unless they are there.
+    fn read_to(&mut self, length: usize) -> io::Result<()> {
+        let held = self.buffer.len();
+        if held >= length {
+            return Ok(());
         }
-        Ok(true)
+        self.buffer.resize(held + (length - held).min(PIECE), 0);
+        let read = self.stream.read(&mut self.buffer[held..]);
+        self.buffer.truncate(held + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its connection was closed")),
+            Ok(read) => {
+                self.received += read as u64;
+                Ok(())
+            }
+            Err(why) if is_wait(&why) => Ok(()),
+            Err(why) => Err(why),
+        }
     }
 }
 
-/// Sends a message.
-pub(super) fn send(stream: &mut TcpStream, message: &impl Serialize) -> io::Result<()> {
-    let mut bytes = vec![0; 4];
-    bytes = postcard::to_extend(message, bytes).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
-    let length = u32::try_from(bytes.len() - 4).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+/// `true` for errors that say that nothing has come yet.
+pub(super) fn is_wait(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+/// A message, as it is sent.
+pub(super) fn encoded(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let invalid = |why: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, why.to_string());
+    let mut bytes = postcard::to_extend(message, vec![0; 4]).map_err(|why| invalid(&why))?;
+    let length = u32::try_from(bytes.len() - 4).map_err(|why| invalid(&why))?;
     bytes[..4].copy_from_slice(&length.to_le_bytes());
-    stream.write_all(&bytes)
+    Ok(bytes)
 }

@@ -18,12 +18,15 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
-use crate::durable::{Life, StateId, reason, replace_while_current};
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published, StateId, reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
 /// The version of the format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The first version that had no ends of journals.
+const WITHOUT_ENDS: u32 = 1;
 /// What stands between what the checksum covers and the checksum.
 const CHECK: &str = ",\"check\":\"";
 const END: &str = "\"}\n";
@@ -42,6 +45,16 @@ pub(super) struct Commit {
     pub(super) checksum: u32,
     /// Which process wrote it.
     pub(super) process: u32,
+    /// The ends of the incarnation's journals at the epoch.
+    pub(super) ends: JournalEnds,
+}
+
+impl Commit {
+    /// What it says is published, if anything is.
+    pub(super) fn published(&self) -> Option<Published> {
+        let ends = self.ends.clone();
+        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
+    }
 }
 
 /// How a commit looks in its file.
@@ -57,6 +70,8 @@ struct Line {
     length: u64,
     crc32: String,
     process: u32,
+    #[serde(default)]
+    journal: JournalEnds,
 }
 
 /// What can be said of a line of any format.
@@ -78,6 +93,7 @@ impl Commit {
             length: self.length,
             crc32: format!("{:08x}", self.checksum),
             process: self.process,
+            journal: self.ends.clone(),
         };
         let mut line = serde_json::to_string(&line)?;
         line.pop();
@@ -96,9 +112,9 @@ impl Commit {
         }
         let body = format!("{body}}}");
         let Format { tidegate, format } = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
-        if format != FORMAT {
+        if format != FORMAT && format != WITHOUT_ENDS {
             return Err(format!(
-                "Tidegate {tidegate} wrote it, in format {format}; this program reads format {FORMAT}"
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {WITHOUT_ENDS} and {FORMAT}"
             ));
         }
         let line: Line = serde_json::from_str(&body).map_err(|_| "it is damaged")?;
@@ -110,6 +126,7 @@ impl Commit {
             length: line.length,
             checksum: u32::from_str_radix(&line.crc32, 16).map_err(damaged)?,
             process: line.process,
+            ends: line.journal,
         })
     }
 }
@@ -248,6 +265,7 @@ fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::journal::WorkerEnd;
 
     fn commit() -> Commit {
         Commit {
@@ -258,6 +276,7 @@ mod tests {
             length: 77,
             checksum: 0x00ab_cdef,
             process: 4_711,
+            ends: [WorkerEnd { process: 0, worker: 1, epoch: Epoch(1_699_999_999_998) }].into_iter().collect(),
         }
     }
 
@@ -267,8 +286,8 @@ mod tests {
         let expected = concat!(
             r#"{"tidegate":""#,
             env!("CARGO_PKG_VERSION"),
-            r#"","format":1,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"#,
-            r#""epoch":1700000000000,"length":77,"crc32":"00abcdef","process":4711,"check":""#
+            r#"","format":2,"state":"feed000000000001","sink":"totals, \"late\"","incarnation":12,"#,
+            r#""epoch":1700000000000,"length":77,"crc32":"00abcdef","process":4711,"journal":[[0,1,1699999999998]],"check":""#
         );
         assert!(line.starts_with(expected), "{line}");
         assert!(line.lines().count() == 1 && line.ends_with("\"}\n"), "{line}");
@@ -293,10 +312,10 @@ mod tests {
 
     #[test]
     fn a_later_format_is_told_from_damage() {
-        let body = r#"{"tidegate":"9.1.0","format":2,"new":true"#;
+        let body = r#"{"tidegate":"9.1.0","format":3,"new":true"#;
         let line = format!("{body}{CHECK}{:08x}{END}", crc32fast::hash(body.as_bytes()));
         let why = Commit::from_line(line.as_bytes()).unwrap_err();
-        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 2; this program reads format 1");
+        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 3; this program reads the formats 1 and 2");
     }
 
     #[test]

@@ -22,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::durable::Life;
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::encode::{retractions_first, times};
@@ -154,7 +155,7 @@ impl<D: Record> KafkaWriter<D> {
 }
 
 impl<D: Record> Writer<D> for KafkaWriter<D> {
-    fn shown(&mut self) -> Result<Option<Epoch>> {
+    fn shown(&mut self) -> Result<Option<Published>> {
         match &mut self.way {
             Way::AtLeastOnce(_) => Ok(None),
             Way::Once(transactions) => transactions.shown(),
@@ -179,10 +180,10 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
         }
     }
 
-    fn show(&mut self) -> Result<()> {
+    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
         match &mut self.way {
             Way::AtLeastOnce(publisher) => publisher.settle(),
-            Way::Once(transactions) => transactions.show(),
+            Way::Once(transactions) => transactions.show(ends),
         }
     }
 

@@ -17,13 +17,16 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::StateId;
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Published, StateId};
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{Target, is_transient, not_made, said};
+use crate::source::kafka::client::{Target, is_group_refusal, is_transient, not_made, said};
 use crate::time::Epoch;
 
 /// The version of the format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The version that had no ends of journals.
+const WITHOUT_ENDS: u32 = 1;
 
 /// What its name ends with.
 const SUFFIX: &str = "-tidegate-progress";
@@ -60,6 +63,8 @@ pub(super) struct Progress {
     pub(super) epoch: Option<Epoch>,
     /// An offset that the output topic has reached, for each partition that anything was sent to.
     pub(super) ends: BTreeMap<i32, i64>,
+    /// The ends of the incarnation's journals at the epoch.
+    pub(super) journal: JournalEnds,
 }
 
 /// What a progress topic has of a key.
@@ -81,6 +86,8 @@ struct Value {
     incarnation: u64,
     epoch: Option<u64>,
     ends: BTreeMap<i32, i64>,
+    #[serde(default)]
+    journal: JournalEnds,
 }
 
 /// What can be said of a value of any format.
@@ -98,6 +105,7 @@ impl Progress {
             incarnation: self.incarnation,
             epoch: self.epoch.map(|epoch| epoch.0),
             ends: self.ends.clone(),
+            journal: self.journal.clone(),
         })
     }
 
@@ -105,13 +113,19 @@ impl Progress {
     fn from_value(value: &[u8]) -> std::result::Result<Self, String> {
         let no = |_| String::from("it is not what Tidegate writes");
         let Format { tidegate, format } = serde_json::from_slice(value).map_err(no)?;
-        if format != FORMAT {
+        if format != FORMAT && format != WITHOUT_ENDS {
             return Err(format!(
-                "Tidegate {tidegate} wrote it, in format {format}; this program reads format {FORMAT}"
+                "Tidegate {tidegate} wrote it, in format {format}; this program reads the formats {WITHOUT_ENDS} and {FORMAT}"
             ));
         }
-        let Value { incarnation, epoch, ends, .. } = serde_json::from_slice(value).map_err(no)?;
-        Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends })
+        let Value { incarnation, epoch, ends, journal, .. } = serde_json::from_slice(value).map_err(no)?;
+        Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends, journal })
+    }
+
+    /// What it says is published, if anything is.
+    pub(super) fn published(&self) -> Option<Published> {
+        let ends = self.journal.clone();
+        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
     }
 }
 
@@ -212,7 +226,10 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
             }
             // All was decided before it was assigned, so this is the end of all.
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
-            Some(Err(error)) if !error.rdkafka_error_code().is_some_and(is_transient) => {
+            // Nothing is asked of a group here, so what may not be asked of it does not matter.
+            Some(Err(error))
+                if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
+            {
                 return Err(unreadable(target, &said(&error)));
             }
             _ if heard.elapsed() > PATIENCE => return Err(unanswered(target, "the brokers do not answer")),
@@ -243,23 +260,29 @@ pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::journal::WorkerEnd;
 
     #[test]
     fn progress_is_read_as_it_was_written() {
         for epoch in [None, Some(Epoch(1_700_000_000_000))] {
-            let progress = Progress { incarnation: 3, epoch, ends: [(0, 12), (7, 1)].into() };
+            let end = WorkerEnd { process: 1, worker: 2, epoch: Epoch(6) };
+            let journal: JournalEnds = [end].into_iter().collect();
+            let progress = Progress { incarnation: 3, epoch, ends: [(0, 12), (7, 1)].into(), journal };
             assert_eq!(Progress::from_value(&progress.to_value().unwrap()), Ok(progress));
         }
-        let value = Progress { incarnation: 3, epoch: Some(Epoch(8)), ends: [(0, 12)].into() }.to_value().unwrap();
-        let expected = r#","format":1,"incarnation":3,"epoch":8,"ends":{"0":12}}"#;
-        assert!(String::from_utf8(value).unwrap().ends_with(expected));
+        let journal = JournalEnds::default();
+        let progress = Progress { incarnation: 3, epoch: Some(Epoch(8)), ends: [(0, 12)].into(), journal };
+        let expected = r#","format":2,"incarnation":3,"epoch":8,"ends":{"0":12},"journal":[]}"#;
+        assert!(String::from_utf8(progress.to_value().unwrap()).unwrap().ends_with(expected));
+        let earlier = br#"{"tidegate":"0.1.0","format":1,"incarnation":3,"epoch":8,"ends":{"0":12}}"#;
+        assert_eq!(Progress::from_value(earlier), Ok(progress));
     }
 
     #[test]
     fn what_is_no_progress_is_refused() {
-        let later = br#"{"tidegate":"9.1.0","format":2,"more":1}"#;
+        let later = br#"{"tidegate":"9.1.0","format":3,"more":1}"#;
         let why = Progress::from_value(later).unwrap_err();
-        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 2; this program reads format 1");
+        assert_eq!(why, "Tidegate 9.1.0 wrote it, in format 3; this program reads the formats 1 and 2");
         for value in [&b"{}"[..], b"", b"12", br#"{"tidegate":"0.1.0","format":1,"incarnation":1}"#] {
             assert_eq!(Progress::from_value(value).unwrap_err(), "it is not what Tidegate writes");
         }

@@ -17,7 +17,7 @@ use super::topics::find_or_create;
 use crate::durable::StillCurrent;
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{
-    Lookup, Target, UNKNOWN_PATIENCE, find_topic, find_topic_within, no_topic, not_made, reach, said,
+    Lookup, Target, UNKNOWN_PATIENCE, find_topic, find_topic_within, last_words, no_topic, not_made, reach, said,
 };
 
 const DEFAULTS: &[(&str, &str)] = &[
@@ -122,7 +122,7 @@ impl Publisher {
                 Err(error) => {
                     let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
                     let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
-                    let why = publisher.with_last_words(told(&error));
+                    let why = publisher.with_last_words(&told(&error));
                     let failed = failed.because(why).help("check the brokers and --kafka-config");
                     return Err(if passes { failed.passing() } else { failed });
                 }
@@ -307,7 +307,7 @@ impl Publisher {
         }
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
-            let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+            let why = last_words(&self.producer.context().words).map_or(String::new(), |why| format!(": {why}"));
             tracing::warn!("{} takes no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
@@ -380,7 +380,7 @@ impl Publisher {
             self.serve_events();
             self.ask()?;
             if !std::mem::replace(&mut self.waiting_told, true) {
-                let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+                let why = last_words(&self.producer.context().words).map_or(String::new(), |why| format!(": {why}"));
                 tracing::warn!("{} takes no transaction, waiting{why}", self.target.describe());
             }
         }
@@ -472,7 +472,7 @@ impl Publisher {
         Err(match code {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageTimedOut) => {
-                let because = self.with_last_words(because);
+                let because = self.with_last_words(&because);
                 error.because(because).help("check that the brokers are up and reachable").passing()
             }
             Some(code) if lasts(code) => match remedy(code) {
@@ -491,8 +491,8 @@ impl Publisher {
     }
 
     /// A cause, with what the library said last of its connections, which names the address.
-    fn with_last_words(&self, why: String) -> String {
-        self.producer.context().words.reason().map_or(why.clone(), |reason| format!("{why} ({reason})"))
+    fn with_last_words(&self, why: &str) -> String {
+        last_words(&self.producer.context().words).map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
     }
 }
 

@@ -2,21 +2,17 @@
 //!
 //! Invariant: a topic is created only where the caller says that it may be.
 
-use std::future::Future;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::reports::Reports;
 use crate::error::{Error, Result};
-use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, not_made, said};
+use crate::source::kafka::admin::{administrator, wait_for};
+use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, said};
 
 /// How long the brokers may take to say whether a topic is there before it is created.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -55,15 +51,7 @@ fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, setting
     let failed = |because: String| {
         Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)
     };
-    let mut admin_config = ClientConfig::new();
-    // Of the properties only those of the connection mean something to an administrator.
-    for (key, value) in config.config_map() {
-        if ["bootstrap.", "security.", "sasl.", "ssl.", "client."].iter().any(|prefix| key.starts_with(prefix)) {
-            admin_config.set(key, value);
-        }
-    }
-    admin_config.set_log_level(RDKafkaLogLevel::Emerg);
-    let admin: AdminClient<DefaultClientContext> = admin_config.create().map_err(|error| not_made(target, &error))?;
+    let admin = administrator(target, config)?;
     let count = i32::try_from(partitions).map_err(|_| failed(format!("{partitions} partitions are too many")))?;
     let topic = NewTopic::new(&target.topic, count, TopicReplication::Fixed(-1));
     let topic = settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
@@ -78,26 +66,4 @@ fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, setting
         }
     }
     Ok(created)
-}
-
-/// Wakes a thread that waits for a future.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits for a future on this thread.
-fn wait_for<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        std::thread::park();
-    }
 }

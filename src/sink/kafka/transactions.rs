@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use super::progress::{self, Progress};
 use super::publisher::{Publisher, lost_records};
-use crate::durable::{Life, StateId};
+use crate::durable::journal::JournalEnds;
+use crate::durable::{Life, Published, StateId};
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{Target, no_topic};
 use crate::time::Epoch;
@@ -128,11 +129,11 @@ impl Transactions {
     }
 
     /// What is shown, as the topics know it.
-    pub(super) fn shown(&mut self) -> Result<Option<Epoch>> {
+    pub(super) fn shown(&mut self) -> Result<Option<Published>> {
         if let Some(progress) = &self.found {
             progress::check_output(&self.output, progress)?;
         }
-        Ok(self.last)
+        Ok(self.found.as_ref().and_then(Progress::published))
     }
 
     /// Begins a life, and puts that on record.
@@ -151,7 +152,7 @@ impl Transactions {
         self.life = Some(life.clone());
         self.publisher.wait_while(Arc::clone(&life.still_current));
         self.unshown = true;
-        self.show()
+        self.show(&JournalEnds::default())
     }
 
     /// Begins an epoch, and a transaction if there is none.
@@ -187,22 +188,22 @@ impl Transactions {
     }
 
     /// Commits what was sent, with the number of the last epoch.
-    pub(super) fn show(&mut self) -> Result<()> {
+    pub(super) fn show(&mut self, journal: &JournalEnds) -> Result<()> {
         if !self.unshown {
             return Ok(());
         }
         self.usable()?;
-        self.commit_at_last().map_err(|error| self.give_up(error))?;
+        self.commit_at_last(journal).map_err(|error| self.give_up(error))?;
         self.outbox.clear();
         (self.unshown, self.found) = (false, self.attempt.take());
         Ok(())
     }
 
     /// Commits the transaction, making it again for as long as that may help.
-    fn commit_at_last(&mut self) -> Result<()> {
+    fn commit_at_last(&mut self, journal: &JournalEnds) -> Result<()> {
         let mut failed = 0;
         loop {
-            let error = match self.spoilt.take().map_or_else(|| self.commit(), Err) {
+            let error = match self.spoilt.take().map_or_else(|| self.commit(journal), Err) {
                 Ok(()) => return Ok(()),
                 Err(error) if error.passes() => error,
                 Err(error) => return Err(error),
@@ -222,7 +223,7 @@ impl Transactions {
         }
     }
 
-    fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
         let Some(life) = self.life.clone() else { return Err(self.bug("a topic was to be shown before it was begun")) };
         self.settle_doubt()?;
         self.publisher.begin()?;
@@ -236,7 +237,7 @@ impl Transactions {
             let known = ends.entry(partition).or_insert(0);
             *known = (*known).max(end);
         }
-        let progress = Progress { incarnation: life.incarnation, epoch: self.last, ends };
+        let progress = Progress { incarnation: life.incarnation, epoch: self.last, ends, journal: journal.clone() };
         let value = progress.to_value();
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;

@@ -2,11 +2,13 @@
 //!
 //! The grammar is that of the `csv` crate: a quote opens a quoted field only where a field begins; in a quoted field two
 //! quotes stand for one, and after the closing quote everything up to the delimiter stands for itself. A row ends with
-//! `\n` or `\r`; rows without a byte are no rows, so `\r\n` ends one.
+//! `\n` or `\r`; rows without a byte are no rows, so `\r\n` ends one. A field with something behind its closing quote, or
+//! without one, is split so, and told as [`Misquoted`].
 //!
 //! Bytes are looked at eight at a time, as most fields are short. It does not know what fields mean.
 
 use super::fields::Row;
+use crate::source::file::dispenser::Within;
 
 /// Whether a byte ends a row.
 fn ends_row(byte: u8) -> bool {
@@ -61,6 +63,39 @@ fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
     }
 }
 
+/// The position behind the end of the row that `within` says where `bytes` are in: the byte after the first line break
+/// outside of quotes. `None` if it goes on.
+pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        *within = match (*within, byte) {
+            (Within::Quoted, _) => {
+                let Some(quote) = memchr::memchr(b'"', &bytes[at..]) else { return None };
+                at += quote;
+                Within::Quote
+            }
+            (Within::FieldStart, b'"') | (Within::Quote, b'"') => Within::Quoted,
+            (_, b',') => Within::FieldStart,
+            (_, byte) if ends_row(byte) => return Some(at + 1),
+            _ => {
+                at += memchr::memchr3(b',', b'\n', b'\r', &bytes[at..]).unwrap_or(bytes.len() - at) - 1;
+                Within::Plain
+            }
+        };
+        at += 1;
+    }
+    None
+}
+
+/// A fault in the quotes of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Misquoted {
+    /// There is text between the closing quote and the delimiter.
+    TextBehind,
+    /// The closing quote is missing.
+    Unclosed,
+}
+
 /// Splits rows into fields.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
@@ -69,6 +104,8 @@ pub(super) struct Splitter {
     /// The fields of a row that had to be rewritten to get rid of its quotes.
     plain: Vec<u8>,
     rewritten: bool,
+    /// The first field whose quotes are wrong, and what is wrong with them.
+    misquoted: Option<(usize, Misquoted)>,
 }
 
 impl Splitter {
@@ -77,6 +114,7 @@ impl Splitter {
     pub(super) fn split(&mut self, bytes: &[u8], start: usize) -> usize {
         self.fields.clear();
         self.rewritten = false;
+        self.misquoted = None;
         let mut from = start;
         loop {
             let stop = if bytes.get(from) == Some(&b'"') {
@@ -109,6 +147,12 @@ impl Splitter {
         }
     }
 
+    /// The first fault in the quotes of the row that was split last, with the number of its field.
+    #[inline]
+    pub(super) fn misquoted(&self) -> Option<(usize, Misquoted)> {
+        self.misquoted
+    }
+
     /// Splits a row with doubled, unclosed or misplaced quotes, a byte at a time.
     #[cold]
     fn rewrite(&mut self, bytes: &[u8], start: usize) -> usize {
@@ -117,10 +161,13 @@ impl Splitter {
         self.rewritten = true;
         let (mut at, mut begin) = (start, 0);
         loop {
+            let mut wrong = None;
             if bytes.get(at) == Some(&b'"') {
-                at = self.rewrite_quoted(bytes, at + 1);
+                (at, wrong) = self.rewrite_quoted(bytes, at + 1);
             }
             let stop = field_end(bytes, at);
+            wrong = wrong.filter(|wrong| *wrong == Misquoted::Unclosed || stop > at);
+            self.misquoted = self.misquoted.or(wrong.map(|wrong| (self.fields.len(), wrong)));
             self.plain.extend_from_slice(&bytes[at..stop]);
             self.fields.push((begin, self.plain.len() as u32));
             begin = self.plain.len() as u32;
@@ -131,16 +178,19 @@ impl Splitter {
         }
     }
 
-    /// Copies the text of a quoted field, each two quotes as one: the position after the closing quote.
-    fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> usize {
-        let closed = closing_quote(bytes, from).unwrap_or(bytes.len());
-        let mut rest = &bytes[from..closed];
+    /// Copies the text of a quoted field, each two quotes as one: the position after the closing quote, and what is wrong if
+    /// there is no closing quote, or if there is text behind it.
+    fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> (usize, Option<Misquoted>) {
+        let closed = closing_quote(bytes, from);
+        let end = closed.unwrap_or(bytes.len());
+        let mut rest = &bytes[from..end];
         while let Some(quote) = memchr::memchr(b'"', rest) {
             self.plain.extend_from_slice(&rest[..=quote]);
             rest = rest.get(quote + 2..).unwrap_or_default();
         }
         self.plain.extend_from_slice(rest);
-        bytes.len().min(closed + 1)
+        let wrong = if closed.is_some() { Misquoted::TextBehind } else { Misquoted::Unclosed };
+        (bytes.len().min(end + 1), Some(wrong))
     }
 }
 
@@ -208,6 +258,38 @@ mod tests {
             let text = adversarial(&mut fastrand::Rng::with_seed(seed));
             let rows: Vec<_> = rows_of(&text).into_iter().map(|(_, row)| row).collect();
             assert_eq!(rows, rows_of_the_crate(&text), "seed {seed}: {:?}", text.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_row_is_found_in_pieces_of_any_size() {
+        for seed in 0..60_000 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let text = adversarial(&mut rng);
+            let Some(start) = begin(&text, 0) else { continue };
+            let expected = Splitter::default().split(&text, start);
+            let (mut within, mut at, mut found) = (Within::FieldStart, start, None);
+            while at < text.len() && found.is_none() {
+                let piece = &text[at..text.len().min(at + rng.usize(1..5))];
+                found = end_of(&mut within, piece).map(|end| at + end - 1);
+                at += piece.len();
+            }
+            assert_eq!(found.unwrap_or(text.len()), expected, "seed {seed}: {}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn text_behind_a_closing_quote_and_an_unclosed_quote_are_told() {
+        for (row, expected) in [
+            (&b"1,\"a\" b\",3"[..], Some((1, Misquoted::TextBehind))),
+            (b"\"a\"\"b\"c\n", Some((0, Misquoted::TextBehind))),
+            (b"1,2,\"a", Some((2, Misquoted::Unclosed))),
+            (b"1,\"a\"\"b\",\"\"\r\n", None),
+            (b"1,a\"b\"c,\"\"\"\"\"\"", None),
+        ] {
+            let mut splitter = Splitter::default();
+            splitter.split(row, 0);
+            assert_eq!(splitter.misquoted(), expected, "{}", row.escape_ascii());
         }
     }
 

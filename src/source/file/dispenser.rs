@@ -6,13 +6,18 @@
 //!
 //! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
 //! owner has closed gets no more chunks; the carry of a chunk is set once, when all before it have been summed up; an
-//! epoch is bound when all its chunks have been summed up.
-//! The clock is read only to look at the length of a followed file not too often. It does not know record types, nor
-//! what an event is.
+//! epoch is bound when all its chunks have been summed up. A record longer than [`Sizes::longest`] is a chunk of its own,
+//! of which only the beginning is held: it is rejected, and reading goes on behind it.
+//! A followed file is the one that was opened: when another one has its path, all of the old one is read, and then the job
+//! fails. It is **idle** when its length was looked at throughout the idle time, did not change, and everything of it is
+//! bound; it is idle until it has more. In epochs of a journal it is idle where the journal says so.
+//! The clock is read only to look at the length of a followed file not too often, and to judge idleness. It does not know
+//! record types, nor what an event is.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,29 +36,50 @@ pub struct Sizes {
     /// How much of a file is read at a time: small enough for a chunk and its records to stay in a core's cache, large
     /// enough for the lock and the system call to cost nothing.
     pub block: usize,
-    /// A record of more bytes than this is an error, as it would have to be held in memory whole.
+    /// A record of more bytes than this, its end included, is rejected: it would have to be held in memory whole.
     pub longest: usize,
     /// Lets what chunks showed wait at random, as if their workers were slow.
     #[cfg(test)]
     pub slow: Option<u64>,
 }
 
+impl Sizes {
+    /// The sizes for files whose longest record has so many bytes.
+    #[must_use]
+    pub fn with_longest(self, longest: u64) -> Self {
+        let longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
+        Sizes { longest, block: self.block.min(longest), ..self }
+    }
+}
+
 impl Default for Sizes {
     fn default() -> Self {
         Sizes {
             block: 128 << 10,
-            longest: 256 << 20,
+            longest: LONGEST,
             #[cfg(test)]
             slow: None,
         }
     }
 }
 
+/// The default length of the longest record of a file, in bytes.
+pub const LONGEST: usize = 16 << 20;
+
+/// Bytes that are kept of a record that is too long.
+const KEPT: usize = 1 << 10;
+
 /// How many bytes before a position a file is known again by.
 const CHECKED: u64 = 4 << 10;
 
 /// How often the length of a followed file is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A gap between looks at a file's length after which the time spent at its end counts from anew: nobody was looking.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Time for which the path of a followed file may name no file, or another one, before that is an error: editors and
+/// rotations take a moment.
+const GONE: Duration = Duration::from_secs(2);
 
 /// What holds just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +112,56 @@ pub struct Chunk {
     pub skip: usize,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// The length of its only record, if that is too long; `bytes` are then the first of it.
+    pub too_long: Option<u64>,
     /// What holds before it, once that is known.
     pub carry: Arc<OnceLock<Carry>>,
+}
+
+/// A piece that was cut off the unread rest of a file.
+#[derive(Debug)]
+struct Cut {
+    bytes: Vec<u8>,
+    skip: usize,
+    too_long: Option<u64>,
+}
+
+/// A search for the end of a record that is too long.
+#[derive(Debug)]
+struct Scan {
+    start: u64,
+    at: u64,
+    state: Within,
+}
+
+/// The state of a scan within a record, as far as a [`Format`] needs it to find the record's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// At the beginning of a field.
+    FieldStart,
+    /// In a field without quotes, or behind its quotes.
+    Plain,
+    /// Between quotes.
+    Quoted,
+    /// Behind a quote between quotes: the closing one, or the first of two.
+    Quote,
+}
+
+/// The progress of reading a file, for who watches the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The position behind what was dealt.
+    pub next: u64,
+    /// The file's length when it was last looked at, or the end that is fixed.
+    pub end: u64,
+    /// The watermark behind the chunks that are summed up.
+    pub watermark: EventTime,
+    /// `true` if the end that is fixed was reached.
+    pub ended: bool,
+    /// `true` if the file is idle, and so holds no watermark.
+    pub idle: bool,
+    /// The position of the last record, if it has no end yet.
+    pub partial: Option<u64>,
 }
 
 /// What a worker gets when it asks for a chunk.
@@ -112,6 +186,8 @@ pub struct Share {
     pub until: Option<u64>,
     /// Whether that was reached.
     pub ended: bool,
+    /// `true` if it is idle: at its end, and silent for long enough.
+    pub idle: bool,
     /// What the file is known again by.
     pub check: Option<Check>,
     /// Where reading began, in the epoch in which it did.
@@ -139,6 +215,37 @@ struct Pending {
     carry: Arc<OnceLock<Carry>>,
 }
 
+/// Tells when a followed file has been at its end for long enough to be idle.
+#[derive(Debug)]
+struct Quiet {
+    after: Duration,
+    /// The first look since which it has been at its end, with this length, looked at without a pause.
+    since: Option<(Instant, u64)>,
+    looked: Option<Instant>,
+}
+
+impl Quiet {
+    /// Takes in a look at the file's length, at a time when nothing is left to deal.
+    fn at_end(&mut self, looked: Instant, length: u64) {
+        let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > PAUSE);
+        if paused || self.since.is_none_or(|(_, known)| known != length) {
+            self.since = Some((looked, length));
+        }
+        self.looked = Some(looked);
+    }
+
+    /// Takes in that there was more.
+    fn moved(&mut self) {
+        (self.since, self.looked) = (None, None);
+    }
+
+    /// `true` if the file was quiet throughout the idle time.
+    fn is_idle(&self) -> bool {
+        let Some(((since, _), looked)) = self.since.zip(self.looked) else { return false };
+        looked.saturating_duration_since(since) >= self.after
+    }
+}
+
 #[derive(Debug)]
 struct Dispenser {
     sizes: Sizes,
@@ -156,10 +263,17 @@ struct Dispenser {
     head: Option<u64>,
     /// The length at which the rest of the file was no complete record yet.
     partial_at: Option<u64>,
+    /// The search for the end of a record that is too long and has none yet.
+    scan: Option<Scan>,
+    /// The moment since which the path has not named the file that is open.
+    gone_since: Option<Instant>,
     /// Chunks belong to this epoch or a later one.
     least_epoch: Epoch,
     /// The last epoch that was repeated from a journal, or the snapshot's.
     repeated: Option<Epoch>,
+    quiet: Quiet,
+    /// The idle flags of epochs that are repeated from a journal.
+    repeated_idle: VecDeque<(Epoch, bool)>,
     /// Watermarks that a journal has for positions.
     expected: VecDeque<(u64, EventTime)>,
     dealt: u64,
@@ -194,6 +308,13 @@ impl<F: Format> Shared<F> {
         Ok(shared)
     }
 
+    /// Sets after how long at its end, without more, a followed file is idle; never unless it is said.
+    #[must_use]
+    pub fn idle_after(self, after: Duration) -> Self {
+        self.lock().quiet.after = after;
+        self
+    }
+
     fn lock(&self) -> MutexGuard<'_, Dispenser> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -226,6 +347,7 @@ impl<F: Format> Shared<F> {
             let limit = end.unwrap_or(state.length);
             let bytes = state.read(0, size.min(limit as usize))?;
             let all = bytes.len() as u64 == limit;
+            super::kind::check(&bytes).map_err(|error| error.at(state.path.display()))?;
             if let Some((layout, head)) =
                 F::lay_out::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
             {
@@ -253,7 +375,12 @@ impl<F: Format> Shared<F> {
             state.look(false)?;
         }
         let limit = state.until.unwrap_or(state.length);
-        self.deal_until::<T>(state, epoch, limit, state.until.is_some())
+        let dealt = self.deal_until::<T>(state, epoch, limit, state.until.is_some())?;
+        match dealt {
+            Dealt::Nothing => state.quiet.at_end(state.looked, state.length),
+            Dealt::Chunk(_) | Dealt::Behind => state.quiet.moved(),
+        }
+        Ok(dealt)
     }
 
     fn deal_until<T: Record>(&self, state: &mut Dispenser, epoch: Epoch, limit: u64, last: bool) -> Result<Dealt> {
@@ -265,7 +392,7 @@ impl<F: Format> Shared<F> {
         }
         self.lay_out::<T>(state)?;
         let Some(head) = state.head else { return Ok(Dealt::Nothing) };
-        let Some((bytes, skip)) = state.cut::<F>(head, limit, last)? else {
+        let Some(Cut { bytes, skip, too_long }) = state.cut::<F>(head, limit, last)? else {
             state.partial_at = Some(limit);
             return Ok(Dealt::Nothing);
         };
@@ -273,12 +400,35 @@ impl<F: Format> Shared<F> {
         if state.pending.is_empty() {
             let _ = carry.set(state.carry);
         }
-        let chunk = Chunk { index: state.dealt, epoch, start: state.position, skip, bytes, carry: Arc::clone(&carry) };
-        state.position += chunk.bytes.len() as u64;
+        let (index, start) = (state.dealt, state.position);
+        let chunk = Chunk { index, epoch, start, skip, bytes, too_long, carry: Arc::clone(&carry) };
+        state.position += chunk.too_long.unwrap_or(chunk.bytes.len() as u64);
         state.pending.push_back(Pending { epoch, end: state.position, summary: None, carry });
         (state.dealt, state.partial_at) = (state.dealt + 1, None);
         state.least_epoch = epoch;
         Ok(Dealt::Chunk(chunk))
+    }
+
+    /// Returns the progress of reading the file, for who watches the job.
+    pub fn progress(&self) -> Progress {
+        let state = self.lock();
+        let (end, ended) = (state.until.unwrap_or(state.length), state.said.is_some_and(|said| said.ended));
+        let partial = (state.partial_at == Some(end)).then_some(state.position);
+        let idle = state.said.is_some_and(|said| said.idle);
+        Progress { next: state.position, end, watermark: state.carry.watermark, ended, idle, partial }
+    }
+
+    /// Counts the lines that end in a record that is too long.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn lines_within(&self, from: u64, length: u64) -> Result<u64> {
+        self.lock().count_lines(from, length)
+    }
+
+    /// `true` if reading began at the file's beginning.
+    pub fn begins_at_beginning(&self) -> bool {
+        self.lock().found_at == 0
     }
 
     /// Whether every chunk that there will ever be has been dealt.
@@ -379,14 +529,9 @@ impl<F: Format> Shared<F> {
         if let Some(lines) = self.lines_before.get() {
             return Ok(*lines);
         }
-        let (mut state, mut at, mut lines) = (self.lock(), 0, 0);
-        while at < state.found_at {
-            let count = state.sizes.block.min((state.found_at - at) as usize);
-            let bytes = state.read(at, count)?;
-            at += count as u64;
-            lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
-            state.keep(bytes);
-        }
+        let mut state = self.lock();
+        let found_at = state.found_at;
+        let lines = state.count_lines(0, found_at)?;
         Ok(*self.lines_before.get_or_init(|| lines))
     }
 }
@@ -401,6 +546,11 @@ pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option
     file.recognize(bound)?;
     let end = bound.until.unwrap_or(bound.next);
     Ok((file.length > end).then(|| format!("it has {} bytes more, from offset {end} on", file.length - end)))
+}
+
+/// A number of bytes, for people.
+pub fn in_words(bytes: usize) -> String {
+    bytesize::ByteSize::b(bytes as u64).display().iec().to_string()
 }
 
 impl Dispenser {
@@ -424,8 +574,12 @@ impl Dispenser {
             position: 0,
             head: None,
             partial_at: None,
+            scan: None,
+            gone_since: None,
             least_epoch: Epoch(0),
             repeated: None,
+            quiet: Quiet { after: Duration::MAX, since: None, looked: None },
+            repeated_idle: VecDeque::new(),
             expected: VecDeque::new(),
             dealt: 0,
             pending: VecDeque::new(),
@@ -467,7 +621,45 @@ impl Dispenser {
         self.looked = Instant::now();
         let found = self.file.metadata().map_err(|why| self.broken(&why))?;
         self.length = found.len();
-        if self.length < self.position { Err(self.shorter(self.position)) } else { Ok(()) }
+        if self.length < self.position {
+            return Err(self.shorter(self.position));
+        }
+        // What was written to the old file before it was moved is read first.
+        if now || self.position < self.length && self.partial_at != Some(self.length) {
+            return Ok(());
+        }
+        self.check_path(&found)
+    }
+
+    /// Refuses to follow a file on when its path has named another one, or none, for a while.
+    fn check_path(&mut self, opened: &std::fs::Metadata) -> Result<()> {
+        let why = match self.path.metadata() {
+            Ok(found) if (found.dev(), found.ino()) == (opened.dev(), opened.ino()) => {
+                self.gone_since = None;
+                return Ok(());
+            }
+            Ok(_) => String::from("another file has its name now"),
+            Err(why) => why.to_string(),
+        };
+        if self.gone_since.get_or_insert_with(Instant::now).elapsed() < GONE {
+            return Ok(());
+        }
+        let place = format!("{}, offset {}", self.path.display(), self.position);
+        let error = Error::new("the input was moved or removed while it was followed").at(place).because(why);
+        Err(error.help("all of the old file up to there was read; to read the new one, start again with a new --state"))
+    }
+
+    /// Counts the lines that end in a piece of the file.
+    fn count_lines(&mut self, from: u64, length: u64) -> Result<u64> {
+        let (mut at, mut lines) = (from, 0);
+        while at < from + length {
+            let count = self.sizes.block.min((from + length - at) as usize);
+            let bytes = self.read(at, count)?;
+            at += count as u64;
+            lines += memchr::memchr_iter(b'\n', &bytes).count() as u64;
+            self.keep(bytes);
+        }
+        Ok(lines)
     }
 
     fn broken(&self, why: &dyn std::fmt::Display) -> Error {
@@ -500,14 +692,14 @@ impl Dispenser {
             return Ok((size * 2).min(self.sizes.longest));
         }
         let place = format!("{}, offset {position}", self.path.display());
-        let error = Error::new(format!("a record is longer than {} MiB", self.sizes.longest >> 20)).at(place);
-        Err(error.help("look for a quote that is never closed, or for lines that do not end"))
+        let error = Error::new(format!("the header is longer than {}", in_words(self.sizes.longest))).at(place);
+        Err(error.help("look for a quote that is never closed, or for lines that do not end; --max-record allows more"))
     }
 
     /// The bytes of the next chunk, and how many of them are the head. `None` if no record is complete before `limit`;
     /// if that is the `last` of the file, records end there.
-    fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<(Vec<u8>, usize)>> {
-        let (rest, mut size) = ((limit - self.position) as usize, self.sizes.block);
+    fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<Cut>> {
+        let (rest, mut size) = (usize::try_from(limit - self.position).unwrap_or(usize::MAX), self.sizes.block);
         let mut bytes = self.spare.pop().unwrap_or_default();
         loop {
             let want = size.min(rest);
@@ -515,19 +707,56 @@ impl Dispenser {
             self.read_into(&mut bytes, self.position + had as u64, want - had)?;
             let skip = (head.saturating_sub(self.position) as usize).min(want);
             if want == rest && last {
-                return Ok(Some((bytes, skip)));
+                return Ok(Some(Cut { bytes, skip, too_long: None }));
             }
             let end = F::last_end(&bytes[skip..]).map(|end| end + skip).or((skip > 0).then_some(skip));
             if let Some(end) = end {
                 bytes.truncate(end);
-                return Ok(Some((bytes, skip)));
+                return Ok(Some(Cut { bytes, skip, too_long: None }));
             }
             if want == rest {
                 self.keep(bytes);
                 return Ok(None);
             }
-            size = self.grow(self.position, size)?;
+            if size >= self.sizes.longest {
+                let Some(length) = self.long::<F>(limit, last)? else { return Ok(None) };
+                // Its end may be one that is only seen with the byte behind it.
+                let fits = length <= bytes.len() as u64;
+                bytes.truncate(if fits { length as usize } else { KEPT });
+                bytes.shrink_to_fit();
+                return Ok(Some(Cut { bytes, skip: 0, too_long: (!fits).then_some(length) }));
+            }
+            size = (size * 2).min(self.sizes.longest);
         }
+    }
+
+    /// The length of the next record, which is too long to be held: `None` if it has no end before `limit`.
+    fn long<F: Format>(&mut self, limit: u64, last: bool) -> Result<Option<u64>> {
+        let start = self.position;
+        let known = self.scan.take().filter(|scan| scan.start == start && scan.at <= limit);
+        let begun = known.is_none();
+        let mut scan = known.unwrap_or(Scan { start, at: start, state: Within::FieldStart });
+        while scan.at < limit {
+            let count = self.sizes.block.min((limit - scan.at) as usize);
+            let bytes = self.read(scan.at, count)?;
+            let end = F::end_of(&mut scan.state, &bytes);
+            self.keep(bytes);
+            if let Some(end) = end {
+                return Ok(Some(scan.at + end as u64 - start));
+            }
+            scan.at += count as u64;
+        }
+        if last {
+            return Ok(Some(limit - start));
+        }
+        if begun {
+            let (path, longest) = (self.path.display(), in_words(self.sizes.longest));
+            tracing::warn!(
+                "the record at offset {start} of {path} is longer than {longest}, and has no end yet: is a quote never closed?"
+            );
+        }
+        self.scan = Some(scan);
+        Ok(None)
     }
 
     /// Refuses a file that cannot be the one that a bound speaks of.
@@ -567,10 +796,10 @@ impl Dispenser {
     /// Makes ready to read on where a snapshot has the file.
     fn resume(&mut self, bound: &Bound) -> Result<()> {
         self.recognize(bound)?;
-        let &Bound { next, watermark, until, ended, check, .. } = bound;
+        let &Bound { next, watermark, idle, until, ended, check, .. } = bound;
         (self.found_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
         self.carry.watermark = watermark;
-        self.said = Some(Share { next, watermark, until, ended, check, found_at: None, changed: false });
+        self.said = Some(Share { next, watermark, until, ended, idle, check, found_at: None, changed: false });
         Ok(())
     }
 
@@ -579,6 +808,7 @@ impl Dispenser {
         self.recognize(bound)?;
         self.until = bound.until;
         self.expected.push_back((bound.next, bound.watermark));
+        self.repeated_idle.push_back((epoch, bound.idle));
         self.repeated = Some(epoch);
         self.advance();
         Ok(())
@@ -627,9 +857,22 @@ impl Dispenser {
             _ if next == 0 => None,
             _ => Some(self.sum(next.saturating_sub(CHECKED), next)?),
         };
-        let share = Share { next, watermark, until: self.until, ended, check, found_at: None, changed: false };
+        let idle = self.is_idle(epoch, next);
+        let share = Share { next, watermark, until: self.until, ended, idle, check, found_at: None, changed: false };
         let before = self.said.replace(share);
         let found_at = before.is_none().then_some(self.found_at);
         Ok(Share { found_at, changed: before != Some(share), ..share })
+    }
+
+    /// Judges whether the file is idle at the end of an epoch that took everything before `next`.
+    fn is_idle(&mut self, epoch: Epoch, next: u64) -> bool {
+        let mut repeated = None;
+        while let Some((_, idle)) = self.repeated_idle.pop_front_if(|(of, _)| *of <= epoch) {
+            repeated = Some(idle);
+        }
+        let stays = self.said.is_some_and(|said| said.idle && said.next == next);
+        let all_bound = self.pending.is_empty() && self.ends.is_empty();
+        let becomes = self.until.is_none() && all_bound && self.quiet.is_idle();
+        repeated.unwrap_or(stays || becomes)
     }
 }

@@ -6,6 +6,7 @@
 //!   that asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
 //! * A [`reader`] belongs to one worker: it parses its chunks, and gives their records on when the watermark before
 //!   them is known.
+//! * [`pieces`] read the same formats without a job, from a pipe too.
 //!
 //! A record's offset is the position of its first byte; the partition begins at byte 0, so what stands before the first
 //! record (a byte order mark, a header) is a part of its first chunk that holds no records. Worker 0 is the **owner**:
@@ -22,6 +23,8 @@
 //! of its stream. Nothing here knows timely, nor the journal's files.
 
 pub mod dispenser;
+mod kind;
+pub mod pieces;
 pub mod reader;
 
 use std::fmt;
@@ -36,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Elsewhere, Place, Reader, Source, TimeOf};
 
-use dispenser::{Shared, Sizes};
+use dispenser::{Shared, Sizes, Within};
 use reader::FileReader;
 
 /// What some programs write before UTF-8 text. It is no part of a record.
@@ -44,6 +47,9 @@ pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A kind of file: where records end, and how one is decoded.
 pub trait Format: Send + Sync + 'static {
+    /// Names it, for people and in states: "csv file".
+    const NAME: &'static str;
+
     /// What the beginning of a file says about the rest of it, and how a record type is found in it.
     type Layout: fmt::Debug + Send + Sync + 'static;
 
@@ -59,6 +65,10 @@ pub trait Format: Send + Sync + 'static {
 
     /// The position after the last complete record of bytes that begin at a record; `None` if there is none.
     fn last_end(bytes: &[u8]) -> Option<usize>;
+
+    /// The position in `bytes` behind the end of the record that `within` says where they are in; `None` if it goes on, and
+    /// `within` is then where it does. For records that are too long to be held.
+    fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize>;
 
     /// Decodes bytes of whole records: for each record its place in them, without what ends it, and the record or why
     /// it is none.
@@ -82,6 +92,7 @@ pub struct Input<F: Format, T = Untimed> {
     path: PathBuf,
     time_of: Option<TimeOf<T>>,
     out_of_order: Option<Duration>,
+    idle_after: Option<Duration>,
     sizes: Sizes,
     opening: Mutex<Option<Opening<F>>>,
     format: PhantomData<fn() -> F>,
@@ -97,25 +108,38 @@ struct Opening<F: Format> {
 impl<F: Format> Input<F> {
     /// The file at `path`; nothing is opened yet.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self::of(path.as_ref().to_owned(), None, None)
+        Self::of(path.as_ref().to_owned(), None, (None, None))
     }
 
     /// What a record is, and when it happened in milliseconds since 1970.
     #[must_use]
     pub fn event_time<T: Record>(self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Input<F, T> {
-        Input::of(self.path, Some(Arc::new(time_of)), self.out_of_order)
+        Input::of(self.path, Some(Arc::new(time_of)), (self.out_of_order, self.idle_after))
     }
 }
 
 impl<F: Format, T> Input<F, T> {
-    fn of(path: PathBuf, time_of: Option<TimeOf<T>>, out_of_order: Option<Duration>) -> Self {
-        Input { path, time_of, out_of_order, sizes: Sizes::default(), opening: Mutex::new(None), format: PhantomData }
+    fn of(
+        path: PathBuf,
+        time_of: Option<TimeOf<T>>,
+        (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
+    ) -> Self {
+        let (sizes, opening) = (Sizes::default(), Mutex::new(None));
+        Input { path, time_of, out_of_order, idle_after, sizes, opening, format: PhantomData }
     }
 
     /// How far records may be behind the greatest event time before them.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
+        self
+    }
+
+    /// Sets the time that a followed file is at its end, without more, before it no longer holds the watermark back: before it is
+    /// idle. Without it, the job's `idle_timeout` holds.
+    #[must_use]
+    pub fn idle_after(mut self, silence: Duration) -> Self {
+        self.idle_after = Some(silence);
         self
     }
 }
@@ -136,7 +160,9 @@ impl<F: Format, T: Record> Input<F, T> {
             of.job == at.job && of.opened.len() == at.threads && !of.opened[at.worker] && !of.shared.abandoned()
         };
         if !opening.as_ref().is_some_and(joins) {
-            let shared = Arc::new(Shared::open::<T>(&self.path, at.options.until_end, self.sizes)?);
+            let sizes = self.sizes.with_longest(at.options.max_record);
+            let shared = Shared::open::<T>(&self.path, at.options.until_end, sizes)?;
+            let shared = Arc::new(shared.idle_after(self.idle_after.unwrap_or(at.options.idle_timeout)));
             *opening = Some(Opening { job: at.job.clone(), opened: vec![false; at.threads], shared });
         }
         let Some(of) = opening.as_mut() else { return Err(Error::new("the file was not opened")) };
@@ -170,12 +196,20 @@ impl<F: Format, T: Record> Source for Input<F, T> {
         self.out_of_order
     }
 
+    fn idle_after(&self) -> Option<Duration> {
+        self.idle_after
+    }
+
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
         // Its bytes are dealt out to the threads of one process: other machines may not have it.
         if !at.is_in_first_process() {
             return Ok(Box::new(Elsewhere));
         }
         Ok(Box::new(FileReader::<F, T>::new(self.join(at)?, at.worker == 0)))
+    }
+
+    fn identity(&self, _at: &Place) -> Result<Option<String>> {
+        Ok(Some(F::NAME.to_owned()))
     }
 
     fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {

@@ -3,6 +3,9 @@
 //! A chunk is parsed as soon as it is dealt, with marks that count from its own first record; it is **held** until what
 //! holds before it is known, then its marks are raised to that. A reader holds few chunks, and never waits.
 //!
+//! If event times are judged by the greatest one before them (`--max-ahead`), a chunk is judged when what holds before it
+//! is known, and only then summed up: such chunks are parsed side by side, and judged one after the other.
+//!
 //! Invariants: held chunks are given on in the order in which they were dealt, so in order of epochs; an epoch is not
 //! bound while a chunk of it is held; the events of one poll are of one epoch.
 //! It does not know where chunks end, nor what a record looks like in bytes.
@@ -15,11 +18,12 @@ use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::source::{Binding, Found, Intake, Polled, Reader, Resumed};
+use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
 use super::Format;
-use super::dispenser::{Chunk, Dealt, Share, Shared, Summary};
+use super::dispenser::{Chunk, Dealt, Progress, Share, Shared, Summary};
 
 /// The one partition of a file.
 const PARTITION: u32 = 0;
@@ -42,6 +46,10 @@ struct Held<T> {
     /// Its events that were not given on; their marks count from the chunk's beginning until it is settled.
     events: Vec<Event<T>>,
     rejects: Vec<Reject>,
+    /// The end of each event's record in the chunk, and the number of their bytes; kept until they are judged.
+    unjudged: Option<(Vec<usize>, u64)>,
+    /// The first record of those with the greatest event time: the time, and its offset.
+    peak: Option<(EventTime, u64)>,
     settled: bool,
 }
 
@@ -68,6 +76,9 @@ impl<F: Format, T> Drop for FileReader<F, T> {
 impl<F: Format, T: Record> FileReader<F, T> {
     /// Parses a chunk and holds it.
     fn take(&mut self, chunk: Chunk, intake: &mut Intake<T>) -> Result<()> {
+        if let Some(length) = chunk.too_long {
+            return self.take_too_long(chunk, length);
+        }
         let Some(layout) = self.shared.layout() else {
             return Err(Error::new("a chunk was dealt before the file's beginning was read"));
         };
@@ -76,12 +87,20 @@ impl<F: Format, T: Record> FileReader<F, T> {
         let mut events = std::mem::take(&mut self.spare);
         let mut rejects = Vec::new();
         let mut clock = PartitionClock::new(EventTime::MIN, intake.disorder());
-        let mut bytes = 0;
+        let (mut bytes, mut peak) = (0, None);
+        let mut ends = intake.ahead_in_files().map(|_| Vec::new());
         F::parse::<T>(layout, &mut self.scratch, records, |place, parsed| {
             match parsed.and_then(|data| Ok((intake.time_of(&data)?, data))) {
                 Ok((time, data)) => {
                     bytes += (place.end - place.start) as u64;
-                    let origin = intake.origin(PARTITION, first + place.start as u64);
+                    let offset = first + place.start as u64;
+                    if peak.is_none_or(|(greatest, _)| time > greatest) {
+                        peak = Some((time, offset));
+                    }
+                    if let Some(ends) = &mut ends {
+                        ends.push(place.end + chunk.skip);
+                    }
+                    let origin = intake.origin(PARTITION, offset);
                     events.push(Event { time, mark: clock.observe(time), origin, data });
                 }
                 Err(reason) => {
@@ -90,11 +109,48 @@ impl<F: Format, T: Record> FileReader<F, T> {
                 }
             }
         });
-        intake.count_read(events.len() as u64, bytes);
-        let lines = memchr::memchr_iter(b'\n', &chunk.bytes).count() as u64;
-        self.shared.sum_up(chunk.index, Summary { watermark: clock.watermark(), lines })?;
-        self.held.push_back(Held { chunk, events, rejects, settled: false });
+        if let Some(event) = events.first().filter(|_| chunk.index == 0) {
+            intake.notice_unit(event.time);
+        }
+        let unjudged = match ends {
+            Some(ends) => Some((ends, bytes)),
+            None => {
+                intake.count_read(events.len() as u64, bytes);
+                self.sum_up(&chunk, clock.watermark())?;
+                None
+            }
+        };
+        self.held.push_back(Held { chunk, events, rejects, unjudged, peak, settled: false });
         Ok(())
+    }
+
+    /// Holds the beginning of a record that is too long, to be rejected.
+    fn take_too_long(&mut self, chunk: Chunk, length: u64) -> Result<()> {
+        let reason = format!(
+            "it has {length} bytes, more than a record may have (--max-record): what is kept here is the first of it"
+        );
+        let reject = Reject { place: 0..chunk.bytes.len(), mark: EventTime::MIN, reason };
+        let lines = self.shared.lines_within(chunk.start, length)?;
+        self.shared.sum_up(chunk.index, Summary { watermark: EventTime::MIN, lines })?;
+        let (events, rejects) = (Vec::new(), vec![reject]);
+        self.held.push_back(Held { chunk, events, rejects, unjudged: None, peak: None, settled: false });
+        Ok(())
+    }
+
+    fn sum_up(&self, chunk: &Chunk, watermark: EventTime) -> Result<()> {
+        let lines = memchr::memchr_iter(b'\n', &chunk.bytes).count() as u64;
+        self.shared.sum_up(chunk.index, Summary { watermark, lines })
+    }
+
+    /// Judges the records of the first held chunk by the greatest event time before each, and sums the chunk up.
+    fn judge(&mut self, intake: &mut Intake<T>) -> Result<()> {
+        let Some(held) = self.held.front_mut() else { return Ok(()) };
+        let Some(carry) = held.chunk.carry.get().copied() else { return Ok(()) };
+        let Some((ends, bytes)) = held.unjudged.take() else { return Ok(()) };
+        let watermark = held.judge(&ends, carry.watermark, intake);
+        intake.count_read(held.events.len() as u64, bytes);
+        let lines = memchr::memchr_iter(b'\n', &held.chunk.bytes).count() as u64;
+        self.shared.sum_up(held.chunk.index, Summary { watermark, lines })
     }
 
     /// Gives on the events of the first held chunk, if what is before it is known: the epoch they are of. A chunk is given
@@ -102,11 +158,17 @@ impl<F: Format, T: Record> FileReader<F, T> {
     fn give(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
         #[cfg(test)]
         self.shared.dawdle();
+        self.judge(intake)?;
         let Some(held) = self.held.front_mut() else { return Ok(None) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(None) };
         if !held.settled {
             let lines = if held.rejects.is_empty() { 0 } else { self.shared.lines_before()? + carry.lines };
             held.settle(lines, carry.watermark, intake)?;
+            if let Some((time, offset)) = held.peak.filter(|(time, _)| intake.is_peak(*time)) {
+                let before = &held.chunk.bytes[..(offset - held.chunk.start) as usize];
+                let line = carry.lines + memchr::memchr_iter(b'\n', before).count() as u64 + 1;
+                intake.note_peak(time, offset, self.shared.begins_at_beginning().then_some(line));
+            }
         }
         let epoch = held.chunk.epoch;
         if intake.events.is_empty() {
@@ -128,6 +190,36 @@ impl<F: Format, T: Record> FileReader<F, T> {
 }
 
 impl<T: Record> Held<T> {
+    /// Rejects the records whose event time is too far ahead of the greatest one before them; the watermark after the others.
+    /// `ends` are where the events' records end in the chunk, `watermark` is what holds before it.
+    fn judge(&mut self, ends: &[usize], watermark: EventTime, intake: &Intake<T>) -> EventTime {
+        let (start, disorder) = (self.chunk.start, intake.disorder());
+        let mut clock = PartitionClock::new(watermark, disorder);
+        let mut rejects = std::mem::take(&mut self.rejects).into_iter().peekable();
+        let mut kept = Vec::with_capacity(self.events.len());
+        self.peak = None;
+        for (mut event, end) in self.events.drain(..).zip(ends) {
+            let at = (event.origin.offset - start) as usize;
+            while let Some(reject) = rejects.next_if(|reject| reject.place.start < at) {
+                self.rejects.push(Reject { mark: clock.watermark(), ..reject });
+            }
+            let greatest =
+                Some(clock.watermark()).filter(|mark| *mark > EventTime::MIN).map(|mark| mark.plus(disorder));
+            if let Some(reason) = greatest.and_then(|greatest| intake.ahead_of(event.time, greatest)) {
+                self.rejects.push(Reject { place: at..*end, mark: clock.watermark(), reason });
+                continue;
+            }
+            if self.peak.is_none_or(|(greatest, _)| event.time > greatest) {
+                self.peak = Some((event.time, event.origin.offset));
+            }
+            event.mark = clock.observe(event.time);
+            kept.push(event);
+        }
+        self.rejects.extend(rejects.map(|reject| Reject { mark: clock.watermark(), ..reject }));
+        self.events = kept;
+        clock.watermark()
+    }
+
     /// Raises its marks to the watermark before it, and gives its rejected records on; `lines` end before it.
     fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut Intake<T>) -> Result<()> {
         self.settled = true;
@@ -186,21 +278,44 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         intake.all_found();
         let clear = self.clear(epoch);
         if !self.owner {
-            let mark = WorkerMark { ended: true, ..WorkerMark::default() };
+            let mark = WorkerMark::without_partitions();
             return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
         }
         let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
-        let Share { next, watermark, until, ended, check, found_at, changed } = share;
-        let least = (!ended).then_some(watermark);
+        let Share { next, watermark, until, ended, idle, check, found_at, changed } = share;
+        let active = !ended && !idle;
+        let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();
         let partition = PARTITION;
-        let bound = Bound { source, partition, found_at, next, watermark, idle: false, until, ended, check };
+        let values = None;
+        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
         let bounds = if changed { vec![bound] } else { Vec::new() };
-        Ok(Some(Binding { bounds, mark: WorkerMark { least, ended, woken: Vec::new() } }))
+        // One that wakes needs no floor: of a stream with one partition it is never above the partition's own watermark.
+        Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))
     }
 
     fn deliver(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
         self.give(intake)
+    }
+
+    fn partitions(&self, intake: &Intake<T>) -> Vec<PartitionStatus> {
+        if !self.owner {
+            return Vec::new();
+        }
+        let Progress { next, end, watermark, ended, idle, partial } = self.shared.progress();
+        let note = partial.map(|at| format!("the record at offset {at} has no end yet"));
+        vec![PartitionStatus {
+            source: intake.name().to_owned(),
+            partition: PARTITION,
+            watermark,
+            next,
+            end: Some(end),
+            in_bytes: true,
+            idle,
+            ended,
+            note,
+            ..PartitionStatus::default()
+        }]
     }
 
     fn exhausted(&self, _intake: &Intake<T>) -> bool {

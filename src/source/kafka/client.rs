@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing here waits longer than its deadline, whatever the brokers do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
 
@@ -97,8 +98,30 @@ pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
             let because = description.trim_end_matches('.').to_owned();
             Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
+        KafkaError::ClientCreation(why) => {
+            let error = Error::new("cannot make a Kafka client").at(target.describe()).because(without_codes(why));
+            error.help("check --kafka-config, and that the files that it names are there")
+        }
         error => Error::new("cannot make a Kafka client").at(target.describe()).because(said(error)),
     }
+}
+
+/// A reason without OpenSSL's codes: of "error:0A000086:SSL routines::certificate verify failed" the words.
+fn without_codes(reason: &str) -> String {
+    let mut words = String::new();
+    let mut rest = reason;
+    while let Some((before, after)) = rest.split_once("error:") {
+        words.push_str(before);
+        let code = after.find(':').filter(|at| *at > 0 && after[..*at].bytes().all(|byte| byte.is_ascii_hexdigit()));
+        match code {
+            Some(at) => rest = &after[at + 1..],
+            None => {
+                words.push_str("error:");
+                rest = after;
+            }
+        }
+    }
+    (words + rest).replace("::", ": ")
 }
 
 /// Whether an error is one that passes when the brokers are reachable again.
@@ -153,6 +176,24 @@ pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// `true` if an error says that the user may not use a consumer group. Groups are only for lag monitors here.
+pub(crate) fn is_group_refusal(code: RDKafkaErrorCode) -> bool {
+    code == RDKafkaErrorCode::GroupAuthorizationFailed
+}
+
+/// Groups of which it was told that they may not be used.
+static TOLD_GROUPS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Warns, once, that a group may not be used.
+pub(crate) fn tell_of_group(group: &str) {
+    if TOLD_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned()) {
+        tracing::warn!(
+            "the brokers do not let the group {group} be used, so lag monitors do not see how far it has read; results are \
+             not affected: grant READ on the group, or name another one: --kafka-config group.id=NAME"
+        );
+    }
+}
+
 /// What the library reported last, while nothing could be asked.
 #[derive(Debug, Default)]
 pub(crate) struct LastWords(Mutex<Option<(RDKafkaErrorCode, String)>>);
@@ -165,12 +206,6 @@ impl LastWords {
         if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
             *last = Some((code, reason.to_owned()));
         }
-    }
-
-    /// Why the last connection failed, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
-    pub(crate) fn reason(&self) -> Option<String> {
-        // "… failed: Connection refused (after 0ms in state CONNECT, 1 identical error(s) suppressed)"
-        self.get().map(|(_, reason)| reason.split(" (after ").next().unwrap_or_default().to_owned())
     }
 
     pub(crate) fn get(&self) -> Option<(RDKafkaErrorCode, String)> {
@@ -254,7 +289,7 @@ pub(crate) fn find_topic_within<C: ClientContext>(
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(target, &format!("{}: {reason}", in_words(code))));
+            return Err(refused(target, &format!("{}: {}", in_words(code), without_codes(&reason))));
         }
         if begun.elapsed() >= PATIENCE {
             return Err(not_there(target, words, last));
@@ -267,8 +302,49 @@ fn refused(target: &Target, because: &str) -> Error {
     Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
 }
 
+/// The library's last words on connections, without how often: "… failed: Connection refused (after 0ms in state CONNECT, 1
+/// identical error(s) suppressed)".
+pub(crate) fn last_words(words: &LastWords) -> Option<String> {
+    words.get().map(|(_, reason)| without_codes(reason.split(" (after ").next().unwrap_or_default()))
+}
+
+/// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
+pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, partition: u32) -> Option<String> {
+    let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
+    let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
+    let found = topic.partitions().iter().find(|found| u32::try_from(found.id()) == Ok(partition))?;
+    let leader = metadata.brokers().iter().find(|broker| broker.id() == found.leader())?;
+    Some(format!("{}:{}", leader.host(), leader.port()))
+}
+
+/// The error for a partition whose leader cannot be reached, though other brokers can: it names the address that was tried,
+/// which is often one that brokers advertise and that only they can reach.
+pub(crate) fn no_leader<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    partition: u32,
+    words: &LastWords,
+) -> Error {
+    let place = format!("{}, partition {partition}", target.describe());
+    let Some(address) = leader_of(client, &target.topic, partition) else {
+        return Error::new("no broker leads a partition").at(place).help("check the brokers");
+    };
+    unreachable_leader(target, partition, &address, words)
+}
+
+/// The error for a partition whose leader cannot be reached at this address.
+fn unreachable_leader(target: &Target, partition: u32, address: &str, words: &LastWords) -> Error {
+    let place = format!("{}, partition {partition}", target.describe());
+    let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
+    let error = error.because(last_words(words).unwrap_or_else(|| String::from("it does not answer")));
+    error.help(format!(
+        "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
+        target.brokers
+    ))
+}
+
 fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error {
-    let why = words.reason().or(last);
+    let why = last_words(words).or(last);
     let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").passing()
@@ -288,7 +364,7 @@ pub(crate) fn reach<C: ClientContext>(
     let begun = Instant::now();
     // Who cannot be asked for the topic again has answered when it was found.
     let Ok(metadata) = client.fetch_metadata(Some(&target.topic), PATIENCE) else { return Ok(()) };
-    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // A partition without a leader has -1; it is for the one who sends to wait for it.
     let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
     for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
@@ -304,12 +380,10 @@ pub(crate) fn reach<C: ClientContext>(
                 break;
             }
             if begun.elapsed() >= PATIENCE {
+                // Brokers that could be asked again need not be the one that is missing.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                let why = words.reason().or_else(|| code.map(in_words)).unwrap_or_default();
-                let error = Error::new("a Kafka broker is not reachable at the address that it advertises").at(address);
-                let help = "make that address reachable from here, or correct the broker's advertised.listeners";
-                return Err(error.because(why).help(help).passing());
+                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words).passing());
             }
         }
     }
@@ -378,6 +452,15 @@ mod tests {
     fn a_code_is_put_in_words() {
         assert_eq!(in_words(RDKafkaErrorCode::AllBrokersDown), "All broker connections are down");
         assert_eq!(in_words(RDKafkaErrorCode::OffsetOutOfRange), "Broker: Offset out of range");
+    }
+
+    #[test]
+    fn a_reason_is_told_in_words() {
+        let reason = "ssl://b:1/bootstrap: error:0A000086:SSL routines::certificate verify failed";
+        assert_eq!(without_codes(reason), "ssl://b:1/bootstrap: SSL routines: certificate verify failed");
+        for reason in ["an error: none", "Connect failed: Connection refused", ""] {
+            assert_eq!(without_codes(reason), reason);
+        }
     }
 
     #[test]

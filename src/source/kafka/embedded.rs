@@ -4,12 +4,12 @@
 //! but does not honour them; what it holds is gone with it. It is no basis for a claim about what survives.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 use rdkafka::mocking::MockCluster;
 
 use super::client::said;
 use crate::error::{Error, Result};
+use crate::thread::{self, Handle, Role};
 
 type Reply = Sender<Result<()>>;
 
@@ -23,7 +23,7 @@ pub struct EmbeddedBroker {
     servers: String,
     orders: Option<Sender<Order>>,
     // The cluster stays on one thread, as the library does not say that it may be moved.
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Handle>,
 }
 
 impl EmbeddedBroker {
@@ -34,8 +34,7 @@ impl EmbeddedBroker {
     pub fn start() -> Result<Self> {
         let (orders, inbox) = channel();
         let (ready, started) = channel();
-        let thread = std::thread::Builder::new().name("embedded-broker".into()).spawn(move || run(&inbox, &ready));
-        let thread = thread.map_err(|error| Error::new("cannot start an embedded broker").because(error))?;
+        let thread = thread::start(Role::EmbeddedBroker, Role::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
         let gone = || Error::new("cannot start an embedded broker").because("its thread ended");
         let servers = started.recv().map_err(|_| gone())??;
         Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
@@ -75,7 +74,7 @@ impl Drop for EmbeddedBroker {
     fn drop(&mut self) {
         drop(self.orders.take());
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            thread.join();
         }
     }
 }
@@ -90,6 +89,7 @@ fn run(inbox: &Receiver<Order>, ready: &Sender<Result<String>>) {
     };
     let _ = ready.send(Ok(cluster.bootstrap_servers()));
     while let Ok(order) = inbox.recv() {
+        thread::turn();
         let (done, reply) = match order {
             Order::Create(topic, partitions, reply) => (cluster.create_topic(&topic, partitions, 1), reply),
             Order::Reachable(true, reply) => (cluster.broker_up(1), reply),

@@ -8,15 +8,18 @@
 //! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
 //! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
 //! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
-//! shown, and never read back. A topic is read on behind a state only if the last record that the state took of
-//! each partition is still the one that it was, or retention has removed it.
+//! shown, and never read back. A topic is known by its id: one that is deleted and created again ends the job
+//! that reads it, and is no source of its state. A topic is read on behind a state only if the last record that the state
+//! took of each partition is still the one that it was, or retention has removed it.
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
 mod address;
+pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
 mod growth;
+mod identity;
 mod reader;
 mod report;
 mod watch;
@@ -32,6 +35,7 @@ use crate::source::{Place, Reader, Source, TimeOf};
 pub use address::Address;
 use client::Target;
 pub use embedded::EmbeddedBroker;
+use rdkafka::consumer::Consumer;
 
 /// Where reading begins in partitions that are there when a job starts for the first time. Partitions that are added to
 /// the topic later are read from their first record.
@@ -63,7 +67,9 @@ pub struct Topic<T> {
     target: Target,
     start: Start,
     out_of_order: Option<Duration>,
+    idle_after: Option<Duration>,
     stops_at_end: bool,
+    compacted: bool,
     time_of: TimeOf<T>,
     records: PhantomData<fn() -> T>,
 }
@@ -88,7 +94,9 @@ impl Untimed {
             target: self.target,
             start: Start::Earliest,
             out_of_order: None,
+            idle_after: None,
             stops_at_end: false,
+            compacted: false,
             time_of: Arc::new(time),
             records: PhantomData,
         }
@@ -100,6 +108,16 @@ impl<T: Record> Topic<T> {
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
+        self
+    }
+
+    /// Sets the time that a partition is at its end, without records, before it no longer holds the watermark back: before it is
+    /// idle.
+    /// Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined with
+    /// others; records of a partition that pauses for longer than that are late for windows that have closed meanwhile.
+    #[must_use]
+    pub fn idle_after(mut self, silence: Duration) -> Self {
+        self.idle_after = Some(silence);
         self
     }
 
@@ -119,6 +137,15 @@ impl<T: Record> Topic<T> {
         self
     }
 
+    /// Whether to read a topic that is compacted, which is refused otherwise: its records vanish when later ones of their
+    /// key come, so that two jobs that read it may see different ones. What this one reads is kept by value in the state's
+    /// journal, so that it goes on after a crash with what it has read.
+    #[must_use]
+    pub fn compacted(mut self, compacted: bool) -> Self {
+        self.compacted = compacted;
+        self
+    }
+
     /// Sets a property of librdkafka (TLS, SASL, sizes, …). Properties that correctness needs as they are, such as
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
@@ -134,13 +161,21 @@ impl<T: Record> Topic<T> {
     }
 }
 
+impl<T> Topic<T> {
+    fn manner(&self) -> reader::Manner {
+        reader::Manner { start: self.start, stops_at_end: self.stops_at_end, compacted: self.compacted }
+    }
+}
+
 impl<T> Clone for Topic<T> {
     fn clone(&self) -> Self {
         Topic {
             target: self.target.clone(),
             start: self.start,
             out_of_order: self.out_of_order,
+            idle_after: self.idle_after,
             stops_at_end: self.stops_at_end,
+            compacted: self.compacted,
             time_of: Arc::clone(&self.time_of),
             records: PhantomData,
         }
@@ -162,8 +197,19 @@ impl<T: Record> Source for Topic<T> {
         self.out_of_order
     }
 
+    fn idle_after(&self) -> Option<Duration> {
+        self.idle_after
+    }
+
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
-        Ok(Box::new(reader::KafkaReader::open(&self.target, (self.start, self.stops_at_end), at)?))
+        let mut at = at.clone();
+        at.options.idle_timeout = self.idle_after.unwrap_or(at.options.idle_timeout);
+        Ok(Box::new(reader::KafkaReader::open(&self.target, self.manner(), &at)?))
+    }
+
+    fn identity(&self, at: &Place) -> Result<Option<String>> {
+        let (consumer, _) = reader::connect(&self.target, &at.job)?;
+        Ok(consumer.context().id().map(|id| reader::identity(&id)))
     }
 
     fn topic(&self) -> Option<Address> {

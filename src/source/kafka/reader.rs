@@ -3,8 +3,12 @@
 //! * A [`Feed`] is one partition: it has a queue of its own, which the client library fills up to a limit. A partition
 //!   that should rest is simply not taken from: nothing of it is lost or fetched twice.
 //! * A record that is taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
-//! * A topic is **known again** by the last record that was taken of each partition: its timestamp and its value. One that
-//!   was deleted and made anew under the same name has another there, or none.
+//! * A topic is **known again** by its id, and by the last record that was taken of each partition: its timestamp and its
+//!   value (see `identity`). One that was deleted and made anew under the same name has another id, and another record there,
+//!   or none.
+//! * The end of a partition, where it has one, is **confirmed** when the topic was asked for after the partition was read to
+//!   it, and was still the same. No epoch with an end that is not confirmed is bound.
+//! * Of a compacted topic what is read is kept **by value** in the journal, and replayed from there.
 //!
 //! Invariants: an offset below the intake's next one is never taken again; an end of a partition that a feed sees lies
 //! at or past every offset that was asked for when the reader was opened, and every offset in a journal, as the last
@@ -15,6 +19,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -24,9 +29,10 @@ use serde::de::DeserializeOwned;
 
 use super::Start;
 use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_transient, is_unknown, said};
-use super::report::{Listener, Outage, Report};
+use super::identity::{LOGGED, made_again, refuse_compacted};
+use super::report::{Listener, Outage, Report, SILENT_POLLS};
 use super::watch::{News, Watch};
-use crate::durable::journal::{Bound, Check};
+use crate::durable::journal::{Bound, Check, Value};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Binding, Found, Intake, Note, Place, Polled, Reader, Resumed, Slot};
@@ -43,6 +49,12 @@ const UNSHOWN: usize = 10_000;
 
 /// How long a partition's broker may take to tell its offsets, or to bring a record that is there.
 pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often the last records of a topic without an id are read again, to see whether it is the same.
+const DOUBT: Duration = Duration::from_secs(30);
+
+/// How long the brokers may take to confirm an end.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
 
 const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
 
@@ -74,6 +86,14 @@ const NEEDED: &[(&str, &str)] = &[
     ("statistics.interval.ms", "500"),
 ];
 
+/// How a topic is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) start: Start,
+    pub(super) stops_at_end: bool,
+    pub(super) compacted: bool,
+}
+
 /// A record that was taken from its queue before its epoch came.
 struct Held {
     offset: u64,
@@ -101,6 +121,12 @@ struct Feed {
     quiet_since: Option<Instant>,
     /// A report came that was not yet weighed.
     weigh: bool,
+    /// The moment since which its broker has not answered.
+    unheard_since: Option<Instant>,
+    /// Behind the transaction markers that followed the last record that was taken.
+    position: Option<u64>,
+    /// The offset that was last committed for monitors.
+    committed: u64,
 }
 
 impl Feed {
@@ -116,6 +142,19 @@ enum Taken {
     Empty(usize),
 }
 
+/// How far the topic is known to be the same.
+#[derive(Debug, Default)]
+struct Confirmed {
+    /// How many ends are confirmed.
+    ends: usize,
+    /// How many ends there were when the topic was asked for, if no answer came yet.
+    asked: Option<usize>,
+    /// The epoch that cannot be bound before the answer, and since when.
+    waiting: Option<(Epoch, Instant)>,
+    /// When the records of a topic without an id were compared last.
+    compared: Option<Instant>,
+}
+
 /// A reader of a topic: see the module.
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<Listener>>,
@@ -124,6 +163,10 @@ pub(super) struct KafkaReader<T> {
     share: (usize, usize),
     until_end: bool,
     stops_at_end: bool,
+    by_value: bool,
+    /// The topic's id; `None` if the brokers give none.
+    id: Option<String>,
+    confirmed: Confirmed,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
     /// Some feeds are not yet in the intake.
@@ -136,6 +179,8 @@ pub(super) struct KafkaReader<T> {
     outage: Option<Outage>,
     /// What was last heard of the partitions.
     heard: Report,
+    /// The brokers refuse to keep offsets for monitors.
+    unmonitored: bool,
     /// For monitors: per epoch the offsets it came to.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
@@ -143,8 +188,12 @@ pub(super) struct KafkaReader<T> {
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(target: &Target, (start, stops_at_end): (Start, bool), at: &Place) -> Result<Self> {
+    pub(super) fn open(target: &Target, manner: Manner, at: &Place) -> Result<Self> {
+        let Manner { start, stops_at_end, compacted } = manner;
         let (consumer, ids) = connect(target, &at.job)?;
+        if !compacted && at.worker == 0 {
+            refuse_compacted(consumer.client(), target, &target.configure(DEFAULTS, NEEDED)?)?;
+        }
         let mut feeds = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
             let (low, end) = offsets(&consumer, target, id)?;
@@ -153,9 +202,11 @@ impl<T: Record> KafkaReader<T> {
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
-        let watch = Watch::start(Arc::clone(&consumer), ids, mine)
-            .map_err(|error| Error::new("cannot watch a topic").at(target.describe()).because(error))?;
+        let watch = Watch::start(Arc::clone(&consumer), (target, &at.job), ids, mine)?;
         Ok(KafkaReader {
+            id: consumer.context().id(),
+            by_value: compacted,
+            confirmed: Confirmed::default(),
             consumer,
             target: target.clone(),
             share: (worker, workers),
@@ -170,19 +221,28 @@ impl<T: Record> KafkaReader<T> {
             last_poll: None,
             outage: None,
             heard: Report::default(),
+            unmonitored: false,
             bound: VecDeque::new(),
             records: PhantomData,
         })
     }
 
-    /// Takes up the partitions that were noticed, and gives the intake those that it does not follow yet.
-    fn find(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<()> {
+    /// Takes in what the watch has noticed.
+    fn hear(&mut self) -> Result<()> {
         let news: Vec<News> = self.watch.news().collect();
         for news in news {
             match news {
                 News::Gone => {
                     let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
                     return Err(error.at(&self.target.brokers).help("start anew, without the old state"));
+                }
+                News::Other(error) => return Err(error),
+                News::Back => self.confirmed.compared = None,
+                News::Confirmed => {
+                    // What the client library logged before it answered is to be heard first.
+                    self.serve(Instant::now())?;
+                    self.confirmed.ends = self.confirmed.asked.take().unwrap_or(self.confirmed.ends);
+                    self.confirmed.compared = Some(Instant::now());
                 }
                 // What comes after the end that was fixed is not for this run.
                 News::Partition(..) if self.until_end || self.stops_at_end => {}
@@ -192,6 +252,11 @@ impl<T: Record> KafkaReader<T> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Gives the intake the partitions that it does not follow yet.
+    fn find(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<()> {
         if !self.unfound {
             return Ok(());
         }
@@ -211,6 +276,9 @@ impl<T: Record> KafkaReader<T> {
             let start = if self.known { feed.low } else { feed.start };
             let slot = intake.find(epoch, feed.id, start, self.until_end.then_some(feed.end));
             feed.slot = Some(slot);
+            if self.by_value {
+                intake.keep_values(slot);
+            }
             if !intake.ended(slot) {
                 assigned.push((feed.id, start));
             }
@@ -235,8 +303,11 @@ impl<T: Record> KafkaReader<T> {
     /// Serves what the client library has to say apart from records.
     fn serve(&mut self, now: Instant) -> Result<()> {
         // Counted, as a poll also answers nothing when it has served an event.
-        for _ in 0..4 {
-            let error = match self.consumer.poll(Duration::ZERO) {
+        let mut silent = 0;
+        while silent < SILENT_POLLS {
+            let polled = self.consumer.poll(Duration::ZERO);
+            silent = if self.consumer.context().has_logged() { 0 } else { silent + 1 };
+            let error = match polled {
                 None => continue,
                 Some(Err(error)) => error,
                 // It cannot be, and would be a record lost.
@@ -246,6 +317,10 @@ impl<T: Record> KafkaReader<T> {
                 }
             };
             match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                    self.unmonitored = true;
+                    client::tell_of_group(self.consumer.context().group());
+                }
                 Some(code) if is_refusal(code) => return Err(self.failed(None, code)),
                 Some(code) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                     return Err(self.failed(None, code));
@@ -253,10 +328,19 @@ impl<T: Record> KafkaReader<T> {
                 _ => {}
             }
         }
+        match (&self.id, self.consumer.context().id()) {
+            (Some(id), Some(now)) if *id != now => return Err(made_again(&self.target)),
+            (None, Some(now)) => self.id = Some(now),
+            _ => {}
+        }
         if let Some(report) = self.consumer.context().take() {
             self.tell_outage(&report);
             for feed in &mut self.feeds {
                 feed.weigh = true;
+                feed.unheard_since = if report.answers(feed.id) { None } else { feed.unheard_since.or(Some(now)) };
+                if feed.at_end {
+                    feed.position = feed.position.max(report.drained(feed.id));
+                }
                 if feed.at_end && report.is_calm(feed.id) {
                     feed.quiet_since = feed.quiet_since.or(Some(now));
                 } else {
@@ -295,7 +379,10 @@ impl<T: Record> KafkaReader<T> {
             && offer(epoch, slot, offset, stamped, payload.as_deref(), intake)?
         {
             taken += 1;
-            intake.remember(slot, check(offset, stamped, payload.as_deref()));
+            if !self.by_value {
+                intake.remember(slot, check(offset, stamped, payload.as_deref()));
+            }
+            intake.keep_value(slot, || Value { offset, stamped, payload });
         }
         let mut last = None;
         let all = loop {
@@ -322,6 +409,8 @@ impl<T: Record> KafkaReader<T> {
                         feed.caught_up = true;
                     } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
                         taken += 1;
+                        let payload = || message.payload().map(<[u8]>::to_vec);
+                        intake.keep_value(slot, || Value { offset, stamped, payload: payload() });
                         last = Some(message);
                     }
                 }
@@ -333,7 +422,7 @@ impl<T: Record> KafkaReader<T> {
             }
         };
         // Of the last one only, so that it costs nothing.
-        if let Some(message) = last {
+        if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = place(&message);
             intake.remember(slot, check(offset, stamped, message.payload()));
         }
@@ -396,15 +485,25 @@ impl<T: Record> KafkaReader<T> {
         let slot = match self.feeds[at].slot {
             Some(slot) => slot,
             None => {
-                let from = bound.found_at.unwrap_or(self.feeds[at].low);
-                self.check_start(&self.feeds[at], from)?;
+                let low = self.feeds[at].low;
+                let from = bound.found_at.unwrap_or(low);
+                if bound.values.is_none() {
+                    self.check_start(&self.feeds[at], from)?;
+                }
                 let slot = intake.find(epoch, bound.partition, from, bound.until);
+                if self.by_value {
+                    intake.keep_values(slot);
+                }
                 self.feeds[at].slot = Some(slot);
-                self.assign(&[(bound.partition, from)])?;
+                // What is replayed by value comes a second time, and is not taken.
+                self.assign(&[(bound.partition, from.max(low))])?;
                 slot
             }
         };
         check_end(&self.target, bound, self.feeds[at].end)?;
+        if let Some(values) = &bound.values {
+            return self.repeat_values(epoch, (at, slot), bound, values, left, intake);
+        }
         while intake.next(slot) < bound.next {
             let feed = &mut self.feeds[at];
             if feed.at_end && feed.held.is_none() {
@@ -452,6 +551,45 @@ impl<T: Record> KafkaReader<T> {
             self.rest(at);
         }
         Ok(true)
+    }
+
+    /// Takes what a journal's epoch took from one partition and has by value; answers whether that is all taken.
+    fn repeat_values(
+        &mut self,
+        epoch: Epoch,
+        (at, slot): (usize, Slot),
+        bound: &Bound,
+        values: &[Value],
+        left: &mut usize,
+        intake: &mut Intake<T>,
+    ) -> Result<bool> {
+        let first = values.partition_point(|value| value.offset < intake.next(slot));
+        for Value { offset, stamped, payload } in &values[first..] {
+            if *left == 0 {
+                return Ok(false);
+            }
+            *left -= usize::from(offer(epoch, slot, *offset, *stamped, payload.as_deref(), intake)?);
+        }
+        intake.skip_to(slot, bound.next);
+        intake.repeat(slot, bound);
+        if intake.ended(slot) {
+            self.rest(at);
+        }
+        Ok(true)
+    }
+
+    /// Has the topic asked for if an end was reached since that was done last; answers whether all ends are confirmed.
+    fn confirm(&mut self, intake: &Intake<T>) -> bool {
+        let is_over = |feed: &Feed| feed.caught_up || feed.slot.is_some_and(|slot| intake.ended(slot));
+        let ends = self.feeds.iter().filter(|feed| is_over(feed)).count();
+        let doubts = self.id.is_none() && self.confirmed.compared.is_none_or(|at| at.elapsed() > DOUBT);
+        if self.confirmed.asked.is_none() && (ends > self.confirmed.ends || doubts) {
+            let feeds = self.feeds.iter().filter(|_| self.id.is_none());
+            let checks = feeds.filter_map(|feed| Some((feed.id, intake.check(feed.slot?)?)));
+            self.watch.confirm(checks.collect());
+            self.confirmed.asked = Some(ends);
+        }
+        ends <= self.confirmed.ends
     }
 
     /// Gives the offsets of the oldest unshown epoch over to the next one.
@@ -523,10 +661,13 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             let Some(at) = self.feed_of(bound.partition)? else { continue };
             check_end(&self.target, bound, self.feeds[at].end)?;
             let slot = intake.resume(epoch, place);
+            if self.by_value {
+                intake.keep_values(slot);
+            }
             self.feeds[at].slot = Some(slot);
             // Retention may have removed what the topic would be known again by, and of an ended partition what follows.
             let low = self.feeds[at].low;
-            let check = bound.check.filter(|check| (low..bound.next).contains(&check.at));
+            let check = bound.check.filter(|check| !self.by_value && (low..bound.next).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
             if !intake.ended(slot) {
                 self.check_start(&self.feeds[at], bound.next)?;
@@ -550,13 +691,30 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
 
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>) -> Result<Polled> {
         let now = Instant::now();
+        self.hear()?;
+        if let Some((epoch, _)) = self.confirmed.waiting {
+            self.serve(now)?;
+            return Ok(Polled { epoch, busy: false });
+        }
         self.find(epoch, intake)?;
         self.serve(now)?;
         let busy = self.take_in_turns(epoch, budget, intake, now)?;
+        self.confirm(intake);
         Ok(Polled { epoch, busy })
     }
 
     fn bind(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<Option<Binding>> {
+        self.hear()?;
+        if !self.confirm(intake) {
+            let now = Instant::now();
+            let (_, since) = *self.confirmed.waiting.get_or_insert((epoch, now));
+            if now - since > CONFIRM_PATIENCE {
+                let error = Error::new("the brokers do not say whether the topic is still the one that was read");
+                return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
+            }
+            return Ok(None);
+        }
+        self.confirmed.waiting = None;
         let binding = intake.bind(epoch);
         if !binding.bounds.is_empty() {
             let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
@@ -569,8 +727,12 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
-        intake.begin(epoch);
+        self.hear()?;
         self.serve(Instant::now())?;
+        if self.confirmed.waiting.is_some() {
+            return Ok(false); // The epoch before is not bound yet, and must not see what comes.
+        }
+        intake.begin(epoch);
         self.known |= !bounds.is_empty();
         if self.known && self.until_end {
             intake.all_found();
@@ -584,7 +746,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 
     fn caught_up(&self) -> bool {
-        self.stops_at_end && !self.unfound && self.feeds.iter().all(|feed| feed.caught_up)
+        let all = self.feeds.iter().all(|feed| feed.caught_up);
+        self.stops_at_end && !self.unfound && all && self.confirmed.ends >= self.feeds.len()
     }
 
     fn shown(&mut self, epoch: Epoch) {
@@ -592,18 +755,48 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         while let Some((_, offsets)) = self.bound.pop_front_if(|(bound, _)| *bound <= epoch) {
             latest.extend(offsets);
         }
+        if self.unmonitored {
+            return;
+        }
+        // When all that was taken is shown, what is left are markers: they would count as lag for ever.
+        if self.bound.is_empty() {
+            for feed in self.feeds.iter().filter(|feed| feed.at_end) {
+                if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
+                    let offset = latest.entry(feed.id).or_insert(position);
+                    *offset = position.max(*offset);
+                }
+            }
+        }
         if latest.is_empty() {
             return;
         }
         let offsets: Vec<(u32, u64)> = latest.into_iter().collect();
+        for (partition, offset) in &offsets {
+            if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.id == *partition) {
+                feed.committed = *offset;
+            }
+        }
         // Only monitors read these; the next call brings newer ones.
         let committed = list(&self.target.topic, &offsets);
         let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
     }
 
-    fn notes(&self) -> Vec<Note> {
-        self.feeds.iter().map(|feed| self.heard.note(feed.id)).collect()
+    fn identity(&self) -> Option<String> {
+        self.id.as_deref().map(identity)
     }
+
+    fn notes(&self) -> Vec<Note> {
+        let note = |feed: &Feed| {
+            let silence = feed.unheard_since.map(|since| since.elapsed());
+            self.heard.note(feed.id, feed.position.filter(|_| feed.at_end), silence)
+        };
+        self.feeds.iter().map(note).collect()
+    }
+}
+
+/// Names a topic with this id, whatever its name and its brokers' address.
+pub(super) fn identity(id: &str) -> String {
+    format!("topic {id}")
 }
 
 /// Connects, and finds the partitions of the topic.
@@ -615,14 +808,21 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
             config.set(key, &name);
         }
     }
+    // The topic's id is heard of in the log alone: see `Listener`, which shows nothing of it.
+    let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
+    config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
-    let listener = Listener::new(&target.topic, Duration::from_millis(wait));
+    let group = config.get("group.id").unwrap_or(&name).to_owned();
+    let listener = Listener::new(&target.topic, &group, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
     // Counted, as a poll also answers nothing when it has served an event.
     let served = || (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
     match find_topic(consumer.client(), target, &consumer.context().words, served)? {
-        Lookup::There(ids) => Ok((consumer, ids)),
+        Lookup::There(ids) => {
+            Listener::drain(&consumer);
+            Ok((consumer, ids))
+        }
         Lookup::Unknown(similar) => Err(client::no_topic(target, &similar)),
     }
 }
@@ -639,10 +839,13 @@ pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u3
                 return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_PATIENCE => {
-                let error = Error::new("a partition has no broker that leads it");
-                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check the brokers"));
+                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
             }
-            _ => std::thread::sleep(Duration::from_millis(100)),
+            // What the library has to say of the broker is served.
+            _ => {
+                (0..100).for_each(|_| drop(consumer.poll(Duration::ZERO)));
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
     }
 }
@@ -656,8 +859,22 @@ fn new_feed(
     // The queue is made before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
-    let (slot, held, quiet_since) = (None, None, None);
-    Ok(Feed { id, start, low, end, slot, caught_up: false, queue, held, at_end: false, quiet_since, weigh: false })
+    Ok(Feed {
+        id,
+        start,
+        low,
+        end,
+        slot: None,
+        caught_up: false,
+        queue,
+        held: None,
+        at_end: false,
+        quiet_since: None,
+        weigh: false,
+        unheard_since: None,
+        position: None,
+        committed: 0,
+    })
 }
 
 pub(super) fn list(topic: &str, partitions: &[(u32, u64)]) -> KafkaResult<TopicPartitionList> {
@@ -758,6 +975,8 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
 /// Decides whether an error that came instead of a record ends the job.
 pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
+        // Offsets are not kept for monitors then; records come all the same.
+        Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // Whether a topic is gone for good, the watch finds out.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
         Some(code) => Err(failed(target, Some(partition), code)),

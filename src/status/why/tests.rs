@@ -1,6 +1,6 @@
 //! Of statuses made by hand: what is named, what is not, and in which order.
 
-use super::super::{FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
+use super::super::{ConnectionStatus, FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
 use super::*;
 
 fn at(millis: i64) -> EventTime {
@@ -27,8 +27,8 @@ fn well() -> JobStatus {
     JobStatus {
         job: "totals".into(),
         processes: vec![process(0, 100), process(1, 120)],
-        streams: vec![StreamStatus { source: "t".into(), watermark: at(100) }],
-        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0 }],
+        streams: vec![StreamStatus { source: "t".into(), watermark: at(100), idle_after_ms: 0 }],
+        steps: vec![StepStatus { name: "totals".into(), watermark: at(100), lateness_ms: 0, late_after_idle: 0 }],
         idle_timeout_ms: 30_000,
     }
 }
@@ -88,12 +88,55 @@ fn an_idle_partition_holds_nothing_and_when_all_are_idle_the_source_does() {
 }
 
 #[test]
+fn an_idle_stream_holds_nothing_that_the_steps_have_come_past() {
+    let mut status = well();
+    status.processes.iter_mut().for_each(|process| process.workers[0].partitions[0].idle = true);
+    status.steps[0].watermark = at(200);
+    assert_eq!(names(&why(&status, Some(at(150)))), Vec::<&str>::new());
+    assert_eq!(names(&why(&status, Some(at(250)))), ["source t"]);
+}
+
+#[test]
+fn records_that_are_late_after_silence_are_told_with_the_remedy() {
+    let mut status = well();
+    status.steps[0].late_after_idle = 60;
+    for window in [None, Some(at(90))] {
+        let summary = why(&status, window).summary;
+        let says = ["step totals", "60 of the late ones", "had been idle", "--idle-timeout"];
+        assert!(says.iter().all(|part| summary.contains(part)), "{summary}");
+    }
+}
+
+#[test]
+fn the_idle_time_that_is_told_is_the_stream_s_own() {
+    let mut status = well();
+    status.streams[0].idle_after_ms = 5_000;
+    let why = why(&status, Some(at(110)));
+    assert!(why.holds[0].help.contains("5.0 s after"), "{why}");
+}
+
+#[test]
 fn a_process_without_signs_is_the_first_cause() {
     let mut status = well();
     status.processes[0].silent_ms = 4_000;
     let why = why(&status, Some(at(110)));
     assert_eq!(names(&why), ["process 0", "partition 0 of t"]);
     assert!(why.holds[0].help.contains("kill -CONT"));
+}
+
+#[test]
+fn processes_that_do_not_hear_each_other_are_named_once_and_not_when_one_of_them_is_silent() {
+    let mut status = well();
+    let hears = |process, silent_ms| vec![ConnectionStatus { process, silent_ms }];
+    (status.processes[0].connections, status.processes[1].connections) = (hears(1, 3_000), hears(0, 3_200));
+    let told = why(&status, None);
+    assert_eq!(names(&told), ["the connection of processes 0 and 1"]);
+    assert_eq!((told.holds[0].cause, told.holds[0].since_ms), (Cause::Connection, Some(3_200)));
+    assert!(told.holds[0].says.contains("from process 0 to process 1"), "{told}");
+    status.processes[1].connections = hears(0, 100);
+    assert!(why(&status, None).holds[0].says.contains("from process 1 to process 0"));
+    status.processes[1].silent_ms = 4_000;
+    assert_eq!(names(&why(&status, None)), ["process 1"]);
 }
 
 #[test]

@@ -64,7 +64,8 @@ impl<D: Record> Each<D> {
         Sum(of)
     }
 
-    /// The mean of a number of each record: the exact sum divided once, at the end.
+    /// The mean of a number of each record, a [`Real`](crate::Real): the exact sum divided by the count and rounded once, at
+    /// the end. No `f64` is nearer to the exact mean; of two that are equally near it is the one whose last bit is 0.
     pub fn mean<N: Summable, F: Fn(&D) -> N + 'static>(self, of: F) -> Mean<F> {
         Mean(of)
     }
@@ -171,8 +172,8 @@ impl<D: Record> Each<D> {
     }
 
     /// The variance of an integer of each record, a [`Real`](crate::Real): the mean square of the differences from the
-    /// mean, of these records as all there are. It is computed once, from exact sums, and so it is right to the last
-    /// digits, whatever the numbers and their order.
+    /// mean, of these records as all there are. It is computed from exact sums and rounded once: no `f64` is nearer to the
+    /// exact variance, whatever the numbers and their order.
     pub fn variance<N: Into<i64>, F: Fn(&D) -> N + 'static>(self, of: F) -> Variance<F> {
         Variance(of)
     }
@@ -184,7 +185,7 @@ impl<D: Record> Each<D> {
     }
 
     /// The standard deviation of an integer of each record, a [`Real`](crate::Real): the square root of the
-    /// [`variance`](Each::variance), in the unit of the numbers.
+    /// [`variance`](Each::variance), in the unit of the numbers. It is less than one unit in its last place from the exact one.
     pub fn std_dev<N: Into<i64>, F: Fn(&D) -> N + 'static>(self, of: F) -> StdDev<F> {
         StdDev(of)
     }

@@ -33,6 +33,7 @@ mod distinct;
 mod each;
 mod extremes;
 mod quantiles;
+mod quotient;
 mod ranked;
 mod sketch;
 mod spread;

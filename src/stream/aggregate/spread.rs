@@ -2,8 +2,9 @@
 //!
 //! Sums of the numbers and of their squares are kept exactly, so the order of the terms does not matter and nothing is
 //! lost where large numbers lie close to each other. What is shown is computed from them once: the numerator
-//! n·Σx² − (Σx)² exactly, in 256 bits; then it and the denominator are rounded to `f64` and divided. So a variance is
-//! within two units in its last place, and equal on every machine.
+//! n·Σx² − (Σx)² exactly, in 256 bits, divided by the exact denominator and rounded once. So a variance is the `f64`
+//! nearest to the exact one. A standard deviation is the square root of that, rounded once more: less than one unit in
+//! its last place from the exact one. Both are equal on every machine.
 //!
 //! Invariant: with fewer than 2^63 numbers of 64 bits, Σx is below 2^126 and Σx² at most 2^189, so nothing overflows; and
 //! the numerator is never negative (Cauchy–Schwarz).
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::record::{Event, Real};
+use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, WideSum};
 
 /// What variances and standard deviations keep: the sum of the numbers, and that of their squares in three parts of 64
@@ -35,41 +37,27 @@ impl Moments {
     }
 
     /// n·Σx² − (Σx)², of n numbers.
-    fn numerator(&self, count: i64) -> f64 {
+    fn numerator(&self, count: i64) -> Wide {
         let (low, middle, high) = (u128::from(self.low), u128::from(self.middle), u128::from(self.high));
         let (low, carry) = (middle << 64 | low).carrying_mul(count.unsigned_abs().into(), 0);
         let (high, _) = high.carrying_mul(count.unsigned_abs().into(), carry);
         let sum = self.sum.get().unsigned_abs();
         let (less_low, less_high) = sum.carrying_mul(sum, 0);
         let (low, borrow) = low.overflowing_sub(less_low);
-        nearest(high.wrapping_sub(less_high).wrapping_sub(borrow.into()), low)
+        Wide([0, high.wrapping_sub(less_high).wrapping_sub(borrow.into()), low])
     }
 
     /// The mean square of the differences from the mean.
     fn variance(&self, count: i64) -> f64 {
-        self.numerator(count) / i128::from(count).pow(2) as f64
+        let count_wide = u128::from(count.unsigned_abs());
+        nearest_quotient(self.numerator(count), count_wide, count_wide)
     }
 
     /// The sum of the squares of the differences from the mean, divided by one less than their number.
     fn sample_variance(&self, count: i64) -> Option<f64> {
-        let denominator = i128::from(count) * (i128::from(count) - 1);
-        (count > 1).then(|| self.numerator(count) / denominator as f64)
+        let count_wide = u128::from(count.unsigned_abs());
+        (count > 1).then(|| nearest_quotient(self.numerator(count), count_wide, count_wide - 1))
     }
-}
-
-/// The `f64` that is nearest to an integer of 256 bits.
-fn nearest(high: u128, low: u128) -> f64 {
-    if high == 0 {
-        return low as f64;
-    }
-    // The first 128 digits; of the others it only matters whether one of them is not zero.
-    let left = high.leading_zeros();
-    let (first, others) = match left {
-        0 => (high, low),
-        left => (high << left | low >> (128 - left), low << left),
-    };
-    let exponent = u64::from(1023 + 128 - left);
-    (first | u128::from(others != 0)) as f64 * f64::from_bits(exponent << 52)
 }
 
 impl Accumulator for Moments {
@@ -135,21 +123,6 @@ mod tests {
         let mut moments = Moments::default();
         numbers.iter().for_each(|number| moments.merge(&Moments::of(*number)));
         moments
-    }
-
-    #[test]
-    fn integers_are_rounded_to_the_nearest() {
-        let two = |exponent: i32| 2f64.powi(exponent);
-        assert_eq!(nearest(0, 12345), 12345.0);
-        assert_eq!(nearest(1, 0), two(128));
-        assert_eq!(nearest(1, 1), two(128));
-        assert_eq!(nearest(1 << 127, 0), two(255));
-        assert_eq!(nearest(u128::MAX, u128::MAX), two(256));
-        // Halfway between two numbers of 53 digits, to the even one; and the least bit more, to the next.
-        assert_eq!(nearest(1 << 53 | 1, 0), two(181));
-        assert_eq!(nearest(1 << 53 | 1, 1), two(181) + two(129));
-        assert_eq!(nearest(1 << 53 | 3, 0), two(181) + two(130));
-        assert_eq!(nearest(1 << 52 | 1, 1 << 127), two(180) + two(129));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::record::{Decimal, Event, Real, Record};
+use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, WrappingSum};
 
 /// What can be summed exactly.
@@ -32,7 +33,7 @@ pub trait Summable: Record {
     /// When it does not.
     fn shown(total: &Self::Total) -> Result<Self::Shown>;
 
-    /// The sum divided by a count, as the nearest number there is.
+    /// The exact sum divided by a count, rounded once: the `f64` nearest to the exact mean, of two the even one.
     fn ratio(total: &Self::Total, count: i64) -> f64;
 }
 
@@ -80,10 +81,13 @@ macro_rules! summable_integers {
 
 summable_integers!(i8, i16, i32, i64, u8, u16, u32, u64);
 
-/// The quotient as whole part and remainder, so that a large sum does not lose the small digits of its mean.
+/// A sum divided by a count, rounded once.
 fn ratio_of(total: i128, count: i64) -> f64 {
-    let count = i128::from(count);
-    (total / count) as f64 + (total % count) as f64 / count as f64
+    signed(total < 0, nearest_quotient(total.unsigned_abs().into(), count.unsigned_abs().into(), 1))
+}
+
+fn signed(negative: bool, magnitude: f64) -> f64 {
+    if negative { -magnitude } else { magnitude }
 }
 
 impl Accumulator for WrappingSum {
@@ -109,11 +113,22 @@ impl Summable for i128 {
     }
 
     fn ratio(total: &WrappingSum, count: i64) -> f64 {
-        if total.wraps == 0 {
-            ratio_of(total.low, count)
-        } else {
-            (total.wraps as f64 * 2f64.powi(128) + total.low as f64) / count as f64
-        }
+        let (negative, magnitude) = total.magnitude();
+        signed(negative, nearest_quotient(magnitude, count.unsigned_abs().into(), 1))
+    }
+}
+
+impl WrappingSum {
+    /// `true` if the sum is negative, and its absolute value.
+    fn magnitude(&self) -> (bool, Wide) {
+        let negative = self.wraps < 0 || self.wraps == 0 && self.low < 0;
+        // 2^128 · wraps + low, with a low part that may be of the other sign.
+        let wraps = Wide([0, self.wraps.unsigned_abs().into(), 0]);
+        let magnitude = match (self.low < 0) == negative {
+            true => wraps.times_plus(1, self.low.unsigned_abs()),
+            false => wraps.minus(self.low.unsigned_abs()),
+        };
+        (negative, magnitude)
     }
 }
 
@@ -160,8 +175,13 @@ impl Summable for Decimal {
     }
 
     fn ratio(total: &DecimalSum, count: i64) -> f64 {
-        let whole = <i128 as Summable>::ratio(&WrappingSum { wraps: total.wraps, low: total.units }, count);
-        whole + total.fraction as f64 / FRACTIONS as f64 / count as f64
+        let (negative, whole) = WrappingSum { wraps: total.wraps, low: total.units }.magnitude();
+        // The fraction is never negative, the units may be: of -0.1 they are -1, and the fraction is 0.9.
+        let magnitude = match negative {
+            true => whole.times_plus(FRACTIONS.unsigned_abs(), 0).minus(total.fraction.unsigned_abs()),
+            false => whole.times_plus(FRACTIONS.unsigned_abs(), total.fraction.unsigned_abs()),
+        };
+        signed(negative, nearest_quotient(magnitude, FRACTIONS.unsigned_abs(), count.unsigned_abs().into()))
     }
 }
 

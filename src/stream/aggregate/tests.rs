@@ -6,7 +6,11 @@
 use std::cmp::Reverse;
 
 use fastrand::Rng;
+use num_bigint::BigInt;
+use num_rational::BigRational;
+use num_traits::{Signed, ToPrimitive};
 
+use super::quotient::tests::{assert_nearest, fraction};
 use super::*;
 use crate::durable::codec::{Codec, Postcard, Schema};
 use crate::record::{Decimal, Origin, Real};
@@ -40,6 +44,7 @@ fn deals(random: &mut Rng) -> Deals {
         let origin = Origin {
             source: random.u16(0..2),
             fresh: random.bool(),
+            raised: false,
             partition: random.u32(0..3),
             offset: random.u64(0..places),
         };
@@ -151,10 +156,7 @@ fn counts_and_sums() {
     laws(|each| each.sum(move |t: &Deal| decimal(t)), ten_thousandths);
     laws(
         |each| each.mean(|t| t.small),
-        |all| {
-            let sum = all.iter().map(|deal| f64::from(deal.data.small)).sum::<f64>();
-            Real::new((sum / all.len() as f64).trunc() + sum % all.len() as f64 / all.len() as f64)
-        },
+        |all| Real::new(all.iter().map(|deal| f64::from(deal.data.small)).sum::<f64>() / all.len() as f64),
     );
 }
 
@@ -301,48 +303,105 @@ fn quantiles_of_numbers() {
     }
 }
 
+/// The value that an aggregate shows of numbers.
+fn shown<A: Aggregate<Deal, Part = N>, N>(aggregate: &A, numbers: impl IntoIterator<Item = N>) -> A::Value {
+    let (mut numbers, mut count) = (numbers.into_iter(), 1);
+    let mut sum = aggregate.lift(numbers.next().unwrap());
+    numbers.for_each(|number| {
+        aggregate.absorb(&mut sum, number);
+        count += 1;
+    });
+    aggregate.value(count, &sum).unwrap()
+}
+
+#[test]
+fn means_are_the_nearest_numbers_to_exact_fractions() {
+    let each = Each::<Deal>::new();
+    for seed in 1..=2_000 {
+        let mut random = Rng::with_seed(seed);
+        let count = random.usize(1..12);
+        // Integers of all sizes, up to those whose sum wraps 128 bits; and decimals of all scales.
+        let spread = random.u32(0..127);
+        let wide: Vec<i128> = (0..count).map(|_| random.i128(..) >> spread).collect();
+        let sum = wide.iter().copied().map(BigInt::from).sum::<BigInt>();
+        let mean = shown(&each.mean(|_: &Deal| 0i128), wide.iter().copied());
+        assert_nearest(mean.get(), &fraction(sum, count), &(seed, &wide));
+        let narrow: Vec<i64> = wide.iter().map(|number| *number as i64).collect();
+        let sum = narrow.iter().copied().map(BigInt::from).sum::<BigInt>();
+        let mean = shown(&each.mean(|_: &Deal| 0i64), narrow.iter().copied());
+        assert_nearest(mean.get(), &fraction(sum, count), &(seed, &narrow));
+        let scale = random.u32(0..=28);
+        let scale = if random.bool() { 2 } else { scale };
+        let digits: Vec<i128> = wide.iter().map(|number| number >> 33 >> random.u32(0..94)).collect();
+        let mean = shown(
+            &each.mean(|_: &Deal| Decimal::ZERO),
+            digits.iter().map(|digits| Decimal::from_digits(digits % (1 << 95), scale).unwrap()),
+        );
+        let sum = digits.iter().map(|digits| BigInt::from(digits % (1 << 95))).sum::<BigInt>();
+        let exact = fraction(sum, BigInt::from(10).pow(scale) * count);
+        assert_nearest(mean.get(), &exact, &(seed, digits, scale));
+    }
+}
+
+/// n·Σx² − (Σx)², of n numbers.
+fn squares(numbers: &[i64]) -> BigInt {
+    let sum = numbers.iter().copied().map(BigInt::from).sum::<BigInt>();
+    let squares = numbers.iter().copied().map(|number| BigInt::from(number).pow(2)).sum::<BigInt>();
+    squares * numbers.len() - &sum * &sum
+}
+
+#[test]
+fn variances_are_the_nearest_numbers_to_exact_fractions_and_deviations_are_within_one_unit() {
+    let each = Each::<Deal>::new();
+    for seed in 1..=2_000 {
+        let mut random = Rng::with_seed(seed);
+        let (count, spread, far) = (random.usize(2..12), random.u32(1..63), random.i64(..) >> 1);
+        let numbers: Vec<i64> = (0..count).map(|_| (random.i64(..) >> spread).saturating_add(far)).collect();
+        let variance = shown(&each.variance(|_: &Deal| 0i64), numbers.iter().copied());
+        let exact = fraction(squares(&numbers), count * count);
+        assert_nearest(variance.get(), &exact, &(seed, &numbers));
+        let sample = shown(&each.sample_variance(|_: &Deal| 0i64), numbers.iter().copied());
+        assert_nearest(sample.unwrap().get(), &fraction(squares(&numbers), count * (count - 1)), &(seed, &numbers));
+        // The exact root lies between the neighbours of the deviation.
+        let deviation = shown(&each.std_dev(|_: &Deal| 0i64), numbers.iter().copied()).get();
+        let square = |of: f64| BigRational::from_float(of).unwrap().pow(2);
+        assert!(
+            exact == square(deviation) || square(deviation.next_down()) < exact && exact < square(deviation.next_up()),
+            "{deviation} of {numbers:?}, seed {seed}",
+        );
+    }
+}
+
 #[test]
 fn spreads_of_numbers() {
-    /// The mean of the squares of all differences is twice the variance: exact while sums stay below 2^127.
-    fn squares(deals: &[Event<Deal>], of: impl Fn(&Deal) -> i64) -> (i128, i128) {
-        let (count, mut sum, mut squares) = (deals.len() as i128, 0, 0);
-        for number in deals.iter().map(|deal| i128::from(of(&deal.data))) {
-            sum += number;
-            squares += number * number;
-        }
-        (count * squares - sum * sum, count)
+    let of = |deals: &[Event<Deal>], of: fn(&Deal) -> i64| -> (BigInt, usize) {
+        (squares(&deals.iter().map(|deal| of(&deal.data)).collect::<Vec<_>>()), deals.len())
+    };
+    let nearest = |(squares, _): &(BigInt, usize), by: usize| {
+        let exact = fraction(squares.clone(), by);
+        // What the library of fractions rounds to may be off; one of its neighbours is the nearest.
+        let near = exact.to_f64().unwrap();
+        let off = |it: &f64| (BigRational::from_float(*it).unwrap() - &exact).abs();
+        let all = [near, near.next_up(), near.next_down()];
+        all.into_iter().min_by_key(off).unwrap()
+    };
+    let middling: fn(&Deal) -> i64 = |t| t.number >> 24;
+    for of_deal in [middling, |t| t.number] {
+        laws(
+            move |each| (each.variance(of_deal), each.std_dev(of_deal)),
+            |all| {
+                let squares = of(all, of_deal);
+                let variance = nearest(&squares, squares.1 * squares.1);
+                (Real::new(variance), Real::new(variance.sqrt()))
+            },
+        );
     }
-    let middling = |t: &Deal| t.number >> 24;
-    laws(
-        move |each| (each.variance(move |t| middling(t)), each.std_dev(move |t| middling(t))),
-        |all| {
-            let (squares, count) = squares(all, middling);
-            let variance = squares as f64 / (count * count) as f64;
-            (Real::new(variance), Real::new(variance.sqrt()))
-        },
-    );
     laws(
         |each| (each.sample_variance(|t| t.small), each.sample_std_dev(|t| t.small)),
         |all| {
-            let (squares, count) = squares(all, |t| t.small.into());
-            let variance = (count > 1).then(|| squares as f64 / (count * (count - 1)) as f64);
+            let squares = of(all, |t| t.small.into());
+            let variance = (squares.1 > 1).then(|| nearest(&squares, squares.1 * (squares.1 - 1)));
             (variance.map(Real::new), variance.map(|variance| Real::new(variance.sqrt())))
-        },
-    );
-    // Over the whole range, by differences: each is exact, and their sum loses nothing as all are positive.
-    laws(
-        |each| each.variance(|t| t.number),
-        |all| {
-            let aggregate = Each::<Deal>::new().variance(|t: &Deal| t.number);
-            let sum = folded(&aggregate, all.to_vec(), &mut Rng::with_seed(0));
-            let shown = Aggregate::<Deal>::value(&aggregate, all.len() as i64, &sum).unwrap();
-            let (numbers, mut squares) = (sorted(all, |t| t.number), 0.0);
-            for (number, one) in numbers.iter().enumerate() {
-                squares += numbers[number..].iter().map(|other| (other.abs_diff(*one) as f64).powi(2)).sum::<f64>();
-            }
-            let naive = squares / (all.len() as f64).powi(2);
-            assert!((shown.get() - naive).abs() <= 1e-12 * naive, "{shown} for {naive}");
-            shown
         },
     );
 }

@@ -241,10 +241,8 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
     }
 
     /// The ends of windows that hold something, after one time and not after another, in order.
-    pub(super) fn ends(&self, after: EventTime, through: EventTime) -> BTreeSet<EventTime> {
-        let (mut ends, slots) = (BTreeSet::new(), self.hot.keys().chain(&self.sealed));
-        slots.for_each(|slot| ends.extend(self.windows.ends(*slot, after, through)));
-        ends
+    pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
+        self.windows.ends_of_all(self.hot.keys().chain(&self.sealed).copied(), after, through)
     }
 
     /// What an open window holds, by key; [`Store::give_back`] takes the map back.

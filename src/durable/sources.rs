@@ -1,0 +1,253 @@
+//! Sources as part of a query's fingerprint: a pure comparison of what a state has read with what a query reads.
+//!
+//! * A source has a **name** in the query, under which its progress is kept, and an **identity**: what it is known by
+//!   wherever it lies, such as the id of a topic, or that it is a CSV file. The step of a source has a hash of the identity
+//!   for its fingerprint; 0 stands for an unknown one, as in states of programs that kept none.
+//! * The **progress** of a source is how far the snapshot and the journal's later epochs have read it.
+//!
+//! Invariants: a query goes on only with the sources that have progress, each under its name, and with no further one.
+//! Otherwise progress would be lost, and records read again. What a source's place is (its path, the brokers' address) does
+//! not matter, as long as its identity is known to be the same; readers also compare contents.
+
+use std::collections::BTreeSet;
+
+use super::journal::Frame;
+use super::manifest::{Manifest, QueryPrint, StepPrint};
+use crate::error::{Error, Result};
+
+/// The kind of a source's step.
+pub(crate) const KIND: &str = "source";
+
+const ACCEPT: &str = "--accept-changed-sources";
+
+/// The fingerprint of a source's identity: never 0.
+pub(crate) fn fingerprint(identity: &str) -> u64 {
+    // FNV-1a: the same in all builds.
+    let hash = identity
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    hash.max(1)
+}
+
+/// The fingerprint of the source of this name; 0 if it is unknown.
+pub(crate) fn fingerprint_of(query: &QueryPrint, name: &str) -> u64 {
+    step_of(query, name).map_or(0, |step| step.fingerprint)
+}
+
+fn steps(query: &QueryPrint) -> impl Iterator<Item = &StepPrint> {
+    query.steps.iter().filter(|step| step.kind == KIND)
+}
+
+fn step_of<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
+    steps(query).find(|step| step.name == name)
+}
+
+/// `true` if both identities are known, and `other` holds of them.
+fn known(then: &StepPrint, now: &StepPrint, other: impl Fn(u64, u64) -> bool) -> bool {
+    then.fingerprint != 0 && now.fingerprint != 0 && other(then.fingerprint, now.fingerprint)
+}
+
+/// Describes the change of a source that a query read under one name before and now, if there is one.
+pub(super) fn change(then: &StepPrint, now: &StepPrint) -> Option<String> {
+    if known(then, now, |then, now| then != now) {
+        return Some(format!("the source {} is another one", now.name));
+    }
+    // The detail ends with the type of the records.
+    let is_moved = known(then, now, |then, now| then == now) && type_of(then) == type_of(now);
+    let changed = then.detail != now.detail && !is_moved;
+    changed.then(|| format!("the source {} is {}, was {}", now.name, now.detail, then.detail))
+}
+
+fn type_of(step: &StepPrint) -> Option<&str> {
+    step.detail.rsplit_once(" of ").map(|(_, name)| name)
+}
+
+/// Where the source is, for people.
+fn place_of(step: &StepPrint) -> &str {
+    step.detail.rsplit_once(" of ").map_or(&*step.detail, |(place, _)| place)
+}
+
+/// Refuses a query whose sources are not those that the state has read. `then` is the query that went on last; the state
+/// goes on from `base`, and from what is replayed.
+pub(super) fn check_sources(
+    then: &QueryPrint,
+    now: &QueryPrint,
+    base: Option<&Manifest>,
+    replay: &[Frame],
+) -> Result<()> {
+    let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.bounds.is_empty());
+    let saved = saved.map(|source| source.name.as_str());
+    let replayed = replay.iter().flat_map(|frame| &frame.bounds).map(|bound| bound.source.as_str());
+    let progress: BTreeSet<&str> = saved.chain(replayed).collect();
+    if progress.is_empty() {
+        return Ok(());
+    }
+    let new = || steps(now).filter(|step| !progress.contains(&*step.name) && step_of(then, &step.name).is_none());
+    for name in &progress {
+        let Some(step) = step_of(now, name) else { return Err(missing(name, new().next())) };
+        let Some(was) = step_of(then, name).filter(|was| known(was, step, |then, now| then != now)) else { continue };
+        return Err(another(was, step));
+    }
+    match new().next() {
+        None => Ok(()),
+        Some(step) => Err(Error::new("the query has a source that the state has not read")
+            .at(format!("source {}", step.name))
+            .because("the state has read others, and this one would be read from its start")
+            .help(format!(
+                "if it is new to the query, pass {ACCEPT}; otherwise give it the name that it had, or begin a new state"
+            ))),
+    }
+}
+
+fn missing(name: &str, new: Option<&StepPrint>) -> Error {
+    let error = Error::new("the state has read a source that the query does not have").at(format!("source {name}"));
+    let error = match new {
+        None => error.because("how far it was read would be lost"),
+        Some(new) => error.because(format!(
+            "how far it was read would be lost, and the source {} read from its start, twice if it is the same",
+            new.name
+        )),
+    };
+    error.help(format!("give the source its name back, begin a new state, or pass {ACCEPT} to leave it out for good"))
+}
+
+fn another(then: &StepPrint, now: &StepPrint) -> Error {
+    let error = Error::new("a source is not the one that the state has read").at(format!("source {}", now.name));
+    if place_of(then) == place_of(now) {
+        let why = format!("{} was deleted and created again", place_of(now));
+        return error.because(why).help("start with a new --state");
+    }
+    error.because(format!("it is {}, was {}", place_of(now), place_of(then))).help(format!(
+        "give each source its name back, begin a new state, or pass {ACCEPT} if it has the same records at the same offsets"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::StateId;
+    use crate::durable::journal::Bound;
+    use crate::durable::manifest::SourceState;
+    use crate::time::{Epoch, EventTime};
+
+    /// Sources as `name=detail#fingerprint`.
+    fn query(sources: &str) -> QueryPrint {
+        let steps = sources.split_whitespace().map(|source| {
+            let (name, rest) = source.split_once('=').unwrap();
+            let (detail, fingerprint) = rest.split_once('#').unwrap();
+            let (name, detail) = (name.to_owned(), detail.replace('_', " "));
+            StepPrint { kind: KIND.into(), name, detail, fingerprint: fingerprint.parse().unwrap() }
+        });
+        QueryPrint { build: "b".into(), flags: Vec::new(), steps: steps.collect() }
+    }
+
+    fn bound(source: &str) -> Bound {
+        Bound {
+            source: source.into(),
+            partition: 0,
+            found_at: None,
+            next: 7,
+            watermark: EventTime::MIN,
+            idle: false,
+            until: None,
+            ended: false,
+            check: None,
+            values: None,
+        }
+    }
+
+    fn base(sources: &str) -> Manifest {
+        let state = |name: &str| SourceState {
+            name: name.into(),
+            bounds: vec![bound(name)],
+            watermark: EventTime::MIN,
+            floors: Vec::new(),
+        };
+        Manifest {
+            state: StateId(1),
+            job: "j".into(),
+            incarnation: 1,
+            epoch: Epoch(2),
+            made_ms: 0,
+            ended: false,
+            query: QueryPrint::default(),
+            sources: sources.split_whitespace().map(state).collect(),
+            steps: Vec::new(),
+            sinks: Vec::new(),
+        }
+    }
+
+    /// What is said of a query that goes on from a snapshot with `saved`, with `replayed` after it.
+    fn said(then: &str, saved: &str, replayed: &str, now: &str) -> String {
+        let replay = replayed.split_whitespace().map(|name| Frame { epoch: Epoch(4), bounds: vec![bound(name)] });
+        let replay: Vec<_> = replay.collect();
+        let base = (!saved.is_empty()).then(|| base(saved));
+        check_sources(&query(then), &query(now), base.as_ref(), &replay)
+            .map_or_else(|e| e.to_string(), |()| "ok".into())
+    }
+
+    #[test]
+    fn a_query_goes_on_only_with_the_sources_that_the_state_has_read() {
+        let lost =
+            "the state has read a source that the query does not have (source a): how far it was read would be lost";
+        let new = "the query has a source that the state has not read (source b): the state has read others, and";
+        let other = "a source is not the one that the state has read (source a): ";
+        for (then, saved, replayed, now, expected) in [
+            ("a=x#1", "a", "", "a=x#1", "ok"),
+            ("a=x#1", "", "a", "a=x#1", "ok"),
+            // Renamed, with a snapshot or without.
+            (
+                "a=x#1",
+                "a",
+                "",
+                "b=x#1",
+                &*format!("{lost}, and the source b read from its start, twice if it is the same;"),
+            ),
+            ("a=x#0", "", "a", "b=x#0", &*format!("{lost}, and the source b")),
+            // Dropped, and added.
+            ("a=x#1 b=y#2", "a b", "", "b=y#2", &*format!("{lost}; give")),
+            ("a=x#1 b=y#2", "b", "a", "b=y#2", &*format!("{lost}; give")),
+            ("a=x#1", "a", "", "a=x#1 b=y#2", new),
+            ("a=x#1", "", "a", "a=x#1 b=y#2", new),
+            // Known before, and nothing was found in it yet; or nothing was read at all.
+            ("a=x#1 b=y#2", "a", "", "a=x#1 b=y#2", "ok"),
+            ("a=x#1 b=y#2", "b", "", "b=y#2", "ok"),
+            ("a=x#1", "", "", "b=y#2", "ok"),
+            // Another one under the name, or two that have exchanged their names.
+            ("a=x_of_T#1", "a", "", "a=y_of_T#2", &*format!("{other}it is y, was x; give each source its name back")),
+            ("a=x#1 b=y#2", "a b", "", "a=y#2 b=x#1", &*format!("{other}it is y, was x;")),
+            ("a=x#1", "a", "", "a=x#2", &*format!("{other}x was deleted and created again; start with a new --state")),
+            // Moved; and where no identity is known, the readers compare contents.
+            ("a=x#1", "a", "", "a=y#1", "ok"),
+            ("a=x#0", "a", "", "a=x#2", "ok"),
+            ("a=x#1", "a", "", "a=x#0", "ok"),
+        ] {
+            let said = said(then, saved, replayed, now);
+            assert!(
+                said.starts_with(expected),
+                "{then} | {saved} | {replayed} | {now}\nexpected: {expected}\nfound:    {said}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_source_that_has_moved_is_no_change_of_the_query() {
+        for (then, now, expected) in [
+            ("a=x_of_T#1", "a=y_of_T#1", None),
+            ("a=x_of_T#0", "a=x_of_T#1", None),
+            ("a=x_of_T#1", "a=y_of_U#1", Some("the source a is y of U, was x of T")),
+            ("a=x_of_T#0", "a=y_of_T#1", Some("the source a is y of T, was x of T")),
+            ("a=x_of_T#2", "a=x_of_T#1", Some("the source a is another one")),
+        ] {
+            let (then, now) = (query(then), query(now));
+            assert_eq!(change(&then.steps[0], &now.steps[0]).as_deref(), expected, "{then:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_that_of_the_identity_alone() {
+        assert_eq!(fingerprint("csv file"), fingerprint("csv file"));
+        assert_ne!(fingerprint("csv file"), fingerprint("ndjson file"));
+        assert_ne!(fingerprint(""), 0);
+    }
+}

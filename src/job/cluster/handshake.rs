@@ -1,0 +1,419 @@
+//! How two processes prove to each other who they are, before anything else is said on a connection.
+//!
+//! | | from | to | bytes |
+//! | --- | --- | --- | --- |
+//! | greeting | dialer | acceptor | magic and version 8, purpose 1, from 4, to 4, number 8, secured 1, nonce 32 |
+//! | challenge | acceptor | dialer | magic and version 8, secured 1, nonce 32 |
+//! | proof | dialer | acceptor | HMAC over greeting and challenge 32 |
+//! | verdict | acceptor | dialer | accepted 1, HMAC over the same, for the other end 32 |
+//!
+//! A connection to process 0 goes on with its [`Hello`], and is answered by a [`Reply`]. Both ends have a limit for all of
+//! it, [`HANDSHAKE`], counted while they run. Without a secret the same is sent, and proves only that both ends are there.
+//!
+//! Who speaks another version learns the own one from the first bytes of any answer; versions 2 and 3, which know no
+//! challenge, are answered as they understand.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::heartbeat::RunningTime;
+use super::secret::{End, PROOF, Secret, is_proof, proof, random};
+use super::wire::{Wire, encoded};
+use super::{Hello, Told};
+use crate::error::Error;
+
+/// How long the handshake of a connection may take.
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long it may take to connect.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long an attempt to reach a process takes at most: to connect, to prove, and to be answered.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(13);
+/// How many bytes a [`Hello`] has at most.
+const LONGEST_HELLO: usize = 1 << 20;
+/// How much is read of somebody who has been refused.
+const LONGEST_REST: u64 = 2 << 20;
+
+/// What every connection begins with: the name of how processes speak, and the version of that.
+const MAGIC: [u8; 8] = *b"TGPROC\0\x04";
+/// The versions that know no challenge.
+const OLDEST: u8 = 2;
+const BEFORE_CHALLENGES: u8 = 3;
+
+const NONCE: usize = 32;
+const GREETING: usize = 8 + 1 + 4 + 4 + 8 + 1 + NONCE;
+const CHALLENGE: usize = 8 + 1 + NONCE;
+const VERDICT: usize = 1 + PROOF;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Messages to process 0 and from it.
+    Control,
+    /// The dataflow.
+    Data,
+}
+
+/// Who connects, to whom, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Greeting {
+    pub(super) purpose: Purpose,
+    pub(super) from: u32,
+    pub(super) to: u32,
+    /// What process 0 has drawn, for who is to connect by it; else 0.
+    pub(super) number: u64,
+    /// `true` if the dialer has a secret.
+    pub(super) secured: bool,
+    pub(super) nonce: [u8; NONCE],
+}
+
+impl Greeting {
+    fn bytes(&self) -> [u8; GREETING] {
+        let mut bytes = [0; GREETING];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8] = u8::from(self.purpose == Purpose::Data);
+        bytes[9..13].copy_from_slice(&self.from.to_le_bytes());
+        bytes[13..17].copy_from_slice(&self.to.to_le_bytes());
+        bytes[17..25].copy_from_slice(&self.number.to_le_bytes());
+        bytes[25] = u8::from(self.secured);
+        bytes[26..].copy_from_slice(&self.nonce);
+        bytes
+    }
+
+    /// Reads a greeting of this version.
+    fn read(bytes: &[u8; GREETING]) -> Self {
+        let (mut from, mut to, mut number, mut nonce) = ([0; 4], [0; 4], [0; 8], [0; NONCE]);
+        from.copy_from_slice(&bytes[9..13]);
+        to.copy_from_slice(&bytes[13..17]);
+        number.copy_from_slice(&bytes[17..25]);
+        nonce.copy_from_slice(&bytes[26..]);
+        Greeting {
+            purpose: if bytes[8] == 0 { Purpose::Control } else { Purpose::Data },
+            from: u32::from_le_bytes(from),
+            to: u32::from_le_bytes(to),
+            number: u64::from_le_bytes(number),
+            secured: bytes[25] != 0,
+            nonce,
+        }
+    }
+}
+
+/// The version that somebody speaks, by the first bytes; `None` for who is no process of a job.
+fn version(first: &[u8]) -> Option<u8> {
+    let (name, version) = first.get(..8)?.split_at(7);
+    (name == &MAGIC[..7]).then_some(version[0])
+}
+
+fn other_version(version: u8) -> String {
+    format!("it speaks version {version} of what processes say to each other, this one speaks {}", MAGIC[7])
+}
+
+/// What process 0 answers to a [`Hello`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// The process has come, and waits for the others.
+    Welcome,
+    /// Another one of its number is there.
+    IsThere,
+    /// The processes cannot run together.
+    Refused(Told),
+}
+
+/// Why a process is missed of whose number another one is there.
+pub(super) const IS_THERE: &str = "another process of this number is there";
+
+/// Why a process was not reached.
+#[derive(Debug)]
+pub(super) enum Missed {
+    /// It may be reached later.
+    Now(String),
+    /// It is of no use to try again.
+    Finally(Error),
+}
+
+impl From<io::Error> for Missed {
+    fn from(why: io::Error) -> Self {
+        Missed::Now(why.to_string())
+    }
+}
+
+impl From<Error> for Missed {
+    fn from(error: Error) -> Self {
+        Missed::Finally(error)
+    }
+}
+
+fn invalid(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
+/// Connects to an address.
+fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT) {
+            Ok(stream) => return Ok(stream),
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
+}
+
+/// Waits for something on a connection, for as long as a handshake may take.
+fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
+    loop {
+        if let Some(come) = look()? {
+            return Ok(come);
+        }
+        if time.elapsed() > HANDSHAKE {
+            let why = format!("it accepts connections, and said nothing for {} s", HANDSHAKE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+    }
+}
+
+/// Who dials whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) purpose: Purpose,
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) address: &'a str,
+    pub(super) number: u64,
+    pub(super) secret: Option<&'a Secret>,
+}
+
+impl Call<'_> {
+    /// Connects, and has both ends prove that they know the secret.
+    pub(super) fn dial(&self) -> Result<Wire, Missed> {
+        let mut wire = Wire::blocking(connect(self.address)?)?;
+        let mut time = RunningTime::start();
+        let greeting = Greeting {
+            purpose: self.purpose,
+            from: self.from as u32,
+            to: self.to as u32,
+            number: self.number,
+            secured: self.secret.is_some(),
+            nonce: random()?,
+        };
+        let greeting = greeting.bytes();
+        wire.put(&greeting, HANDSHAKE)?;
+        let first: [u8; 8] = wait(&mut time, || wire.peek())?;
+        match version(&first) {
+            Some(version) if version == MAGIC[7] => {}
+            Some(version) => {
+                let error = Error::usage(format!("process {} is of another version", self.to)).at(self.address);
+                let error = error.because(other_version(version));
+                return Err(Missed::Finally(error.help("start all with one program")));
+            }
+            None => return Err(invalid("it is no process of a job").into()),
+        }
+        let challenge: [u8; CHALLENGE] = wait(&mut time, || wire.take())?;
+        match (self.secret.is_some(), challenge[8] != 0) {
+            (false, true) => {
+                let error = Error::usage(format!("process {} asks for a secret", self.to)).at(self.address);
+                let error = error.because("this process has none");
+                return Err(Missed::Finally(error.help("give all processes the same --cluster-secret-file")));
+            }
+            // Whoever it is may be replaced by a process of ours.
+            (true, false) => return Err(invalid("it has no secret, and this process has one").into()),
+            _ => {}
+        }
+        wire.put(&proof(self.secret, End::Dialer, [&greeting, &challenge]), HANDSHAKE)?;
+        let verdict: [u8; VERDICT] = wait(&mut time, || wire.take())?;
+        let mut proved = [0; PROOF];
+        proved.copy_from_slice(&verdict[1..]);
+        if verdict[0] == 0 {
+            let error = Error::usage(format!("process {} knows another secret", self.to)).at(self.address);
+            return Err(Missed::Finally(error.help("give all processes the same --cluster-secret-file")));
+        }
+        if !is_proof(self.secret, End::Acceptor, [&greeting, &challenge], &proved) {
+            return Err(invalid("it does not know the secret").into());
+        }
+        Ok(wire)
+    }
+}
+
+/// Says what this process would run; answers the connection if process 0 takes it.
+pub(super) fn introduce(mut wire: Wire, hello: &Hello) -> Result<Wire, Missed> {
+    wire.send(hello, HANDSHAKE)?;
+    match wait(&mut RunningTime::start(), || wire.receive())? {
+        Reply::Welcome => Ok(wire),
+        Reply::IsThere => Err(Missed::Now(IS_THERE.into())),
+        Reply::Refused(told) => Err(Missed::Finally(told.error())),
+    }
+}
+
+/// Whom an acceptor takes.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    pub(super) own: usize,
+    pub(super) purpose: Purpose,
+    pub(super) number: u64,
+    pub(super) secret: Option<Secret>,
+}
+
+/// Somebody who has connected and has yet to prove who it is. Nothing here waits.
+pub(super) struct Caller {
+    wire: Wire,
+    time: RunningTime,
+    stage: Stage,
+}
+
+/// What is to come next of a caller.
+enum Stage {
+    Greeting,
+    Proof {
+        greeting: [u8; GREETING],
+        challenge: [u8; CHALLENGE],
+    },
+    Hello {
+        from: usize,
+    },
+    /// Nothing: it has been refused, for a reason that has not been asked for yet, and is read to its end so that what it was
+    /// answered reaches it.
+    End(Option<String>),
+}
+
+/// How far a caller is.
+pub(super) enum Progress {
+    /// More is to come of it.
+    Waits,
+    /// It has proved that it is this process, which runs this if the connection is to process 0.
+    Arrived(usize, Option<Box<Hello>>),
+    /// It is none of ours, and why.
+    Refused(String),
+    /// It has been refused before, and is gone.
+    Gone,
+}
+
+impl Caller {
+    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
+        Ok(Caller { wire: Wire::nonblocking(stream)?, time: RunningTime::start(), stage: Stage::Greeting })
+    }
+
+    pub(super) fn into_wire(self) -> Wire {
+        self.wire
+    }
+
+    /// `true` if it has begun as a process of this job does.
+    pub(super) fn has_greeted(&self) -> bool {
+        matches!(self.stage, Stage::Proof { .. } | Stage::Hello { .. })
+    }
+
+    /// Why it has been refused, when that is asked for the first time.
+    pub(super) fn refused(&mut self) -> Option<String> {
+        if let Stage::End(why) = &mut self.stage { why.take() } else { None }
+    }
+
+    /// Takes what has come of it.
+    pub(super) fn advance(&mut self, terms: &Terms) -> Progress {
+        let advanced = loop {
+            match self.step(terms) {
+                Ok(Some(Progress::Waits)) => {}
+                other => break other,
+            }
+        };
+        match advanced {
+            Ok(Some(progress)) => progress,
+            Ok(None) if self.time.elapsed() <= HANDSHAKE => Progress::Waits,
+            Ok(None) if matches!(self.stage, Stage::End(None)) => Progress::Gone,
+            Ok(None) => Progress::Refused(format!("it has not proved who it is within {} s", HANDSHAKE.as_secs())),
+            Err(why) => Progress::Refused(why.to_string()),
+        }
+    }
+
+    /// Takes the next part of what it says: `None` while that has not come, `Waits` if another one may follow.
+    fn step(&mut self, terms: &Terms) -> io::Result<Option<Progress>> {
+        match &self.stage {
+            Stage::Greeting => {
+                let Some(first) = self.wire.peek::<8>()? else { return Ok(None) };
+                match version(&first) {
+                    None => return Err(invalid("it is no process of a job")),
+                    Some(version) if version != MAGIC[7] => {
+                        self.wire.put(&answer_for(version, terms.own)?, HANDSHAKE)?;
+                        self.end(other_version(version))?;
+                    }
+                    Some(_) => {
+                        let Some(greeting) = self.wire.take::<GREETING>()? else { return Ok(None) };
+                        self.challenge(greeting, terms)?;
+                    }
+                }
+            }
+            Stage::Proof { greeting, challenge } => {
+                let Some(proved) = self.wire.take::<PROOF>()? else { return Ok(None) };
+                let (said, secret) = ([&greeting[..], &challenge[..]], terms.secret.as_ref());
+                let accepted = is_proof(secret, End::Dialer, said, &proved);
+                let mut verdict = [0; VERDICT];
+                if accepted {
+                    verdict[0] = 1;
+                    verdict[1..].copy_from_slice(&proof(secret, End::Acceptor, said));
+                }
+                let from = Greeting::read(greeting).from as usize;
+                self.wire.put(&verdict, HANDSHAKE)?;
+                match terms.purpose {
+                    _ if !accepted => self.end(String::from("it does not know the secret"))?,
+                    Purpose::Data => return Ok(Some(Progress::Arrived(from, None))),
+                    Purpose::Control => self.stage = Stage::Hello { from },
+                }
+            }
+            Stage::Hello { from } => {
+                let from = *from;
+                let Some(hello) = self.wire.receive_at_most::<Hello>(LONGEST_HELLO)? else { return Ok(None) };
+                if hello.process != from {
+                    return Err(invalid("it says that it is two processes"));
+                }
+                return Ok(Some(Progress::Arrived(from, Some(Box::new(hello)))));
+            }
+            Stage::End(_) => {
+                let read_on = self.wire.received() < LONGEST_REST;
+                return Ok(if read_on && self.wire.skip() { None } else { Some(Progress::Gone) });
+            }
+        }
+        Ok(Some(Progress::Waits))
+    }
+
+    /// Asks who has greeted for a proof, if it may be one of ours.
+    fn challenge(&mut self, greeting: [u8; GREETING], terms: &Terms) -> io::Result<()> {
+        let said = Greeting::read(&greeting);
+        if said.purpose != terms.purpose || said.to as usize != terms.own || said.number != terms.number {
+            return Err(invalid("it belongs to another attempt to begin, or to another job"));
+        }
+        let mut challenge = [0; CHALLENGE];
+        challenge[..8].copy_from_slice(&MAGIC);
+        challenge[8] = u8::from(terms.secret.is_some());
+        challenge[9..].copy_from_slice(&random::<NONCE>().map_err(|why| io::Error::other(why.to_string()))?);
+        self.wire.put(&challenge, HANDSHAKE)?;
+        if said.secured != terms.secret.is_some() {
+            let which = if said.secured { "it has a secret, and this process has none" } else { "it has no secret" };
+            return self.end(which.into());
+        }
+        self.stage = Stage::Proof { greeting, challenge };
+        Ok(())
+    }
+
+    /// Says no more.
+    fn end(&mut self, why: String) -> io::Result<()> {
+        self.stage = Stage::End(Some(why));
+        self.wire.finish()
+    }
+}
+
+/// What somebody of another version is answered, so that it knows why.
+fn answer_for(version: u8, own: usize) -> io::Result<Vec<u8>> {
+    if !(OLDEST..=BEFORE_CHALLENGES).contains(&version) {
+        return Ok(MAGIC.to_vec());
+    }
+    // As those versions read it: the fourth kind of answer, the process that says it, whether it is for the user, and the text.
+    let why = format!(
+        "process {own} speaks version {} of what processes say to each other, this one speaks {version}: \
+         start all with one program",
+        MAGIC[7]
+    );
+    encoded(&(3u32, own, true, why))
+}
+
+#[cfg(test)]
+mod tests;

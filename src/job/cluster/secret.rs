@@ -1,0 +1,146 @@
+//! The secret that all processes of a job share, and how a connection proves that both its ends know it.
+//!
+//! Neither end shows the secret: each computes HMAC-SHA-256, keyed with it, over all that was said before on the connection,
+//! numbers that either end has drawn for it among that, and over which end it is. So a proof is of use on no other
+//! connection, for no other process and in no other direction. Proofs are compared in constant time.
+//!
+//! It does not encrypt: who can read or change what goes over the network is not kept out by it.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::error::{Error, Result};
+
+/// How many bytes a proof has.
+pub(super) const PROOF: usize = 32;
+/// How many bytes a secret has at least, without white space at its ends.
+const SHORTEST: usize = 16;
+/// Permission bits that let others than the owner read or change a file.
+const OTHERS: u32 = 0o077;
+
+/// What all processes of a job know, and nobody else.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(Arc<[u8]>);
+
+/// The secret itself is never shown.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has connected.
+    Dialer,
+    /// It listened.
+    Acceptor,
+}
+
+impl Secret {
+    /// A secret of at least 16 bytes; white space at its ends is not part of it.
+    pub(crate) fn new(bytes: &[u8]) -> Result<Self> {
+        let bytes = bytes.trim_ascii();
+        if bytes.len() < SHORTEST {
+            let error = Error::usage("the secret of the processes is too short");
+            let error = error.because(format!("it has {} bytes, and needs at least {SHORTEST}", bytes.len()));
+            return Err(error.help("make one with: head -c 32 /dev/urandom | base64"));
+        }
+        Ok(Secret(bytes.into()))
+    }
+
+    pub(crate) fn from_file(path: &Path) -> Result<Self> {
+        let cannot = |why| Error::usage("cannot read the secret of the processes").at(path.display()).because(why);
+        let bytes = fs::read(path).map_err(cannot)?;
+        let others = fs::metadata(path).map(|file| file.permissions().mode() & OTHERS).map_err(cannot)?;
+        if others != 0 {
+            tracing::warn!("{}: others than its owner may read the secret of the processes: chmod 600", path.display());
+        }
+        Secret::new(&bytes).map_err(|error| error.at(path.display()))
+    }
+
+    /// A new secret, as text.
+    pub(crate) fn random() -> Result<String> {
+        Ok(random::<32>()?.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|why| Error::new("cannot draw random numbers").because(why))?;
+    Ok(bytes)
+}
+
+fn keyed(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> Hmac<Sha256> {
+    let key = secret.map_or(&[][..], |secret| &secret.0);
+    // A key of any length will do.
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&Default::default()));
+    mac.update(match end {
+        End::Dialer => b"tidegate processes: dialer",
+        End::Acceptor => b"tidegate processes: acceptor",
+    });
+    for part in said {
+        mac.update(&(part.len() as u64).to_le_bytes());
+        mac.update(part);
+    }
+    mac
+}
+
+/// The proof of one end, after greeting and challenge. Without a secret anybody can make it.
+pub(super) fn proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> [u8; PROOF] {
+    keyed(secret, end, said).finalize().into_bytes().into()
+}
+
+/// `true` if the proof of the other end is right.
+pub(super) fn is_proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2], proof: &[u8; PROOF]) -> bool {
+    keyed(secret, end, said).verify_slice(proof).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_is_of_one_secret_one_end_and_one_connection() {
+        let secret = |text: &str| Secret::new(text.as_bytes()).unwrap();
+        let (own, other) = (secret("0123456789abcdef"), secret("0123456789abcdeF"));
+        let made = proof(Some(&own), End::Dialer, [b"greeting", b"challenge"]);
+        assert!(is_proof(Some(&own), End::Dialer, [b"greeting", b"challenge"], &made));
+        for (secret, end, said) in [
+            (Some(&other), End::Dialer, [&b"greeting"[..], b"challenge"]),
+            (None, End::Dialer, [b"greeting", b"challenge"]),
+            (Some(&own), End::Acceptor, [b"greeting", b"challenge"]),
+            (Some(&own), End::Dialer, [b"greeting", b"challengE"]),
+            (Some(&own), End::Dialer, [b"greetingc", b"hallenge"]),
+        ] {
+            assert!(!is_proof(secret, end, said, &made), "{secret:?} {end:?}");
+        }
+        // By another program's HMAC.
+        let hex: String = made.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "71e7e0367baeb5c76b8eb6104f5c25351f69d7f48f59265b40d6ef647f068a66");
+    }
+
+    #[test]
+    fn a_secret_is_read_without_its_line_end_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        fs::write(&file, "  0123456789abcdef\n").unwrap();
+        let secret = Secret::from_file(&file).unwrap();
+        assert_eq!(secret, Secret::new(b"0123456789abcdef").unwrap());
+        assert_eq!(format!("{secret:?}"), "Secret");
+        fs::write(&file, "0123456789abcde\n").unwrap();
+        let error = Secret::from_file(&file).unwrap_err();
+        assert!(error.to_string().contains("it has 15 bytes, and needs at least 16"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(Secret::from_file(&folder.path().join("none")).unwrap_err().exit_code(), 2);
+        assert_ne!(Secret::random().unwrap(), Secret::random().unwrap());
+    }
+}

@@ -1,0 +1,345 @@
+//! The driver of merges keeps up: however many workers and steps write segments, those that a manifest names stay few,
+//! rows are written about once a level, and no file is left that nothing names.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::durable::codec::{Codec, Postcard};
+use crate::durable::compaction::{FEWEST, Merging, merge};
+use crate::durable::journal::MemoryJournal;
+use crate::durable::memory_disk::MemoryDisk;
+use crate::durable::recovery::{Found, decide};
+use crate::durable::segment::{BlockBuilder, FACTOR, SegmentWriter};
+
+/// How long anything here may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A row: its window's end and key, and a count.
+type Row = ((i64, u32), i64);
+
+/// A life whose snapshots are made by hand.
+struct Driven {
+    disk: MemoryDisk,
+    dir: Arc<StateDir>,
+    snapshots: Arc<Snapshots>,
+    failure: Arc<Failure>,
+    metrics: Arc<Metrics>,
+    merges: Arc<Merges>,
+}
+
+impl Driven {
+    fn start() -> Driven {
+        let disk = MemoryDisk::default();
+        let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
+        let query = QueryPrint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
+        let (incarnation, survey) = (dir.begin().unwrap(), dir.survey().unwrap());
+        let found = Found {
+            incarnation,
+            survey: &survey,
+            sinks: &[],
+            query: &query,
+            accept_changed_query: false,
+            accept_changed_sources: false,
+        };
+        let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
+        let (failure, metrics, merges) =
+            (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
+        let terms = Terms { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
+        let journal = Arc::new(MemoryJournal::default());
+        let snapshots =
+            Snapshots::start(terms, Arc::clone(&dir), journal, Arc::clone(&merges), Arc::clone(&failure), None);
+        Driven { disk, dir, snapshots: snapshots.unwrap(), failure, metrics, merges }
+    }
+
+    /// Waits until something holds and nothing has failed.
+    #[track_caller]
+    fn wait(&self, what: &str, holds: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(self.failure.get().is_none(), "{:?}", self.failure.get());
+            assert!(begun.elapsed() < LIMIT, "it is not {what} within {LIMIT:?}");
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Makes a snapshot of the parts, and returns the segments that its manifest names.
+    #[track_caller]
+    fn snapshot(&self, epoch: Epoch, parts: Vec<Part>) -> Vec<SegmentInfo> {
+        self.snapshots.make(epoch, parts);
+        self.wait("committed", || self.snapshots.committed() == epoch);
+        let ids = crate::durable::manifest::list(&**self.dir.disk(), &self.dir.manifests()).unwrap();
+        let last = self.dir.manifest(*ids.last().unwrap()).unwrap();
+        assert_eq!(last.epoch, epoch);
+        last.steps.into_iter().flat_map(|step| step.segments).collect()
+    }
+
+    #[track_caller]
+    fn wait_for_merges(&self) {
+        self.wait("merged", || !self.snapshots.kept().merging);
+    }
+
+    /// The files of segments.
+    fn files(&self) -> BTreeSet<String> {
+        self.dir.disk().list(&self.dir.segments()).unwrap().into_iter().collect()
+    }
+
+    /// The segments that kept manifests name.
+    fn named(&self) -> BTreeSet<String> {
+        let ids = crate::durable::manifest::list(&**self.dir.disk(), &self.dir.manifests()).unwrap();
+        let manifests = ids.into_iter().map(|id| self.dir.manifest(id).unwrap());
+        manifests.flat_map(|manifest| manifest.segments().map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
+    /// Has the segments of a step merged for real.
+    fn merge_for_real(&self, step: &str) {
+        let (disk, segments) = (self.disk.shared(), self.dir.segments());
+        let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+            merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))
+        };
+        self.merges.add(step, Box::new(merge));
+    }
+}
+
+fn codec() -> Arc<dyn Codec<Row>> {
+    Arc::new(Postcard)
+}
+
+fn merging(dead: EventTime, give_up: &AtomicBool) -> Merging<'_, Row> {
+    Merging {
+        codec: codec(),
+        order: |a, b| a.0.cmp(&b.0),
+        add: |sum, other| sum.1 += other.1,
+        window: |row| EventTime::from_millis(row.0.0),
+        keep: &|row| row.1 != 0,
+        dead,
+        give_up,
+    }
+}
+
+fn label(step: &str, worker: u32, epoch: u64) -> Label {
+    Label { step: step.into(), incarnation: 1, worker, number: epoch, from: Epoch(epoch - 2), to: Epoch(epoch) }
+}
+
+/// Writes a segment, in blocks of so many rows.
+fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_block: usize) -> SegmentInfo {
+    let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().coding()).unwrap();
+    for rows in rows.chunks(of_block) {
+        let mut builder = BlockBuilder::new(codec());
+        for row in rows {
+            assert_eq!(builder.push(row, EventTime::from_millis(row.0.0)).unwrap(), None);
+        }
+        writer.append(&builder.finish().unwrap()).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+/// A segment that is only spoken of.
+fn spoken_of(label: &Label, bytes: u64) -> SegmentInfo {
+    let mut level = 0;
+    while 4096 * FACTOR.pow(level) < bytes {
+        level += 1;
+    }
+    SegmentInfo {
+        file: label.file_name(),
+        step: label.step.clone(),
+        from: label.from,
+        to: label.to,
+        rows: 1,
+        bytes,
+        least: EventTime::MAX,
+        greatest: EventTime::MAX,
+        level: level as u8,
+        checksum: 0,
+    }
+}
+
+const STEPS: [&str; 3] = ["a", "b", "c"];
+const WORKERS: u32 = 8;
+
+/// As the one of a job with state for an hour at a snapshot a second, whose merges are short.
+#[test]
+fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
+    let driven = Driven::start();
+    for step in STEPS {
+        let merge = |group: &Group, _closed: EventTime, label: &Label, _give_up: &AtomicBool| {
+            Ok(Merged::Segment(spoken_of(label, group.inputs.iter().map(|input| input.bytes).sum())))
+        };
+        driven.merges.add(step, Box::new(merge));
+    }
+    let mut random = fastrand::Rng::with_seed(1);
+    let (mut most, mut taken) = ([0; STEPS.len()], 0);
+    for epoch in (1..=3_600).map(|number| 2 * number) {
+        let mut parts = Vec::new();
+        for (step, worker) in STEPS.iter().flat_map(|step| (0..WORKERS).map(move |worker| (step, worker))) {
+            let segment = spoken_of(&label(step, worker, epoch), random.u64(5_000..20_000));
+            taken += segment.bytes;
+            parts.push(Part::Cut((*step).into(), EventTime::MIN, Some(segment)));
+        }
+        let named = driven.snapshot(Epoch(epoch), parts);
+        for (most, step) in most.iter_mut().zip(STEPS) {
+            *most = (*most).max(named.iter().filter(|segment| segment.step == step).count());
+            // Fewer than are merged of each of ten levels, and what has just been written.
+            assert!(*most <= 10 * (FEWEST - 1) + WORKERS as usize, "epoch {epoch}: {most} segments of step {step}");
+        }
+        driven.wait_for_merges();
+    }
+    let amplification = driven.metrics.snapshots.merged.get() as f64 / taken as f64;
+    // 1.1 GB a step, in segments of 12 kB: nine levels above theirs at most.
+    assert!((2.0..9.0).contains(&amplification), "{amplification}");
+}
+
+#[test]
+fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that_nothing_names() {
+    let driven = Driven::start();
+    STEPS.iter().for_each(|step| driven.merge_for_real(step));
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut expected = BTreeMap::<(&str, (i64, u32)), i64>::new();
+    let (mut named, mut closed) = (Vec::new(), EventTime::MIN);
+    for number in 1..=150 {
+        let epoch = 2 * number;
+        closed = EventTime::from_millis(number as i64 - 1);
+        let mut parts = Vec::new();
+        for (step, worker) in STEPS.iter().flat_map(|step| (0..4).map(move |worker| (*step, worker))) {
+            // Rows of the next windows, which die soon, and of one that never does.
+            let mut rows = BTreeMap::<(i64, u32), i64>::new();
+            for _ in 0..random.usize(1..12) {
+                let window = if random.bool() { number as i64 + random.i64(0..4) } else { i64::MAX };
+                rows.insert((window, random.u32(..20)), random.i64(1..5));
+            }
+            rows.iter().for_each(|(key, count)| *expected.entry((step, *key)).or_default() += count);
+            let rows: Vec<Row> = rows.into_iter().collect();
+            let segment = write(&driven.disk, &driven.dir.segments(), &label(step, worker, epoch), &rows, 5);
+            parts.push(Part::Cut(step.into(), closed, Some(segment)));
+        }
+        named = driven.snapshot(Epoch(epoch), parts);
+        // Now and then the next snapshot comes while merges are under way.
+        if random.u8(..3) > 0 {
+            driven.wait_for_merges();
+        }
+    }
+    assert!(named.len() < 60, "{} segments", named.len());
+    let mut found = BTreeMap::new();
+    for info in &named {
+        let reader = crate::durable::segment::SegmentReader::open_named(&driven.disk, &driven.dir.segments(), info);
+        let (mut reader, mut rows) = (reader.unwrap(), Vec::new());
+        for block in 0..reader.blocks().len() {
+            reader.read_block(block, &*codec(), &mut rows).unwrap();
+        }
+        for (key, count) in rows {
+            *found.entry((STEPS[STEPS.iter().position(|step| *step == info.step).unwrap()], key)).or_default() += count;
+        }
+    }
+    let is_open = |(_, (window, _)): &(&str, (i64, u32))| EventTime::from_millis(*window) > closed;
+    found.retain(|key, _: &mut i64| is_open(key));
+    expected.retain(|key, _| is_open(key));
+    assert_eq!(found, expected);
+    assert!(driven.metrics.snapshots.merged.get() > 0);
+    driven.wait_for_merges();
+    driven.snapshots.finish();
+    assert_eq!(driven.failure.get().map(ToString::to_string), None);
+    assert_eq!(driven.files(), driven.named());
+}
+
+/// A merge that says when it begins, and waits to be let go on.
+fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
+    let (begun, has_begun) = channel();
+    let (go_on, may_go_on) = channel();
+    let (disk, segments, held) = (driven.disk.shared(), driven.dir.segments(), Mutex::new((begun, may_go_on)));
+    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+        let held = held.lock().unwrap();
+        held.0.send(()).unwrap();
+        let merged = merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up));
+        held.1.recv_timeout(LIMIT).unwrap();
+        merged
+    };
+    driven.merges.add(step, Box::new(merge));
+    (has_begun, go_on)
+}
+
+/// A part that has a segment with the rows of one window.
+fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> Part {
+    let rows = [((window, worker), 1)];
+    let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, epoch), &rows, 5);
+    Part::Cut("a".into(), EventTime::from_millis(closed), Some(segment))
+}
+
+#[test]
+fn when_inputs_of_a_merge_die_meanwhile_it_takes_the_place_of_the_others_and_leaves_no_file_behind() {
+    for all_die in [false, true] {
+        let driven = Driven::start();
+        let (has_begun, go_on) = held(&driven, "a");
+        let window = |worker| if worker == 0 || all_die { 10 } else { 100 };
+        driven.snapshot(Epoch(2), (0..4).map(|worker| part(&driven, (worker, 2), window(worker), 0)).collect());
+        has_begun.recv_timeout(LIMIT).unwrap();
+        // Window 10 closes: its segments die while they are merged.
+        driven.snapshot(Epoch(4), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        go_on.send(()).unwrap();
+        driven.wait_for_merges();
+        let named = driven.snapshot(Epoch(6), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        assert_eq!(named.iter().map(|info| info.rows).collect::<Vec<_>>(), if all_die { vec![] } else { vec![4] });
+        for epoch in [8, 10] {
+            driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        }
+        assert_eq!(driven.files(), named.into_iter().map(|info| info.file).collect());
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
+    let driven = Driven::start();
+    let (begun, has_begun) = channel();
+    let (disk, segments, begun) = (driven.disk.shared(), driven.dir.segments(), Mutex::new(begun));
+    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+        begun.lock().unwrap().send(()).unwrap();
+        // One that would go on for ever, as one of many gigabytes seems to.
+        loop {
+            let merged = merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))?;
+            let Merged::Segment(done) = merged else { return Ok(merged) };
+            disk.remove(&segments.join(&done.file)).unwrap();
+        }
+    };
+    driven.merges.add("a", Box::new(merge));
+    let parts = (0..4).map(|worker| {
+        let rows: Vec<Row> = (0..2_000).map(|key| ((100, key), 1)).collect();
+        let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, 2), &rows, 10);
+        Part::Cut("a".into(), EventTime::MIN, Some(segment))
+    });
+    driven.snapshot(Epoch(2), parts.collect());
+    has_begun.recv_timeout(LIMIT).unwrap();
+    driven.snapshots.finish();
+    assert_eq!(driven.failure.get().map(ToString::to_string), None);
+    assert_eq!(driven.files(), driven.named());
+}
+
+#[test]
+fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
+    let driven = Driven::start();
+    let bound = |partition| Bound {
+        source: "s".into(),
+        partition,
+        found_at: None,
+        next: 7,
+        watermark: EventTime::from_millis(5),
+        idle: false,
+        until: None,
+        ended: false,
+        check: None,
+        values: None,
+    };
+    let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
+    let sink = SinkState { name: "out".into(), shown: Some(Epoch(2)), on_change: true };
+    let parts = vec![
+        Part::Source("s".into(), vec![bound(1)]),
+        Part::Sink(sink.clone()),
+        Part::Mark("s".into(), watermark, floors.clone()),
+        Part::Source("s".into(), vec![bound(0)]),
+    ];
+    driven.snapshot(Epoch(2), parts);
+    let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
+    let manifest = driven.dir.manifest(ids[0]).unwrap();
+    let bounds = vec![bound(0), bound(1)];
+    assert_eq!(manifest.sources, [SourceState { name: "s".into(), bounds, watermark, floors }]);
+    assert_eq!(manifest.sinks, [sink]);
+}

@@ -1,0 +1,211 @@
+//! Records of a format from any reader, a piece at a time: for programs that read a file, or a pipe, without a job.
+//!
+//! Invariant: what is a record, and what is rejected and why, is as for a file that a job reads.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read};
+
+use crate::error::{Error, Result};
+use crate::record::Record;
+
+use super::dispenser::{LONGEST, Within, in_words};
+use super::{Format, kind};
+
+/// Bytes that are read at a time.
+const BLOCK: usize = 256 << 10;
+
+/// A record of type `T`, or why it is none.
+pub type Parsed<T> = std::result::Result<T, String>;
+
+/// Reads whole records of a format.
+#[derive(Debug)]
+pub struct Pieces<F: Format, R, T> {
+    reader: R,
+    layout: Option<F::Layout>,
+    scratch: F::Scratch,
+    /// Bytes that were read and are not parsed.
+    bytes: Vec<u8>,
+    /// The number of bytes that were parsed, and of the lines that end in them.
+    parsed: (u64, u64),
+    /// Set while the rest of a record that is too long is passed over.
+    within: Option<Within>,
+    is_over: bool,
+    /// Each with its line, from 1.
+    records: VecDeque<(u64, Parsed<T>)>,
+}
+
+impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
+    /// Reads records from `reader`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is of another format.
+    pub fn new(reader: R) -> Result<Self> {
+        let (scratch, records) = (F::Scratch::default(), VecDeque::new());
+        let mut pieces = Pieces {
+            reader,
+            layout: None,
+            scratch,
+            bytes: Vec::new(),
+            parsed: (0, 0),
+            within: None,
+            is_over: false,
+            records,
+        };
+        while pieces.layout.is_none() {
+            pieces.fill()?;
+            if pieces.bytes.len() < kind::ENOUGH && !pieces.is_over {
+                continue;
+            }
+            kind::check(&pieces.bytes)?;
+            if let Some((layout, head)) = F::lay_out::<T>(&pieces.bytes, pieces.is_over)? {
+                pieces.layout = Some(layout);
+                pieces.pass(head);
+            } else if pieces.bytes.len() > LONGEST {
+                let error = Error::new(format!("the header is longer than {}", in_words(LONGEST)));
+                return Err(error.help("look for a quote that is never closed, or for lines that do not end"));
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The next record with its line, from 1; `None` at the end.
+    ///
+    /// # Errors
+    /// When the input cannot be read.
+    pub fn next(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
+        loop {
+            if let Some(record) = self.records.pop_front() {
+                return Ok(Some(record));
+            }
+            if self.is_over && self.bytes.is_empty() {
+                return Ok(None);
+            }
+            self.parse_more()?;
+        }
+    }
+
+    /// Returns the number of bytes that were parsed.
+    pub fn position(&self) -> u64 {
+        self.parsed.0
+    }
+
+    /// Parses the records that are whole, or reads more.
+    fn parse_more(&mut self) -> Result<()> {
+        if let Some(within) = &mut self.within {
+            match F::end_of(within, &self.bytes) {
+                Some(end) => {
+                    self.pass(end);
+                    self.within = None;
+                }
+                None => {
+                    self.pass(self.bytes.len());
+                    self.fill()?;
+                }
+            }
+            return Ok(());
+        }
+        let end = if self.is_over { Some(self.bytes.len()) } else { F::last_end(&self.bytes) };
+        let (Some(end), Some(layout)) = (end, &self.layout) else {
+            if self.bytes.len() < LONGEST {
+                return self.fill();
+            }
+            let reason = format!("it is longer than {}", in_words(LONGEST));
+            self.records.push_back((self.parsed.1 + 1, Err(reason)));
+            self.within = Some(Within::FieldStart);
+            return Ok(());
+        };
+        let (bytes, records) = (&self.bytes[..end], &mut self.records);
+        let (mut counted, mut line) = (0, self.parsed.1 + 1);
+        F::parse::<T>(layout, &mut self.scratch, bytes, |place, parsed| {
+            line += memchr::memchr_iter(b'\n', &bytes[counted..place.start]).count() as u64;
+            counted = place.start;
+            let too_long = place.len() >= LONGEST;
+            let parsed = if too_long { Err(format!("it is longer than {}", in_words(LONGEST))) } else { parsed };
+            records.push_back((line, parsed));
+        });
+        self.pass(end);
+        Ok(())
+    }
+
+    /// Drops the first bytes.
+    fn pass(&mut self, count: usize) {
+        self.parsed.0 += count as u64;
+        self.parsed.1 += memchr::memchr_iter(b'\n', &self.bytes[..count]).count() as u64;
+        self.bytes.drain(..count);
+    }
+
+    /// Reads what is there, as much as a block: of a pipe, records are given on as they come.
+    fn fill(&mut self) -> Result<()> {
+        let had = self.bytes.len();
+        self.bytes.resize(had + BLOCK, 0);
+        let read = loop {
+            match self.reader.read(&mut self.bytes[had..]) {
+                Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        let read = read.map_err(|why| Error::new("cannot read the input").because(why));
+        self.bytes.truncate(had + *read.as_ref().unwrap_or(&0));
+        self.is_over = read? == 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::csv::Csv;
+    use crate::source::ndjson::Ndjson;
+
+    type Found = Vec<(u64, bool)>;
+
+    fn all<F: Format>(bytes: &[u8]) -> Found {
+        let mut pieces = Pieces::<F, _, (u64, String)>::new(bytes).unwrap();
+        let mut found = Vec::new();
+        while let Some((line, parsed)) = pieces.next().unwrap() {
+            found.push((line, parsed.is_ok()));
+        }
+        assert_eq!(pieces.position(), bytes.len() as u64);
+        found
+    }
+
+    /// Gives a few bytes at a time, and says how many it has given.
+    struct Slow<'a>(&'a [u8], &'a std::cell::Cell<usize>);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.len().min(into.len()).min(3);
+            into[..count].copy_from_slice(&self.0[..count]);
+            self.0 = &self.0[count..];
+            self.1.set(self.1.get() + count);
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn records_of_a_pipe_are_given_on_as_they_come() {
+        let (text, given) = ("[1,\"a\"]\n[2,\"b\"]\n[3,\"c\"]\n", std::cell::Cell::new(0));
+        let mut pieces = Pieces::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
+        for line in 1..=3 {
+            assert_eq!(pieces.next().unwrap().unwrap().0, line);
+            assert!(given.get() < 8 * line as usize + 3, "{} bytes were read for record {line}", given.get());
+        }
+        assert!(pieces.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn records_have_their_lines_and_one_that_is_too_long_costs_only_itself() {
+        let good = "[1,\"a\"]\n".repeat(100_000);
+        let long = format!("[2,\"{}\"]\n", "x".repeat(LONGEST));
+        let text = format!("\u{feff}{good}\n{long}[3,\"b\"]\nx\n[4,\"c\"]");
+        let found = all::<Ndjson>(text.as_bytes());
+        let expected: Found = (1..=100_000)
+            .map(|line| (line, true))
+            .chain([(100_002, false), (100_003, true), (100_004, false), (100_005, true)])
+            .collect();
+        assert_eq!(found, expected);
+        let text = format!("a,b\n1,\"x\ny\"\n2,\"{}\"\n3,z\n", "x\n".repeat(LONGEST / 2));
+        let line = 2 + 2 + LONGEST as u64 / 2 + 1;
+        assert_eq!(all::<Csv>(text.as_bytes()), [(2, true), (4, false), (line, true)]);
+    }
+}

@@ -1,0 +1,51 @@
+//! Administrators' questions to brokers, with answers that are waited for.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+
+use super::client::{Target, not_made};
+use crate::error::Result;
+
+/// Makes an administrator with the connection's properties of another client.
+///
+/// # Errors
+/// When the client library refuses the properties.
+pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>> {
+    let mut admin_config = ClientConfig::new();
+    // Of the properties only those of the connection mean something to an administrator.
+    for (key, value) in config.config_map() {
+        if ["bootstrap.", "security.", "sasl.", "ssl.", "client."].iter().any(|prefix| key.starts_with(prefix)) {
+            admin_config.set(key, value);
+        }
+    }
+    admin_config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+    admin_config.create().map_err(|error| not_made(target, &error))
+}
+
+/// Wakes a thread that waits for a future.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for a future on this thread.
+pub(crate) fn wait_for<F: Future>(future: F) -> F::Output {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        std::thread::park();
+    }
+}

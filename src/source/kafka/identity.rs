@@ -1,0 +1,175 @@
+//! Tells a topic from every other one, the next of its name included.
+//!
+//! * A topic's **id** is given to it by the brokers when it is created. The client library tells it in its log alone, when
+//!   it hears of one that is new to it; so that is listened to. Brokers older than Kafka 2.8, and some that only speak its
+//!   protocol, give none.
+//! * Without an id a topic is known by the **last record** that was taken of each partition: its timestamp and its value.
+//!   Retention may have removed it; then nothing is said against the topic.
+//! * A **compacted** topic loses records between others: what was read of it once cannot be read again.
+//!
+//! Invariant: nothing here waits longer than its deadline.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::client::Client;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+
+use super::admin::{administrator, wait_for};
+use super::client::{Target, in_words, said};
+use super::reader::{OFFSETS_PATIENCE, another, check, connect, judge, list, no_partition, offsets, place};
+use crate::durable::journal::Check;
+use crate::error::{Error, Result};
+
+/// How long the brokers may take to tell a topic's settings.
+const SETTINGS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the id of an embedded broker's cluster begins, and how long it may take to be known: it came with the partitions.
+const EMBEDDED: &str = "mockCluster";
+const EMBEDDED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The contexts of the client library's log that have topics' ids.
+pub(super) const LOGGED: &str = "metadata";
+
+/// The id of a topic, if a line of the client library's log tells it.
+pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
+    // "Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to pEBvHAhMRHKzo8Un_mF0Dw"
+    let (before, rest) = line.split_once(" changed id from ")?;
+    let named = before.strip_suffix(topic).is_some_and(|before| before.ends_with("Topic "));
+    let (_, id) = rest.split_once(" to ")?;
+    let id = id.trim();
+    // Zero is no id.
+    let is_one = !id.is_empty() && !id.trim_end_matches('=').chars().all(|letter| letter == 'A');
+    (named && is_one).then_some(id)
+}
+
+/// The error for a topic that has become another one under its name while it was read.
+pub(super) fn made_again(target: &Target) -> Error {
+    Error::new(format!("the topic {} was deleted and created again while it was read", target.topic))
+        .at(&target.brokers)
+        .because("its new records may be at offsets that were read before")
+        .help("start anew, without the old state and with new outputs")
+}
+
+/// Reads the last records that were taken once more, with a client of its own, and compares them: `Some` error if there is
+/// another record in the place of one, or none.
+///
+/// # Errors
+/// When the topic cannot be read now.
+pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)]) -> Result<Option<Error>> {
+    let (consumer, ids) = connect(target, job)?;
+    let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
+    for (id, check) in checks {
+        if !ids.contains(id) {
+            return Ok(Some(no_partition(target, *id)));
+        }
+        let (low, end) = offsets(&consumer, target, *id)?;
+        if check.at >= end {
+            return Ok(Some(another(target, *id, *check)));
+        }
+        if check.at >= low {
+            expected.insert(*id, *check);
+            from.push((*id, check.at));
+        }
+    }
+    let assigned = list(&target.topic, &from).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(said(&error)))?;
+    let mut heard = Instant::now();
+    while let Some((id, _)) = expected.first_key_value() {
+        if heard.elapsed() > OFFSETS_PATIENCE {
+            let place = format!("{}, partition {id}", target.describe());
+            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
+        }
+        let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let (id, found) = match &polled {
+            Ok(message) => (message.partition(), Some(message)),
+            Err(KafkaError::PartitionEOF(id)) => (*id, None),
+            Err(error) => {
+                judge(target, *id, error)?;
+                continue;
+            }
+        };
+        heard = Instant::now();
+        let id = id.max(0) as u32;
+        let Some(expected) = expected.remove(&id) else { continue };
+        let as_it_was = found.is_some_and(|message| {
+            let (offset, stamped) = place(message);
+            check(offset, stamped, message.payload()) == expected
+        });
+        if !as_it_was {
+            return Ok(Some(another(target, id, expected)));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses a topic that is compacted. Where the brokers do not tell, it is read, with a warning.
+///
+/// # Errors
+/// When it is compacted.
+pub(super) fn refuse_compacted<C: ClientContext>(
+    client: &Client<C>,
+    target: &Target,
+    config: &ClientConfig,
+) -> Result<()> {
+    // It answers no administrator, and compacts nothing.
+    let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
+    if client.fetch_cluster_id(EMBEDDED_PATIENCE).as_ref().is_some_and(is_embedded) {
+        return Ok(());
+    }
+    let unknown = |why: &str| {
+        tracing::warn!(
+            "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
+            target.describe()
+        );
+        Ok(())
+    };
+    let admin = administrator(target, config)?;
+    let options = AdminOptions::new().request_timeout(Some(SETTINGS_PATIENCE));
+    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&target.topic)], &options));
+    let settings = match asked {
+        // A broker without settings has no compaction either.
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
+        Err(error) => return unknown(&said(&error)),
+        Ok(mut settings) => settings.pop(),
+    };
+    match settings {
+        Some(Ok(settings)) => match settings.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
+            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => Err(compacted(target, policy)),
+            Some(_) => Ok(()),
+            None => unknown("its settings do not say"),
+        },
+        Some(Err(code)) => unknown(&in_words(code)),
+        None => unknown("no answer"),
+    }
+}
+
+fn compacted(target: &Target, policy: &str) -> Error {
+    Error::new("a compacted topic is no stream of events")
+        .at(target.describe())
+        .because(format!(
+            "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
+             once cannot be read again"
+        ))
+        .help("to read it as it is, and keep in the journal what is read, pass --compacted, or set `.compacted(true)`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_that_of_the_topic_and_not_zero() {
+        let line = "[thrd:main]: Topic t changed id from AAAAAAAAAAAAAAAAAAAAAA to pEBvHAhMRHKzo8Un_mF0Dw";
+        assert_eq!(id_in("t", line), Some("pEBvHAhMRHKzo8Un_mF0Dw"));
+        assert_eq!(id_in("u", line), None);
+        assert_eq!(id_in("t", &line.replace("Topic t", "Topic at")), None);
+        assert_eq!(id_in("t", "Topic t changed id from pEBvHAhMRHKzo8Un_mF0Dw to AAAAAAAAAAAAAAAAAAAAAA"), None);
+        assert_eq!(id_in("t", "Topic t [0] Leader 1 Epoch 0"), None);
+    }
+}

@@ -1,0 +1,440 @@
+//! The one way to start a thread, by which a panic fails the job instead of stalling it.
+//!
+//! * [`start`] starts a thread: `start(Role::Watch, "watch", body)?` answers a [`Handle`]. The thread works for the
+//!   [`Failure`] that the thread which starts it works for. If `body` panics, that failure is set: the error names the
+//!   thread, the place of the panic and its message. [`start_telling`] calls a closure with the error as well, for a
+//!   channel or a slot that somebody else waits for.
+//! * [`turn`] is called once in every turn of a thread's loop. Tests make a thread panic there: the variable
+//!   [`PANIC`]`=ROLE:N` panics in the `N`th turn of the threads of a role; the start of a thread is its first turn.
+//! * [`guard`] runs a closure on this thread and catches its panic: for threads that a library starts.
+//! * [`Failure::enter`] makes a failure the one that this thread, and all that it starts, work for.
+//! * [`adopt`] is for a thread of a library that calls code of ours and runs no closure of ours: if it panics, the failure is
+//!   set at once.
+//!
+//! A new thread needs a [`Role`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other ways to start
+//! a thread out of the library.
+//!
+//! Invariants: a thread of ours that ends by a panic has set its failure before it can be joined; a panic on such a thread
+//! prints nothing by itself, unless a backtrace is asked for; nobody waits without a limit for anything that only a thread
+//! that has panicked would do.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once, OnceLock};
+use std::thread::{Builder, JoinHandle, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+
+/// What a thread of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Writes the results of one sink.
+    Sink,
+    /// Writes and syncs the journal.
+    Journal,
+    /// Writes segments of snapshots.
+    Segments,
+    /// Writes manifests of snapshots.
+    Manifests,
+    /// Merges segments.
+    Merges,
+    /// Notices when a job shows nothing for a while.
+    Watch,
+    /// Serves HTTP.
+    Http,
+    /// Asks brokers for new partitions of a topic.
+    KafkaWatch,
+    /// Runs a broker in memory.
+    EmbeddedBroker,
+    /// Hears what one other process says.
+    Process,
+    /// Says to one other process what it is to hear, and gives it signs of life.
+    ToProcess,
+    /// Connects to one other process.
+    Dial,
+    /// Gives signs of life on the connections of the dataflow, and misses those who are gone.
+    Processes,
+    /// Ends the connections of the dataflow.
+    Connections,
+    /// Hears signals, and stops the command.
+    Signals,
+    /// Shows how far a job is.
+    Progress,
+    /// Passes on what one process of `tidegate up` says.
+    Relay,
+    /// Ends the program with the one that started it.
+    Parent,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Role; 18] = [
+        Role::Sink,
+        Role::Journal,
+        Role::Segments,
+        Role::Manifests,
+        Role::Merges,
+        Role::Watch,
+        Role::Http,
+        Role::KafkaWatch,
+        Role::EmbeddedBroker,
+        Role::Process,
+        Role::ToProcess,
+        Role::Dial,
+        Role::Processes,
+        Role::Connections,
+        Role::Signals,
+        Role::Progress,
+        Role::Relay,
+        Role::Parent,
+    ];
+
+    /// Its name, as the variable for tests has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Sink => "sink",
+            Role::Journal => "journal",
+            Role::Segments => "segments",
+            Role::Manifests => "manifests",
+            Role::Merges => "merges",
+            Role::Watch => "watch",
+            Role::Http => "http",
+            Role::KafkaWatch => "kafka-watch",
+            Role::EmbeddedBroker => "embedded-broker",
+            Role::Process => "process",
+            Role::ToProcess => "to-process",
+            Role::Dial => "dial",
+            Role::Processes => "processes",
+            Role::Connections => "connections",
+            Role::Signals => "signals",
+            Role::Progress => "progress",
+            Role::Relay => "relay",
+            Role::Parent => "parent",
+        }
+    }
+}
+
+/// The first failure of a job, which stops all of its workers.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    /// The failure of what the job is a part of: it fails the job too.
+    outer: Option<Arc<Failure>>,
+    slot: OnceLock<Error>,
+    failed: AtomicBool,
+}
+
+impl Failure {
+    /// A failure of its own, which is set as well when the one is that this thread works for.
+    pub(crate) fn within_current() -> Arc<Self> {
+        Arc::new(Failure { outer: Failure::current(), ..Failure::default() })
+    }
+
+    /// The failure that this thread works for.
+    pub(crate) fn current() -> Option<Arc<Failure>> {
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+    }
+
+    /// Makes this the failure that this thread works for, as long as what is answered is kept.
+    pub(crate) fn enter(self: &Arc<Self>) -> Entered {
+        Entered(CURRENT.with(|current| current.replace(Some(Arc::clone(self)))))
+    }
+
+    /// Fails the job; only the first failure is kept.
+    pub(crate) fn set(&self, error: Error) {
+        let _ = self.slot.set(error);
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// What failed first, if anything did.
+    pub(crate) fn get(&self) -> Option<&Error> {
+        let own = if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None };
+        own.or_else(|| self.outer.as_ref()?.get())
+    }
+}
+
+/// The failure that a thread worked for before it entered another one; it is that again when this is dropped.
+pub(crate) struct Entered(Option<Arc<Failure>>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = self.0.take();
+        let _ = CURRENT.try_with(|current| drop(current.replace(before)));
+    }
+}
+
+thread_local! {
+    /// The failure that this thread works for.
+    static CURRENT: RefCell<Option<Arc<Failure>>> = const { RefCell::new(None) };
+    /// The last panic on this thread.
+    static LAST: RefCell<Option<Panic>> = const { RefCell::new(None) };
+    /// How many guards this thread is in.
+    static GUARDS: Cell<usize> = const { Cell::new(0) };
+    /// `true` if a panic on this thread sets its failure at once.
+    static ADOPTED: Cell<bool> = const { Cell::new(false) };
+    /// The role of this thread.
+    static ROLE: Cell<Option<Role>> = const { Cell::new(None) };
+}
+
+/// A panic that was caught.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Panic {
+    message: String,
+    /// As in `src/main.rs:10:5`; `None` if it is not known.
+    place: Option<String>,
+}
+
+impl Panic {
+    /// The panic of what is unwinding this thread.
+    fn of(payload: &(dyn Any + Send)) -> Self {
+        let message = message_of(payload);
+        let last = LAST.try_with(|last| last.borrow_mut().take()).ok().flatten();
+        // What was caught elsewhere on the way here is another panic.
+        last.filter(|last| last.message == message).unwrap_or(Panic { message, place: None })
+    }
+
+    /// The error that a job fails with; `thread` is the thread's name, with what it was at where that is known.
+    pub(crate) fn error(&self, thread: impl fmt::Display) -> Error {
+        let error = Error::new(format!("the thread {thread} panicked")).because(&self.message);
+        let error = match &self.place {
+            Some(place) => error.at(place),
+            None => error,
+        };
+        error.help("this is a fault of the query or of the engine: RUST_BACKTRACE=1 shows the way to it")
+    }
+}
+
+fn message_of(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message").to_owned()
+}
+
+/// Puts a hook before the process's own that notes panics of our threads; once a process.
+fn install() {
+    static ONCE: Once = Once::new();
+    if std::thread::panicking() {
+        return;
+    }
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !note(info) || std::env::var_os("RUST_BACKTRACE").is_some_and(|wanted| wanted != "0") {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Notes a panic; answers `false` on a thread that is not ours.
+fn note(info: &PanicHookInfo<'_>) -> bool {
+    let guarded = GUARDS.try_with(Cell::get).unwrap_or(0) > 0;
+    let adopted = ADOPTED.try_with(Cell::get).unwrap_or(false);
+    if !guarded && !adopted {
+        return false;
+    }
+    let place = info.location().map(ToString::to_string);
+    let panic = Panic { message: message_of(info.payload()), place };
+    if !guarded && let Some(failure) = Failure::current() {
+        failure.set(panic.error(format_args!("`{}`", std::thread::current().name().unwrap_or("of a library"))));
+    }
+    let _ = LAST.try_with(|last| last.replace(Some(panic)));
+    true
+}
+
+/// Runs a closure, and catches its panic.
+pub(crate) fn guard<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Panic> {
+    install();
+    GUARDS.with(|guards| guards.set(guards.get() + 1));
+    let done = catch_unwind(AssertUnwindSafe(body));
+    GUARDS.with(|guards| guards.set(guards.get() - 1));
+    done.map_err(|payload| {
+        let panic = Panic::of(&*payload);
+        // To drop a payload is to run code of whoever panicked, which may panic again.
+        std::mem::forget(payload);
+        panic
+    })
+}
+
+/// Makes this thread, which a library has started, work for a failure from now on: a panic on it sets that at once.
+pub(crate) fn adopt(failure: &Arc<Failure>) {
+    if !ADOPTED.replace(true) {
+        install();
+        CURRENT.with(|current| current.replace(Some(Arc::clone(failure))));
+    }
+}
+
+/// A thread of ours. It goes on by itself if this is dropped.
+#[derive(Debug)]
+pub(crate) struct Handle(JoinHandle<()>);
+
+impl Handle {
+    /// Returns when the thread has ended, however that was; at once on the thread itself.
+    pub(crate) fn join(self) {
+        if self.0.thread().id() != std::thread::current().id() {
+            // A panic has been told.
+            let _ = self.0.join();
+        }
+    }
+
+    /// As [`Handle::join`], but waits for a thread that does not end for so long only.
+    pub(crate) fn join_within(self, limit: Duration) {
+        let begun = Instant::now();
+        while !self.0.is_finished() {
+            if begun.elapsed() >= limit {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.join();
+    }
+
+    /// `true` if the thread has ended.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// The thread, to unpark it.
+    pub(crate) fn thread(&self) -> &Thread {
+        self.0.thread()
+    }
+}
+
+/// Starts a thread of this name.
+///
+/// # Errors
+/// If the system has no thread to give.
+pub(crate) fn start(role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<Handle> {
+    start_telling(role, name, |_error| {}, body)
+}
+
+/// As [`start`]; `told` gets the error of a panic too, after the failure has.
+///
+/// # Errors
+/// If the system has no thread to give.
+pub(crate) fn start_telling(
+    role: Role,
+    name: &str,
+    told: impl FnOnce(Error) + Send + 'static,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<Handle> {
+    install();
+    let (failure, own) = (Failure::current(), name.to_owned());
+    let guarded = move || {
+        let _entered = failure.as_ref().map(Failure::enter);
+        ROLE.set(Some(role));
+        let work = || {
+            turn();
+            body();
+        };
+        if let Err(panic) = guard(work) {
+            let error = panic.error(format_args!("`{own}`"));
+            match failure {
+                Some(failure) => failure.set(error.clone()),
+                None => tracing::error!("{error}"),
+            }
+            told(error);
+        }
+    };
+    let thread = Builder::new().name(name.to_owned()).spawn(guarded);
+    thread.map(Handle).map_err(|why| Error::new("cannot start a thread").at(name).because(why))
+}
+
+/// The variable that makes a thread panic, for tests: `ROLE:N`.
+pub const PANIC: &str = "TIDEGATE_PANIC";
+
+/// Says that this thread makes another turn; panics if a test wants that.
+pub(crate) fn turn() {
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static TURNS: AtomicU64 = AtomicU64::new(0);
+    let wanted = WANTED.get_or_init(|| {
+        let wanted = std::env::var(PANIC).ok()?;
+        let (role, number) = wanted.split_once(':')?;
+        Some((role.to_owned(), number.parse().ok()?))
+    });
+    let Some((role, number)) = wanted else { return };
+    if ROLE.get().is_some_and(|own| own.name() == role) && TURNS.fetch_add(1, Ordering::Relaxed) + 1 == *number {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        panic!("as the test wants it, at {} ms", now.as_millis());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_sets_the_failure_that_the_thread_works_for_and_says_where_it_was() {
+        let failure = Arc::<Failure>::default();
+        let (sender, told) = std::sync::mpsc::channel();
+        let entered = failure.enter();
+        let tell = move |error| drop(sender.send(error));
+        // A thread that the thread starts works for the same failure.
+        let body = || start_telling(Role::Watch, "inner", tell, || panic!("no {}", 7)).unwrap().join();
+        start(Role::Watch, "outer", body).unwrap().join();
+        drop(entered);
+        let error = failure.get().unwrap().to_string();
+        assert!(error.starts_with("the thread `inner` panicked (src/thread.rs:"), "{error}");
+        assert!(error.contains("): no 7; "), "{error}");
+        assert_eq!(told.recv().unwrap().to_string(), error);
+        assert!(Failure::current().is_none());
+    }
+
+    #[test]
+    fn an_outer_failure_is_a_failure_and_an_inner_one_is_none_outside() {
+        let outer = Arc::<Failure>::default();
+        let entered = outer.enter();
+        let (first, second) = (Failure::within_current(), Failure::within_current());
+        drop(entered);
+        first.set(Error::new("inner"));
+        assert_eq!((outer.get(), second.get()), (None, None));
+        outer.set(Error::new("outer"));
+        assert_eq!(second.get(), Some(&Error::new("outer")));
+        assert_eq!(first.get(), Some(&Error::new("inner")));
+    }
+
+    #[test]
+    fn a_panic_that_a_query_catches_by_itself_is_none_of_ours() {
+        let caught = guard(|| {
+            let own = catch_unwind(|| panic!("its own"));
+            assert!(own.is_err());
+            std::panic::resume_unwind(Box::new("another"));
+        });
+        assert_eq!(caught.map(|()| 0), Err(Panic { message: "another".into(), place: None }));
+        assert_eq!(guard(|| 3), Ok(3));
+    }
+
+    #[test]
+    fn a_panic_on_a_thread_of_a_library_sets_the_failure_that_it_was_adopted_for() {
+        let failure = Arc::<Failure>::default();
+        let own = Arc::clone(&failure);
+        let body = move || {
+            adopt(&own);
+            panic!("in the library");
+        };
+        let thread = Builder::new().name("library".into()).spawn(body).unwrap();
+        assert!(thread.join().is_err());
+        let error = failure.get().unwrap().to_string();
+        assert!(error.starts_with("the thread `library` panicked (src/thread.rs:"), "{error}");
+    }
+
+    #[test]
+    fn a_payload_whose_drop_panics_harms_nobody() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("again");
+            }
+        }
+        let caught = guard(|| std::panic::panic_any(Bomb));
+        assert_eq!(caught.unwrap_err().message, "no message");
+    }
+
+    #[test]
+    fn roles_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> = Role::ALL.iter().map(|role| role.name()).collect();
+        assert_eq!(names.len(), Role::ALL.len());
+    }
+}

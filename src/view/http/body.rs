@@ -1,0 +1,94 @@
+//! Bodies of answers: given to the client as it takes them.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+
+use super::Pieces;
+use super::connection::Pulse;
+use super::events::EventReader;
+use super::gate::Permit;
+use super::limits::PIECE;
+
+/// The content of an answer.
+pub(super) enum Content {
+    /// A complete text, with the right to send it if it is long.
+    Text(Bytes, Option<Permit>),
+    /// A text that is made as it is sent: a piece that is there, and those to come, until there is none.
+    Pieces(Option<Bytes>, Option<(Pieces, Permit)>),
+    /// Server-sent events.
+    Events(EventReader),
+}
+
+/// A body; when it is dropped, all of the answer is on its way, or given up.
+pub(super) struct AnswerBody {
+    content: Content,
+    pulse: Pulse,
+}
+
+impl AnswerBody {
+    pub(super) fn new(content: Content, pulse: Pulse) -> Self {
+        AnswerBody { content, pulse }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.pulse.answered();
+    }
+}
+
+impl Content {
+    /// The next piece of a text, or of what is made as it is sent.
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        match self {
+            Content::Text(text, permit) => {
+                let piece = text.split_to(text.len().min(PIECE));
+                if text.is_empty() {
+                    *permit = None;
+                }
+                Poll::Ready((!piece.is_empty()).then_some(Ok(piece)))
+            }
+            Content::Pieces(first, rest) => {
+                if let Some(first) = first.take() {
+                    return Poll::Ready(Some(Ok(first)));
+                }
+                let piece = rest.as_mut().and_then(|(pieces, _)| pieces.next());
+                if piece.is_none() {
+                    *rest = None;
+                }
+                Poll::Ready(piece.map(|piece| piece.map(Bytes::from).map_err(io::Error::other)))
+            }
+            Content::Events(events) => events.poll(context),
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.content.next(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&self.content, Content::Text(text, _) if text.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Text(text, _) => SizeHint::with_exact(text.len() as u64),
+            Content::Pieces(..) | Content::Events(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// The error of what cannot fail.
+pub(super) type Never = Infallible;

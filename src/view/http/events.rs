@@ -1,0 +1,209 @@
+//! Streams of server-sent events: one side takes events from their source as they come, the other one is the body of an
+//! answer.
+//!
+//! Events are taken from the source at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`]
+//! of text wait for the reader; when there is more it is cut off: it still gets what waits, and then an `end` that
+//! tells it why. An event that is longer by itself is sent in pieces that are made as the reader takes them; few
+//! streams at a time may do that, and meanwhile the source has to keep what comes, with a limit of its own.
+
+use std::fmt::Display;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use hyper::body::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use super::connection::ended;
+use super::gate::{Gate, Permit};
+use super::limits::{PROGRESS, STREAM_BYTES, TURN_TIME};
+use super::{Event, Events, Pieces, end_event};
+
+/// The next part of a stream.
+enum Message {
+    /// Whole events.
+    Text(Bytes),
+    /// A long event, in pieces, with its first part and the right to send it.
+    Long(Option<Bytes>, Pieces, Permit),
+}
+
+/// The size of the part of a stream that waits for its reader.
+#[derive(Default)]
+struct Backlog {
+    /// Bytes of text, and one for a long event that is being sent.
+    bytes: AtomicUsize,
+    shrunk: Notify,
+}
+
+impl Backlog {
+    fn shrink(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.shrunk.notify_one();
+    }
+}
+
+/// The side of a stream that is sent to the client.
+pub(super) struct EventReader {
+    messages: UnboundedReceiver<Message>,
+    backlog: Arc<Backlog>,
+    long: Option<(Option<Bytes>, Pieces, Permit)>,
+}
+
+impl EventReader {
+    /// The next bytes.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        loop {
+            if let Some((first, pieces, _)) = &mut self.long {
+                if let Some(first) = first.take() {
+                    return Poll::Ready(Some(Ok(first)));
+                }
+                match pieces.next() {
+                    Some(piece) => return Poll::Ready(Some(piece.map(Bytes::from).map_err(io::Error::other))),
+                    None => {
+                        self.long = None;
+                        self.backlog.shrink(1);
+                    }
+                }
+            }
+            match ready!(self.messages.poll_recv(context)) {
+                None => return Poll::Ready(None),
+                Some(Message::Text(text)) => {
+                    self.backlog.shrink(text.len());
+                    return Poll::Ready(Some(Ok(text)));
+                }
+                Some(Message::Long(first, pieces, permit)) => self.long = Some((first, pieces, permit)),
+            }
+        }
+    }
+}
+
+/// The side of a stream that takes events from their source.
+struct Pump {
+    messages: UnboundedSender<Message>,
+    backlog: Arc<Backlog>,
+    gate: Arc<Gate>,
+    /// The right to send long events, as long as it was not needed.
+    permit: Option<Permit>,
+    over: watch::Receiver<bool>,
+}
+
+/// Starts a stream. `slot` is given back when no event comes any more; `permit` is for its first event.
+pub(super) fn start(
+    events: Box<dyn Events>,
+    gate: &Arc<Gate>,
+    (slot, permit): (Permit, Permit),
+    over: watch::Receiver<bool>,
+) -> EventReader {
+    let (sender, messages) = unbounded_channel();
+    let backlog = Arc::<Backlog>::default();
+    let (gate, own) = (Arc::clone(gate), Arc::clone(&backlog));
+    let pump = Pump { messages: sender, backlog: own, gate, permit: Some(permit), over };
+    tokio::spawn(async move {
+        pump.run(events).await;
+        drop(slot);
+    });
+    EventReader { messages, backlog, long: None }
+}
+
+impl Pump {
+    /// Takes events until there is none any more, the reader is gone or cut off, or the server ends.
+    async fn run(mut self, mut events: Box<dyn Events>) {
+        loop {
+            let Some(event) = self.next(&mut *events).await else { return };
+            let last = event.last;
+            let sent = self.send(event.pieces).await;
+            // Only the first event has a right to be long from the start.
+            self.permit = None;
+            if let Err(reason) = sent {
+                return self.end(&reason);
+            }
+            if last {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The next event; `None` if no other one is to be sent.
+    async fn next(&self, events: &mut dyn Events) -> Option<Event> {
+        let mut tick = pin!(sleep(PROGRESS));
+        let mut gone = pin!(self.messages.closed());
+        let mut over = pin!(ended(self.over.clone()));
+        let event = poll_fn(|context| {
+            if gone.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            if over.as_mut().poll(context).is_ready() {
+                self.end(&"the job is over");
+                return Poll::Ready(None);
+            }
+            let is_due = tick.as_mut().poll(context).is_ready();
+            let event = events.poll(context, is_due);
+            if is_due && event.is_pending() {
+                tick.as_mut().reset(Instant::now() + PROGRESS);
+                // It is polled for its waker; it cannot be due again.
+                let _ = tick.as_mut().poll(context);
+            }
+            event.map(Some)
+        });
+        event.await
+    }
+
+    /// Gives an event to the reader; an error is why the reader is cut off.
+    async fn send(&mut self, mut pieces: Pieces) -> Result<(), String> {
+        let mut text = Vec::new();
+        while text.len() <= STREAM_BYTES {
+            match pieces.next() {
+                None => {
+                    if self.backlog.bytes.load(Ordering::Relaxed) + text.len() > STREAM_BYTES {
+                        return Err(format!(
+                            "the reader is too slow: more than {STREAM_BYTES} bytes of events waited for it"
+                        ));
+                    }
+                    self.put(text.into());
+                    return Ok(());
+                }
+                Some(Ok(piece)) => text.extend(piece),
+                Some(Err(error)) => return Err(error.to_string()),
+            }
+        }
+        let permit = match self.permit.take() {
+            Some(permit) => permit,
+            None => self.gate.enter_within(TURN_TIME).await?,
+        };
+        let mut gone = pin!(self.messages.closed());
+        let mut over = pin!(ended(self.over.clone()));
+        while self.backlog.bytes.load(Ordering::Relaxed) > 0 {
+            let mut shrunk = pin!(self.backlog.shrunk.notified());
+            let goes_on = poll_fn(|context| {
+                if gone.as_mut().poll(context).is_ready() || over.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(false);
+                }
+                shrunk.as_mut().poll(context).map(|()| true)
+            });
+            if !goes_on.await {
+                return Err(String::from("the job is over"));
+            }
+        }
+        self.backlog.bytes.fetch_add(1, Ordering::Relaxed);
+        // A reader that is gone is noticed before the next event.
+        let _ = self.messages.send(Message::Long(Some(text.into()), pieces, permit));
+        Ok(())
+    }
+
+    /// Tells the reader why no other event comes.
+    fn end(&self, reason: &dyn Display) {
+        self.put(end_event(reason).into());
+    }
+
+    fn put(&self, text: Bytes) {
+        self.backlog.bytes.fetch_add(text.len(), Ordering::Relaxed);
+        // A reader that is gone is noticed before the next event.
+        let _ = self.messages.send(Message::Text(text));
+    }
+}

@@ -1,0 +1,71 @@
+//! Gates: how many answers of a kind are made and sent at a time, and how many requests wait for their turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::limits::TURN_TIME;
+
+/// The right to make and send an answer, given back when it is dropped.
+pub(super) type Permit = OwnedSemaphorePermit;
+
+/// A limit on answers of one kind.
+pub(super) struct Gate {
+    free: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    most_waiting: usize,
+    /// A sentence for those who are turned away.
+    full: String,
+}
+
+/// Counts a request as waiting, as long as it is kept.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    /// A gate for `most` answers at a time, `what` for people, before which `most_waiting` requests may wait.
+    pub(super) fn new(most: usize, most_waiting: usize, what: &str) -> Self {
+        let full = format!("{most} {what} already; ask again a little later");
+        Gate { free: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0), most_waiting, full }
+    }
+
+    /// Enters without waiting.
+    ///
+    /// # Errors
+    /// If no place is free.
+    pub(super) fn enter_now(&self) -> Result<Permit, &str> {
+        Arc::clone(&self.free).try_acquire_owned().map_err(|_| &*self.full)
+    }
+
+    /// Enters when a place is free.
+    ///
+    /// # Errors
+    /// If too many wait, or none became free within [`TURN_TIME`].
+    pub(super) async fn enter(&self) -> Result<Permit, &str> {
+        if let Ok(permit) = self.enter_now() {
+            return Ok(permit);
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.most_waiting {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(&self.full);
+        }
+        let _waiting = Waiting(&self.waiting);
+        self.enter_within(TURN_TIME).await
+    }
+
+    /// Enters when a place is free, however many wait.
+    ///
+    /// # Errors
+    /// If none became free within `limit`.
+    pub(super) async fn enter_within(&self, limit: Duration) -> Result<Permit, &str> {
+        let free = tokio::time::timeout(limit, Arc::clone(&self.free).acquire_owned()).await;
+        free.ok().and_then(Result::ok).ok_or(&*self.full)
+    }
+}

@@ -1,0 +1,188 @@
+//! Requests: refused, or passed on and answered when their turn comes.
+
+use std::sync::Arc;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER,
+    TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::sync::watch;
+
+use super::body::{AnswerBody, Content, Never};
+use super::connection::Pulse;
+use super::events;
+use super::gate::{Gate, Permit};
+use super::host::Hosts;
+use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
+use super::{Answering, Asked, Kind, Make, Pieces, Reply};
+
+/// The part that all connections share.
+pub(super) struct Shared {
+    answering: Answering,
+    hosts: Hosts,
+    documents: Gate,
+    rows: Arc<Gate>,
+    streams: Gate,
+}
+
+impl Shared {
+    /// Answers requests that name one of the hosts, on `connections` connections at most.
+    pub(super) fn new(answering: Answering, hosts: Hosts, connections: usize) -> Self {
+        let waiting = connections / CONNECTIONS_FOR_A_TURN;
+        let streams = STREAMS.min(connections / CONNECTIONS_FOR_A_STREAM);
+        Shared {
+            answering,
+            hosts,
+            documents: Gate::new(DOCUMENTS, waiting, "long answers are being sent"),
+            rows: Arc::new(Gate::new(ROWS, waiting, "answers with rows of views are being sent")),
+            streams: Gate::new(streams, 0, "streams of events are open"),
+        }
+    }
+}
+
+/// An answer before it becomes a response.
+struct Answer {
+    status: u16,
+    kind: &'static str,
+    content: Content,
+    close: bool,
+}
+
+impl Answer {
+    fn text(status: u16, text: String) -> Self {
+        let content = Content::Text((text + "\n").into(), None);
+        Answer { status, kind: "text/plain; charset=utf-8", content, close: false }
+    }
+
+    fn close(self) -> Self {
+        Answer { close: true, ..self }
+    }
+}
+
+/// Answers a request.
+pub(super) async fn respond(
+    shared: Arc<Shared>,
+    pulse: Pulse,
+    over: watch::Receiver<bool>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Never> {
+    pulse.answering();
+    let answer = match asked(&shared.hosts, &request) {
+        Err(refusal) => refusal,
+        Ok(asked) => match (shared.answering)(&asked) {
+            Reply::Later(kind, make) => later(&shared, kind, make, over).await,
+            reply => short(reply),
+        },
+    };
+    let Answer { status, kind, content, close } = answer;
+    let mut response = Response::new(AnswerBody::new(content, pulse));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    match status {
+        405 => drop(headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"))),
+        503 => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+        _ => {}
+    }
+    if close {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// The request as it is passed on, or the refusal of one that is not.
+fn asked(hosts: &Hosts, request: &Request<Incoming>) -> Result<Asked, Answer> {
+    let (headers, uri) = (request.headers(), request.uri());
+    let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
+    let has_body = has_length || headers.contains_key(TRANSFER_ENCODING);
+    if *request.method() != Method::GET && *request.method() != Method::HEAD {
+        let answer = Answer::text(405, String::from("only GET and HEAD are answered"));
+        return Err(if has_body { answer.close() } else { answer });
+    }
+    if has_body {
+        return Err(Answer::text(413, String::from("a request with a body is not answered")).close());
+    }
+    let mut named = headers.get_all(HOST).iter();
+    let host = match (named.next(), named.next()) {
+        (None, _) if request.version() == Version::HTTP_10 => None,
+        (Some(host), None) => Some(host.to_str().unwrap_or("")),
+        _ => return Err(Answer::text(400, String::from("a request names one Host")).close()),
+    };
+    let authority = uri.authority().map(hyper::http::uri::Authority::as_str);
+    if let Some(foreign) = host.into_iter().chain(authority).find(|host| !hosts.allow(host)) {
+        let foreign: String = foreign.chars().take(255).collect();
+        let help = "ask by an address or as localhost, or start the job with --http-host and the name";
+        return Err(Answer::text(421, format!("this server is not known as `{foreign}`: {help}")).close());
+    }
+    let events = headers.get_all(ACCEPT).iter().any(|accept| {
+        let accept = accept.to_str().unwrap_or("");
+        accept.split(',').any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "text/event-stream"))
+    });
+    Ok(Asked::new(uri.path(), uri.query().unwrap_or(""), events))
+}
+
+/// An answer that is there.
+fn short(reply: Reply) -> Answer {
+    match reply {
+        Reply::Whole(status, kind, text) => {
+            Answer { status, kind, content: Content::Text(text.into(), None), close: false }
+        }
+        Reply::Pieces(..) | Reply::Events(_) | Reply::Later(..) => {
+            Answer::text(500, String::from("an answer that takes time was not made when its turn came"))
+        }
+    }
+}
+
+/// An answer that is made when its turn comes.
+async fn later(shared: &Shared, kind: Kind, make: Make, over: watch::Receiver<bool>) -> Answer {
+    let slot = match kind {
+        Kind::Events => match shared.streams.enter_now() {
+            Ok(slot) => Some(slot),
+            Err(full) => return Answer::text(503, full.to_owned()),
+        },
+        Kind::Document | Kind::Rows => None,
+    };
+    let gate = if kind == Kind::Document { &shared.documents } else { &*shared.rows };
+    let permit = match gate.enter().await {
+        Ok(permit) => permit,
+        Err(full) => return Answer::text(503, full.to_owned()),
+    };
+    match (tokio::task::spawn_blocking(make).await, slot) {
+        (Err(_), _) => Answer::text(500, String::from("the answer could not be made: the log says why")),
+        (Ok(Reply::Whole(status, kind, text)), _) => {
+            let permit = (text.len() > PIECE).then_some(permit);
+            Answer { status, kind, content: Content::Text(text.into(), permit), close: false }
+        }
+        (Ok(Reply::Pieces(kind, pieces)), _) => in_pieces(kind, pieces, permit),
+        (Ok(Reply::Events(source)), Some(slot)) => {
+            let events = events::start(source, &shared.rows, (slot, permit), over);
+            Answer { status: 200, kind: "text/event-stream", content: Content::Events(events), close: false }
+        }
+        (Ok(reply), _) => short(reply),
+    }
+}
+
+/// An answer in pieces; as a whole, if it is short.
+fn in_pieces(kind: &'static str, mut pieces: Pieces, permit: Permit) -> Answer {
+    let answer = |content| Answer { status: 200, kind, content, close: false };
+    let first = match pieces.next() {
+        None => return answer(Content::Text(Bytes::new(), None)),
+        Some(Err(error)) => return Answer::text(500, error.to_string()),
+        Some(Ok(first)) => Bytes::from(first),
+    };
+    if first.len() >= PIECE {
+        return answer(Content::Pieces(Some(first), Some((pieces, permit))));
+    }
+    match pieces.next() {
+        None => answer(Content::Text(first, None)),
+        Some(Err(error)) => Answer::text(500, error.to_string()),
+        Some(Ok(second)) => {
+            let first = Bytes::from([&first[..], &second[..]].concat());
+            answer(Content::Pieces(Some(first), Some((pieces, permit))))
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The server: one thread that takes connections and serves all of them.
+//!
+//! A second thread makes those answers that take time, one after the other. The job starts the server and ends it; it
+//! never waits for more than [`END_TIME`] for it, and no failure of a client is one of the job's.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io::{self, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+
+use super::connection::{Connections, ended};
+use super::host::Hosts;
+use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SOCKET_BYTES};
+use super::respond::Shared;
+use super::{Answering, Endpoint};
+use crate::error::{Error, Result};
+use crate::thread::{self, Handle, Role};
+
+/// Connections that the system keeps until they are taken.
+const BACKLOG: u32 = 1024;
+/// Interval between lines about refused connections.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// A server at work; it ends when it is dropped.
+pub(crate) struct Server {
+    address: SocketAddr,
+    over: watch::Sender<bool>,
+    /// Disconnected when the thread is done.
+    done: Receiver<()>,
+    thread: Option<Handle>,
+}
+
+impl Server {
+    /// Listens at an address.
+    ///
+    /// # Errors
+    /// If nobody can listen there.
+    pub(crate) fn start(endpoint: &Endpoint, answering: &Answering) -> Result<Self> {
+        let cannot = |why: &dyn fmt::Display| {
+            let error = Error::new("cannot serve HTTP").at(&endpoint.address).because(why);
+            error.help("is the port taken? `--http 127.0.0.1:0` takes a free one")
+        };
+        let mut builder = Builder::new_current_thread();
+        builder.enable_io().enable_time().max_blocking_threads(1).thread_name("http answers");
+        let runtime = builder.build().map_err(|why| cannot(&why))?;
+        let listener = listen(&runtime, &endpoint.address).map_err(|why| cannot(&why))?;
+        let address = listener.local_addr().map_err(|why| cannot(&why))?;
+        let most = most_connections();
+        let hosts = Hosts::new(&endpoint.address, &endpoint.hosts);
+        let shared = Arc::new(Shared::new(Arc::clone(answering), hosts, most));
+        let (over, is_over) = watch::channel(false);
+        let (finished, done) = channel();
+        let body = move || {
+            runtime.block_on(serve(listener, shared, most, is_over));
+            // An answer that is still being made is left alone.
+            runtime.shutdown_background();
+            drop::<std::sync::mpsc::Sender<()>>(finished);
+        };
+        let thread = thread::start(Role::Http, Role::Http.name(), body)?;
+        Ok(Server { address, over, done, thread: Some(thread) })
+    }
+
+    /// The address that it listens at.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.send_replace(true);
+        match (self.done.recv_timeout(END_TIME), self.thread.take()) {
+            (Err(RecvTimeoutError::Timeout), _) => {
+                tracing::warn!("the HTTP server has not ended within {END_TIME:?}; the job ends without it");
+            }
+            (_, Some(thread)) => thread.join(),
+            (_, None) => {}
+        }
+    }
+}
+
+/// The greatest number of connections: [`CONNECTIONS`], or fewer where the process may have few descriptors, so that
+/// the job has enough.
+fn most_connections() -> usize {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    usize::try_from(descriptors / DESCRIPTORS_FOR_ONE).unwrap_or(CONNECTIONS).clamp(1, CONNECTIONS)
+}
+
+/// Listens at the first of a name's addresses at which that is possible.
+fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
+    let _inside = runtime.enter();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no such host");
+    for place in address.to_socket_addrs()? {
+        let listen = || {
+            let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            // Connections inherit these.
+            socket.set_send_buffer_size(SOCKET_BYTES)?;
+            socket.set_recv_buffer_size(SOCKET_BYTES)?;
+            socket.bind(place)?;
+            socket.listen(BACKLOG)
+        };
+        match listen() {
+            Ok(listener) => return Ok(listener),
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
+}
+
+/// Logs a line, but not more than one a minute.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+}
+
+impl Complaints {
+    fn add(&mut self, line: &dyn fmt::Display) {
+        if self.last.is_none_or(|last| last.elapsed() >= TOLD_EVERY) {
+            self.last = Some(Instant::now());
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+/// Takes connections until the server ends, then gives clients a moment to take what is left.
+async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: watch::Receiver<bool>) {
+    let connections = Connections::new(most);
+    let (alive, open) = watch::channel(());
+    let mut complaints = Complaints::default();
+    {
+        let mut ends = pin!(ended(over.clone()));
+        loop {
+            thread::turn();
+            let next = poll_fn(|context| {
+                if ends.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                listener.poll_accept(context).map(Some)
+            });
+            match next.await {
+                None => break,
+                Some(Ok((stream, _))) => {
+                    if Connections::make_room(&connections).await {
+                        // Without it answers come later, that is all.
+                        let _ = stream.set_nodelay(true);
+                        Connections::add(&connections, stream, &shared, &over, open.clone());
+                    } else {
+                        complaints
+                            .add(&format_args!("HTTP: {most} connections are being answered; others are refused"));
+                        refuse(stream);
+                    }
+                }
+                Some(Err(why)) if is_of_one(&why) => {}
+                Some(Err(why)) => {
+                    let spared = Connections::close_one(&connections);
+                    let rest = if spared { "; the connection that can best be spared is closed" } else { "" };
+                    complaints.add(&format_args!("HTTP: connections cannot be taken: {why}{rest}"));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+    drop((listener, open));
+    // Those that are left are dropped with the runtime.
+    let _ = tokio::time::timeout(GRACE, alive.closed()).await;
+}
+
+/// Tells a client that there is no room for it.
+fn refuse(stream: TcpStream) {
+    let refusal = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    // A client that does not hear it sees its connection closed.
+    let _ = stream.into_std().and_then(|mut stream| stream.write_all(refusal.as_bytes()));
+}
+
+/// `true` for an error of a connection that was gone before it was taken.
+fn is_of_one(why: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(why.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,408 @@
+//! The promises of the server to its clients, and the limits of what they can take from it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::limits::{
+    CONNECTIONS, CONNECTIONS_FOR_A_STREAM, DESCRIPTORS_FOR_ONE, END_TIME, HEADER_BYTES, HEADER_LINES, ROWS,
+    STREAM_BYTES, STREAMS, WRITE_TIME,
+};
+use super::*;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn server(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Server {
+    let answering: Answering = Arc::new(answer);
+    let endpoint = Endpoint { address: "127.0.0.1:0".into(), hosts: vec![String::from("jobs.example")] };
+    Server::start(&endpoint, &answering).unwrap()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_write_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+/// Sends a text, and reads all that comes until the server closes the connection.
+fn exchange(address: SocketAddr, text: &str) -> String {
+    let mut stream = connect(address);
+    stream.write_all(text.as_bytes()).unwrap();
+    rest(stream)
+}
+
+fn rest(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A connection that is reset has said what it has said.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Reads until a text has come.
+fn until(stream: &mut TcpStream, text: &str) -> String {
+    let (mut read, mut piece) = (String::new(), [0; 4096]);
+    while !read.contains(text) {
+        let count = stream.read(&mut piece).unwrap();
+        assert!(count > 0, "the connection is closed after: {read}");
+        read += &String::from_utf8_lossy(&piece[..count]);
+    }
+    read
+}
+
+/// Events that a test gives; each is pending until one is given.
+struct Given(Receiver<Event>, Arc<std::sync::Mutex<Option<std::task::Waker>>>);
+
+impl Events for Given {
+    fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event> {
+        *self.1.lock().unwrap() = Some(context.waker().clone());
+        match self.0.try_recv() {
+            Ok(event) => Poll::Ready(event),
+            Err(_) if progress => Poll::Ready(event("data: progress\n\n")),
+            Err(_) => Poll::Pending,
+        }
+    }
+}
+
+fn event(text: impl Into<String>) -> Event {
+    Event { pieces: Box::new(std::iter::once(Ok(text.into().into_bytes()))), last: false }
+}
+
+/// The same text again and again.
+fn repeated(piece: usize, count: usize) -> Pieces {
+    Box::new(std::iter::repeat_n("~".repeat(piece), count).map(|piece| Ok(piece.into_bytes())))
+}
+
+#[test]
+fn a_question_comes_as_it_was_asked_and_the_answer_as_it_was_given() {
+    let server = server(|asked| Reply::text(203, format_args!("{asked:?}")));
+    let path = format!("/views/a%20b+c?key={}&x=", encoded("ü&=+ 1"));
+    let (status, text) = get(&server.address().to_string(), &path, SOON).unwrap();
+    let parameters = vec![("key".into(), "ü&=+ 1".into()), ("x".into(), String::new())];
+    let expected = Asked { path: "/views/a b+c".into(), parameters, events: false };
+    assert_eq!((status, text), (203, format!("{expected:?}\n")));
+}
+
+#[test]
+fn requests_that_ask_for_something_else_are_refused() {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    let server = server(|_| {
+        ASKED.store(true, Ordering::Relaxed);
+        Reply::text(200, "secret")
+    });
+    let address = server.address();
+    let port = address.port();
+    let long = "x".repeat(HEADER_BYTES);
+    let many = "A: b\r\n".repeat(HEADER_LINES + 1);
+    for (request, status) in [
+        (String::from("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"), 421),
+        (format!("GET / HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n"), 421),
+        (format!("GET http://evil.example/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"), 421),
+        (String::from("GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n"), 421),
+        (String::from("GET / HTTP/1.1\r\n\r\n"), 400),
+        (String::from("GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n"), 400),
+        (String::from("POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), 405),
+        (String::from("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"), 405),
+        (String::from("GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"), 413),
+        (String::from("GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"), 413),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"), 431),
+        (format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"), 431),
+        (String::from("nonsense\r\n\r\n"), 400),
+    ] {
+        let answer = exchange(address, &request);
+        let shown: String = request.chars().take(80).collect();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) || answer.starts_with(&format!("HTTP/1.0 {status} ")),
+            "{shown}: {answer}"
+        );
+        assert!(!answer.contains("secret"), "{shown}: {answer}");
+        if status == 405 {
+            assert!(answer.to_ascii_lowercase().contains("allow: get, head\r\n"), "{answer}");
+        }
+        if status == 421 {
+            assert!(answer.contains("not known as `evil.example") && answer.contains("--http-host"), "{answer}");
+        }
+    }
+    assert!(!ASKED.load(Ordering::Relaxed), "a refused request was passed on");
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80", "jobs.example:443"] {
+        let answer = exchange(address, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nsecret\n"), "{host}: {answer}");
+    }
+    let answer = exchange(address, "GET / HTTP/1.0\r\n\r\n");
+    assert!(answer.contains("secret"), "{answer}");
+    let answer = exchange(address, "HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("content-length: 7\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[test]
+fn requests_that_come_at_once_on_one_connection_are_all_answered_in_order() {
+    let server = server(|asked| {
+        let path = asked.path.clone();
+        Reply::later(Kind::Document, move || Reply::text(200, path))
+    });
+    for _ in 0..20 {
+        let mut burst: String = (0..10).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
+        burst.push_str("GET /last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = exchange(server.address(), &burst);
+        assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 11, "{answer}");
+        let places: Vec<_> = (0..10).map(|n| answer.find(&format!("\r\n\r\n/{n}\n")).unwrap()).collect();
+        assert!(places.is_sorted() && answer.ends_with("/last\n"), "{answer}");
+    }
+}
+
+#[test]
+fn a_long_answer_is_made_as_it_is_taken() {
+    static MADE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    const PIECES: usize = 400;
+    let server = server(|asked| {
+        let fails = asked.parameter("fails").is_some();
+        Reply::later(Kind::Rows, move || {
+            let pieces = (0..PIECES).map(move |n| {
+                MADE.fetch_add(1, Ordering::Relaxed);
+                if fails && n == 300 { Err(Error::new("a row cannot be written")) } else { Ok(vec![b'~'; PIECE]) }
+            });
+            Reply::Pieces("text/plain", Box::new(pieces))
+        })
+    });
+    let mut stream = connect(server.address());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let start = until(&mut stream, "\r\n\r\n");
+    let mut before = 0;
+    // All that the system and the server hold of the answer, and no more, is made for a reader that waits.
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let made = MADE.load(Ordering::Relaxed);
+        if made == before {
+            break;
+        }
+        before = made;
+    }
+    assert!(before < PIECES / 2, "{before} of {PIECES} pieces were made for a reader that took none");
+    let answer = start + &rest(stream);
+    assert_eq!((answer.matches('~').count(), answer.ends_with("0\r\n\r\n")), (PIECES * PIECE, true));
+    // An answer that fails in its middle is seen to be cut short.
+    let answer = exchange(server.address(), "GET /?fails HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.ends_with("0\r\n\r\n"), "it has an end");
+}
+
+#[test]
+fn events_come_while_the_answer_is_open_and_end_with_the_server() {
+    let server = server(|asked| {
+        if !asked.events {
+            return Reply::text(200, "no events");
+        }
+        Reply::later(Kind::Events, || {
+            let (sender, given) = channel();
+            sender.send(event("data: 1\n\n")).unwrap();
+            sender.send(event("data: 2\n\n")).unwrap();
+            Reply::Events(Box::new(Given(given, Arc::default())))
+        })
+    });
+    let mut stream = connect(server.address());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html, text/event-stream;q=1\r\n\r\n").unwrap();
+    let start = until(&mut stream, "9\r\ndata: 2\n\n\r\n");
+    assert!(start.contains("text/event-stream") && start.contains("9\r\ndata: 1\n\n\r\n"), "{start}");
+    until(&mut stream, "data: progress\n\n");
+    drop(server);
+    let end = rest(stream);
+    assert!(end.ends_with("event: end\ndata: {\"reason\":\"the job is over\"}\n\n\r\n0\r\n\r\n"), "{end}");
+}
+
+#[test]
+fn a_slow_reader_of_events_is_cut_off_and_told() {
+    let (sender, given) = channel();
+    let (given, waker) = (std::sync::Mutex::new(Some(given)), Arc::default());
+    let own: Arc<std::sync::Mutex<Option<std::task::Waker>>> = Arc::clone(&waker);
+    let server = server(move |_| {
+        let given = Given(given.lock().unwrap().take().unwrap(), Arc::clone(&own));
+        Reply::later(Kind::Events, || Reply::Events(Box::new(given)))
+    });
+    let mut stream = connect(server.address());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    until(&mut stream, "\r\n\r\n");
+    // It takes nothing, while far more comes than may wait for it; once it is cut off nobody takes any more.
+    let mut sent = 0;
+    let begun = Instant::now();
+    while sender.send(event(format!("data: {}\n\n", "x".repeat(10_000)))).is_ok() {
+        sent += 1;
+        if let Some(waker) = waker.lock().unwrap().take() {
+            waker.wake();
+        }
+        std::thread::sleep(Duration::from_micros(200));
+        assert!(begun.elapsed() < SOON, "after {sent} events it is not cut off");
+    }
+    // It gets what waited for it, in order and whole, and why nothing else comes.
+    let text = rest(stream);
+    assert!(text.contains("event: end\n") && text.contains("the reader is too slow: more than"), "it was not told");
+    let got = text.matches("data: x").count();
+    assert!(got * 10_000 >= STREAM_BYTES / 2 && got < sent, "{got} of {sent}");
+}
+
+#[test]
+fn a_long_event_is_sent_to_a_reader_that_takes_it() {
+    let server = server(|_| {
+        Reply::later(Kind::Events, || {
+            let (sender, given) = channel();
+            for _ in 0..3 {
+                sender.send(Event { pieces: repeated(PIECE, 4 * STREAM_BYTES / PIECE), last: false }).unwrap();
+                sender.send(event("data: short\n\n")).unwrap();
+            }
+            sender.send(Event { last: true, ..event("data: last\n\n") }).unwrap();
+            Reply::Events(Box::new(Given(given, Arc::default())))
+        })
+    });
+    let answer = exchange(server.address(), "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer.matches("data: short").count(), 3);
+    assert!(answer.matches('~').count() == 12 * STREAM_BYTES && answer.ends_with("data: last\n\n\r\n0\r\n\r\n"));
+}
+
+#[test]
+fn streams_and_long_answers_have_a_limit_and_others_are_still_answered() {
+    let server = server(|asked| match asked.path.as_str() {
+        "/events" => Reply::later(Kind::Events, || {
+            let (sender, given) = channel::<Event>();
+            std::mem::forget(sender);
+            Reply::Events(Box::new(Given(given, Arc::default())))
+        }),
+        "/rows" => Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 1_000))),
+        _ => Reply::text(200, "ok"),
+    });
+    let address = server.address();
+    let ask = |path: &str| {
+        let mut stream = connect(address);
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let head = until(&mut stream, "\r\n\r\n");
+        (head[9..12].parse::<u16>().unwrap(), stream)
+    };
+    let streams: Vec<_> = (0..100).map(|_| ask("/events")).collect();
+    let open = streams.iter().filter(|(status, _)| *status == 200).count();
+    let refused = streams.iter().filter(|(status, _)| *status == 503).count();
+    let most = STREAMS.min(server_connections() / CONNECTIONS_FOR_A_STREAM);
+    assert_eq!((open, refused), (most.min(100), 100 - most.min(100)));
+    let rows: Vec<_> = (0..ROWS).map(|_| ask("/rows")).collect();
+    assert!(rows.iter().all(|(status, _)| *status == 200));
+    assert_eq!(ask("/rows").0, 503, "it waits for its turn, and is told");
+    let begun = Instant::now();
+    assert_eq!(ask("/healthz").0, 200);
+    println!("{open} streams, {ROWS} long answers, and another one after {:?}", begun.elapsed());
+    // Who is gone makes room.
+    drop((streams, rows));
+    let begun = Instant::now();
+    while ask("/events").0 != 200 || ask("/rows").0 != 200 {
+        assert!(begun.elapsed() < SOON, "what was open is not given back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn server_connections() -> usize {
+    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    CONNECTIONS.min((soft / DESCRIPTORS_FOR_ONE) as usize)
+}
+
+#[test]
+fn connections_that_wait_make_room_for_new_ones() {
+    let server = server(|_| Reply::text(200, "ok"));
+    let address = server.address();
+    let most = server_connections();
+    let mut idle: Vec<_> = (0..most).map(|_| connect(address)).collect();
+    for half in idle.iter_mut().skip(most / 2) {
+        half.write_all(b"GET / HTTP/1.1\r\nHost: local").unwrap();
+    }
+    for _ in 0..20 {
+        assert_eq!(get(&address.to_string(), "/", SOON).unwrap(), (200, String::from("ok\n")));
+    }
+    // The first ones were closed for that.
+    assert_eq!(idle[0].read(&mut [0; 8]).unwrap(), 0);
+}
+
+#[test]
+fn the_server_ends_while_clients_do_what_they_like() {
+    let server = server(|_| Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 10_000))));
+    let address = server.address();
+    let mut clients: Vec<_> = (0..100).map(|_| connect(address)).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        match n % 4 {
+            0 => client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap(),
+            1 => client.write_all(b"GET / HTTP/1.1\r\nHost: loc").unwrap(),
+            2 => client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n").unwrap(),
+            _ => {}
+        }
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    drop(server);
+    let took = begun.elapsed();
+    println!("the server ended after {took:?}");
+    assert!(took < END_TIME + Duration::from_millis(500), "{took:?}");
+    assert!(get(&address.to_string(), "/", Duration::from_millis(500)).is_err());
+}
+
+/// An answer that takes longer than the job may wait for it.
+#[test]
+fn the_server_ends_while_an_answer_is_being_made() {
+    let server = server(|_| {
+        Reply::later(Kind::Rows, || {
+            std::thread::sleep(Duration::from_secs(20));
+            Reply::text(200, "late")
+        })
+    });
+    let mut client = connect(server.address());
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let begun = Instant::now();
+    drop(server);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn an_answer_that_panics_costs_one_client_its_answer() {
+    let server = server(|asked| {
+        let path = asked.path.clone();
+        match path.as_str() {
+            "/now" => panic!("an answer panics, as the test has it"),
+            "/later" => Reply::later(Kind::Rows, || panic!("an answer panics, as the test has it")),
+            "/pieces" => Reply::later(Kind::Rows, || {
+                let pieces =
+                    (0..100).map(|n| if n < 50 { Ok(vec![b'x'; PIECE]) } else { panic!("as the test has it") });
+                Reply::Pieces("text/plain", Box::new(pieces))
+            }),
+            _ => Reply::text(200, "ok"),
+        }
+    });
+    for _ in 0..10 {
+        for (path, starts) in [("/now", ""), ("/later", "HTTP/1.1 500"), ("/pieces", "HTTP/1.1 200")] {
+            let answer = exchange(
+                server.address(),
+                &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+            );
+            assert!(answer.starts_with(starts) && (!starts.is_empty() || answer.is_empty()), "{path}: {answer}");
+        }
+        assert_eq!(get(&server.address().to_string(), "/", SOON).unwrap().0, 200);
+    }
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_closed_after_the_write_time() {
+    let server = server(|_| Reply::later(Kind::Rows, || Reply::Pieces("text/plain", repeated(PIECE, 1_000))));
+    let mut stream = connect(server.address());
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    until(&mut stream, "\r\n\r\n");
+    std::thread::sleep(WRITE_TIME + Duration::from_secs(2));
+    let answer = rest(stream);
+    assert!(!answer.ends_with("0\r\n\r\n") && answer.len() < 500 * PIECE, "it was sent whole");
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let other = server(|_| Reply::text(200, ""));
+    let address = other.address().to_string();
+    let answering: Answering = Arc::new(|_: &Asked| Reply::text(200, ""));
+    let taken = Endpoint { address: address.clone(), hosts: Vec::new() };
+    let error = Server::start(&taken, &answering).err().unwrap().to_string();
+    assert!(error.contains(&address) && error.contains("port taken"), "{error}");
+    let unknown = Endpoint { address: "127.0.0.1".into(), hosts: Vec::new() };
+    assert!(Server::start(&unknown, &answering).is_err());
+}

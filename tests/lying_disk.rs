@@ -1,0 +1,243 @@
+//! A disk that lies loses nothing in silence: results are exact, or the state is refused by the name of what is wrong.
+//!
+//! * A sync that fails and drops what it was to keep, while later ones succeed, ends the job at once; the next life builds
+//!   on nothing that only the system's memory has, so a loss of power after it changes no result.
+//! * A directory that is stale, as on a file system of several machines, hides what was written last.
+//! * A lock that everybody gets lets two processes into one state.
+//!
+//! What holds for an honest disk is in `crash_points`. Every so many-th sync is lost, and directories are stale at every so
+//! many-th act: all of them with `TIDEGATE_STRIDE=1`. `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::durable::state::StateDir;
+use tidegate::job::Ending;
+use tidegate::testing::disk::{Act, ActKind, Loss};
+use tidegate::testing::{CrashingDisk, Run};
+use tidegate::{Window, csv};
+
+use common::cases::{Data, Deal, seeds, within};
+use common::checks::{KINDS, small_drift};
+use common::kept::{CLOSED, Closed, End, Kept, new_disk, on, steady};
+
+/// How many records a life has.
+const RECORDS: u32 = 44;
+/// A life's pace: many short epochs.
+const PACE: u64 = 16;
+/// How long a case may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the lives of a state read, and what they have to come to.
+#[derive(Clone)]
+struct Subject {
+    seed: u64,
+    data: Data,
+    expected: End,
+}
+
+impl Subject {
+    fn new(seed: u64) -> Subject {
+        let data = steady(seed, RECORDS);
+        let expected = Kept::plain(&data).unwrap();
+        Subject { seed, data, expected }
+    }
+
+    fn run(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
+        kept.run(&self.data, on(disk, workers, self.seed * PACE)).map(|report| report.ending)
+    }
+
+    /// Goes on to the end, where results have to be exact.
+    fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
+        self.run(kept, disk, workers).map_err(Verdict::Refused)?;
+        kept.check(disk, &self.expected).map_err(Verdict::Wrong)
+    }
+}
+
+/// Why a life did not come to exact results.
+#[derive(Debug)]
+enum Verdict {
+    /// It did not go on, and said why.
+    Refused(String),
+    /// It went on, and its results are others.
+    Wrong(String),
+}
+
+/// Whether an error says which file or output is wrong.
+fn names_a_file(said: &str) -> bool {
+    let places = ["(journal/", "(manifests/", "(lives/", "(segments/", "(state", "(out/", "(output "];
+    places.iter().any(|place| said.contains(place))
+}
+
+/// Fails unless the end is exact, or, where it may, refused by name. Answers whether it is exact.
+#[track_caller]
+fn exact_or_refused(what: &str, may_be_refused: bool, end: Option<Result<(), Verdict>>) -> bool {
+    match end {
+        Some(Ok(())) => true,
+        Some(Err(Verdict::Refused(why))) => {
+            assert!(may_be_refused && names_a_file(&why), "{what}: {why}");
+            false
+        }
+        Some(Err(Verdict::Wrong(why))) => panic!("{what}: {why}"),
+        None => panic!("{what}: it hangs, or panics"),
+    }
+}
+
+fn stride() -> usize {
+    std::env::var("TIDEGATE_STRIDE").map_or(30, |text| text.parse().unwrap())
+}
+
+/// The sync of this number.
+fn sync_of(disk: &CrashingDisk, number: usize) -> Act {
+    let mut syncs = disk.log().into_iter().filter(|act| matches!(act.kind, ActKind::Sync | ActKind::SyncDirectory));
+    syncs.nth(number).unwrap()
+}
+
+#[test]
+fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
+    let (mut ended, mut exact) = (0, 0);
+    for seed in seeds(KINDS.len() as u64) {
+        let subject = Subject::new(200 + seed);
+        for (number, loss) in
+            (seed as usize % stride()..).step_by(stride()).zip([Loss::Later, Loss::AtOnce].iter().cycle())
+        {
+            let (kept, disk) = (Kept::default(), new_disk());
+            disk.lose_sync(number, *loss);
+            let outcome = subject.run(&kept, &disk, 1);
+            if disk.syncs() <= number {
+                assert_eq!(outcome, Ok(Ending::Complete));
+                break;
+            }
+            let lost = sync_of(&disk, number);
+            let what = format!("seed {seed}: what sync {number} was to keep ({lost}) is lost, {loss:?}");
+            let said = outcome.expect_err(&what);
+            assert!(said.contains("dropped what was to be kept"), "{what}: {said}");
+            // That names of a directory were dropped can be found out, and not be mended.
+            let may_be_refused = lost.kind == ActKind::SyncDirectory;
+            ended += 1;
+            // The next life reads what the system still has in memory; then the power goes.
+            let (killed, after_loss) = (disk.after_kill(), disk.survivors(0));
+            killed.crash_at(40 + 37 * number % 400);
+            let (subject, in_memory) = (subject.clone(), kept.fork());
+            let both = within(LIMIT, move || {
+                let _crashed_or_not = subject.run(&in_memory, &killed, 1);
+                let after = subject.go_on(&in_memory, &killed.survivors(0), 2);
+                after.and_then(|()| subject.go_on(&kept, &after_loss, 1))
+            });
+            exact += usize::from(exact_or_refused(&what, may_be_refused, both));
+        }
+    }
+    assert!(ended > 20 && exact * 10 > ended * 7, "of {ended} lives {exact} came to exact results");
+}
+
+#[test]
+fn a_stale_directory_hides_nothing_in_silence() {
+    let (mut tried, mut exact) = (0, 0);
+    for seed in seeds(KINDS.len() as u64) {
+        let (subject, mut random) = (Subject::new(300 + seed), Rng::with_seed(seed));
+        for act in (seed as usize..).step_by(8 * stride()) {
+            let (kept, disk) = (Kept::default(), new_disk());
+            // What comes in the last acts before the kill is not listed, for a while, to the next life.
+            let hidden = random.usize(1..60);
+            disk.hide_from(act);
+            disk.crash_at(act + hidden);
+            if subject.run(&kept, &disk, 1).is_ok() && !disk.has_crashed() {
+                break;
+            }
+            let killed = disk.after_kill();
+            killed.show_from(random.usize(0..200));
+            let what = format!("seed {seed}, killed at act {act} and {hidden}, of which the next life sees {act}");
+            let (subject, stale) = (subject.clone(), kept.fork());
+            let end = within(LIMIT, move || {
+                let first = subject.go_on(&stale, &killed, 1);
+                if let Err(Verdict::Wrong(_)) = &first {
+                    return first;
+                }
+                // Whether that went on or not, the next one sees all.
+                subject.go_on(&stale, &killed.survivors(0), 2)
+            });
+            tried += 1;
+            exact += usize::from(exact_or_refused(&what, true, end));
+        }
+    }
+    assert!(tried > 10 && exact * 2 > tried, "of {tried} lives {exact} came to exact results");
+}
+
+/// What a process that cannot see the last record of a life does: it begins none.
+#[test]
+fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
+    let disk = CrashingDisk::new();
+    let state = StateDir::open(disk.shared(), "state", false).unwrap();
+    disk.hide_from(disk.acts());
+    state.begin().unwrap();
+    let killed = disk.after_kill();
+    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin().unwrap_err().to_string();
+    let expected = "cannot begin a life of the state (state/lives): the directory does not show files that are in it; \
+                    keep the state on a disk of this machine";
+    assert_eq!(error, expected);
+}
+
+/// Counts windows into a file, and nothing else: all that two processes can have in common.
+fn count(data: &Data, run: Run) -> Result<Ending, String> {
+    let source = data.source();
+    let outcome = run.options(small_drift(1_000_000)).run(move |flow| {
+        let deals = flow.read("deals", &source).key_by(|deal: &Deal| deal.key);
+        let counts = deals.window(Window::tumbling(Duration::from_millis(20)));
+        let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
+        let rows = counts.on_close().map(|row| Closed {
+            end: row.window.end.millis(),
+            key: row.key,
+            count: row.value.0,
+            last: row.value.1,
+        });
+        rows.write("closed", &csv::File::new(CLOSED));
+    });
+    outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
+}
+
+/// The lines of the file, sorted.
+fn lines(disk: &CrashingDisk) -> Vec<String> {
+    let text = String::from_utf8(disk.bytes(Path::new(CLOSED)).unwrap()).unwrap();
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// Two processes with one state, as nothing keeps them apart: the one that comes later goes on, the other ends.
+#[test]
+fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_itself() {
+    let mut overtaken = 0;
+    for seed in seeds(16) {
+        let data = steady(400 + seed, 4 * RECORDS);
+        let (honest, disk) = (new_disk(), new_disk());
+        assert_eq!(count(&data, on(&honest, 1, seed)), Ok(Ending::Complete));
+        if seed % 2 == 0 {
+            disk.free_locks();
+        }
+        let (own, of_earlier) = (disk.clone(), data.clone());
+        let earlier = std::thread::spawn(move || count(&of_earlier, on(&own, 1, seed * PACE)));
+        // The later one comes when the earlier one has done so much, or is over.
+        while disk.acts() < 60 + 20 * seed as usize && !earlier.is_finished() {
+            std::thread::yield_now();
+        }
+        disk.lose_locks();
+        let (own, of_later) = (disk.clone(), data.clone());
+        let later = within(LIMIT, move || count(&of_later, on(&own, 2, seed * PACE))).expect("it ends");
+        let earlier = earlier.join().unwrap();
+        let what = format!("seed {seed}: the earlier one {earlier:?}, the later one {later:?}");
+        for ended in [&earlier, &later] {
+            assert!(ended.is_ok() || ended.as_ref().is_err_and(|said| names_a_file(said)), "{what}");
+        }
+        overtaken += usize::from(earlier.is_err());
+        // Whatever they did to each other, the next life comes to exact results, or is refused.
+        let end = disk.survivors(1);
+        match count(&data, on(&end, 1, seed)) {
+            Ok(Ending::Stopped) => panic!("{what}: it stopped"),
+            Ok(Ending::Complete | Ending::WasComplete) => assert_eq!(lines(&end), lines(&honest), "{what}"),
+            Err(said) => assert!(names_a_file(&said), "{what}: {said}"),
+        }
+    }
+    assert!(overtaken > 3, "only {overtaken} were overtaken");
+}

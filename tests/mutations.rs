@@ -1,0 +1,231 @@
+//! Mistakes that somebody could make in the engine, each with the test that finds it.
+//!
+//! What a promise rests on is sometimes one word: a sync, a lock, a comparison. That a test would miss it can only be seen
+//! by taking it away. Always checked is that each text is in its file exactly once, and that each test is there. To try the
+//! mutations takes a build each, so that is for a person to ask for:
+//!
+//! ```text
+//! TIDEGATE_MUTATION=all cargo test --test mutations -- --nocapture      # all of them
+//! TIDEGATE_MUTATION=synced cargo test --test mutations -- --nocapture   # those whose name has this in it
+//! ```
+//!
+//! They are tried in a copy of the sources below `target/mutations`, which is built there: it needs some GB, and the tests
+//! need what they need elsewhere (`strace` for one). First each test is seen to pass without the mutation. Faults that only
+//! the engine's own switch can put in are in `faults`.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mistake, and what finds it.
+struct Mutation {
+    name: &'static str,
+    file: &'static str,
+    /// What is taken away; it is in the file once.
+    text: &'static str,
+    /// What is there instead.
+    instead: &'static str,
+    /// The file of the test.
+    tests: &'static str,
+    /// The function of the test.
+    test: &'static str,
+}
+
+const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        name: "no file is synced",
+        file: "src/durable/disk.rs",
+        text: "self.file.sync_data()",
+        instead: "Ok(())",
+        tests: "tests/power_loss.rs",
+        test: "what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power",
+    },
+    Mutation {
+        name: "no directory is synced",
+        file: "src/durable/disk.rs",
+        text: "fs::File::open(directory)?.sync_all()",
+        instead: "fs::File::open(directory).map(drop)",
+        tests: "tests/power_loss.rs",
+        test: "what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power",
+    },
+    Mutation {
+        name: "a new directory is not synced into its parent",
+        file: "src/durable/disk.rs",
+        text: "self.sync_directory(parent(directory))",
+        instead: "Ok(())",
+        tests: "tests/power_loss.rs",
+        test: "what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power",
+    },
+    Mutation {
+        name: "locks are always free",
+        file: "src/durable/disk.rs",
+        text: "match file.try_lock() {",
+        instead: "match Ok::<(), fs::TryLockError>(()) {",
+        tests: "src/durable/tests/state.rs",
+        test: "a_state_whose_lock_file_was_removed_is_still_in_use",
+    },
+    Mutation {
+        name: "the identity is not locked",
+        file: "src/durable/state.rs",
+        text: "if second.is_none() && !take_over {",
+        instead: "if false {",
+        tests: "src/durable/tests/state.rs",
+        test: "a_state_whose_lock_file_was_removed_is_still_in_use",
+    },
+    Mutation {
+        name: "a journal that was perhaps never synced is accepted where it is",
+        file: "src/durable/state.rs",
+        text: "written.retain(|id, _| id.incarnation >= last);",
+        instead: "written.retain(|id, _| id.incarnation > last);",
+        tests: "tests/lying_disk.rs",
+        test: "a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon",
+    },
+    Mutation {
+        name: "records of lives are not bounded",
+        file: "src/durable/state.rs",
+        text: "names.retain(|name| claimed(name).is_none() && is_long_gone(name, next));",
+        instead: "names.clear();",
+        tests: "src/durable/tests/state.rs",
+        test: "starts_that_fail_leave_no_more_than_a_few_records_and_what_counts_stays",
+    },
+    Mutation {
+        name: "an earlier life appends to results",
+        file: "src/sink/file.rs",
+        text: "stated.still_current()?;",
+        instead: "",
+        tests: "tests/file_sinks.rs",
+        test: "an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones",
+    },
+    Mutation {
+        name: "one merge a manifest",
+        file: "src/job/commit.rs",
+        text: "self.merger.ask(move || while own.merge_next() {});",
+        instead: "self.merger.ask(move || {\n own.merge_next();\n own.kept().merging = false;\n });",
+        tests: "src/job/commit/tests.rs",
+        test: "segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots",
+    },
+    Mutation {
+        name: "a merge does not give up",
+        file: "src/durable/compaction.rs",
+        text: "if cursors[index].is_at_end_of_block() && merging.give_up.load(Acquire) {",
+        instead: "if false {",
+        tests: "src/durable/compaction.rs",
+        test: "a_merge_that_is_given_up_ends_at_the_next_block_and_leaves_no_file",
+    },
+    Mutation {
+        name: "floors are in no manifest",
+        file: "src/job/commit.rs",
+        text: "(source.1, source.2) = (watermark, floors);",
+        instead: "(source.1, source.2) = (watermark, floors.into_iter().take(0).collect());",
+        tests: "src/job/commit/tests.rs",
+        test: "a_manifest_has_what_its_parts_say_of_sources_and_sinks",
+    },
+    Mutation {
+        name: "a partition that goes on has no floor",
+        file: "src/source/mod.rs",
+        text: "fresh_since: (*floor > bound.watermark).then_some(epoch),",
+        instead: "fresh_since: None,",
+        tests: "src/source/memory.rs",
+        test: "a_floor_decides_until_the_partition_itself_has_come_so_far",
+    },
+    Mutation {
+        name: "the earliest record is read where the next one is gone",
+        file: "src/source/kafka/reader.rs",
+        text: "(\"auto.offset.reset\", \"error\")",
+        instead: "(\"auto.offset.reset\", \"earliest\")",
+        tests: "tests/kafka_reader.rs",
+        test: "records_that_are_dropped_while_they_are_still_to_be_read_end_the_job",
+    },
+    Mutation {
+        name: "--max-ahead is not in the fingerprint",
+        file: "src/job/mod.rs",
+        text: "flags.insert(\"max-ahead\".into(), written(self.options.max_ahead));",
+        instead: "",
+        tests: "tests/resume.rs",
+        test: "a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed",
+    },
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_mutation_still_applies_and_is_found_where_it_is_tried() {
+    let mut wrong = Vec::new();
+    for Mutation { name, file, text, instead, tests, test } in MUTATIONS {
+        let found = fs::read_to_string(root().join(file)).unwrap_or_default().matches(text).count();
+        if found != 1 || text == instead {
+            wrong.push(format!("{name}: {file} has `{text}` {found} times, and should have it once"));
+        }
+        let found = fs::read_to_string(root().join(tests)).unwrap_or_default();
+        if !found.contains(&format!("fn {test}()")) {
+            wrong.push(format!("{name}: {tests} has no test {test}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let names: BTreeSet<_> = MUTATIONS.iter().map(|mutation| mutation.name).collect();
+    assert_eq!(names.len(), MUTATIONS.len(), "two mutations have one name");
+    if let Ok(asked) = std::env::var("TIDEGATE_MUTATION") {
+        try_those_with(&asked);
+    }
+}
+
+/// Copies the sources, where they have changed, so that no more is built than has to be.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+        if name == "target" || name == ".git" {
+            continue;
+        }
+        let to = to.join(name);
+        if from.is_dir() {
+            copy(&from, &to);
+        } else if fs::read(&to).ok() != Some(fs::read(&from).unwrap()) {
+            fs::copy(&from, &to).unwrap();
+        }
+    }
+}
+
+/// Runs a test in the copy. What it said, and whether it passed; none if it did not run.
+fn run(tree: &Path, tests: &str, test: &str) -> (Option<bool>, String) {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(tree).env("CARGO_TARGET_DIR", tree.with_file_name("build")).arg("test");
+    match tests.strip_prefix("tests/").and_then(|file| file.split(['.', '/']).next()) {
+        Some(program) => command.args(["--test", program]),
+        None => command.arg("--lib"),
+    };
+    let ended = command.args([test, "--", "--nocapture"]).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    // Whatever else is said between the test's name and its outcome.
+    let ran = said.contains("running 1 test");
+    (ran.then(|| ended.status.success()), said)
+}
+
+/// Tries the mutations whose names have this in them.
+fn try_those_with(asked: &str) {
+    let tree = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("mutations").join("tree");
+    copy(root(), &tree);
+    let chosen: Vec<_> = MUTATIONS.iter().filter(|mutation| asked == "all" || mutation.name.contains(asked)).collect();
+    assert!(!chosen.is_empty(), "no mutation has `{asked}` in its name");
+    for (tests, test) in chosen.iter().map(|chosen| (chosen.tests, chosen.test)).collect::<BTreeSet<_>>() {
+        let (passed, said) = run(&tree, tests, test);
+        assert_eq!(passed, Some(true), "without a mutation {test} says:\n{said}");
+    }
+    let mut missed = Vec::new();
+    for Mutation { name, file, text, instead, tests, test } in chosen {
+        let path = tree.join(file);
+        let sound = fs::read_to_string(&path).unwrap();
+        fs::write(&path, sound.replacen(text, instead, 1)).unwrap();
+        let (passed, said) = run(&tree, tests, test);
+        fs::write(&path, sound).unwrap();
+        println!("{name}: {}", if passed == Some(false) { format!("found by {test}") } else { "MISSED".into() });
+        if passed != Some(false) {
+            missed.push(format!("{name}: {test} says:\n{said}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n\n"));
+}

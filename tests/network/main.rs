@@ -1,0 +1,194 @@
+//! Processes of a job are cut off from each other, stopped, and met by strangers: everything goes on, or ends with exit code
+//! 1 and one line that names who is missing, within the times that the README states.
+//!
+//! Each connection of two processes goes through a [`proxy`]. Limits are short here (`--join-timeout`,
+//! `--heartbeat-timeout`); `NETWORK_ROUNDS=80` runs so many seeded faults instead of a few, `NETWORK_SEED=17` the one of
+//! that seed, and `NETWORK_PAUSES=real` stops processes for 25, 35 and 60 s at the limits that users have.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(missing_docs, unreachable_pub, reason = "this program is one test")]
+
+mod cuts;
+mod pauses;
+mod proxy;
+#[path = "../common/run.rs"]
+mod run;
+mod secrets;
+#[path = "../common/sql.rs"]
+mod sql;
+mod strangers;
+#[path = "../common/transactions.rs"]
+mod transactions;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use proxy::{Plan, Proxy};
+use run::{Ended, Running, start};
+use sql::{database, queries, rows};
+use tempfile::TempDir;
+use transactions::{COLUMNS, Transaction, csv_of, same_rows};
+
+const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+
+/// The limits of a job, as it is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub join: Duration,
+    pub heartbeat: Duration,
+}
+
+impl Limits {
+    pub const SHORT: Limits = Limits { join: Duration::from_secs(8), heartbeat: Duration::from_secs(4) };
+}
+
+/// How much longer than its limits something may take on a busy machine.
+pub const SLACK: Duration = Duration::from_secs(20);
+
+/// A job of several processes that are connected through proxies, and its input, which it follows.
+pub struct Cluster {
+    folder: TempDir,
+    processes: usize,
+    limits: Limits,
+    rows: Vec<Transaction>,
+    /// How many of the rows are in the file.
+    written: usize,
+    /// By process that connects, and process that it connects to.
+    ways: Vec<(usize, usize, Proxy)>,
+    /// Further arguments of all processes.
+    pub more: String,
+}
+
+impl Cluster {
+    /// A job with a plan for the connections of some processes, by who connects to whom.
+    pub fn new(seed: u64, processes: usize, limits: Limits, plan: impl Fn(usize, usize) -> Option<Plan>) -> Cluster {
+        let (folder, rows) = (tempfile::tempdir().unwrap(), rows(seed, 8_000));
+        fs::write(folder.path().join("in.csv"), csv_of(&[], &COLUMNS)).unwrap();
+        let more = String::from("--state {}/state --snapshot-every 100ms");
+        let mut cluster = Cluster { folder, processes, limits, rows, written: 0, ways: Vec::new(), more };
+        cluster.new_hosts(plan);
+        cluster.write(4_000);
+        cluster
+    }
+
+    /// Gives each process an address, and a file of hosts in which the others are behind proxies.
+    pub fn new_hosts(&mut self, plan: impl Fn(usize, usize) -> Option<Plan>) {
+        let own: Vec<_> = (0..self.processes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        fs::write(self.path("hosts"), own.join("\n")).unwrap();
+        self.ways.clear();
+        for dialer in 0..self.processes {
+            let mut lines = own.clone();
+            for acceptor in 0..dialer {
+                let way = Proxy::to(&own[acceptor], plan(dialer, acceptor));
+                lines[acceptor] = way.address();
+                self.ways.push((dialer, acceptor, way));
+            }
+            fs::write(self.path(&format!("hosts-{dialer}")), lines.join("\n")).unwrap();
+        }
+    }
+
+    /// Where a process listens.
+    pub fn address(&self, process: usize) -> String {
+        fs::read_to_string(self.path("hosts")).unwrap().lines().nth(process).unwrap().to_owned()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The way between two processes.
+    pub fn way(&self, one: usize, other: usize) -> &Proxy {
+        let (dialer, acceptor) = (one.max(other), one.min(other));
+        &self.ways.iter().find(|way| (way.0, way.1) == (dialer, acceptor)).unwrap().2
+    }
+
+    /// Writes more rows to the input.
+    pub fn write(&mut self, count: usize) {
+        let all = csv_of(&self.rows[self.written..self.written + count], &COLUMNS);
+        let (_header, lines) = all.split_once('\n').unwrap();
+        self.written += count;
+        fs::OpenOptions::new().append(true).open(self.path("in.csv")).unwrap().write_all(lines.as_bytes()).unwrap();
+    }
+
+    /// Starts one process, which goes by a file of hosts.
+    pub fn start_by(&self, process: usize, hosts: &str, more: &str) -> Running {
+        let Limits { join, heartbeat } = self.limits;
+        let line = format!(
+            "--csv {{}}/in.csv --out {{}}/out.csv -n {} -p {process} --hostfile {{}}/{hosts} --epoch 20ms \
+             --join-timeout {}ms --heartbeat-timeout {}ms {} {more}",
+            self.processes,
+            join.as_millis(),
+            heartbeat.as_millis(),
+            self.more
+        );
+        let folder = self.folder.path().to_str().unwrap();
+        start(TOTALS, line.split_whitespace().map(|word| word.replace("{}", folder)))
+    }
+
+    pub fn start(&self, process: usize) -> Running {
+        self.start_by(process, &format!("hosts-{process}"), "")
+    }
+
+    pub fn start_all(&self) -> Vec<Running> {
+        (0..self.processes).map(|process| self.start(process)).collect()
+    }
+
+    /// How long the results are.
+    pub fn shown(&self) -> u64 {
+        fs::metadata(self.path("out.csv")).map_or(0, |file| file.len())
+    }
+
+    /// Waits until there are more results than so many bytes.
+    #[track_caller]
+    pub fn until_more_than(&self, all: &mut [Running], shown: u64) {
+        all[0].until("more results", |_| (self.shown() > shown).then_some(()));
+    }
+
+    /// Runs the job to the end of its input on a sound network, and checks its results.
+    #[track_caller]
+    pub fn check(&mut self) {
+        self.new_hosts(|_, _| None);
+        let all: Vec<_> = (0..self.processes)
+            .map(|process| self.start_by(process, "hosts", "--until-end --accept-changed-query"))
+            .collect();
+        for process in all {
+            process.end().code(0);
+        }
+        let totals = queries().into_iter().find(|query| query.program == TOTALS).unwrap();
+        let expected = totals.answer(&database([&self.rows[..self.written]]), 0);
+        assert!(expected.len() > 100, "{} rows", expected.len());
+        same_rows(&totals.answered(&self.path("out.csv")), &expected);
+    }
+}
+
+/// A port that nobody listens at and that is given to nobody else here: it is not one of those that connections get.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 10_000
+            + (std::process::id() as u16).wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Stops a job that goes on, cleanly.
+#[track_caller]
+pub fn stop(all: Vec<Running>) {
+    all[0].signal(Signal::SIGTERM);
+    for (process, running) in all.into_iter().enumerate() {
+        running.end().code(if process == 0 { 143 } else { 0 });
+    }
+}
+
+/// How all processes end that are to end by themselves, within so long.
+#[track_caller]
+pub fn end_within(all: Vec<Running>, limit: Duration) -> Vec<Ended> {
+    let begun = Instant::now();
+    all.into_iter().map(|running| running.end_within(limit.saturating_sub(begun.elapsed()))).collect()
+}

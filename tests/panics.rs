@@ -1,0 +1,446 @@
+//! A panic on any thread ends the job at once: with exit code 1, and one line that names the thread and the place.
+//!
+//! It exists because a thread that dies unseen leaves others waiting for ever for what it would have done. Every role that a
+//! thread of the library can have is made to panic, in real programs: a new role does not compile here before it has a case.
+//! And what users write is made to panic wherever it is called, in jobs of some workers, and of some processes.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+#[path = "common/children.rs"]
+mod children;
+#[path = "common/run.rs"]
+mod run;
+#[path = "common/transactions.rs"]
+mod transactions;
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::cases::within;
+use run::{Ended, Running, says, start_with};
+use serde::{Deserialize, Serialize, Serializer};
+use tempfile::TempDir;
+use tidegate::job::Cluster;
+use tidegate::source::kafka::EmbeddedBroker;
+use tidegate::source::memory::Records;
+use tidegate::stream::Observer;
+use tidegate::thread::{PANIC, Role};
+use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
+use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
+
+const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+
+/// How long a job may take to end after a panic. It takes some milliseconds where the machine has nothing else to do.
+const AT_MOST: Duration = Duration::from_secs(5);
+/// How long a program may run before its thread has come to the turn in which it panics.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A folder with an input that grows while this is kept.
+struct Place {
+    folder: TempDir,
+    over: Arc<AtomicBool>,
+}
+
+impl Place {
+    fn new() -> Place {
+        let (folder, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
+        let row = |id: u64| Transaction::new(id, &format!("account {}", id % 50), 1, START_MS + id as i64 * 40);
+        let path = folder.path().join("in.csv");
+        fs::write(&path, csv_of(&(0..2_000).map(row).collect::<Vec<_>>(), &COLUMNS)).unwrap();
+        let (mut input, ended) = (fs::File::options().append(true).open(path).unwrap(), Arc::clone(&over));
+        std::thread::spawn(move || {
+            for id in 2_000.. {
+                if ended.load(Ordering::Acquire) {
+                    return;
+                }
+                input.write_all(csv_line(COLUMNS.map(|column| row(id).column(column))).as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Place { folder, over }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts a program with what is typed, in which `{}` stands for the folder; it is to panic there, if it is to.
+    fn start(&self, program: &str, line: &str, panic: Option<&str>) -> Running {
+        let words = line.split_whitespace().map(|word| word.replace("{}", self.folder.path().to_str().unwrap()));
+        start_with(program, words, |command: &mut Command| {
+            command.current_dir(self.folder.path());
+            if let Some(panic) = panic {
+                command.env(PANIC, panic);
+            }
+        })
+    }
+
+    /// One process that keeps state, and takes many snapshots.
+    fn alone(&self, panic: &str) -> Vec<Running> {
+        let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 10ms --snapshot-every 1ms -w 2";
+        vec![self.start(ACCOUNT_TOTALS, line, Some(panic))]
+    }
+
+    /// Two processes; the one of this number is to panic.
+    fn together(&self, panic: &str, panicking: usize, more: &str) -> Vec<Running> {
+        children::write_hosts(&self.path("hosts"), 2);
+        let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --hostfile {{}}/hosts --epoch 10ms -n 2 {more}");
+        let start = |process: usize| {
+            self.start(ACCOUNT_TOTALS, &format!("{line} -p {process}"), (process == panicking).then_some(panic))
+        };
+        let other = start(1 - panicking);
+        vec![start(panicking), other]
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+    }
+}
+
+/// How a thread of a role is made to panic: the name that it has, in which of its turns (the first is its start), and the
+/// programs, that with the thread first.
+fn case(role: Role) -> (&'static str, &'static [u64], fn(&Place, &str) -> Vec<Running>) {
+    match role {
+        Role::Sink => ("sink totals", &[1, 4], Place::alone),
+        Role::Journal => ("journal", &[1, 4], Place::alone),
+        Role::Segments => ("segments", &[1, 3], Place::alone),
+        Role::Manifests => ("manifests", &[1, 3], Place::alone),
+        Role::Merges => ("merges", &[1, 2], Place::alone),
+        Role::Watch => ("watch", &[1, 3], Place::alone),
+        Role::Http => ("http", &[1, 2], |place, panic| {
+            let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
+            vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
+        }),
+        Role::Signals => ("signals", &[1, 30], Place::alone),
+        Role::Progress => ("progress", &[1, 5], Place::alone),
+        Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
+        Role::Processes => ("processes", &[1, 3], |place, panic| place.together(panic, 1, "")),
+        // It begins where the workers have ended.
+        Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
+        Role::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
+            let broker = EmbeddedBroker::start().unwrap();
+            broker.create_topic("transaction", 2).unwrap();
+            let line = format!("--brokers {} --out {{}}/out.csv", broker.servers());
+            let running = place.start(ACCOUNT_TOTALS, &line, Some(panic));
+            // It has to be there as long as the program.
+            std::mem::forget(broker);
+            vec![running]
+        }),
+        Role::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
+            vec![place.start(TIDEGATE, "demo --seconds 20 --dir {}/demo", Some(panic))]
+        }),
+        Role::Relay => ("relay 0", &[1, 2], |place, panic| {
+            let query = "account_totals --csv {}/in.csv --out {}/out.csv --progress-every 100ms --epoch 10ms";
+            vec![place.start(TIDEGATE, &format!("up -n 1 -- {query}"), Some(panic))]
+        }),
+        Role::Parent => ("parent", &[1], |place, panic| {
+            let words = ["--csv", "in.csv", "--out", "out.csv"];
+            vec![start_with(ACCOUNT_TOTALS, words, |command| {
+                command.current_dir(place.folder.path()).env(PANIC, panic).env("TIDEGATE_ENDS_WITH_STDIN", "1");
+                command.stdin(Stdio::piped());
+            })]
+        }),
+    }
+}
+
+/// The milliseconds since 1970 that stand in the message of a panic that a test wants.
+fn moment(said: &str) -> u128 {
+    let (_, rest) = said.split_once("as the test wants it, at ").unwrap_or_else(|| panic!("no moment: {said}"));
+    rest.split_once(" ms").unwrap().0.parse().unwrap()
+}
+
+/// The one line of a program that has failed.
+fn error(ended: &Ended) -> String {
+    assert_eq!(ended.status.code(), Some(1), "{:?}:\n{}", ended.status, ended.stderr);
+    let lines: Vec<_> = ended.stderr.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
+    let [line] = lines[..] else { panic!("not one line with `error: `:\n{}", ended.stderr) };
+    assert!(!ended.stderr.contains("thread '"), "more than the one line:\n{}", ended.stderr);
+    line.to_owned()
+}
+
+fn ends_by_a_panic(roles: &[Role]) {
+    for role in roles {
+        let (name, turns, programs) = case(*role);
+        for turn in turns {
+            let place = Place::new();
+            let panic = format!("{}:{turn}", role.name());
+            let mut said = Vec::new();
+            for running in programs(&place, &panic) {
+                said.push(error(&running.end_within(LIMIT)));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+                // The one that panics is the first, and all others tell what it says.
+                let took = now.saturating_sub(moment(&said[said.len() - 1]));
+                assert!(took < AT_MOST.as_millis(), "{panic}: it took {took} ms:\n{said:#?}");
+            }
+            says(&said[0], &[&format!("the thread `{name}` panicked (src/thread.rs:"), "): as the test wants it, at "]);
+            for other in &said[1..] {
+                says(other, &[" failed: the thread `", &format!("`{name}` panicked")]);
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_of_a_state_that_panic_end_the_job() {
+    ends_by_a_panic(&STATE);
+}
+
+#[test]
+fn threads_of_a_program_that_panic_end_it() {
+    ends_by_a_panic(&PROGRAM);
+}
+
+#[test]
+fn threads_between_processes_that_panic_end_all_of_them() {
+    ends_by_a_panic(&BETWEEN);
+}
+
+#[test]
+fn threads_at_a_broker_that_panic_end_the_job() {
+    ends_by_a_panic(&BROKER);
+}
+
+const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
+const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
+const BETWEEN: [Role; 5] = [Role::Process, Role::ToProcess, Role::Dial, Role::Processes, Role::Connections];
+const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
+
+#[test]
+fn every_role_is_made_to_panic() {
+    let tried = [&STATE[..], &PROGRAM, &BETWEEN, &BROKER].concat();
+    for role in Role::ALL {
+        assert_eq!(tried.iter().filter(|tried| **tried == role).count(), 1, "{role:?} is in none of the tests above");
+    }
+}
+
+/// A record of users, whose functions panic at one value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+struct Click {
+    user: u64,
+    at_ms: i64,
+}
+
+/// The user at whom something goes wrong.
+const WRONG: u64 = 4_321;
+
+fn bad(user: u64) -> u64 {
+    assert!(user != WRONG, "no clicks of {user}");
+    user
+}
+
+/// What is in a record cannot be said, of one of them: while it is written, not while it is moved between workers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+struct Row {
+    user: Told,
+}
+
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut row = serializer.serialize_struct("Row", 1)?;
+        row.serialize_field("user", &self.user)?;
+        row.end()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+struct Told(u64);
+
+impl Serialize for Told {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let user = if serializer.is_human_readable() { bad(self.0) } else { self.0 };
+        serializer.serialize_u64(user)
+    }
+}
+
+impl Serialize for Click {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.user, self.at_ms).serialize(serializer)
+    }
+}
+
+/// A record whose drop panics, once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+struct Bomb(u64);
+
+static EXPLODED: AtomicBool = AtomicBool::new(false);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(self.0 != WRONG || EXPLODED.swap(true, Ordering::AcqRel), "no clicks of {}", self.0);
+    }
+}
+
+fn clicks() -> Records<Click> {
+    let partition = |from: u64| (from..8_000).step_by(4).map(|at| Click { user: at + 1, at_ms: at as i64 }).collect();
+    Records::new((0..4).map(partition).collect(), |click: &Click| click.at_ms)
+}
+
+type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
+
+/// Makes a query that writes to a path, if it writes files.
+type Make<'a> = &'a dyn Fn(PathBuf) -> Query;
+
+/// Runs a query that panics, on one worker, on two, and in two processes: what it says. In one process it keeps state, if it
+/// can.
+fn says_of_a_panic(keeps: bool, make: Make<'_>) -> Vec<String> {
+    let mut said = Vec::new();
+    for workers in [1, 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let (query, job) = (make(folder.path().join("out")), Job::new("clicks").workers(workers));
+        let job = if keeps { job.state(folder.path().join("state")) } else { job };
+        let _views = job.views();
+        let job = job.epoch(Duration::from_millis(5));
+        let report = within(LIMIT, move || job.run(move |flow| query(flow))).expect("it ends");
+        said.push(report.expect_err("it fails").to_string());
+    }
+    said.extend(says_of_a_panic_between(make));
+    said
+}
+
+/// Likewise in two processes, both of them in this one.
+fn says_of_a_panic_between(make: Make<'_>) -> [String; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    children::write_hosts(&hosts, 2);
+    let query = make(folder.path().join("out"));
+    let run = |process: usize| {
+        let (query, cluster) = (Arc::clone(&query), Cluster::from_hostfile(process, 2, &hosts).unwrap());
+        let job = Job::new("clicks").cluster(cluster).epoch(Duration::from_millis(5));
+        let views = job.views();
+        std::thread::spawn(move || {
+            let _views = views;
+            within(LIMIT, move || job.run(move |flow| query(flow)))
+        })
+    };
+    let ended = [run(0), run(1)].map(|process| process.join().unwrap());
+    ended.map(|report| report.expect("it ends").expect_err("it fails").to_string())
+}
+
+#[track_caller]
+fn panics_on(thread: &str, keeps: bool, make: Make<'_>) {
+    for said in says_of_a_panic(keeps, make) {
+        says(&said, &["the thread `", thread, " panicked (tests/panics.rs:", "): no clicks of 4321; "]);
+        assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[track_caller]
+fn worker_panics(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) {
+    let query: Query = Arc::new(query);
+    panics_on("worker ", true, &|_out| Arc::clone(&query));
+}
+
+fn nothing<D: tidegate::Record>() -> Observer<D> {
+    Observer::new(|_epoch, _rows| Ok(()))
+}
+
+#[test]
+fn a_row_that_panics_when_a_file_is_written_ends_the_job() {
+    panics_on("sink out`", true, &|out| {
+        Arc::new(move |flow| {
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            rows.write("out", &csv::File::new(&out));
+        })
+    });
+    panics_on("sink out`", true, &|out| {
+        Arc::new(move |flow| {
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            rows.write("out", &ndjson::File::new(&out));
+        })
+    });
+}
+
+#[test]
+fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
+    let broker = EmbeddedBroker::start().unwrap();
+    ["rows", "clicks"].into_iter().for_each(|topic| broker.create_topic(topic, 1).unwrap());
+    // The broker in memory creates no topic that it is asked for, such as that of a sink's progress.
+    panics_on("sink out`", false, &|_out| {
+        let servers = broker.servers().to_owned();
+        Arc::new(move |flow| {
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            rows.write("out", &kafka::Output::json(&servers, "rows"));
+        })
+    });
+    panics_on("sink out`", false, &|_out| {
+        let servers = broker.servers().to_owned();
+        Arc::new(move |flow| {
+            let keyed = kafka::Output::json(&servers, "clicks").key_by(|user: &u64| bad(*user).to_string());
+            flow.read("clicks", &clicks()).map(|click| click.user).write("out", &keyed);
+        })
+    });
+}
+
+#[test]
+fn what_a_query_calls_on_its_workers_ends_the_job_when_it_panics() {
+    worker_panics(|flow| {
+        let timed = Records::new(vec![(0..8_000).collect(), vec![]], |user: &u64| bad(*user) as i64);
+        flow.read("clicks", &timed).write("out", &nothing());
+    });
+    worker_panics(|flow| {
+        flow.read("clicks", &clicks()).map(|click| bad(click.user)).write("out", &nothing());
+    });
+    worker_panics(|flow| {
+        let windows = flow.read("clicks", &clicks()).key_by(|click| bad(click.user)).window(Window::global());
+        windows.aggregate("counts", |each| each.count()).on_close().map(|row| row.key).write("out", &nothing());
+    });
+    worker_panics(|flow| {
+        let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
+        let counts = counts.aggregate("counts", |each| each.sum(|click| bad(click.user) as i64)).on_close();
+        counts.map(|row| row.key).write("out", &nothing());
+    });
+    worker_panics(|flow| {
+        flow.read("clicks", &clicks()).write(
+            "out",
+            &Observer::new(|_epoch, rows: &[(Click, isize)]| {
+                rows.iter().for_each(|(click, _)| assert!(bad(click.user) > 0));
+                Ok(())
+            }),
+        );
+    });
+}
+
+#[test]
+fn the_step_that_panics_is_named() {
+    let query: Query = Arc::new(|flow| {
+        let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
+        let counts = counts.aggregate("per user", |each| each.max(|click| bad(click.user))).on_close();
+        counts.map(|row| row.key).write("out", &nothing());
+    });
+    for said in says_of_a_panic(true, &|_out| Arc::clone(&query)) {
+        says(&said, &["`worker ", "` in step `per user` panicked (tests/panics.rs:"]);
+    }
+}
+
+#[test]
+fn a_row_that_panics_when_it_is_kept_in_a_view_ends_the_job() {
+    worker_panics(|flow| {
+        let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
+        let counts = counts.aggregate("counts", |each| each.count()).on_change();
+        counts.map(|row| Row { user: Told(row.key) }).view("users");
+    });
+}
+
+#[test]
+fn a_record_that_panics_when_it_is_dropped_ends_the_job() {
+    for workers in [1, 2] {
+        EXPLODED.store(false, Ordering::Release);
+        let job = Job::new("clicks").workers(workers);
+        let query = |flow: &Flow<'_>| {
+            let bombs = flow.read("clicks", &clicks()).map(|click| Bomb(click.user));
+            bombs.map(|bomb| bomb.0).write("out", &nothing());
+        };
+        let report = within(LIMIT, move || job.run(query)).expect("it ends");
+        says(&report.expect_err("it fails").to_string(), &["the thread `worker ", "): no clicks of 4321; "]);
+    }
+}
