@@ -140,7 +140,7 @@ mod tests {
         let mut printer = Printer::start::<u32>(Writes::default(), encoder).unwrap();
         printer.write(Epoch(2), &[(1, 1), (2, -1)]).unwrap();
         printer.write(Epoch(3), &[(2, 1)]).unwrap();
-        let expected = ["{\"row\":1,\"diff\":1}\n{\"row\":2,\"diff\":-1}\n", "{\"row\":2,\"diff\":1}\n"];
+        let expected = ["{\"row\":2,\"diff\":-1}\n{\"row\":1,\"diff\":1}\n", "{\"row\":2,\"diff\":1}\n"];
         assert_eq!(printer.target.0, expected);
         assert_eq!(Writer::<u32>::shown(&mut printer).unwrap(), None);
     }
