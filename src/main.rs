@@ -52,7 +52,7 @@ enum Command {
     /// Writes transactions to a topic, from a file or made up
     Produce(ProduceArgs),
     /// Copies a topic of transactions to a CSV file
-    Consume(ConsumeArgs),
+    Consume(Box<ConsumeArgs>),
     /// Looks at the snapshots of a state, checks them, makes savepoints of them
     Snapshot(SnapshotArgs),
     /// Says why a window has not fired, or nothing comes of a job

@@ -174,7 +174,9 @@ impl Running {
                 tick
             });
             let windows = ticks.key_by(|_| 0_u8).window(Window::tumbling(Duration::from_millis(100)));
-            let counts = windows.allowed_lateness(Duration::from_secs(1)).aggregate("counts", |each| each.count());
+            let counts = windows
+                .allowed_lateness(Duration::from_secs(1))
+                .aggregate("counts", tidegate::stream::aggregate::Each::count);
             let count = |Closed { window, value, .. }: Closed<u8, i64>| Count { end: window.end, ticks: value };
             counts.on_close().map(count).write("out", &sink);
         };

@@ -177,7 +177,9 @@ fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
     let ends = (0..ENDS.min(length)).chain(length.saturating_sub(ENDS)..length);
     let others = (0..length).step_by(STEP);
     let all: BTreeSet<usize> = ends.chain(others).filter(|at| *at < length).collect();
-    all.into_iter().filter(|_| random.usize(0..one_of) == 0).collect()
+    // However short the file is, one is among them.
+    let one = all.iter().nth(random.usize(0..all.len().max(1))).copied();
+    all.into_iter().filter(|at| Some(*at) == one || random.usize(0..one_of) == 0).collect()
 }
 
 /// Runs checks on two threads, each within a time; fails with all that they say.

@@ -358,7 +358,11 @@ fn a_job_is_ready_when_its_views_answer_and_not_before() {
             let door = Arc::clone(&own);
             let rows = flow.read("rows", &input).inspect(move |_| door.pass());
             let windows = rows.key_by(|row| row.0.clone()).window(Window::tumbling(Duration::from_secs(10)));
-            windows.aggregate("counts", |each| each.count()).on_change().map(|row| (row.key, row.value)).view("counts");
+            windows
+                .aggregate("counts", tidegate::stream::aggregate::Each::count)
+                .on_change()
+                .map(|row| (row.key, row.value))
+                .view("counts");
         })
     });
     let mut unready = 0;

@@ -156,7 +156,7 @@ struct Shown {
 impl Shown {
     fn of(&self, ticks: Stream<'_, Tick>) {
         let counts = ticks.key_by(|tick| tick.key).window(Window::tumbling(Duration::from_millis(10)));
-        let counts = counts.aggregate("counts", |each| each.count());
+        let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count);
         counts.on_close().map(|row| (row.window.end.millis(), row.value)).write("counts", &self.counts);
         counts.late().map(|tick| tick.at_ms).write("late", &self.late);
     }
@@ -334,7 +334,7 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
         let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
         let outcome = check_run(&data, windows, run())?;
         match epochs_of_silence(&outcome.journal, "deals") {
-            0 | 1 => return Err(String::from("all partitions were hardly ever idle")),
+            0 | 1 => Err(String::from("all partitions were hardly ever idle")),
             _ => check_data(&data, windows, run()),
         }
     });
@@ -352,8 +352,11 @@ fn any_windows(random: &mut fastrand::Rng) -> Windows {
         .unwrap()
 }
 
+/// Counts and sums, as they come out.
+type Counted = Captured<Row<(i64, i128)>>;
+
 /// Counts and sums a stream in windows.
-fn count(stream: Stream<'_, Deal>, windows: Windows, (rows, late): (&Captured<Row<(i64, i128)>>, &Captured<Deal>)) {
+fn count(stream: Stream<'_, Deal>, windows: Windows, (rows, late): (&Counted, &Captured<Deal>)) {
     let step = stream.key_by(|deal| deal.key).window(checks::window(windows));
     let step = step.allowed_lateness(checks::millis(windows.late()));
     let step = step.aggregate("both", |each| (each.count(), each.sum(|deal| deal.amount)));
@@ -380,7 +383,7 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
             let [one, two, three] = [0, 1, 2].map(|at| flow.read(names[at], &sources[at]));
             let step = one.key_by(|deal| deal.key).window(checks::window(first));
             let step = step.allowed_lateness(checks::millis(first.late()));
-            let rows = step.aggregate("first", |each| each.count()).on_close();
+            let rows = step.aggregate("first", tidegate::stream::aggregate::Each::count).on_close();
             let rows = rows.map(|row| Deal { id: 0, key: row.key, at_ms: row.window.end.millis(), amount: row.value });
             count(rows.concat(two).concat(three), second, (&own.0, &own.1));
         });
@@ -480,7 +483,7 @@ fn windowed(window: Window) -> tidegate::Result<(usize, Report)> {
     let outcome = Run::new().run(move |flow| {
         let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(window);
         counts
-            .aggregate("counts", |each| each.count())
+            .aggregate("counts", tidegate::stream::aggregate::Each::count)
             .on_close()
             .map(|row| row.window.end.millis())
             .write("rows", &own);
@@ -523,7 +526,8 @@ fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
                 let mut sum = sum.lock().unwrap();
                 *sum = (sum.0 + 1, sum.1 + count);
             };
-            let rows = counts.aggregate("counts", |each| each.count()).on_close().map(|row| row.value);
+            let rows =
+                counts.aggregate("counts", tidegate::stream::aggregate::Each::count).on_close().map(|row| row.value);
             rows.inspect(add).filter(|_| false).write("none", &Captured::new());
         })
     };

@@ -30,7 +30,7 @@ use tidegate::source::generator::{Generator, Transaction};
 #[derive(Debug, Parser)]
 enum Tool {
     Produce(ProduceArgs),
-    Consume(ConsumeArgs),
+    Consume(Box<ConsumeArgs>),
 }
 
 /// Runs the tool as typed, in this process.

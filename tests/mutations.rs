@@ -146,6 +146,30 @@ const MUTATIONS: &[Mutation] = &[
         tests: "tests/resume.rs",
         test: "a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed",
     },
+    Mutation {
+        name: "the number of an attempt to come together is not compared",
+        file: "src/job/cluster/handshake.rs",
+        text: " || said.number != terms.number",
+        instead: "",
+        tests: "src/job/cluster/handshake/tests.rs",
+        test: "who_means_another_process_another_attempt_or_another_purpose_is_refused",
+    },
+    Mutation {
+        name: "nobody is ever silent",
+        file: "src/job/cluster/heartbeat.rs",
+        text: "if silent > self.timeout { Err(unheard_for(self.timeout)) } else { Ok(()) }",
+        instead: "Ok(())",
+        tests: "src/job/cluster/heartbeat.rs",
+        test: "who_is_heard_is_silent_no_more_and_who_is_not_is_told_after_the_timeout",
+    },
+    Mutation {
+        name: "what outputs know of journals is not compared",
+        file: "src/durable/recovery.rs",
+        text: "        check_ends(found, claim, base_epoch, &taken[earlier..])?;\n",
+        instead: "",
+        tests: "tests/damage.rs",
+        test: "the_end_of_a_journal_of_two_processes_is_refused_where_it_was_published_and_is_not_whole",
+    },
 ];
 
 fn root() -> &'static Path {

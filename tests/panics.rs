@@ -104,9 +104,12 @@ impl Drop for Place {
     }
 }
 
-/// How a thread of a role is made to panic: the name that it has, in which of its turns (the first is its start), and the
-/// programs, that with the thread first.
-fn case(role: Role) -> (&'static str, &'static [u64], fn(&Place, &str) -> Vec<Running>) {
+/// Starts programs one of which is to panic, that first.
+type Programs = fn(&Place, &str) -> Vec<Running>;
+
+/// The panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its start), and the
+/// programs.
+fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
     match role {
         Role::Sink => ("sink totals", &[1, 4], Place::alone),
         Role::Journal => ("journal", &[1, 4], Place::alone),
@@ -392,7 +395,11 @@ fn what_a_query_calls_on_its_workers_ends_the_job_when_it_panics() {
     });
     worker_panics(|flow| {
         let windows = flow.read("clicks", &clicks()).key_by(|click| bad(click.user)).window(Window::global());
-        windows.aggregate("counts", |each| each.count()).on_close().map(|row| row.key).write("out", &nothing());
+        windows
+            .aggregate("counts", tidegate::stream::aggregate::Each::count)
+            .on_close()
+            .map(|row| row.key)
+            .write("out", &nothing());
     });
     worker_panics(|flow| {
         let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
@@ -426,7 +433,7 @@ fn the_step_that_panics_is_named() {
 fn a_row_that_panics_when_it_is_kept_in_a_view_ends_the_job() {
     worker_panics(|flow| {
         let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
-        let counts = counts.aggregate("counts", |each| each.count()).on_change();
+        let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count).on_change();
         counts.map(|row| Row { user: Told(row.key) }).view("users");
     });
 }

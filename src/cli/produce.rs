@@ -239,8 +239,11 @@ impl Rows {
     }
 }
 
+/// The transactions of a file.
+type Transactions<F> = Box<Pieces<F, File, Transaction>>;
+
 /// The transactions of a file, with its length.
-fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Box<Pieces<F, File, Transaction>>)> {
+fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Transactions<F>)> {
     let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = file.map_err(|error| unreadable(path, error))?;
     let pieces = Pieces::new(file).map_err(|error| error.at(path.display()))?;
@@ -249,7 +252,7 @@ fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Box<Pieces<F, File, Tr
 
 /// The next transaction of a file; one that is none is told with its place.
 fn next_of<F: Format>(path: &Path, pieces: &mut Pieces<F, File, Transaction>) -> Result<Option<Row>> {
-    let next = pieces.next().map_err(|error| error.at(path.display()))?;
+    let next = pieces.next_record().map_err(|error| error.at(path.display()))?;
     Ok(next.map(|(line, row)| {
         row.map_err(|reason| format!("{}, line {line}: {}", path.display(), shortened(&reason, 500)))
     }))

@@ -57,7 +57,7 @@ pub struct WhyArgs {
 /// When nobody answers, there is no such state, or the window is not understood.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let end = args.window.as_deref().map(end_of).transpose()?;
-    if let Some(address) = server_at(&args.place, |path| path.exists()) {
+    if let Some(address) = server_at(&args.place, Path::exists) {
         return ask(&address, args);
     }
     if args.place.starts_with("https://") {

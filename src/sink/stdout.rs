@@ -138,7 +138,7 @@ mod tests {
     fn an_epoch_is_one_write() {
         let encoder = ndjson::Encoder::new::<u32>(Rows::Changes).unwrap();
         let mut printer = Printer::start::<u32>(Writes::default(), encoder).unwrap();
-        printer.write(Epoch(2), &[(1, 1), (2, -1)]).unwrap();
+        printer.write(Epoch(2), &[(1, 1), (2, -1)]).unwrap(); // Retractions come first.
         printer.write(Epoch(3), &[(2, 1)]).unwrap();
         let expected = ["{\"row\":2,\"diff\":-1}\n{\"row\":1,\"diff\":1}\n", "{\"row\":2,\"diff\":1}\n"];
         assert_eq!(printer.target.0, expected);

@@ -66,11 +66,6 @@ pub trait Source: Send + Sync + 'static {
     /// When the source is not there or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
 
-    /// The topic that is read, if it is one: a job is refused that writes to it too.
-    fn topic(&self) -> Option<kafka::Address> {
-        None
-    }
-
     /// What it is known by wherever it lies, and under whichever name: a topic by its id, a file by its format. A state goes
     /// on only with the source that it has read. Asked for before it is opened; `None` where nothing is known.
     ///
@@ -79,6 +74,11 @@ pub trait Source: Send + Sync + 'static {
     fn identity(&self, at: &Place) -> Result<Option<String>> {
         let _ = at;
         Ok(None)
+    }
+
+    /// The topic that is read, if it is one: a job is refused that writes to it too.
+    fn topic(&self) -> Option<kafka::Address> {
+        None
     }
 
     /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such

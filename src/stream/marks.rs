@@ -25,6 +25,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::operator::{Operator, empty};
 use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::Antichain;
+use timely::progress::frontier::MutableAntichain;
 
 use crate::durable::manifest::{COMBINED, SourceState};
 use crate::record::{Event, Record};
@@ -189,8 +190,7 @@ fn combine<'f>(
                     output.session(&capability).give(mark);
                 }
             }
-            if frontiers.iter().all(|frontier| frontier.is_empty()) && seals.after(snapshots.told_through()).is_empty()
-            {
+            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.told_through()).is_empty() {
                 snapshots.close();
             }
         }

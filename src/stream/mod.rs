@@ -313,6 +313,11 @@ impl<'f> Flow<'f> {
         Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default(), ends: None }
     }
 
+    /// A query whose sinks keep what the workers tell of their journals.
+    pub(crate) fn with_ends(self, ends: TimelyStream<'f, u64, Vec<EndMessage>>) -> Self {
+        Flow { ends: Some(ends), ..self }
+    }
+
     /// Takes note of topics that are read and written; fails the job if one of them is both.
     fn know_topics(&self, read: Option<Address>, written: Vec<Address>) {
         // Once is enough, and before anything is opened.
@@ -329,11 +334,6 @@ impl<'f> Flow<'f> {
             let why = "the job would read its own results, without end";
             self.build.failure.set(error.because(why).help("write them to another topic"));
         }
-    }
-
-    /// A query whose sinks keep what the workers tell of their journals.
-    pub(crate) fn with_ends(self, ends: TimelyStream<'f, u64, Vec<EndMessage>>) -> Self {
-        Flow { ends: Some(ends), ..self }
     }
 
     /// Reads a source, under a name of its own.

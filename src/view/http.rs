@@ -29,7 +29,8 @@ mod server;
 #[cfg(not(feature = "http"))]
 #[path = "http/absent.rs"]
 mod server;
-#[cfg(all(test, feature = "http"))]
+#[cfg(test)]
+#[cfg(feature = "http")]
 mod tests;
 
 use std::fmt;

@@ -256,7 +256,7 @@ pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap
     config.set("bootstrap.servers", servers).set("isolation.level", "read_uncommitted");
     let consumer: BaseConsumer = config.create().unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
-    let partitions = metadata.topics()[0].partitions().iter().map(|partition| partition.id());
+    let partitions = metadata.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::id);
     partitions.map(|id| (id, consumer.fetch_watermarks(topic, id, PATIENCE).unwrap().1)).collect()
 }
 

@@ -187,7 +187,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// Commits what was sent, with the number of the last epoch.
+    /// Commits what was sent, with the number of the last epoch and the ends of the journals at it.
     pub(super) fn show(&mut self, journal: &JournalEnds) -> Result<()> {
         if !self.unshown {
             return Ok(());

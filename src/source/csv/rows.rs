@@ -70,7 +70,7 @@ pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
     while let Some(&byte) = bytes.get(at) {
         *within = match (*within, byte) {
             (Within::Quoted, _) => {
-                let Some(quote) = memchr::memchr(b'"', &bytes[at..]) else { return None };
+                let quote = memchr::memchr(b'"', &bytes[at..])?;
                 at += quote;
                 Within::Quote
             }

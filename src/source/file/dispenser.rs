@@ -46,9 +46,10 @@ pub struct Sizes {
 impl Sizes {
     /// The sizes for files whose longest record has so many bytes.
     #[must_use]
-    pub fn with_longest(self, longest: u64) -> Self {
-        let longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
-        Sizes { longest, block: self.block.min(longest), ..self }
+    pub fn with_longest(mut self, longest: u64) -> Self {
+        self.longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
+        self.block = self.block.min(self.longest);
+        self
     }
 }
 

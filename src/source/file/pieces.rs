@@ -72,7 +72,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
     ///
     /// # Errors
     /// When the input cannot be read.
-    pub fn next(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
+    pub fn next_record(&mut self) -> Result<Option<(u64, Parsed<T>)>> {
         loop {
             if let Some(record) = self.records.pop_front() {
                 return Ok(Some(record));
@@ -162,7 +162,7 @@ mod tests {
     fn all<F: Format>(bytes: &[u8]) -> Found {
         let mut pieces = Pieces::<F, _, (u64, String)>::new(bytes).unwrap();
         let mut found = Vec::new();
-        while let Some((line, parsed)) = pieces.next().unwrap() {
+        while let Some((line, parsed)) = pieces.next_record().unwrap() {
             found.push((line, parsed.is_ok()));
         }
         assert_eq!(pieces.position(), bytes.len() as u64);
@@ -187,10 +187,10 @@ mod tests {
         let (text, given) = ("[1,\"a\"]\n[2,\"b\"]\n[3,\"c\"]\n", std::cell::Cell::new(0));
         let mut pieces = Pieces::<Ndjson, _, (u64, String)>::new(Slow(text.as_bytes(), &given)).unwrap();
         for line in 1..=3 {
-            assert_eq!(pieces.next().unwrap().unwrap().0, line);
+            assert_eq!(pieces.next_record().unwrap().unwrap().0, line);
             assert!(given.get() < 8 * line as usize + 3, "{} bytes were read for record {line}", given.get());
         }
-        assert!(pieces.next().unwrap().is_none());
+        assert!(pieces.next_record().unwrap().is_none());
     }
 
     #[test]

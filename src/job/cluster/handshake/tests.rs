@@ -29,11 +29,11 @@ fn heard(mut caller: Caller, terms: &Terms) -> Result<usize, String> {
 }
 
 /// Has process 2 call process `to` by these terms; what either end comes to.
-fn call(to: usize, number: u64, own: Option<Secret>, terms: Terms) -> (Result<(), String>, Result<usize, String>) {
+fn call(to: usize, number: u64, own: Option<&Secret>, terms: Terms) -> (Result<(), String>, Result<usize, String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let accepting = std::thread::spawn(move || heard(Caller::new(listener.accept().unwrap().0).unwrap(), &terms));
-    let call = Call { purpose: Purpose::Data, from: 2, to, address: &address, number, secret: own.as_ref() };
+    let call = Call { purpose: Purpose::Data, from: 2, to, address: &address, number, secret: own };
     let called = match call.dial() {
         Ok(wire) => {
             drop(wire);
@@ -48,7 +48,7 @@ fn call(to: usize, number: u64, own: Option<Secret>, terms: Terms) -> (Result<()
 #[test]
 fn two_ends_that_know_one_secret_or_none_at_all_take_each_other() {
     for own in [None, secret("0123456789abcdef")] {
-        assert_eq!(call(0, 7, own.clone(), terms(Purpose::Data, own)), (Ok(()), Ok(2)));
+        assert_eq!(call(0, 7, own.as_ref(), terms(Purpose::Data, own.clone())), (Ok(()), Ok(2)));
     }
 }
 
@@ -60,7 +60,7 @@ fn who_knows_another_secret_or_none_is_refused_by_both_ends() {
         (None, one.clone(), "asks for a secret", "has no secret"),
         (one, None, "it has no secret, and this process has one", "it has a secret, and this process has none"),
     ] {
-        let (caller, acceptor) = call(0, 7, own, terms(Purpose::Data, theirs));
+        let (caller, acceptor) = call(0, 7, own.as_ref(), terms(Purpose::Data, theirs));
         assert!(caller.as_ref().is_err_and(|why| why.contains(called)), "{caller:?}");
         assert!(acceptor.as_ref().is_err_and(|why| why.contains(accepted)), "{acceptor:?}");
     }
@@ -70,7 +70,7 @@ fn who_knows_another_secret_or_none_is_refused_by_both_ends() {
 fn who_means_another_process_another_attempt_or_another_purpose_is_refused() {
     let own = secret("0123456789abcdef");
     for (to, number, purpose) in [(1, 7, Purpose::Data), (0, 8, Purpose::Data), (0, 7, Purpose::Control)] {
-        let (caller, acceptor) = call(to, number, own.clone(), terms(purpose, own.clone()));
+        let (caller, acceptor) = call(to, number, own.as_ref(), terms(purpose, own.clone()));
         assert!(caller.is_err(), "{to} {number} {purpose:?}");
         assert!(acceptor.as_ref().is_err_and(|why| why.contains("another attempt")), "{acceptor:?}");
     }
