@@ -338,7 +338,7 @@ fn an_advertised_address_that_leads_nowhere_is_named() {
     let ended = run::run(TIDEGATE, flags);
     network.proxy.go_up();
     for error in errors.iter().map(String::as_str).chain([ended.error(1)]) {
-        let what = format!("not reachable at the address that it advertises ({})", network.proxy.servers);
+        let what = format!("cannot reach {}", network.proxy.servers);
         run::says(error, &[&what, "advertised.listeners"]);
     }
 }

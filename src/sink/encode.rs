@@ -54,8 +54,7 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
 /// The rows of an epoch, those that go before those that come, and sorted otherwise: so the last row of a key is the one
 /// that holds.
 pub(crate) fn retractions_first<D>(rows: &[(D, isize)]) -> impl Iterator<Item = &(D, isize)> {
-    let off = std::env::var("MUTATE").as_deref() == Ok("order");
-    let those = move |go: bool| rows.iter().filter(move |(_, diff)| ((*diff < 0) == go && !off) || (off && go));
+    let those = |go: bool| rows.iter().filter(move |(_, diff)| (*diff < 0) == go);
     those(true).chain(those(false))
 }
 

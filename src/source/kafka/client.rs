@@ -344,13 +344,19 @@ pub(crate) fn no_leader<C: ClientContext>(
     partition: u32,
     words: &LastWords,
 ) -> Error {
-    let place = format!("{}, partition {partition}", target.describe());
     // The brokers cannot be asked where none of them is reachable at the address that it advertises.
     let leader = leader_of(client, &target.topic, partition).map(|address| (address, words.reason()));
     let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
     let Some((address, reason)) = leader.or_else(advertised) else {
+        let place = format!("{}, partition {partition}", target.describe());
         return Error::new("no broker leads a partition").at(place).help("check the brokers");
     };
+    unreachable_leader(target, partition, &address, reason)
+}
+
+/// The error for a partition whose leader cannot be reached at this address.
+fn unreachable_leader(target: &Target, partition: u32, address: &str, reason: Option<String>) -> Error {
+    let place = format!("{}, partition {partition}", target.describe());
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
     let error = error.because(reason.unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
@@ -404,12 +410,10 @@ pub(crate) fn reach<C: ClientContext>(
                 break;
             }
             if begun.elapsed() >= PATIENCE {
+                // Brokers that could be asked again need not be the one that is missing.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                let why = words.reason().or_else(|| code.map(in_words)).unwrap_or_default();
-                let error = Error::new("a Kafka broker is not reachable at the address that it advertises").at(address);
-                let help = "make that address reachable from here, or correct the broker's advertised.listeners";
-                return Err(error.because(why).help(help).passing());
+                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).passing());
             }
         }
     }
