@@ -279,18 +279,24 @@ impl Cluster {
         attempt: impl Fn() -> std::result::Result<T, Missed>,
     ) -> Result<Option<T>> {
         let mut time = RunningTime::with_gaps_of(ATTEMPT);
+        let mut told: Option<(Instant, String)> = None;
         loop {
             let why = match attempt() {
                 Ok(reached) => return Ok(Some(reached)),
                 Err(Missed::Finally(error)) => return Err(error),
                 Err(Missed::Now(why)) => why,
             };
+            // What the other process has said of late says more than that it has closed the connection since.
+            if !why.contains("(os error") {
+                told = Some((Instant::now(), why.clone()));
+            }
             if is_over() {
                 return Ok(None);
             }
             if time.elapsed() > self.patience {
                 let error = Error::new(format!("process {process} cannot be reached")).at(self.address(process));
-                return Err(error.because(why).help("start all processes, with one file of hosts"));
+                let told = told.filter(|(since, _)| since.elapsed() < HANDSHAKE).map(|(_, told)| told);
+                return Err(error.because(told.unwrap_or(why)).help("start all processes, with one file of hosts"));
             }
             std::thread::sleep(BETWEEN);
         }
