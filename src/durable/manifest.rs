@@ -17,11 +17,12 @@ use super::disk::Disk;
 use super::journal::Bound;
 use super::sealed::Kind;
 use super::segment::SegmentInfo;
-use super::{StateId, StillCurrent, disk_error, replace_while_current};
+use super::{StateId, StillCurrent, disk_error, replace_while_current, sources};
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
-const KIND: Kind = Kind { magic: *b"TGMANIF", version: 1, name: "manifest" };
+/// Version 1 differs only in what a [`StepPrint`] says.
+const KIND: Kind = Kind { magic: *b"TGMANIF", version: 2, name: "manifest" };
 
 /// One consistent cut of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +69,40 @@ pub struct StepPrint {
     pub name: String,
     /// How it was asked for: "tumbling 10s".
     pub detail: String,
-    /// Stands for the types of what it holds.
+    /// Stands for the shape of the rows that it keeps or may retract, or for the identity of a source; 0 if that is unknown,
+    /// or there is none.
     pub fingerprint: u64,
+}
+
+impl QueryPrint {
+    /// Makes the print that a file of this version has comparable with those of today. In version 1 the compiler's names of
+    /// types were a part of details and, but for sources, of fingerprints. Segments still say what shape their rows have.
+    pub(super) fn upgrade(&mut self, version: u8) {
+        if version > 1 {
+            return;
+        }
+        for step in &mut self.steps {
+            let before_types = if step.keeps_rows() { ": " } else { " of " };
+            if let Some((detail, _)) = step.detail.rsplit_once(before_types) {
+                step.detail = detail.to_owned();
+            }
+            if step.kind != sources::KIND {
+                step.fingerprint = 0;
+            }
+        }
+    }
+}
+
+impl StepPrint {
+    /// `true` if snapshots have rows of it.
+    pub(super) fn keeps_rows(&self) -> bool {
+        !matches!(&*self.kind, sources::KIND | "sink" | "view")
+    }
+
+    /// `true` if it is known to hold other rows than that step.
+    pub(super) fn differs_in_shape(&self, other: &StepPrint) -> bool {
+        self.fingerprint != other.fingerprint && self.fingerprint != 0 && other.fingerprint != 0
+    }
 }
 
 /// Name prefix of those [`SourceState`]s that are no sources, but watermarks of combined streams.
@@ -169,7 +202,9 @@ impl Manifest {
     /// # Errors
     /// If they are damaged, in another format, or of another manifest or state.
     pub fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
-        let manifest: Manifest = KIND.open(bytes).map_err(|broken| KIND.refusal(broken, id))?;
+        let opened = KIND.open_any(bytes).map_err(|broken| KIND.refusal(broken, id))?;
+        let (mut manifest, version): (Manifest, u8) = opened;
+        manifest.query.upgrade(version);
         if manifest.state != state {
             let why = format!("it belongs to the state {}, and this is {state}", manifest.state);
             return Err(Error::new("a manifest is of another state").at(id).because(why));
@@ -242,4 +277,50 @@ pub fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<ManifestId>> {
     let mut ids: Vec<_> = names.iter().filter_map(|name| ManifestId::parse(name)).collect();
     ids.sort();
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::recovery::changes;
+
+    fn step(kind: &str, detail: &str, fingerprint: u64) -> StepPrint {
+        StepPrint { kind: kind.into(), name: kind.into(), detail: detail.into(), fingerprint }
+    }
+
+    fn print(steps: [StepPrint; 5]) -> QueryPrint {
+        QueryPrint { build: "b".into(), flags: Vec::new(), steps: steps.into() }
+    }
+
+    #[test]
+    fn a_print_of_version_1_is_that_of_today_if_only_code_has_moved() {
+        let earlier = print([
+            step("source", "csv in of mine.csv of app::model::Sale", 7),
+            step("window", "Tumbling { size: 10s }, late by 1s: alloc::string::String -> (i64, i128)", 11),
+            step("table", "the last: app::Key -> app::Value", 12),
+            step("sink", "csv totals.csv of app::rows::Total", 13),
+            step("window2", "state by key: app::Key -> app::State", 14),
+        ]);
+        let today = print([
+            step("source", "csv in of mine.csv", 7),
+            step("window", "Tumbling { size: 10s }, late by 1s", 21),
+            step("table", "the last", 22),
+            step("sink", "csv totals.csv", 23),
+            step("window2", "state by key", 24),
+        ]);
+        let mut upgraded = earlier.clone();
+        upgraded.upgrade(2);
+        assert_eq!(upgraded, earlier);
+        upgraded.upgrade(1);
+        assert_eq!(changes(&upgraded, &today), Vec::<String>::new());
+        // What a detail and the identity of a source say counts as before.
+        let mut other = today.clone();
+        other.steps[1].detail = "Tumbling { size: 20s }, late by 1s".into();
+        other.steps[0].fingerprint = 8;
+        assert_eq!(changes(&upgraded, &other).len(), 2);
+        // Of today's prints shapes count too.
+        let mut other = today.clone();
+        other.steps[2].fingerprint = 99;
+        assert_eq!(changes(&today, &other), ["the step table table has other types"]);
+    }
 }

@@ -522,8 +522,7 @@ fn end_of_journal(found: &Found<'_>) -> String {
 /// Whether the query can read the state of every durable step.
 fn check_steps(base: &Manifest, query: &QueryPrint) -> Result<()> {
     fn print<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
-        let keeps_rows = |step: &&StepPrint| step.kind != sources::KIND && step.fingerprint != 0;
-        query.steps.iter().filter(keeps_rows).find(|step| step.name == name)
+        query.steps.iter().filter(|step| step.keeps_rows()).find(|step| step.name == name)
     }
     for step in &base.steps {
         let place = format!("step {}", step.name);
@@ -532,7 +531,7 @@ fn check_steps(base: &Manifest, query: &QueryPrint) -> Result<()> {
                 .at(place)
                 .help("give the step its name back, or begin a new state"));
         };
-        if print(&base.query, &step.name).is_some_and(|then| then.fingerprint != now.fingerprint) {
+        if print(&base.query, &step.name).is_some_and(|then| then.differs_in_shape(now)) {
             return Err(Error::new("the state has rows of another type than the query")
                 .at(place)
                 .because("the key or the value of the step has changed")
@@ -605,7 +604,7 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
             Some(was) if was.detail != step.detail => {
                 changes.push(format!("the step {kind} {name} is {}, was {}", step.detail, was.detail));
             }
-            Some(was) if was.fingerprint != step.fingerprint => {
+            Some(was) if was.differs_in_shape(step) => {
                 changes.push(format!("the step {kind} {name} has other types"));
             }
             Some(_) => {}

@@ -88,6 +88,15 @@ impl Kind {
         }
     }
 
+    /// Reads the bytes of a whole file in this format, or in an earlier one of the same layout; also says in which.
+    pub(super) fn open_any<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, u8), Broken> {
+        let version = match bytes.get(7) {
+            Some(version) if (1..self.version).contains(version) => *version,
+            _ => self.version,
+        };
+        Kind { version, ..*self }.open(bytes).map(|content| (content, version))
+    }
+
     /// The error for a file of this kind, at this place.
     pub(super) fn refusal(&self, broken: Broken, place: impl std::fmt::Display) -> Error {
         match broken {
@@ -133,6 +142,17 @@ mod tests {
             flipped[at] ^= 1 << bit;
             assert!(KIND.open::<Content>(&flipped).is_err(), "bit {bit} of byte {at}");
         }
+    }
+
+    #[test]
+    fn earlier_formats_of_one_layout_are_read_and_later_ones_are_not() {
+        for version in 1..=3 {
+            let bytes = Kind { version, ..KIND }.seal(&7u8).unwrap();
+            assert_eq!(KIND.open_any(&bytes), Ok((7u8, version)));
+        }
+        let later = Kind { version: 4, ..KIND }.seal(&7u8).unwrap();
+        assert_eq!(KIND.open_any::<u8>(&later), Err(Broken::Version(4)));
+        assert!(matches!(KIND.open_any::<u8>(&[]), Err(Broken::Damaged(_))));
     }
 
     #[test]

@@ -57,7 +57,8 @@ use crate::time::{Epoch, EventTime};
 
 const IDENTITY: Kind = Kind { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
 const LIFE: Kind = Kind { magic: *b"TGALIFE", version: 1, name: "record of a life" };
-const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 1, name: "claim" };
+/// Version 1 differs only in what a `StepPrint` says.
+const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 2, name: "claim" };
 
 /// The file that says where the job can be asked.
 const WATCHED_AT: &str = "WATCHED_AT";
@@ -583,7 +584,9 @@ fn latest(disk: &dyn Disk, lives: &Path) -> io::Result<u64> {
 
 fn read_claim(state: StateId, number: u64, bytes: &[u8]) -> Result<Claim> {
     let place = format!("{number}.claim");
-    let claim: Claim = CLAIM.open(bytes).map_err(|broken| CLAIM.refusal(broken, &place))?;
+    let opened = CLAIM.open_any(bytes).map_err(|broken| CLAIM.refusal(broken, &place))?;
+    let (mut claim, version): (Claim, u8) = opened;
+    claim.query.upgrade(version);
     if claim.state != state || claim.incarnation != number {
         let why = format!("it is that of life {} of the state {}", claim.incarnation, claim.state);
         return Err(Error::new("a claim is not that of its life").at(place).because(why));

@@ -636,7 +636,7 @@ impl Job {
         let (quiet, watcher) = (self.quiet, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
-        let snapshots = shared.snapshots.clone();
+        let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
         if let Some(side) = &side {
@@ -660,6 +660,10 @@ impl Job {
             failure.set(error);
             Vec::new()
         });
+        // What the journal cannot keep in the end is a failure as it is at any other time.
+        if let Err(error) = journal.close() {
+            failure.set(error);
+        }
         if let Some(dir) = dir.as_ref().filter(|_| told.is_some()) {
             dir.tell_where(None);
         }
@@ -747,7 +751,7 @@ impl Job {
 /// A query, shared by those who build it.
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
-/// Runs the workers of this process to their ends. What they share, the journal for one, is closed then.
+/// Runs the workers of this process to their ends. What they share is dropped then.
 fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
     let shared = Arc::new(shared);
     let cannot = |why: String| Error::new("cannot start the workers").because(why);

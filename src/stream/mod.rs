@@ -338,8 +338,7 @@ impl<'f> Flow<'f> {
 
     /// Reads a source, under a name of its own.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
-        let detail = format!("{} of {}", source.describe(), std::any::type_name::<S::Item>());
-        self.build.step("source", name, detail, self.identity(source));
+        self.build.step("source", name, source.describe(), self.identity(source));
         self.know_topics(source.topic(), Vec::new());
         let (stream, Stream { events, marks, .. }) = input::read(self, name, source);
         self.rejects.borrow_mut().push((events, marks));

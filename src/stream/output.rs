@@ -58,7 +58,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
 ) {
     let build = &flow.build;
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
-    build.step("sink", name, format!("{} of {}", sink.describe(), std::any::type_name::<D>()), fingerprint);
+    build.step("sink", name, sink.describe(), fingerprint);
     flow.check_travels::<R>("sink", name);
     flow.know_topics(None, sink.topics());
     if let Err(error) = sink.check(kind) {

@@ -245,8 +245,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
             0
         });
         let (lateness, wants) = (Span::from_length(lateness), Wants::default());
-        let types = (std::any::type_name::<K>(), std::any::type_name::<S>());
-        let detail = format!("state by key{}: {} -> {}", fold::said(lateness), types.0, types.1);
+        let detail = format!("state by key{}", fold::said(lateness));
         let functions = Functions { on_record, on_timer, types: PhantomData };
         let (of_step, metrics) = (wants.clone(), build.metrics.step(name));
         let begin = move |start: Start<'_>| {

@@ -344,8 +344,6 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
         Arranged::<T, K, D, A>::begin(start, of_windows, telling, of_step, lateness, metrics, fault)
     };
     let detail = format!("{windows:?}{}", fold::said(lateness));
-    let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
-    let detail = format!("{detail}: {} -> {}", types.0, types.1);
     let judge = BySlot::<T>::new(windows, lateness);
     fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
 }
@@ -370,8 +368,7 @@ where
     let of_step = wants.clone();
     let begin =
         move |start: Start<'_>| Rows::begin(behaviour, (start.closed, start.durable), (of_step, lateness), metrics);
-    let types = (std::any::type_name::<K>(), std::any::type_name::<A::Sum>());
-    let detail = format!("{said}{}: {} -> {}", fold::said(lateness), types.0, types.1);
+    let detail = format!("{said}{}", fold::said(lateness));
     let part = move |event: &Event<D>| part.part(event);
     fold::step(keyed, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin)
 }

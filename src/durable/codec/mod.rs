@@ -60,12 +60,12 @@ pub struct Coding {
 }
 
 impl Coding {
-    /// Whether rows that were `written` so can be read as this says.
+    /// Decides whether rows that were `written` so can be read as this says.
     ///
     /// # Errors
-    /// Without a place: that it is another codec, another type, or another form of the type, and what to do.
+    /// Fails if not, without a place: that it is another codec, another type, or another shape of the type, and what to do.
     pub fn accepts(&self, written: &Coding) -> Result<()> {
-        if (self.codec, self.fingerprint, &self.rows) == (written.codec, written.fingerprint, &written.rows) {
+        if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
         }
         let refused = Error::new("cannot read a segment's rows");
@@ -132,6 +132,14 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// When the bytes are not exactly so many rows; `out` may then hold some.
     fn decode(&self, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> std::result::Result<AlignedBytes, String>;
+
+    /// Decides whether it can read rows that were `written` so, by this version of the program or an earlier one.
+    ///
+    /// # Errors
+    /// Fails as [`Coding::accepts`] does.
+    fn reads(&self, written: &Coding) -> Result<()> {
+        self.coding().accepts(written)
+    }
 
     /// What a file says of rows that it writes.
     fn coding(&self) -> Coding {
@@ -305,10 +313,11 @@ mod tests {
         };
         let mine = coding(CodecId::POSTCARD, 1, "u32");
         assert_eq!(mine.accepts(&mine.clone()), Ok(()));
+        assert_eq!(mine.accepts(&coding(CodecId::POSTCARD, 1, "moved::u32")), Ok(()));
         for (written, expected) in [
             (coding(CodecId::ABOMONATION, 1, "u32"), "written by abomonation, and this step reads postcard; run"),
             (coding(CodecId(9), 1, "u32"), "written by codec 9, and this step reads postcard; run"),
-            (coding(CodecId::POSTCARD, 1, "u64"), "written as `u64`, and this step reads `u32`; restore"),
+            (coding(CodecId::POSTCARD, 2, "u64"), "written as `u64`, and this step reads `u32`; restore"),
             (coding(CodecId::POSTCARD, 2, "u32"), "another shape than when they were written; restore"),
         ] {
             let said = mine.accepts(&written).unwrap_err().to_string();

@@ -1,13 +1,15 @@
 //! Rows by serde, in the `postcard` format: small, and read by any program that has the same types.
 //!
 //! A block is its rows, one behind the other. The format does not describe itself, so what guards it is the checksum of
-//! the block and the fingerprint of the type: its name, and its shape as serde sees it.
+//! the block and the fingerprint of the type: its shape as serde sees it. Where the code of a type lies (its module, its
+//! crate, the compiler's name for it) is no part of that.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::durable::codec::shape::shape_of;
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Rows, Schema, fingerprint};
+use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Draft, Rows, Schema, fingerprint};
+use crate::error::Error;
 
 /// The codec that every row type has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,7 +21,19 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 
     fn fingerprint(&self) -> u64 {
-        fingerprint([std::any::type_name::<T>(), &shape_of::<T>().text])
+        let shape = shape_of::<T>();
+        // What is behind a value that the type refuses is in no shape: names stand for it.
+        let names = if shape.is_whole { String::new() } else { without_paths(std::any::type_name::<T>()) };
+        fingerprint(["shape", &shape.text, &names])
+    }
+
+    fn reads(&self, written: &Coding) -> Result<(), Error> {
+        // Fingerprints of earlier versions had the type's name in them, which is in the file.
+        let earlier = || fingerprint([&*written.rows, &*shape_of::<T>().text]);
+        if written.codec == CodecId::POSTCARD && written.fingerprint == earlier() {
+            return Ok(());
+        }
+        Codec::<T>::coding(self).accepts(written)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -50,6 +64,13 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
         decode(block.as_slice(), rows, out)?;
         Ok(block)
     }
+}
+
+/// A type's name without the modules that its parts lie in.
+fn without_paths(name: &str) -> String {
+    let is_of_path = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ':');
+    let parts = name.split_inclusive(|letter| !is_of_path(letter));
+    parts.map(|part| part.rsplit_once("::").map_or(part, |(_, last)| last)).collect()
 }
 
 fn decode<T: DeserializeOwned>(mut bytes: &[u8], rows: u32, out: &mut Vec<T>) -> Result<(), String> {
@@ -141,6 +162,63 @@ mod tests {
         Postcard.encode(&row, &mut draft).unwrap();
         assert_eq!(Codec::<All>::check(&Postcard), Ok(()));
         assert_eq!(Codec::<All>::open(&Postcard, aligned(&draft.take()), 1).unwrap().as_slice(), [row]);
+    }
+
+    /// Types of one name in two modules.
+    mod here {
+        #[derive(serde::Serialize, serde::Deserialize)]
+        pub(super) struct Row(pub(super) u8, pub(super) i64);
+    }
+    mod there {
+        #[derive(serde::Serialize, serde::Deserialize)]
+        pub(super) struct Row(pub(super) u8, pub(super) i64);
+        pub(super) mod changed {
+            #[derive(serde::Serialize, serde::Deserialize)]
+            pub(crate) struct Row(pub(crate) u8, pub(crate) u64);
+        }
+    }
+
+    #[test]
+    fn rows_of_a_type_that_has_moved_are_read() {
+        let written = Codec::<here::Row>::coding(&Postcard);
+        assert_eq!(Codec::<there::Row>::reads(&Postcard, &written), Ok(()));
+        let refused = Codec::<there::changed::Row>::reads(&Postcard, &written).unwrap_err().to_string();
+        assert!(refused.contains("they were written as `tidegate::") && refused.contains("changed::Row`"), "{refused}");
+    }
+
+    #[test]
+    fn rows_with_a_fingerprint_of_version_1_are_read_wherever_their_type_lies() {
+        for name in ["tidegate::durable::codec::postcard::tests::here::Row", "another_crate::Row"] {
+            let fingerprint = fingerprint([name, &shape_of::<here::Row>().text]);
+            let written = Coding { fingerprint, rows: name.into(), ..Codec::<here::Row>::coding(&Postcard) };
+            assert_eq!(Codec::<there::Row>::reads(&Postcard, &written), Ok(()));
+            assert!(Codec::<there::changed::Row>::reads(&Postcard, &written).is_err());
+            let of_another_codec = Coding { codec: CodecId::ABOMONATION, ..written };
+            assert!(Codec::<there::Row>::reads(&Postcard, &of_another_codec).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_behind_a_refused_value_is_told_apart_by_names() {
+        /// Has no value that a shape asks for.
+        #[derive(serde::Serialize)]
+        struct Refuses;
+        impl<'de> serde::Deserialize<'de> for Refuses {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let _value = u8::deserialize(from)?;
+                Err(serde::de::Error::custom("never"))
+            }
+        }
+        assert!(!shape_of::<(Refuses, u8)>().is_whole && shape_of::<Row>().is_whole);
+        let (byte, word) = (Codec::<(Refuses, u8)>::coding(&Postcard), Codec::<(Refuses, u16)>::coding(&Postcard));
+        assert!(Codec::<(Refuses, u8)>::reads(&Postcard, &byte).is_ok());
+        assert!(Codec::<(Refuses, u8)>::reads(&Postcard, &word).is_err());
+    }
+
+    #[test]
+    fn paths_are_no_part_of_names() {
+        let name = "(alloc::vec::Vec<my_app::a::Key>, [u8; 4], core::option::Option<&'static str>)";
+        assert_eq!(without_paths(name), "(Vec<Key>, [u8; 4], Option<&'static str>)");
     }
 
     #[test]

@@ -30,19 +30,24 @@ pub(super) struct Shape {
     /// Whether the type asks what comes next, as untagged enums do. Only a format that describes itself
     /// has an answer.
     pub(super) asks: bool,
+    /// `false` if a part of it is left out: behind a value that the type refuses, or for its length.
+    pub(super) is_whole: bool,
 }
 
 /// The shape of a type.
 pub(super) fn shape_of<T: DeserializeOwned>() -> Shape {
     let mut seen = Seen { text: String::new(), asks: false, depth: 0, variant: 0, most: 1 };
+    let mut refused = false;
     while seen.variant < seen.most && seen.text.len() < LONGEST {
         if T::deserialize(Probe(&mut seen)).is_err() {
+            refused = true;
             seen.text.push('!');
         }
         seen.text.push('\n');
         (seen.depth, seen.variant) = (0, seen.variant + 1);
     }
-    Shape { text: seen.text, asks: seen.asks }
+    let is_whole = !refused && seen.text.len() < LONGEST;
+    Shape { text: seen.text, asks: seen.asks, is_whole }
 }
 
 /// What a type has asked for so far.

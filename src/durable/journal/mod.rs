@@ -121,6 +121,14 @@ pub trait Journal: Send + Sync {
     fn syncs(&self) -> Arc<SyncMetrics> {
         Arc::default()
     }
+
+    /// Puts all frames on record for good and takes no more.
+    ///
+    /// # Errors
+    /// Fails with what the journal failed with, now or before.
+    fn close(&self) -> Result<()> {
+        self.check()
+    }
 }
 
 /// A journal that holds what it is told in memory: at once "synced", and gone with the process.

@@ -70,7 +70,7 @@ impl fmt::Debug for Place {
 #[derive(Debug)]
 pub struct FileJournal {
     shared: Arc<Shared>,
-    thread: Option<Handle>,
+    thread: Mutex<Option<Handle>>,
 }
 
 /// What workers and the writing thread share.
@@ -117,11 +117,12 @@ impl FileJournal {
     /// # Errors
     /// If the disk does not let it, or the process has begun it already.
     pub fn begin(place: Place) -> Result<FileJournal> {
-        let (mut journal, writer) = FileJournal::prepare(place)?;
+        let (journal, writer) = FileJournal::prepare(place)?;
         // Workers would wait in vain for a thread that has panicked.
         let shared = Arc::clone(&journal.shared);
         let told = move |error| shared.fail(error);
-        journal.thread = Some(thread::start_telling(Role::Journal, Role::Journal.name(), told, move || writer.run())?);
+        let thread = thread::start_telling(Role::Journal, Role::Journal.name(), told, move || writer.run())?;
+        *locked(&journal.thread) = Some(thread);
         Ok(journal)
     }
 
@@ -137,27 +138,21 @@ impl FileJournal {
             syncs: Arc::default(),
         });
         let writer = Writer::begin(place, shared.clone())?;
-        Ok((FileJournal { shared, thread: None }, writer))
+        Ok((FileJournal { shared, thread: Mutex::default() }, writer))
     }
 
-    /// Writes and syncs all that waits, and ends.
-    ///
-    /// # Errors
-    /// What the journal failed with, now or before.
-    pub fn close(mut self) -> Result<()> {
-        self.end();
-        self.check()
-    }
-
-    fn end(&mut self) {
+    /// Has the thread write and sync all that waits, and end.
+    fn end(&self) {
         locked(&self.shared.queue).closing = true;
         self.shared.ready.notify_one();
-        if let Some(thread) = self.thread.take() {
+        let thread = locked(&self.thread).take();
+        if let Some(thread) = thread {
             thread.join();
         }
     }
 }
 
+/// For a journal that its owner fails to close: what fails now is not told.
 impl Drop for FileJournal {
     fn drop(&mut self) {
         self.end();
@@ -208,6 +203,11 @@ impl Journal for FileJournal {
 
     fn syncs(&self) -> Arc<SyncMetrics> {
         Arc::clone(&self.shared.syncs)
+    }
+
+    fn close(&self) -> Result<()> {
+        self.end();
+        self.check()
     }
 }
 

@@ -115,7 +115,7 @@ impl SegmentReader {
     /// # Errors
     /// When they were written by another codec or as another type.
     pub fn accept<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
-        codec.coding().accepts(&self.coding).map_err(|refused| refused.at(self.path.display()))
+        codec.reads(&self.coding).map_err(|refused| refused.at(self.path.display()))
     }
 
     fn accept_once<T: 'static>(&mut self, codec: &dyn Codec<T>) -> Result<()> {

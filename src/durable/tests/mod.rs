@@ -40,7 +40,7 @@ fn frame(epoch: u64, bounds: &[(u32, u64)]) -> Frame {
 
 fn print() -> QueryPrint {
     let step = StepPrint { kind: "aggregate".into(), name: "t".into(), detail: "tumbling 10s".into(), fingerprint: 7 };
-    let source = StepPrint { kind: "source".into(), name: "s".into(), detail: "topic s of T".into(), fingerprint: 0 };
+    let source = StepPrint { kind: "source".into(), name: "s".into(), detail: "topic s".into(), fingerprint: 0 };
     let flags = vec![("--epoch".into(), "100ms".into())];
     QueryPrint { build: "b1".into(), flags, steps: vec![step, source] }
 }

@@ -480,8 +480,12 @@ impl Side {
         }
     }
 
-    /// Another process: says what this one has done, and returns when the job is over or has failed.
+    /// Another process: says what this one has done, and returns when the job is over or has failed. One that has failed
+    /// has not done its part.
     pub(crate) fn done(&self, summary: Summary) {
+        if self.failure.get().is_some() {
+            return;
+        }
         self.tell(&Word::Done(summary));
         let mut state = self.state();
         while !state.over && self.failure.get().is_none() {

@@ -5,16 +5,12 @@
 //! comes, or if retention has removed what was behind the end. Nothing here is kept open.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
-use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
-
-use super::client::{Target, said};
-use super::reader::{OFFSETS_PATIENCE, another, check, check_end, connect, judge, list, no_partition, offsets, place};
+use super::client::Target;
+use super::probe::{Next, read_each};
+use super::reader::{another, check_end, connect, is_as_checked, no_partition, offsets, place};
 use crate::durable::journal::{Bound, Check};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A partition that is asked for records.
 struct Asked {
@@ -45,42 +41,19 @@ pub(super) fn grown_since(target: &Target, job: &str, bounds: &[Bound]) -> Resul
             asked.insert(id, Asked { end, check });
         }
     }
-    let assigned = list(&target.topic, &from).and_then(|list| consumer.assign(&list));
-    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(said(&error)))?;
-    let mut heard = Instant::now();
-    while let Some((id, _)) = asked.first_key_value() {
-        if heard.elapsed() > OFFSETS_PATIENCE {
-            let place = format!("{}, partition {id}", target.describe());
-            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
+    read_each(&consumer, target, &from, |id, message| {
+        let Some(Asked { end, check }) = asked.get_mut(&id) else { return Ok(Next::Enough) };
+        if let Some(expected) = check.take()
+            && !message.is_some_and(|message| is_as_checked(message, expected))
+        {
+            return Err(another(target, id, expected));
         }
-        let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
-        let (id, found) = match &polled {
-            Ok(message) => (message.partition(), Some(message)),
-            Err(KafkaError::PartitionEOF(id)) => (*id, None),
-            Err(error) => {
-                judge(target, *id, error)?;
-                continue;
-            }
-        };
-        heard = Instant::now();
-        let id = id.max(0) as u32;
-        let Some(Asked { end, check: expected }) = asked.get_mut(&id) else { continue };
-        if let Some(expected) = expected.take() {
-            let known = found.is_some_and(|message| {
-                let (offset, stamped) = place(message);
-                check(offset, stamped, message.payload()) == expected
-            });
-            if !known {
-                return Err(another(target, id, expected));
-            }
-        }
-        match found {
-            Some(message) if place(message).0 >= *end => return Ok(Some(more(target, id, *end))),
-            Some(_) => {}
-            None => drop(asked.remove(&id)),
-        }
-    }
-    Ok(None)
+        Ok(match message {
+            Some(message) if place(message).0 >= *end => Next::Answer(more(target, id, *end)),
+            Some(_) => Next::More,
+            None => Next::Enough,
+        })
+    })
 }
 
 fn more(target: &Target, partition: u32, end: u64) -> String {

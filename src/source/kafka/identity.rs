@@ -10,19 +10,18 @@
 //! Invariant: nothing here waits longer than its deadline.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::client::Client;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::admin::{administrator, wait_for};
 use super::client::{Target, in_words, said};
-use super::reader::{OFFSETS_PATIENCE, another, check, connect, judge, list, no_partition, offsets, place};
+use super::probe::{Next, read_each};
+use super::reader::{another, connect, is_as_checked, no_partition, offsets};
 use crate::durable::journal::Check;
 use crate::error::{Error, Result};
 
@@ -77,35 +76,11 @@ pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)
             from.push((*id, check.at));
         }
     }
-    let assigned = list(&target.topic, &from).and_then(|list| consumer.assign(&list));
-    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(said(&error)))?;
-    let mut heard = Instant::now();
-    while let Some((id, _)) = expected.first_key_value() {
-        if heard.elapsed() > OFFSETS_PATIENCE {
-            let place = format!("{}, partition {id}", target.describe());
-            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
-        }
-        let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
-        let (id, found) = match &polled {
-            Ok(message) => (message.partition(), Some(message)),
-            Err(KafkaError::PartitionEOF(id)) => (*id, None),
-            Err(error) => {
-                judge(target, *id, error)?;
-                continue;
-            }
-        };
-        heard = Instant::now();
-        let id = id.max(0) as u32;
-        let Some(expected) = expected.remove(&id) else { continue };
-        let as_it_was = found.is_some_and(|message| {
-            let (offset, stamped) = place(message);
-            check(offset, stamped, message.payload()) == expected
-        });
-        if !as_it_was {
-            return Ok(Some(another(target, id, expected)));
-        }
-    }
-    Ok(None)
+    read_each(&consumer, target, &from, |id, message| {
+        let Some(expected) = expected.remove(&id) else { return Ok(Next::Enough) };
+        let is_as_it_was = message.is_some_and(|message| is_as_checked(message, expected));
+        Ok(if is_as_it_was { Next::Enough } else { Next::Answer(another(target, id, expected)) })
+    })
 }
 
 /// Refuses a topic that is compacted. Where the brokers do not tell, it is read, with a warning.

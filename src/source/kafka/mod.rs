@@ -20,6 +20,7 @@ pub(crate) mod client;
 mod embedded;
 mod growth;
 mod identity;
+mod probe;
 mod reader;
 mod report;
 mod watch;

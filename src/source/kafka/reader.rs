@@ -883,6 +883,12 @@ pub(super) fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
     (message.offset().max(0) as u64, message.timestamp().to_millis())
 }
 
+/// `true` if a message is the record of a check.
+pub(super) fn is_as_checked(message: &BorrowedMessage<'_>, expected: Check) -> bool {
+    let (offset, stamped) = place(message);
+    check(offset, stamped, message.payload()) == expected
+}
+
 /// What a partition is known again by: a record of it.
 pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> Check {
     let mut sum = crc32fast::Hasher::new();

@@ -1,0 +1,69 @@
+//! Reads a few messages of a topic, with a client that reads nothing else: `read_each(&consumer, &target, &from, |id, message|
+//! …)` asks of each message, and of the end of each partition, whether more of that partition is wanted.
+//!
+//! Invariant: it waits for no message longer than [`OFFSETS_PATIENCE`].
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+
+use super::client::{Target, said};
+use super::reader::{OFFSETS_PATIENCE, judge, list};
+use super::report::Listener;
+use crate::error::{Error, Result};
+
+/// What is wanted next of a partition.
+pub(super) enum Next<T> {
+    /// Its next message.
+    More,
+    /// Nothing.
+    Enough,
+    /// Nothing of any partition: this is the answer.
+    Answer(T),
+}
+
+/// Reads partitions from these offsets on, until there is an answer or enough of each. `take` gets the id of a partition and
+/// its next message; `None` stands for its end.
+///
+/// # Errors
+/// Fails if the topic cannot be read now, or as `take` does.
+pub(super) fn read_each<T>(
+    consumer: &BaseConsumer<Listener>,
+    target: &Target,
+    from: &[(u32, u64)],
+    mut take: impl FnMut(u32, Option<&BorrowedMessage<'_>>) -> Result<Next<T>>,
+) -> Result<Option<T>> {
+    let assigned = list(&target.topic, from).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(said(&error)))?;
+    let mut wanted: BTreeSet<u32> = from.iter().map(|(id, _)| *id).collect();
+    let mut heard = Instant::now();
+    while let Some(id) = wanted.first() {
+        if heard.elapsed() > OFFSETS_PATIENCE {
+            let place = format!("{}, partition {id}", target.describe());
+            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
+        }
+        let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let (id, message) = match &polled {
+            Ok(message) => (message.partition(), Some(message)),
+            Err(KafkaError::PartitionEOF(id)) => (*id, None),
+            Err(error) => {
+                judge(target, *id, error)?;
+                continue;
+            }
+        };
+        heard = Instant::now();
+        let id = id.max(0) as u32;
+        if !wanted.contains(&id) {
+            continue;
+        }
+        match take(id, message)? {
+            Next::More => {}
+            Next::Enough => drop(wanted.remove(&id)),
+            Next::Answer(answer) => return Ok(Some(answer)),
+        }
+    }
+    Ok(None)
+}
