@@ -1,4 +1,5 @@
-//! Ends of the journals of an incarnation, worker by worker: the proof that a sink keeps with what it has published.
+//! The ends of an incarnation's journals, one for each worker: the proof that a sink keeps with the output it
+//! published.
 //!
 //! A worker that has nothing to commit in an epoch writes no frame. So a frame that is missing at the end of a journal
 //! cannot be told from one that was never written, unless somebody else knows of it. A sink knows: with the last epoch
@@ -43,7 +44,7 @@ impl From<WorkerEnd> for (u32, u32, Epoch) {
 pub struct JournalEnds(Vec<WorkerEnd>);
 
 impl JournalEnds {
-    /// Takes in that a worker has written a frame.
+    /// Records that a worker has written a frame.
     pub fn note(&mut self, end: WorkerEnd) {
         match self.0.binary_search_by_key(&end.worker, |known| known.worker) {
             Ok(at) => self.0[at].epoch = self.0[at].epoch.max(end.epoch),
@@ -51,7 +52,7 @@ impl JournalEnds {
         }
     }
 
-    /// The end of each worker, by worker.
+    /// Iterates over the ends, in order of workers.
     pub fn iter(&self) -> impl Iterator<Item = &WorkerEnd> {
         self.0.iter()
     }
