@@ -6,9 +6,9 @@
 //! that it publishes it keeps, for each worker, the last epoch at or before that one for which the worker has written a
 //! frame. A recovery refuses a journal that does not have those frames.
 //!
-//! Invariants: the end of a worker never goes back; a frame is synced before any sink publishes an epoch whose ends name
-//! it. The workers of an incarnation all write a frame for its first epoch, so each has an end as soon as an epoch of the
-//! incarnation is published.
+//! Invariants: the end of a worker never goes back; a frame is synced before any sink publishes an epoch whose ends
+//! name it. The workers of an incarnation all write a frame for its first epoch, so each has an end as soon as an epoch
+//! of the incarnation is published.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,8 @@ impl From<WorkerEnd> for (u32, u32, Epoch) {
     }
 }
 
-/// The last frames of all workers that have written one, by worker. In text formats: a list of `[process, worker, epoch]`.
+/// The last frames of all workers that have written one, by worker. Text formats write a list of `[process, worker,
+/// epoch]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JournalEnds(Vec<WorkerEnd>);
