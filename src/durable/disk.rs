@@ -4,8 +4,9 @@
 //!   name only after its directory is synced.
 //! * [`Disk::replace_if`], [`Disk::replace`] and [`Disk::create_new`] are atomic: after a crash either the old state or
 //!   the new one is there.
-//! * A store may lack [`Disk::rename`] and [`Disk::link`], as object stores do. It then implements the atomic operations
-//!   and [`Disk::take_lock_over`] itself, and a state needs nothing else. Only files of results are renamed otherwise.
+//! * A store may lack [`Disk::rename`] and [`Disk::link`], as object stores do. It then implements the atomic
+//!   operations and [`Disk::take_lock_over`] itself, and a state needs nothing else. Only files of results are renamed
+//!   otherwise.
 //!
 //! Invariant: all I/O of state and of file sinks goes through here, so a test that fails any single operation, or loses
 //! what was not synced, covers every possible crash.

@@ -1,12 +1,12 @@
 //! Durable state, and the commit protocol that keeps sources, state and sinks consistent across crashes.
 //!
 //! * The [`journal`] commits the input of each epoch: offsets, watermarks, ends of partitions.
-//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, encoded by a [`codec`];
-//!   [`compaction`] merges segments.
-//! * A [`manifest`] names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch. A
-//!   **snapshot** is a manifest and the files that it names.
-//! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. [`state`] is the
-//!   directory that holds all of this, and [`recovery`] decides from where an incarnation resumes.
+//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, encoded by a
+//!   [`codec`]; [`compaction`] merges segments.
+//! * A [`manifest`] names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch.
+//!   A **snapshot** is a manifest and the files that it names.
+//! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. [`state`] is
+//!   the directory that holds all of this, and [`recovery`] decides from where an incarnation resumes.
 //!
 //! # The commit protocol
 //!
