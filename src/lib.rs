@@ -61,9 +61,9 @@
 //!
 //! # Modules
 //!
-//! Lowest layer first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`],
-//! [`view`]; [`stream`], with which queries are written; [`job`]; [`testing`], to run a query in memory and read its
-//! output by epoch; [`cli`], the flags that query programs share.
+//! Lowest layer first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`], [`status`]; [`durable`]; [`source`],
+//! [`sink`], [`view`]; [`stream`], with which queries are written; [`job`]; [`testing`], to run a query in memory and
+//! read its output by epoch; [`cli`], the flags that query programs share.
 //!
 //! # State
 //!
