@@ -121,7 +121,7 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Records that rejected records go to a sink, so that the first one need not be logged.
+    /// Suppresses the notice of the first rejected record: rejected records go to a sink.
     pub fn keep_rejects(&self) {
         self.rejects_are_kept.store(true, Ordering::Relaxed);
     }
@@ -164,13 +164,13 @@ fn rank(time: EventTime) -> u64 {
 /// The counters of a window step.
 #[derive(Debug, Default)]
 pub struct StepMetrics {
-    /// Records received, each counted once for every window it belongs to.
+    /// Records received, each counted once, however many windows it belongs to.
     pub taken: Counter,
     /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: Counter,
-    /// Records of both kinds that are counted in a row of a window.
+    /// Received and loaded records that are counted in a row of a window.
     pub counted: Counter,
-    /// Records of both kinds that were late.
+    /// Received records that were late for all their windows.
     pub late: Counter,
     /// Late records that were in the order of their own partition: late only by an activation watermark, because the
     /// partition or its stream had been idle, or was found late.
@@ -379,7 +379,7 @@ impl Metrics {
         peaks.map(line).collect()
     }
 
-    /// Records that the job's workers have started.
+    /// Starts the clock of [`Metrics::working_for`]; only the first call counts.
     pub(crate) fn begin(&self) {
         self.begun.get_or_init(Instant::now);
     }
@@ -459,13 +459,13 @@ pub struct SourceSummary {
 pub struct StepSummary {
     /// The step's name.
     pub name: String,
-    /// Records received, each counted once for every window it belongs to.
+    /// Records received, each counted once, however many windows it belongs to.
     pub taken: u64,
     /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: u64,
-    /// Records of both kinds that are counted in a row of a window.
+    /// Received and loaded records that are counted in a row of a window.
     pub counted: u64,
-    /// Records of both kinds that were late.
+    /// Received records that were late for all their windows.
     pub late: u64,
     /// Late records that were late only because their partition, or its stream, had been idle or was found late.
     #[serde(default)]

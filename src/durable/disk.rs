@@ -96,7 +96,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// new.
     ///
     /// # Errors
-    /// Fails with the error of the store; the old file is then still there.
+    /// Fails with the error of the store; either the old file or the new one is then there.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.replace_if(path, bytes, &mut || true).map(drop)
     }

@@ -75,7 +75,7 @@ pub struct Holder {
     pub pid: u32,
     /// The host name.
     pub host: String,
-    /// Wall-clock time of its start, in milliseconds since 1970.
+    /// Wall-clock time at which it took the state, in milliseconds since 1970.
     pub since_ms: u64,
 }
 

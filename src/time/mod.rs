@@ -38,7 +38,7 @@ impl fmt::Display for Epoch {
 /// A time at which an event happened, or that such times are compared with: milliseconds since 1970, UTC.
 ///
 /// Serialises as an integer in binary formats, and as RFC 3339 with milliseconds and `Z` in text formats (CSV, JSON).
-/// Text formats may have either an integer or an RFC 3339 text.
+/// Text formats are read with either an integer or an RFC 3339 text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTime(i64);
 

@@ -11,7 +11,7 @@ use crate::durable::codec::shape::shape_of;
 use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Draft, Rows, Schema, fingerprint};
 use crate::error::Error;
 
-/// The codec that every row type has.
+/// The default codec, for all row types that serde can serialise.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Postcard;
 
