@@ -69,7 +69,7 @@ impl Error {
         self
     }
 
-    /// Marks an error as recoverable, so that the operation is retried: a broker is unreachable, a transaction was
+    /// Marks an error as transient, so that the operation is retried: a broker is unreachable, a transaction was
     /// aborted.
     #[must_use]
     pub(crate) fn passing(mut self) -> Self {
@@ -77,7 +77,7 @@ impl Error {
         self
     }
 
-    /// `true` if the error is recoverable: the next attempt may succeed.
+    /// `true` if the error is transient: the next attempt may succeed.
     pub(crate) fn passes(&self) -> bool {
         self.inner.passes
     }
