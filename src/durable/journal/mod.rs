@@ -52,8 +52,8 @@ pub struct Bound {
     pub until: Option<u64>,
     /// `true` if the partition has reached that offset.
     pub ended: bool,
-    /// Verifies the partition's identity on recovery; `None` if no record was read, or if the kind of source has no
-    /// check.
+    /// A checksum that identifies the partition on recovery; `None` if no record was read, or if the kind of source has
+    /// none.
     pub check: Option<Check>,
     /// The records themselves, if the source may not have them any more on replay; `None` for all other sources. They
     /// are in the journal only, in no manifest.
