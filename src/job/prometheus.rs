@@ -1,7 +1,7 @@
-//! Figures as Prometheus reads them: its text format, with its conventions for names and units.
+//! Metrics in Prometheus's text format, with its conventions for names and units.
 //!
-//! Every figure has the labels `job` and `process`; names begin with `tidegate_`, counters end with `_total`, times are
-//! seconds, sizes bytes. The format is described in Prometheus's documentation, "Exposition formats".
+//! Every metric has the labels `job` and `process`; names begin with `tidegate_`, counters end with `_total`, times are
+//! in seconds, sizes in bytes. The format is described in Prometheus's documentation, "Exposition formats".
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,28 +10,28 @@ use crate::metrics::{Metrics, Summary, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
-/// A page of figures.
+/// A page of metrics.
 pub(crate) struct Exposition {
     labels: String,
-    /// By name: kind, what it is, and the lines.
+    /// By name: type, help text and lines of the metric.
     figures: BTreeMap<&'static str, (&'static str, &'static str, String)>,
 }
 
 impl Exposition {
-    /// What kind of text it is.
+    /// Content type of the page.
     pub(crate) const KIND: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// A page without figures.
+    /// Creates a page without metrics.
     pub(crate) fn new(job: &str, process: usize) -> Self {
         let labels = format!("job=\"{}\",process=\"{process}\"", escaped(job));
         Exposition { labels, figures: BTreeMap::new() }
     }
 
-    /// The page.
+    /// Returns the text of the page.
     pub(crate) fn text(&self) -> String {
         let mut page = String::new();
         for (name, (kind, help, lines)) in &self.figures {
-            // Writing to a text cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
         }
         page
@@ -54,14 +54,14 @@ impl Exposition {
         self.put("gauge", name, help, of, value);
     }
 
-    /// A point of event time; nothing while there is none.
+    /// Adds an event time in seconds; nothing if it is not known yet.
     fn time(&mut self, name: &'static str, help: &'static str, of: &[(&str, &str)], time: EventTime) {
         if time != EventTime::MIN && time != EventTime::MAX {
             self.gauge(name, help, of, time.millis() as f64 / 1e3);
         }
     }
 
-    /// What the counters of a process say.
+    /// Adds the counters of a process.
     pub(crate) fn of_metrics(&mut self, metrics: &Metrics) {
         let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
         self.counter("tidegate_epochs_total", "Epochs that were begun.", &[], epochs);
@@ -114,7 +114,7 @@ impl Exposition {
         }
     }
 
-    /// What the workers and sinks of a process are at.
+    /// Adds the status of a process's workers and sinks.
     pub(crate) fn of_process(&mut self, process: &ProcessStatus) {
         let of_workers = |of: fn(&crate::status::WorkerStatus) -> u64| process.workers.iter().map(of);
         let bytes = of_workers(|worker| worker.in_flight_bytes).sum::<u64>() as f64;
@@ -154,7 +154,7 @@ impl Exposition {
         }
     }
 
-    /// What the journal has done.
+    /// Adds the counters of the journal.
     pub(crate) fn of_journal(&mut self, syncs: &SyncMetrics) {
         self.counter("tidegate_journal_syncs_total", "Syncs of the journal.", &[], syncs.count.get());
         self.counter("tidegate_journal_bytes_total", "Bytes written to the journal.", &[], syncs.bytes.get());
@@ -163,7 +163,7 @@ impl Exposition {
     }
 }
 
-/// A label's value.
+/// Escapes the value of a label.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
