@@ -64,7 +64,7 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Sn
 pub(crate) struct Terms {
     pub(crate) job: String,
     pub(crate) query: QueryPrint,
-    /// What the life goes on from.
+    /// The claim of the incarnation, with the point that it resumed from.
     pub(crate) claim: Claim,
     /// Number of manifests to keep.
     pub(crate) keep: usize,
@@ -98,7 +98,7 @@ pub(crate) struct Snapshots {
 struct Kept {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
-    /// By step, the end of the last windows that have closed as of the last manifest.
+    /// By step, the end of the last windows that had expired as of the last manifest.
     closed: BTreeMap<String, EventTime>,
     /// Files of segments that no manifest has named yet.
     unnamed: BTreeSet<String>,

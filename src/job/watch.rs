@@ -3,7 +3,7 @@
 //! | path | answer |
 //! | --- | --- |
 //! | `/healthz` | 200 while all processes send heartbeats and all workers make progress, else 503 with the cause |
-//! | `/readyz` | 200 once all workers have finished the replay and all views answer, as long as `/healthz` says 200; else 503 with the cause |
+//! | `/readyz` | 200 once all workers have started and finished the replay, and all views answer, as long as `/healthz` says 200; else 503 with the cause |
 //! | `/status` | the status of the job, as JSON: [`JobStatus`] |
 //! | `/why?window=END` | the causes that hold back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it those that hold back the job; text, or JSON with `format=json` |
 //! | `/metrics` | metrics of this process, as Prometheus reads them |
