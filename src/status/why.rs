@@ -1,13 +1,13 @@
-//! Why has a window not fired? What holds it back, from the first cause on.
+//! The causes that hold back a window, or the job, the first cause first.
 //!
-//! A window fires when the watermark of its stream has come to its end, at an epoch that all workers have let go of and
-//! that all steps have seen; it closes when the watermark is past the allowed lateness too. So what can hold it is, in this
-//! order: a process that gives no sign; two that do not hear each other; a worker that makes no turn; a partition whose own watermark is not there; an epoch
-//! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
+//! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
+//! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
+//! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
+//! progress; a partition whose own watermark is behind; an epoch whose input is not committed, or not on disk; a step
+//! that is still processing; a sink that has not published earlier epochs.
 //!
-//! Results that are there and are not written come before a partition's watermark: without a window, as the results
-//! that come next are those; with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by
-//! itself.
+//! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
+//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by itself.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,52 +18,52 @@ use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, Worker
 use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
-/// How long a process or a worker may give no sign of life before it is the cause of everything.
+/// Milliseconds without a sign of life after which a process or a worker is the cause of everything.
 const SILENT: u64 = 2_000;
 /// Maximum silence of a connection, in milliseconds; longer than that of a process, which is the cause then.
 const CUT_OFF: u64 = 3_000;
-/// How long an epoch, a sink or a snapshot may take before it is told.
+/// Milliseconds after which an epoch, a sink or a snapshot counts as a cause.
 const SLOW: u64 = 2_000;
-/// How many partitions are told one by one.
+/// Maximum number of partitions listed one by one.
 const TOLD: usize = 5;
 
-/// What holds a window back, or the job.
+/// The causes that hold back a window, or the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
-    /// The end of the window that was asked for.
+    /// The end of the window in question, if one was given.
     pub window_end: Option<String>,
-    /// In a line.
+    /// A summary in one line.
     pub summary: String,
-    /// What holds it, the first cause first; nothing if nothing does.
+    /// The causes, the first one first; empty if nothing holds it back.
     pub holds: Vec<Hold>,
 }
 
-/// One thing that holds something back.
+/// One cause that holds something back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// What kind of thing it is.
+    /// The kind of the cause.
     pub cause: Cause,
-    /// Which one: `process 2`, `partition 3 of transactions`, `sink totals`.
+    /// The name of the process, partition, sink and so on: `process 2`, `partition 3 of transactions`, `sink totals`.
     pub name: String,
-    /// Milliseconds since it has held it, where that is known.
+    /// Milliseconds since it began to hold back, if known.
     pub since_ms: Option<u64>,
-    /// What is the matter with it.
+    /// The problem, as a phrase that follows the name.
     pub says: String,
-    /// What to do.
+    /// The suggested remedy.
     pub help: String,
 }
 
-/// What can hold something back.
+/// The kinds of causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// A process gives no sign.
+    /// A process sends no heartbeats.
     Process,
-    /// Two processes that are there do not hear each other.
+    /// Two running processes do not hear each other.
     Connection,
-    /// A worker makes no turn, or has much to do.
+    /// A worker's loop makes no progress, or the worker still replays the journal.
     Worker,
-    /// A partition holds the watermark.
+    /// A partition holds back the watermark.
     Partition,
     /// The source has no partition that could move the watermark.
     Source,
@@ -71,7 +71,7 @@ pub enum Cause {
     Sync,
     /// A step is behind.
     Step,
-    /// A sink has not shown what it was given.
+    /// A sink has not published what it was given.
     Sink,
     /// A snapshot is not on disk.
     Snapshot,
@@ -87,7 +87,7 @@ impl fmt::Display for Hold {
     }
 }
 
-/// The summary, and then a line for each thing that holds it.
+/// Formats the summary, and then a line for each cause.
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.summary)?;
@@ -98,7 +98,7 @@ impl fmt::Display for Why {
     }
 }
 
-/// A length of time as people say it.
+/// Formats a duration.
 fn ago(millis: u64) -> String {
     if millis < 10_000 {
         return format!("{}.{} s", millis / 1_000, millis % 1_000 / 100);
@@ -106,15 +106,15 @@ fn ago(millis: u64) -> String {
     humantime::format_duration(Duration::from_secs(millis / 1_000)).to_string()
 }
 
-/// The end of a window that is asked for, as END or START/END; each RFC 3339, or milliseconds since 1970.
+/// Parses the end of a window, given as END or START/END; each RFC 3339, or milliseconds since 1970.
 ///
 /// # Errors
-/// Says why it is no time.
+/// Fails with the reason if it is no time.
 pub fn window_end(text: &str) -> Result<EventTime, String> {
     text.rsplit_once('/').map_or(text, |(_, end)| end).parse()
 }
 
-/// What holds back a window that ends at `window_end`; without one, what holds back the job.
+/// Returns the causes that hold back a window that ends at `window_end`; without one, those that hold back the job.
 pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     let mut holds: Vec<_> = silent(status).collect();
     holds.extend(cut_off(status));
@@ -139,7 +139,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     Why { window_end: window_end.map(|end| end.to_string()), summary, holds }
 }
 
-/// The summary; and how many records were late for no other reason than that their partitions had been idle.
+/// Returns the summary, with the number of records that were late only because their partitions had been idle.
 fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
     let mut summary = held(status, window_end, holds);
     for step in status.steps.iter().filter(|step| step.late_after_idle > 0) {
@@ -173,7 +173,7 @@ fn workers(status: &JobStatus) -> impl Iterator<Item = (&ProcessStatus, &WorkerS
     status.processes.iter().flat_map(|process| process.workers.iter().map(move |worker| (process, worker)))
 }
 
-/// Processes that give no sign.
+/// Finds processes that send no heartbeats.
 fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     let silent = status.processes.iter().filter(|process| process.silent_ms >= SILENT);
     silent.map(|process| Hold {
@@ -188,7 +188,8 @@ fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     })
 }
 
-/// Connections of the dataflow that bring nothing, of processes that are there: each told once, by who hears less.
+/// Finds silent connections of the dataflow between running processes: each is reported once, in its more silent
+/// direction.
 fn cut_off(status: &JobStatus) -> Vec<Hold> {
     let is_silent =
         |number: usize| status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT);
@@ -219,7 +220,7 @@ fn cut_off(status: &JobStatus) -> Vec<Hold> {
     holds.collect()
 }
 
-/// Workers that make no turn, in processes that are there.
+/// Finds workers, in running processes, whose loop makes no progress.
 fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     let stuck = workers(status).filter(|(process, worker)| process.silent_ms < SILENT && worker.turned_ms >= SILENT);
     stuck.map(|(process, worker)| {
@@ -262,7 +263,8 @@ fn replay(status: &JobStatus) -> Hold {
     }
 }
 
-/// The partitions that keep the watermark from a window's end; without one, those that hold it and do not move.
+/// Finds the partitions that keep the watermark from a window's end; without one, those that hold it back and make no
+/// progress.
 fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
     let mut holds = Vec::new();
     for stream in &status.streams {
@@ -275,7 +277,7 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
         if !all.iter().any(|partition| partition.holds()) {
             let has_come = |step: &StepStatus| window_end.is_some_and(|end| step.watermark >= end);
             if !status.steps.is_empty() && status.steps.iter().all(has_come) {
-                continue; // An idle stream does not hold back what it is combined with.
+                continue; // An idle stream does not hold back the streams it is combined with.
             }
             holds.extend(without_holders(source, &all, window_end, status));
             continue;
@@ -298,7 +300,7 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
     holds
 }
 
-/// A source of which no partition holds the watermark, and which is not at its end.
+/// Finds the cause for a source that has not ended and whose partitions are all idle or ended, or not found yet.
 fn without_holders(
     source: &str,
     all: &[&PartitionStatus],
@@ -330,7 +332,7 @@ fn without_holders(
     Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
 }
 
-/// Says how much is still to be read of a partition.
+/// Formats the amount of a partition that is still to be read.
 fn left(partition: &PartitionStatus, lag: u64) -> String {
     match (partition.in_bytes, lag) {
         (true, lag) => format!("; {lag} bytes of it are still to be read"),
@@ -390,7 +392,7 @@ fn reads_too_slowly(status: &JobStatus, partition: &PartitionStatus) -> bool {
     })
 }
 
-/// What keeps the oldest epoch from being shown.
+/// Finds what keeps the oldest epoch from being published.
 fn frontier(status: &JobStatus) -> Vec<Hold> {
     let mut holds = Vec::new();
     let fronts = workers(status).filter(|(process, _)| process.silent_ms < SILENT);
@@ -453,7 +455,7 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
     holds
 }
 
-/// Steps whose windows wait although their sources have come far enough.
+/// Finds steps whose windows wait although their sources have reached the end.
 fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
     let late = status.steps.iter().filter_map(|step| {
         let lateness = Span::from(Duration::from_millis(step.lateness_ms));
@@ -477,7 +479,7 @@ fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
     late.collect()
 }
 
-/// A snapshot that is not on disk.
+/// Returns the announced snapshot, if it is not on disk in time.
 fn snapshot(status: &JobStatus) -> Option<Hold> {
     let snapshot = status.processes.first()?.snapshot?;
     if snapshot.committed >= snapshot.announced || snapshot.announced_ms < SLOW {

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 pub(super) const POLL: Duration = Duration::from_millis(250);
 /// Heartbeat interval of each process on each connection.
 pub(super) const SIGN: Duration = Duration::from_millis(500);
-/// Maximum time that counts of a gap between two readings of the clock; no heartbeat timeout passes within two gaps.
+/// Maximum time that counts of a gap between two readings of the clock. A gap and two missed heartbeats together do not
+/// exceed the shortest `--heartbeat-timeout`, 2 s.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
 /// Time that has passed while the calling thread ran.
