@@ -66,7 +66,7 @@ pub(super) fn first_column<D: Serialize>(row: &D, out: &mut Vec<u8>) -> serde_js
 /// Reason to stop the serialization of a row.
 #[derive(Debug)]
 enum Stop {
-    /// The first column has been appended.
+    /// The first column was appended.
     Found,
     /// The row is a column itself.
     Whole,

@@ -15,7 +15,7 @@ use super::limits::PIECE;
 
 /// The content of an answer.
 pub(super) enum Content {
-    /// A complete text, with the right to send it if it is long.
+    /// A complete text, with a permit to send it if it is long.
     Text(Bytes, Option<Permit>),
     /// A text that is made while it is sent: its first piece, and an iterator of the others.
     Pieces(Option<Bytes>, Option<(Pieces, Permit)>),

@@ -36,7 +36,7 @@ enum Message {
 /// The size of the part of a stream that waits for its reader.
 #[derive(Default)]
 struct Backlog {
-    /// Bytes of text, and one for a long event that is being sent.
+    /// Bytes of text, plus one for a long event that is being sent.
     bytes: AtomicUsize,
     shrunk: Notify,
 }
