@@ -243,7 +243,7 @@ mod tests {
         let of = |name: &str| profile.steps.iter().find(|step| step.step == name).cloned();
         let fold = of("sums: Fold").unwrap_or_else(|| panic!("{profile}"));
         assert!(fold.turns > 0 && fold.messages > 0 && fold.time > Duration::ZERO, "{profile}");
-        // The records, and a few marks.
+        // The records, and a few watermark updates.
         assert!(of("sums: Assign").is_some_and(|step| (1_000..1_100).contains(&step.records)), "{profile}");
         let arranged = of("Distinct: Arrange").map(|step| (step.arranged, step.arranged_at_most));
         assert_eq!(arranged, Some((0, 10)), "{profile}");

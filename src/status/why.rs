@@ -20,7 +20,8 @@ use crate::time::{Epoch, EventTime, Span};
 
 /// Milliseconds without a sign of life after which a process or a worker is the cause of everything.
 const SILENT: u64 = 2_000;
-/// Maximum silence of a connection, in milliseconds; longer than that of a process, which is the cause then.
+/// Milliseconds of silence after which a connection is a cause; longer than [`SILENT`], so that a silent process is
+/// reported instead of its connections.
 const CUT_OFF: u64 = 3_000;
 /// Milliseconds after which an epoch, a sink or a snapshot counts as a cause.
 const SLOW: u64 = 2_000;

@@ -190,7 +190,7 @@ impl Views {
     /// Subscribes to the rows of a view that have a key, or to all of them.
     ///
     /// # Errors
-    /// Like [`Views::get`].
+    /// Fails like [`Views::get`].
     pub fn subscribe(&self, view: &str, key: Option<&str>) -> std::result::Result<Subscription, Refusal> {
         self.subscribe_within(view, key, MOST)
     }
@@ -198,7 +198,7 @@ impl Views {
     /// Like [`Views::subscribe`]; the subscriber is cut off when more than `most` changes are queued for it, where each
     /// epoch with changes counts as one more. The changes of a single epoch may always be queued, if nothing else is.
     ///
-    /// Like [`Views::get`].
+    /// Fails like [`Views::get`].
     /// As [`Views::get`].
     pub fn subscribe_within(
         &self,
