@@ -131,14 +131,14 @@ pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Save
     }
     Err(Error::new("only a new state begins with a savepoint, and this one has been used")
         .at(dir.path().display())
-        .help("leave --from-savepoint out to go on with it, or name another directory"))
+        .help("leave --from-savepoint out to resume from it, or name another directory"))
 }
 
 /// Restores a savepoint into a new state, under the incarnation whose number is taken. Fails if an output has results
 /// already, or the query in `found` cannot resume from the savepoint.
 pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
     if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
-        return Err(Error::new("a savepoint is begun with new outputs only")
+        return Err(Error::new("a job can only start from a savepoint with new outputs")
             .at(format!("output {}", sink.name))
             .because("it has results already")
             .help("name another one"));

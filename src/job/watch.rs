@@ -144,7 +144,7 @@ impl Watch {
             found += usize::from(!process.workers.is_empty());
             let begun = |worker: &&WorkerStatus| worker.front.is_some() || worker.shown.is_some();
             if let Some(worker) = process.workers.iter().find(|worker| worker.repeats || !begun(worker)) {
-                let does = if worker.repeats { "repeats what the journal has" } else { "has not begun" };
+                let does = if worker.repeats { "is replaying the journal" } else { "has not started" };
                 return Some(format!("worker {} {does}", worker.worker));
             }
         }
@@ -161,7 +161,7 @@ impl Watch {
 
     fn answer_profile(&self, asked: &Asked) -> Reply {
         match &self.profile {
-            None => Reply::text(404, "where the time goes is not looked at: start the job with --profile"),
+            None => Reply::text(404, "profiling is off: start the job with --profile"),
             Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
             Some(profile) => Reply::text(200, profile.now()),
         }

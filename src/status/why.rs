@@ -232,7 +232,7 @@ fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
                  large: lower --in-flight",
             ),
             None => (
-                String::from("makes no turn"),
+                String::from("makes no progress"),
                 "code of the query takes long or waits for something: a worker must not",
             ),
         };
@@ -257,9 +257,9 @@ fn replay(status: &JobStatus) -> Hold {
         cause: Cause::Worker,
         name: format!("worker {}", names.join(", ")),
         since_ms: None,
-        says: String::from("still repeats what the journal has of the life before"),
+        says: String::from("is still replaying the journal of the previous incarnation"),
         help: String::from(
-            "wait: what was shown already is not shown again; a shorter --snapshot-every leaves less to repeat",
+            "wait: results that were published already are not published again; a shorter --snapshot-every leaves less to replay",
         ),
     }
 }
@@ -356,7 +356,7 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
             (format!("; {note}"), String::from("the line is taken when it ends: whoever writes the file has to end it"))
         }
         (Some(note), _) => {
-            (format!("; {note}"), String::from("see to its broker or to who writes to it; it goes on by itself"))
+            (format!("; {note}"), String::from("check its broker and its producers; reading resumes by itself"))
         }
         (None, Some(lag @ 1..)) if reads_too_slowly(status, partition) => (
             left(partition, lag),
@@ -407,7 +407,7 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
             Stage::Reading | Stage::Flowing => continue,
             Stage::Binding => (
                 Cause::Worker,
-                format!("has not bound epoch {}", front.epoch),
+                format!("has not committed epoch {}", front.epoch),
                 "records of it are still being read on other threads; large files are read in pieces: wait",
             ),
             Stage::Syncing => (
@@ -471,7 +471,7 @@ fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
             )
         } else {
             (
-                format!("has come to watermark {} only", step.watermark),
+                format!("has only reached watermark {}", step.watermark),
                 "it follows in the next epochs; behind a step that allows lateness the watermark is less by that",
             )
         };
@@ -490,7 +490,7 @@ fn snapshot(status: &JobStatus) -> Option<Hold> {
     let (says, help) = if reached {
         ("is complete and not on disk", "the disk of the state is slow or full: look at it (iostat, df)")
     } else {
-        ("waits for its epoch to be shown", "see what holds the epochs before it")
+        ("waits for its epoch to be published", "see what holds the epochs before it")
     };
     Some(Hold {
         cause: Cause::Snapshot,

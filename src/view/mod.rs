@@ -137,10 +137,10 @@ impl From<Refusal> for Error {
             }
             Refusal::NotReady { view, reached, needs } => {
                 let reached = reached
-                    .map_or("no epoch is complete yet".into(), |reached| format!("it has come to epoch {reached}"));
+                    .map_or("no epoch is complete yet".into(), |reached| format!("it has reached epoch {reached}"));
                 let why = match needs {
                     Some(needs) => {
-                        format!("{reached}, and has to come to epoch {needs}, the last on record when the job went on")
+                        format!("{reached}, and must reach epoch {needs}, the last in the journal when the job resumed")
                     }
                     None => reached,
                 };

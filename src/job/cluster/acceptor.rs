@@ -85,7 +85,7 @@ impl Acceptor {
             Progress::Waits => {
                 self.callers.push_back((address, caller));
                 if self.callers.len() > MOST {
-                    self.let_go("more have connected than are heard at a time");
+                    self.let_go("too many connections at a time");
                 }
             }
             Progress::Refused(why) => self.refuse(address, &why),

@@ -165,7 +165,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
                 Some(Err(why)) => {
                     let spared = Connections::close_one(&connections);
                     let rest = if spared { "; the connection that can best be spared is closed" } else { "" };
-                    complaints.add(&format_args!("HTTP: connections cannot be taken: {why}{rest}"));
+                    complaints.add(&format_args!("HTTP: connections cannot be accepted: {why}{rest}"));
                     tokio::time::sleep(PAUSE).await;
                 }
             }
