@@ -110,7 +110,7 @@ impl Exposition {
             self.gauge("tidegate_snapshot_duration_seconds", help, &[], last.took.as_secs_f64());
         }
         if let Some(age) = metrics.snapshots.age() {
-            self.gauge("tidegate_snapshot_age_seconds", "Time since the last snapshot was on disk.", &[], age.as_secs_f64());
+            self.gauge("tidegate_snapshot_age_seconds", "Age of the last snapshot on disk.", &[], age.as_secs_f64());
         }
     }
 
@@ -125,7 +125,7 @@ impl Exposition {
         let help = "Time for which the oldest unpublished epoch has been at its current stage.";
         self.gauge("tidegate_frontier_lag_seconds", help, &[], lag);
         let turned = of_workers(|worker| worker.turned_ms).max().unwrap_or(0) as f64 / 1e3;
-        self.gauge("tidegate_worker_silence_seconds", "Time since the last loop iteration of the slowest worker.", &[], turned);
+        self.gauge("tidegate_worker_silence_seconds", "Time since the slowest worker's last iteration.", &[], turned);
         for partition in process.workers.iter().flat_map(|worker| &worker.partitions) {
             let number = partition.partition.to_string();
             let of = [("source", partition.source.as_str()), ("partition", number.as_str())];

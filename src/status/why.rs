@@ -259,7 +259,7 @@ fn replay(status: &JobStatus) -> Hold {
         since_ms: None,
         says: String::from("is still replaying the journal of the previous incarnation"),
         help: String::from(
-            "wait: results that were published already are not published again; a shorter --snapshot-every leaves less to replay",
+            "wait: published results are not published again; a shorter --snapshot-every leaves less to replay",
         ),
     }
 }
