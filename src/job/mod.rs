@@ -699,7 +699,7 @@ impl Job {
         Ok(Report { ending, summary, profile })
     }
 
-    /// Builds the state that the workers share, and returns it with the locked state directory.
+    /// Builds the state that the workers share, and returns it with the state directory, if there is one.
     fn shared(
         self,
         begun: Option<Begun>,

@@ -125,7 +125,7 @@ pub struct PartitionStatus {
     pub watermark: EventTime,
     /// The offset of the next record to read.
     pub next: u64,
-    /// The offset behind the last record of the partition, if the source knows it.
+    /// The offset after the last record of the partition, if the source knows it.
     pub end: Option<u64>,
     /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
     pub in_bytes: bool,

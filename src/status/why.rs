@@ -3,8 +3,9 @@
 //! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
 //! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
 //! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
-//! progress; a partition whose own watermark is behind; an epoch whose input is not committed, or not on disk; a step
-//! that is still processing; a sink that has not published earlier epochs.
+//! progress; workers that still replay the journal; a partition whose own watermark is behind; an epoch whose input is
+//! not committed, or not on disk; a sink that has not published an epoch, or else a step that is still processing it; a
+//! snapshot that is not on disk; a step whose watermark has not reached the window's end.
 //!
 //! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
 //! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by itself.
