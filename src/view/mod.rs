@@ -198,8 +198,8 @@ impl Views {
     /// Like [`Views::subscribe`]; the subscriber is cut off when more than `most` changes are queued for it, where each
     /// epoch with changes counts as one more. The changes of a single epoch may always be queued, if nothing else is.
     ///
+    /// # Errors
     /// Fails like [`Views::get`].
-    /// As [`Views::get`].
     pub fn subscribe_within(
         &self,
         view: &str,
