@@ -411,7 +411,7 @@ impl Side {
         }
     }
 
-    /// Returns this process's status; `None` before its workers have begun.
+    /// Returns this process's status; `None` before its workers have started.
     fn status(&self) -> Option<Box<ProcessStatus>> {
         let board = self.board.get()?;
         Some(Box::new(ProcessStatus { connections: self.connections(), ..board.status() }))
