@@ -129,10 +129,10 @@ impl<T: Record> Topic<T> {
         self
     }
 
-    /// Reads only the records that are committed when an incarnation starts, of the partitions that exist then, and
-    /// stops the job when they have been read (in every source of the job). Unlike a job that runs until the end of its
-    /// sources, it has not ended then: no window closes because of it, and the next start reads on, to the end at that
-    /// time.
+    /// Makes the job read only the records that are committed when an incarnation starts, of the partitions that exist
+    /// then, and stop when they have been read (in every source of the job), if `stop` is `true`. Unlike a job that
+    /// runs until the end of its sources, it has not ended then: no window closes because of it, and the next start
+    /// reads on, to the end at that time.
     #[must_use]
     pub fn stop_at_end(mut self, stop: bool) -> Self {
         self.stops_at_end = stop;
