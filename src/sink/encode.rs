@@ -69,7 +69,7 @@ pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
             .because("events are only ever added")
             .help("this is a bug in Tidegate: please report it")),
         (Rows::Changes, 0) => Err(Error::new("a change came with the difference 0")
-            .because("changes are consolidated before they are shown")
+            .because("changes are consolidated before they are published")
             .help("this is a bug in Tidegate: please report it")),
     }
 }

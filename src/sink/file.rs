@@ -240,7 +240,7 @@ impl Stated {
             return Err(refused("its columns are not those of the rows that are to be written").help(aside));
         }
         if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
-            let why = format!("what was shown of it has been changed since, as {} says", path.display());
+            let why = format!("its published part has been changed since, according to {}", path.display());
             return Err(refused(why).help(again));
         }
         Ok(())
@@ -294,7 +294,7 @@ impl Stated {
 
     /// Syncs what was written, and publishes it with a commit.
     fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
-        let Some(life) = &self.life else { return Err(bug("a results file was to be shown before it was begun")) };
+        let Some(life) = &self.life else { return Err(bug("a results file was to be published before it was begun")) };
         if self.broken {
             return Err(file.failed("show the results", "showing earlier ones failed"));
         }

@@ -78,7 +78,7 @@ pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()
     }
     let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
     let error = Error::new("the state names records that are not there").at(place);
-    Err(error.because(format!("there are {length}")).help("have them again, or start without the old state"))
+    Err(error.because(format!("there are {length}")).help("restore them, or start without the old state"))
 }
 
 struct MemoryReader<D> {

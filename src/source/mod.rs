@@ -821,7 +821,7 @@ impl<D: Record> Intake<D> {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
             let error = Error::new("a record was rejected").at(place).because(reason);
-            return Err(error.help("mend it, or leave --fail-on-reject away to count it and go on"));
+            return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
         if self.metrics.notices.tell_of_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };

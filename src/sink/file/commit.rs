@@ -188,7 +188,7 @@ impl Commits {
         let bytes = self.disk.read(&path).map_err(|why| self.failed("read", why))?;
         match Commit::from_line(&bytes) {
             Ok(commit) if commit.incarnation == newest => Ok(Some(commit)),
-            Ok(commit) => Err(refused(&path, format!("it is of life {}", commit.incarnation))),
+            Ok(commit) => Err(refused(&path, format!("it is of incarnation {}", commit.incarnation))),
             Err(why) => Err(refused(&path, why)),
         }
     }
@@ -252,10 +252,10 @@ impl Commits {
 }
 
 fn refused(path: &Path, why: String) -> Error {
-    Error::new("cannot go by the commit file of the results")
+    Error::new("cannot use the commit file of the results")
         .at(path.display())
         .because(why)
-        .help("restore it, or move it and the results file away and begin anew, with a new state directory")
+        .help("restore it, or move it and the results file away and start with a new state directory")
 }
 
 /// Parses a number without a sign or leading zeros: no two file names have the same one.

@@ -92,7 +92,7 @@ impl<D: Record> Sink<D> for Output<D> {
     fn check(&self, _rows: Rows) -> Result<()> {
         if progress::is_name(&self.target.topic) {
             let error = Error::usage(format!("the topic {} cannot be an output", self.target.topic));
-            let why = "a topic of such a name keeps how far an output is shown";
+            let why = "topics with such names record how far an output is published";
             return Err(error.at(&self.target.brokers).because(why).help("name another topic"));
         }
         Ok(())

@@ -177,7 +177,7 @@ fn unanswered(target: &Target, why: &str) -> Error {
 }
 
 fn unreadable(target: &Target, why: &str) -> Error {
-    Error::new("cannot read how far results are shown").at(target.describe()).because(why)
+    Error::new("cannot read how far results are published").at(target.describe()).because(why)
 }
 
 /// Reads the last progress of a key. All transactions under that key must have been decided.

@@ -134,7 +134,7 @@ impl Publisher {
     fn with(target: Target, id: Option<&str>) -> Result<Self> {
         if target.properties.contains_key("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
-            return Err(error.help("leave the property away"));
+            return Err(error.help("remove the property"));
         }
         let (config, reports) = match id {
             None => (target.configure(DEFAULTS, NEEDED)?, Reports::default()),
@@ -291,7 +291,7 @@ impl Publisher {
             self.check()?;
         }
         if std::mem::take(&mut self.waiting_told) {
-            tracing::info!("the messages to {} were taken", self.target.describe());
+            tracing::info!("{} has accepted the messages", self.target.describe());
         }
         self.check()
     }
@@ -310,7 +310,7 @@ impl Publisher {
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
             let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
-            tracing::warn!("{} takes no messages, waiting{why}", self.target.describe());
+            tracing::warn!("{} accepts no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
         if now - *asked > DOUBT {
@@ -384,11 +384,11 @@ impl Publisher {
             self.ask()?;
             if !std::mem::replace(&mut self.waiting_told, true) {
                 let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
-                tracing::warn!("{} takes no transaction, waiting{why}", self.target.describe());
+                tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
             }
         }
         if std::mem::take(&mut self.waiting_told) {
-            tracing::info!("the transaction of {} was taken", self.target.describe());
+            tracing::info!("{} has accepted the transaction", self.target.describe());
         }
         self.is_doubtful();
         self.begun = None;
@@ -504,7 +504,7 @@ pub(super) fn lost_records(topic: &Target, why: &str) -> Error {
     Error::new("cannot go on with the topic")
         .at(topic.describe())
         .because(why)
-        .help("it was made anew or lost records: begin anew, with a new state directory, or name another topic")
+        .help("it was recreated or has lost records: start with a new state directory, or name another topic")
 }
 
 /// `true` if sending the same message again has the same outcome.

@@ -164,7 +164,7 @@ impl Transactions {
             return Err(self.bug("a topic was to be written to before it was begun"));
         }
         if self.last.is_some_and(|last| last >= epoch) {
-            return Err(self.bug(&format!("epoch {epoch} was to be shown again, or out of order")));
+            return Err(self.bug(&format!("epoch {epoch} was to be published again, or out of order")));
         }
         self.usable()?;
         if !self.unshown {
@@ -227,7 +227,7 @@ impl Transactions {
     }
 
     fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
-        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was to be shown before it was begun")) };
+        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was published before it was begun")) };
         self.settle_doubt()?;
         self.publisher.begin()?;
         // Pending acknowledgements are not waited for, which would take half as long again. Only those of the first
@@ -297,7 +297,7 @@ impl Transactions {
             Some(fenced) => fenced,
             None if theirs => Error::new("cannot go on with the topic")
                 .at(self.output.describe())
-                .because("a later life of the state wrote to it")
+                .because("a later incarnation of the state wrote to it")
                 .help("leave the state to that process, or end it and start again"),
             None => lost_records(&self.progress, "its last record of this output is not the one that was committed"),
         })
@@ -381,7 +381,7 @@ fn expect(publisher: &Publisher, (output, progress): (&Target, &Target), found: 
 fn gone(topic: &Target) -> Error {
     no_topic(topic, &[])
         .because("results were shown in it, and it was deleted")
-        .help("begin anew, with a new state directory, or name another topic")
+        .help("start with a new state directory, or name another topic")
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ impl Target {
                 Some((_, needed)) => {
                     let error = Error::usage(format!("the Kafka property {key} cannot be {value}"));
                     let because = format!("{name} has to be {needed} here");
-                    return Err(error.at(self.describe()).because(because).help("leave the property away"));
+                    return Err(error.at(self.describe()).because(because).help("remove the property"));
                 }
                 None => {
                     config.set(name, value);
@@ -101,10 +101,10 @@ pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
             Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let error = Error::new("cannot make a Kafka client").at(target.describe()).because(without_codes(why));
-            error.help("check --kafka-config, and that the files that it names are there")
+            let error = Error::new("cannot create a Kafka client").at(target.describe()).because(without_codes(why));
+            error.help("check --kafka-config, and that the files that it names exist")
         }
-        error => Error::new("cannot make a Kafka client").at(target.describe()).because(said(error)),
+        error => Error::new("cannot create a Kafka client").at(target.describe()).because(said(error)),
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn made_again(target: &Target) -> Error {
     Error::new(format!("the topic {} was deleted and created again while it was read", target.topic))
         .at(&target.brokers)
         .because("its new records may be at offsets that were read before")
-        .help("start anew, without the old state and with new outputs")
+        .help("start again with a new --state and new outputs")
 }
 
 /// Reads the last records that were taken again, with a client of its own, and compares them. Returns an error if

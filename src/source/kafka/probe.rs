@@ -44,7 +44,7 @@ pub(super) fn read_each<T>(
     while let Some(id) = wanted.first() {
         if heard.elapsed() > OFFSETS_PATIENCE {
             let place = format!("{}, partition {id}", target.describe());
-            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
+            return Err(Error::new("a partition's records do not arrive").at(place).help("check the brokers"));
         }
         let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
         let (id, message) = match &polled {

@@ -233,7 +233,7 @@ impl<T: Record> KafkaReader<T> {
             match news {
                 News::Gone => {
                     let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
-                    return Err(error.at(&self.target.brokers).help("start anew, without the old state"));
+                    return Err(error.at(&self.target.brokers).help("start again with a new --state"));
                 }
                 News::Other(error) => return Err(error),
                 News::Back => self.confirmed.compared = None,
@@ -312,7 +312,7 @@ impl<T: Record> KafkaReader<T> {
                 // Impossible, and would lose a record.
                 Some(Ok(message)) => {
                     let place = format!("{}, partition {}", self.target.describe(), message.partition());
-                    return Err(Error::new("a record came outside of its partition's queue").at(place));
+                    return Err(Error::new("a record arrived outside of its partition's queue").at(place));
                 }
             };
             match error.rdkafka_error_code() {
@@ -632,7 +632,7 @@ impl<T: Record> KafkaReader<T> {
             let feed = &self.feeds[at];
             match feed.queue.poll(Duration::from_millis(20)) {
                 None if begun.elapsed() > OFFSETS_PATIENCE => {
-                    let error = Error::new("a record that is there does not come");
+                    let error = Error::new("an existing record does not arrive");
                     let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
                     return Err(error.at(place).help("check the brokers"));
                 }
@@ -708,7 +708,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             let now = Instant::now();
             let (_, since) = *self.confirmed.waiting.get_or_insert((epoch, now));
             if now - since > CONFIRM_PATIENCE {
-                let error = Error::new("the brokers do not say whether the topic is still the one that was read");
+                let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
                 return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
             }
             return Ok(None);
