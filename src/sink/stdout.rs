@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::source::Rejected;
 
-    /// Records each write.
+    /// Keeps each write.
     #[derive(Default)]
     struct Writes(Vec<String>);
 

@@ -130,7 +130,7 @@ pub struct Options {
     pub until_end: bool,
     /// Default disorder: how far an event time may be behind the greatest one of its partition.
     pub out_of_order: Duration,
-    /// Default idle timeout: a partition that is at its end for so long without records no longer holds the watermark
+    /// Default idle timeout: a partition that is at its end for this long without records no longer holds the watermark
     /// back.
     pub idle_timeout: Duration,
     /// Watermark alignment: a partition pauses when its watermark is further than this ahead of the stream's.

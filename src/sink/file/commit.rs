@@ -205,7 +205,7 @@ impl Commits {
         replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 
-    /// Removes temporary files of incarnations up to `through`, which they did not swap in.
+    /// Removes the temporary files that incarnations up to `through` did not swap in.
     ///
     /// # Errors
     /// Fails if the disk fails.

@@ -319,7 +319,7 @@ impl Transactions {
         Ok((publisher, found))
     }
 
-    /// Records that the open transaction has to be repeated; fails if repeating cannot help.
+    /// Notes that the open transaction has to be repeated; fails if repeating cannot help.
     fn spoil(&mut self, error: Error) -> Result<()> {
         if !error.passes() {
             return Err(self.give_up(error));

@@ -14,8 +14,8 @@
 //! everything in it is committed; it stays idle until it grows. In replayed epochs it is idle where the journal says
 //! so.
 //!
-//! The clock is read only to limit how often the length of a followed file is polled, and to judge idleness. The module
-//! knows neither record types nor events.
+//! The clock is read only to limit how often the length of a followed file is polled, to judge idleness, and to time
+//! how long its path has named another file. The module knows neither record types nor events.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -231,7 +231,7 @@ struct Quiet {
 }
 
 impl Quiet {
-    /// Records a poll of the file's length at a time when nothing is left to deal.
+    /// Notes a poll of the file's length at a time when nothing is left to deal.
     fn at_end(&mut self, looked: Instant, length: u64) {
         let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > PAUSE);
         if paused || self.since.is_none_or(|(_, known)| known != length) {
@@ -240,7 +240,7 @@ impl Quiet {
         self.looked = Some(looked);
     }
 
-    /// Records that the file had more to deal.
+    /// Notes that the file had more to deal.
     fn moved(&mut self) {
         (self.since, self.looked) = (None, None);
     }
@@ -325,7 +325,7 @@ impl<F: Format> Shared<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
+    /// Notes that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
     /// done before another has begun.
     pub fn abandon(&self) {
         let state = self.lock();
@@ -479,7 +479,7 @@ impl<F: Format> Shared<F> {
         state.repeated = state.repeated.max(Some(epoch));
     }
 
-    /// Records the result of parsing a chunk.
+    /// Stores the result of parsing a chunk.
     ///
     /// # Errors
     /// Fails if the result shows that the file is not the one that the journal was written from.

@@ -138,7 +138,7 @@ impl<F: Format, T> Input<F, T> {
         self
     }
 
-    /// Sets the idle timeout: a followed file that is at its end for so long without growing no longer holds the
+    /// Sets the idle timeout: a followed file that is at its end for this long without growing no longer holds the
     /// watermark back. Without it, the job's `idle_timeout` holds.
     #[must_use]
     pub fn idle_after(mut self, silence: Duration) -> Self {

@@ -55,7 +55,7 @@ pub(super) fn made_again(target: &Target) -> Error {
         .help("start again with a new --state and new outputs")
 }
 
-/// Reads the last records that were taken again, with a client of its own, and compares them. Returns an error if
+/// Reads once more the last records that were taken, with a client of its own, and compares them. Returns an error if
 /// another record, or none, is in the place of one; `None` if all are the same.
 ///
 /// # Errors

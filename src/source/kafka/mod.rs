@@ -113,7 +113,7 @@ impl<T: Record> Topic<T> {
         self
     }
 
-    /// Sets the idle timeout: a partition that is at its end for so long without records no longer holds the watermark
+    /// Sets the idle timeout: a partition that is at its end for this long without records no longer holds the watermark
     /// back. Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined
     /// with others. Records of a partition that pauses for longer are late for windows that have closed meanwhile.
     #[must_use]

@@ -418,7 +418,7 @@ impl<T: Record> KafkaReader<T> {
                 }
             }
         };
-        // Computed of the last record only, so that it costs little.
+        // Computed from the last record only, so that it costs little.
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = place(&message);
             intake.remember(slot, check(offset, stamped, message.payload()));
@@ -624,7 +624,7 @@ impl<T: Record> KafkaReader<T> {
         Err(error.help("start with a new --state, or keep records longer"))
     }
 
-    /// Verifies a partition by reading the last record that the state has taken again: see the module.
+    /// Verifies a partition by reading once more the last record that the state has taken: see the module.
     fn recognize(&mut self, at: usize, expected: Check) -> Result<()> {
         let begun = Instant::now();
         loop {

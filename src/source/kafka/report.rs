@@ -112,7 +112,7 @@ impl Listener {
         }
     }
 
-    /// Records that the consumer group, whose offsets are for lag monitors, may not be used.
+    /// Notes that the consumer group, whose offsets are for lag monitors, may not be used.
     pub(super) fn lose_group(&self) {
         self.ungrouped.store(true, Ordering::Relaxed);
         tell_of_group(&self.group);
