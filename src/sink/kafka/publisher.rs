@@ -32,8 +32,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("reconnect.backoff.max.ms", "1000"),
 ];
 
-/// Brokers often reject the first request of a transaction for a moment, because the end of the last one is in
-/// progress.
+/// Further defaults for transactions, with short retries: brokers often reject the first request of a transaction for a
+/// moment, because the end of the last one is in progress.
 const DEFAULTS_OF_TRANSACTIONS: &[(&str, &str)] =
     &[("retry.backoff.ms", "2"), ("retry.backoff.max.ms", "10"), ("transaction.timeout.ms", "120000")];
 
