@@ -113,9 +113,10 @@ impl<T: Record> Topic<T> {
         self
     }
 
-    /// Sets the idle timeout: a partition that is at its end for this long without records no longer holds the watermark
-    /// back. Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined
-    /// with others. Records of a partition that pauses for longer are late for windows that have closed meanwhile.
+    /// Sets the idle timeout: a partition that is at its end for this long without records no longer holds the
+    /// watermark back. Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and
+    /// is combined with others. Records of a partition that pauses for longer are late for windows that have closed
+    /// meanwhile.
     #[must_use]
     pub fn idle_after(mut self, silence: Duration) -> Self {
         self.idle_after = Some(silence);
