@@ -109,6 +109,9 @@ pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(
 }
 
 /// Writes and publishes the epochs of one shard of a sink.
+///
+/// A target without a record of what was published, such as standard output, may show rows to readers in
+/// [`Writer::write`] already.
 pub trait Writer<D: Record>: Send {
     /// Returns the last epoch that was published, as recorded in the target itself, with the ends of the journals that
     /// were written with it; `None` if the target has no record. Called once, before [`Writer::begin`].
@@ -118,7 +121,7 @@ pub trait Writer<D: Record>: Send {
     fn shown(&mut self) -> Result<Option<Published>>;
 
     /// Starts an incarnation: drops whatever was written but not published. Without a state, or if nothing was ever
-    /// published, the target is emptied. Called once, before anything is written.
+    /// published, the sink starts afresh; a file is then emptied. Called once, before anything is written.
     ///
     /// # Errors
     /// Fails if the target cannot be written to.
