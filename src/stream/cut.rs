@@ -56,7 +56,7 @@ pub(crate) enum Part {
     /// A checkpointed operator: its name, the time through which its windows have closed and their rows are expired,
     /// and the segment of its changes; `None` if nothing changed.
     Cut(String, EventTime, Option<SegmentInfo>),
-    /// What a sink has published.
+    /// The last epoch that a sink has published.
     Sink(SinkState),
 }
 

@@ -11,6 +11,28 @@ use crate::stream::aggregate::{
 
 /// Names the aggregates of a window of `D`s. A tuple of aggregates is an aggregate, whose value is the tuple of their
 /// values.
+///
+/// ```
+/// use std::time::Duration;
+/// use tidegate::{Closed, Real, Stream, Transaction, Window};
+///
+/// type Spread = (Vec<i64>, Option<Real>, (String, Vec<i64>));
+///
+/// fn spread(transactions: Stream<'_, Transaction>) -> Stream<'_, Closed<String, Spread>> {
+///     transactions
+///         .key_by(|t| t.account.clone())
+///         .window(Window::tumbling(Duration::from_secs(60)))
+///         .aggregate("spread", |each| {
+///             let largest = each.arg_max(|t| t.amount_cents, |t| t.merchant.clone());
+///             (
+///                 each.quantiles([0.5, 0.99], |t| t.amount_cents),
+///                 each.sample_std_dev(|t| t.amount_cents),
+///                 (largest, each.top(3, |t| t.amount_cents)),
+///             )
+///         })
+///         .on_close()
+/// }
+/// ```
 pub struct Each<D>(PhantomData<fn(&D)>);
 
 impl<D> Clone for Each<D> {

@@ -6,6 +6,28 @@
 //!   each.sum(|t| …))`.
 //!
 //! | result | aggregates | state |
+//! | --- | --- | --- |
+//! | amount | [`Count`], [`Sum`], [`Mean`] | one exact sum |
+//! | spread | [`Variance`], [`SampleVariance`], [`StdDev`], [`SampleStdDev`] | two exact sums |
+//! | distribution | [`Quantile`], [`Quantiles`] | a histogram of the numbers that occur |
+//! | extremes | [`Min`], [`Max`], [`First`], [`Last`], [`ArgMin`], [`ArgMax`] | one value |
+//! | several extremes | [`Top`], [`Bottom`] | up to n values |
+//! | distinct values | [`CountDistinct`], [`Distinct`] | every distinct value |
+//! | distinct values, approximately | [`ApproxCountDistinct`] | 16 KiB at most |
+//! | all values | [`Collect`] | every value |
+//! | custom | [`Merge`], [`Aggregate`] | your own type |
+//!
+//! Invariant: `merge` is *exactly* commutative and associative, so an accumulator is a function of the parts as a
+//! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed
+//! in 128 bits and their squares in 192, decimals as integer and fraction; ties of `first`, `last` and the like are
+//! broken by the record's position (and by the value, for several made of one record); sketches are of a kind whose
+//! result does not depend on the order of insertion; and floating-point numbers are compared but never summed.
+//!
+//! Values that are equal must be the same value, as with every type that derives its order: it is unspecified which
+//! of two equal values is kept.
+//!
+//! The names of an accumulator's types and fields are part of the fingerprint of a snapshot's rows: renaming them
+//! makes old rows unreadable. The module that a type is in is not part of it.
 
 mod collect;
 mod distinct;
@@ -142,7 +164,8 @@ crate::in_place!(WrappingSum { wraps, low });
 pub struct DecimalSum {
     units: i128,
     fraction: i128,
-    /// The number of times that `units` wrapped, negative if downwards; zero exactly if the units of the sum are in the range of `i128`.
+    /// The number of times that `units` wrapped, negative if downwards; zero exactly if the units of the sum are in the
+    /// range of `i128`.
     wraps: i64,
 }
 

@@ -5,6 +5,9 @@
 //! exactly, in 256 bits, divided by the exact denominator and rounded once. So a variance is the `f64` nearest to the
 //! exact one. A standard deviation is the square root of that, rounded once more: less than one unit in its last
 //! place from the exact one. Both are equal on every machine.
+//!
+//! Invariant: with fewer than 2^63 numbers of 64 bits, Σx is below 2^126 and Σx² at most 2^189, so nothing overflows; and
+//! the numerator is never negative (Cauchy–Schwarz).
 
 use serde::{Deserialize, Serialize};
 

@@ -205,7 +205,7 @@ fn more_of_the_ends() {
     );
 }
 
-/// If the limit was changed while a window was open, the lesser one applies.
+/// The lesser limit applies if it was changed while a window was open.
 #[test]
 fn those_of_two_numbers_of_ends_are_of_the_lesser() {
     for seed in seeds() {
