@@ -291,8 +291,8 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     }
 
     /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are
-    /// found by it. The closure names the aggregates; a tuple of aggregates is an aggregate too: `|each|
-    /// (each.count(), each.sum(|t| t.amount_cents))`. [`Each`] lists all of them.
+    /// found by it. The closure names the aggregates; a tuple of aggregates is an aggregate too:
+    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. [`Each`] lists all of them.
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
         let Windowed { keyed, window } = self;
         let flow = keyed.stream.flow.clone();

@@ -115,8 +115,8 @@ impl<D: Record> Each<D> {
     }
 
     /// Returns the `most` greatest values, greatest first: a `Vec<V>`. A value that several records have occurs as
-    /// often. To rank records by a number, use a tuple that begins with it as the value: `each.top(10, |t|
-    /// (t.amount_cents, t.id))`.
+    /// often. To rank records by a number, use a tuple that begins with it as the value:
+    /// `each.top(10, |t| (t.amount_cents, t.id))`.
     ///
     /// A limit of zero is refused when the query is built. Finding a new value's position is a binary search, and
     /// inserting it moves all values behind it: this is for hundreds of values, not for millions.

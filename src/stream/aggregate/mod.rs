@@ -2,8 +2,8 @@
 //!
 //! * [`Aggregate`]: turns an event into a **part**, which is sent to the worker of the key, adds parts up to an
 //!   **accumulator**, and computes the **value** that is emitted.
-//! * [`Each`]: the argument of the closure of `aggregate`, which names aggregates: `|each| (each.count(),
-//!   each.sum(|t| …))`.
+//! * [`Each`]: the argument of the closure of `aggregate`, which names aggregates:
+//!   `|each| (each.count(), each.sum(|t| …))`.
 //!
 //! | result | aggregates | state |
 //! | --- | --- | --- |
