@@ -172,8 +172,8 @@ pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
     if flow.build.purpose == Purpose::OpenSinks
         && let Err(why) = Codec::<T>::check(&Postcard)
     {
-        let error = Error::usage("cannot keep the rows of a step").at(format!("step `{name}`")).because(why);
-        flow.build.failure.set(error.help("map such values to texts or integers before the step"));
+        let error = Error::usage("snapshots cannot store the rows of a step").at(format!("step `{name}`")).because(why);
+        flow.build.failure.set(error.help("map such values to strings or integers before the step"));
     }
 }
 
@@ -325,7 +325,7 @@ impl<T: Record> Saver<T> {
         self.durable.writer.ask(move || {
             let writer = open.lock().unwrap_or_else(PoisonError::into_inner).take();
             let info = writer.map(|writer| writer.and_then(SegmentWriter::finish));
-            let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was never begun"))));
+            let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was finished before it was opened"))));
             // A worker that has stopped needs no waking.
             let _ = wake.activate();
         });

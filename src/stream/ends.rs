@@ -32,7 +32,7 @@ pub(crate) struct EndsInput {
     released: Epoch,
     process: u32,
     worker: u32,
-    /// The number of workers in the process that publishes: workers 0 until this.
+    /// The number of workers of the process that publishes; they have the least numbers.
     publishers: u64,
 }
 

@@ -280,7 +280,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
     /// milliseconds fails the job.
     pub(crate) fn period(&self, period: Duration) -> usize {
         let millis = whole_millis("period", period).and_then(|millis| match millis {
-            0 => Err(Error::usage("rows cannot be shown every 0 ms").help("make the period at least a millisecond")),
+            0 => Err(Error::usage("rows cannot be emitted every 0 ms").help("make the period at least a millisecond")),
             millis => Ok(millis),
         });
         let millis = millis.unwrap_or_else(|error| {
@@ -434,8 +434,7 @@ impl<F: Fold> Folding<F> {
         self.step.pool.give(records);
     }
 
-    /// Completes an epoch: applies its records, seals if it is a snapshot's epoch, and closes what its watermark
-    /// closes. Returns the results, except closed rows, with the capabilities to emit them under.
+    /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the results, except closed rows, with the capabilities to emit them under.
     fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
         let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };

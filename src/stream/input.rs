@@ -295,7 +295,7 @@ pub(crate) fn read<'f, S: Source>(
         match source.grown_since(&build.place, &saved.bounds) {
             Ok(None) => {}
             Ok(Some(what)) => {
-                let error = Error::new("the state has ended, and its source has grown since").at(source.describe());
+                let error = Error::new("the state has ended, and its source has new data").at(source.describe());
                 build.failure.set(error.because(what).help("start with a new --state to read it all"));
             }
             Err(error) => build.failure.set(error),
@@ -344,8 +344,8 @@ fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, 
     let Some(durable) = &build.durable else { return };
     let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
     if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
-        let error = Error::new("a source has become another one while the job began").at(source.describe());
-        build.failure.set(error.because(format!("it is the {identity} now")).help("start again"));
+        let error = Error::new("a source was replaced while the job started").at(source.describe());
+        build.failure.set(error.because(format!("it is now the {identity}")).help("start again"));
     }
 }
 

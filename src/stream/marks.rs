@@ -107,9 +107,9 @@ impl AtSnapshots {
         AtSnapshots { held, told_through: from.map_or(0, |epoch| epoch.0) }
     }
 
-    /// Returns the next snapshot epoch, if it is complete and less than `next`, the next epoch to be combined, with
-    /// the capability to contribute under: the watermark at a snapshot's epoch is reported before a later epoch is
-    /// combined.
+    /// Advances to the next snapshot epoch if it is complete and less than `next`, the next epoch to be combined: the
+    /// watermark at a snapshot's epoch is reported before a later epoch is combined. Returns the capability to report
+    /// under, if this worker reports; `None` if there is no such epoch.
     pub(crate) fn next(
         &mut self,
         seals: &[u64],

@@ -178,8 +178,8 @@ pub struct PlannedStep {
     pub name: String,
     /// A description of the step's work, with the types of its state.
     pub detail: String,
-    /// Fingerprint of the types of the step's state: equal types have equal fingerprints. For a source, the
-    /// fingerprint of its identity if that was requested. Zero for steps without either.
+    /// Fingerprint of the types of the step's state, or of the rows of a sink that gets changes: equal types have equal
+    /// fingerprints. For a source, the fingerprint of its identity if that was requested. Zero for all other steps.
     pub fingerprint: u64,
 }
 
@@ -207,7 +207,7 @@ pub(crate) struct Build {
     pub(crate) board: Arc<Board>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
     pub(crate) plan: RefCell<Vec<PlannedStep>>,
-    /// Probe behind every sink and view: an epoch that it has passed is published.
+    /// Probe behind every step, sink and view: an epoch that it has passed is published.
     pub(crate) probe: probe::Handle<u64>,
     pub(crate) seals: Seals,
     pub(crate) fault: Option<Fault>,
@@ -390,8 +390,8 @@ impl<'f> Flow<'f> {
             && place.threads < place.workers
             && let Err(why) = Codec::<T>::check(&Postcard)
         {
-            let error = Error::usage("a value cannot go from process to process").at(format!("{what} `{name}`"));
-            self.build.failure.set(error.because(why).help("map such values to texts or numbers before it"));
+            let error = Error::usage("a value cannot be sent to another process").at(format!("{what} `{name}`"));
+            self.build.failure.set(error.because(why).help("map such values to strings or numbers before it"));
         }
     }
 

@@ -192,7 +192,7 @@ impl Windows {
                 one(millis(start), millis(start.saturating_add(*size)))
             }
             Windows::Sliding { size, slide, offset } => {
-                // `begun` is the start of the last window that has begun, `ended` the end of the last window that has ended.
+                // `begun` is the start of the last window that has begun, `ended` the end of the last that has ended.
                 let begun = at_or_before(at, *slide, *offset);
                 let ended = at_or_before(at, *slide, offset.saturating_add(*size));
                 let (next_begin, first) = (begun.saturating_add(*slide), ended.saturating_add(*slide));
@@ -337,7 +337,7 @@ pub(crate) fn check_overlap(size: i64, slide: i64) -> Result<()> {
     let least = size / MOST_WINDOWS + i64::from(size % MOST_WINDOWS != 0);
     let what = format!("every record would be in {windows} windows of {} by {}", written(size), written(slide));
     let why = format!(
-        "each of them shows a row for it, and is summed from as many panes each time; at most {MOST_WINDOWS} are allowed"
+        "each of them emits a row for it, and sums as many panes each time; at most {MOST_WINDOWS} are allowed"
     );
     let help = format!("let windows of this size begin at least {} apart, or make them shorter", written(least));
     Err(Error::usage(what).because(why).help(help))

@@ -258,9 +258,9 @@ impl<D, V: Serialize, F: Fn(&D) -> V + 'static> Aggregate<D> for ApproxCountDist
 
     fn value(&self, _count: i64, sum: &Sketch) -> Result<i64> {
         if sum.unwritten {
-            let failed = Error::new("cannot tell how many distinct values there are");
-            let failed = failed.because("one of them cannot be written by serde in the `postcard` format");
-            return Err(failed.help("count texts or integers made of the values"));
+            let failed = Error::new("cannot estimate the number of distinct values");
+            let failed = failed.because("one of them cannot be serialized in the `postcard` format");
+            return Err(failed.help("count strings or integers made from the values"));
         }
         Ok(sum.estimate())
     }
