@@ -145,7 +145,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
     }
 
     fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime> {
-        // A record ends a window if its number, counted from the window being filled, completes one.
+        // A waiting record ends a window if it brings the number of records to a multiple of the size.
         let filled = row.filling.as_ref().map_or(0, |filling| filling.total.count);
         let last_of_one = |number: usize| (filled + number as i64 + 1) % self.size == 0;
         let ends = row.waiting.iter().enumerate().filter(|(number, _)| last_of_one(*number));

@@ -434,7 +434,8 @@ impl<F: Fold> Folding<F> {
         self.step.pool.give(records);
     }
 
-    /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the results, except closed rows, with the capabilities to emit them under.
+    /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the
+    /// results, except closed rows, with the capabilities to emit them under.
     fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
         let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };

@@ -26,8 +26,8 @@ use crate::record::Record;
 use crate::stream::window::Interval;
 use crate::time::{EventTime, Span};
 
-/// A pane: a range of windows, identified by the ends of the first and the last. Panes are ordered by the last window
-/// first, so that those that expire first come first.
+/// A pane: a range of windows, identified by the ends of the first and the last. Panes are ordered by their last
+/// window, then by their first, so that those that expire first come first.
 pub(crate) trait Slot: Record + Copy {
     /// `true` if a pane of this type can belong to more than one window.
     const RANGES: bool;

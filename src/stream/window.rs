@@ -154,10 +154,10 @@ impl Window {
         Window::of(Kind::Calendar { unit: CalendarUnit::Month, zone })
     }
 
-    /// Session windows: a key's records that are less than `gap` apart, a whole number of milliseconds. A session
-    /// extends from its first record to `gap` after its last. A record is late when its own time is, whatever session
-    /// it would join. [`Window::offset`] does not shift sessions. Their rows are always serialized by serde:
-    /// [`Aggregated::codec`] does not change that.
+    /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
+    /// least one. A session extends from its first record to `gap` after its last. A record is late when its own time
+    /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
+    /// serialized by serde: [`Aggregated::codec`] does not change that.
     pub const fn session(gap: Duration) -> Self {
         Window::of(Kind::Session { gap })
     }
@@ -442,9 +442,9 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
         self.made.events(rows, "Every", |(_, at, (window, key, value))| (at, Open { window, key, value }))
     }
 
-    /// Sets the codec with which snapshots store the step's rows: their memory layout, instead of serde. Only this
-    /// very program can read it back; [`crate::durable::codec`] tells what it gains. [`in_place!`](crate::in_place)
-    /// implements it for types of your own.
+    /// Makes snapshots store the step's rows in their memory layout, instead of by serde. Only this very program can
+    /// read them back; [`crate::durable::codec`] describes what that gains. [`in_place!`](crate::in_place) prepares
+    /// types of your own for it.
     #[cfg(feature = "abomonation")]
     #[must_use]
     pub fn codec(self, codec: crate::durable::codec::Abomonation) -> Self
