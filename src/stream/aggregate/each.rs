@@ -156,7 +156,7 @@ impl<D: Record> Each<D> {
     }
 
     /// Computes a quantile of an integer of each record, as an `i64`: 0.5 is the median, 0 the least number, 1 the
-    /// greatest. It is the number of rank q·n, rounded up, among the n numbers in ascending order; the median of two
+    /// greatest. It is the number at rank q·n, rounded up, among the n numbers in ascending order; the median of two
     /// is the lesser.
     ///
     /// The result is off by less than 1/256 of the number; it is exact at both ends, and for numbers from −255 to

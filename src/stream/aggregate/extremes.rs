@@ -187,14 +187,14 @@ macro_rules! extreme_by {
 extreme_by!(
     /// See [`Each::arg_min`](super::Each::arg_min).
     ArgMin,
-    /// The accumulator of [`ArgMin`]: the value with what its record is chosen by.
+    /// The accumulator of [`ArgMin`]: the value, with the key and the position that select its record.
     LeastBy,
     Ordering::Less
 );
 extreme_by!(
     /// See [`Each::arg_max`](super::Each::arg_max).
     ArgMax,
-    /// The accumulator of [`ArgMax`]: the value with what its record is chosen by.
+    /// The accumulator of [`ArgMax`]: the value, with the key and the position that select its record.
     GreatestBy,
     Ordering::Greater
 );
