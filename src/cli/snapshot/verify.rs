@@ -1,4 +1,4 @@
-//! `tidegate snapshot verify`: whether every file that counts is as it was written.
+//! `tidegate snapshot verify`: verifies that every file that counts is as it was written.
 
 use std::path::PathBuf;
 
@@ -33,12 +33,16 @@ pub struct VerifyArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// A results file of the state, CSV or NDJSON: checks that the journal has all that was published in it. Repeatable
+    /// Results file of the state, CSV or NDJSON: verify that the journal has everything that was published in it. Can
+    /// be given several times
     #[arg(long = "output", value_name = "FILE")]
     pub outputs: Vec<PathBuf>,
 }
 
-/// The results files, as the next start would find them.
+/// Reads the positions of results files, as recovery does.
+///
+/// # Errors
+/// Fails if a file is no results file of this state.
 fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
     let mut outputs = Vec::new();
     for file in files {
@@ -56,7 +60,7 @@ fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
     Ok(outputs)
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate snapshot verify`; returns the exit code.
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     let bar = bytes_bar();
