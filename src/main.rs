@@ -29,13 +29,13 @@ const EXAMPLES: &str = "Examples:
   tidegate why state/                              what holds a window back
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
-Queries are programs of their own; those that come along:
+Queries are programs of their own; these are included:
   account_totals --brokers localhost:9092 --out totals.csv -w 2
   balances --help
 
-What is logged, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info if nothing is said.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM; a signal that is repeated
-more than a second later ends a program at once, with 1.";
+Log filter, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info by default.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM. A second signal more than
+a second after the first ends a program at once, with 1.";
 
 /// Incremental queries over Kafka topics: a demo, and tools for topics and for state directories
 #[derive(Debug, Parser)]

@@ -41,8 +41,8 @@ const EXAMPLES: &str = "Examples:
       --state copy-state -w 2
 
 With --state every message is in the file exactly once, even if processes are killed and
-all are started again, in other numbers too. Without it a file that is there already is
-replaced. Copies with states and files of their own get every message each.";
+restarted, with another number of workers or processes too. Without it an existing file is
+replaced. Copies with states and files of their own each get every message.";
 
 /// Copies a Kafka topic of transactions to a file.
 #[derive(Clone, Debug, Args)]
@@ -93,7 +93,7 @@ pub struct ConsumeArgs {
 pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let watch = Watch::begin(&args.run)?;
     if args.sync && (args.run.workers, args.run.processes) != (1, 1) {
-        let error = Error::usage("--sync takes one message at a time, and so do neither several workers nor processes");
+        let error = Error::usage("--sync takes one message at a time, which needs one worker in one process");
         return Err(error.help("leave -w and -n out, or --sync"));
     }
     args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
@@ -149,7 +149,7 @@ fn refuse_positions(state: &Path) -> Result<()> {
     if !position.exists() {
         return Ok(());
     }
-    let error = Error::new("this copy was begun by an earlier version, and only that can go on with it");
-    let error = error.at(position.display()).because("that kept its position here, which is no longer read");
-    Err(error.help("go on with that version, or begin anew with another --out and --state"))
+    let error = Error::new("this copy was begun by an earlier version, and only that version can resume it");
+    let error = error.at(position.display()).because("it kept its position in this file, which is no longer read");
+    Err(error.help("resume with that version, or start over with another --out and --state"))
 }

@@ -142,7 +142,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         args.kill_every.map_or(String::new(), |_| format!(" --state {}", folder.state().display())),
     ));
     if let Some(every) = args.kill_every {
-        say(format_args!("It is killed every {}, and started again.", humantime::format_duration(every)));
+        say(format_args!("It is killed every {}, and restarted.", humantime::format_duration(every)));
     }
     let mut run = Run {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
@@ -442,12 +442,12 @@ fn report(
         programs.query.tell();
         programs.copy.tell();
         let differ = format!("{} differences in transactions.csv, {} in account_totals.csv", copy.count, totals.count);
-        let error = Error::new("the results are not what they should be").at(folder.name()).because(differ);
+        let error = Error::new("the results differ from what was produced").at(folder.name()).because(differ);
         return Err(error.help("the first of them are above"));
     }
     let rows = HumanCount(expected.rows());
     if let Some(kills) = &programs.kills {
-        say(format_args!("The query was killed {} times on the way, and went on each time.", kills.count));
+        say(format_args!("The query was killed {} times on the way, and resumed each time.", kills.count));
     }
     say(format_args!("{}: holds each of them once.", folder.copy.display()));
     say(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));

@@ -270,7 +270,7 @@ impl QueryArgs {
         }
         if let Some(topic) = target.strip_prefix("kafka:") {
             let Some(brokers) = &self.brokers else {
-                let error = Error::usage(format!("{flag} {target} needs to know where the brokers are"));
+                let error = Error::usage(format!("{flag} {target} needs the address of the brokers"));
                 return Err(error.help("add --brokers HOST:PORT"));
             };
             self.one_kind_of_rows(flag, target)?;
@@ -288,7 +288,7 @@ impl QueryArgs {
             Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::File::new(target))),
             Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
             None => {
-                let error = Error::usage(format!("{flag} {target} does not say what to write"));
+                let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
             }
         }
@@ -337,7 +337,7 @@ impl QueryArgs {
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
             note(format_args!(
-                "{name}: this state has come to its end before, and there is nothing new: nothing was done"
+                "{name}: this state is complete, and there is no new data: nothing was done"
             ));
         } else if self.run.is_first() && self.run.progress != Show::Off {
             // The first of several processes has the figures of all.

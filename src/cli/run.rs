@@ -216,7 +216,7 @@ impl RunArgs {
         let job = match self.cluster()? {
             Some(cluster) => {
                 if self.progress != Show::Off {
-                    note(format_args!("{name}: this is {cluster}; it begins when all have come"));
+                    note(format_args!("{name}: this is {cluster}; it starts when all have joined"));
                 }
                 job.cluster(cluster)
             }

@@ -34,11 +34,11 @@ pub use inspect::InspectArgs;
 pub use verify::VerifyArgs;
 
 const EXAMPLES: &str = "Examples:
-  tidegate snapshot ls state/                      the snapshots, and what each has cost
-  tidegate snapshot inspect state/                 what the newest one consists of
+  tidegate snapshot ls state/                      the snapshots, and the cost of each
+  tidegate snapshot inspect state/                 the contents of the newest one
   tidegate snapshot inspect state/ totals --key alice
-  tidegate snapshot verify state/                  whether every file is as it was written
-  tidegate snapshot export state/ savepoint/       a copy to begin a new state with
+  tidegate snapshot verify state/                  that every file is as it was written
+  tidegate snapshot export state/ savepoint/       a copy to start a new state from
   tidegate snapshot export state/ --csv rows.csv --step totals
   tidegate snapshot prune state/ --keep 1
 
@@ -72,9 +72,9 @@ pub enum SnapshotCommand {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Columns:
   EPOCH     the snapshot's epoch: all up to it is in the snapshot
-  MADE      when it was written, by the clock of its machine
-  SIZE      what its segments have on the disk
-  CHANGED   what segments have that the snapshot before does not name: what this one has cost
+  MADE      time of writing, by the clock of its machine
+  SIZE      size of its segments on disk
+  CHANGED   size of the segments that the previous snapshot does not have: the cost of this one
   ROWS      rows of its segments; a key may have rows in several
 
 Examples:
@@ -91,7 +91,7 @@ pub struct LsArgs {
 
 /// Flags of `tidegate snapshot prune`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "The job must not run: stop it first. The journal stays; the job's next start cuts it.
+#[command(after_help = "The job must not run: stop it first. The journal stays; the job's next start truncates it.
 
 Examples:
   tidegate snapshot prune state/ --keep 1")]
@@ -253,9 +253,9 @@ fn ls(args: &LsArgs) -> Result<u8> {
         });
         say(format_args!("{line}"));
     } else {
-        let life = claim.map_or(String::from("no life has gone on yet"), |claim| {
+        let life = claim.map_or(String::from("no incarnation yet"), |claim| {
             let (holder, life) = (&claim.holder, claim.incarnation);
-            format!("last life {life}, process {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
+            format!("last incarnation {life}, process {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
         });
         let id = dir.id();
         if dir.is_savepoint()? {

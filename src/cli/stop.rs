@@ -135,7 +135,7 @@ impl Shared {
         if now.duration_since(first) >= SAME {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
-            end(&error.help("a job with state goes on where its results end"));
+            end(&error.help("a job with state resumes where its results end"));
         }
     }
 

@@ -49,8 +49,8 @@ const EXAMPLES: &str = "Examples:
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
   tidegate up -n 2 --restarts 3 -- ./my_query -w 4 --state state/ --out totals.csv
 
-The program gets -n, -p, --hostfile and --cluster-secret-file added to its arguments; the secret is made anew. It is looked
-for beside this tool first, then where programs are. Without --state nothing is started again: results would be shown twice.";
+The program gets -n, -p, --hostfile and --cluster-secret-file added to its arguments; the secret is a new one. The program
+is looked up beside this tool first, then in PATH. Without --state nothing is restarted: results would be published twice.";
 
 /// Runs all processes of a query on this machine, and restarts them when one fails.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -222,7 +222,7 @@ impl PrivateFolder {
         let path = self.path.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|why| Error::new("cannot write what processes are told").at(path.display()).because(why))?;
+        written.map_err(|why| Error::new("cannot write a file for the processes").at(path.display()).because(why))?;
         Ok(path)
     }
 

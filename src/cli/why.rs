@@ -26,13 +26,13 @@ use crate::view::http::{encoded, get};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Examples:
-  tidegate why state/                              what holds the job that has this state
+  tidegate why state/                              what holds back the job with this state
   tidegate why state/ --window 2026-01-31T10:00:00Z
   tidegate why 127.0.0.1:8080 --window 1769853600000
   tidegate why http://127.0.0.1:8080 --json
 
-A job that was started with --http answers for all its processes. Of one without it, only what
-its state says is known. Exit code 1: something holds it; 0: nothing does.";
+A job that was started with --http answers for all its processes. For a job without it, the answer
+is computed from its state. Exit code 1: something holds it back; 0: nothing does.";
 
 /// Explains why a window has not fired, or why a job has no output.
 #[derive(Clone, Debug, Args)]
@@ -123,7 +123,7 @@ fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
         path += &format!("&window={}", encoded(window));
     }
     let (status, answer) = get(address, &path, PATIENCE)?;
-    let refused = || Error::new("the job does not say it").at(address).because(answer.trim());
+    let refused = || Error::new("the job does not answer the question").at(address).because(answer.trim());
     if status != 200 {
         return Err(refused());
     }

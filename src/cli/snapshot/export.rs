@@ -23,13 +23,13 @@ const PIECE: usize = 1 << 18;
 /// Flags of `tidegate snapshot export`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "A savepoint is one snapshot in a directory of its own, with copies of all its files, verified.
-A query begins a new state with it, on any number of workers:
+A query starts a new state from it, on any number of workers:
   my_query … --state new-state/ --from-savepoint savepoint/ --out new.csv
-Its outputs must be new, and get what comes after the savepoint's epoch: results up to it are in
-the outputs of the old state, which go on belonging to that one.
+Its outputs must be new, and get the results after the savepoint's epoch. Earlier results are in the
+outputs of the old state, and stay there.
 
-With --csv or --ndjson rows are written instead: one for each part of a key, see `inspect`. They
-have the epochs after which and up to which the part changed; nested values of CSV are JSON.
+With --csv or --ndjson rows are written instead: one for each part of a key, see `inspect`. Columns
+from and to are the epochs after which and up to which the part changed. Nested values of CSV are JSON.
 
 Examples:
   tidegate snapshot export state/ savepoint/
@@ -66,7 +66,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<u8> {
         (Some(to), ..) => with_snapshot(&dir, args.epoch, |manifest| savepoint(&dir, manifest, to))?,
         (_, Some(file), _) => table(&dir, args, file, true)?,
         (_, _, Some(file)) => table(&dir, args, file, false)?,
-        _ => return Err(Error::usage("there is nowhere to export to").help("name a directory, --csv or --ndjson")),
+        _ => return Err(Error::usage("there is no destination to export to").help("name a directory, --csv or --ndjson")),
     }
     Ok(0)
 }

@@ -21,11 +21,11 @@ const SHOWN: u64 = 100;
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Rows are JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
-each segment in which it changed; the part says after which epoch and up to which one. Only
-the query knows how parts add up. What is dead by the snapshot's watermark is left out.
+each segment in which it changed, with the epochs after which and up to which it changed. Only
+the query can combine parts. Rows that are expired by the snapshot's watermark are left out.
 
-Rows that were written by the abomonation codec cannot be shown: only their program knows them.
-Of types that hold themselves some levels are shown.
+Rows that were written by the abomonation codec cannot be shown: only the query can decode them.
+Recursive types are shown to a limited depth.
 
 Examples:
   tidegate snapshot inspect state/                        sources, steps and sinks
@@ -110,8 +110,8 @@ fn line(row: Row) -> Result<String> {
 
 fn overview(manifest: &Manifest) {
     let Manifest { job, epoch, incarnation, made_ms, query, .. } = manifest;
-    let ended = if manifest.ended { "; the job has come to its end" } else { "" };
-    say(format_args!("job {job}, epoch {}, made by life {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
+    let ended = if manifest.ended { "; the job is complete" } else { "" };
+    say(format_args!("job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
     say(format_args!("program {}", query.build));
     for (flag, value) in &query.flags {
         say(format_args!("  {flag} {value}"));
@@ -142,7 +142,7 @@ fn overview(manifest: &Manifest) {
         }
     }
     for sink in &manifest.sinks {
-        let shown = sink.shown.map_or("nothing shown yet".into(), |shown| format!("shown through epoch {}", shown.0));
+        let shown = sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
         let live = if sink.on_change { ", a live collection" } else { "" };
         say(format_args!("sink {}: {shown}{live}", sink.name));
     }

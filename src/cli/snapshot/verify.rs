@@ -16,13 +16,13 @@ use crate::sink::published_in;
 /// Flags of `tidegate snapshot verify`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Checked are the identity of the state, the claims of its lives, the snapshots that count, every
-segment that they name, block by block, and the journal; and that together they can be gone
-on from. Every bad file is named on standard error. A torn tail of the journal is what a
-process was writing when it ended: it never counts. It is damage if a result that came of it
-was published, which the output alone can tell: name results files with --output.
+    after_help = "Verifies the identity of the state, the claims of its incarnations, the snapshots that count, every
+segment that they name, block by block, and the journal; and that a job can resume from them.
+Every bad file is named on standard error. A torn tail of the journal is what a process was
+writing when it ended, and is ignored. It is damage if a result that depends on it was
+published, which only the output can tell: name results files with --output.
 
-Exit codes: 0 all is as it was written, 1 something is not.
+Exit codes: 0 everything is as it was written, 1 something is not.
 
 Examples:
   tidegate snapshot verify state/
