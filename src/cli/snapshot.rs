@@ -255,7 +255,7 @@ fn ls(args: &LsArgs) -> Result<u8> {
     } else {
         let life = claim.map_or(String::from("no incarnation yet"), |claim| {
             let (holder, life) = (&claim.holder, claim.incarnation);
-            format!("last incarnation {life}, process {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
+            format!("last incarnation {life}, pid {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
         });
         let id = dir.id();
         if dir.is_savepoint()? {

@@ -66,7 +66,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<u8> {
         (Some(to), ..) => with_snapshot(&dir, args.epoch, |manifest| savepoint(&dir, manifest, to))?,
         (_, Some(file), _) => table(&dir, args, file, true)?,
         (_, _, Some(file)) => table(&dir, args, file, false)?,
-        _ => return Err(Error::usage("there is no destination to export to").help("name a directory, --csv or --ndjson")),
+        _ => return Err(Error::usage("there is nowhere to export to").help("name a directory, --csv or --ndjson")),
     }
     Ok(0)
 }

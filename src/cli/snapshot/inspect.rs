@@ -142,7 +142,8 @@ fn overview(manifest: &Manifest) {
         }
     }
     for sink in &manifest.sinks {
-        let shown = sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
+        let shown =
+            sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
         let live = if sink.on_change { ", a live collection" } else { "" };
         say(format_args!("sink {}: {shown}{live}", sink.name));
     }
