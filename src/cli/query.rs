@@ -336,9 +336,7 @@ impl QueryArgs {
             }
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
-            note(format_args!(
-                "{name}: this state is complete, and there is no new data: nothing was done"
-            ));
+            note(format_args!("{name}: this state is complete, and there is no new data: nothing was done"));
         } else if self.run.is_first() && self.run.progress != Show::Off {
             // The first of several processes has the figures of all.
             note(format_args!("{}", report.summary));
