@@ -439,7 +439,7 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
     }
 }
 
-/// If everybody gets the lock, both incarnations have the same file open.
+/// Everybody gets the lock here, so both incarnations have the same file open.
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
     let (disk, lives) = (CrashingDisk::new(), Lives::default());
