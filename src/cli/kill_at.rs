@@ -45,7 +45,7 @@ enum Kind {
     SegmentSync,
     /// A manifest gets its name.
     Manifest,
-    /// A file that claims an incarnation's number gets its name.
+    /// The file that reserves an incarnation's number gets its name.
     Life,
     /// The claim of an incarnation gets its name.
     Claim,
@@ -79,8 +79,8 @@ enum When {
     Full,
 }
 
-/// A point of fault injection: `before`, `after` or `full`, a kind of act, and the number of the act of that kind, from
-/// 1.
+/// A point of fault injection: `before`, `after` or `full`, a kind of act, and the number (from 1) of the act of that
+/// kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KillAt {
     when: When,

@@ -1,4 +1,4 @@
-//! The commands of the `tidegate` tool, as functions: `main.rs` parses what is typed and calls them.
+//! The commands of the `tidegate` tool, as functions: `main.rs` parses the command line and calls them.
 //!
 //! A command returns the exit code of a run that completed: 0 done, 1 done with something left out, 130 after a clean
 //! stop on Ctrl-C and 143 after one on SIGTERM or SIGHUP. Results go to standard output, everything else to standard

@@ -30,7 +30,7 @@ pub enum Show {
     Auto,
     /// A line every few seconds.
     Plain,
-    /// None.
+    /// No progress output.
     Off,
 }
 

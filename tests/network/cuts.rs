@@ -20,7 +20,7 @@ use super::{Cluster, Limits, SLACK, end_within, stop};
 const ROUNDS: u64 = 8;
 const AT_A_TIME: usize = 4;
 
-/// A cut between two processes: `(one, other, direction, or both if `None`)`, the fate of bytes there, and the
+/// A cut between two processes: both processes, the direction (`None` for both), the fate of bytes there, and the
 /// processes that may be reported as missing.
 type Cut = (usize, usize, Option<Toward>, Fate, &'static [usize]);
 
