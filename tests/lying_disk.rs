@@ -6,9 +6,9 @@
 //! * A directory listing is stale, as on a file system that several machines share: it lacks what was written last.
 //! * A lock is given to everybody: two processes use one state.
 //!
-//! Tests of a disk that keeps its promises are in `crash_points`. Every 30th sync is lost, and directories are stale at
-//! every 30th operation; all of them with `TIDEGATE_STRIDE=1`. `TIDEGATE_CASES` sets the number of incarnations,
-//! `TIDEGATE_SEED` selects one.
+//! Tests of a disk that keeps its promises are in `crash_points`. By default every 30th sync is lost, and directories are
+//! stale at every 240th operation; with `TIDEGATE_STRIDE=1` it is every sync, and every 8th operation. `TIDEGATE_CASES`
+//! sets the number of incarnations, `TIDEGATE_SEED` selects one.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::path::Path;
