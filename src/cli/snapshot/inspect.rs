@@ -20,12 +20,12 @@ const SHOWN: u64 = 100;
 /// Flags of `tidegate snapshot inspect`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Rows are JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
+    after_help = "Output is JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
 each segment in which it changed, with the epochs after which and up to which it changed. Only
-the query can combine parts. Rows that are expired by the snapshot's watermark are left out.
+the query can combine parts. What is expired by the snapshot's watermark is left out.
 
-Rows that were written by the abomonation codec cannot be shown: only the query can decode them.
-Recursive types are shown to a limited depth.
+The rows of the abomonation codec cannot be shown: only the query can decode them. Recursive types
+are shown to a limited depth.
 
 Examples:
   tidegate snapshot inspect state/                        sources, steps and sinks
