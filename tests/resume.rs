@@ -78,9 +78,9 @@ fn places<D>(history: &History<D>) -> Vec<Resumed> {
 enum Until {
     /// Some epochs.
     Crash,
-    /// Until the end determined at the first start.
+    /// Up to the end determined at the first start.
     End,
-    /// Until all incarnations have read so many records.
+    /// Runs until all incarnations have read so many records.
     Taken(usize),
 }
 

@@ -12,7 +12,7 @@ const LINES: Duration = Duration::from_secs(5);
 /// Number of messages between two readings of the clock.
 const LOOKS: u64 = 256;
 
-/// Progress of one command.
+/// The progress of one command.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     begun: Instant,

@@ -161,7 +161,7 @@ fn newest(state: Option<&Path>) -> Option<Epoch> {
     manifests.iter().map(|id| id.epoch).max()
 }
 
-/// Outcome of a round.
+/// The outcome of a round.
 enum Outcome {
     /// All processes have ended as they should; the exit code.
     Ended(u8),

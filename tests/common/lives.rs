@@ -22,7 +22,7 @@ const LIVES: usize = 12;
 #[derive(Clone, Default)]
 pub struct Results {
     pub views: Views,
-    /// Results of other aggregates, as text.
+    /// The results of other aggregates, as text.
     pub others: Captured<(i64, u8, String)>,
     /// Windows over the results of windows: a checkpointed operator behind another.
     pub chained: Captured<(i64, u8, i64, u32)>,

@@ -3,8 +3,8 @@
 //!
 //! * A **row** is shown as window, key and value if it is a pair of (end of a window, key) and value, as the rows of
 //!   windowed steps are; as key and value if it is any other pair; otherwise all of it is the key.
-//! * A **part** is a key's value in one segment. Rows that are expired by the snapshot's watermark are left out, as in
-//!   a job that resumes from the snapshot.
+//! * A **part** is a key's value in one segment. As in a job that resumes from the snapshot, rows that are expired by
+//!   the snapshot's watermark are left out.
 //!
 //! Invariant: one block of each segment is in memory at a time.
 
