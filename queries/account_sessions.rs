@@ -1,6 +1,6 @@
 //! When was each account busy, and with how much? Its transactions that are less than 30 seconds apart, as one session.
 //!
-//! Try it: `account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2`
+//! Try it: `tidegate account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,10 +9,6 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
-
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Sessions of each account: its transactions that are less than 30 seconds apart, and their totals
 ///
@@ -23,8 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2
-  account_sessions --brokers localhost:9092 --out kafka:sessions --state sessions-state --allowed-lateness 5s"
+  tidegate account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2
+  tidegate account_sessions --brokers localhost:9092 --out kafka:sessions --state sessions-state --allowed-lateness 5s"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -42,8 +38,8 @@ struct Session {
     max_cents: i64,
 }
 
-/// The program.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

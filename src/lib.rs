@@ -73,6 +73,7 @@
 //!
 //! Sinks are written, and views are kept, in process 0 of several.
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod durable;
 pub mod error;
@@ -112,6 +113,7 @@ pub mod ndjson {
     pub use crate::source::ndjson::Input;
 }
 
+#[cfg(feature = "kafka")]
 /// Kafka: [`kafka::Topic`] reads a topic, [`kafka::Output`] writes one.
 pub mod kafka {
     pub use crate::sink::kafka::Output;

@@ -32,10 +32,10 @@ use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, s
 
 /// The programs that are killed, by turns: tumbling and overlapping windows, sessions, state by key with timers.
 const PROGRAMS: [&str; 4] = [
-    env!("CARGO_BIN_EXE_account_totals"),
-    env!("CARGO_BIN_EXE_spend_by_minute"),
-    env!("CARGO_BIN_EXE_account_sessions"),
-    env!("CARGO_BIN_EXE_silent_accounts"),
+    "account_totals",
+    "spend_by_minute",
+    "account_sessions",
+    "silent_accounts",
 ];
 
 /// How many kills of each kind there must be, on files and on a broker.

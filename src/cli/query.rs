@@ -392,7 +392,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn topic(&self) -> Option<source::kafka::Address> {
+    fn topic(&self) -> Option<source::TopicAddress> {
         match self {
             AnySource::Kafka(source) => source.topic(),
             AnySource::Csv(_) | AnySource::Ndjson(_) => None,
@@ -481,7 +481,7 @@ impl<D: Record> Sink<D> for AnySink<D> {
         }
     }
 
-    fn topics(&self) -> Vec<source::kafka::Address> {
+    fn topics(&self) -> Vec<source::TopicAddress> {
         match &self.target {
             Target::Kafka(sink) => sink.topics(),
             Target::Csv(_) | Target::Ndjson(_) | Target::Stdout(_) => Vec::new(),

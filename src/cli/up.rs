@@ -74,7 +74,7 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// When the program cannot be started.
-pub fn up(args: &UpArgs) -> Result<u8> {
+pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
     let stop = Stop::listen()?;
     let Some((called, rest)) = args.command.split_first() else {
         return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
@@ -84,7 +84,7 @@ pub fn up(args: &UpArgs) -> Result<u8> {
             return Err(Error::usage(format!("{flag} is for `tidegate up` to give")).help("leave it out after --"));
         }
     }
-    let (program, state) = (find(called), value_of(rest, "--state").map(PathBuf::from));
+    let (program, state) = (find(called, is_query), value_of(rest, "--state").map(PathBuf::from));
     let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
     let mut folder = PrivateFolder::new()?;
     loop {
@@ -131,14 +131,14 @@ pub fn up(args: &UpArgs) -> Result<u8> {
     }
 }
 
-/// The program beside this one, if there is one of the name; else as it was called. This tool itself is the query of the
-/// demo, where it is called so.
-fn find(program: &OsStr) -> PathBuf {
+/// Returns the path of the program that is called so: this tool for one of its queries, a program beside this tool, or as it
+/// was called.
+fn find(program: &OsStr, is_query: impl Fn(&OsStr) -> bool) -> PathBuf {
     let named = Path::new(program);
     let (true, Ok(own)) = (named.components().count() == 1, std::env::current_exe()) else { return named.to_owned() };
     match own.parent().map(|folder| folder.join(named)) {
+        _ if is_query(program) => own,
         Some(beside) if beside.is_file() => beside,
-        _ if program == demo::QUERY => own,
         _ => named.to_owned(),
     }
 }

@@ -12,9 +12,13 @@
 pub mod csv;
 pub mod file;
 pub mod generator;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
 pub mod ndjson;
+mod topic_address;
+
+pub use topic_address::TopicAddress;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -77,7 +81,7 @@ pub trait Source: Send + Sync + 'static {
     }
 
     /// The topic that is read, if it is one: a job is refused that writes to it too.
-    fn topic(&self) -> Option<kafka::Address> {
+    fn topic(&self) -> Option<TopicAddress> {
         None
     }
 

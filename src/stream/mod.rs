@@ -58,7 +58,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
-use crate::source::kafka::Address;
+use crate::source::TopicAddress;
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
 pub(crate) use crate::thread::Failure;
@@ -295,7 +295,7 @@ pub struct Flow<'f> {
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
     /// Topics that are read, and topics that are written to.
-    topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
+    topics: Rc<RefCell<(Vec<TopicAddress>, Vec<TopicAddress>)>>,
     /// What every writer of the flow contributes to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
     /// Ends of the journals of all workers; `None` in a job without state.
@@ -319,7 +319,7 @@ impl<'f> Flow<'f> {
     }
 
     /// Takes note of topics that are read and written; fails the job if one of them is both.
-    fn know_topics(&self, read: Option<Address>, written: Vec<Address>) {
+    fn know_topics(&self, read: Option<TopicAddress>, written: Vec<TopicAddress>) {
         // Once is enough, and before anything is opened.
         if self.build.purpose != Purpose::Plan {
             return;
@@ -328,9 +328,9 @@ impl<'f> Flow<'f> {
         topics.0.extend(read);
         topics.1.extend(written);
         let (reads, writes) = &*topics;
-        let is_both = |topic: &&Address| writes.iter().any(|written| written.is_same_as(topic));
+        let is_both = |topic: &&TopicAddress| writes.iter().any(|written| written.is_same_as(topic));
         if let Some(topic) = reads.iter().find(is_both) {
-            let error = Error::usage(format!("the {} is both read and written to", topic.describe()));
+            let error = Error::usage(format!("the {topic} is both read and written to"));
             let why = "the job would read its own results, without end";
             self.build.failure.set(error.because(why).help("write them to another topic"));
         }

@@ -44,10 +44,10 @@ use transactions::{COLUMNS, START_MS, Transaction, json_of, of_json, same_rows};
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 /// The programs, by turns.
 const PROGRAMS: [&str; 4] = [
-    env!("CARGO_BIN_EXE_account_totals"),
-    env!("CARGO_BIN_EXE_account_sessions"),
-    env!("CARGO_BIN_EXE_spend_by_minute"),
-    env!("CARGO_BIN_EXE_silent_accounts"),
+    "account_totals",
+    "account_sessions",
+    "spend_by_minute",
+    "silent_accounts",
 ];
 /// How many rounds there are unless it is said: as many in CI as are asked for there, a few elsewhere.
 const ROUNDS: (u64, u64) = (20, 4);

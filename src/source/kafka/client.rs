@@ -10,16 +10,21 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
+use crate::source::TopicAddress;
 
 /// How long a broker may take to be there when something is opened.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a topic that is said not to exist is asked for again: brokers learn of a new topic with a delay.
 pub(crate) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Maximum time for brokers to name their cluster.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Brokers, a topic, and what a user set of the client library's properties.
 #[derive(Clone, Debug)]
@@ -37,6 +42,16 @@ impl Target {
     /// The topic and where it is, for people.
     pub(crate) fn describe(&self) -> String {
         format!("topic {} at {}", self.topic, self.brokers)
+    }
+
+    /// Returns the topic's address, to find a job that reads what it writes.
+    pub(crate) fn address(&self) -> TopicAddress {
+        let mut asked = self.clone();
+        asked.properties.retain(|key, _| !key.starts_with("transaction"));
+        TopicAddress::new(&*self.topic, &*self.brokers, move || {
+            let consumer: BaseConsumer = asked.configure(&[("group.id", "tidegate")], &[]).ok()?.create().ok()?;
+            consumer.client().fetch_cluster_id(CLUSTER_TIMEOUT)
+        })
     }
 
     /// The client's configuration: what the user set wins over `defaults`, but not over `needed`.

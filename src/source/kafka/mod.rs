@@ -14,7 +14,6 @@
 //!
 //! It does not know what an epoch is good for, nor who drives it.
 
-mod address;
 pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
@@ -32,8 +31,7 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::{Place, Reader, Source, TimeOf};
-pub use address::Address;
+use crate::source::{Place, Reader, Source, TimeOf, TopicAddress};
 use client::Target;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
@@ -213,8 +211,8 @@ impl<T: Record> Source for Topic<T> {
         Ok(consumer.context().id().map(|id| reader::identity(&id)))
     }
 
-    fn topic(&self) -> Option<Address> {
-        Some(Address::of(&self.target))
+    fn topic(&self) -> Option<TopicAddress> {
+        Some(self.target.address())
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
