@@ -92,7 +92,7 @@ pub mod view;
 /// For operators inside [`Collection::through`]: the version that this crate is built on.
 pub use differential_dataflow;
 pub use error::{Error, Result};
-pub use job::Job;
+pub use job::{Job, State};
 pub use record::{Decimal, Real, Record};
 pub use source::generator::Transaction;
 pub use stream::{Closed, Collection, Flow, Interval, Open, Stream, Window};

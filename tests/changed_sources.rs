@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidegate::job::Ending;
 use tidegate::source::{Options, csv as csv_source, ndjson};
-use tidegate::{Closed, Flow, Job, Stream, Transaction, Window, csv};
+use tidegate::{Closed, Flow, Job, State, Stream, Transaction, Window, csv};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, tidy};
 
 /// Total number of records of an account.
@@ -49,8 +49,12 @@ fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + 
     }
 }
 
-fn job(directory: &Path) -> Job {
-    Job::new("counts").epoch(Duration::from_millis(10)).state(directory.join("state"))
+fn job(state: State) -> Job {
+    Job::new("counts").epoch(Duration::from_millis(10)).state(state)
+}
+
+fn state_of(directory: &Path) -> State {
+    State::at(directory.join("state"))
 }
 
 /// A state that has read `sources` to their ends and was stopped.
@@ -76,7 +80,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
 
 /// Goes on with `sources` to their ends: what all accounts have then together, or why not.
 fn goes_on(directory: &Path, sources: &str, accepted: bool) -> Result<i64, String> {
-    let job = job(directory).accept_changed_sources(accepted);
+    let job = job(state_of(directory).accept_changed_sources(accepted));
     let job = job.options(Options { until_end: true, ..Options::default() });
     job.run(query(directory, sources)).map_err(|error| error.to_string())?;
     let mut counts = BTreeMap::new();

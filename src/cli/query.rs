@@ -200,11 +200,15 @@ pub fn start_with<A: Parser>(
 }
 
 impl QueryArgs {
-    /// The source that the flags name, of records whose event time `time_of` gives in milliseconds since 1970.
+    /// Returns the source that the flags name. `time_of` returns a record's event time: milliseconds since 1970, a
+    /// `SystemTime`, a `jiff::Timestamp` or an `EventTime`.
     ///
     /// # Errors
     /// When the flags name none.
-    pub fn source<T: Record>(&self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Result<AnySource<T>> {
+    pub fn source<T: Record, E: Into<EventTime>>(
+        &self,
+        time_of: impl Fn(&T) -> E + Send + Sync + 'static,
+    ) -> Result<AnySource<T>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
             (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
@@ -324,8 +328,8 @@ impl QueryArgs {
             max_record: self.max_record.unwrap_or(usual.max_record),
             fail_on_reject: self.fail_on_reject,
         });
-        let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
-        let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
+        let job = job.fingerprint_flag("allowed-lateness", &written(self.allowed_lateness));
+        let job = job.fingerprint_flag("until-end", if self.until_end { "yes" } else { "no" });
         let rejects = self.rejects()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
             query(flow);

@@ -15,18 +15,17 @@ mod commit;
 mod profile;
 mod prometheus;
 mod reading;
+mod state_options;
 pub(crate) mod state;
 mod watch;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
 use crate::durable::manifest::{Manifest, QueryPrint};
 use crate::durable::recovery::Found;
@@ -35,7 +34,7 @@ use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
 use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
 use crate::job::profile::Profile;
-use crate::job::state::{Beginning, Begun, Keeping};
+use crate::job::state::{Beginning, Begun};
 use crate::job::watch::Watching;
 use crate::job::worker::Dry;
 use crate::metrics::{Metrics, Summary};
@@ -51,6 +50,7 @@ use crate::view::http::Endpoint;
 pub use cluster::Cluster;
 pub(crate) use cluster::secret::Secret;
 pub use profile::{JobProfile, StepProfile};
+pub use state_options::State;
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
@@ -130,7 +130,8 @@ pub struct Job {
     stop: Stop,
     metrics: Arc<Metrics>,
     views: Arc<Views>,
-    pub(crate) keeping: Option<Keeping>,
+    pub(crate) state: Option<State>,
+    flags: BTreeMap<String, String>,
     journal: Arc<dyn Journal>,
     repeat: Vec<Frame>,
     pace: Pace,
@@ -163,7 +164,8 @@ impl Job {
             stop: Stop::default(),
             metrics: Arc::default(),
             views: Arc::default(),
-            keeping: None,
+            state: None,
+            flags: BTreeMap::new(),
             journal: Arc::new(MemoryJournal::forgetful()),
             repeat: Vec::new(),
             pace: Pace::Clock,
@@ -260,80 +262,20 @@ impl Job {
         self
     }
 
-    /// Keeps durable state in a directory: after a crash the job goes on where its results end, each of them shown
-    /// exactly once by sinks that can (files and Kafka topics). A job that finds its state goes on from it.
+    /// Keeps durable state: after a crash the job goes on where its results end, each of them published exactly once by sinks
+    /// that can (files and Kafka topics). A job that finds its state goes on from it. A path stands for state in that
+    /// directory, with the default options.
     #[must_use]
-    pub fn state(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.keeping = Some(Keeping::in_directory(directory.into()));
+    pub fn state(mut self, state: impl Into<State>) -> Self {
+        self.state = Some(state.into());
         self
     }
 
-    /// How long there is from one snapshot of the state to the next at least. Results do not wait for snapshots; what
-    /// came after the last one is run again after a crash.
+    /// Adds something outside the query that affects its output, such as a flag, to the fingerprint of the query: a state is
+    /// only gone on from with equal values, and processes only run together with equal ones.
     #[must_use]
-    pub fn snapshot_every(self, every: Duration) -> Self {
-        self.keep(|keeping| keeping.every = every)
-    }
-
-    /// How many snapshots are kept, at least one.
-    #[must_use]
-    pub fn keep_snapshots(self, count: usize) -> Self {
-        self.keep(|keeping| keeping.keep = count.max(1))
-    }
-
-    /// Goes on without the locks of the state and the results, which a process that sleeps may hold: it finds out that
-    /// it was replaced when it wakes.
-    #[must_use]
-    pub fn take_over(self, take_over: bool) -> Self {
-        self.keep(|keeping| keeping.take_over = take_over)
-    }
-
-    /// Goes on from a state of another query or program. Results that were shown stay as they are.
-    #[must_use]
-    pub fn accept_changed_query(self, accept: bool) -> Self {
-        self.keep(|keeping| keeping.accept_changed_query = accept)
-    }
-
-    /// Goes on from a state although the query's sources are not those that the state has read. What was read of a source
-    /// that is gone is forgotten; one that is new is read from its start, so a source that was only renamed is counted
-    /// twice; one that has become another goes on at the same offset, if the last record before that is the same.
-    #[must_use]
-    pub fn accept_changed_sources(self, accept: bool) -> Self {
-        self.keep(|keeping| keeping.accept_changed_sources = accept)
-    }
-
-    /// Begins a new state with a savepoint, an exported snapshot. Outputs have to be new: those of the savepoint's state
-    /// are that state's. Results of the savepoint's epoch and before are not shown again, but rows of a live collection
-    /// are, all of them, as the collection is then.
-    #[must_use]
-    pub fn from_savepoint(self, savepoint: impl Into<PathBuf>) -> Self {
-        self.keep(|keeping| keeping.savepoint = Some(savepoint.into()))
-    }
-
-    /// Notes something outside the query that affects its output, a flag for one: a state is only gone on from with
-    /// equal values.
-    #[must_use]
-    pub fn affected_by(self, what: &str, value: &str) -> Self {
-        self.keep(|keeping| drop(keeping.flags.insert(what.to_owned(), value.to_owned())))
-    }
-
-    /// Keeps state on another disk; call it after [`Job::state`].
-    #[must_use]
-    pub fn disk(self, disk: Arc<dyn Disk>) -> Self {
-        self.keep(|keeping| keeping.disk = disk)
-    }
-
-    /// How many bytes a file of the journal has before the next one is begun; a job without state has no journal.
-    #[must_use]
-    pub fn journal_file(self, bytes: u64) -> Self {
-        self.keep(|keeping| keeping.journal_limit = bytes)
-    }
-
-    /// Changes how state is kept, if it is kept.
-    fn keep(mut self, change: impl FnOnce(&mut Keeping)) -> Self {
-        if let Some(keeping) = &mut self.keeping {
-            change(keeping);
-        }
+    pub fn fingerprint_flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -440,8 +382,8 @@ impl Job {
     /// What the shards of the job's sinks have in common.
     fn shard(&self, state: Option<StateId>) -> Shard {
         let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
-        match &self.keeping {
-            Some(keeping) => Shard { take_over: keeping.take_over, disk: Arc::clone(&keeping.disk), ..shard },
+        match &self.state {
+            Some(state) => Shard { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
             None => shard,
         }
     }
@@ -452,7 +394,7 @@ impl Job {
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
         self.views.know(views.map(|step| step.name.clone()));
-        if self.keeping.is_none() && self.cluster.is_none() {
+        if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
         state::print(&steps, &self.flags()).map(Some)
@@ -460,9 +402,9 @@ impl Job {
 
     /// Begins a life of the job's state.
     fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
-        let Some(keeping) = &self.keeping else { return Ok(None) };
-        let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
-        let savepoint = state::savepoint(keeping, &dir)?;
+        let Some(options) = &self.state else { return Ok(None) };
+        let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
+        let savepoint = state::savepoint(options, &dir)?;
         let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
@@ -470,7 +412,7 @@ impl Job {
         // Its sources have told now what they are known by.
         let print = &state::print(&steps, &self.flags())?;
         let sinks = opened.shown();
-        let Keeping { accept_changed_query, accept_changed_sources, .. } = *keeping;
+        let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);
             let next = incarnation + 1;
@@ -493,12 +435,12 @@ impl Job {
             accept_changed_query,
             accept_changed_sources,
         };
-        state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        state::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
     /// What affects output apart from the query.
     fn flags(&self) -> BTreeMap<String, String> {
-        let mut flags = self.keeping.as_ref().map(|keeping| keeping.flags.clone()).unwrap_or_default();
+        let mut flags = self.flags.clone();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
@@ -554,7 +496,7 @@ impl Job {
             processes: cluster.processes(),
             threads: self.workers,
             job: self.name.clone(),
-            keeps: self.keeping.is_some(),
+            keeps: self.state.is_some(),
             query: print.clone(),
         }
     }
@@ -585,10 +527,10 @@ impl Job {
     /// Runs the query in another process than the first.
     fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
-        let begun = match (decided, &self.keeping, &self.cluster) {
-            (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
+        let begun = match (decided, &self.state, &self.cluster) {
+            (Decided::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = state::join(keeping, life, process, self.all_workers(), failure);
+                let joined = state::join(options, life, process, self.all_workers(), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
@@ -707,7 +649,7 @@ impl Job {
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
             one_at_a_time: self.one_at_a_time,
             shard: self.shard(None),
-            snapshot_every: self.keeping.as_ref().map_or(Duration::MAX, |keeping| keeping.every),
+            snapshot_every: self.state.as_ref().map_or(Duration::MAX, |state| state.snapshot_every),
             stop: self.stop,
             failure,
             metrics: self.metrics,

@@ -35,8 +35,14 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
 use crate::time::{Epoch, EventTime, Span};
 
-/// The event time of a record, in milliseconds since 1970.
-pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
+/// Function that returns a record's event time.
+pub type TimeOf<D> = Arc<dyn Fn(&D) -> EventTime + Send + Sync>;
+
+/// Wraps a function whose result stands for an event time: milliseconds since 1970, a [`SystemTime`](std::time::SystemTime), a
+/// [`jiff::Timestamp`].
+pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync + 'static) -> TimeOf<D> {
+    Arc::new(move |record| event_time(record).into())
+}
 
 /// Where records come from: a value made before a job runs, shared by its workers.
 #[diagnostic::on_unimplemented(
@@ -662,7 +668,7 @@ impl<D: Record> Intake<D> {
     /// When its event time is impossible and rejects are to end the job.
     #[inline]
     pub fn accept(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, data: D) -> Result<()> {
-        let time = EventTime::from_millis((self.time_of)(&data));
+        let time = (self.time_of)(&data);
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.why_not(time, found.stamped));
         }
@@ -707,7 +713,7 @@ impl<D: Record> Intake<D> {
             let (mut clock, time_of, id, source) = (partition.clock.clone(), &*self.time_of, partition.id, self.index);
             let before = self.events.len();
             let usual = rest.iter().map_while(|record| {
-                let time = EventTime::from_millis(time_of(record));
+                let time = time_of(record);
                 if !time.is_writable() {
                     return None;
                 }

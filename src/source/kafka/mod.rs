@@ -31,7 +31,8 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::{Place, Reader, Source, TimeOf, TopicAddress};
+use crate::source::{Place, Reader, Source, TimeOf, TopicAddress, time_of};
+use crate::time::EventTime;
 use client::Target;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
@@ -87,8 +88,12 @@ impl Topic<()> {
 }
 
 impl Untimed {
-    /// Says what a message is parsed as, and when such a record happened, in milliseconds since 1970.
-    pub fn event_time<T: Record>(self, time: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Topic<T> {
+    /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
+    /// `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
+    pub fn event_time<T: Record, E: Into<EventTime>>(
+        self,
+        event_time: impl Fn(&T) -> E + Send + Sync + 'static,
+    ) -> Topic<T> {
         Topic {
             target: self.target,
             start: Start::Earliest,
@@ -96,7 +101,7 @@ impl Untimed {
             idle_after: None,
             stops_at_end: false,
             compacted: false,
-            time_of: Arc::new(time),
+            time_of: time_of(event_time),
             records: PhantomData,
         }
     }
