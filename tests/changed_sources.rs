@@ -65,7 +65,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
         fs::write(directory.path().join(file), ndjson_of(&tidy(seed, COUNT))).unwrap();
     }
     fs::write(directory.path().join("a.csv"), csv_of(&rows, &COLUMNS)).unwrap();
-    let job = job(directory.path());
+    let job = job(state_of(directory.path()));
     let (stop, metrics, query) = (job.stopper(), job.metrics(), query(directory.path(), sources));
     let running = std::thread::spawn(move || job.run(query));
     let (begun, expected) = (Instant::now(), (COUNT * sources.split_whitespace().count()) as u64);
