@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tidegate::{Error, Flow, Job, Result, Window};
+use tidegate::{Error, Flow, Job, Result, State, Window};
 
 use state::{Made, bytes_in, median};
 
@@ -129,7 +129,8 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
 /// of rows loaded.
 fn run(directory: &Path, codec: Kept, keys: u64, workers: usize, records: u64) -> Result<(f64, u64)> {
     let source = Made::new(1, keys, |number| number, |_| 0).endless();
-    let job = Job::new("recovery").workers(workers).state(directory).snapshot_every(Duration::from_secs(3600));
+    let job =
+        Job::new("recovery").workers(workers).state(State::at(directory).snapshot_every(Duration::from_secs(3600)));
     let (metrics, stop, over) = (job.metrics(), job.stopper(), Arc::new(AtomicBool::new(false)));
     let (watched, ended, begun) = (Arc::clone(&metrics), Arc::clone(&over), Instant::now());
     let watcher = std::thread::spawn(move || {

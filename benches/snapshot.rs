@@ -34,7 +34,7 @@ use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
 use tidegate::source::Options;
 use tidegate::time::Epoch;
-use tidegate::{Error, EventTime, Job, Record, Result, Window, csv};
+use tidegate::{Error, EventTime, Job, Record, Result, State, Window, csv};
 
 use broker::Broker;
 use state::{Made, bytes_in, median, quantile};
@@ -198,7 +198,7 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
 
 /// Runs totals over all time until `records` records are read.
 fn run_totals(directory: &Path, source: Made<u64>, every: Duration, records: u64) -> Result<Arc<Metrics>> {
-    let job = Job::new("size").state(directory).snapshot_every(every);
+    let job = Job::new("size").state(State::at(directory).snapshot_every(every));
     let (metrics, stop) = (job.metrics(), job.stopper());
     let watched = Arc::clone(&metrics);
     let over = Arc::new(AtomicBool::new(false));
@@ -293,7 +293,7 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
     let out = csv::File::new(directory.join("totals.csv"));
     let job = Job::new("totals").workers(workers).options(until_end());
     let job = match every {
-        Some(every) => job.state(directory.join("state")).snapshot_every(every),
+        Some(every) => job.state(State::at(directory.join("state")).snapshot_every(every)),
         None => job,
     };
     let metrics = job.metrics();
@@ -461,7 +461,7 @@ fn run_due<S: Sink<Due>>(
     let source = Made::new(1, rate * seconds, make, |due: &Due| due.due_us as i64 / 1000).paced(0, begun, rate);
     let job = Job::new("latency").options(until_end()).epoch(Duration::from_millis(manner.epoch_ms));
     let job = match manner.every {
-        Some(every) => job.state(directory.join("state")).snapshot_every(Duration::from_secs(every)),
+        Some(every) => job.state(State::at(directory.join("state")).snapshot_every(Duration::from_secs(every))),
         None => job,
     };
     job.run(move |flow| {

@@ -1,7 +1,7 @@
 //! The busy periods of each account: its transactions that are less than 30 seconds apart, as one session with its
 //! totals.
 //!
-//! Try it: `account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2`
+//! Try it: `tidegate account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,10 +10,6 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
-
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Sessions of each account: its transactions that are less than 30 seconds apart, and their totals
 ///
@@ -24,8 +20,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2
-  account_sessions --brokers localhost:9092 --out kafka:sessions --state sessions-state --allowed-lateness 5s"
+  tidegate account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2
+  tidegate account_sessions --brokers localhost:9092 --out kafka:sessions --state sessions-state --allowed-lateness 5s"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -43,8 +39,8 @@ struct Session {
     max_cents: i64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

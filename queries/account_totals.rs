@@ -2,7 +2,7 @@
 //!
 //! The current totals of open windows can be read while it runs, as the view `totals`, by account.
 //!
-//! Try it: `account_totals --csv transactions.csv --out totals.csv --until-end -w 2`
+//! Try it: `tidegate account_totals --csv transactions.csv --out totals.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,10 +12,6 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Open, Result, Transaction, Window};
 
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Totals of each account in windows of ten seconds, final when a window closes
 ///
 /// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row for each
@@ -24,10 +20,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  account_totals --csv transactions.csv --out totals.csv --until-end -w 2
-  account_totals --ndjson transactions.ndjson --until-end
-  account_totals --brokers localhost:9092 --out totals.csv --rejects rejects.ndjson --late late.csv
-  account_totals --brokers localhost:9092 --out kafka:totals -w 4"
+  tidegate account_totals --csv transactions.csv --out totals.csv --until-end -w 2
+  tidegate account_totals --ndjson transactions.ndjson --until-end
+  tidegate account_totals --brokers localhost:9092 --out totals.csv --rejects rejects.ndjson --late late.csv
+  tidegate account_totals --brokers localhost:9092 --out kafka:totals -w 4"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -45,8 +41,8 @@ struct Total {
     max_cents: i64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

@@ -5,7 +5,7 @@
 //!
 //! The balances can be read while it runs, as the view `balances`, by their holder.
 //!
-//! Try it: `balances --csv transactions.csv --until-end -w 2`
+//! Try it: `tidegate balances --csv transactions.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +18,6 @@ use tidegate::time::Epoch;
 use tidegate::{Error, Result, Transaction, Window};
 use timely::dataflow::operators::vec::Map;
 
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
 ///
 /// Each transaction credits its account and debits its merchant. --out gets every change of a balance, with a last
@@ -31,8 +27,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  balances --csv transactions.csv --until-end -w 2 --out balances.csv
-  balances --brokers localhost:9092 --out kafka:balances"
+  tidegate balances --csv transactions.csv --until-end -w 2 --out balances.csv
+  tidegate balances --brokers localhost:9092 --out kafka:balances"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -73,7 +69,8 @@ impl Checked {
     }
 }
 
-fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     // Short epochs, because every epoch is checked.
     let adjust = |command: clap::Command| {
         let command = command.mut_arg("epoch", |epoch| epoch.default_value("5ms"));

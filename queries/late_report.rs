@@ -1,6 +1,6 @@
 //! Late transactions by window: how many, and how much, each window of `account_totals` lacks.
 //!
-//! Try it: `late_report --csv transactions.csv --out late.csv --until-end -w 2`
+//! Try it: `tidegate late_report --csv transactions.csv --out late.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,10 +10,6 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Result, Transaction, Window};
-
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The size of a window, in milliseconds.
 const SIZE_MS: i64 = 10_000;
@@ -28,8 +24,8 @@ const SIZE_MS: i64 = 10_000;
 #[command(
     version,
     after_help = "Examples:
-  late_report --csv transactions.csv --out late.csv --until-end -w 2
-  late_report --brokers localhost:9092 --out late.csv --state late-state --out-of-order 500ms --allowed-lateness 5s"
+  tidegate late_report --csv transactions.csv --out late.csv --until-end -w 2
+  tidegate late_report --brokers localhost:9092 --out late.csv --state late-state --out-of-order 500ms --allowed-lateness 5s"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -45,8 +41,8 @@ struct Short {
     accounts: i64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

@@ -1,6 +1,6 @@
 //! Accounts that have fallen silent: those that had transactions, and then none for five minutes of event time.
 //!
-//! Try it: `silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2`
+//! Try it: `tidegate silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,10 +9,6 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction};
-
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// An account is silent after this time without a transaction.
 const QUIET: Duration = Duration::from_secs(5 * 60);
@@ -27,8 +23,8 @@ const QUIET: Duration = Duration::from_secs(5 * 60);
 #[command(
     version,
     after_help = "Examples:
-  silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2
-  silent_accounts --brokers localhost:9092 --out kafka:silent --state silent-state --allowed-lateness 5s"
+  tidegate silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2
+  tidegate silent_accounts --brokers localhost:9092 --out kafka:silent --state silent-state --allowed-lateness 5s"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -43,8 +39,8 @@ struct Silent {
     transactions: u64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

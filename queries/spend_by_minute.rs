@@ -1,6 +1,6 @@
 //! Totals of each account in the last minute, every ten seconds: count, sum, least and greatest amount.
 //!
-//! Try it: `spend_by_minute --csv transactions.csv --out spend.csv --until-end -w 2`
+//! Try it: `tidegate spend_by_minute --csv transactions.csv --out spend.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,10 +9,6 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
-
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Totals of each account in the last minute, every ten seconds: final when a window closes
 ///
@@ -23,8 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  spend_by_minute --csv transactions.csv --out spend.csv --until-end -w 2
-  spend_by_minute --brokers localhost:9092 --out kafka:spend --state spend-state --allowed-lateness 5s"
+  tidegate spend_by_minute --csv transactions.csv --out spend.csv --until-end -w 2
+  tidegate spend_by_minute --brokers localhost:9092 --out kafka:spend --state spend-state --allowed-lateness 5s"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -42,8 +38,8 @@ struct Spend {
     max_cents: i64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

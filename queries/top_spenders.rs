@@ -2,7 +2,7 @@
 //!
 //! The last minute's list can be read while it runs, as the view `top`, by account.
 //!
-//! Try it: `top_spenders --csv transactions.csv --out top.csv --until-end -w 2`
+//! Try it: `tidegate top_spenders --csv transactions.csv --out top.csv --until-end -w 2`
 
 use std::cmp::Reverse;
 use std::process::ExitCode;
@@ -13,10 +13,6 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction, Window};
 
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The ten accounts with the greatest sums of every minute
 ///
 /// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes ten rows at
@@ -25,8 +21,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  top_spenders --csv transactions.csv --out top.csv --until-end -w 2
-  top_spenders --brokers localhost:9092 --out kafka:top-spenders --state top-state"
+  tidegate top_spenders --csv transactions.csv --out top.csv --until-end -w 2
+  tidegate top_spenders --brokers localhost:9092 --out kafka:top-spenders --state top-state"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -42,8 +38,8 @@ struct Top {
     sum_cents: i128,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

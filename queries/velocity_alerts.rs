@@ -1,6 +1,6 @@
 //! Suspicious accounts: those that pay at more than five different merchants within a minute.
 //!
-//! Try it: `velocity_alerts --csv transactions.csv --out alerts.csv --until-end -w 2`
+//! Try it: `tidegate velocity_alerts --csv transactions.csv --out alerts.csv --until-end -w 2`
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,10 +9,6 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction, Window};
-
-/// Records are allocated on one thread and freed on another, which mimalloc does fast.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Accounts that paid at more than five different merchants within a minute
 ///
@@ -23,8 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     version,
     after_help = "Examples:
-  velocity_alerts --csv transactions.csv --out alerts.csv --until-end -w 2
-  velocity_alerts --brokers localhost:9092 --out kafka:alerts --state alerts-state"
+  tidegate velocity_alerts --csv transactions.csv --out alerts.csv --until-end -w 2
+  tidegate velocity_alerts --brokers localhost:9092 --out kafka:alerts --state alerts-state"
 )]
 struct Arguments {
     #[command(flatten)]
@@ -39,8 +35,8 @@ struct Alert {
     merchants: i64,
 }
 
-/// Runs the query.
-pub fn main() -> ExitCode {
+/// Runs the query as the command line says.
+pub(crate) fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
 

@@ -77,6 +77,7 @@
 //!
 //! With several processes, process 0 alone writes sinks and keeps views.
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod durable;
 pub mod error;
@@ -95,7 +96,7 @@ pub mod view;
 /// The version that this crate is built on, for operators inside [`Collection::through`].
 pub use differential_dataflow;
 pub use error::{Error, Result};
-pub use job::Job;
+pub use job::{Job, State};
 pub use record::{Decimal, Real, Record};
 pub use source::generator::Transaction;
 pub use stream::{Closed, Collection, Flow, Interval, Open, Stream, Window};
@@ -116,6 +117,7 @@ pub mod ndjson {
     pub use crate::source::ndjson::Input;
 }
 
+#[cfg(feature = "kafka")]
 /// Kafka: [`kafka::Topic`] reads a topic, [`kafka::Output`] writes one.
 pub mod kafka {
     pub use crate::sink::kafka::Output;

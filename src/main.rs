@@ -1,24 +1,55 @@
-//! The `tidegate` tool: reads the command line and calls the commands of [`tidegate::cli`].
+//! The `tidegate` tool: reads the command line and calls the commands of [`tidegate::cli`], or one of the included
+//! queries.
 //!
 //! It also holds the query of `queries/account_totals.rs`, because the demo needs it and `cargo run` builds only this
 //! program: if its file name is `account_totals`, this program runs that query.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
-use tidegate::cli::demo::{self, DemoArgs, demo};
+use tidegate::cli::demo::{DemoArgs, demo};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
-use tidegate::cli::start;
 use tidegate::cli::up::{UpArgs, up};
 use tidegate::cli::why::{WhyArgs, why_not};
+use tidegate::cli::{note, start};
 
+#[path = "../queries/account_sessions.rs"]
+mod account_sessions;
 #[path = "../queries/account_totals.rs"]
-#[expect(unreachable_pub, reason = "it is a program of its own too")]
 mod account_totals;
+#[path = "../queries/balances.rs"]
+mod balances;
+#[path = "../queries/late_report.rs"]
+mod late_report;
+#[path = "../queries/silent_accounts.rs"]
+mod silent_accounts;
+#[path = "../queries/spend_by_minute.rs"]
+mod spend_by_minute;
+#[path = "../queries/top_spenders.rs"]
+mod top_spenders;
+#[path = "../queries/velocity_alerts.rs"]
+mod velocity_alerts;
+
+/// Records are allocated on one thread and dropped on another: this allocator is good at that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The queries that come along, by name.
+const QUERIES: [(&str, fn() -> ExitCode); 8] = [
+    ("account_sessions", account_sessions::main),
+    ("account_totals", account_totals::main),
+    ("balances", balances::main),
+    ("late_report", late_report::main),
+    ("silent_accounts", silent_accounts::main),
+    ("spend_by_minute", spend_by_minute::main),
+    ("top_spenders", top_spenders::main),
+    ("velocity_alerts", velocity_alerts::main),
+];
 
 const EXAMPLES: &str = "Examples:
   tidegate                                         the demo: a broker, transactions, a query
@@ -27,11 +58,18 @@ const EXAMPLES: &str = "Examples:
   tidegate consume --brokers localhost:9092 --out copy.csv --until-end
   tidegate snapshot ls state/                      the snapshots of a query's state
   tidegate why state/                              what holds a window back
+  tidegate account_totals --brokers localhost:9092 --out totals.csv -w 2
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
-Queries are programs of their own; these are included:
-  account_totals --brokers localhost:9092 --out totals.csv -w 2
-  balances --help
+Included queries; each has a --help:
+  account_totals    totals of each account every 10 seconds
+  account_sessions  sessions of each account
+  balances          the balance of each account, at every epoch
+  late_report       late records, by merchant
+  silent_accounts   accounts that have gone silent
+  spend_by_minute   spend of the last minute, every 10 seconds
+  top_spenders      the accounts that spend most
+  velocity_alerts   accounts that spend too fast
 
 Log filter, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info by default.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM. A second signal more than
@@ -62,19 +100,36 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let called = std::env::args_os().next();
-    if called.as_deref().and_then(|path| Path::new(path).file_stem()) == Some(OsStr::new(demo::QUERY)) {
-        return account_totals::main();
+    let mut words = std::env::args_os();
+    let called = words.next();
+    if let Some((_, query)) = called.as_deref().and_then(|path| Path::new(path).file_stem()).and_then(query) {
+        return query();
+    }
+    if let Some((name, _)) = words.next().as_deref().and_then(query) {
+        return become_query(name, words);
     }
     start(|tool: &Tool| match &tool.command {
         Some(Command::Demo(args)) => demo(args),
         Some(Command::Produce(args)) => produce(args),
         Some(Command::Consume(args)) => consume(args),
         Some(Command::Snapshot(args)) => snapshot(args),
-        Some(Command::Up(args)) => up(args),
+        Some(Command::Up(args)) => up(args, |name| query(name).is_some()),
         Some(Command::Why(args)) => why_not(args),
         None => demo(&DemoArgs::default()),
     })
+}
+
+/// The query of this name.
+fn query(name: &OsStr) -> Option<(&'static str, fn() -> ExitCode)> {
+    QUERIES.into_iter().find(|(known, _)| name == *known)
+}
+
+/// Replaces this process by the query of this name, so that all it says names the query.
+fn become_query(name: &str, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let program = std::env::current_exe();
+    let why = program.map(|program| std::process::Command::new(program).arg0(name).args(arguments).exec());
+    note(format_args!("error: cannot start {name}: {}", why.unwrap_or_else(|why| why)));
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]

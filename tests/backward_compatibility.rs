@@ -25,7 +25,7 @@ use run::{run, says};
 use serde::{Deserialize, Serialize};
 use tidegate::job::Ending;
 use tidegate::source::{Options, ndjson};
-use tidegate::{Closed, EventTime, Flow, Job, Window, csv};
+use tidegate::{Closed, EventTime, Flow, Job, State, Window, csv};
 use transactions::{TOTALS, Transaction, expected_of, ndjson_of, rows_of, same_rows, tidy};
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
@@ -92,8 +92,8 @@ fn write_fixture() {
     std::env::set_current_dir(&directory).unwrap();
     let here = Path::new("");
     append(here, &[]);
-    let job = Job::new("account-totals").workers(2).epoch(Duration::from_millis(20)).state("state");
-    let job = job.snapshot_every(Duration::from_millis(100));
+    let state = State::at("state").snapshot_every(Duration::from_millis(100));
+    let job = Job::new("account-totals").workers(2).epoch(Duration::from_millis(20)).state(state);
     let (stop, metrics) = (job.stopper(), job.metrics());
     let running = std::thread::spawn(move || job.run(query(Path::new(""))));
     let begun = Instant::now();
@@ -145,8 +145,11 @@ fn a_state_of_the_first_version_goes_on_to_the_right_results() {
         assert!(shown > 0 && shown < all.len(), "{shown} rows were shown");
         append(directory.path(), &rows[COUNT / 2..]);
         // This is not the program that wrote the state.
-        let job = Job::new("account-totals").workers(workers).state(directory.path().join("state"));
-        let job = job.accept_changed_query(true).options(Options { until_end: true, ..Options::default() });
+        let state = State::at(directory.path().join("state")).accept_changed_query(true);
+        let job = Job::new("account-totals")
+            .workers(workers)
+            .state(state)
+            .options(Options { until_end: true, ..Options::default() });
         assert_eq!(job.run(query(directory.path())).unwrap().ending, Ending::Complete);
         same_rows(&rows_of(&directory.path().join("totals.csv"), &TOTALS), &all);
     }

@@ -19,7 +19,7 @@ use run::{Ended, run, says};
 use tempfile::TempDir;
 use transactions::{COLUMNS, START_MS, TOTALS, Transaction, csv_line, csv_of, expected_of, json_of, rows_of, tidy};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const HEADER: &str = "id,account,merchant,amount_cents,currency,at_ms\n";
 
 /// A folder with an input, in which results, late records and rejects will be.

@@ -20,7 +20,7 @@ use tidegate::source::generator::{Generator, Transactions};
 use tidegate::source::{Options, Source};
 use tidegate::stream::Observer;
 use tidegate::time::Epoch;
-use tidegate::{Job, Record, Result, Transaction, Window, kafka};
+use tidegate::{Job, Record, Result, State, Transaction, Window, kafka};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -212,7 +212,7 @@ fn soak(state: &str, seconds: u64) {
     let rate = 20_000;
     let generator = Generator::new(4).per_second(2_000);
     let source = Transactions::new(generator, rate * seconds).partitions(2);
-    let job = Job::new("soak").state(state).snapshot_every(Duration::from_millis(200)).in_flight(MIB);
+    let job = Job::new("soak").state(State::at(state).snapshot_every(Duration::from_millis(200))).in_flight(MIB);
     let report = job.run(move |flow| {
         let taken = std::cell::Cell::new(0_u64);
         flow.read("transactions", &source)

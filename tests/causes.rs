@@ -23,7 +23,7 @@ use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::{EmbeddedBroker, Topic};
 use tidegate::source::{Options, Source};
 use tidegate::status::{Cause, Why, why};
-use tidegate::{Closed, EventTime, Job, Window, csv, kafka, ndjson};
+use tidegate::{Closed, EventTime, Job, State, Window, csv, kafka, ndjson};
 
 /// Time in which a blocker has to be reported.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -250,7 +250,7 @@ fn gated(holds: fn(&Path) -> bool) -> (Running, Arc<Gate>) {
     let disk = Arc::new(Gated { gate: Arc::clone(&gate), holds });
     let out = plain(&folder);
     let running = Running::over_file(out, folder, |job, folder| {
-        job.state(folder.join("state")).snapshot_every(Duration::from_millis(50)).disk(disk)
+        job.state(State::at(folder.join("state")).snapshot_every(Duration::from_millis(50)).disk(disk))
     });
     (running, gate)
 }

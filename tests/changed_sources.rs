@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidegate::job::Ending;
 use tidegate::source::{Options, csv as csv_source, ndjson};
-use tidegate::{Closed, Flow, Job, Stream, Transaction, Window, csv};
+use tidegate::{Closed, Flow, Job, State, Stream, Transaction, Window, csv};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, tidy};
 
 /// Number of records of an account.
@@ -50,8 +50,12 @@ fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + 
     }
 }
 
-fn job(directory: &Path) -> Job {
-    Job::new("counts").epoch(Duration::from_millis(10)).state(directory.join("state"))
+fn job(state: State) -> Job {
+    Job::new("counts").epoch(Duration::from_millis(10)).state(state)
+}
+
+fn state_of(directory: &Path) -> State {
+    State::at(directory.join("state"))
 }
 
 /// Makes a state that has read `sources` to their ends and was stopped.
@@ -62,7 +66,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
         fs::write(directory.path().join(file), ndjson_of(&tidy(seed, COUNT))).unwrap();
     }
     fs::write(directory.path().join("a.csv"), csv_of(&rows, &COLUMNS)).unwrap();
-    let job = job(directory.path());
+    let job = job(state_of(directory.path()));
     let (stop, metrics, query) = (job.stopper(), job.metrics(), query(directory.path(), sources));
     let running = std::thread::spawn(move || job.run(query));
     let (begun, expected) = (Instant::now(), (COUNT * sources.split_whitespace().count()) as u64);
@@ -77,7 +81,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
 
 /// Resumes with `sources` and reads them to their ends; returns the sum of all counts, or the error.
 fn goes_on(directory: &Path, sources: &str, accepted: bool) -> Result<i64, String> {
-    let job = job(directory).accept_changed_sources(accepted);
+    let job = job(state_of(directory).accept_changed_sources(accepted));
     let job = job.options(Options { until_end: true, ..Options::default() });
     job.run(query(directory, sources)).map_err(|error| error.to_string())?;
     let mut counts = BTreeMap::new();

@@ -123,11 +123,19 @@ fn two_demos_do_not_share_a_directory() {
 
 /// `cargo run` builds only the tool, so the tool must be able to run the query.
 #[test]
-fn by_another_name_the_tool_is_the_query() {
-    let tool = Command::new(env!("CARGO_BIN_EXE_tidegate")).arg0("account_totals").arg("--help").output().unwrap();
-    let query = Command::new(env!("CARGO_BIN_EXE_account_totals")).arg("--help").output().unwrap();
-    assert!(tool.status.success() && String::from_utf8_lossy(&tool.stdout).contains("Usage: account_totals"));
-    assert_eq!(tool.stdout, query.stdout);
+fn the_tool_is_its_queries() {
+    let queries = ["account_totals", "account_sessions", "balances", "late_report", "silent_accounts"];
+    for query in queries.into_iter().chain(["spend_by_minute", "top_spenders", "velocity_alerts"]) {
+        let tool = || Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let by_name = tool().arg0(query).arg("--help").output().unwrap();
+        let as_subcommand = tool().args([query, "--help"]).output().unwrap();
+        let help = String::from_utf8(by_name.stdout.clone()).unwrap();
+        assert!(by_name.status.success() && help.contains(&format!("Usage: {query} ")), "{help}");
+        assert!(help.contains(&format!("\n  tidegate {query} --")), "{help}");
+        assert_eq!(as_subcommand.stdout, by_name.stdout);
+        let listed = String::from_utf8(tool().arg("--help").output().unwrap().stdout).unwrap();
+        assert!(listed.contains(&format!("\n  {query} ")), "{listed}");
+    }
 }
 
 #[test]

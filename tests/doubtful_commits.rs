@@ -31,7 +31,7 @@ use tidegate::sink::{Rows, Shard, Sink, Writer};
 use tidegate::time::Epoch;
 use transactions::{DISORDER_MS, Transaction, expected, json_of, tidy};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const PATIENCE: Duration = Duration::from_secs(60);
 

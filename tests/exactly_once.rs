@@ -31,12 +31,7 @@ use tempfile::TempDir;
 use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, same_rows};
 
 /// The programs that are killed, in turn: tumbling and overlapping windows, sessions, keyed state with timers.
-const PROGRAMS: [&str; 4] = [
-    env!("CARGO_BIN_EXE_account_totals"),
-    env!("CARGO_BIN_EXE_spend_by_minute"),
-    env!("CARGO_BIN_EXE_account_sessions"),
-    env!("CARGO_BIN_EXE_silent_accounts"),
-];
+const PROGRAMS: [&str; 4] = ["account_totals", "spend_by_minute", "account_sessions", "silent_accounts"];
 
 /// Minimum number of kills of each kind, on files and on a broker.
 const OF_EACH: usize = 5;

@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use run::{Ended, Running, run, says, start, start_with};
 use tidegate::{Job, Window, csv};
 
-const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const LONG: Duration = Duration::from_secs(60);
 /// Accounts in each window: enough for a view of some megabytes.

@@ -72,7 +72,7 @@ impl Source for Steered {
     }
 
     fn event_time(&self) -> TimeOf<Tick> {
-        Arc::new(|tick| tick.at_ms)
+        tidegate::source::time_of(|tick: &Tick| tick.at_ms)
     }
 
     fn out_of_order(&self) -> Option<Duration> {

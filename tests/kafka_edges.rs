@@ -17,7 +17,7 @@ use run::{run, says};
 use tidegate::sink::kafka::Publisher;
 use tidegate::{Job, Transaction, csv, kafka};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn records(ids: std::ops::Range<u64>) -> Vec<String> {

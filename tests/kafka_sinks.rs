@@ -516,7 +516,7 @@ fn what_a_topic_does_not_take_is_said_with_what_to_do() {
 
 #[test]
 fn a_topic_that_is_read_is_no_output() {
-    const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+    const ACCOUNT_TOTALS: &str = "account_totals";
     for flag in ["--out", "--late", "--rejects"] {
         // It is refused before any broker is contacted.
         let line = ["--brokers", "127.0.0.1:1", "--topic", "t", flag, "kafka:t", "--until-end"];

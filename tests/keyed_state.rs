@@ -116,8 +116,8 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         let (source, shown) = (Records::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
         let (disk, output) = (CrashingDisk::new(), shown.clone());
         let shared: Arc<dyn Disk> = disk.shared();
-        let run = Run::new().seed(2).in_flight(1).state(&shared, "state").keeping(|job| job.keep_snapshots(100_000));
-        let run = run.run(move |flow| {
+        let run = Run::new().seed(2).in_flight(1).state(&shared, "state");
+        let run = run.state_options(|state| state.keep_snapshots(100_000)).run(move |flow| {
             let distinct = flow.read("keys", &source).key_by(|key| key.0).dedup_within("distinct", WITHIN);
             distinct.write("distinct", &output);
         });

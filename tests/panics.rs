@@ -32,7 +32,7 @@ use tidegate::thread::{PANIC, Role};
 use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
 use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
 /// Time limit for a job to end after a panic. It takes some milliseconds if the machine has nothing else to do.

@@ -23,10 +23,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use run::run;
+use run::{TIDEGATE, run};
 use transactions::{TOTALS, expected_of, ndjson_of, rows_of, same_rows, wild};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const CALLS: &str = "openat,creat,mkdir,mkdirat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,\
                      link,linkat";
 
@@ -202,7 +202,18 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
         (in_folder("trace"), in_folder("in.ndjson"), in_folder("out.csv"), in_folder("deep/er/state"));
     let mut arguments = vec!["-f", "-y", "-qq", "-s", "0", "-e", "signal=none", "-o", &trace];
     let calls_traced = format!("trace={CALLS}");
-    arguments.extend(["-e", &calls_traced, ACCOUNT_TOTALS, "--ndjson", &input, "--out", &out, "--state", &state]);
+    arguments.extend([
+        "-e",
+        &calls_traced,
+        TIDEGATE,
+        ACCOUNT_TOTALS,
+        "--ndjson",
+        &input,
+        "--out",
+        &out,
+        "--state",
+        &state,
+    ]);
     // Many snapshots, so that segments are merged, and as many epochs as possible.
     let paced = ["--snapshot-every", "10ms", "--epoch", "5ms", "--in-flight", "1MiB", "--until-end", "-w", "8"];
     arguments.extend(paced);

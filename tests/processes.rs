@@ -35,7 +35,7 @@ use run::{Running, run, says, start};
 use sql::{database, queries, rows};
 use transactions::{COLUMNS, csv_of, rows_of, same_rows};
 
-const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 /// Numbers of processes, and of workers in each.
 const SHAPES: [(usize, usize); 3] = [(2, 1), (2, 2), (3, 1)];

@@ -23,8 +23,8 @@ use transactions::{
     quoted, rows_of, same_rows, sorted_by_window, tidy, whole_records, wild,
 };
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
-const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const ACCOUNT_TOTALS: &str = "account_totals";
+const BALANCES: &str = "balances";
 
 /// A temporary folder.
 struct Folder(TempDir);
@@ -451,9 +451,9 @@ fn a_copy_of_the_program_works_anywhere() {
     let rows = tidy(13, 400);
     folder.file("in.csv", csv_of(&rows, &COLUMNS));
     let copy = folder.path("a copy");
-    fs::copy(ACCOUNT_TOTALS, &copy).unwrap();
+    fs::copy(run::TIDEGATE, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let line = ["--csv", "in.csv", "--out", "out.csv", "--until-end"];
+    let line = [ACCOUNT_TOTALS, "--csv", "in.csv", "--out", "out.csv", "--until-end"];
     let running = start_with(&copy, line, |command| {
         command.env_clear().current_dir(folder.0.path());
     });

@@ -26,8 +26,8 @@ use transactions::{
     sorted_by_window, tidy, whole_records, wild,
 };
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
-const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const ACCOUNT_TOTALS: &str = "account_totals";
+const BALANCES: &str = "balances";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -28,7 +28,7 @@ use tidegate::source::memory::Records;
 use tidegate::source::{Options, Place, Rejected, Resumed, Source};
 use tidegate::testing::{CrashingDisk, Run};
 use tidegate::time::{Epoch, EventTime};
-use tidegate::{Job, Record, Window, csv};
+use tidegate::{Job, Record, State, Window, csv};
 
 fn bounded() -> Options {
     Options { until_end: true, ..Options::default() }
@@ -545,9 +545,9 @@ fn a_store_that_knows_no_rename_keeps_a_state() {
     let source = Records::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
     // The job is stopped and resumes with other numbers of workers, until it completes.
     for life in 0.. {
-        let job = Job::new("objects").state(folder.path().join("state")).disk(Arc::new(Objects::default()));
+        let state = State::at(folder.path().join("state")).disk(Arc::new(Objects::default()));
+        let job = Job::new("objects").state(state.snapshot_every(Duration::from_millis(5)));
         let job = job.workers(1 + life % 3).epoch(Duration::from_millis(2)).in_flight(16 << 10);
-        let job = job.snapshot_every(Duration::from_millis(5));
         let (stopper, source, sink) = (job.stopper(), source.clone(), csv::File::new(&out));
         let stop_at = rows.len() as i64 * (life as i64 + 1) / 4;
         let report = job.run(move |flow| {

@@ -26,8 +26,8 @@ use tempfile::TempDir;
 use tidegate::source::kafka::EmbeddedBroker;
 use transactions::{COLUMNS, csv_of, wild};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
-const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const ACCOUNT_TOTALS: &str = "account_totals";
+const BALANCES: &str = "balances";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
 /// Time limit for a program to end that has nothing to finish. It takes half a second if the machine has nothing else
@@ -142,7 +142,7 @@ fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     place.has_last_snapshot();
     // SIGHUP is ignored, as by `nohup`.
     let place = Place::new();
-    let shell = format!("trap '' HUP; exec {ACCOUNT_TOTALS} --csv in.csv --out out.csv --epoch 5ms");
+    let shell = format!("trap '' HUP; exec {TIDEGATE} {ACCOUNT_TOTALS} --csv in.csv --out out.csv --epoch 5ms");
     let mut running = start_with("sh", ["-c", &shell], |command| {
         command.current_dir(place.0.path());
     });

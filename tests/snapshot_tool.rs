@@ -21,8 +21,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use transactions::{TOTALS, Transaction, expected_of, ndjson_of, rows_of, same_rows, whole_records, wild};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
-const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
+const ACCOUNT_TOTALS: &str = "account_totals";
+const BALANCES: &str = "balances";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const FLAGS: &str = "--ndjson {}/in.ndjson --snapshot-every 40ms --epoch 10ms";
 

@@ -24,7 +24,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use run::{Running, run, says, start};
 use transactions::{START_MS, TOTALS, Transaction, expected, json_of, rows_of, same_rows, tidy};
 
-const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const ACCOUNT_TOTALS: &str = "account_totals";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Returns the number of runs of each case, each run different.

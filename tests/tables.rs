@@ -121,7 +121,7 @@ fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
     let stop = Stop::default();
     let run = Run::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
-    let run = run.keeping(|job| job.accept_changed_query(true)).run(move |flow| {
+    let run = run.state_options(|state| state.accept_changed_query(true)).run(move |flow| {
         let stop = stop.clone();
         let deals = flow.read("deals", &source).inspect(move |deal| {
             if deal.id == until {

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use run::{Running, run, says, start};
 use tempfile::TempDir;
 
-const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TOTALS: &str = "account_totals";
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const BALANCES: &str = "balances";
 const PROCESSES: usize = 3;

@@ -14,7 +14,7 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts the broker on a free port, with its data below a directory.
     pub(crate) fn start(dir: &Path) -> Result<Broker, String> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/kafka/broker");
         let data = dir.join("broker");
         let started = Command::new(&script)
             .args(["start", "-p", "0", "-d"])

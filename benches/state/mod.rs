@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate::durable::journal::Bound;
-use tidegate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use tidegate::source::{self, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
@@ -38,7 +38,7 @@ impl<D: Record> Made<D> {
         time_of: impl Fn(&D) -> i64 + Send + Sync + 'static,
     ) -> Self {
         let count = count / u64::from(partitions);
-        Made { make: Arc::new(make), time_of: Arc::new(time_of), partitions, count, paced: None, endless: false }
+        Made { make: Arc::new(make), time_of: source::time_of(time_of), partitions, count, paced: None, endless: false }
     }
 
     /// Sets the pace: the first `at_once` records are due from the beginning; after `from`, `a_second` more per second.

@@ -135,7 +135,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     ));
     say(format_args!("Meanwhile a query totals them by account every 10 seconds of event time, on 2 workers:"));
     say(format_args!(
-        "  account_totals --brokers {} --topic {} --out {} -w 2{}",
+        "  tidegate account_totals --brokers {} --topic {} --out {} -w 2{}",
         place.servers,
         place.topic,
         folder.totals(),
@@ -459,12 +459,8 @@ fn report(
 fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
     // Programs are not in the path of a user who runs this by cargo.
     let by_cargo = std::env::var_os("CARGO").is_some();
-    let program = |name: &str| match by_cargo {
-        true if name == "tidegate" => String::from("cargo run --release --"),
-        true => format!("cargo run --release --bin {name} --"),
-        false => name.to_owned(),
-    };
-    let (tidegate, query, copy) = (program("tidegate"), program(QUERY), folder.copy.display());
+    let tidegate = if by_cargo { "cargo run --release --" } else { "tidegate" };
+    let (query, copy) = (format!("{tidegate} {QUERY}"), folder.copy.display());
     let broker = if args.brokers.is_some() {
         format!("the topic stays; read it once more\n  {query} --brokers {} --topic {}", place.servers, place.topic)
     } else {

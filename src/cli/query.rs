@@ -202,11 +202,15 @@ pub fn start_with<A: Parser>(
 }
 
 impl QueryArgs {
-    /// Returns the source that the flags name. `time_of` gives a record's event time in milliseconds since 1970.
+    /// Returns the source that the flags name. `time_of` returns a record's event time: milliseconds since 1970, a
+    /// `SystemTime`, a `jiff::Timestamp` or an `EventTime`.
     ///
     /// # Errors
     /// Fails if the flags name no source.
-    pub fn source<T: Record>(&self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Result<AnySource<T>> {
+    pub fn source<T: Record, E: Into<EventTime>>(
+        &self,
+        time_of: impl Fn(&T) -> E + Send + Sync + 'static,
+    ) -> Result<AnySource<T>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
             (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
@@ -326,8 +330,8 @@ impl QueryArgs {
             max_record: self.max_record.unwrap_or(usual.max_record),
             fail_on_reject: self.fail_on_reject,
         });
-        let job = job.affected_by("allowed-lateness", &written(self.allowed_lateness));
-        let job = job.affected_by("until-end", if self.until_end { "yes" } else { "no" });
+        let job = job.fingerprint_flag("allowed-lateness", &written(self.allowed_lateness));
+        let job = job.fingerprint_flag("until-end", if self.until_end { "yes" } else { "no" });
         let rejects = self.rejects()?;
         let (report, code) = watch.run(job, progress_line, move |flow| {
             query(flow);
@@ -392,7 +396,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn topic(&self) -> Option<source::kafka::Address> {
+    fn topic(&self) -> Option<source::TopicAddress> {
         match self {
             AnySource::Kafka(source) => source.topic(),
             AnySource::Csv(_) | AnySource::Ndjson(_) => None,
@@ -481,7 +485,7 @@ impl<D: Record> Sink<D> for AnySink<D> {
         }
     }
 
-    fn topics(&self) -> Vec<source::kafka::Address> {
+    fn topics(&self) -> Vec<source::TopicAddress> {
         match &self.target {
             Target::Kafka(sink) => sink.topics(),
             Target::Csv(_) | Target::Ndjson(_) | Target::Stdout(_) => Vec::new(),

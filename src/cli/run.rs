@@ -17,7 +17,7 @@ use super::stop::Stop;
 use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Ending, Job, Report, Watcher};
+use crate::job::{Cluster, Ending, Job, Report, State, Watcher};
 use crate::metrics::{Metrics, Summary};
 use crate::status::why;
 use crate::stream::Flow;
@@ -233,17 +233,19 @@ impl RunArgs {
     /// Adds the state that the flags name to a job; returns it unchanged without `--state`.
     fn with_state(&self, job: Job) -> Job {
         let Some(directory) = &self.state else { return job };
-        let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
-        let job = job.take_over(self.take_over).accept_changed_query(self.accept_changed_query);
-        let job = job.accept_changed_sources(self.accept_changed_sources);
-        let job = match self.kill_at {
-            Some(moment) => job.disk(moment.on(OsDisk::shared())),
-            None => job,
-        };
-        match &self.from_savepoint {
-            Some(savepoint) => job.from_savepoint(savepoint),
-            None => job,
+        let mut state = State::at(directory)
+            .snapshot_every(self.snapshot_every)
+            .keep_snapshots(self.keep_snapshots)
+            .take_over(self.take_over)
+            .accept_changed_query(self.accept_changed_query)
+            .accept_changed_sources(self.accept_changed_sources);
+        if let Some(moment) = self.kill_at {
+            state = state.disk(moment.on(OsDisk::shared()));
         }
+        if let Some(savepoint) = &self.from_savepoint {
+            state = state.from_savepoint(savepoint);
+        }
+        job.state(state)
     }
 }
 

@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use super::demo;
 use super::note;
 use super::parent::Offspring;
 use super::stop::Stop;
@@ -73,7 +72,7 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// Fails if the program cannot be started.
-pub fn up(args: &UpArgs) -> Result<u8> {
+pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
     let stop = Stop::listen()?;
     let Some((called, rest)) = args.command.split_first() else {
         return Err(Error::usage("there is no program to run").help("tidegate up -n 3 -- account_totals …"));
@@ -83,7 +82,7 @@ pub fn up(args: &UpArgs) -> Result<u8> {
             return Err(Error::usage(format!("{flag} is for `tidegate up` to give")).help("leave it out after --"));
         }
     }
-    let (program, state) = (find(called), value_of(rest, "--state").map(PathBuf::from));
+    let (program, state) = (find(called, is_query), value_of(rest, "--state").map(PathBuf::from));
     let (mut failed, mut pause, mut snapshot) = (0, PAUSES.0, newest(state.as_deref()));
     let mut folder = PrivateFolder::new()?;
     loop {
@@ -130,14 +129,14 @@ pub fn up(args: &UpArgs) -> Result<u8> {
     }
 }
 
-/// Returns the path of a program: the one beside this tool, if there is one of that name; this tool itself for the
-/// demo's query; else the name as given, which is looked up in `PATH`.
-fn find(program: &OsStr) -> PathBuf {
+/// Returns the path of a program: this tool itself for one of its queries; the program of that name beside this tool; else
+/// the name as given, which is looked up in `PATH`.
+fn find(program: &OsStr, is_query: impl Fn(&OsStr) -> bool) -> PathBuf {
     let named = Path::new(program);
     let (true, Ok(own)) = (named.components().count() == 1, std::env::current_exe()) else { return named.to_owned() };
     match own.parent().map(|folder| folder.join(named)) {
+        _ if is_query(program) => own,
         Some(beside) if beside.is_file() => beside,
-        _ if program == demo::QUERY => own,
         _ => named.to_owned(),
     }
 }

@@ -17,17 +17,16 @@ mod profile;
 mod prometheus;
 mod reading;
 pub(crate) mod state;
+mod state_options;
 mod watch;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::durable::disk::Disk;
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
 use crate::durable::manifest::{Manifest, QueryPrint};
 use crate::durable::recovery::Found;
@@ -36,7 +35,7 @@ use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
 use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
 use crate::job::profile::Profile;
-use crate::job::state::{Beginning, Begun, Keeping};
+use crate::job::state::{Beginning, Begun};
 use crate::job::watch::Watching;
 use crate::job::worker::Dry;
 use crate::metrics::{Metrics, Summary};
@@ -52,6 +51,7 @@ use crate::view::http::Endpoint;
 pub use cluster::Cluster;
 pub(crate) use cluster::secret::Secret;
 pub use profile::{JobProfile, StepProfile};
+pub use state_options::State;
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
@@ -131,7 +131,8 @@ pub struct Job {
     stop: Stop,
     metrics: Arc<Metrics>,
     views: Arc<Views>,
-    pub(crate) keeping: Option<Keeping>,
+    pub(crate) state: Option<State>,
+    flags: BTreeMap<String, String>,
     journal: Arc<dyn Journal>,
     repeat: Vec<Frame>,
     pace: Pace,
@@ -164,7 +165,8 @@ impl Job {
             stop: Stop::default(),
             metrics: Arc::default(),
             views: Arc::default(),
-            keeping: None,
+            state: None,
+            flags: BTreeMap::new(),
             journal: Arc::new(MemoryJournal::forgetful()),
             repeat: Vec::new(),
             pace: Pace::Clock,
@@ -268,78 +270,16 @@ impl Job {
     /// (files and Kafka topics) publish each result exactly once. A job that finds state in the directory resumes from
     /// it.
     #[must_use]
-    pub fn state(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.keeping = Some(Keeping::in_directory(directory.into()));
+    pub fn state(mut self, state: impl Into<State>) -> Self {
+        self.state = Some(state.into());
         self
     }
 
-    /// Sets the minimum interval between two snapshots of the state. Results do not wait for snapshots; input after the
-    /// last one is replayed after a crash.
+    /// Adds a setting outside the query that affects its output, such as a flag, to the query's fingerprint. A state is
+    /// resumed, and processes run together, only with equal values.
     #[must_use]
-    pub fn snapshot_every(self, every: Duration) -> Self {
-        self.keep(|keeping| keeping.every = every)
-    }
-
-    /// Sets the number of snapshots to keep; at least 1.
-    #[must_use]
-    pub fn keep_snapshots(self, count: usize) -> Self {
-        self.keep(|keeping| keeping.keep = count.max(1))
-    }
-
-    /// Starts without the locks of the state and the outputs, which a suspended process may still hold. When that
-    /// process resumes, it finds that it was replaced.
-    #[must_use]
-    pub fn take_over(self, take_over: bool) -> Self {
-        self.keep(|keeping| keeping.take_over = take_over)
-    }
-
-    /// Resumes from the state of a changed query or program. Results that were published stay as they are.
-    #[must_use]
-    pub fn accept_changed_query(self, accept: bool) -> Self {
-        self.keep(|keeping| keeping.accept_changed_query = accept)
-    }
-
-    /// Resumes from a state although the query's sources differ from those that the state has read. Progress of a
-    /// removed source is dropped. A new source is read from its start, so the records of a source that was only renamed
-    /// are counted twice. A replaced source resumes at the same offset, if the last record before it is unchanged.
-    #[must_use]
-    pub fn accept_changed_sources(self, accept: bool) -> Self {
-        self.keep(|keeping| keeping.accept_changed_sources = accept)
-    }
-
-    /// Starts a new state from a savepoint, an exported snapshot. Outputs must be new: existing ones belong to the
-    /// savepoint's state. Results up to and including the savepoint's epoch are not published again, except the rows of
-    /// a live collection, which are all published as of that epoch.
-    #[must_use]
-    pub fn from_savepoint(self, savepoint: impl Into<PathBuf>) -> Self {
-        self.keep(|keeping| keeping.savepoint = Some(savepoint.into()))
-    }
-
-    /// Records a setting outside the query that affects its output, such as a flag. A state is resumed only with equal
-    /// values.
-    #[must_use]
-    pub fn affected_by(self, what: &str, value: &str) -> Self {
-        self.keep(|keeping| drop(keeping.flags.insert(what.to_owned(), value.to_owned())))
-    }
-
-    /// Keeps state on another disk; to be called after [`Job::state`].
-    #[must_use]
-    pub fn disk(self, disk: Arc<dyn Disk>) -> Self {
-        self.keep(|keeping| keeping.disk = disk)
-    }
-
-    /// Sets the size in bytes at which a journal file is closed and the next one is started. A job without state has no
-    /// journal.
-    #[must_use]
-    pub fn journal_file(self, bytes: u64) -> Self {
-        self.keep(|keeping| keeping.journal_limit = bytes)
-    }
-
-    /// Changes the state options, if the job has state.
-    fn keep(mut self, change: impl FnOnce(&mut Keeping)) -> Self {
-        if let Some(keeping) = &mut self.keeping {
-            change(keeping);
-        }
+    pub fn fingerprint_flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -446,8 +386,8 @@ impl Job {
     /// Returns the context that all sinks of the job share.
     fn shard(&self, state: Option<StateId>) -> Shard {
         let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
-        match &self.keeping {
-            Some(keeping) => Shard { take_over: keeping.take_over, disk: Arc::clone(&keeping.disk), ..shard },
+        match &self.state {
+            Some(state) => Shard { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
             None => shard,
         }
     }
@@ -458,7 +398,7 @@ impl Job {
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
         self.views.know(views.map(|step| step.name.clone()));
-        if self.keeping.is_none() && self.cluster.is_none() {
+        if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
         state::print(&steps, &self.flags()).map(Some)
@@ -466,9 +406,9 @@ impl Job {
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
     fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
-        let Some(keeping) = &self.keeping else { return Ok(None) };
-        let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
-        let savepoint = state::savepoint(keeping, &dir)?;
+        let Some(options) = &self.state else { return Ok(None) };
+        let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
+        let savepoint = state::savepoint(options, &dir)?;
         let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
@@ -476,7 +416,7 @@ impl Job {
         // Its sources have reported their fingerprints now.
         let print = &state::print(&steps, &self.flags())?;
         let sinks = opened.shown();
-        let Keeping { accept_changed_query, accept_changed_sources, .. } = *keeping;
+        let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.survey_after(&dir, incarnation);
             let next = incarnation + 1;
@@ -499,12 +439,12 @@ impl Job {
             accept_changed_query,
             accept_changed_sources,
         };
-        state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        state::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
     /// Returns the settings outside the query that affect its output.
     fn flags(&self) -> BTreeMap<String, String> {
-        let mut flags = self.keeping.as_ref().map(|keeping| keeping.flags.clone()).unwrap_or_default();
+        let mut flags = self.flags.clone();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
@@ -560,7 +500,7 @@ impl Job {
             processes: cluster.processes(),
             threads: self.workers,
             job: self.name.clone(),
-            keeps: self.keeping.is_some(),
+            keeps: self.state.is_some(),
             query: print.clone(),
         }
     }
@@ -591,10 +531,10 @@ impl Job {
     /// Runs the query in a process other than process 0.
     fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
-        let begun = match (decided, &self.keeping, &self.cluster) {
-            (Decided::Run { life: Some(life), .. }, Some(keeping), Some(cluster)) => {
+        let begun = match (decided, &self.state, &self.cluster) {
+            (Decided::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = state::join(keeping, life, process, self.all_workers(), failure);
+                let joined = state::join(options, life, process, self.all_workers(), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
@@ -714,7 +654,7 @@ impl Job {
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
             one_at_a_time: self.one_at_a_time,
             shard: self.shard(None),
-            snapshot_every: self.keeping.as_ref().map_or(Duration::MAX, |keeping| keeping.every),
+            snapshot_every: self.state.as_ref().map_or(Duration::MAX, |state| state.snapshot_every),
             stop: self.stop,
             failure,
             metrics: self.metrics,

@@ -9,62 +9,22 @@
 //! Of several processes process 0 does all this alone; the others read its claim.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::durable::Life;
 use crate::durable::background::Background;
-use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::{FileJournal, Frame, Journal, Place};
 use crate::durable::manifest::{Manifest, QueryPrint, StepPrint};
 use crate::durable::recovery::{self, Claim, Found};
 use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
+use crate::job::State;
 use crate::job::commit::{Snapshots, Terms};
 use crate::metrics::Metrics;
 use crate::stream::{Durable, Failure, PlannedStep};
 use crate::thread::Role;
 use crate::time::Epoch;
-
-/// Options of a job's durable state.
-#[derive(Clone, Debug)]
-pub(crate) struct Keeping {
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) directory: PathBuf,
-    /// Minimum interval between two snapshots.
-    pub(crate) every: Duration,
-    /// Number of snapshots to keep.
-    pub(crate) keep: usize,
-    pub(crate) take_over: bool,
-    pub(crate) accept_changed_query: bool,
-    pub(crate) accept_changed_sources: bool,
-    /// Path of the savepoint that a new state starts from.
-    pub(crate) savepoint: Option<PathBuf>,
-    /// Settings outside the query that affect its output.
-    pub(crate) flags: BTreeMap<String, String>,
-    /// Size in bytes at which a journal file is closed.
-    pub(crate) journal_limit: u64,
-}
-
-impl Keeping {
-    /// Returns the default options: state in this directory, a snapshot every second, three of them kept.
-    pub(crate) fn in_directory(directory: PathBuf) -> Self {
-        Keeping {
-            disk: OsDisk::shared(),
-            directory,
-            every: Duration::from_secs(1),
-            keep: 3,
-            take_over: false,
-            accept_changed_query: false,
-            accept_changed_sources: false,
-            savepoint: None,
-            flags: BTreeMap::new(),
-            journal_limit: Place::LIMIT,
-        }
-    }
-}
 
 /// A started incarnation.
 pub(crate) struct Begun {
@@ -124,10 +84,10 @@ fn build_id() -> Result<String> {
 
 /// Opens the savepoint that a new state is to start from; `None` if none is asked for. Fails if the state has been
 /// used.
-pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Savepoint>> {
-    let Some(path) = &keeping.savepoint else { return Ok(None) };
+pub(crate) fn savepoint(options: &State, dir: &StateDir) -> Result<Option<Savepoint>> {
+    let Some(path) = &options.savepoint else { return Ok(None) };
     if dir.is_new()? {
-        return Savepoint::open(Arc::clone(&keeping.disk), path).map(Some);
+        return Savepoint::open(Arc::clone(&options.disk), path).map(Some);
     }
     Err(Error::new("only a new state begins with a savepoint, and this one has been used")
         .at(dir.path().display())
@@ -149,7 +109,7 @@ pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, f
 
 /// Starts an incarnation whose number is taken and whose sinks are open.
 pub(crate) fn begin(
-    keeping: &Keeping,
+    options: &State,
     job: &str,
     dir: &Arc<StateDir>,
     found: &Found<'_>,
@@ -159,20 +119,20 @@ pub(crate) fn begin(
     let decision = recovery::decide(found)?;
     if decision.ended {
         return decision.base.map(|base| Beginning::Ended(Box::new(base))).ok_or_else(|| {
-            Error::new("the state has ended, but its last snapshot is not there").at(keeping.directory.display())
+            Error::new("the state has ended, but its last snapshot is not there").at(options.directory.display())
         });
     }
     let Some(claim) = dir.claim(&decision, found.query)? else {
-        return Err(Error::new("another process goes on with this state").at(keeping.directory.display()));
+        return Err(Error::new("another process goes on with this state").at(options.directory.display()));
     };
-    dir.collect_garbage(&claim, keeping.keep, &decision.obsolete)?;
+    dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);
-    let mut begun = take_part(keeping, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
+    let mut begun = take_part(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
     let terms = Terms {
         job: job.to_owned(),
         query: found.query.clone(),
         claim,
-        keep: keeping.keep,
+        keep: options.keep_snapshots,
         metrics: Arc::clone(metrics),
     };
     let (journal, merges) = (Arc::clone(&begun.journal), Arc::clone(&begun.durable.merges));
@@ -184,33 +144,33 @@ pub(crate) fn begin(
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
 /// resume.
 pub(crate) fn join(
-    keeping: &Keeping,
+    options: &State,
     incarnation: u64,
     process: u32,
     workers: usize,
     failure: &Arc<Failure>,
 ) -> Result<Begun> {
-    let dir = StateDir::join(Arc::clone(&keeping.disk), &keeping.directory)?;
+    let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
     let claim = dir.claim_of(incarnation)?;
     let found = recovery::claimed(&dir.look(true)?, &claim)?;
-    take_part(keeping, Arc::new(dir), (&claim, process, workers), found, failure)
+    take_part(options, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 
 /// Builds a process's part of an incarnation: its journal, and the state to resume from. Process 0 adds the writer of
 /// snapshots.
 fn take_part(
-    keeping: &Keeping,
+    options: &State,
     dir: Arc<StateDir>,
     (claim, process, workers): (&Claim, u32, usize),
     (base, replay): (Option<Manifest>, Vec<Frame>),
     failure: &Arc<Failure>,
 ) -> Result<Begun> {
-    let place = Place { limit: keeping.journal_limit, ..dir.place(claim, process, workers) };
+    let place = Place { limit: options.journal_file, ..dir.place(claim, process, workers) };
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
     let (incarnation, from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
     let durable = Durable {
-        disk: Arc::clone(&keeping.disk),
+        disk: Arc::clone(&options.disk),
         segments: dir.segments(),
         incarnation,
         worker: 0,

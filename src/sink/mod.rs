@@ -15,6 +15,7 @@ pub mod csv;
 pub(crate) mod encode;
 pub(crate) mod fields;
 mod file;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod ndjson;
 pub mod stdout;
@@ -28,7 +29,7 @@ use crate::durable::recovery::SinkFound;
 use crate::durable::{Life, Published, StateId};
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::kafka::Address;
+use crate::source::TopicAddress;
 use crate::time::Epoch;
 
 /// A sink of results: a value made before a job runs and shared by its workers.
@@ -50,7 +51,7 @@ pub trait Sink<D: Record>: Send + Sync + 'static {
     }
 
     /// Returns the topics that are written to; empty if there are none. A job that also reads one of them is refused.
-    fn topics(&self) -> Vec<Address> {
+    fn topics(&self) -> Vec<TopicAddress> {
         Vec::new()
     }
 

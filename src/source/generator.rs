@@ -7,7 +7,6 @@
 //! Accounts are skewed: a tenth of them have about half of the transactions. Event times grow with the sequence, but
 //! most are a little behind, and a few by up to two seconds ([`DISORDER`]).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::source::memory::{check_there, grown};
-use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
 use crate::time::Epoch;
 
 /// Greatest disorder: the event time of a transaction is less than this behind the greatest one before it.
@@ -210,7 +209,7 @@ impl Source for Transactions {
     }
 
     fn event_time(&self) -> TimeOf<Transaction> {
-        Arc::new(|transaction| transaction.at_ms)
+        time_of(|transaction: &Transaction| transaction.at_ms)
     }
 
     fn out_of_order(&self) -> Option<Duration> {

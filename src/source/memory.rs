@@ -9,8 +9,8 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
-use crate::time::Epoch;
+use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
+use crate::time::{Epoch, EventTime};
 
 /// Partitions of records in memory.
 #[derive(Clone)]
@@ -21,10 +21,13 @@ pub struct Records<D> {
 }
 
 impl<D: Record> Records<D> {
-    /// Creates a source of these partitions, each in reading order; `event_time` returns a record's time in
-    /// milliseconds since 1970.
-    pub fn new(partitions: Vec<Vec<D>>, event_time: impl Fn(&D) -> i64 + Send + Sync + 'static) -> Self {
-        Records { partitions: Arc::new(partitions), time_of: Arc::new(event_time), out_of_order: None }
+    /// Creates a source of these partitions, each in the order in which it is to be read. `event_time` returns a record's event
+    /// time: milliseconds since 1970, a `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
+    pub fn new<E: Into<EventTime>>(
+        partitions: Vec<Vec<D>>,
+        event_time: impl Fn(&D) -> E + Send + Sync + 'static,
+    ) -> Self {
+        Records { partitions: Arc::new(partitions), time_of: time_of(event_time), out_of_order: None }
     }
 
     /// Sets the allowed disorder: how far an event time may be behind the greatest one of its partition.

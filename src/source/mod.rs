@@ -12,9 +12,13 @@
 pub mod csv;
 pub mod file;
 pub mod generator;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
 pub mod ndjson;
+mod topic_address;
+
+pub use topic_address::TopicAddress;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -31,8 +35,14 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
 use crate::time::{Epoch, EventTime, Span};
 
-/// Function that returns a record's event time, in milliseconds since 1970.
-pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
+/// Function that returns a record's event time.
+pub type TimeOf<D> = Arc<dyn Fn(&D) -> EventTime + Send + Sync>;
+
+/// Wraps a function whose result stands for an event time: milliseconds since 1970, a [`SystemTime`](std::time::SystemTime), a
+/// [`jiff::Timestamp`].
+pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync + 'static) -> TimeOf<D> {
+    Arc::new(move |record| event_time(record).into())
+}
 
 /// A source of records: a value made before a job runs and shared by its workers.
 #[diagnostic::on_unimplemented(
@@ -79,7 +89,7 @@ pub trait Source: Send + Sync + 'static {
     }
 
     /// Returns the topic that is read, `None` if the source is no topic. A job that also writes to it is refused.
-    fn topic(&self) -> Option<kafka::Address> {
+    fn topic(&self) -> Option<TopicAddress> {
         None
     }
 
@@ -672,7 +682,7 @@ impl<D: Record> Intake<D> {
     /// Fails if the record is rejected and rejects fail the job.
     #[inline]
     pub fn accept(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, data: D) -> Result<()> {
-        let time = EventTime::from_millis((self.time_of)(&data));
+        let time = (self.time_of)(&data);
         if !time.is_writable() || self.is_ahead(time, found.stamped) {
             return self.reject(epoch, slot, found, &self.why_not(time, found.stamped));
         }
@@ -717,7 +727,7 @@ impl<D: Record> Intake<D> {
             let (mut clock, time_of, id, source) = (partition.clock.clone(), &*self.time_of, partition.id, self.index);
             let before = self.events.len();
             let usual = rest.iter().map_while(|record| {
-                let time = EventTime::from_millis(time_of(record));
+                let time = time_of(record);
                 if !time.is_writable() {
                     return None;
                 }
@@ -779,7 +789,7 @@ impl<D: Record> Intake<D> {
     /// # Errors
     /// Fails with the reason if the event time is impossible.
     pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
-        let time = EventTime::from_millis((self.time_of)(data));
+        let time = (self.time_of)(data);
         if time.is_writable() { Ok(time) } else { Err(self.why_not(time, None)) }
     }
 

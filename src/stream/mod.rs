@@ -60,7 +60,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
-use crate::source::kafka::Address;
+use crate::source::TopicAddress;
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::Board;
 pub(crate) use crate::thread::Failure;
@@ -297,7 +297,7 @@ pub struct Flow<'f> {
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
     /// The topics that are read, and the topics that are written to.
-    topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
+    topics: Rc<RefCell<(Vec<TopicAddress>, Vec<TopicAddress>)>>,
     /// The streams of all the flow's contributions to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
     /// The journal ends of all workers; `None` in a job without state.
@@ -321,7 +321,7 @@ impl<'f> Flow<'f> {
     }
 
     /// Records topics that are read and written. Fails the job if a topic is both.
-    fn know_topics(&self, read: Option<Address>, written: Vec<Address>) {
+    fn know_topics(&self, read: Option<TopicAddress>, written: Vec<TopicAddress>) {
         // Once is enough, and before anything is opened.
         if self.build.purpose != Purpose::Plan {
             return;
@@ -330,9 +330,9 @@ impl<'f> Flow<'f> {
         topics.0.extend(read);
         topics.1.extend(written);
         let (reads, writes) = &*topics;
-        let is_both = |topic: &&Address| writes.iter().any(|written| written.is_same_as(topic));
+        let is_both = |topic: &&TopicAddress| writes.iter().any(|written| written.is_same_as(topic));
         if let Some(topic) = reads.iter().find(is_both) {
-            let error = Error::usage(format!("the {} is both read and written to", topic.describe()));
+            let error = Error::usage(format!("the {topic} is both read and written to"));
             let why = "the job would read its own results, without end";
             self.build.failure.set(error.because(why).help("write them to another topic"));
         }

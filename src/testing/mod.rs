@@ -46,8 +46,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::{Bound, Frame, Journal, JournalEnds, MemoryJournal};
 use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
-use crate::job::state::Keeping;
-use crate::job::{Cluster, Job, Pace, Report, Stop};
+use crate::job::{Cluster, Job, Pace, Report, State, Stop};
 use crate::record::Record;
 use crate::sink::{Shard, Sink, Writer};
 use crate::source::Options;
@@ -401,7 +400,7 @@ pub struct Run {
     in_flight: u64,
     sync: Option<SlowSync>,
     stop: Stop,
-    keeping: Option<Keeping>,
+    state: Option<State>,
     views: Arc<Views>,
 }
 
@@ -418,7 +417,7 @@ impl Default for Run {
             in_flight: 64 << 20,
             sync: None,
             stop: Stop::default(),
-            keeping: None,
+            state: None,
             views: Arc::default(),
         }
     }
@@ -523,17 +522,14 @@ impl Run {
     /// truncated.
     #[must_use]
     pub fn state(mut self, disk: &Arc<dyn Disk>, directory: impl Into<PathBuf>) -> Self {
-        let keeping = Keeping::in_directory(directory.into());
-        self.keeping = Some(Keeping { disk: Arc::clone(disk), keep: 2, journal_limit: 512, ..keeping });
+        self.state = Some(State::at(directory).disk(Arc::clone(disk)).keep_snapshots(2).journal_file(512));
         self
     }
 
     /// Changes the options of the state, with a job's builder methods.
     #[must_use]
-    pub fn keeping(mut self, change: impl FnOnce(Job) -> Job) -> Self {
-        let mut job = Job::new("test");
-        job.keeping = self.keeping.take();
-        self.keeping = change(job).keeping;
+    pub fn state_options(mut self, change: impl FnOnce(State) -> State) -> Self {
+        self.state = self.state.take().map(change);
         self
     }
 
@@ -576,7 +572,7 @@ impl Run {
             let job = Job::new("test").workers(self.workers).options(self.options.clone()).in_flight(self.in_flight);
             let job = job.journal(Arc::clone(&asked)).repeat(self.repeat.clone()).pace(self.pace);
             let mut job = job.stop_by(self.stop.clone()).seals(self.seals.clone()).fault(self.fault);
-            job.keeping = self.keeping.clone();
+            job.state = self.state.clone();
             job
         };
         let report = match self.processes {

@@ -44,12 +44,7 @@ use transactions::{COLUMNS, START_MS, Transaction, json_of, of_json, same_rows};
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 /// The programs, in turns.
-const PROGRAMS: [&str; 4] = [
-    env!("CARGO_BIN_EXE_account_totals"),
-    env!("CARGO_BIN_EXE_account_sessions"),
-    env!("CARGO_BIN_EXE_spend_by_minute"),
-    env!("CARGO_BIN_EXE_silent_accounts"),
-];
+const PROGRAMS: [&str; 4] = ["account_totals", "account_sessions", "spend_by_minute", "silent_accounts"];
 /// Default numbers of rounds: in CI, and elsewhere.
 const ROUNDS: (u64, u64) = (20, 4);
 /// Number of records sent between two events.

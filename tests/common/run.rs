@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -78,13 +78,27 @@ pub struct Running {
     stderr: Option<Pipe>,
 }
 
+/// Path of the tool.
+pub const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
+
+/// The command of a program: of the tool under the name of one of its queries, or of the program at a path.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let program = program.as_ref();
+    if program.components().count() > 1 || ["sh", "strace"].iter().any(|name| program == Path::new(name)) {
+        return Command::new(program);
+    }
+    let mut command = Command::new(TIDEGATE);
+    command.arg0(program);
+    command
+}
+
 /// Starts a program with arguments; `adjust` may change the command before.
 pub fn start_with<A: AsRef<OsStr>>(
     program: impl AsRef<Path>,
     arguments: impl IntoIterator<Item = A>,
     adjust: impl FnOnce(&mut Command),
 ) -> Running {
-    let mut command = Command::new(program.as_ref());
+    let mut command = command(program);
     command.args(arguments).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     adjust(&mut command);

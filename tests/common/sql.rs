@@ -64,17 +64,17 @@ pub fn queries() -> Vec<Query> {
     let balances = "SELECT holder, SUM(cents) AS balance_cents FROM (SELECT account AS holder, amount_cents AS cents FROM judged \
                     UNION ALL SELECT merchant, -amount_cents FROM judged) GROUP BY holder";
     vec![
-        windowed(env!("CARGO_BIN_EXE_account_totals"), totals, ten_seconds, &by_account),
-        windowed(env!("CARGO_BIN_EXE_spend_by_minute"), totals, sliding, &by_account),
+        windowed("account_totals", totals, ten_seconds, &by_account),
+        windowed("spend_by_minute", totals, sliding, &by_account),
         windowed(
-            env!("CARGO_BIN_EXE_velocity_alerts"),
+            "velocity_alerts",
             &["window_start", "window_end", "account", "merchants"],
             sliding,
             "SELECT window_start, window_end, account, COUNT(DISTINCT merchant) AS merchants FROM windowed \
              GROUP BY window_start, window_end, account HAVING merchants > 5",
         ),
         windowed(
-            env!("CARGO_BIN_EXE_top_spenders"),
+            "top_spenders",
             &["window_start", "window_end", "rank", "account", "sum_cents"],
             minute,
             ", sums AS (SELECT window_start, window_end, account, SUM(amount_cents) AS sum_cents FROM windowed \
@@ -83,7 +83,7 @@ pub fn queries() -> Vec<Query> {
              SELECT window_start, window_end, rank, account, sum_cents FROM ranked WHERE rank <= 10",
         ),
         Query {
-            program: env!("CARGO_BIN_EXE_account_sessions"),
+            program: "account_sessions",
             columns: totals,
             sql: sessions(30_000)
                 + &format!(
@@ -94,7 +94,7 @@ pub fn queries() -> Vec<Query> {
             changes: false,
         },
         Query {
-            program: env!("CARGO_BIN_EXE_silent_accounts"),
+            program: "silent_accounts",
             columns: &["account", "last_at", "silent_at", "transactions"],
             sql: sessions(300_000)
                 + "SELECT account, MAX(at_ms) AS last_at, MAX(at_ms) + 300000 AS silent_at, COUNT(*) AS transactions FROM numbered \
@@ -103,14 +103,14 @@ pub fn queries() -> Vec<Query> {
             changes: false,
         },
         Query {
-            program: env!("CARGO_BIN_EXE_late_report"),
+            program: "late_report",
             columns: &["window_start", "window_end", "late", "late_cents", "accounts"],
             sql: late_report.to_owned(),
             windows: Some(ten_seconds),
             changes: true,
         },
         Query {
-            program: env!("CARGO_BIN_EXE_balances"),
+            program: "balances",
             columns: &["holder", "balance_cents"],
             sql: balances.to_owned(),
             windows: None,
@@ -122,7 +122,7 @@ pub fn queries() -> Vec<Query> {
 impl Query {
     /// Returns `true` if a record can be late for the query.
     pub fn judges(&self) -> bool {
-        self.program != env!("CARGO_BIN_EXE_balances")
+        self.program != "balances"
     }
 
     /// Computes the expected results.

@@ -33,7 +33,7 @@ use sql::{database, queries, rows};
 use tempfile::TempDir;
 use transactions::{COLUMNS, Transaction, csv_of, same_rows};
 
-const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
+const TOTALS: &str = "account_totals";
 
 /// Join timeout and heartbeat timeout of a job.
 #[derive(Clone, Copy, Debug)]

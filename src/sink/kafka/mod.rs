@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::encode::{retractions_first, times};
 use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::source::kafka::Address;
+use crate::source::TopicAddress;
 use crate::source::kafka::client::Target;
 use crate::time::Epoch;
 pub use publisher::Publisher;
@@ -98,8 +98,8 @@ impl<D: Record> Sink<D> for Output<D> {
         Ok(())
     }
 
-    fn topics(&self) -> Vec<Address> {
-        vec![Address::of(&self.target), Address::of(&progress::topic_of(&self.target))]
+    fn topics(&self) -> Vec<TopicAddress> {
+        vec![self.target.address(), progress::topic_of(&self.target).address()]
     }
 
     fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {

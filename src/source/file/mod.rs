@@ -37,7 +37,8 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::source::{Elsewhere, Place, Reader, Source, TimeOf};
+use crate::source::{Elsewhere, Place, Reader, Source, TimeOf, time_of};
+use crate::time::EventTime;
 
 use dispenser::{Shared, Sizes, Within};
 use reader::FileReader;
@@ -116,8 +117,11 @@ impl<F: Format> Input<F> {
 
     /// Sets the record type, and the function that returns a record's event time in milliseconds since 1970.
     #[must_use]
-    pub fn event_time<T: Record>(self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Input<F, T> {
-        Input::of(self.path, Some(Arc::new(time_of)), (self.out_of_order, self.idle_after))
+    pub fn event_time<T: Record, E: Into<EventTime>>(
+        self,
+        event_time: impl Fn(&T) -> E + Send + Sync + 'static,
+    ) -> Input<F, T> {
+        Input::of(self.path, Some(time_of(event_time)), (self.out_of_order, self.idle_after))
     }
 }
 
@@ -193,7 +197,7 @@ impl<F: Format, T: Record> Source for Input<F, T> {
         match &self.time_of {
             Some(time_of) => Arc::clone(time_of),
             // Unreachable: only `event_time` makes an input of a record type.
-            None => Arc::new(|_| i64::MIN),
+            None => Arc::new(|_| EventTime::MIN),
         }
     }
 

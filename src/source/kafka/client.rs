@@ -10,16 +10,21 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
+use crate::source::TopicAddress;
 
 /// Longest wait for a broker when a source or sink is opened.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time for which a topic that is reported missing is asked for again: brokers learn of a new topic with a delay.
 pub(crate) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Maximum time for brokers to name their cluster.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic, its brokers, and the client properties that the user has set.
 #[derive(Clone, Debug)]
@@ -37,6 +42,16 @@ impl Target {
     /// Describes the topic and its brokers for people.
     pub(crate) fn describe(&self) -> String {
         format!("topic {} at {}", self.topic, self.brokers)
+    }
+
+    /// Returns the topic's address, to find a job that reads what it writes.
+    pub(crate) fn address(&self) -> TopicAddress {
+        let mut asked = self.clone();
+        asked.properties.retain(|key, _| !key.starts_with("transaction"));
+        TopicAddress::new(&*self.topic, &*self.brokers, move || {
+            let consumer: BaseConsumer = asked.configure(&[("group.id", "tidegate")], &[]).ok()?.create().ok()?;
+            consumer.client().fetch_cluster_id(CLUSTER_TIMEOUT)
+        })
     }
 
     /// Returns the client's configuration. The user's properties override `defaults`, but not `needed`.

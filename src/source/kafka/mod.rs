@@ -14,7 +14,6 @@
 //!
 //! The module knows neither the purpose of epochs nor its caller.
 
-mod address;
 pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
@@ -32,8 +31,8 @@ use std::time::Duration;
 use crate::durable::journal::Bound;
 use crate::error::Result;
 use crate::record::Record;
-use crate::source::{Place, Reader, Source, TimeOf};
-pub use address::Address;
+use crate::source::{Place, Reader, Source, TimeOf, TopicAddress, time_of};
+use crate::time::EventTime;
 use client::Target;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
@@ -89,9 +88,12 @@ impl Topic<()> {
 }
 
 impl Untimed {
-    /// Sets the record type that messages are decoded to, and the function that returns a record's event time in
-    /// milliseconds since 1970.
-    pub fn event_time<T: Record>(self, time: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Topic<T> {
+    /// Sets the type of the records and the function that returns a record's event time: milliseconds since 1970, a
+    /// `SystemTime`, a `jiff::Timestamp` or an [`EventTime`].
+    pub fn event_time<T: Record, E: Into<EventTime>>(
+        self,
+        event_time: impl Fn(&T) -> E + Send + Sync + 'static,
+    ) -> Topic<T> {
         Topic {
             target: self.target,
             start: Start::Earliest,
@@ -99,7 +101,7 @@ impl Untimed {
             idle_after: None,
             stops_at_end: false,
             compacted: false,
-            time_of: Arc::new(time),
+            time_of: time_of(event_time),
             records: PhantomData,
         }
     }
@@ -215,8 +217,8 @@ impl<T: Record> Source for Topic<T> {
         Ok(consumer.context().id().map(|id| reader::identity(&id)))
     }
 
-    fn topic(&self) -> Option<Address> {
-        Some(Address::of(&self.target))
+    fn topic(&self) -> Option<TopicAddress> {
+        Some(self.target.address())
     }
 
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {

@@ -1,0 +1,78 @@
+//! Addresses of topics: a source and a sink name theirs, and a job that would read what it writes is refused.
+//!
+//! Invariant: two addresses are the same only if their topics have one name and their brokers are of one cluster: they
+//! name a broker alike, or the brokers say so. Brokers that cannot be asked are taken for different ones.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A topic at brokers, as a source reads it or a sink writes it.
+#[derive(Clone)]
+pub struct TopicAddress {
+    topic: String,
+    brokers: String,
+    cluster: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl TopicAddress {
+    /// Creates the address of a topic at these brokers, `HOST:PORT` with commas between them. `cluster` asks the brokers for
+    /// the id of their cluster; `None` if they do not answer.
+    pub fn new(
+        topic: impl Into<String>,
+        brokers: impl Into<String>,
+        cluster: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        TopicAddress { topic: topic.into(), brokers: brokers.into(), cluster: Arc::new(cluster) }
+    }
+
+    /// `true` if both are one topic.
+    pub(crate) fn is_same_as(&self, other: &TopicAddress) -> bool {
+        self.topic == other.topic && (self.names_a_broker_of(other) || self.is_in_cluster_of(other))
+    }
+
+    fn names_a_broker_of(&self, other: &TopicAddress) -> bool {
+        let brokers = |address: &TopicAddress| -> Vec<String> {
+            address.brokers.split(',').map(|broker| broker.trim().to_lowercase()).collect()
+        };
+        let theirs = brokers(other);
+        brokers(self).iter().any(|broker| theirs.contains(broker))
+    }
+
+    fn is_in_cluster_of(&self, other: &TopicAddress) -> bool {
+        (self.cluster)().is_some_and(|cluster| Some(cluster) == (other.cluster)())
+    }
+}
+
+/// The topic and its brokers, for people.
+impl fmt::Display for TopicAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "topic {} at {}", self.topic, self.brokers)
+    }
+}
+
+impl fmt::Debug for TopicAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TopicAddress({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_of_one_name_are_the_same_at_a_common_broker_or_in_one_cluster() {
+        let address = |brokers: &str, topic: &str, cluster: Option<&str>| {
+            let cluster = cluster.map(str::to_owned);
+            TopicAddress::new(topic, brokers, move || cluster.clone())
+        };
+        let one = address("a:1, B:2", "t", Some("x"));
+        assert!(one.is_same_as(&address("b:2", "t", None)));
+        assert!(!one.is_same_as(&address("b:2", "u", Some("x"))));
+        assert!(one.is_same_as(&address("c:3", "t", Some("x"))));
+        assert!(!one.is_same_as(&address("c:3", "t", Some("y"))));
+        assert!(!one.is_same_as(&address("c:3", "t", None)));
+        let silent = address("a:1", "t", None);
+        assert!(!silent.is_same_as(&address("c:3", "t", None)));
+    }
+}
