@@ -7,9 +7,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{self, DemoArgs, demo};
+use tidegate::cli::manual::{CompletionsArgs, ManArgs, completions, man};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
 use tidegate::cli::start;
@@ -59,6 +60,10 @@ enum Command {
     Why(WhyArgs),
     /// Runs all processes of a query here, and starts them again when one dies
     Up(UpArgs),
+    /// Writes a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Writes manual pages, one for each command
+    Man(ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +78,8 @@ fn main() -> ExitCode {
         Some(Command::Snapshot(args)) => snapshot(args),
         Some(Command::Up(args)) => up(args),
         Some(Command::Why(args)) => why_not(args),
+        Some(Command::Completions(args)) => completions(args, Tool::command()),
+        Some(Command::Man(args)) => man(args, Tool::command()),
         None => demo(&DemoArgs::default()),
     })
 }
@@ -80,7 +87,6 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound_and_the_demo_alone_is_the_demo_without_flags() {
