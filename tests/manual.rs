@@ -44,8 +44,10 @@ fn commands() -> Vec<Vec<String>> {
 
 /// Lists the flags of a command, by their long names.
 fn flags(command: &[String]) -> Vec<String> {
-    let is_flag = |line: &&str| matches!(line.len() - line.trim_start().len(), 2 | 6) && line.trim_start().starts_with('-');
-    let long = |line: &str| line.split([' ', ',', '<', '=', '.']).find(|word| word.starts_with("--")).map(str::to_owned);
+    let is_flag =
+        |line: &&str| matches!(line.len() - line.trim_start().len(), 2 | 6) && line.trim_start().starts_with('-');
+    let long =
+        |line: &str| line.split([' ', ',', '<', '=', '.']).find(|word| word.starts_with("--")).map(str::to_owned);
     help(command).lines().filter(is_flag).filter_map(long).collect()
 }
 
