@@ -26,7 +26,7 @@ use tidegate::{Job, Record, Result, Transaction, Window, kafka};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const MIB: u64 = 1 << 20;
-/// What README states: what a process takes besides its state, and besides what may be in flight.
+/// What docs/operations.md states: what a process takes besides its state, and besides what may be in flight.
 const BASE: u64 = 96 * MIB;
 /// How many bytes there are in memory for each that may be in flight.
 const FACTOR: u64 = 2;

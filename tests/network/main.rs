@@ -1,5 +1,5 @@
 //! Processes of a job are cut off from each other, stopped, and met by strangers: everything goes on, or ends with exit code
-//! 1 and one line that names who is missing, within the times that the README states.
+//! 1 and one line that names who is missing, within the times that docs/operations.md states.
 //!
 //! Each connection of two processes goes through a [`proxy`]. Limits are short here (`--join-timeout`,
 //! `--heartbeat-timeout`); `NETWORK_ROUNDS=80` runs so many seeded faults instead of a few, `NETWORK_SEED=17` the one of
