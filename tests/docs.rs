@@ -202,6 +202,26 @@ fn tests_that_are_named_are_in_the_files_that_are_named_with_them() {
     assert!(found > 30, "only {found} names were found");
 }
 
+/// Lists the names that a span consists of, if it is one of types and their functions: `Job::http`, `Window::count(n)`.
+fn names_in(span: &str) -> Vec<&str> {
+    let path = span.split('(').next().unwrap_or_default();
+    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let names: Vec<&str> = path.split("::").collect();
+    let is_type = path.starts_with(|c: char| c.is_ascii_uppercase()) && path.contains(|c: char| c.is_ascii_lowercase());
+    if names.iter().all(|name| is_name(name)) && (names.len() > 1 || is_type) { names } else { Vec::new() }
+}
+
+#[test]
+fn types_and_functions_that_are_named_are_in_the_code() {
+    let code = code_below(&root().join("src")) + &code_below(&root().join("tests"));
+    let words: BTreeSet<&str> = code.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).collect();
+    holds(|page| {
+        let (prose, _) = parts(&page.text);
+        let names = prose.iter().flat_map(|line| spans(line)).flat_map(names_in);
+        names.filter(|name| !words.contains(name)).map(|name| format!("{name} is nowhere in the code")).collect()
+    });
+}
+
 /// Lines without white space at their ends, and none that are empty.
 fn trimmed<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     lines.into_iter().map(str::trim).filter(|line| !line.is_empty()).collect()
