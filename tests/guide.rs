@@ -229,7 +229,7 @@ fn views() -> tidegate::Result<()> {
 #[test]
 fn views_compile() {
     let program: fn() -> tidegate::Result<()> = views;
-    assert!(std::mem::size_of_val(&program) > 0);
+    assert!(size_of_val(&program) > 0);
 }
 
 #[test]
