@@ -191,7 +191,7 @@ fn tests_that_are_named_are_in_the_files_that_are_named_with_them() {
         let (prose, _) = parts(&page.text);
         for cell in prose.iter().flat_map(|line| line.split(['|', ';'])) {
             let file = spans(cell).find(|span| span.ends_with(".rs") && root().join(span).is_file());
-            let code = file.map_or_else(|| everything.clone(), |file| read(file));
+            let code = file.map_or_else(|| everything.clone(), read);
             for name in spans(cell).filter(|span| is_name_of_a_test(span)) {
                 found += 1;
                 let place = file.unwrap_or("src and tests");

@@ -2,7 +2,6 @@
 //!
 //! Both are made from the command line by a library; what is tested is that they are made of the whole of it, and that
 //! what cannot be written is an error in one line.
-#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "common/run.rs"]
 mod run;
