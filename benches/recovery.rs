@@ -1,7 +1,7 @@
-//! How long a job takes to go on from a snapshot, against the size of its state, the number of workers, and the codec.
+//! Duration of resuming from a snapshot, against the size of the state, the number of workers, and the codec.
 //!
-//! A state of so many keys is made once and stopped cleanly; then it is gone on from: timed is from the start of the job to
-//! the moment when every row is loaded and on the worker of its key, sorted and indexed.
+//! A state of a number of keys is made once and stopped cleanly; then a job resumes from it. The measured time is from
+//! the start of the job until every row is loaded and on the worker of its key, sorted and indexed.
 //!
 //! `cargo bench --bench recovery` ; with `--features abomonation` both codecs
 
@@ -23,39 +23,39 @@ use state::{Made, bytes_in, median};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures how long a job takes to go on from a snapshot
+/// Measures the duration of resuming from a snapshot
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
   cargo bench --bench recovery
   cargo bench --bench recovery -- --keys 1000000 --workers 1,2,4 --json > figures.ndjson
   cargo bench --bench recovery --features abomonation")]
 struct Arguments {
-    /// Keys in the state
+    /// Numbers of keys in the state
     #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]
     keys: Vec<u64>,
 
-    /// Worker threads
+    /// Numbers of worker threads
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     workers: Vec<usize>,
 
-    /// Runs of each; medians are shown
+    /// Number of runs of each; medians are shown
     #[arg(long, default_value_t = 3)]
     runs: usize,
 
-    /// Lines for plotting, one JSON object each
+    /// Print one JSON object a line, for plotting
     #[arg(long)]
     json: bool,
 
-    /// Where files are made [default: a temporary directory]
+    /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// What `cargo bench` adds
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// How rows are kept.
+/// Codec of the stored rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kept {
     Postcard,
@@ -125,7 +125,8 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs until so many records are read and so many rows are in place; how long that took, and how many rows were loaded.
+/// Runs until so many records are read and so many rows are in place; returns the seconds that it took, and the number
+/// of rows loaded.
 fn run(directory: &Path, codec: Kept, keys: u64, workers: usize, records: u64) -> Result<(f64, u64)> {
     let source = Made::new(1, keys, |number| number, |_| 0).endless();
     let job = Job::new("recovery").workers(workers).state(directory).snapshot_every(Duration::from_secs(3600));

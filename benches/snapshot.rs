@@ -1,12 +1,13 @@
-//! What durable state costs: snapshots against the size of the state, and throughput and latency with and without it.
+//! Cost of durable state: snapshots against the size of the state, and throughput and latency with and without it.
 //!
-//! * `size`: a state of 10^4 … 10^7 keys of which the same number change between two snapshots. What a snapshot takes, and
-//!   the bytes it writes, must depend on what changed, not on what is stored. Bytes of background merges are apart.
-//! * `throughput`: tumbling totals over 100,000 accounts as fast as they go: without state, with the journal alone, and
-//!   with a snapshot a second; results written to a file.
-//! * `latency`: 50,000 records a second by the clock, whether anybody keeps up or not, each written as it is: from when a
-//!   record was due to when its epoch was shown in a file for good, or to when a consumer that reads what is committed has
-//!   it from the topic of a real broker. Beside it stands the interval of snapshots: results do not wait for them.
+//! * `size`: a state of 10^4 … 10^7 keys of which the same number change between two snapshots. The duration of a
+//!   snapshot, and the bytes it writes, must depend on what changed, not on what is stored. Bytes of background merges
+//!   are reported separately.
+//! * `throughput`: tumbling totals over 100,000 accounts at maximum speed: without state, with only the journal, and
+//!   with a snapshot per second; results written to a file.
+//! * `latency`: open loop, 50,000 records per second by the clock, each written unchanged: from the time at which a
+//!   record was due until its epoch was published in a file and synced, or until a `read_committed` consumer has it
+//!   from the topic of a real broker. The interval of snapshots is listed too: results do not wait for them.
 //!
 //! `cargo bench --bench snapshot`
 
@@ -42,7 +43,7 @@ use state::{Made, bytes_in, median, quantile};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is measured.
+/// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Snapshots against the size of the state.
@@ -53,70 +54,70 @@ enum Part {
     Latency,
 }
 
-/// Where results are shown.
+/// Sink of the latency measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Shown {
-    /// In a file.
+    /// A file.
     File,
-    /// In a topic of a real broker (Java and Maven are needed).
+    /// A topic of a real broker (Java and Maven are needed).
     Kafka,
 }
 
-/// Measures what durable state costs
+/// Measures the cost of durable state
 #[derive(Debug, Parser)]
 #[command(after_help = "Examples:
   cargo bench --bench snapshot
   cargo bench --bench snapshot -- --parts size --keys 10000,1000000 --json > figures.ndjson")]
 struct Arguments {
-    /// What to measure
+    /// Parts to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "size,throughput,latency")]
     parts: Vec<Part>,
 
-    /// Keys in the state
+    /// Numbers of keys in the state
     #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000,10000000")]
     keys: Vec<u64>,
 
-    /// Keys that change between two snapshots
+    /// Number of keys that change between two snapshots
     #[arg(long, default_value_t = 10_000)]
     changes: u64,
 
-    /// Snapshots of each size
+    /// Number of snapshots of each size
     #[arg(long, default_value_t = 20)]
     snapshots: u64,
 
-    /// Records of each run that measures throughput
+    /// Number of records of each throughput run
     #[arg(long, default_value_t = 60_000_000)]
     records: u64,
 
-    /// Runs of each; medians are shown
+    /// Number of runs of each; medians are shown
     #[arg(long, default_value_t = 5)]
     runs: usize,
 
-    /// Worker threads
+    /// Numbers of worker threads
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     workers: Vec<usize>,
 
-    /// Records a second where latency is measured, for so many seconds
+    /// Records per second in latency runs
     #[arg(long, default_value_t = 50_000)]
     rate: u64,
 
-    /// How many seconds latency is measured
+    /// Duration of latency runs, in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
 
-    /// Where results are shown whose latency is measured [default: all, kafka if Java and Maven are there]
+    /// Sinks of latency runs [default: all, kafka if Java and Maven are there]
     #[arg(long, value_enum, value_delimiter = ',')]
     sinks: Vec<Shown>,
 
-    /// Lines for plotting, one JSON object each
+    /// Print one JSON object a line, for plotting
     #[arg(long)]
     json: bool,
 
-    /// Where files are made [default: a temporary directory]
+    /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// What `cargo bench` adds
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -140,7 +141,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A directory of its own, empty.
+/// Returns a new empty directory.
 fn fresh(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     let _ = std::fs::remove_dir_all(&path);
@@ -152,7 +153,7 @@ fn until_end() -> Options {
     Options { until_end: true, ..Options::default() }
 }
 
-/// Snapshots of a state of many keys, of which few change.
+/// Measures snapshots of a state of many keys, of which few change.
 fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
     let Arguments { changes, snapshots, json, .. } = *arguments;
     if !json {
@@ -162,7 +163,7 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
     let mut first = None;
     for &keys in &arguments.keys {
         let directory = fresh(dir, "size");
-        // Every key once, then the keys that change, so many before each snapshot.
+        // Every key once, then the keys that change, `changes` of them before each snapshot.
         let a_snapshot = Duration::from_millis(400);
         let rate = (changes as f64 / a_snapshot.as_secs_f64()) as u64;
         let make =
@@ -195,7 +196,7 @@ fn size(arguments: &Arguments, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs totals over all time until so many records are read.
+/// Runs totals over all time until `records` records are read.
 fn run_totals(directory: &Path, source: Made<u64>, every: Duration, records: u64) -> Result<Arc<Metrics>> {
     let job = Job::new("size").state(directory).snapshot_every(every);
     let (metrics, stop) = (job.metrics(), job.stopper());
@@ -229,7 +230,7 @@ struct Total {
     sum: i128,
 }
 
-/// Throughput without state, with the journal, with everything.
+/// Measures throughput without state, with the journal, and with snapshots.
 fn throughput(arguments: &Arguments, dir: &Path) -> Result<()> {
     let Arguments { records, runs, json, .. } = *arguments;
     if !json {
@@ -272,10 +273,10 @@ fn cpu_seconds() -> f64 {
     [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
 }
 
-/// A record of the runs that measure throughput: account, amount, event time.
+/// A record of throughput runs: account, amount, event time.
 type Deal = (u32, i64, i64);
 
-/// What one run that measures throughput came to.
+/// Measurements of one throughput run.
 struct Ran {
     seconds: f64,
     cpu_seconds: f64,
@@ -313,14 +314,14 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
     })
 }
 
-/// A record that knows when it was due, in microseconds since the run began.
+/// A record with the time at which it was due, in microseconds since the run began.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Due {
     number: u64,
     due_us: u64,
 }
 
-/// A sink that notes, when an epoch was shown for good, how long ago each of its records was due.
+/// A sink that records, when an epoch is published, the time since each of its records was due.
 struct Timed<S> {
     sink: S,
     begun: Instant,
@@ -380,16 +381,16 @@ impl Writer<Due> for TimedWriter<Due> {
     }
 }
 
-/// How durable a run is, and how long the epochs are that it shows results by.
+/// Durability of a latency run, and the length of its epochs.
 #[derive(Clone, Copy)]
 struct Manner {
     durability: &'static str,
-    /// Between two snapshots; `None` without state.
+    /// Interval of snapshots; `None` without state.
     every: Option<u64>,
     epoch_ms: u64,
 }
 
-/// From when records were due to when they were shown, at a steady rate.
+/// Measures the time from when records were due until they were published, at a steady rate.
 fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
     let Arguments { rate, seconds, json, .. } = *arguments;
     if !json {
@@ -413,7 +414,7 @@ fn latency(arguments: &Arguments, dir: &Path) -> Result<()> {
             },
         };
         for (durability, every) in [("off", None), ("journal only", Some(3600)), ("full", Some(1)), ("full", Some(5))] {
-            // Without state there are no transactions: nothing to read what is committed of.
+            // Without state there are no transactions, so no committed messages.
             if broker.is_some() && every.is_none() {
                 continue;
             }
@@ -447,7 +448,7 @@ fn say_latency(arguments: &Arguments, sink: Shown, manner: Manner, sorted: &[f64
     }
 }
 
-/// Runs a query that writes what it reads, with a state to keep beside it of as many keys as there are records in a second.
+/// Runs a query that writes its input, with a state beside it of as many keys as there are records in a second.
 fn run_due<S: Sink<Due>>(
     arguments: &Arguments,
     manner: Manner,
@@ -472,7 +473,7 @@ fn run_due<S: Sink<Due>>(
     Ok(())
 }
 
-/// How long after they were due records are in a file for good, in milliseconds.
+/// Returns the times from when records were due until they were published in a file, in milliseconds.
 fn to_file(arguments: &Arguments, manner: Manner, directory: &Path) -> Result<Vec<f64>> {
     let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
     let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
@@ -481,7 +482,7 @@ fn to_file(arguments: &Arguments, manner: Manner, directory: &Path) -> Result<Ve
     Ok(late_ms.clone())
 }
 
-/// How long after they were due a consumer has records that reads what is committed, in milliseconds.
+/// Returns the times from when records were due until a `read_committed` consumer had them, in milliseconds.
 fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &str) -> Result<Vec<f64>> {
     let topic =
         format!("due-{}-{}-{}", manner.durability.replace(' ', "-"), manner.every.unwrap_or(0), manner.epoch_ms);

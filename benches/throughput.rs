@@ -1,20 +1,20 @@
 //! Throughput of windowed totals, beside baselines measured in the same run.
 //!
-//! Every figure comes from a process of its own, so that CPU time and peak memory are the run's; runs of different
-//! programs alternate, so that a noisy moment hits all of them. All programs of an input must give equal results.
+//! Every measurement comes from a process of its own, so that CPU time and peak memory are the run's; runs of different
+//! programs alternate, so that a noisy moment affects all of them. All programs of an input must give equal results.
 //!
-//! * `memory`: records of `u32` keys, already in memory. Beside it: a program written by hand (one thread, one hash map,
-//!   a fast hasher), and differential dataflow twice: plain (a reduction, kept up to date in epochs of 100,000 records),
-//!   and as somebody who knows it well would write just this (totals in the differences, windows as timestamps).
-//! * `csv`, `ndjson`: files of transactions with text accounts, results written to a CSV file. Beside it: a program
-//!   written by hand, on one thread, that keeps to the fields it needs.
-//! * `kafka`: a topic of JSON transactions on a real broker. Beside it: a consumer that parses and discards.
+//! * `memory`: records of `u32` keys, already in memory. Baselines: a program written by hand (one thread, one hash
+//!   map, a fast hasher), and differential dataflow twice: plain (a reduction, kept up to date in epochs of 100,000
+//!   records), and as an expert would write this query (totals in the differences, windows as timestamps).
+//! * `csv`, `ndjson`: files of transactions with text accounts, results written to a CSV file. Baseline: a program
+//!   written by hand, on one thread, that parses only the fields it needs.
+//! * `kafka`: a topic of JSON transactions on a real broker. Baseline: a consumer that parses and discards.
 //!
-//! Totals of tumbling windows, of 10 s, are measured on all inputs; on records in memory also (`--query`):
+//! Totals of tumbling windows of 10 s are measured on all inputs; on records in memory also (`--query`):
 //!
-//! * `sliding`: of the last minute, every 10 s. Beside it: Tidegate's tumbling windows, which show as many rows, and a program
-//!   written by hand that adds up ten seconds at a time.
-//! * `session`: records of an account that are less than a second apart. Beside it: a program written by hand.
+//! * `sliding`: of the last minute, every 10 s. Baselines: Tidegate's tumbling windows, which have as many rows, and a
+//!   program written by hand that adds up totals of ten seconds.
+//! * `session`: records of an account that are less than a second apart. Baseline: a program written by hand.
 //!
 //! `cargo bench --bench throughput -- --records 10000000 --workers 1,2`
 //! `cargo bench --bench throughput -- --query sliding,session`
@@ -37,11 +37,11 @@ use clap::{Parser, ValueEnum};
 
 use measure::{Figures, Measured};
 
-/// The allocator that Tidegate's own programs use, for all that is measured.
+/// The allocator of Tidegate's own programs, for everything that is measured.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Where records come from.
+/// Source of the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Input {
     /// Records in memory, `u32` keys.
@@ -54,7 +54,7 @@ enum Input {
     Kafka,
 }
 
-/// Which windows the totals are of.
+/// Windows of the totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Query {
     /// Ten seconds.
@@ -65,12 +65,12 @@ enum Query {
     Session,
 }
 
-/// What runs.
+/// A measured program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Program {
     /// Tidegate.
     Tidegate,
-    /// Tidegate with tumbling windows, beside other ones.
+    /// Tidegate with tumbling windows, as a baseline of others.
     Tumbling,
     /// A program written by hand, on one thread.
     ByHand,
@@ -93,7 +93,7 @@ struct Arguments {
     #[arg(long)]
     records: Option<u64>,
 
-    /// Which windows to measure
+    /// Windows to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tumbling")]
     query: Vec<Query>,
 
@@ -105,35 +105,35 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',')]
     inputs: Vec<Input>,
 
-    /// Runs of each program; medians are shown
+    /// Number of runs of each program; medians are shown
     #[arg(long, default_value_t = 5)]
     runs: usize,
 
-    /// Distinct accounts
+    /// Number of distinct accounts
     #[arg(long, default_value_t = 100_000)]
     accounts: u64,
 
-    /// Records in the topic, where reading one is measured
+    /// Number of records in the topic
     #[arg(long, default_value_t = 1_000_000)]
     kafka_records: u64,
 
-    /// Lines for plotting, one JSON object each, instead of a table
+    /// Print one JSON object a line, for plotting, instead of a table
     #[arg(long)]
     json: bool,
 
-    /// Where files are made [default: a temporary directory]
+    /// Directory of files [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 
-    /// One run, in this process: for the benchmark itself
+    /// Make one run in this process: for the benchmark itself
     #[arg(long, hide = true, num_args = 4, value_names = ["QUERY", "INPUT", "PROGRAM", "WORKERS"])]
     one: Vec<String>,
 
-    /// Where the brokers are: for the benchmark itself
+    /// Addresses of the brokers: for the benchmark itself
     #[arg(long, hide = true)]
     brokers: Option<String>,
 
-    /// What cargo passes to benchmarks.
+    /// Passed by cargo to benchmarks.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -150,7 +150,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One run of one program, whose figures go to standard output.
+/// Makes one run of one program, and prints its measurements.
 fn one(arguments: &Arguments) -> Result<(), String> {
     let [query, input, program, workers] = &arguments.one[..] else {
         return Err(String::from("--one takes four values"));
@@ -185,7 +185,7 @@ fn one(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// What is measured for a query on an input: the baseline first.
+/// Returns the programs to measure for a query on an input: the baseline first.
 fn programs_of(query: Query, input: Input, workers: &[usize]) -> Vec<(Program, usize)> {
     if query != Query::Tumbling {
         let tidegate = |program| workers.iter().map(move |&workers| (program, workers));
@@ -292,7 +292,7 @@ fn child(
     Figures::from_line(line.trim()).ok_or_else(|| format!("{input:?} {program:?} printed no figures: {line}"))
 }
 
-/// All programs have seen the same records and made the same rows, but for those of other windows.
+/// Fails unless all programs have read the same records and have the same rows, except for those with other windows.
 fn check_equal(title: &str, programs: &[(Program, usize)], measured: &[Measured]) -> Result<(), String> {
     let others = [Program::ParseOnly, Program::Tumbling];
     let mut all = programs.iter().zip(measured).filter(|((program, _), _)| !others.contains(program));

@@ -1,4 +1,5 @@
-//! When was each account busy, and with how much? Its transactions that are less than 30 seconds apart, as one session.
+//! The busy periods of each account: its transactions that are less than 30 seconds apart, as one session with its
+//! totals.
 //!
 //! Try it: `account_sessions --csv transactions.csv --out sessions.csv --until-end -w 2`
 
@@ -10,15 +11,15 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Sessions of each account: its transactions that are less than 30 seconds apart, and their totals
 ///
 /// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row for each
-/// session when it is over: window_start (its first transaction), window_end (30 seconds after its last one), account, count,
-/// sum_cents, min_cents, max_cents.
+/// session when it closes: window_start (its first transaction), window_end (30 seconds after its last one), account,
+/// count, sum_cents, min_cents, max_cents.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -42,7 +43,7 @@ struct Session {
     max_cents: i64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

@@ -1,6 +1,6 @@
-//! How much each account moved in every ten seconds: count, sum, least and greatest amount.
+//! Totals of each account in every ten seconds: count, sum, least and greatest amount.
 //!
-//! What open windows hold so far can be read while it runs, as the view `totals`, by account.
+//! The current totals of open windows can be read while it runs, as the view `totals`, by account.
 //!
 //! Try it: `account_totals --csv transactions.csv --out totals.csv --until-end -w 2`
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Open, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -45,7 +45,7 @@ struct Total {
     max_cents: i64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
@@ -65,7 +65,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
         if let Some(late) = &late {
             windows.late().write("late", late);
         }
-        // What open windows hold so far; only if somebody can read it, as it has to be told at every epoch.
+        // The current totals of open windows, only if the view can be read: computing them at every epoch has a cost.
         if flow.has_views() {
             let open = windows.on_change().map(|Open { window, key, value }| total(Closed { window, key, value }));
             open.view_by("totals", |total| total.account.clone());

@@ -1,7 +1,7 @@
-//! Is the money always all there? Each transaction credits its account and debits its merchant, so the total over all
-//! balances is 0 at every moment: this query checks that at every epoch.
+//! A consistency check: each transaction credits its account and debits its merchant, so the total over all balances
+//! is 0 at every moment. This query checks that at every epoch.
 //!
-//! Engines that show intermediate states fail it: see "Internal consistency in streaming systems" (Jamie Brandon, 2021).
+//! Engines that publish intermediate states fail it: see "Internal consistency in streaming systems" (J. Brandon, 2021).
 //!
 //! The balances can be read while it runs, as the view `balances`, by their holder.
 //!
@@ -18,15 +18,15 @@ use tidegate::time::Epoch;
 use tidegate::{Error, Result, Transaction, Window};
 use timely::dataflow::operators::vec::Map;
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Balances of accounts and merchants, whose total is checked to be 0 at every epoch
 ///
 /// Each transaction credits its account and debits its merchant. --out gets every change of a balance, with a last
-/// column `diff`: 1 for a balance that is there now, -1 for one that is no longer. The total is computed twice: by the
-/// query itself, and from the balances that were shown. A total that is not 0 ends the run with an error.
+/// column `diff`: 1 for a new balance, -1 for one that it replaces. The total is computed twice: by the query itself,
+/// and from the published balances. A total that is not 0 ends the run with an error.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -45,7 +45,7 @@ struct Balance {
     balance_cents: i128,
 }
 
-/// What was checked so far.
+/// The results of the checks so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Checked {
     epochs: u64,
@@ -56,7 +56,7 @@ struct Checked {
 }
 
 impl Checked {
-    /// Takes an epoch's changes in, and checks that all balances still add up to 0.
+    /// Applies an epoch's changes, and checks that all balances still add up to 0.
     fn epoch(&mut self, epoch: Epoch, changes: &[(Balance, isize)]) -> Result<()> {
         for (balance, diff) in changes {
             self.total += balance.balance_cents * *diff as i128;
@@ -74,7 +74,7 @@ impl Checked {
 }
 
 fn main() -> ExitCode {
-    // Short epochs: the more there are, the more is checked.
+    // Short epochs, because every epoch is checked.
     let adjust = |command: clap::Command| {
         let command = command.mut_arg("epoch", |epoch| epoch.default_value("5ms"));
         command.mut_arg("in_flight", |in_flight| in_flight.default_value("2MiB"))
@@ -123,7 +123,8 @@ fn run(query: &QueryArgs) -> Result<u8> {
     Ok(code)
 }
 
-/// The total over all balances, kept up to date by differential dataflow: a row while it is not 0, none while it is.
+/// Computes the total over all balances, kept up to date by differential dataflow: one row while it is not 0, none
+/// while it is.
 fn total(balances: VecCollection<'_, u64, Balance>) -> VecCollection<'_, u64, i128> {
     let widened = balances.inner.map(|(balance, epoch, diff)| (balance, epoch, diff as i128)).as_collection();
     widened.explode(|balance: Balance| [((), balance.balance_cents)]).count().map(|((), cents)| cents)

@@ -1,4 +1,4 @@
-//! Which windows of `account_totals` are short of transactions that came too late, of how many and of how much?
+//! Late transactions by window: how many, and how much, each window of `account_totals` lacks.
 //!
 //! Try it: `late_report --csv transactions.csv --out late.csv --until-end -w 2`
 
@@ -11,19 +11,19 @@ use tidegate::cli::{self, QueryArgs};
 use tidegate::stream::aggregate::Each;
 use tidegate::{EventTime, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long a window is.
+/// The size of a window, in milliseconds.
 const SIZE_MS: i64 = 10_000;
 
-/// What came too late for windows of ten seconds
+/// Transactions that were too late for their window of ten seconds, by window
 ///
-/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes what is too late for
-/// its window of ten seconds, by window: window_start, window_end, late (how many), late_cents (their sum), accounts (how many
-/// have any), diff. A row is taken back, with diff -1, and replaced when more comes: the rows that there are now are those
-/// whose diffs add up to 1.
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row for each
+/// window of ten seconds that late transactions missed: window_start, window_end, late (how many), late_cents (their
+/// sum), accounts (how many have any), diff. When more arrive, the row is retracted, with diff -1, and replaced: the
+/// current rows are those whose diffs add up to 1.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -45,7 +45,7 @@ struct Short {
     accounts: i64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

@@ -1,4 +1,4 @@
-//! Which accounts have fallen silent? Those that spent, and then did not for five minutes of event time.
+//! Accounts that have fallen silent: those that had transactions, and then none for five minutes of event time.
 //!
 //! Try it: `silent_accounts --csv transactions.csv --out silent.csv --until-end -w 2`
 
@@ -10,19 +10,19 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long an account that is not silent may take between two transactions.
+/// An account is silent after this time without a transaction.
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// Accounts that spent, and then did not for five minutes
+/// Accounts that had transactions, and then none for five minutes
 ///
-/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row each time that an
-/// account has had no transaction for five minutes of event time: account, last_at (its last transaction), silent_at (five
-/// minutes later), transactions (how many there were since it was silent before). With --until-end, nothing comes after
-/// the end of the input: every account falls silent then.
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes a row each
+/// time that an account has had no transaction for five minutes of event time: account, last_at (its last
+/// transaction), silent_at (five minutes later), transactions (how many there were since it was silent before). With
+/// --until-end, every account falls silent at the end of the input, as nothing follows.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -43,7 +43,7 @@ struct Silent {
     transactions: u64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

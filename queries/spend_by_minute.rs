@@ -1,4 +1,4 @@
-//! How much each account moved in the last minute, every ten seconds: count, sum, least and greatest amount.
+//! Totals of each account in the last minute, every ten seconds: count, sum, least and greatest amount.
 //!
 //! Try it: `spend_by_minute --csv transactions.csv --out spend.csv --until-end -w 2`
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{Closed, EventTime, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -42,7 +42,7 @@ struct Spend {
     max_cents: i64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

@@ -1,4 +1,4 @@
-//! Who spends most? The ten accounts with the greatest sums of every minute: one window behind the other.
+//! The top spenders: the ten accounts with the greatest sums of every minute, computed by two windows in sequence.
 //!
 //! The last minute's list can be read while it runs, as the view `top`, by account.
 //!
@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The ten accounts with the greatest sums of every minute
 ///
-/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes ten rows at most for
-/// each minute: window_start, window_end, rank (from 1), account, sum_cents; of equal sums, accounts by name.
+/// Reads transactions with the fields id, account, merchant, amount_cents, currency, at_ms, and writes ten rows at
+/// most for each minute: window_start, window_end, rank (from 1), account, sum_cents. Equal sums are ordered by name.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -42,7 +42,7 @@ struct Top {
     sum_cents: i128,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }
@@ -61,7 +61,7 @@ fn run(query: &QueryArgs) -> Result<u8> {
         if let Some(late) = &late {
             sums.late().write("late", late);
         }
-        // A minute's sums happen in its last millisecond, so that the same minute has them all.
+        // The sums of a minute happen in its last millisecond, so the second window of that minute has them all.
         let greatest = sums
             .on_close()
             .key_by(|_| ())

@@ -1,4 +1,4 @@
-//! Which accounts pay at suspiciously many merchants? Those with more than five different ones within a minute.
+//! Suspicious accounts: those that pay at more than five different merchants within a minute.
 //!
 //! Try it: `velocity_alerts --csv transactions.csv --out alerts.csv --until-end -w 2`
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tidegate::cli::{self, QueryArgs};
 use tidegate::{EventTime, Result, Transaction, Window};
 
-/// Records are made on one thread and dropped on another: an allocator that is good at that helps much.
+/// Records are allocated on one thread and freed on another, which mimalloc does fast.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -39,7 +39,7 @@ struct Alert {
     merchants: i64,
 }
 
-/// The program.
+/// Runs the query.
 pub fn main() -> ExitCode {
     cli::start(|arguments: &Arguments| run(&arguments.query))
 }

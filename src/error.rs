@@ -1,23 +1,23 @@
-//! One error for all of Tidegate: what failed, where, and what to do.
+//! The error type of the whole crate: what failed, where, and what to do.
 //!
 //! Invariant: an error prints as one line that a user can act on; it never prints a value in its `Debug` form.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// The result of everything here that can fail.
+/// The result of every fallible operation of the crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Who has to act, which decides the exit code of a program.
+/// The side that has to act, which decides the exit code of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Something that was asked for could not be done (exit code 1).
+    /// An operation failed (exit code 1).
     Failed,
-    /// What was asked for makes no sense (exit code 2).
+    /// The request is invalid (exit code 2).
     Usage,
 }
 
-/// What failed, where, and what to do about it.
+/// An error: the failed operation, its place, the cause and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     inner: Box<Inner>,
@@ -34,59 +34,60 @@ struct Inner {
 }
 
 impl Error {
-    /// Something failed: `what` is a clause without a full stop, such as "cannot open the results file".
+    /// A failed operation; `what` is a clause without a full stop, such as "cannot open the results file".
     pub fn new(what: impl Into<String>) -> Self {
         let (place, cause, remedy) = (None, None, None);
         let inner = Inner { kind: Kind::Failed, what: what.into(), place, cause, remedy, passes: false };
         Error { inner: Box::new(inner) }
     }
 
-    /// Something was asked for that makes no sense.
+    /// An invalid request.
     pub fn usage(what: impl Into<String>) -> Self {
         let mut error = Error::new(what);
         error.inner.kind = Kind::Usage;
         error
     }
 
-    /// Where: a file, a topic and partition, a step of the query.
+    /// Sets the place: a file, a topic and partition, a step of the query.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.inner.place = Some(place.to_string());
         self
     }
 
-    /// Why: what the operating system or a library said.
+    /// Sets the cause: the message of the operating system or of a library.
     #[must_use]
     pub fn because(mut self, cause: impl fmt::Display) -> Self {
         self.inner.cause = Some(cause.to_string());
         self
     }
 
-    /// What to do about it.
+    /// Sets the remedy.
     #[must_use]
     pub fn help(mut self, remedy: impl fmt::Display) -> Self {
         self.inner.remedy = Some(remedy.to_string());
         self
     }
 
-    /// Marks an error that may be gone at the next attempt: a broker that is away, a transaction that was ended.
+    /// Marks an error as transient, so that the operation is retried: a broker is unreachable, a transaction was
+    /// aborted.
     #[must_use]
     pub(crate) fn passing(mut self) -> Self {
         self.inner.passes = true;
         self
     }
 
-    /// `true` if the next attempt may succeed.
+    /// `true` if the error is transient: the next attempt may succeed.
     pub(crate) fn passes(&self) -> bool {
         self.inner.passes
     }
 
-    /// Who has to act.
+    /// The side that has to act.
     pub fn kind(&self) -> Kind {
         self.inner.kind
     }
 
-    /// The exit code of a program that ends with this error.
+    /// The exit code of a program that fails with this error.
     pub fn exit_code(&self) -> u8 {
         match self.inner.kind {
             Kind::Failed => 1,
@@ -95,10 +96,10 @@ impl Error {
     }
 }
 
-/// Characters of each part of an error that are printed: a library may quote a whole record in it.
+/// Maximum number of characters printed of each part of an error: a library may quote a whole record in it.
 const PRINTED: usize = 1_000;
 
-/// The first and the last characters of a text of more than `most`, with what was left out between them counted.
+/// Shortens a text of more than `most` characters to its first and last ones, and the number of characters left out.
 pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);

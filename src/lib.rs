@@ -2,7 +2,7 @@
 //!
 //! Kafka records become timestamped inputs of a [timely](::timely) dataflow; [differential](::differential_dataflow)
 //! arrangements keep windowed aggregates up to date on any number of worker threads; progress frontiers decide when a
-//! window's result is final and when an epoch is shown. A query is a closure; a job runs it.
+//! window's result is final and when an epoch is published. A query is a closure; a job runs it.
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
@@ -41,37 +41,41 @@
 //! ```text
 //!            epochs: worker 0 proposes, all follow
 //!                │
-//!  source ──► journal ──► stream ──► window step ──────────────► emit ──► sink
-//!  (topic,    (what each  (events,   assign ─► exchange ─► hot    (rows)   (an epoch
-//!   file)      epoch       marks)    (late?)   by key      maps            is shown
-//!              took)                                       ▲               whole)
-//!                                   watermark ─────────────┘
-//!                                   (closes windows)
+//!  source ──► journal ──► stream ───► window step ───────────────► emit ──► sink
+//!  (topic,    (input      (events,    assign ─► exchange ─► mem-   (rows)   (publishes
+//!   file)      of each    watermarks) (late?)   by key      tables           whole
+//!              epoch)                                         ▲              epochs)
+//!                                     watermark ──────────────┘
+//!                                     (closes windows)
 //! ```
 //!
-//! * An **epoch** is the timely timestamp: what was read between two ticks of worker 0. It is bound once, and shown whole.
-//! * A **watermark** is how far a stream has come in event time. It closes windows; whether a record is *late* is decided
-//!   by its own partition alone, so results are a function of the data: not of workers, of epochs or of arrival.
-//! * A **window step** keeps one hash map for each open window, the newest batch of a differential arrangement.
-//! * A **sink** shows an epoch when it is complete, its rows sorted, and its number in the same atomic act.
-//! * A **cut** is where events become durable state; everything behind it is rebuilt.
+//! * An **epoch** is the timely timestamp: the input read between two ticks of worker 0. Its input is committed once,
+//!   and its output published whole.
+//! * A **watermark** is a stream's progress in event time. It closes windows; a record is judged *late* by its own
+//!   partition alone, so results are a function of the data: not of the number of workers, of epochs or of arrival.
+//! * A **window step** keeps one memtable for each open window, the newest batch of a differential arrangement.
+//! * A **sink** publishes an epoch when it is complete, its rows sorted, together with the epoch's number in one atomic
+//!   operation.
+//! * A **checkpointed operator** turns events into durable state; everything downstream of it is recomputed on
+//!   recovery.
 //!
-//! # Where things are
+//! # Modules
 //!
-//! Lowest first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`]; [`durable`]; [`source`], [`sink`], [`view`]; [`stream`], what
-//! queries are written with; [`job`]; [`testing`], to run a query in memory and read its output by epoch; [`cli`], the flags that
-//! query programs share.
+//! Lowest layer first: [`time`]; [`error`], [`thread`], [`metrics`], [`record`], [`status`]; [`durable`]; [`source`],
+//! [`sink`], [`view`]; [`stream`], with which queries are written; [`job`]; [`testing`], to run a query in memory and
+//! read its output by epoch; [`cli`], the flags that query programs share.
 //!
 //! # State
 //!
-//! With [`Job::state`] what a job knows outlives it. The journal binds every epoch to its inputs before the epoch can be
-//! shown; snapshots write what has changed since the last one; after a crash the job goes on from the last snapshot, runs
-//! the epochs since then again, and every sink drops what it has shown. So each result is shown exactly once, an epoch
-//! after its records came, by sinks that can: files and Kafka topics. The commit protocol is in [`durable`].
+//! With [`Job::state`] the progress and the state of a job survive its process. The journal commits the input of every
+//! epoch before the epoch is published; snapshots write what has changed since the last one; after a crash the job
+//! resumes from the last snapshot, replays the epochs since then, and every sink drops what it has already published.
+//! So each result is published exactly once, one epoch after its records arrived, by sinks that can do so: files and
+//! Kafka topics. The commit protocol is described in [`durable`].
 //!
-//! # What it does not do yet
+//! # Limitations
 //!
-//! Sinks are written, and views are kept, in process 0 of several.
+//! With several processes, process 0 alone writes sinks and keeps views.
 
 pub mod cli;
 pub mod durable;
@@ -88,7 +92,7 @@ pub mod thread;
 pub mod time;
 pub mod view;
 
-/// For operators inside [`Collection::through`]: the version that this crate is built on.
+/// The version that this crate is built on, for operators inside [`Collection::through`].
 pub use differential_dataflow;
 pub use error::{Error, Result};
 pub use job::Job;
@@ -96,7 +100,7 @@ pub use record::{Decimal, Real, Record};
 pub use source::generator::Transaction;
 pub use stream::{Closed, Collection, Flow, Interval, Open, Stream, Window};
 pub use time::EventTime;
-/// For operators inside [`Collection::through`]: the version that this crate is built on.
+/// The version that this crate is built on, for operators inside [`Collection::through`].
 pub use timely;
 pub use view::Views;
 

@@ -1,7 +1,7 @@
 //! The `tidegate` tool: reads the command line and calls the commands of [`tidegate::cli`].
 //!
-//! It holds the query of `queries/account_totals.rs` as well, because the demo needs it and `cargo run` builds this one
-//! program only: called by the name `account_totals`, this program is that one.
+//! It also holds the query of `queries/account_totals.rs`, because the demo needs it and `cargo run` builds only this
+//! program: if its file name is `account_totals`, this program runs that query.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -30,15 +30,15 @@ const EXAMPLES: &str = "Examples:
   tidegate why state/                              what holds a window back
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
 
-Queries are programs of their own; those that come along:
+Queries are programs of their own; these are included:
   account_totals --brokers localhost:9092 --out totals.csv -w 2
   balances --help
 
-What is logged, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info if nothing is said.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM; a signal that is repeated
-more than a second later ends a program at once, with 1.";
+Log filter, on standard error: TIDEGATE_LOG=warn, or =warn,tidegate::source=debug; info by default.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 stopped cleanly by Ctrl-C and SIGTERM. A second signal more than
+a second after the first ends a program at once, with 1.";
 
-/// Incremental queries over Kafka topics: a demonstration, and tools for topics and for states
+/// Incremental queries over Kafka topics: a demo, and tools for topics and for state directories
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, after_help = EXAMPLES)]
 struct Tool {
@@ -48,17 +48,17 @@ struct Tool {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows it all at work for half a minute; what `tidegate` alone does
+    /// Runs the demo for half a minute; what `tidegate` alone does
     Demo(DemoArgs),
-    /// Writes transactions to a topic, from a file or made up
+    /// Writes transactions to a topic, from a file or generated
     Produce(ProduceArgs),
     /// Copies a topic of transactions to a CSV file
     Consume(Box<ConsumeArgs>),
-    /// Looks at the snapshots of a state, checks them, makes savepoints of them
+    /// Lists, inspects and verifies the snapshots of a state, and exports savepoints
     Snapshot(SnapshotArgs),
-    /// Says why a window has not fired, or nothing comes of a job
+    /// Explains why a window has not fired, or why a job has no output
     Why(WhyArgs),
-    /// Runs all processes of a query here, and starts them again when one dies
+    /// Runs all processes of a query on this machine, and restarts them when one fails
     Up(UpArgs),
     /// Writes a completion script for a shell
     Completions(CompletionsArgs),

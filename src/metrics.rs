@@ -1,10 +1,10 @@
-//! Counters that every layer may raise, and the account at the end of a run.
+//! Counters that every layer may raise, and the check of their totals at the end of a run.
 //!
-//! A [`Metrics`] belongs to one job in one process; all of its workers share it; those of several processes are added up at
-//! the end. Counters only grow. The account that
-//! [`Summary::check_conservation`] makes compares counters that are raised in *different* places of the code, so that a
-//! record lost or doubled between them is seen: what a source read is what it gave on and what it rejected; what came
-//! into a window step, and what the snapshot had that the job went on from, is what its rows counted and what was late.
+//! A [`Metrics`] belongs to one job in one process, and is shared by the job's workers there; the figures of several
+//! processes are added up at the end. Counters only grow. [`Summary::check_conservation`] compares counters that are
+//! raised in *different* places of the code, so that a record lost or duplicated between them is noticed: a source's
+//! records read are those accepted and those rejected; a window step's records received, and those in the rows of the
+//! snapshot that the job resumed from, are those counted in rows and those that were late.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,13 +28,13 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// The sum of all that was added.
+    /// Returns the sum of all that was added.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A point of event time that moves.
+/// A gauge of an event time.
 #[derive(Debug)]
 pub struct TimeGauge(AtomicI64);
 
@@ -45,103 +45,103 @@ impl Default for TimeGauge {
 }
 
 impl TimeGauge {
-    /// Moves it.
+    /// Sets the gauge, forward or back.
     pub fn set(&self, time: EventTime) {
         self.0.store(time.millis(), Ordering::Relaxed);
     }
 
-    /// Moves it forward, if it is not there yet.
+    /// Advances the gauge to `time`, unless it is at or past that.
     pub fn raise(&self, time: EventTime) {
         self.0.fetch_max(time.millis(), Ordering::Relaxed);
     }
 
-    /// Where it is.
+    /// Returns the current value; [`EventTime::MIN`] before the first.
     pub fn get(&self) -> EventTime {
         EventTime::from_millis(self.0.load(Ordering::Relaxed))
     }
 }
 
-/// A length of time that is set once; zero before.
+/// A duration in milliseconds that is set once; zero before.
 #[derive(Debug, Default)]
 pub struct Setting(AtomicU64);
 
 impl Setting {
-    /// Sets it, in whole milliseconds.
+    /// Sets the duration, truncated to whole milliseconds.
     pub fn set(&self, length: Duration) {
         self.0.store(u64::try_from(length.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Its milliseconds.
+    /// Returns the duration in milliseconds.
     pub fn millis(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What happened at a source.
+/// The counters of a source.
 #[derive(Debug, Default)]
 pub struct SourceMetrics {
-    /// Records that were taken from the source, good or bad.
+    /// Records read from the source, valid or not.
     pub read: Counter,
-    /// Bytes of those records, as the source holds them.
+    /// Bytes of those records, as the source stores them.
     pub bytes: Counter,
-    /// Records that were given on to the flow.
+    /// Records passed to the flow.
     pub accepted: Counter,
-    /// Records that were rejected.
+    /// Records rejected.
     pub rejected: Counter,
     /// The watermark of the source's stream.
     pub watermark: TimeGauge,
-    /// The time without records after which a partition of it is idle.
+    /// The time without records after which a partition of the source is idle.
     pub idle_after: Setting,
-    /// Notices that are told once.
+    /// Notices that are logged once.
     pub notices: Notices,
 }
 
-/// A record with the greatest event time of a file.
+/// The record with the greatest event time of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peak {
-    /// Its event time.
+    /// The record's event time.
     pub time: EventTime,
     /// The file.
     pub place: String,
-    /// The position of its first byte.
+    /// The position of the record's first byte.
     pub offset: u64,
-    /// Its line, from 1, where it is known.
+    /// The record's line, from 1; `None` if unknown.
     pub line: Option<u64>,
 }
 
-/// Notices of a source, each told once, by whichever of its workers sees it first.
+/// Notices of a source, each logged once, by the worker that sees it first.
 #[derive(Debug, Default)]
 pub struct Notices {
     rejects_are_kept: AtomicBool,
     reject_told: AtomicBool,
     unit_told: AtomicBool,
-    /// Milliseconds of the greatest event time, less `i64::MIN`: 0 before the first.
+    /// The greatest event time as its [`rank`]; 0 before the first.
     peak_time: AtomicU64,
     peak: Mutex<Option<Peak>>,
 }
 
 impl Notices {
-    /// Says that rejected records go to a sink: the first one need not be told.
+    /// Suppresses the notice of the first rejected record: rejected records go to a sink.
     pub fn keep_rejects(&self) {
         self.rejects_are_kept.store(true, Ordering::Relaxed);
     }
 
-    /// Answers whether a rejected record is to be told: `true` once, if rejected records go nowhere.
+    /// Returns `true` if a rejected record must be logged: once, if rejected records go to no sink.
     pub fn tell_of_reject(&self) -> bool {
         !self.rejects_are_kept.load(Ordering::Relaxed) && !self.reject_told.swap(true, Ordering::Relaxed)
     }
 
-    /// Answers whether the unit of event times is to be told: `true` once.
+    /// Returns `true` if the unit of event times must be logged: once.
     pub fn tell_of_unit(&self) -> bool {
         !self.unit_told.swap(true, Ordering::Relaxed)
     }
 
-    /// `true` if no greater or equal event time was noted.
+    /// `true` if `time` is greater than every event time noted so far.
     pub fn is_peak(&self, time: EventTime) -> bool {
         rank(time) > self.peak_time.load(Ordering::Relaxed)
     }
 
-    /// Notes a record with a great event time; of equal ones the first that is noted stays.
+    /// Notes a record with a great event time; of records with equal times the first stays.
     pub fn note_peak(&self, peak: Peak) {
         let mut known = self.peak.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.time < peak.time) {
@@ -150,7 +150,7 @@ impl Notices {
         }
     }
 
-    /// The record with the greatest event time that was noted.
+    /// Returns the noted record with the greatest event time; `None` if there is none.
     pub fn peak(&self) -> Option<Peak> {
         self.peak.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -161,104 +161,104 @@ fn rank(time: EventTime) -> u64 {
     time.millis().wrapping_sub(i64::MIN) as u64
 }
 
-/// What happened at a window step.
+/// The counters of a window step.
 #[derive(Debug, Default)]
 pub struct StepMetrics {
-    /// Records that came in, each counted once for every window it belongs to.
+    /// Records received, each counted once, however many windows it belongs to.
     pub taken: Counter,
-    /// Records that rows of a snapshot counted, when the job went on from one.
+    /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: Counter,
-    /// Of both, the ones that are counted in a row of a window.
+    /// Received and loaded records that are counted in a row of a window.
     pub counted: Counter,
-    /// Of those, the ones that were late.
+    /// Received records that were late for all their windows.
     pub late: Counter,
-    /// Of the late ones, those in the order of their partition that were late by a floor alone: the partition, or its stream,
-    /// had been idle, or was found late.
+    /// Late records that were in the order of their own partition: late only by an activation watermark, because the
+    /// partition or its stream had been idle, or was found late.
     pub late_after_idle: Counter,
-    /// Rows of windows that closed.
+    /// Rows of windows that have closed.
     pub closed_rows: Counter,
-    /// The watermark that the step has come to.
+    /// The watermark that the step has reached.
     pub watermark: TimeGauge,
-    /// How long after its end a window is kept open, in milliseconds; raised once, when the step is made.
+    /// Time for which a window is kept open after its end, in milliseconds; set when the step is created.
     pub lateness_ms: AtomicU64,
 }
 
-/// What happened at a table.
+/// The counters of a table.
 #[derive(Debug, Default)]
 pub struct TableMetrics {
-    /// Records that came in.
+    /// Records received.
     pub taken: Counter,
-    /// Of those, the ones that were compared with what the table had.
+    /// Records that were compared with the table's rows.
     pub folded: Counter,
-    /// Rows that came from a snapshot, when the job went on from one: of a key there may be several.
+    /// Rows loaded from the snapshot that the job resumed from; a key may have several.
     pub loaded: Counter,
-    /// Rows taken back and new rows.
+    /// Row changes: rows retracted and rows added.
     pub changes: Counter,
 }
 
-/// What happened at a sink.
+/// The counters of a sink.
 #[derive(Debug, Default)]
 pub struct SinkMetrics {
-    /// Rows that were shown.
+    /// Rows published.
     pub rows: Counter,
-    /// Epochs in which rows were shown.
+    /// Epochs in which rows were published.
     pub epochs: Counter,
 }
 
-/// What the syncs of a journal have cost.
+/// The cost of a journal's syncs.
 #[derive(Debug, Default)]
 pub struct SyncMetrics {
-    /// How many there were.
+    /// Number of syncs.
     pub count: Counter,
-    /// The bytes that were written.
+    /// Bytes written.
     pub bytes: Counter,
     micros: Counter,
 }
 
 impl SyncMetrics {
-    /// Counts a sync of so many bytes that took so long.
+    /// Counts a sync of `bytes` bytes that took `took`.
     pub fn add(&self, bytes: u64, took: Duration) {
         self.count.add(1);
         self.bytes.add(bytes);
         self.micros.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// The time that writing and syncing took.
+    /// Total duration of writing and syncing.
     pub fn time(&self) -> Duration {
         Duration::from_micros(self.micros.get())
     }
 }
 
-/// One snapshot that was taken.
+/// The figures of one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its epoch.
+    /// The snapshot's epoch.
     pub epoch: u64,
-    /// From the end of the epoch to its manifest on disk.
+    /// Time from the end of the epoch until the manifest was durable.
     pub took: Duration,
-    /// Rows that had changed since the one before.
+    /// Rows that had changed since the previous snapshot.
     pub rows: u64,
-    /// Bytes of the segments that were written of them.
+    /// Bytes of the segments with those rows.
     pub bytes: u64,
 }
 
-/// What snapshots did.
+/// The counters of snapshots.
 #[derive(Debug, Default)]
 pub struct SnapshotMetrics {
-    /// Snapshots that were taken.
+    /// Snapshots taken.
     pub taken: Counter,
-    /// Rows in the segments written for them.
+    /// Rows in the segments written for snapshots.
     pub rows: Counter,
-    /// Bytes of the segments written for them.
+    /// Bytes of the segments written for snapshots.
     pub bytes: Counter,
-    /// Bytes of segments that were merged of others, in the background.
+    /// Bytes of segments written by background merges.
     pub merged: Counter,
-    /// Each with when it was counted.
+    /// The last snapshots, each with the time at which it was counted.
     recent: Mutex<VecDeque<(Instant, Snapshot)>>,
 }
 
 impl SnapshotMetrics {
-    /// How many snapshots are kept for looking at.
+    /// Number of snapshots that are kept for inspection.
     const RECENT: usize = 256;
 
     /// Counts a snapshot.
@@ -273,19 +273,19 @@ impl SnapshotMetrics {
         recent.push_back((Instant::now(), snapshot));
     }
 
-    /// How long ago the last one was taken, if one was.
+    /// Time since the last snapshot; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.back().map(|(counted, _)| counted.elapsed())
     }
 
-    /// The last few, oldest first.
+    /// The last few snapshots, oldest first.
     pub fn recent(&self) -> Vec<Snapshot> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, snapshot)| *snapshot).collect()
     }
 }
 
-/// A list of named things of one kind, in the order in which they were first asked for.
+/// Metrics of one kind by name, in the order in which they were first requested.
 #[derive(Debug)]
 struct Named<M>(Mutex<Vec<(String, Arc<M>)>>);
 
@@ -319,7 +319,7 @@ pub struct Metrics {
     tables: Named<TableMetrics>,
     sinks: Named<SinkMetrics>,
     begun: OnceLock<Instant>,
-    /// Epochs that were begun.
+    /// Epochs begun.
     pub epochs: Counter,
     /// Snapshots of a job with state.
     pub snapshots: SnapshotMetrics,
@@ -356,13 +356,13 @@ impl Metrics {
         self.steps.all()
     }
 
-    /// How many rows all sinks have shown.
+    /// Number of rows that all sinks have published.
     pub fn shown_rows(&self) -> u64 {
         self.sinks.all().iter().map(|(_, sink)| sink.rows.get()).sum()
     }
 
-    /// Explains why most records of a window step were late, in a line for each source whose file has a record that did it:
-    /// one with an event time far ahead makes all that follow late.
+    /// Explains why most records of a window step were late: one line for each source whose file has a record with a
+    /// great event time, which makes all records after it late. Empty if no step has mostly late records.
     pub fn explain_late(&self) -> Vec<String> {
         let mostly_late = |step: &StepMetrics| step.late.get() > (step.taken.get() + step.loaded.get()) / 2;
         let steps = self.steps.all();
@@ -379,18 +379,18 @@ impl Metrics {
         peaks.map(line).collect()
     }
 
-    /// Says that the job begins to work.
+    /// Starts the clock of [`Metrics::working_for`]; only the first call counts.
     pub(crate) fn begin(&self) {
         self.begun.get_or_init(Instant::now);
     }
 
-    /// How long the job has been at work, in this process; nothing before its workers have begun. It does not count the
-    /// time in which several processes wait for each other.
+    /// Time since the job's workers started in this process; zero before. It does not include the time in which several
+    /// processes wait for each other.
     pub fn working_for(&self) -> Duration {
         self.begun.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// The figures as they are now.
+    /// The current figures.
     pub fn summary(&self) -> Summary {
         Summary {
             epochs: self.epochs.get(),
@@ -442,15 +442,15 @@ impl Metrics {
 pub struct SourceSummary {
     /// The name under which the flow reads it.
     pub name: String,
-    /// Records taken from the source.
+    /// Records read from the source.
     pub read: u64,
-    /// Bytes of those.
+    /// Bytes of those records.
     pub bytes: u64,
-    /// Records given on.
+    /// Records passed to the flow.
     pub accepted: u64,
     /// Records rejected.
     pub rejected: u64,
-    /// The watermark of its stream.
+    /// The watermark of the source's stream.
     pub watermark: EventTime,
 }
 
@@ -459,18 +459,18 @@ pub struct SourceSummary {
 pub struct StepSummary {
     /// The step's name.
     pub name: String,
-    /// Records that came in, once for every window they belong to.
+    /// Records received, each counted once, however many windows it belongs to.
     pub taken: u64,
-    /// Records that rows of a snapshot counted, when the job went on from one.
+    /// Records counted in the rows of the snapshot that the job resumed from.
     pub loaded: u64,
-    /// Of both, the ones counted in a row.
+    /// Received and loaded records that are counted in a row of a window.
     pub counted: u64,
-    /// Of those, the late ones.
+    /// Received records that were late for all their windows.
     pub late: u64,
-    /// Of the late ones, those that were late only because their partition, or its stream, had been idle.
+    /// Late records that were late only because their partition, or its stream, had been idle or was found late.
     #[serde(default)]
     pub late_after_idle: u64,
-    /// Rows of closed windows.
+    /// Rows of windows that have closed.
     pub closed_rows: u64,
 }
 
@@ -479,13 +479,13 @@ pub struct StepSummary {
 pub struct TableSummary {
     /// The step's name.
     pub name: String,
-    /// Records that came in.
+    /// Records received.
     pub taken: u64,
-    /// Of those, the ones that were compared with what the table had.
+    /// Records that were compared with the table's rows.
     pub folded: u64,
-    /// Rows that came from a snapshot, when the job went on from one.
+    /// Rows loaded from the snapshot that the job resumed from.
     pub loaded: u64,
-    /// Rows taken back and new rows.
+    /// Row changes: rows retracted and rows added.
     pub changes: u64,
 }
 
@@ -494,29 +494,29 @@ pub struct TableSummary {
 pub struct SinkSummary {
     /// The name under which the flow writes it.
     pub name: String,
-    /// Rows shown.
+    /// Rows published.
     pub rows: u64,
-    /// Epochs in which rows were shown.
+    /// Epochs in which rows were published.
     pub epochs: u64,
 }
 
-/// The figures of snapshots in a [`Summary`]: zeros in a job without state.
+/// The figures of snapshots in a [`Summary`]; zero in a job without state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSummary {
     /// Snapshots taken.
     pub taken: u64,
-    /// Rows written for them.
+    /// Rows in the segments written for snapshots.
     pub rows: u64,
-    /// Bytes of segments written for them.
+    /// Bytes of the segments written for snapshots.
     pub bytes: u64,
-    /// Bytes of segments merged in the background.
+    /// Bytes of segments written by background merges.
     pub merged: u64,
 }
 
-/// What a job has done, at the end or so far.
+/// The figures of a job, at its end or so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Epochs that were begun.
+    /// Epochs begun.
     pub epochs: u64,
     /// The sources, in the flow's order.
     pub sources: Vec<SourceSummary>,
@@ -526,12 +526,12 @@ pub struct Summary {
     pub tables: Vec<TableSummary>,
     /// The sinks, in the flow's order.
     pub sinks: Vec<SinkSummary>,
-    /// Snapshots of its state.
+    /// Snapshots of the job's state.
     pub snapshots: SnapshotSummary,
 }
 
 impl Summary {
-    /// Adds what another process of the job has done.
+    /// Adds the figures of another process of the job.
     pub fn add(&mut self, other: Summary) {
         let Summary { epochs, sources, steps, tables, sinks, snapshots } = other;
         self.epochs += epochs;
@@ -587,10 +587,11 @@ impl Summary {
     }
 
     /// Checks that no record was lost or counted twice: at every source, read = accepted + rejected; at every window
-    /// step, in = counted + late; at every table, in = folded.
+    /// step, received + loaded = counted + late; at every table, received = compared.
     ///
     /// # Errors
-    /// Names the source or step whose figures disagree. That is a fault of Tidegate, never of the data.
+    /// Fails if the figures disagree, with the name of the source or step. That is a fault of Tidegate, never of the
+    /// data.
     pub fn check_conservation(&self) -> Result<()> {
         let fault = |place: String, figures: String| {
             let error = Error::new("records were lost or counted twice").at(place).because(figures);
@@ -620,7 +621,7 @@ impl Summary {
     }
 }
 
-/// Says why so many records were late, and what to do.
+/// Explains why `late` records were late although they were in order, and names the remedy.
 pub(crate) fn after_idle(late: u64) -> String {
     format!(
         "{late} of the late ones were in order and came after their partition had been idle, when their windows had \
@@ -628,7 +629,7 @@ pub(crate) fn after_idle(late: u64) -> String {
     )
 }
 
-/// Adds figures to those of the same name; those of a new name are put behind them.
+/// Adds figures to those of the same name; figures of a new name are appended.
 fn add_by_name<T>(all: &mut Vec<T>, others: Vec<T>, name: fn(&T) -> &str, add: fn(&mut T, &T)) {
     for other in others {
         match all.iter_mut().find(|known| name(known) == name(&other)) {

@@ -1,8 +1,8 @@
-//! What flows: records, the events that carry them, and number types that records may hold.
+//! Records, the events that carry them through a flow, and number types for use in records.
 //!
 //! * [`Record`]: the bounds on everything that users put into a flow, in one trait.
 //! * [`Event`]: a record of a stream with its event time, its origin and its partition's watermark just before it.
-//! * [`Real`]: an ordered floating-point number; compared and grouped by, never summed, because a floating-point sum
+//! * [`Real`]: an ordered floating-point number, for comparing and grouping; never summed, because a floating-point sum
 //!   depends on the order of its terms.
 //! * [`Decimal`]: exact decimal numbers, of the `rust_decimal` crate.
 
@@ -19,7 +19,7 @@ use crate::time::watermark::PartitionId;
 
 pub use decimal::Decimal;
 
-/// Declares types that can be records, for tests.
+/// Derives everything that a record needs, for types in tests.
 #[cfg(test)]
 macro_rules! records {
     ($($item:item)*) => {$(
@@ -30,7 +30,7 @@ macro_rules! records {
 #[cfg(test)]
 pub(crate) use records;
 
-/// What can flow: any owned value that can be compared, hashed and serialised.
+/// A value that can flow through a dataflow: owned, ordered, hashable and serialisable.
 ///
 /// It is implemented for every type that derives
 /// `Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize`, and for tuples of such types.
@@ -44,19 +44,20 @@ pub trait Record: Clone + fmt::Debug + Ord + Hash + Serialize + DeserializeOwned
 
 impl<T> Record for T where T: Clone + fmt::Debug + Ord + Hash + Serialize + DeserializeOwned + Send + Sync + 'static {}
 
-/// Where a record came from. Ordered by source, partition, offset: the order in which ties are broken.
+/// The position that a record was read from. Ordered by source, partition and offset; ties are broken in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Origin {
-    /// Which source, in the order in which the flow reads them.
+    /// The source's number, in the order in which the flow reads sources.
     pub source: u16,
-    /// The partition's floor may still decide whether the record is late: see [`crate::time::watermark`].
+    /// `true` while the partition's activation watermark is unresolved: it may still make the record late, see
+    /// [`crate::time::watermark`].
     pub(crate) fresh: bool,
-    /// The event's mark is a floor of streams that were combined, above its own partition's watermark, and the record is
-    /// not behind the latter.
+    /// `true` if combining streams raised [`Event::mark`] above the watermark of the record's own partition, and the
+    /// record is not behind the latter.
     pub(crate) raised: bool,
-    /// Which partition.
+    /// The partition's number in the source.
     pub partition: u32,
-    /// Which record of the partition: Kafka's offset, or the first byte's position in a file.
+    /// The record's offset in the partition: Kafka's offset, or the position of the first byte in a file.
     pub offset: u64,
 }
 
@@ -65,28 +66,28 @@ impl Origin {
         PartitionId { source: u32::from(self.source), partition: self.partition }
     }
 
-    /// The origin as what breaks ties.
+    /// The part of the origin that breaks ties: source, partition and offset.
     pub(crate) fn place(self) -> (u16, u32, u64) {
         (self.source, self.partition, self.offset)
     }
 }
 
-/// A record of a stream.
+/// A record of a stream, with its times and its origin.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Event<D> {
-    /// When it happened.
+    /// The event time.
     pub time: EventTime,
-    /// Its own partition's watermark just before it; behind a `concat`, at least the watermark of both streams as one at the
-    /// epoch before the record's.
+    /// The watermark of the record's own partition just before it. After a `concat` it is at least the combined
+    /// watermark of both streams at the epoch before the record's.
     pub mark: EventTime,
-    /// Where it came from.
+    /// The position that the record was read from.
     pub origin: Origin,
     /// The record.
     pub data: D,
 }
 
 impl<D> Event<D> {
-    /// The same event of another record.
+    /// Replaces the record by `change` of it; times and origin stay.
     #[inline]
     pub fn with<D2>(self, change: impl FnOnce(D) -> D2) -> Event<D2> {
         Event { time: self.time, mark: self.mark, origin: self.origin, data: change(self.data) }
@@ -95,15 +96,15 @@ impl<D> Event<D> {
 
 /// An ordered floating-point number, for keys and comparisons.
 ///
-/// The order is IEEE 754's `totalOrder`, except that −0 is 0 and all NaNs are one (and greatest): equal values are one
-/// group, and the same to whoever reads them, so it does not matter which of them is shown. There is no sum over `Real`s,
-/// as a sum of floating-point numbers depends on the order of its terms; sum integers or [`Decimal`]s.
+/// The order is IEEE 754's `totalOrder`, except that −0 equals 0 and all NaNs are equal (and greatest): equal values
+/// are one group and have the same bits, so it does not matter which of them is published. There is no sum over
+/// `Real`s, as a sum of floating-point numbers depends on the order of its terms; sum integers or [`Decimal`]s.
 #[derive(Clone, Copy, Default, Serialize)]
 #[serde(transparent)]
 pub struct Real(f64);
 
 impl Real {
-    /// The ordered form of a number.
+    /// Normalises −0 and NaN, and wraps the number.
     pub const fn new(value: f64) -> Self {
         if value.is_nan() {
             Real(f64::NAN)
@@ -114,7 +115,7 @@ impl Real {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> f64 {
         self.0
     }

@@ -1,22 +1,23 @@
-//! The one way to start a thread, by which a panic fails the job instead of stalling it.
+//! The only way to start a thread: a panic fails the job instead of stalling it.
 //!
-//! * [`start`] starts a thread: `start(Role::Watch, "watch", body)?` answers a [`Handle`]. The thread works for the
-//!   [`Failure`] that the thread which starts it works for. If `body` panics, that failure is set: the error names the
-//!   thread, the place of the panic and its message. [`start_telling`] calls a closure with the error as well, for a
-//!   channel or a slot that somebody else waits for.
-//! * [`turn`] is called once in every turn of a thread's loop. Tests make a thread panic there: the variable
-//!   [`PANIC`]`=ROLE:N` panics in the `N`th turn of the threads of a role; the start of a thread is its first turn.
+//! * [`start`] starts a thread: `start(Role::Watch, "watch", body)?` returns a [`Handle`]. The thread inherits the
+//!   [`Failure`] of the thread that starts it. If `body` panics, that failure is set: the error names the thread, the
+//!   place of the panic and its message. [`start_telling`] also passes the error to a closure, for a channel or a slot
+//!   that another thread waits for.
+//! * [`turn`] is called once in every iteration of a thread's loop. Tests make a thread panic there: the environment
+//!   variable [`PANIC`]`=ROLE:N` panics in the `N`th iteration of the threads of a role; the start of a thread is its
+//!   first iteration.
 //! * [`guard`] runs a closure on this thread and catches its panic: for threads that a library starts.
-//! * [`Failure::enter`] makes a failure the one that this thread, and all that it starts, work for.
-//! * [`adopt`] is for a thread of a library that calls code of ours and runs no closure of ours: if it panics, the failure is
-//!   set at once.
+//! * [`Failure::enter`] makes a failure the current one of this thread, and of all threads that it starts.
+//! * [`adopt`] is for a library's thread that calls our code without running a closure of ours: if it panics, the
+//!   failure is set at once.
 //!
-//! A new thread needs a [`Role`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other ways to start
-//! a thread out of the library.
+//! A new thread needs a [`Role`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other ways
+//! to start a thread out of the library.
 //!
-//! Invariants: a thread of ours that ends by a panic has set its failure before it can be joined; a panic on such a thread
-//! prints nothing by itself, unless a backtrace is asked for; nobody waits without a limit for anything that only a thread
-//! that has panicked would do.
+//! Invariants: a thread of ours that ends by a panic has set its failure before it can be joined; a panic on such a
+//! thread prints nothing by itself, unless a backtrace is requested; nothing waits without a limit for work that only a
+//! panicked thread would do.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
-/// Purpose of a thread.
+/// The purpose of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Writes the results of one sink.
@@ -42,7 +43,7 @@ pub enum Role {
     Manifests,
     /// Merges segments.
     Merges,
-    /// Notices when a job shows nothing for a while.
+    /// Reports when a job publishes nothing for a while.
     Watch,
     /// Serves HTTP.
     Http,
@@ -50,28 +51,28 @@ pub enum Role {
     KafkaWatch,
     /// Runs a broker in memory.
     EmbeddedBroker,
-    /// Hears what one other process says.
+    /// Receives control messages of one other process.
     Process,
-    /// Says to one other process what it is to hear, and gives it signs of life.
+    /// Sends control messages and heartbeats to one other process.
     ToProcess,
     /// Connects to one other process.
     Dial,
-    /// Gives signs of life on the connections of the dataflow, and misses those who are gone.
+    /// Sends heartbeats on the connections of the dataflow, and detects processes that do not answer.
     Processes,
-    /// Ends the connections of the dataflow.
+    /// Closes the connections of the dataflow.
     Connections,
-    /// Hears signals, and stops the command.
+    /// Receives signals, and stops the command.
     Signals,
-    /// Shows how far a job is.
+    /// Displays the progress of a job.
     Progress,
-    /// Passes on what one process of `tidegate up` says.
+    /// Forwards the output of one process of `tidegate up`.
     Relay,
-    /// Ends the program with the one that started it.
+    /// Ends the program when the process that started it ends.
     Parent,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Role; 18] = [
         Role::Sink,
         Role::Journal,
@@ -93,7 +94,7 @@ impl Role {
         Role::Parent,
     ];
 
-    /// Its name, as the variable for tests has it.
+    /// The role's name, as used in the environment variable for tests.
     pub fn name(self) -> &'static str {
         match self {
             Role::Sink => "sink",
@@ -121,24 +122,24 @@ impl Role {
 /// The first failure of a job, which stops all of its workers.
 #[derive(Debug, Default)]
 pub(crate) struct Failure {
-    /// The failure of what the job is a part of: it fails the job too.
+    /// The failure of an enclosing job or test, which fails this one too.
     outer: Option<Arc<Failure>>,
     slot: OnceLock<Error>,
     failed: AtomicBool,
 }
 
 impl Failure {
-    /// A failure of its own, which is set as well when the one is that this thread works for.
+    /// A new failure that is also set whenever the current failure of this thread is.
     pub(crate) fn within_current() -> Arc<Self> {
         Arc::new(Failure { outer: Failure::current(), ..Failure::default() })
     }
 
-    /// The failure that this thread works for.
+    /// The current failure of this thread; `None` if it has none.
     pub(crate) fn current() -> Option<Arc<Failure>> {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
-    /// Makes this the failure that this thread works for, as long as what is answered is kept.
+    /// Makes this the current failure of this thread, until the result is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Entered {
         Entered(CURRENT.with(|current| current.replace(Some(Arc::clone(self)))))
     }
@@ -149,14 +150,14 @@ impl Failure {
         self.failed.store(true, Ordering::Release);
     }
 
-    /// Returns the first failure, if any.
+    /// Returns the first failure; `None` if there is none.
     pub(crate) fn get(&self) -> Option<&Error> {
         let own = if self.failed.load(Ordering::Acquire) { self.slot.get() } else { None };
         own.or_else(|| self.outer.as_ref()?.get())
     }
 }
 
-/// The failure that a thread worked for before it entered another one; it is that again when this is dropped.
+/// The failure that was current before another one was entered; restored when this is dropped.
 pub(crate) struct Entered(Option<Arc<Failure>>);
 
 impl Drop for Entered {
@@ -167,11 +168,11 @@ impl Drop for Entered {
 }
 
 thread_local! {
-    /// The failure that this thread works for.
+    /// The current failure of this thread.
     static CURRENT: RefCell<Option<Arc<Failure>>> = const { RefCell::new(None) };
     /// The last panic on this thread.
     static LAST: RefCell<Option<Panic>> = const { RefCell::new(None) };
-    /// Number of guards that this thread is in.
+    /// Number of calls of [`guard`] that this thread is in.
     static GUARDS: Cell<usize> = const { Cell::new(0) };
     /// `true` if a panic on this thread sets its failure at once.
     static ADOPTED: Cell<bool> = const { Cell::new(false) };
@@ -183,20 +184,20 @@ thread_local! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Panic {
     message: String,
-    /// As in `src/main.rs:10:5`; `None` if it is not known.
+    /// The position, such as `src/main.rs:10:5`; `None` if it is unknown.
     place: Option<String>,
 }
 
 impl Panic {
-    /// The panic of what is unwinding this thread.
+    /// The panic that is unwinding this thread.
     fn of(payload: &(dyn Any + Send)) -> Self {
         let message = message_of(payload);
         let last = LAST.try_with(|last| last.borrow_mut().take()).ok().flatten();
-        // What was caught elsewhere on the way here is another panic.
+        // A panic that other code has caught since then has another message.
         last.filter(|last| last.message == message).unwrap_or(Panic { message, place: None })
     }
 
-    /// The error that a job fails with; `thread` is the thread's name, with what it was at where that is known.
+    /// The error of a job that this panic fails; `thread` names the thread, and its activity if that is known.
     pub(crate) fn error(&self, thread: impl fmt::Display) -> Error {
         let error = Error::new(format!("the thread {thread} panicked")).because(&self.message);
         let error = match &self.place {
@@ -212,7 +213,7 @@ fn message_of(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").to_owned()
 }
 
-/// Puts a hook before the process's own that notes panics of our threads; once a process.
+/// Installs a panic hook before the process's own, once per process; it records panics of our threads.
 fn install() {
     static ONCE: Once = Once::new();
     if std::thread::panicking() {
@@ -228,7 +229,7 @@ fn install() {
     });
 }
 
-/// Notes a panic; answers `false` on a thread that is not ours.
+/// Records a panic; returns `false` on a thread that is not ours.
 fn note(info: &PanicHookInfo<'_>) -> bool {
     let guarded = GUARDS.try_with(Cell::get).unwrap_or(0) > 0;
     let adopted = ADOPTED.try_with(Cell::get).unwrap_or(false);
@@ -252,13 +253,14 @@ pub(crate) fn guard<T>(body: impl FnOnce() -> T) -> std::result::Result<T, Panic
     GUARDS.with(|guards| guards.set(guards.get() - 1));
     done.map_err(|payload| {
         let panic = Panic::of(&*payload);
-        // To drop a payload is to run code of whoever panicked, which may panic again.
+        // Dropping the payload runs the panicking code's destructor, which may panic again.
         std::mem::forget(payload);
         panic
     })
 }
 
-/// Makes this thread, which a library has started, work for a failure from now on: a panic on it sets that at once.
+/// Makes `failure` the current failure of this thread, which a library has started: a panic on it sets the failure at
+/// once.
 pub(crate) fn adopt(failure: &Arc<Failure>) {
     if !ADOPTED.replace(true) {
         install();
@@ -266,20 +268,20 @@ pub(crate) fn adopt(failure: &Arc<Failure>) {
     }
 }
 
-/// A thread of ours. It goes on by itself if this is dropped.
+/// A handle of a thread of ours. The thread runs on if the handle is dropped.
 #[derive(Debug)]
 pub(crate) struct Handle(JoinHandle<()>);
 
 impl Handle {
-    /// Returns when the thread has ended, however that was; at once on the thread itself.
+    /// Waits until the thread has ended, normally or by a panic; returns at once on the thread itself.
     pub(crate) fn join(self) {
         if self.0.thread().id() != std::thread::current().id() {
-            // A panic has been told.
+            // A panic has been reported already.
             let _ = self.0.join();
         }
     }
 
-    /// As [`Handle::join`], but waits for a thread that does not end for so long only.
+    /// Like [`Handle::join`], but waits no longer than `limit`.
     pub(crate) fn join_within(self, limit: Duration) {
         let begun = Instant::now();
         while !self.0.is_finished() {
@@ -296,24 +298,24 @@ impl Handle {
         self.0.is_finished()
     }
 
-    /// The thread, to unpark it.
+    /// Returns the thread, to unpark it.
     pub(crate) fn thread(&self) -> &Thread {
         self.0.thread()
     }
 }
 
-/// Starts a thread of this name.
+/// Starts a thread of this role and name.
 ///
 /// # Errors
-/// Fails if the system has no thread to give.
+/// Fails if the operating system cannot start a thread.
 pub(crate) fn start(role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<Handle> {
     start_telling(role, name, |_error| {}, body)
 }
 
-/// As [`start`]; `told` gets the error of a panic too, after the failure has.
+/// Like [`start`], but also calls `told` with the error of a panic, after the failure was set.
 ///
 /// # Errors
-/// Fails if the system has no thread to give.
+/// Fails if the operating system cannot start a thread.
 pub(crate) fn start_telling(
     role: Role,
     name: &str,
@@ -342,10 +344,10 @@ pub(crate) fn start_telling(
     thread.map(Handle).map_err(|why| Error::new("cannot start a thread").at(name).because(why))
 }
 
-/// The variable that makes a thread panic, for tests: `ROLE:N`.
+/// Environment variable that makes a thread panic, for tests: `ROLE:N`.
 pub const PANIC: &str = "TIDEGATE_PANIC";
 
-/// Says that this thread makes another turn; panics if a test wants that.
+/// Marks another iteration of this thread's loop; panics if a test requests that.
 pub(crate) fn turn() {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static TURNS: AtomicU64 = AtomicU64::new(0);
@@ -371,7 +373,7 @@ mod tests {
         let (sender, told) = std::sync::mpsc::channel();
         let entered = failure.enter();
         let tell = move |error| drop(sender.send(error));
-        // A thread that the thread starts works for the same failure.
+        // A thread that the thread starts has the same failure.
         let body = || start_telling(Role::Watch, "inner", tell, || panic!("no {}", 7)).unwrap().join();
         start(Role::Watch, "outer", body).unwrap().join();
         drop(entered);

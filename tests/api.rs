@@ -1,7 +1,7 @@
-//! What users write, as they would write it; and what they are told when it goes wrong.
+//! Queries as users write them, and the errors that they get when something goes wrong.
 //!
-//! It exists because an interface is only known to be usable when somebody has used it, and because a query that fails on
-//! one worker must end on all of them, with a sentence that says what failed.
+//! An interface is only known to be usable when it has been used; and a query that fails on one worker must end on all
+//! of them, with a sentence that says what failed.
 #![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
 use std::collections::BTreeMap;
@@ -76,7 +76,7 @@ fn a_part_of_a_query_is_a_function() {
     assert_eq!(shown.all(), [24]);
 }
 
-/// Who pays whom, as pairs that are there while their hour is open.
+/// Pairs of payer and payee, present while their hour is open.
 fn edges<'f>(payments: Stream<'f, Payment>, name: &str) -> Collection<'f, (String, String)> {
     payments
         .key_by(|payment| (payment.from.clone(), payment.to.clone()))
@@ -86,7 +86,7 @@ fn edges<'f>(payments: Stream<'f, Payment>, name: &str) -> Collection<'f, (Strin
         .map(|Open { key, .. }| key)
 }
 
-/// Everybody that money of somebody could have come to.
+/// Pairs `(from, to)` such that money of the first could have reached the second, directly or through others.
 fn reach(edges: Collection<'_, (String, String)>) -> Collection<'_, (String, String)> {
     edges.through(|edges| {
         edges.clone().iterate(|inner, reached| {
@@ -167,13 +167,13 @@ fn every_epoch_of_a_collection_is_seen_whole() {
     assert_eq!(rows.iter().collect::<Vec<_>>(), [["ab+1", "ba+1", "ca+1"], ["ab-1", "ba-1", "ca-1"]]);
 }
 
-/// Many payments, in eight partitions.
+/// Returns many payments, in eight partitions.
 fn many() -> Records<Payment> {
     let partition = |id: i64| (0..2000).map(|at| payment(100 * at + id, &format!("{}", at % 7), "b", at)).collect();
     Records::new((0..8).map(partition).collect(), |payment: &Payment| payment.at_ms).out_of_order(Duration::ZERO)
 }
 
-/// Runs a query that must fail, on 1, 2 and 4 workers, by the clock and at random: what it says.
+/// Runs a query that must fail on 1, 2 and 4 workers, in epochs by the clock and by seed; returns the errors.
 fn failures(query: impl Fn(&Flow<'_>) + Send + Sync + Clone + 'static) -> Vec<String> {
     let mut said = Vec::new();
     for workers in [1, 2, 4] {
@@ -191,7 +191,7 @@ fn all_say(said: &[String], expected: &str) {
     assert!(said.iter().all(|error| error.contains(expected)), "{said:#?}");
 }
 
-/// A sink that is content with everything.
+/// A sink that accepts everything.
 fn nothing<D: Record>() -> Observer<D> {
     Observer::new(|_epoch, _rows| Ok(()))
 }
@@ -258,7 +258,7 @@ fn an_error_of_a_sink_stops_all_workers() {
     all_say(&failures(query), "the disk is full (window 120000)");
 }
 
-/// A source that only one worker cannot open.
+/// A source that one worker cannot open.
 struct Locked(Records<Payment>, usize);
 
 impl Source for Locked {
@@ -306,7 +306,7 @@ fn an_impossible_record_can_end_the_job() {
     assert!(said.starts_with(place) && said.contains("--fail-on-reject"), "{said}");
 }
 
-/// A query that is refused before anything runs: what it says, and who has to act.
+/// Returns the kind and the text of the error of a query that is refused before anything runs.
 fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (Kind, String) {
     let error = Job::new("refused").run(query).expect_err("it is refused");
     (error.kind(), error.to_string())

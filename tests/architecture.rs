@@ -1,7 +1,7 @@
-//! The rules that keep the tree readable: who may know whom, and what no file may have.
+//! The rules that keep the sources readable: dependencies between modules, and what files must not contain.
 //!
-//! It exists because such rules hold only where something fails when they are broken. Every rule is tried on made-up
-//! offenders too, so that it is known to bite.
+//! Such rules hold only if a test fails when they are broken. Every rule is also tried on made-up violations, to show
+//! that it finds them.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fmt::Write;
@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 8] = [
     &["main"],
 ];
 
-/// Modules that stand for what the crate's root gives out under short names.
+/// Modules behind the short names that the crate's root re-exports.
 const AT_ROOT: [(&str, &[&str]); 10] = [
     ("time", &["EventTime", "Epoch"]),
     ("durable", &["in_place"]),
@@ -33,23 +33,23 @@ const AT_ROOT: [(&str, &[&str]); 10] = [
     ("view", &["Views"]),
 ];
 
-/// What only some files may know: the words, and where they are allowed.
+/// Words that only some files may contain, with these files.
 const ONLY_IN: [(&[&str], &[&str]); 3] = [
     (&["rdkafka"], &["src/source/kafka", "src/sink/kafka"]),
     (&["differential_dataflow::trace", "operators::arrange"], &["src/stream/arrange/", "src/durable/"]),
     (&["timely::execute", "timely::worker", "timely::Config", "timely::initialize"], &["src/job/", "src/testing/"]),
 ];
 
-/// What a module without I/O and clocks does not name.
+/// Names that a module without I/O and clocks must not contain.
 const IMPURE: [&str; 9] =
     ["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread", "Instant", "SystemTime", "::now("];
-/// Where nothing of that may be.
+/// Modules without I/O and clocks.
 const PURE: [&str; 3] = ["src/time/", "src/durable/recovery.rs", "src/durable/sources.rs"];
 
-/// The one file that may have `unsafe` code.
+/// The only file that may have `unsafe` code.
 const UNSAFE: &str = "src/durable/codec/abomonation.rs";
 
-/// Ways to start a thread past the guarded one, by which a panic on it would be seen by nobody.
+/// Ways to start a thread without the crate's guard, whose panics would go unnoticed.
 const UNGUARDED: [&str; 3] = ["thread::spawn", "thread::Builder", "thread::scope"];
 /// Exceptions, each with its reason.
 const MAY_BE_UNGUARDED: [(&str, &str); 2] = [
@@ -57,14 +57,14 @@ const MAY_BE_UNGUARDED: [(&str, &str); 2] = [
     ("src/testing/", "processes of a test are joined at once, and their panics are errors"),
 ];
 
-/// Macros that panic when whoever reads has gone away.
+/// Macros that panic when the reader of the output has gone away.
 const PRINTS: [&str; 4] = ["println!", "print!", "eprintln!", "eprint!"];
 
-/// Lines of a function, from `fn` to its last brace.
+/// Maximum number of lines of a function, from `fn` to its last brace.
 const LONGEST_FUNCTION: usize = 100;
 
-/// A Rust file: its path from the project's root, its text, and its code: the text with comments and the insides of
-/// literals made blank, line by line.
+/// A Rust file: its path from the project's root, its text, and its code, which is the text with comments and the
+/// contents of literals blanked, line by line.
 struct File {
     path: String,
     text: String,
@@ -76,14 +76,14 @@ impl File {
         File { path: path.to_owned(), text: text.to_owned(), code: code_of(text) }
     }
 
-    /// The top-level module that the file is part of; nothing for the crate's root and for what is outside `src`.
+    /// Returns the top-level module of the file; `None` for the crate's root and for files outside `src`.
     fn module(&self) -> Option<&str> {
         let inside = self.path.strip_prefix("src/")?;
         let module = inside.split('/').next()?.trim_end_matches(".rs");
         (module != "lib").then_some(module)
     }
 
-    /// Where a word stands in the code, not as a part of a longer name: line numbers.
+    /// Returns the numbers of lines whose code contains a word, not as a part of a longer name.
     fn lines_with(&self, word: &str) -> Vec<usize> {
         let is_name = |c: char| c.is_alphanumeric() || c == '_';
         let alone = |line: &str| {
@@ -116,7 +116,7 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// How many bytes of a comment, string or character `rest` begins with.
+/// Returns the length in bytes of a comment, string or character at the start of `rest`; 0 if there is none.
 fn literal_or_comment(rest: &str, before: Option<char>) -> usize {
     let until = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
     if rest.starts_with("//") {
@@ -147,7 +147,7 @@ fn literal_or_comment(rest: &str, before: Option<char>) -> usize {
     0
 }
 
-/// How many bytes a literal between quotes has, with escapes.
+/// Returns the length in bytes of a quoted literal, with escapes.
 fn quoted(rest: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in rest.char_indices().skip(1) {
@@ -165,7 +165,7 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// The names that stand behind `crate::` in the code, with their line.
+/// Returns the names after `crate::` in the code, with their lines.
 fn crate_paths(code: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::") {
@@ -250,7 +250,7 @@ fn forbidden(file: &File) -> Vec<String> {
     for word in words {
         offences.extend(file.lines_with(word).into_iter().map(|line| format!("{}:{line}: `{word}`", file.path)));
     }
-    // What a test runs in a process of its own looks like an ignored test.
+    // Code that a test runs in a process of its own looks like an ignored test.
     let ignored = file.lines_with("#[ignore").into_iter().filter(|line| {
         file.text
             .lines()
@@ -258,7 +258,7 @@ fn forbidden(file: &File) -> Vec<String> {
             .is_none_or(|line| !line.contains("run by another test, in a process of its own"))
     });
     offences.extend(ignored.map(|line| format!("{}:{line}: an ignored test", file.path)));
-    // Split, so that this file does not offend.
+    // Split, so that this file does not break the rule.
     for path in [concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")] {
         let lines = (1..).zip(file.text.lines()).filter(|(_, line)| line.contains(path));
         offences.extend(lines.map(|(line, _)| format!("{}:{line}: a path of somebody's machine", file.path)));
@@ -266,7 +266,7 @@ fn forbidden(file: &File) -> Vec<String> {
     offences
 }
 
-/// Finds calls that the library and the programs leave to one place, which makes them rightly; tests are exempt.
+/// Finds calls that the library and the programs must make in one place only; tests are exempt.
 fn one_way_only(file: &File) -> Vec<String> {
     let ours = file.path.starts_with("src/") || file.path.starts_with("queries/");
     if !ours || file.path.contains("/tests/") || file.path.ends_with("/tests.rs") {
@@ -313,7 +313,7 @@ fn long_functions(file: &File) -> Vec<String> {
     offences
 }
 
-/// All Rust files of the project.
+/// Returns all Rust files of the project.
 fn files() -> Vec<File> {
     fn collect(root: &Path, below: &Path, files: &mut Vec<File>) {
         let Ok(entries) = std::fs::read_dir(below) else { return };
@@ -376,7 +376,7 @@ fn functions_fit_on_a_few_screens() {
     holds(long_functions);
 }
 
-/// A rule, a made-up file, and what the rule must say of it: nothing, or its beginning.
+/// Checks what a rule reports of a made-up file: nothing, or messages with these beginnings.
 fn check(rule: Rule, path: &str, text: &str, expected: &[&str]) {
     let said = rule(&File::new(path, text));
     assert_eq!(said.len(), expected.len(), "{said:?} of {text}");

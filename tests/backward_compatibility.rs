@@ -1,14 +1,14 @@
-//! A state directory of an earlier version still opens, goes on, and can be looked at.
+//! A state directory of an earlier version still opens, resumes, and can be inspected.
 //!
-//! `tests/fixtures/state-v1` holds what a job had on the disk when it was stopped: its state, its results so far with
-//! their commit file, and its input so far. The job is the [`query`] below over [`transactions`], which are made up from
-//! a seed. When a format has changed on purpose, and what was written before need not be read any more, write it anew:
+//! `tests/fixtures/state-v1` holds the files of a job that was stopped: its state, its results so far with their commit
+//! file, and its input so far. The job is the [`query`] below over [`transactions`], which are generated from a seed.
+//! After an intended change of a format, if old files need not be readable any more, write the fixture anew:
 //!
 //! ```text
 //! TIDEGATE_WRITE_FIXTURE=1 cargo test --test backward_compatibility
 //! ```
-//! The records of lives name the machine and the process that wrote them, so this is best done where the host has a name
-//! that may be known to everybody (`unshare --uts sh -c 'hostname fixture; …'`).
+//! Claims of incarnations contain the name of the machine and the process that wrote them, so this is best done with a
+//! host name that may be public (`unshare --uts sh -c 'hostname fixture; …'`).
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/run.rs"]
@@ -29,10 +29,10 @@ use tidegate::{Closed, EventTime, Flow, Job, Window, csv};
 use transactions::{TOTALS, Transaction, expected_of, ndjson_of, rows_of, same_rows, tidy};
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
-/// Of how many transactions the job had read half when it was stopped.
+/// Number of transactions; the job had read half of them when it was stopped.
 const COUNT: usize = 120;
 
-/// One of `account_totals`'s rows.
+/// A row of `account_totals`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Total {
     window_start: EventTime,
@@ -83,12 +83,12 @@ fn append(directory: &Path, rows: &[Transaction]) {
     file.write_all(ndjson_of(rows).as_bytes()).unwrap();
 }
 
-/// Writes the fixture: three pieces of the input, a snapshot after each, and a stop.
+/// Writes the fixture: three parts of the input, a snapshot after each, and a stop.
 fn write_fixture() {
     let directory = fixture();
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).unwrap();
-    // What is recorded of places is relative.
+    // Recorded paths are relative.
     std::env::set_current_dir(&directory).unwrap();
     let here = Path::new("");
     append(here, &[]);
@@ -111,7 +111,7 @@ fn write_fixture() {
     fs::remove_file("state/LOCK").unwrap();
 }
 
-/// A copy of the fixture, to be gone on from.
+/// Copies the fixture, so that a job can resume from it.
 fn copied() -> tempfile::TempDir {
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
@@ -144,7 +144,7 @@ fn a_state_of_the_first_version_goes_on_to_the_right_results() {
         let all = expected_of(&rows).rows();
         assert!(shown > 0 && shown < all.len(), "{shown} rows were shown");
         append(directory.path(), &rows[COUNT / 2..]);
-        // This program is another one than that which wrote the state.
+        // This is not the program that wrote the state.
         let job = Job::new("account-totals").workers(workers).state(directory.path().join("state"));
         let job = job.accept_changed_query(true).options(Options { until_end: true, ..Options::default() });
         assert_eq!(job.run(query(directory.path())).unwrap().ending, Ending::Complete);

@@ -1,6 +1,5 @@
-//! Whatever a file holds, and whatever is in the way, a query program ends with results or with one line that a person
-//! can act on: never a panic, a hang, or a value in the form that programmers see. One bad record costs nothing but
-//! itself.
+//! Whatever a file contains, and whatever goes wrong, a query program ends with results or with one line that the user
+//! can act on: never with a panic, a hang, or a value in the format of `Debug`. A bad record affects no other record.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/run.rs"]
@@ -48,7 +47,7 @@ impl Case {
         self.folder.path().join(name)
     }
 
-    /// Runs `account_totals` over it, with more flags.
+    /// Runs `account_totals` on the input, with more flags.
     #[track_caller]
     fn run(&self, more: &str) -> Ended {
         let mut arguments = vec![self.flag.to_owned(), self.path("in").display().to_string(), "--until-end".to_owned()];
@@ -62,7 +61,7 @@ impl Case {
         run(ACCOUNT_TOTALS, arguments)
     }
 
-    /// Runs it to a good end: how many records were read, accepted and rejected.
+    /// Runs it successfully; returns the numbers of records read, accepted and rejected.
     #[track_caller]
     fn figures(&self, more: &str) -> [u64; 3] {
         self.run(more).code(0).figures("transactions: ").try_into().unwrap()
@@ -72,19 +71,19 @@ impl Case {
         rows_of(&self.path("out.csv"), &TOTALS)
     }
 
-    /// The rejected records.
+    /// Returns the rejected records.
     fn rejects(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.path("rejects.ndjson")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
-/// Rows of CSV without a header.
+/// Returns rows of CSV without a header.
 fn csv_rows(rows: &[Transaction]) -> Vec<u8> {
     csv_of(rows, &COLUMNS).into_bytes().split_off(HEADER.len())
 }
 
-/// Good rows, and the same with a bad record between each two of them.
+/// Returns good rows, and the same rows with a bad record between each two of them.
 fn with_bad(bad: &[&[u8]], line: impl Fn(&Transaction) -> String) -> (Vec<Transaction>, Vec<u8>) {
     let rows = tidy(1, bad.len() + 1);
     let mut bytes = line(&rows[0]).into_bytes();
@@ -181,7 +180,7 @@ fn bad_lines_of_json_cost_nothing_but_themselves() {
     check_rejects(&Case::ndjson(input), &rows, &bad);
 }
 
-/// Deep nesting must not overflow the stack, wherever it stands; where nobody looks at it, it does no harm.
+/// Deep nesting must not overflow the stack, wherever it is; in a field that is not read it is harmless.
 #[test]
 fn json_that_is_nested_deeply_does_not_overflow_the_stack() {
     let (open, close) = ("[".repeat(200_000), "]".repeat(200_000));
@@ -226,7 +225,7 @@ fn bad_rows_of_csv_cost_nothing_but_themselves() {
     check_rejects(&case, &rows, &bad);
 }
 
-/// A text may hold any character, also one that some languages take for its end.
+/// A text may contain any character, zero bytes included.
 #[test]
 fn zero_bytes_in_names_are_kept() {
     let row = Transaction::new(1, "a\0b", 5, START_MS);
@@ -322,7 +321,7 @@ fn a_header_that_does_not_fit_is_an_error_that_names_the_columns() {
     says(not_utf8.run("").error(1), &["UTF-16", "iconv", not_utf8.path("in").to_str().unwrap()]);
 }
 
-/// Columns that nobody asks for may be there twice, and hold whatever they like.
+/// Columns that are not read may be there twice, and contain anything.
 #[test]
 fn columns_that_are_not_needed_do_not_matter() {
     let header = "x,id,account,merchant,amount_cents,currency,at_ms,x,\n";
@@ -331,7 +330,7 @@ fn columns_that_are_not_needed_do_not_matter() {
     assert_eq!(case.totals()[0][3..5], ["2", "10"]);
 }
 
-/// What is behind a quote that is never closed is one record, and it is told where that begins.
+/// Everything after a quote that is never closed is one record, and the error tells where it begins.
 #[test]
 fn an_unterminated_quote_is_one_rejected_record() {
     let rows = tidy(5, 400);
@@ -349,7 +348,7 @@ fn an_unterminated_quote_is_one_rejected_record() {
     }
 }
 
-/// What a record may take of the memory has an end; here a file with a hole in it, which takes no disk.
+/// The size of a record in memory is limited; tested with a sparse file, which takes no disk space.
 #[test]
 fn a_record_that_is_too_long_is_rejected_with_its_place_and_takes_no_memory() {
     let rows = tidy(6, 10);
@@ -376,7 +375,7 @@ fn a_record_that_is_too_long_is_rejected_with_its_place_and_takes_no_memory() {
     assert_eq!((reject["offset"].as_u64(), reject["line"].as_u64()), (Some(length), Some(12)));
     says(reject["reason"].as_str().unwrap(), &[&format!("{} bytes", (300 << 20) + 1 - length), "--max-record"]);
     assert_eq!(reject["record"].as_str().unwrap().len(), 1024);
-    // A million bytes are no record where fewer are allowed.
+    // A million bytes are too long for a record where the limit is lower.
     let long = format!("x{}", "y".repeat(2 << 20));
     let case = Case::csv(csv_of(&rows, &COLUMNS) + &long + "\n");
     assert_eq!(case.figures("--max-record 1MiB"), [11, 10, 1]);
@@ -385,7 +384,7 @@ fn a_record_that_is_too_long_is_rejected_with_its_place_and_takes_no_memory() {
     says(case.rejects()[0]["reason"].as_str().unwrap(), &["1 field where"]);
 }
 
-/// One event time far ahead makes all that follow late: the run says so, and names the record; `--max-ahead` rejects it.
+/// An event time far ahead makes all later records late: the run warns, and names the record; `--max-ahead` rejects it.
 #[test]
 fn a_time_that_is_far_ahead_is_named_or_rejected() {
     let mut rows = tidy(11, 2_000);
@@ -397,7 +396,7 @@ fn a_time_that_is_far_ahead_is_named_or_rejected() {
             Case::ndjson(rows.iter().map(|row| json_of(row) + "\n").collect::<String>()),
         ] {
             let ended = case.run(&format!("{workers} --progress off"));
-            // Fields of CSV may have lines of their own.
+            // Fields of CSV may contain line breaks.
             let text = fs::read_to_string(case.path("in")).unwrap();
             let line = 1 + text[..text.find("253000000000000").unwrap()].matches('\n').count() as u64;
             let warning = ended.code(0).stderr.lines().find(|line| line.contains("were late in totals"));
@@ -409,7 +408,7 @@ fn a_time_that_is_far_ahead_is_named_or_rejected() {
             says(reject["reason"].as_str().unwrap(), &["ahead of the greatest one before it", "(--max-ahead)"]);
         }
     }
-    // Where few are late nothing is said.
+    // There is no warning if few records are late.
     let case = Case::csv(csv_of(&tidy(12, 500), &COLUMNS));
     assert!(!case.run("").code(0).stderr.contains("were late"));
 }
@@ -429,7 +428,7 @@ fn outputs_that_are_one_file_are_refused_and_left_as_they_are() {
         says(case.run(&flags).error(2), &[both[0], both[1], "are one file", "name a file for each"]);
         assert_eq!(fs::read_to_string(case.path("x.csv")).unwrap(), "precious\n");
     }
-    // One that is not there yet is one all the same.
+    // Paths to one file are equal even if the file does not exist yet.
     says(case.run("--out {}/new.csv --late {}/./new.csv").error(2), &["are one file"]);
     assert!(!case.path("new.csv").exists());
 }
@@ -441,7 +440,7 @@ fn an_error_quotes_no_more_than_people_read() {
     let line = ended.error(1);
     says(line, &["lacks the columns `id`", "`column0`", "and 119988 more"]);
     assert!(line.len() < 2_000, "{} bytes", line.len());
-    // A reason does not repeat a record of a million letters.
+    // The reason does not repeat a record of a million letters.
     let case = Case::ndjson(format!("{{\"id\":\"{}\"}}\n", "x".repeat(1 << 20)));
     assert_eq!(case.figures(""), [1, 0, 1]);
     let reason = case.rejects()[0]["reason"].as_str().unwrap().to_owned();
@@ -517,7 +516,7 @@ fn inputs_that_are_no_files_are_named() {
     symlink(case.path("in"), case.path("in")).unwrap();
     says(case.run("").error(1), &["/in", "symbolic links"]);
     fs::remove_file(case.path("in")).unwrap();
-    // A pipe must not be waited for.
+    // A named pipe must not block the program.
     assert!(Command::new("mkfifo").arg(case.path("in")).status().unwrap().success());
     says(case.run("").error(1), &["/in", "not a regular file"]);
     fs::remove_file(case.path("in")).unwrap();
@@ -593,7 +592,7 @@ fn a_file_that_becomes_shorter_while_it_is_followed_is_an_error() {
 
 #[test]
 fn a_broker_that_is_not_there_is_named_soon() {
-    // A port that nobody listens on, and one behind which nobody answers.
+    // A port without a listener, and one whose listener does not answer.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let case = Case::csv(csv_of(&tidy(10, 10), &COLUMNS));

@@ -1,6 +1,6 @@
-//! Memory stays bounded: in a burst that comes faster than results are taken, in a silence after one, and over time.
+//! Memory stays bounded: in a burst that is faster than the sinks, in the silence after one, and over time.
 //!
-//! What is measured is a process of its own: this program, run again for one of its jobs.
+//! The measured process is this program, run again as a child for one of its jobs.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "common/broker.rs"]
@@ -26,23 +26,23 @@ use tidegate::{Job, Record, Result, Transaction, Window, kafka};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const MIB: u64 = 1 << 20;
-/// What docs/operations.md states: what a process takes besides its state, and besides what may be in flight.
+/// Memory of a process besides its state and its input in flight, as stated in docs/operations.md.
 const BASE: u64 = 96 * MIB;
-/// How many bytes there are in memory for each that may be in flight.
+/// Bytes of memory for each byte that may be in flight.
 const FACTOR: u64 = 2;
-/// What there is in memory of a partition of a topic that was not read yet.
+/// Memory of a partition of a topic for records that were fetched and not yet read.
 const OF_PARTITION: u64 = 40 * MIB;
-/// Whom this program is to be.
+/// Environment variable with the job that this program is to run as a child.
 const CHILD: &str = "TIDEGATE_CHILD";
 
-/// A figure of a process in bytes: `VmHWM`, `VmRSS`; 0 when it is gone.
+/// Returns a memory figure of a process in bytes (`VmHWM`, `VmRSS`); 0 when it has ended.
 fn figure(process: Pid, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with(name));
     line.map_or(0, |line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024)
 }
 
-/// The bytes of all files in a directory and below.
+/// Returns the size of all files in a directory and below, in bytes.
 fn size_of(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {
@@ -52,7 +52,7 @@ fn size_of(directory: &Path) -> u64 {
     sizes.sum()
 }
 
-/// Runs this program as one of its jobs, and looks at it now and then; answers the most memory that it had.
+/// Runs this program as a child for one of its jobs, and calls `look` periodically; returns its peak memory in bytes.
 fn measured(job: &str, mut look: impl FnMut(Pid)) -> u64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--ignored", "--exact", "child"]).env(CHILD, job).stdout(Stdio::null());
@@ -69,7 +69,7 @@ fn measured(job: &str, mut look: impl FnMut(Pid)) -> u64 {
     }
 }
 
-/// Not a test: what [`measured`] runs.
+/// Not a test: the child that [`measured`] runs.
 #[test]
 #[ignore = "run by another test, in a process of its own"]
 fn child() {
@@ -90,7 +90,8 @@ fn child() {
     }
 }
 
-/// A sink that takes some 200,000 rows a second, on a thread of its own, as those do that write to a disk or a network.
+/// A sink that takes some 200,000 rows per second on a thread of its own, like a sink that writes to a disk or a
+/// network.
 struct Slow;
 
 impl<D: Record> Sink<D> for Slow {
@@ -130,12 +131,12 @@ impl<D: Record> Writer<D> for Slow {
     }
 }
 
-/// All records to a slow sink.
+/// Sends all records to a slow sink.
 fn burst(job: Job, source: impl Source<Item = Transaction>) {
     job.run(move |flow| flow.read("transactions", &source).write("slow", &Slow)).unwrap();
 }
 
-/// How many records come in a burst: 600,000, or as `BURST` says.
+/// Returns the number of records in a burst: 600,000, or the value of `BURST`.
 fn records() -> u64 {
     std::env::var("BURST").map_or(600_000, |count| count.parse().unwrap())
 }
@@ -147,7 +148,7 @@ fn a_burst_into_a_slow_query_takes_no_more_memory_than_is_stated() {
         println!("{} MiB at most with {} in flight", most / MIB, in_flight / MIB);
         assert!(most <= BASE + FACTOR * in_flight, "{} MiB with {} in flight", most / MIB, in_flight / MIB);
     }
-    // It is the bound that does it: without one there is more.
+    // The limit is the cause: without it, memory is higher.
     let most = measured(&format!("burst {} {}", records(), u64::MAX / 2), |_| {});
     println!("{} MiB at most without a bound", most / MIB);
     assert!(most > BASE + FACTOR * 4 * MIB, "{} MiB without a bound: the burst is too small to tell", most / MIB);
@@ -178,7 +179,7 @@ fn arrangements_are_merged_in_a_silence() {
     let (watcher, stopper, metrics) = (job.watcher(), job.stopper(), job.metrics());
     let running = std::thread::spawn(move || {
         job.run(move |flow| {
-            // Each record takes a row back and brings another.
+            // Each record retracts a row and inserts another.
             flow.read("transactions", &source)
                 .key_by(|t| t.account.clone())
                 .last_by_key("last")
@@ -188,7 +189,7 @@ fn arrangements_are_merged_in_a_silence() {
                 .write("counts", &Observer::new(|_epoch, _rows| Ok(())));
         })
     });
-    // Four arrangements, of what comes to both steps and of what they give, and an eighth more that is not merged.
+    // Four arrangements, of the inputs and the outputs of both steps, and an eighth more that is not merged.
     let most = 4 * accounts as i64 * 9 / 8;
     let begun = Instant::now();
     let arranged = loop {
@@ -206,7 +207,7 @@ fn arrangements_are_merged_in_a_silence() {
     assert!((accounts as i64..=most).contains(&arranged), "{arranged} updates, of which {most} are needed at most");
 }
 
-/// A job with state, for so long: keys come and go, and windows close.
+/// Runs a job with state for some seconds: keys come and go, and windows close.
 fn soak(state: &str, seconds: u64) {
     let rate = 20_000;
     let generator = Generator::new(4).per_second(2_000);
@@ -244,7 +245,7 @@ fn memory_and_state_are_flat_over_time() {
         }
     });
     assert!(begun.elapsed() >= Duration::from_secs(seconds) * 3 / 4, "it was over after {:?}", begun.elapsed());
-    // What warms up, and what is put away at the end, is left out.
+    // Warm-up and shutdown are left out.
     let calm = &samples[samples.len() / 5..samples.len() * 19 / 20];
     let (first, second) = calm.split_at(calm.len() / 2);
     for (what, of) in [("memory", (|sample| sample.0) as fn(&(u64, u64)) -> u64), ("state", |sample| sample.1)] {

@@ -1,6 +1,6 @@
-//! Every kind of cause that holds a job back is named when the real thing happens: a worker that waits, a disk that does not
-//! sync, a sink whose broker is gone, a file that nobody writes. (A process that gives no sign is in `watch`.) The judgement
-//! alone is tested beside its code; here nothing is made up but the thing that is stuck.
+//! Every kind of blocker is reported when it really occurs: a stuck worker, a disk that does not sync, a sink whose
+//! broker is gone, a file to which nobody writes. (A process that sends no heartbeat is in `watch`.) The analysis of a
+//! status is tested beside its code; here nothing is simulated but the stuck part itself.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -25,12 +25,12 @@ use tidegate::source::{Options, Source};
 use tidegate::status::{Cause, Why, why};
 use tidegate::{Closed, EventTime, Job, Window, csv, kafka, ndjson};
 
-/// Time in which a cause has to be told.
+/// Time in which a blocker has to be reported.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Idle times: one that no test waits for, and one that is soon over.
+/// Idle timeouts: one that no test waits for, and one that expires soon.
 const LONG: Duration = Duration::from_secs(3_600);
 const SHORT: Duration = Duration::from_millis(300);
-/// The end of a window that nothing has come to.
+/// The end of a window without records.
 const FAR: i64 = 1_000_000_000;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ fn text(id: u64, at_ms: i64) -> String {
     format!("{{\"id\":{id},\"at_ms\":{at_ms}}}\n")
 }
 
-/// Something that is passed while it is open.
+/// A gate that threads pass while it is open.
 #[derive(Debug, Default)]
 struct Gate(Mutex<bool>, Condvar);
 
@@ -145,7 +145,7 @@ impl DiskFile for GatedFile {
     }
 }
 
-/// A job that counts ticks of windows of 100 ms, with a window's lateness of a second.
+/// A job that counts ticks in windows of 100 ms, with an allowed lateness of a second.
 struct Running {
     folder: TempDir,
     watcher: Watcher,
@@ -184,13 +184,13 @@ impl Running {
         Running { folder, watcher, stop, gate, job }
     }
 
-    /// A job over a file that is followed.
+    /// Starts a job over a file that is followed.
     fn over_file(sink: impl Sink<Count>, folder: TempDir, adjust: impl FnOnce(Job, &Path) -> Job) -> Running {
         let path = folder.path().join("ticks.ndjson");
         std::fs::write(&path, text(1, 0)).unwrap();
         let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
         let running = Running::start(folder, (source, LONG), sink, adjust);
-        // It has begun when its watermark is there.
+        // The job has begun when it has a watermark.
         running.until("it has begun", Some(0), |why| why.holds.iter().any(|hold| hold.cause == Cause::Step));
         running
     }
@@ -219,7 +219,7 @@ impl Running {
         }
     }
 
-    /// Waits until the first cause is of this kind and has this name.
+    /// Waits until the first blocker is of this kind and has this name.
     #[track_caller]
     fn until_first(&self, window: Option<i64>, cause: Cause, name: &str) -> String {
         let is_first = |why: &Why| why.holds.first().is_some_and(|hold| (hold.cause, &*hold.name) == (cause, name));
@@ -233,7 +233,7 @@ impl Running {
     }
 }
 
-/// A tick of this id waits in a step until the gate is open.
+/// Id of a tick at which a step blocks until the gate is open.
 const STUCK: u64 = 666;
 
 fn folder() -> TempDir {
@@ -244,7 +244,7 @@ fn plain(folder: &TempDir) -> csv::File {
     csv::File::new(folder.path().join("out.csv"))
 }
 
-/// A job with state on a disk on which files of this kind are not synced while the gate is closed.
+/// Starts a job with state on a disk on which files of this kind are not synced while the gate is closed.
 fn gated(holds: fn(&Path) -> bool) -> (Running, Arc<Gate>) {
     let (folder, gate) = (folder(), Arc::<Gate>::default());
     let disk = Arc::new(Gated { gate: Arc::clone(&gate), holds });
@@ -264,7 +264,7 @@ fn a_file_that_nobody_writes_is_the_cause() {
     assert!(told.contains("1970-01-01T00:00:00.000Z") && !told.contains("topic"), "{told}");
     let told = running.until_first(None, Cause::Partition, "the file of ticks");
     assert!(!told.contains("no partition"), "{told}");
-    // A line that is not ended is told as such.
+    // An incomplete last line is reported.
     running.append("{\"id\"");
     let told = running.until("the line has no end", Some(FAR), |why| why.to_string().contains("has no end yet"));
     assert!(told.to_string().contains("whoever writes the file has to end it"), "{told}");
@@ -355,7 +355,7 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
     running.append(&text(2, 10_000));
     let told = running.until_first(None, Cause::Sink, "sink out");
     assert!(told.contains("has not shown epoch"), "{told}");
-    // The file that is read is silent too, but what was read of it comes first.
+    // The file that is read is silent too, but a blocker of records that were read comes first.
     let both = running.until("the file is silent too", None, |why| why.to_string().contains("the file of ticks"));
     assert_eq!(both.holds[0].cause, Cause::Sink, "{both}");
     gate.close(false);

@@ -1,6 +1,7 @@
-//! A state goes on only with the sources that it has read: a query that lacks one, has one more, or reads another one under
-//! its name would lose how far it was read, or read records twice. It does not help that nothing is to be replayed, so a
-//! clean stop allows none of it. What is only moved goes on. Topics have the same in `source_identity`.
+//! A state resumes only with the sources that it has read: a query that lacks one, has an additional one, or reads
+//! another one under its name would lose the positions in it, or read records twice. This holds even if nothing is to
+//! be replayed, so also after a clean stop. A file that was only moved is accepted. The same for topics is in
+//! `source_identity`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/transactions.rs"]
@@ -17,7 +18,7 @@ use tidegate::source::{Options, csv as csv_source, ndjson};
 use tidegate::{Closed, Flow, Job, Stream, Transaction, Window, csv};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, tidy};
 
-/// Total number of records of an account.
+/// Number of records of an account.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Count {
     account: String,
@@ -26,7 +27,7 @@ struct Count {
 
 const COUNT: usize = 200;
 
-/// Reads sources as `NAME=FILE`, and counts the records of all.
+/// Reads sources given as `NAME=FILE`, and counts the records of all.
 fn query(directory: &Path, sources: &str) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
     let (directory, out) = (directory.to_owned(), csv::File::new(directory.join("counts.csv")));
     let sources: Vec<(String, String)> = sources
@@ -53,7 +54,7 @@ fn job(directory: &Path) -> Job {
     Job::new("counts").epoch(Duration::from_millis(10)).state(directory.join("state"))
 }
 
-/// A state that has read `sources` to their ends and was stopped.
+/// Makes a state that has read `sources` to their ends and was stopped.
 fn stopped(sources: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let rows = tidy(3, COUNT);
@@ -74,7 +75,7 @@ fn stopped(sources: &str) -> tempfile::TempDir {
     directory
 }
 
-/// Goes on with `sources` to their ends: what all accounts have then together, or why not.
+/// Resumes with `sources` and reads them to their ends; returns the sum of all counts, or the error.
 fn goes_on(directory: &Path, sources: &str, accepted: bool) -> Result<i64, String> {
     let job = job(directory).accept_changed_sources(accepted);
     let job = job.options(Options { until_end: true, ..Options::default() });
@@ -103,7 +104,7 @@ const ALL: i64 = COUNT as i64;
 #[test]
 fn a_source_that_was_renamed_is_refused_by_its_name_after_a_clean_stop_too() {
     let lost = "the state has read a source that the query does not have (source first)";
-    // It is read twice by who insists.
+    // With the flag to accept it, the file is read again.
     check("first=a.ndjson", "second=a.ndjson", lost, Ok(2 * ALL));
     let directory = stopped("first=a.ndjson");
     let error = goes_on(directory.path(), "second=a.ndjson", false).unwrap_err();
@@ -129,7 +130,7 @@ fn another_source_under_the_name_of_one_is_refused() {
     // Byte positions of one format mean nothing in another.
     check("first=a.ndjson", "first=a.csv", other, Err("a.csv"));
     check("first=a.csv", "first=a.ndjson", other, Err("a.ndjson"));
-    // Files are told by their contents, whoever insists.
+    // Files are identified by their contents, which no flag overrides.
     let edited = "b.ndjson";
     check("first=a.ndjson", "first=b.ndjson", edited, Err(edited));
     check("first=a.ndjson second=b.ndjson", "first=b.ndjson second=a.ndjson", "ndjson", Err("ndjson"));

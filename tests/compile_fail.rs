@@ -1,12 +1,12 @@
 //! Queries that cannot work do not compile, and the compiler says what to do instead.
 //!
-//! It exists because most mistakes in a typed query show as a trait that is not implemented; the message of such an error
-//! is part of the interface. The expected messages are beside the programs, in `tests/compile_fail/*.stderr`; after a
-//! change, `OVERWRITE=1 cargo test --test compile_fail` writes them anew: read them before they are committed.
+//! Most mistakes in a typed query appear as a trait that is not implemented; the message of such an error is part of
+//! the interface. The expected messages are beside the programs, in `tests/compile_fail/*.stderr`; after a change,
+//! `OVERWRITE=1 cargo test --test compile_fail` writes them anew: read them before they are committed.
 //!
-//! The compiler is called as it is, with the library that this test is linked with, so nothing is built a second time.
-//! What it says is compared exactly, but for what an unrelated edit changes: line numbers outside the program itself, the
-//! width of the margin, and how many other types implement a trait.
+//! The compiler is called directly, with the library that this test is linked with, so nothing is built a second time.
+//! Its output is compared exactly, except for what an unrelated edit changes: line numbers outside the program itself,
+//! the width of the margin, and the number of other types that implement a trait.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::env;
@@ -18,16 +18,16 @@ use std::process::{Command, Output, Stdio};
 
 const PROGRAMS: &str = "tests/compile_fail";
 
-/// A program that has to compile, with the library and the `serde` that the library is built with.
+/// A program that must compile with the library and the `serde` that the library is built with.
 const SOUND: &str = "fn is_serde<T: serde::Serialize>() {} fn main() { is_serde::<tidegate::EventTime>() }";
 
-/// What programs are compiled with.
+/// The compiler and the libraries to compile programs with.
 struct Compiler {
-    /// Where this build has put its libraries.
+    /// Directory of the libraries of this build.
     libraries: PathBuf,
     tidegate: PathBuf,
     serde: PathBuf,
-    /// For what is made of programs.
+    /// Directory of the outputs.
     made: tempfile::TempDir,
 }
 
@@ -38,7 +38,7 @@ impl Compiler {
         let made = tempfile::tempdir().unwrap();
         let mut compiler = Compiler { libraries, tidegate, serde: PathBuf::new(), made };
         let mut said = String::new();
-        // There may be one for build scripts too, or one of another build.
+        // There may be another one for build scripts, or one of another build.
         for serde in built(&compiler.libraries, "serde") {
             compiler.serde = serde;
             let output = compiler.compile("-", SOUND);
@@ -50,7 +50,7 @@ impl Compiler {
         panic!("a program without a mistake does not compile:\n{said}");
     }
 
-    /// Checks a program: a file's, or a text by the name of `-`.
+    /// Compiles a program: a file, or the given text if the name is `-`.
     fn compile(&self, program: &str, text: &str) -> Output {
         let mut command = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
         command.args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "program", "--emit", "metadata"]);
@@ -68,7 +68,7 @@ impl Compiler {
     }
 }
 
-/// The libraries of a crate, the newest first.
+/// Returns the libraries of a crate, the newest first.
 fn built(libraries: &Path, name: &str) -> Vec<PathBuf> {
     let beginning = format!("lib{name}-");
     let files = fs::read_dir(libraries).unwrap().map(|entry| entry.unwrap().path());
@@ -82,7 +82,7 @@ fn built(libraries: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What the compiler has said, without what unrelated edits change.
+/// Normalizes the compiler's output: removes what unrelated edits change.
 fn normal(said: &str) -> String {
     let (mut normal, mut in_program) = (String::new(), true);
     let last = |line: &&str| !line.starts_with("error: aborting due to") && !line.starts_with("For more information");
@@ -98,7 +98,7 @@ fn normal(said: &str) -> String {
             let number = if in_program { number } else { "" };
             writeln!(normal, "{number:>3} {text}").unwrap();
         } else if line.starts_with(' ') {
-            // What goes on from the line before: a list of types, for one.
+            // A continuation of the line before, such as a list of types.
             let count = text.strip_prefix("and ").and_then(|rest| rest.strip_suffix(" others"));
             let text = count.map_or(margin.to_owned(), |_| "and $N others".to_owned());
             writeln!(normal, "          {text}").unwrap();

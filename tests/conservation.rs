@@ -1,7 +1,7 @@
-//! No record is silently lost: what was read was counted, late, rejected, or dropped by the query itself.
+//! No record is silently lost: every record that was read was counted, late, rejected, or dropped by the query itself.
 //!
-//! It exists because a record that vanishes between two operators leaves no trace in the results; the account is made of
-//! counters that are raised in different places, and of what the oracle knows.
+//! A record that vanishes between two operators leaves no trace in the results, so these tests add up counters that are
+//! incremented in different places, and compare them with the oracle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,7 +30,7 @@ fn every_record_is_counted_or_late_or_rejected() {
     });
 }
 
-/// Each deal once more for every unit of its key; of those with key 3, none.
+/// Returns one more copy of a deal for every unit of its key; none for key 3.
 fn copies(deal: &Deal) -> Vec<Deal> {
     if deal.key == 3 { vec![] } else { vec![deal.clone(); usize::from(deal.key) + 1] }
 }
@@ -64,7 +64,7 @@ fn a_step_takes_what_the_query_leaves_and_makes() {
 fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition() {
     for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
-        // Records that would be sorted otherwise, and of which many are equal.
+        // Records whose order differs from their natural one, many of them equal.
         let mut partition = |id: u64| (0..random.u64(0..90)).map(|_| (random.u64(..9), id)).collect::<Vec<_>>();
         let partitions: Vec<_> = (0..1 + seed % 5).map(&mut partition).collect();
         let (source, copy) = (Records::new(partitions.clone(), |_record| 0), Captured::new());
@@ -100,7 +100,7 @@ fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
     assert_eq!(shown.load(Ordering::Relaxed), 75);
 }
 
-/// Stops a run after some epochs were shown; answers how it ended.
+/// Stops a run after some epochs were published; returns how it ended.
 fn check_stopped(seed: u64) -> Result<Ending, String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 400);
@@ -121,11 +121,12 @@ fn check_stopped(seed: u64) -> Result<Ending, String> {
         shown.of(deals, WINDOWS);
     });
     let outcome = outcome.map_err(|error| error.to_string())?;
-    // What was taken was counted, though many windows never closed; and what was shown is what the oracle shows.
+    // Everything that was read was counted, although many windows never closed; and the published rows are the
+    // oracle's.
     let expected = expected(&data, WINDOWS, &outcome);
     compare(&views, &expected)?;
     conserved(&data, &expected, &outcome)?;
-    // A result that was shown before the stop is final.
+    // A result published before the stop is final.
     let all = flat(&by_data(&data, WINDOWS).closed);
     match views.closed.all().into_iter().find(|row| !all.contains(row)) {
         Some(row) => Err(format!("{row:?} is not a final result")),

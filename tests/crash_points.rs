@@ -1,15 +1,17 @@
-//! A crash at any act of the disk loses nothing and repeats nothing, in every stretch of a state's life: while it is
-//! made, between snapshots, in one, while segments are merged and the journal is cut, in a recovery, in one after that.
+//! A crash at any operation of the disk loses nothing and repeats nothing, in every phase of a state: while it is
+//! created, between snapshots, in one, while segments are merged and the journal is truncated, in a recovery, in one
+//! after that.
 //!
-//! Writes, syncs, renames, links and removals of a whole life are crashed at, one after the other: every so many-th, and
-//! all of them with `TIDEGATE_STRIDE=1`; what survives is what
-//! a seed says of all that was not synced: lost, kept, torn, in any order. Then the state goes on, perhaps on more
-//! workers, and what files and captured rows come to is what a run without state comes to.
+//! A whole incarnation is crashed at each of its writes, syncs, renames, links and removals, one after the other: at
+//! every 40th by default, at all of them with `TIDEGATE_STRIDE=1`. A seed decides what survives of everything that was
+//! not synced: lost, kept, torn, in any order. Then the state resumes, perhaps on more workers, and the files and the
+//! captured rows must be those of a run without state.
 //!
-//! There is a life for each kind of windows: tumbling, sliding, cumulative, sessions, so many records each; all have state by key
-//! with timers.
+//! There is an incarnation for each kind of windows: tumbling, sliding, cumulative, session and count windows; all have
+//! keyed state with timers.
 //!
-//! `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which one, `TIDEGATE_ACT` which one act of it.
+//! `TIDEGATE_CASES` sets the number of incarnations, `TIDEGATE_SEED` selects one, and `TIDEGATE_ACT` one operation of
+//! it.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeSet;
@@ -23,14 +25,14 @@ use common::cases::{Data, seeds, within};
 use common::checks::KINDS;
 use common::kept::{End, Kept, files, kind_of, new_disk, on, steady};
 
-/// How many records a life has: few, so that it can be run at each of its acts.
+/// Number of records of an incarnation: few, so that it can be run once for each of its operations.
 const RECORDS: u32 = 44;
-/// After so many acts that a life did not come to, there are no more.
+/// Number of operations that an incarnation did not reach, after which no more are tried.
 const MISSED: usize = 10;
-/// A life's pace: many short epochs.
+/// Factor of seeds: a run whose seed is a multiple of this has many short epochs.
 const PACE: u64 = 16;
 
-/// The life that is crashed: what it reads, at which pace, and what it has to come to.
+/// The incarnation that is crashed: its input, its epochs, and its expected results.
 #[derive(Clone)]
 struct Subject {
     seed: u64,
@@ -50,19 +52,19 @@ impl Subject {
         kept.run(&self.data, run).map(|report| report.ending)
     }
 
-    /// A life that crashes at an act; `None` if it has not so many.
+    /// Crashes an incarnation at an operation; `None` if it has fewer operations.
     fn crash(&self, act: usize) -> Option<Crashed> {
         let (kept, disk) = (Kept::default(), new_disk());
         disk.crash_at(act);
         let ended = self.run(&kept, &disk, 1);
-        // What fails may be the very last thing that it does, which it need not know of.
+        // The last operation may fail without an effect on the job.
         disk.has_crashed().then_some(Crashed { kept, disk }).or_else(|| {
             assert_eq!(ended, Ok(Ending::Complete), "seed {}, act {act}", self.seed);
             None
         })
     }
 
-    /// Goes on with what there is, to the end; then there is nothing left to do.
+    /// Resumes to the end, and checks the results; another start then has nothing to do.
     fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), String> {
         match self.run(kept, disk, workers)? {
             Ending::Complete | Ending::WasComplete => {}
@@ -78,20 +80,20 @@ impl Subject {
     }
 }
 
-/// A life that has crashed, with what it had shown.
+/// A crashed incarnation, with what it had published.
 struct Crashed {
     kept: Kept,
     disk: CrashingDisk,
 }
 
 impl Crashed {
-    /// The act that it crashed at.
+    /// Returns the operation at which it crashed.
     fn at(&self) -> Act {
         self.disk.log().pop().unwrap()
     }
 }
 
-/// What is done to which kind of file.
+/// Returns the kind of an operation and the kind of its file.
 fn done(act: &Act) -> (&'static str, &'static str) {
     let what = match &act.kind {
         ActKind::CreateDirectory => "create directory",
@@ -109,8 +111,8 @@ fn done(act: &Act) -> (&'static str, &'static str) {
     (what, kind_of(&act.path))
 }
 
-/// What survives a crash at an act, as seeds: by turns nothing that was not synced, all of it, or some; of the one act that
-/// was asked for, all of these.
+/// Returns seeds of what survives a crash at an operation: in turn nothing that was not synced, everything, or some;
+/// all of these for a selected operation.
 fn survivors(act: usize) -> Vec<u64> {
     match (acts().len(), act % 4) {
         (1, _) => (0..20).collect(),
@@ -120,12 +122,12 @@ fn survivors(act: usize) -> Vec<u64> {
     }
 }
 
-/// A life is crashed at each of its acts with `TIDEGATE_STRIDE=1`, which takes some minutes; else at every so many-th.
+/// Returns the distance of the operations to crash at: 1 takes some minutes.
 fn stride() -> usize {
     std::env::var("TIDEGATE_STRIDE").map_or(40, |text| text.parse().unwrap())
 }
 
-/// The acts to crash at: all, or the one that was asked for.
+/// Returns the operations to crash at: all, or the selected one.
 fn acts() -> std::ops::Range<usize> {
     let asked = std::env::var("TIDEGATE_ACT").ok().map(|text| text.parse::<usize>().unwrap());
     asked.map_or(0..100_000, |act| act..act + 1)
@@ -145,7 +147,7 @@ fn a_crash_at_any_act_changes_no_result() {
         let subject = Subject::new(seed);
         let mut missed = 0;
         for act in acts().filter(|act| acts().len() == 1 || act % stride() == seed as usize % stride()) {
-            // How many acts there are is not the same from run to run: threads have their own pace.
+            // The number of operations differs between runs: threads have their own pace.
             let Some(crashed) = subject.crash(act) else {
                 missed += 1;
                 if missed > MISSED { break } else { continue }
@@ -169,7 +171,7 @@ fn a_crash_at_any_act_changes_no_result() {
     }
 }
 
-/// The life that is crashed does everything that a life can do.
+/// The incarnation that is crashed does everything that an incarnation can do.
 #[test]
 fn the_life_that_is_crashed_does_all_there_is() {
     let (subject, kept, disk) = (Subject::new(1), Kept::default(), new_disk());
@@ -180,7 +182,8 @@ fn the_life_that_is_crashed_does_all_there_is() {
     assert!(missing.is_empty(), "it does not {missing:?}, only {done:?}");
 }
 
-/// What a whole life must have done to be worth crashing: each kind of act that the engine has, on each kind of file.
+/// Returns the operations that a whole incarnation must have done to be worth crashing: each kind that the engine has,
+/// on each kind of file.
 fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
     let written = |kind| [("create", kind), ("append", kind), ("sync", kind)];
     let mut all: BTreeSet<_> =
@@ -207,8 +210,8 @@ fn all_that_is_done() -> BTreeSet<(&'static str, &'static str)> {
     all
 }
 
-/// Crashes at every act of the recovery, up to its first snapshot, after a crash at one of many acts; now and then it
-/// crashes a third time.
+/// Crashes at every operation of the recovery, up to its first snapshot, after a crash at one of many operations;
+/// sometimes it crashes a third time.
 #[test]
 fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
     for seed in seeds(KINDS.len() as u64) {
@@ -243,7 +246,7 @@ fn a_crash_at_any_act_of_a_recovery_changes_no_result() {
     }
 }
 
-/// How many acts a recovery has, up to its first snapshot.
+/// Returns the number of operations of a recovery, up to its first snapshot.
 fn recovery(subject: &Subject, crashed: &Crashed, found: &CrashingDisk) -> usize {
     let (kept, disk) = (crashed.kept.fork(), found.after_kill());
     subject.run(&kept, &disk, 1).unwrap();

@@ -1,8 +1,8 @@
-//! A damaged file is refused by its name, or it does not matter: never is a wrong result shown for it.
+//! A damaged file is refused by its name, or the damage does not matter: it never leads to a wrong result.
 //!
-//! Of a state in the middle of its life every file is damaged in turn: a byte flipped at every position that counts most
-//! and at many others, the file cut, made longer, or taken away. The state then says which file it is, or it comes to
-//! the very results that it would have come to; and with the file put back it goes on as if nothing had been.
+//! Every file of a state that is in use is damaged in turn: a byte is flipped at every critical position and at many
+//! others; the file is truncated, extended, or removed. The state then names the file in an error, or it reaches the
+//! very results that it would have reached otherwise; and with the file restored it resumes as if nothing had happened.
 //!
 //! A run flips bytes at a sample of the positions; with `TIDEGATE_CASES=1` at all of them.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
@@ -22,13 +22,13 @@ use tidegate::time::Epoch;
 use common::cases::{Data, within};
 use common::kept::{CLOSED, EVER, End, Kept, STATE, all_files, kind_of, new_disk, on, steady};
 
-/// Of a file's beginning and end so many bytes are flipped one by one, and every so many-th in between.
+/// Number of bytes at a file's beginning and end that are flipped one by one, and the distance of those in between.
 const ENDS: usize = 128;
 const STEP: usize = 64;
-/// All of that takes some minutes, so a run takes one of so many positions.
+/// All of them take some minutes, so a run takes one in this many positions.
 const ONE_OF: usize = 16;
 
-/// A state that was killed in the middle of its second life, with what it had shown.
+/// A state that was killed in the middle of its second incarnation, with what it had published.
 #[derive(Clone)]
 struct Subject {
     data: Data,
@@ -37,11 +37,11 @@ struct Subject {
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-/// A file of the journal of the last incarnation, with where its frames end.
+/// A file of the journal of the last incarnation, with the ends of its frames.
 struct Journal {
     path: PathBuf,
     process: u32,
-    /// The header's end, then each frame's.
+    /// Ends of the header and of each frame.
     ends: Vec<usize>,
     frames: Vec<Frame>,
 }
@@ -51,8 +51,8 @@ impl Subject {
         Subject::killed(&[(1, 2, 400), (1, 1, 400)])
     }
 
-    /// A state whose last incarnation, of so many processes and workers, was killed just when everything that it had
-    /// committed to its journal was published, the last epoch by at least two workers.
+    /// Makes a state whose last incarnation, of so many processes and workers, was killed just when everything that it
+    /// had committed to its journal was published, the last epoch by at least two workers.
     fn published_to_the_end(processes: usize, workers: usize) -> Subject {
         (250..900)
             .map(|act| Subject::killed(&[(1, 1, 300), (processes, workers, act)]))
@@ -60,7 +60,8 @@ impl Subject {
             .expect("some epoch is published before the next one is committed")
     }
 
-    /// A state of which each incarnation, of so many processes and workers, was killed at an act on its disk.
+    /// Makes a state each incarnation of which, of so many processes and workers, was killed at an operation of its
+    /// disk.
     fn killed(lives: &[(usize, usize, usize)]) -> Subject {
         let data = steady(7, 150);
         let (expected, shown, mut disk) = (Kept::plain(&data).unwrap(), Kept::default(), new_disk());
@@ -79,7 +80,7 @@ impl Subject {
         Subject { data, expected, shown, files }
     }
 
-    /// The journal of the last incarnation.
+    /// Returns the journals of the last incarnation.
     fn journals(&self) -> Vec<Journal> {
         let state = StateDir::join(self.disk(&self.files).shared(), STATE).unwrap().id();
         let named = self.files.iter().filter_map(|(path, bytes)| {
@@ -102,13 +103,14 @@ impl Subject {
         own.map(journal).collect()
     }
 
-    /// `true` if two workers took records in the last epoch that is committed, no snapshot has it, and both results files have published it.
+    /// Returns `true` if two workers took records in the last epoch that is committed, no snapshot has it, and both
+    /// results files have published it.
     fn has_published_all(&self) -> bool {
         let journals = self.journals();
         let mut ends = BTreeMap::<u32, u64>::new();
         let mut took = BTreeMap::<Epoch, usize>::new();
         for frame in journals.iter().flat_map(|journal| &journal.frames) {
-            // Where a partition was before its first frame here is not known.
+            // The position of a partition before its first frame here is not known.
             let takes = |bound: &Bound| ends.get(&bound.partition).is_some_and(|before| *before < bound.next);
             *took.entry(frame.epoch).or_default() += usize::from(frame.bounds.iter().any(takes));
             ends.extend(frame.bounds.iter().map(|bound| (bound.partition, bound.next)));
@@ -130,7 +132,7 @@ impl Subject {
         disk
     }
 
-    /// Goes on with these files; what it says, if it refuses.
+    /// Resumes with these files; returns the error if they are refused, else checks the results.
     fn go_on(&self, files: &BTreeMap<PathBuf, Vec<u8>>, workers: usize) -> Result<Option<String>, String> {
         let (kept, disk) = (self.shown.fork(), self.disk(files));
         match kept.run(&self.data, on(&disk, workers, 5)) {
@@ -140,7 +142,7 @@ impl Subject {
         }
     }
 
-    /// Damages files, by other bytes instead of their own or by none, and goes on; says whether that was refused.
+    /// Damages files, by other contents or by removal, and resumes; returns `true` if that was refused.
     fn check(&self, damage: &Damage) -> Result<bool, String> {
         let mut files = self.files.clone();
         for (path, bytes) in damage {
@@ -154,7 +156,7 @@ impl Subject {
             return Err(format!("it says {refused:?}"));
         }
         let named = |path: &Path| refused.contains(path.file_name().unwrap().to_str().unwrap());
-        // A results file and its commit file: which of them is wrong nobody can know.
+        // Of a results file and its commit file, nobody can know which one is wrong.
         let beside =
             |path: &Path| [CLOSED, EVER].into_iter().find(|results| path.to_string_lossy().starts_with(results));
         let is_named = |path: &Path| named(path) || beside(path).is_some_and(|results| named(Path::new(results)));
@@ -165,24 +167,25 @@ impl Subject {
     }
 }
 
-/// Files with the bytes that they get; `None` removes the file.
+/// Files with their new contents; `None` removes the file.
 type Damage = Vec<(PathBuf, Option<Vec<u8>>)>;
 
 /// A damage with its description.
 type Case = (String, Damage);
 
-/// The positions at which a file is damaged: with `TIDEGATE_CASES=1` all of them, else one of [`ONE_OF`], by a seed.
+/// Returns the positions at which a file is damaged: with `TIDEGATE_CASES=1` all of them, else one in [`ONE_OF`], by a
+/// seed.
 fn positions(length: usize, random: &mut Rng) -> BTreeSet<usize> {
     let one_of = if std::env::var_os("TIDEGATE_CASES").is_some() { 1 } else { ONE_OF };
     let ends = (0..ENDS.min(length)).chain(length.saturating_sub(ENDS)..length);
     let others = (0..length).step_by(STEP);
     let all: BTreeSet<usize> = ends.chain(others).filter(|at| *at < length).collect();
-    // However short the file is, one is among them.
+    // At least one position, even of a short file.
     let one = all.iter().nth(random.usize(0..all.len().max(1))).copied();
     all.into_iter().filter(|at| Some(*at) == one || random.usize(0..one_of) == 0).collect()
 }
 
-/// Runs checks on two threads, each within a time; fails with all that they say.
+/// Runs checks on two threads, each with a time limit; fails with all of their errors.
 #[expect(clippy::needless_pass_by_value, reason = "cases are made where they are used")]
 fn all_pass(subject: &Subject, cases: Vec<Case>) -> BTreeMap<&'static str, [usize; 2]> {
     let mut counts = BTreeMap::<_, [usize; 2]>::new();
@@ -227,12 +230,12 @@ fn a_flipped_byte_is_refused_by_the_name_of_its_file_or_does_not_matter() {
     }
     random.shuffle(&mut cases);
     let counts = all_pass(&subject, cases);
-    // A check that nothing is ever refused by, or everything, would be none.
+    // A check that refuses nothing, or everything, would prove nothing.
     let refused = |kind: &str| counts.get(kind).map_or(0, |[_, refused]| *refused);
     for kind in ["results", "commit", "journal", "manifest", "claim", "identity"] {
         assert!(refused(kind) > 0, "no damage of a {kind} is refused: {counts:?}");
     }
-    // It may be that all segments have been merged by then.
+    // All segments may have been merged by then.
     assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
     assert!(counts.values().any(|[passed, _]| *passed > 0), "{counts:?}");
     assert_eq!(subject.go_on(&subject.files, 2), Ok(None));
@@ -261,7 +264,7 @@ fn a_file_that_is_cut_or_longer_or_missing_is_refused_by_its_name_or_does_not_ma
     assert!(refused("segment") + refused("merged segment") > 0, "no damage of a segment is refused: {counts:?}");
 }
 
-/// The ends of the journals of all processes are damaged: each process's last frames and files are flipped, cut and
+/// Damages the ends of the journals of all processes: each process's last frames and files are flipped, truncated and
 /// removed, where every epoch that they have is published.
 fn damage_the_ends(processes: usize, workers: usize) {
     let (subject, mut random) = (Subject::published_to_the_end(processes, workers), Rng::with_seed(2));

@@ -1,4 +1,4 @@
-//! The demo as a process: it ends by itself with equal results, and however it ends it leaves no program behind.
+//! The demo as a process: it ends by itself with equal results, and leaves no program behind, however it ends.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/children.rs"]
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tidegate::source::generator::Transaction;
 
-/// How long anything here may take.
+/// Time limit of everything here.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn demo(folder: &Path, seconds: &str) -> Child {
@@ -45,7 +45,7 @@ fn query(folder: &Path) -> Option<Pid> {
     naming(folder).into_iter().find(|(_, line)| line.starts_with("account_totals")).map(|(id, _)| id)
 }
 
-/// Sends a signal to a demo that is at work, to it alone.
+/// Sends a signal to a demo that is at work, and only to it.
 fn interrupt(folder: &Path, signal: Signal) -> Child {
     let demo = demo(folder, "60");
     await_that("three programs", || programs(folder).len() == 3 && rows(&folder.join("transactions.csv")) > 100);
@@ -76,7 +76,7 @@ fn it_ends_by_itself_and_every_transaction_is_copied_and_counted_once() {
     assert_eq!(programs(folder.path()), [""; 0]);
 }
 
-/// Interrupted, it stops its programs before it ends, and says how it ended as the shell would.
+/// After a signal it stops its programs before it ends, with the exit code that a shell would report.
 #[test]
 fn a_signal_stops_it_and_its_programs_cleanly() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
@@ -88,7 +88,7 @@ fn a_signal_stops_it_and_its_programs_cleanly() {
     }
 }
 
-/// Its programs notice that it is gone, although nobody is left to tell them.
+/// Its programs notice that it is gone, although it was killed.
 #[test]
 fn killed_it_leaves_no_program_behind() {
     let folder = tempfile::tempdir().unwrap();
@@ -97,7 +97,7 @@ fn killed_it_leaves_no_program_behind() {
     await_that("the end of the programs", || programs(folder.path()).is_empty());
 }
 
-/// A program that ends by itself is a failure, told with the last of what it said.
+/// A program that ends by itself is a failure, reported with the end of its output.
 #[test]
 fn a_program_that_dies_fails_the_demo() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ fn two_demos_do_not_share_a_directory() {
     assert_eq!(end(first).0.code(), Some(130));
 }
 
-/// `cargo run` builds the tool only, so the tool has to be the query too.
+/// `cargo run` builds only the tool, so the tool must be able to run the query.
 #[test]
 fn by_another_name_the_tool_is_the_query() {
     let tool = Command::new(env!("CARGO_BIN_EXE_tidegate")).arg0("account_totals").arg("--help").output().unwrap();

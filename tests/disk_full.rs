@@ -1,5 +1,5 @@
-//! A full disk is an error that says so, in one line and with the file's name; the state stays as it is, and goes on as
-//! soon as there is room.
+//! A full disk leads to an error that says so, in one line and with the file's name; the state stays as it is, and
+//! resumes as soon as there is space.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeSet;
@@ -8,10 +8,10 @@ use tidegate::job::Ending;
 
 use common::kept::{Kept, all_files, new_disk, on, steady};
 
-/// How much more room there is from case to case, in bytes.
+/// Additional free space from case to case, in bytes.
 const STEP: u64 = 509;
 
-/// Which kind of file an error names, if it is one of a full disk.
+/// Returns the kind of file that an error of a full disk names; fails for any other error.
 fn named(said: &str) -> Result<&'static str, String> {
     if said.contains('\n') || said.contains("panicked") || !said.contains("the disk is full") {
         return Err(format!("it says {said:?}"));
@@ -43,7 +43,7 @@ fn a_full_disk_is_told_and_the_state_goes_on_when_there_is_room() {
             break;
         };
         told.insert(named(&said).unwrap_or_else(|why| panic!("{room} bytes of room: {why}")));
-        // It is still full, and it still says so.
+        // It is still full, and the error is the same.
         let disk = disk.after_kill();
         disk.set_room(Some(0));
         match kept.run(&data, on(&disk, 1, 16)) {

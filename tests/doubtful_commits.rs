@@ -1,8 +1,8 @@
-//! Networks that lose a request for a while, or are down for longer than brokers wait: whoever reads what is committed
-//! sees each epoch whole, and once. A proxy between the sink and a real broker holds requests back and delivers them when
-//! the next transaction is open, which the version of the protocol that the client library speaks does not tell apart.
+//! Networks that delay a request, or are down for longer than brokers wait: a reader of committed messages sees each
+//! epoch whole, and once. A proxy between the sink and a real broker holds requests back and delivers them when the
+//! next transaction is open, which the protocol version of the client library cannot tell apart.
 //!
-//! `DOUBT_ROUNDS` is how many requests the test of a whole job holds back (2 by default).
+//! `DOUBT_ROUNDS` is the number of requests that the test of a whole job holds back (2 by default).
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -87,7 +87,7 @@ impl Place<'_> {
         Place { network, topic: network.broker.topic(2), state, limit, lives: 0 }
     }
 
-    /// A writer that has begun, and what was shown before.
+    /// Opens and begins a writer; also returns the epoch that was published before.
     fn begun(&mut self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
         let output = Output::json(&self.network.proxy.servers, &self.topic).key_by(|row: &Row| row.n.to_string());
         let output = output.config("transaction.timeout.ms", &self.limit.to_string());
@@ -109,7 +109,7 @@ impl Place<'_> {
         epochs
     }
 
-    /// Waits until the topic has so many messages and markers more than it had, committed or not.
+    /// Waits until the topic has `by` more messages and markers than `before`, committed or not.
     fn until_grown(&self, before: i64, by: i64) {
         let begun = Instant::now();
         while self.end() < before + by {
@@ -123,7 +123,7 @@ impl Place<'_> {
     }
 }
 
-/// As many rows as every epoch has.
+/// Number of rows of each epoch.
 const ROWS: usize = 20;
 
 fn write(writer: &mut Box<dyn Writer<Row>>, epoch: u64) {
@@ -146,7 +146,7 @@ fn a_commit_that_arrives_late_commits_nothing_of_the_next_transaction() {
     let mut place = Place::new(&network, 60_000);
     let (mut writer, _) = place.begun();
     show(&mut writer, 2);
-    // The connection breaks with the request to commit, which is sent again and answered.
+    // The connection breaks with the commit request, which is sent again and answered.
     network.proxy.hold(END_TXN);
     show(&mut writer, 4);
     assert!(network.proxy.holds(), "no request to commit was sent");
@@ -156,7 +156,7 @@ fn a_commit_that_arrives_late_commits_nothing_of_the_next_transaction() {
     let answer = network.proxy.deliver();
     let code = i16::from_be_bytes([answer[8], answer[9]]);
     assert_ne!(code, 0, "the late request was taken");
-    // Here the process could be killed: what it has not shown may not be there.
+    // The process could be killed here: what it has not published must not be there.
     assert_eq!(place.committed(), whole([2, 4]));
     writer.show(&JournalEnds::default()).unwrap();
     show(&mut writer, 8);
@@ -186,7 +186,7 @@ fn messages_that_arrive_late_are_not_there_twice() {
     assert_eq!(place.committed(), whole((2..=14).step_by(2)));
 }
 
-/// A network that is down, and comes back after so long.
+/// Takes the network down for some milliseconds.
 fn outage(network: &Network, for_ms: u64) {
     network.proxy.go_down();
     std::thread::sleep(Duration::from_millis(for_ms));
@@ -199,10 +199,11 @@ fn an_outage_longer_than_brokers_wait_delays_results_and_no_more() {
     let mut place = Place::new(&network, TRANSACTION_MS);
     let (mut writer, _) = place.begun();
     show(&mut writer, 2);
-    // Longer than the broker remembers an id: there is no transaction, and none can be begun under the old number.
+    // Longer than the broker remembers a transactional id: there is no transaction, and none can begin with the old
+    // producer id.
     outage(&network, ID_MS * 3 / 2);
     show(&mut writer, 4);
-    // With a transaction open that the broker aborts meanwhile: before it is shown, and while it is.
+    // With an open transaction that the broker aborts meanwhile: before it is published, and while it is.
     write(&mut writer, 6);
     outage(&network, 2 * TRANSACTION_MS);
     writer.show(&JournalEnds::default()).unwrap();
@@ -232,7 +233,7 @@ fn a_transaction_that_always_takes_too_long_is_an_error() {
     let mut writer: Box<dyn Writer<Row>> = output.open(&shard).unwrap();
     let calls = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&calls);
-    // It is asked just before a commit: from the second on it takes longer than the broker waits.
+    // Called just before a commit: from the second time on it takes longer than the broker waits.
     let still_current = Arc::new(move || {
         if counted.fetch_add(1, Ordering::SeqCst) > 0 {
             std::thread::sleep(Duration::from_millis(2_500));
@@ -280,7 +281,8 @@ fn results_of_a_job_are_exact_whatever_arrives_late() {
         if round % 4 == 3 {
             outage(&network, 2 * TRANSACTION_MS);
         }
-        // Delivered as soon as more has come to the output: in the middle of a transaction, with luck, or between two.
+        // Delivered as soon as more has arrived in the output: in the middle of a transaction, if possible, or between
+        // two.
         let end = |topic: &str| high_watermarks(&network.broker.servers, topic).values().sum::<i64>();
         let before = end(&out);
         send(middle, to);
@@ -313,7 +315,7 @@ fn results_of_a_job_are_exact_whatever_arrives_late() {
     let mut expected = expected(parts.iter().map(Vec::as_slice), DISORDER_MS).rows();
     found.sort();
     expected.sort();
-    // Sums beyond 64 bits are integers too, but not all readers of JSON can hold them.
+    // Sums beyond 64 bits are integers too, but not all readers of JSON support them.
     for rows in [&mut found, &mut expected] {
         rows.iter_mut().filter(|row| row[4].parse::<i64>().is_err()).for_each(|row| row[4] = String::from("large"));
         rows.sort();
@@ -322,7 +324,7 @@ fn results_of_a_job_are_exact_whatever_arrives_late() {
     assert_eq!((found.len(), wrong), (expected.len(), None));
 }
 
-/// A broker that is found, and names an address for itself that leads nowhere.
+/// A broker that is reachable, and advertises an address that is not.
 #[test]
 fn an_advertised_address_that_leads_nowhere_is_named() {
     let Some(network) = Network::shared() else { return };

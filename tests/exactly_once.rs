@@ -1,10 +1,10 @@
-//! A query that is killed at any moment, and started again, shows each of its results exactly once: in files, and in
-//! topics of a real broker for whoever reads what is committed.
+//! A query that is killed at any moment and restarted publishes each of its results exactly once: in files, and in
+//! topics of a real broker for readers of committed messages.
 //!
-//! The very program that users run is killed, by SIGKILL, at chosen moments: before and after each kind of act between
-//! the journal, the showing of results, segments, manifests and the cut of the journal (`--kill-at`, which only tests
-//! know of); and from outside, at any time. Kills are counted: of each kind there must have been some. One that only
-//! sleeps while another takes over finds that out when it wakes.
+//! The very program that users run is killed by SIGKILL: at chosen points, before and after each kind of operation on
+//! the journal, results, segments and manifests (`--kill-at`, a hidden flag for tests), and from outside at any time.
+//! Kills are counted: each kind must have happened several times. A process that was suspended while another took over
+//! detects that when it continues.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -30,7 +30,7 @@ use sql::{Query, database, queries, rows};
 use tempfile::TempDir;
 use transactions::{COLUMNS, Transaction, json_of, ndjson_of, of_json, rows_of, same_rows};
 
-/// The programs that are killed, by turns: tumbling and overlapping windows, sessions, state by key with timers.
+/// The programs that are killed, in turn: tumbling and overlapping windows, sessions, keyed state with timers.
 const PROGRAMS: [&str; 4] = [
     env!("CARGO_BIN_EXE_account_totals"),
     env!("CARGO_BIN_EXE_spend_by_minute"),
@@ -38,14 +38,14 @@ const PROGRAMS: [&str; 4] = [
     env!("CARGO_BIN_EXE_silent_accounts"),
 ];
 
-/// How many kills of each kind there must be, on files and on a broker.
+/// Minimum number of kills of each kind, on files and on a broker.
 const OF_EACH: usize = 5;
-/// How many kills from outside.
+/// Number of kills from outside.
 const OUTSIDE: usize = 10;
-/// How many states there are at most until there were enough kills.
+/// Maximum number of states until there were enough kills.
 const STATES: u64 = 60;
 
-/// The kinds of acts at which a query is killed that writes files …
+/// Kinds of acts at which a query that writes files is killed.
 const OF_FILES: [&str; 10] = [
     "journal-append",
     "journal-sync",
@@ -58,17 +58,17 @@ const OF_FILES: [&str; 10] = [
     "claim",
     "show",
 ];
-/// … and one that writes to topics, which shows by a transaction of the broker's.
+/// The same for a query that writes to topics, which publishes by transactions of the broker.
 const OF_TOPICS: [&str; 8] =
     ["journal-append", "journal-sync", "show", "segment-sync", "manifest", "journal-cut", "life", "claim"];
 
-/// Kills that are still to be, by kind; those that were.
+/// Kills by kind: those still to do, and those done.
 struct Kills {
     random: Rng,
-    /// With the highest number of the act to be killed at, by which a short run may end before it comes to it.
+    /// With the greatest number of the act to be killed at; a short run may end before that act.
     left: Vec<(String, u8)>,
     done: BTreeMap<String, usize>,
-    /// How often a run has ended before it came to its kill.
+    /// Number of runs that ended before their kill.
     missed: usize,
 }
 
@@ -77,7 +77,7 @@ impl Kills {
         let mut random = Rng::with_seed(seed);
         let each = kinds.iter().flat_map(|kind| std::iter::repeat_n((*kind).to_owned(), of_each));
         let outside = std::iter::repeat_n("outside".to_owned(), OUTSIDE);
-        // A run has one life with one claim.
+        // A run has one incarnation with one claim.
         let highest = |kind: String| if ["life", "claim"].contains(&kind.as_str()) { (kind, 1) } else { (kind, 3) };
         let mut left: Vec<_> = each.chain(outside).map(highest).collect();
         random.shuffle(&mut left);
@@ -88,12 +88,12 @@ impl Kills {
         self.done.values().sum()
     }
 
-    /// How many rows the next state has: a run that was too short for its kill is followed by longer ones.
+    /// Returns the number of rows of the next state: it grows when a run was too short for its kill.
     fn rows(&self, at_first: usize) -> usize {
         at_first * (2 + self.missed.min(8)) / 2
     }
 
-    /// Runs a query that is to be killed; how it ended, if it was not.
+    /// Runs a query that is to be killed; returns its end if it was not killed.
     fn kill(&mut self, Case { query, arguments, .. }: &Case) -> Option<Ended> {
         let (kind, highest) = self.left.pop().unwrap();
         let workers = 1 + self.total() % 2;
@@ -106,7 +106,7 @@ impl Kills {
             let (when, number) = (["before", "after"][self.random.usize(0..2)], self.random.u8(1..=highest));
             line.extend(["--kill-at".into(), format!("{when}:{kind}:{number}")]);
             if kind == "journal-cut" {
-                // The fewer snapshots are kept, the sooner the journal is cut: a short run comes to it, too.
+                // With fewer snapshots the journal is truncated sooner, even in a short run.
                 line.extend(["--keep-snapshots".into(), "1".into()]);
             }
             start(query.program, &line).end_or_killed()
@@ -121,7 +121,7 @@ impl Kills {
         Some(ended)
     }
 
-    /// Fails unless there were so many of each; says how many there were.
+    /// Fails unless there were `of_each` kills of each kind; prints the counts.
     #[track_caller]
     fn check(&self, what: &str, kinds: &[&str], of_each: usize) {
         for kind in kinds {
@@ -133,12 +133,12 @@ impl Kills {
     }
 }
 
-/// What a query with state reads and writes.
+/// Input and outputs of a query with state.
 struct Case {
     folder: TempDir,
     query: Query,
     arguments: Vec<String>,
-    /// What it answers, and what comes too late.
+    /// Expected results and late records.
     expected: [Vec<Vec<String>>; 2],
 }
 
@@ -155,7 +155,7 @@ impl Case {
         Case { folder, query, arguments, expected }
     }
 
-    /// A file into files of these formats.
+    /// A file as input, and files of these formats as outputs.
     fn files(seed: u64, rows: usize, (out, late): (&str, &str)) -> Case {
         let rows = sql::rows(seed, rows);
         let line = format!("--ndjson {{}}/in.ndjson --out {{}}/out.{out} --late {{}}/late.{late}");
@@ -166,7 +166,7 @@ impl Case {
         case
     }
 
-    /// A topic into topics; also the names of those.
+    /// A topic as input, and topics as outputs; also returns their names.
     fn topics(broker: &Broker, seed: u64, count: usize) -> (Case, [String; 2]) {
         let mut partitions = [Vec::new(), Vec::new()];
         rows(seed, count).into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % 2].push(row));
@@ -183,14 +183,14 @@ impl Case {
         self.folder.path().join(name)
     }
 
-    /// Runs it to its end.
+    /// Runs the query to its end.
     fn finish(&self, more: &[&str]) -> Ended {
         let ended = run(self.query.program, self.arguments.iter().map(String::as_str).chain(more.iter().copied()));
         ended.code(0);
         ended
     }
 
-    /// What is in the files, byte by byte.
+    /// Returns the contents of the files.
     fn bytes(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let entries = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         let files = entries.filter(|path| path.is_file() && !path.to_string_lossy().contains(".commit-"));
@@ -279,12 +279,12 @@ fn topics_have_each_result_once_whenever_the_query_is_killed() {
     assert!(kills.total() >= 50, "{:?}", kills.done);
 }
 
-/// Whether a query has made a snapshot: then it is in the middle of things.
+/// Returns `true` if a query has made a snapshot, so that it is at work.
 fn has_snapshot(case: &Case) -> bool {
     fs::read_dir(case.path("state/manifests")).is_ok_and(|entries| entries.count() > 0)
 }
 
-/// Stops a query, has another one take over to the end, and lets the first one go on.
+/// Suspends a query, lets another one take over to the end, and continues the first one.
 fn overtake(case: &Case) {
     let mut sleeper = start(case.query.program, &case.arguments);
     sleeper.until("snapshot", |_| has_snapshot(case).then_some(()));

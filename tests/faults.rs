@@ -1,7 +1,7 @@
-//! The tests bite: a fault that is put into the engine on purpose makes the check fail that is there to find it.
+//! The tests detect faults: each fault that is injected into the engine makes the check fail that is there to find it.
 //!
-//! It exists because a check that cannot fail looks just like a promise that is kept. Each check is the one that the test
-//! named beside it runs; each passes without the fault.
+//! A check that cannot fail looks like a promise that is kept. Each check here is the one that the test named beside it
+//! runs; each passes without the fault.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use common::views::{check_views, check_views_over_lives};
 
 const WINDOWS: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
-/// `windows`, `replay`: everything, at random epochs.
+/// `windows`, `replay`: everything, in random epochs.
 fn random_epochs(seed: u64, run: Run) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 120);
     check_run(&data, WINDOWS, run.workers(1 + seed as usize % 4).seed(seed)).map(drop)
 }
 
-/// `windows`: everything, with idle partitions and such as are found late.
+/// `windows`: everything, with idle partitions and partitions that are found late.
 fn scripted_epochs(seed: u64, run: Run) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 60);
@@ -39,25 +39,25 @@ fn seals(seed: u64, run: Run) -> Result<(), String> {
     check_run(&data, WINDOWS, run.journal(journal).seal_at(every)).map(drop)
 }
 
-/// `conservation`: the account alone.
+/// `conservation`: the sum of counted, late and rejected records.
 fn account(seed: u64, run: Run) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 100);
     let (_, outcome) = checks::run(&data, WINDOWS, run.workers(1 + seed as usize % 3).seed(seed))?;
     conserved(&data, &expected(&data, WINDOWS, &outcome), &outcome)
 }
 
-/// `oracle`: a worker that is slow to begin.
+/// `oracle`: a worker that starts slowly.
 fn slow_start(_seed: u64, run: Run) -> Result<(), String> {
     check_slow_start(run)
 }
 
-/// `oracle`: nothing is shown before it is on record.
+/// `oracle`: nothing is published before it is committed.
 fn synced(seed: u64, run: Run) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 100);
     check_synced(&data, run.workers(1 + seed as usize % 3).seed(seed))
 }
 
-/// `recovery`: crashes, and lives that go on.
+/// `recovery`: crashes, and incarnations that resume.
 #[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
 fn crashes(seed: u64, run: Run) -> Result<(), String> {
     let fault = run.fault_asked();
@@ -70,13 +70,13 @@ fn tables(seed: u64, run: Run) -> Result<(), String> {
     check_tables(&data, run.workers(1 + seed as usize % 3).seed(seed)).map(drop)
 }
 
-/// `views`: what readers are answered while a job runs.
+/// `views`: answers to readers while a job runs.
 fn views(seed: u64, run: Run) -> Result<(), String> {
     let data = Data::random(&mut Rng::with_seed(seed), 150);
     check_views(seed, &data, run.workers(1 + seed as usize % 3).seed(seed))
 }
 
-/// `views`: what they are answered when it goes on after a crash.
+/// `views`: answers to readers when a job resumes after a crash.
 #[expect(clippy::needless_pass_by_value, reason = "a check takes a run")]
 fn views_over_lives(seed: u64, run: Run) -> Result<(), String> {
     let fault = run.fault_asked();
@@ -85,7 +85,7 @@ fn views_over_lives(seed: u64, run: Run) -> Result<(), String> {
 
 type Check = fn(u64, Run) -> Result<(), String>;
 
-/// The check that finds a fault, and what it says then.
+/// Returns the check that finds a fault, and a part of its error.
 fn finder(fault: Fault) -> (Check, &'static str) {
     match fault {
         Fault::LoseRow => (random_epochs, "closed rows at epoch"),
@@ -109,11 +109,11 @@ fn finder(fault: Fault) -> (Check, &'static str) {
     }
 }
 
-/// The first thing that the check says of the fault.
+/// Returns the first error that the check reports of the fault.
 fn found(fault: Fault) -> String {
     let (check, expected) = finder(fault);
     let mut said = Vec::new();
-    // Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record behind it.
+    // Some faults need a rare schedule: a delete in a snapshot, a crash, and an older record after it.
     for seed in 1..=400 {
         let result = within(Duration::from_secs(60), move || check(seed, Run::new().fault(fault)));
         match result.expect("it ends") {

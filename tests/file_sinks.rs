@@ -1,7 +1,9 @@
-//! Files as sinks with a state: an epoch is shown whole, once, or not at all, whatever crashes, wakes or is damaged.
+//! Files as sinks with a state: an epoch is published whole, once, or not at all, whatever crashes, continues after a
+//! suspension or is damaged.
 //!
-//! A life is crashed at each of its acts on the disk, with what was not synced lost, kept or torn by a seed; the next
-//! life goes on from what it is told was shown. In the end the file is what it is without a crash.
+//! An incarnation is crashed at each of its operations on the disk; a seed decides whether what was not synced is lost,
+//! kept or torn. The next incarnation resumes from what it finds published. In the end the file is the same as without
+//! a crash.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::path::Path;
@@ -27,7 +29,7 @@ struct Total {
     sum: u64,
 }
 
-/// What the job writes in an epoch: some have no rows, one has many.
+/// Returns the rows of an epoch: some epochs have none, one has many.
 fn rows_of(epoch: u64) -> Vec<(Total, isize)> {
     let count = [0, 1, 3, 40][(epoch / 2 % 4) as usize];
     (0..count).map(|n| (Total { account: format!("a{n:02}"), sum: epoch }, 1 + (n % 2) as isize)).collect()
@@ -35,7 +37,7 @@ fn rows_of(epoch: u64) -> Vec<(Total, isize)> {
 
 const LAST: u64 = 20;
 
-/// The file after an epoch, if all went well.
+/// Returns the expected contents of the file after an epoch.
 fn file_after(last: u64) -> String {
     let mut expected = String::from("account,sum\n");
     for (row, times) in (2..=last).step_by(2).flat_map(rows_of) {
@@ -44,7 +46,7 @@ fn file_after(last: u64) -> String {
     expected
 }
 
-/// A state directory, as far as sinks know it: which life is the current one.
+/// A state directory as far as sinks know it: the number of the current incarnation.
 #[derive(Clone, Default)]
 struct Lives(Arc<AtomicU64>);
 
@@ -78,8 +80,8 @@ fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn Writer<Total>>, Option<
     (writer, shown)
 }
 
-/// One life: goes on from what was shown, writes the other epochs, and shows `together` of them at once. Returns what
-/// it is sure to have shown.
+/// Runs one incarnation: it resumes after what was published, writes the other epochs, and publishes `together` of them
+/// at once. `surely` is the last epoch known to be published.
 fn live(disk: &CrashingDisk, lives: &Lives, together: u64, surely: &mut Option<Epoch>) -> Result<()> {
     let mut writer = open(disk)?;
     let shown = writer.shown()?.map(|found| found.epoch);
@@ -121,7 +123,7 @@ fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_fo
     assert!(lost > 0, "a disk that loses nothing tells nothing");
 }
 
-/// The path of the only commit file.
+/// Returns the path of the only commit file.
 fn commit_file(disk: &CrashingDisk) -> String {
     let paths = disk.paths();
     let mut commits = paths.iter().map(|path| path.to_str().unwrap()).filter(|path| path.contains(".commit-"));
@@ -148,7 +150,7 @@ fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
     }
 }
 
-/// Crashes at an act, then twice more at acts that the seed says, and then goes on to the end.
+/// Crashes at an operation, then twice more at operations chosen by the seed, and then runs to the end.
 fn check_crash(act: usize, seed: u64, together: u64) {
     let (lives, mut surely, mut disk) = (Lives::default(), None, CrashingDisk::new());
     for crash in [act, (act * 7 + seed as usize * 5) % 40, seed as usize] {
@@ -168,7 +170,7 @@ fn check_crash(act: usize, seed: u64, together: u64) {
     assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
 }
 
-/// Readers who go by the newest commit file see whole epochs, whenever they look.
+/// A reader that follows the newest commit file sees whole epochs at any time.
 #[test]
 fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
     let disk = CrashingDisk::new();
@@ -258,7 +260,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
         writer.show(&JournalEnds::default()).unwrap();
         assert_eq!(text(&disk, FILE), file_after(6));
     }
-    // The commit needs room too.
+    // The commit needs disk space too.
     let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
@@ -374,7 +376,7 @@ fn rows_of_other_columns_are_not_appended_to_a_file() {
     assert!(why.contains("its columns are not those of the rows"), "{why}");
 }
 
-/// Results may be larger than memory is to be used for.
+/// Results may be larger than the memory that may be used for them.
 #[test]
 fn a_file_of_several_pieces_is_checked_and_copied() {
     let (disk, lives) = (CrashingDisk::new(), Lives::default());
@@ -411,7 +413,7 @@ fn a_file_that_is_written_is_refused_and_its_writer_named() {
 
 #[test]
 fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
-    // How far the holder has come with an epoch when it is stopped: written it, or not.
+    // Progress of the lock's holder with an epoch when it is stopped: written, or not.
     for written in [true, false] {
         let (disk, lives) = (CrashingDisk::new(), Lives::default());
         let (mut zombie, _) = begun(&disk, &lives);
@@ -437,7 +439,7 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
     }
 }
 
-/// With a lock that everybody gets, both lives have the same file open.
+/// Everybody gets the lock here, so both incarnations have the same file open.
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
     let (disk, lives) = (CrashingDisk::new(), Lives::default());
@@ -457,8 +459,8 @@ fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
     assert_eq!(begun(&disk, &lives).1, Some(Epoch(4)));
 }
 
-/// The holder of an earlier life is stopped after it has asked whether its life is current and before it swaps in the
-/// commit: the worst moment. `stopped` is run at that moment.
+/// The process of an earlier incarnation is stopped after it has checked that its incarnation is current and before it
+/// renames the commit file: the worst moment. `stopped` is run at that moment.
 fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + Sync + 'static) -> Result<()> {
     let mut zombie = open(disk).unwrap();
     zombie.shown().unwrap();
@@ -467,7 +469,8 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
         state: Some(STATE),
         incarnation: 1,
         from: None,
-        // Two commits are made when a file is begun; then it is asked before each epoch is written, and before it is shown.
+        // Two commits are made when a file is begun; then there is a check before each epoch is written, and before it
+        // is published.
         still_current: Arc::new(move || {
             if asked.fetch_add(1, Ordering::SeqCst) == 5 {
                 stopped();
@@ -568,7 +571,7 @@ fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
     let ours = || {
         let disk = CrashingDisk::new();
         live(&disk, &Lives::default(), 1, &mut None).unwrap();
-        // One that a stopped holder left.
+        // A file that a stopped process left.
         disk.put(Path::new("totals.csv.commit-0"), b"old");
         disk
     };
@@ -590,7 +593,7 @@ fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
         disk.crash_at(act);
         refused(without_state(&disk));
         let disk = disk.survivors(seed);
-        // Until it is replaced it is what it was; after that, it is not the state's.
+        // Until it is replaced it is the old file; after that, it is not the state's.
         let shown = open(&disk).and_then(|mut writer| writer.shown());
         let whole = disk.bytes(Path::new(FILE)).unwrap() == file_after(LAST).as_bytes();
         match shown {

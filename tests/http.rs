@@ -1,8 +1,9 @@
-//! Clients of a job's HTTP server do not reach the job: not its rate, not its memory, not its descriptors, not its end.
+//! Clients of a job's HTTP server do not affect the job: not its rate, its memory, its descriptors or its shutdown.
 //!
-//! It exists because a server inside a job is a door to it: whoever can connect could hold descriptors, memory and threads
-//! of the job, and keep it from ending. The real program runs with 1,024 descriptors, once left alone and once beset by all
-//! such clients at a time; both are measured, and the figures printed. `HTTP_RECORDS`, `HTTP_IDLE` and `HTTP_STREAMS` ask for more.
+//! A server inside a job is an attack surface: anyone who can connect could hold descriptors, memory and threads of the
+//! job, and keep it from ending. The real program runs with 1,024 descriptors, once without and once with all such
+//! clients at a time; both runs are measured, and the figures printed. `HTTP_RECORDS`, `HTTP_IDLE` and `HTTP_STREAMS`
+//! increase the load.
 #![cfg(feature = "http")]
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
@@ -29,14 +30,14 @@ const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const LONG: Duration = Duration::from_secs(60);
 /// Accounts in each window: enough for a view of some megabytes.
 const ACCOUNTS: u64 = 20_000;
-/// Descriptors that the program may have.
+/// Limit of descriptors of the program.
 const DESCRIPTORS: u64 = 1024;
 
 fn size(variable: &str, or: u64) -> u64 {
     std::env::var(variable).map_or(or, |size| size.parse().unwrap())
 }
 
-/// Writes transactions of which each window of 10 s has one of each account.
+/// Writes transactions such that each window of 10 s has one of each account.
 fn write_records(path: &Path, records: u64) {
     let mut text = String::from("id,account,merchant,amount_cents,currency,at_ms\n");
     for id in 0..records {
@@ -46,7 +47,7 @@ fn write_records(path: &Path, records: u64) {
     fs::write(path, text).unwrap();
 }
 
-/// The address that a program says it serves at.
+/// Waits for the address that a program reports to serve at.
 fn address(running: &mut Running) -> SocketAddr {
     running.until("the address", |running| {
         let said = running.stderr();
@@ -62,7 +63,7 @@ fn connect(address: SocketAddr) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// Sends a request; all that comes until the connection is closed.
+/// Sends a request; returns everything that is received until the connection is closed, or `None` if it fails.
 fn exchange(address: SocketAddr, request: &str) -> Option<String> {
     let mut stream = connect(address)?;
     stream.write_all(request.as_bytes()).ok()?;
@@ -71,19 +72,19 @@ fn exchange(address: SocketAddr, request: &str) -> Option<String> {
     String::from_utf8(answer).ok().filter(|answer| !answer.is_empty())
 }
 
-/// The status and the text of an answer, if there is one.
+/// Returns the status and the text of an answer; `None` without an answer.
 fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let answer = exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"))?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-/// Clients that want all they can get.
+/// Clients that use as many resources as they can.
 struct Attack {
     over: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     open: Arc<AtomicU64>,
-    /// Bytes of the longest header that was taken.
+    /// Length of the longest header that was accepted, in bytes.
     longest: Arc<AtomicU64>,
 }
 
@@ -102,14 +103,15 @@ impl Attack {
         attack
     }
 
-    /// Keeps so many connections open: each sends a text and reads nothing. One that is closed comes again.
+    /// Keeps `count` connections open: each sends a text and reads nothing. A connection that is closed is opened
+    /// again.
     fn hold(&mut self, address: SocketAddr, count: usize, text: String) {
         let (over, open) = (Arc::clone(&self.over), Arc::clone(&self.open));
         self.threads.push(std::thread::spawn(move || {
             let mut held = Vec::new();
             let begin = || {
                 let mut stream = connect(address)?;
-                // One that is refused at once is seen below.
+                // A connection that is refused is detected below.
                 let _ = stream.write_all(text.as_bytes());
                 stream.set_nonblocking(true).ok()?;
                 open.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +137,7 @@ impl Attack {
         }));
     }
 
-    /// Promises a header of 1 GiB, again and again.
+    /// Sends headers of up to 1 GiB, again and again.
     fn endless_headers(&mut self, address: SocketAddr) {
         let (over, longest) = (Arc::clone(&self.over), Arc::clone(&self.longest));
         self.threads.push(std::thread::spawn(move || {
@@ -152,7 +154,8 @@ impl Attack {
         }));
     }
 
-    /// Asks properly meanwhile: everything is answered, bursts of ten requests at once included.
+    /// Sends proper requests meanwhile: all are answered, also in bursts of ten at once. Returns the slowest response
+    /// time.
     fn ask_properly(&self, address: SocketAddr) -> Duration {
         let mut slowest = Duration::ZERO;
         for _ in 0..5 {
@@ -180,16 +183,16 @@ impl Drop for Attack {
     }
 }
 
-/// The figures of one run of a job.
+/// Measurements of one run of a job.
 #[derive(Debug)]
 struct Measured {
-    /// Until all its results were there.
+    /// Time until all its results were there.
     took: Duration,
-    /// From SIGTERM to its end.
+    /// Time from SIGTERM to its end.
     end: Duration,
-    /// The most memory that it had, in KiB.
+    /// Peak memory, in KiB.
     memory: u64,
-    /// Descriptors that it had when all was read.
+    /// Number of descriptors when everything was read.
     descriptors: usize,
     results: Vec<u8>,
 }
@@ -206,13 +209,13 @@ fn measure(folder: &Path, records: u64, name: &str, is_attacked: bool) -> Measur
     let begun = Instant::now();
     let address = address(&mut job);
     let attack = is_attacked.then(|| Attack::on(address));
-    // The windows that are closed when all but the last one's end is passed; and the header.
+    // The rows of the windows that the watermark has passed at the end of the input, and the header.
     let closed = (records - ACCOUNTS / 5 - 1) / ACCOUNTS * ACCOUNTS;
     let expected = closed as usize + 1;
     let results = job.until("all results", |_| {
         let length = fs::metadata(&out).ok()?.len();
         std::thread::sleep(Duration::from_millis(20));
-        // Lines are counted when nothing was written for a moment.
+        // Lines are counted when nothing has been written since the last look.
         let results = (fs::metadata(&out).ok()?.len() == length).then(|| fs::read(&out).ok())??;
         (results.iter().filter(|byte| **byte == b'\n').count() >= expected).then_some(results)
     });
@@ -308,7 +311,7 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
     let head =
         exchange(address, "HEAD /views/totals HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
-    // `why` takes an address as people write it.
+    // `why` accepts an address in all its forms.
     for place in [address.to_string(), format!("http://{address}"), format!("http://{address}/")] {
         let said = run(TIDEGATE, ["why", &place]);
         assert!(said.status.code().is_some_and(|code| code <= 1) && !said.stdout().is_empty(), "{}", said.stderr);
@@ -326,7 +329,7 @@ fn a_job_tells_how_it_is_in_the_ways_of_http() {
     job.end().code(143);
 }
 
-/// A door that records wait at until it is opened.
+/// A gate at which records wait until it is opened.
 #[derive(Default)]
 struct Door(Mutex<bool>, Condvar);
 

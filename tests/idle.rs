@@ -1,8 +1,9 @@
-//! Silence holds nothing back: neither of partitions, nor of streams, nor of files; and who wakes does not undo what was shown.
+//! Silence of a partition, a stream or a file holds nothing back, and a source that wakes does not undo what was
+//! published.
 //!
-//! It exists because the first thing that a new user sees is a small topic: a burst in one of its partitions, and then
-//! nothing. Its windows have to close. The sources here are steered by the test: it says what there is to read, and which
-//! partitions are idle.
+//! The first thing that a new user sees is a small topic: a burst in one of its partitions, and then nothing. Its
+//! windows have to close. The test controls the sources here: it decides which records there are, and which partitions
+//! are idle.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeSet;
@@ -25,10 +26,10 @@ use common::checks::{self, check_data, check_run, compare_rows};
 use common::oracle::{self, Judged, Row, Windows};
 use common::turns::epochs_of_silence;
 
-/// Maximum time of each wait.
+/// Timeout of each wait.
 const PATIENCE: Duration = Duration::from_secs(50);
 
-/// A record: its key, and when it happened.
+/// A record: its key and its event time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Tick {
     key: u8,
@@ -38,11 +39,11 @@ struct Tick {
 #[derive(Clone, Debug, Default)]
 struct Partition {
     records: Vec<Tick>,
-    /// It is idle when all of it has been read.
+    /// `true` if the partition is idle once it has been read.
     silent: bool,
 }
 
-/// A topic whose records and silences the test decides while it is read.
+/// A topic whose records and silences the test controls while it is read.
 #[derive(Clone, Debug)]
 struct Steered(Arc<Mutex<Vec<Partition>>>);
 
@@ -51,7 +52,7 @@ impl Steered {
         Steered(Arc::new(Mutex::new(vec![Partition::default(); partitions])))
     }
 
-    /// Appends records of one key, and says whether the partition is silent afterwards.
+    /// Appends records of one key, and sets if the partition is silent afterwards.
     fn send(&self, partition: usize, times: impl IntoIterator<Item = i64>, silent: bool) {
         let partition = &mut self.0.lock().unwrap()[partition];
         partition.records.extend(times.into_iter().map(|at_ms| Tick { key: 1, at_ms }));
@@ -91,7 +92,7 @@ struct SteeredReader {
 }
 
 impl SteeredReader {
-    /// Takes what there is of a partition up to an offset; whether it is silent then.
+    /// Takes the available records of a partition up to an offset; returns `true` if it is silent then.
     fn take(
         &self,
         epoch: Epoch,
@@ -162,7 +163,7 @@ impl Shown {
     }
 }
 
-/// Runs a query on another thread until something holds, and then stops it.
+/// Runs a query on another thread until `holds` returns `true`, and then stops it.
 fn run_until(
     run: Run,
     query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
@@ -185,7 +186,7 @@ fn on(disk: &CrashingDisk, workers: usize) -> Run {
     Run::new().workers(workers).state(&disk, "state")
 }
 
-/// One burst in one of four partitions: the windows up to where it has come, each with how many records.
+/// A burst in one of four partitions, and the windows that close after it, with their counts.
 const BURST: [i64; 7] = [1, 2, 15, 18, 33, 34, 40];
 const CLOSED: [(i64, i64); 3] = [(10, 2), (20, 2), (40, 2)];
 
@@ -196,7 +197,8 @@ fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
         topic.send(2, BURST, false);
         let (source, own) = (topic.clone(), shown.clone());
         let silence = std::thread::spawn(move || {
-            // As in production: first all is read, then, one after the other, they are found to be silent.
+            // As in production: first everything is read; then, one after the other, the partitions are found to be
+            // silent.
             for partition in [1, 0, 2, 3] {
                 std::thread::sleep(Duration::from_millis(20));
                 topic.send(partition, [], true);
@@ -224,7 +226,7 @@ fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
             move |flow: &Flow<'_>| own.of(flow.read("topic", &source))
         };
         let (mut disk, mut kills) = (CrashingDisk::new(), 0);
-        // Killed at ever later moments: before anything is on record, while all are idle, when rows are shown.
+        // Killed at ever later operations: before anything is committed, while all are idle, when rows are published.
         for act in (10..).step_by(15) {
             disk.crash_at(act);
             let ended = run_until(on(&disk, if kills % 2 == 0 { first } else { then }), query(), || {
@@ -237,15 +239,15 @@ fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
             (disk, kills) = (disk.after_kill(), kills + 1);
         }
         assert!(kills > 2, "killed {kills} times only");
-        // What was shown before a kill stays, and is not shown again.
+        // What was published before a kill stays, and is not published again.
         let again = run_until(on(&disk.after_kill(), then), query(), || true).unwrap();
         assert_eq!(again.ending, Ending::Stopped);
         assert_eq!((shown.counts.all(), shown.late.all()), (CLOSED.to_vec(), vec![]), "{first} and {then} workers");
     }
 }
 
-/// A snapshot that is taken while all partitions are idle has the watermark that they left, and who wakes after it has that as
-/// its floor.
+/// A snapshot taken while all partitions are idle contains the watermark reached by then, which becomes the activation
+/// watermark of a partition that wakes after it.
 #[test]
 fn a_partition_that_wakes_after_a_restart_has_the_floor_that_silence_left() {
     let (topic, shown, disk) = (Steered::new(2), Shown::default(), CrashingDisk::new());
@@ -257,7 +259,7 @@ fn a_partition_that_wakes_after_a_restart_has_the_floor_that_silence_left() {
         move |flow: &Flow<'_>| own.of(flow.read("topic", &source))
     };
     run_until(on(&disk, 1), query(), || shown.counts.all() == [(10, 3)]).unwrap();
-    // In order in their own partition, and the window of the first is closed.
+    // The record is in order in its own partition, but its window is closed.
     topic.send(0, [7, 101, 120], true);
     let report = run_until(on(&disk.after_kill(), 8), query(), || shown.counts.all().len() == 2).unwrap();
     assert_eq!((shown.counts.all(), shown.late.all()), (vec![(10, 3), (110, 2)], vec![7]));
@@ -265,7 +267,7 @@ fn a_partition_that_wakes_after_a_restart_has_the_floor_that_silence_left() {
     assert_eq!((step.late, step.late_after_idle), (1, 1));
 }
 
-/// Counts of two topics as one.
+/// Reads two topics as one stream.
 fn of_both<'f>(flow: &Flow<'f>, one: &Steered, other: &Steered) -> Stream<'f, Tick> {
     flow.read("orders", one).concat(flow.read("rates", other))
 }
@@ -281,20 +283,20 @@ fn a_quiet_stream_holds_nothing_back_and_wakes_with_a_floor_also_after_restarts(
     rates.send(1, [], true);
     (0..3).for_each(|partition| orders.send(partition, [5, 15, 25, 95], false));
     let disk = CrashingDisk::new();
-    // The topic of rates has one record: orders are counted all the same.
+    // The topic of rates has one record: orders are counted nevertheless.
     run_until(on(&disk, 2), query(), || shown.counts.all().len() == 3).unwrap();
     assert_eq!(shown.counts.all(), [(10, 4), (20, 3), (30, 3)]);
-    // It wakes far behind, and stays awake: its record is in order, and its window has closed.
+    // It wakes far behind, and stays active: its record is in order, and its window has closed.
     rates.send(0, [42], false);
     let disk = disk.after_kill();
     let report = run_until(on(&disk, 1), query(), || shown.late.all() == [42]).unwrap();
     assert_eq!((report.summary.steps[0].late, report.summary.steps[0].late_after_idle), (1, 1));
-    // A snapshot has where both had come together: what its partition says now is not so far.
+    // A snapshot contains the combined watermark of both topics, which is ahead of its partition's new records.
     rates.send(0, [50, 93], false);
     let disk = disk.after_kill();
     let report = run_until(on(&disk, 8), query(), || shown.late.all().len() == 2).unwrap();
     assert_eq!((report.summary.steps[0].late, report.summary.steps[0].late_after_idle), (1, 1));
-    // Now that it is awake it holds the watermark back again.
+    // Now that it is active it holds the watermark back again.
     (0..3).for_each(|partition| orders.send(partition, [300], false));
     rates.send(0, [110], false);
     run_until(on(&disk.after_kill(), 2), query(), || shown.counts.all().len() == 4).unwrap();
@@ -340,19 +342,20 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
     });
 }
 
-/// Count and sum of amounts.
+/// Computes count and sum of amounts.
 fn sums(of: &[&Judged<Deal>]) -> (i64, i128) {
     (of.len() as i64, of.iter().map(|deal| i128::from(deal.data.amount)).sum())
 }
 
-/// Windows whose rows do not depend on the order of records of one time: results of windows have no place.
+/// Returns windows whose rows do not depend on the order of records with equal times, because results of windows have
+/// no offset.
 fn any_windows(random: &mut fastrand::Rng) -> Windows {
     std::iter::repeat_with(|| checks::any_windows(random))
         .find(|windows| !matches!(windows, Windows::Count { .. }))
         .unwrap()
 }
 
-/// Counts and sums, as they come out.
+/// Captured counts and sums.
 type Counted = Captured<Row<(i64, i128)>>;
 
 /// Counts and sums a stream in windows.
@@ -365,7 +368,7 @@ fn count(stream: Stream<'_, Deal>, windows: Windows, (rows, late): (&Counted, &C
     step.late().write("late", late);
 }
 
-/// Results of windows of one stream, and two others, as one; each falls silent and wakes as it likes.
+/// Results of windows of one stream, concatenated with two others; each becomes idle and wakes at random.
 #[test]
 fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
     for_seeds(120, |seed| {
@@ -424,12 +427,12 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
         move |flow: &Flow<'_>| own.of(flow.read("orders", &orders).concat(flow.read("rates", &rates)))
     };
     let disk = CrashingDisk::new();
-    // Orders go on without rates, which are quiet, and then rates are behind.
+    // Orders go on without rates, which are idle, and then rates are behind.
     run_until(on(&disk, 2), query(), || shown.counts.all() == [(10, 2), (20, 1)]).unwrap();
     append(1, &[8, 31]);
     let disk = disk.after_kill();
     run_until(on(&disk, 1), query(), || shown.late.all() == [8]).unwrap();
-    // The journal has when the file was idle: repeated, it is again.
+    // The journal records when the file was idle, so a replay has the same idleness.
     append(0, &[55]);
     run_until(on(&disk.after_kill(), 2), query(), || shown.counts.all().len() == 3).unwrap();
     assert_eq!((shown.counts.all(), shown.late.all()), (vec![(10, 2), (20, 1), (40, 2)], vec![8]));
@@ -444,7 +447,7 @@ fn idle_files_are_idle_again_in_a_replay() {
         let ticks = csv::Input::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
         ticks.idle_after(Duration::from_millis(100))
     };
-    // The other stream is over at once, and a file that is idle is not.
+    // The other stream ends at once, and an idle file does not.
     let query = |shown: &Shown| {
         let none = Records::new(vec![vec![]], |tick: &Tick| tick.at_ms);
         let (own, ticks) = (shown.clone(), ticks(&path));
@@ -475,7 +478,7 @@ fn idle_files_are_idle_again_in_a_replay() {
     }
 }
 
-/// The error of a query that windows one record so.
+/// Runs one record through a window; returns the number of rows and the report.
 fn windowed(window: Window) -> tidegate::Result<(usize, Report)> {
     let source = Records::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
     let rows = Captured::<i64>::new();
@@ -505,12 +508,12 @@ fn windows_that_overlap_too_much_are_refused_with_the_limit_and_what_to_do() {
             assert!(error.contains(part), "{error}");
         }
     }
-    // What is allowed comes to its rows.
+    // Windows within the limit give all of their rows.
     assert_eq!(windowed(Window::sliding(days(1), second)).unwrap().0, 86_400);
     assert_eq!(windowed(Window::cumulative(days(1), second)).unwrap().0, 86_400);
 }
 
-/// Many records of windows that overlap as much as they may.
+/// Many records in windows that overlap as much as allowed.
 #[test]
 fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
     let records = (0..240).map(|number| Tick { key: 1, at_ms: number * 15_000 }).collect();
@@ -532,6 +535,7 @@ fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
         })
     };
     within(PATIENCE, run).expect("it takes too long").unwrap();
-    // From the first second of the first record to the last of the last; each record is in as many as fit into a day.
+    // From the first second of the first record to the last of the last; each record is in as many windows as there are
+    // seconds in a day.
     assert_eq!(*total.lock().unwrap(), (86_400 + 239 * 15, 240 * 86_400));
 }

@@ -1,5 +1,4 @@
-//! Edges that a reader of topics meets: markers of transactions, groups that may not be used, leaders that cannot be
-//! reached.
+//! Edge cases of reading topics: transaction markers, groups that may not be used, leaders that cannot be reached.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -31,7 +30,7 @@ fn records(ids: std::ops::Range<u64>) -> Vec<String> {
     ids.map(record).collect()
 }
 
-/// Markers are no records: neither a job's own figures nor the group's offset count them as something that is still to come.
+/// Transaction markers are no records: neither the job's metrics nor the group's offset count them as lag.
 #[test]
 fn transaction_markers_are_no_lag() {
     let Some(broker) = Broker::shared() else { return };
@@ -45,7 +44,7 @@ fn transaction_markers_are_no_lag() {
         send_all(&producer, &topic, records(3..5));
         producer.abort_transaction(PATIENCE).unwrap();
     }
-    // 3 records and a marker, and twice 2 records that nobody sees and a marker.
+    // Three records and a marker, and twice two aborted records and a marker.
     let end = 10;
     let source = kafka::Topic::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("markers").epoch(Duration::from_millis(20));
@@ -72,7 +71,7 @@ fn transaction_markers_are_no_lag() {
         Some(offset) if offset == end as i64 => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    // A record behind them is taken, once.
+    // A record after them is read, once.
     broker.send(&topic, 0, records(7..8));
     until("the group's offset", &|| match broker.group_offset("tidegate-markers", &topic, 0) {
         Some(offset) if offset == end as i64 + 1 => Ok(()),
@@ -82,7 +81,7 @@ fn transaction_markers_are_no_lag() {
     assert_eq!(running.join().unwrap().unwrap().summary.sources[0].accepted, 4);
 }
 
-/// A cluster in this process, with the records of a topic on it, that lets nobody use a group.
+/// Makes a cluster in this process, with a topic and its records, that lets nobody use a group.
 fn without_groups() -> MockCluster<'static, DefaultProducerContext> {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("transaction", 2, 1).unwrap();
@@ -96,7 +95,8 @@ fn without_groups() -> MockCluster<'static, DefaultProducerContext> {
     cluster
 }
 
-/// Groups serve monitors alone: without the right to use one everything goes on, at every start, and it is told once.
+/// Groups serve only monitoring: without the right to use one everything works, at every start, and one warning is
+/// logged.
 #[test]
 fn no_right_on_a_group_is_needed() {
     let cluster = without_groups();
@@ -106,10 +106,10 @@ fn no_right_on_a_group_is_needed() {
         format!("--brokers {} --out {here}/out.csv --state {here}/state --until-end -w 2", cluster.bootstrap_servers());
     let ended = run(ACCOUNT_TOTALS, line.split(' '));
     assert_eq!(ended.code(0).figures("transactions: "), [100, 100, 0]);
-    // Started again it asks whether there is more.
+    // A restart checks for new records.
     let again = run(ACCOUNT_TOTALS, line.split(' '));
     says(&again.code(0).stderr, &["nothing was done"]);
-    // Followed, it is told once, whatever the number of workers.
+    // A job that follows the topic logs it once, whatever the number of workers.
     let followed = format!("--brokers {} --out {here}/more.csv --state {here}/more -w 2", cluster.bootstrap_servers());
     for start in 0..2 {
         let mut running = run::start(ACCOUNT_TOTALS, followed.split(' '));

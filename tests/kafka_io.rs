@@ -1,4 +1,4 @@
-//! Topics on a real broker: what is committed is read, once, whatever happens to the broker meanwhile.
+//! Topics on a real broker: committed records are read, once, whatever happens to the broker meanwhile.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -91,10 +91,10 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
     let last = driven.bindings.iter().filter_map(|(_, binding)| binding.bounds.last()).next_back().unwrap();
-    // Ten records, a commit, an aborted record, an abort.
+    // Ten records, a commit marker, an aborted record, an abort marker.
     assert_eq!((ids(&driven).len(), last.next, last.until, last.ended), (10, 13, Some(13), true));
 
-    // The journal of that life is repeated, and is at its end.
+    // The journal of that incarnation is replayed, and is complete.
     let mut again = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     for (epoch, binding) in &driven.bindings {
         again.replay(*epoch, &binding.bounds).unwrap();
@@ -104,7 +104,7 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     again.poll(10).unwrap();
     assert!(again.bind().mark.ended);
 
-    // What is not decided at the start is not part of the topic yet.
+    // An open transaction at the start is not part of the topic yet.
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(20..30));
     let mut bounded = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
@@ -128,7 +128,7 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     let source = ticks(broker, &topic).stop_at_end(true);
     let mut first = Driven::open(&source, Options::default()).unwrap();
     first.until(|first| first.reader.caught_up()).unwrap();
-    // What is decided, or added, after the start is for the next life.
+    // Records committed, or partitions added, after the start are left for the next incarnation.
     producer.commit_transaction(PATIENCE).unwrap();
     broker.grow(&topic, 3);
     broker.send(&topic, 2, texts(20..30));
@@ -193,7 +193,7 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     let options = Options { idle_timeout: Duration::from_secs(2), ..Options::default() };
     let mut driven = Driven::open(&ticks(&broker, &topic), options).unwrap();
     driven.until_events(20_000).unwrap();
-    // Meanwhile someone goes on to write: what is on its way in the outage arrives once, too.
+    // A writer goes on meanwhile: messages in flight during the outage arrive once, too.
     let mut publisher = Publisher::open(&broker.servers, &topic, [], None).unwrap();
     let writer = std::thread::spawn(move || {
         for (id, text) in (50_000..58_000_u64).zip(texts(50_000..58_000)) {
@@ -228,7 +228,7 @@ fn a_record_of_ten_megabytes_is_read() {
     let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
     assert_eq!(driven.places(), [(0, 0), (0, 1), (0, 2)]);
-    // The broker takes no more than 16 MiB.
+    // The broker accepts at most 16 MiB.
     publisher.send(None, &vec![b' '; 20_000_000], None).unwrap();
     let error = publisher.settle().unwrap_err().to_string();
     assert!(error.contains(&topic) && error.contains("max.message.bytes"), "{error}");
@@ -273,13 +273,13 @@ fn a_journal_whose_records_expired_is_refused() {
     let (epoch, binding) = &first.bindings[0];
     let error = second.replay(*epoch, &binding.bounds).unwrap_err().to_string();
     assert!(error.contains("before offset 5") && error.contains(&topic), "{error}");
-    // Without a journal what is left is read.
+    // Without a journal the remaining records are read.
     let mut third = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
     third.until_events(5).unwrap();
     assert_eq!(ids(&third), (5..10).collect::<Vec<_>>());
 }
 
-/// A topic read by one life until it had everything, and what a snapshot then has: its epoch, and its partitions.
+/// Reads a topic in one incarnation until it has everything; returns the epoch and the partitions of a snapshot then.
 fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<Resumed>) {
     let mut driven = Driven::open(&ticks(broker, topic), options).unwrap();
     driven.until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.mark.ended)).unwrap();
@@ -301,7 +301,7 @@ fn a_snapshot_is_gone_on_from_as_long_as_retention_has_left_what_follows() {
     send(broker, &topic, 0..10);
     let (epoch, places) = read(broker, &topic, Options::default(), 10);
     send(broker, &topic, 10..20);
-    // The record by which the topic would be known again may be gone, what comes after the snapshot may not.
+    // The record that the topic is identified by may be gone; records after the snapshot must not be.
     for (expired, refused) in [(9, false), (10, false), (11, true)] {
         broker.expire(&topic, 0, expired);
         let mut driven = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
@@ -348,7 +348,7 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
     let bounds: Vec<Bound> = places.iter().map(|place| place.bound.clone()).collect();
     let at = drive::place(bounded());
     assert_eq!((bounds[0].next, bounds[0].until, bounds[0].ended), (17, Some(17), true));
-    // What was aborted since is no growth, though the topic is longer.
+    // Aborted records are no new data, although the topic is longer.
     transaction(20..25, false);
     assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
     broker.grow(&topic, 2);
@@ -385,7 +385,7 @@ fn group_offsets_follow_what_was_shown() {
     list.add_partition(&topic, 0);
     let committed = consumer.committed_offsets(list, PATIENCE).unwrap();
     assert_eq!(committed.elements()[0].offset(), rdkafka::Offset::Offset(10));
-    // They are never read back.
+    // Group offsets are never read back.
     drop(driven);
     let mut again = Driven::open(&ticks(broker, &topic).config("group.id", &group), bounded()).unwrap();
     again.until_ended().unwrap();

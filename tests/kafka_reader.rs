@@ -1,5 +1,5 @@
-//! The reader of topics, against a broker in this process: what it takes, what it refuses, and how it repeats a journal.
-//! What needs a real broker (transactions, outages, great records) is in `kafka_io`.
+//! The reader of topics with a broker in this process: what it reads, what it refuses, and how it replays a journal.
+//! Tests that need a real broker (transactions, outages, large records) are in `kafka_io`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/drive.rs"]
@@ -28,7 +28,7 @@ fn publisher(broker: &EmbeddedBroker) -> Publisher {
     Publisher::open(broker.servers(), "ticks", [], None).unwrap()
 }
 
-/// Sends ticks, a partition after the other being likely for each key.
+/// Sends ticks with different keys, so that they are spread over the partitions.
 fn send(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
     for id in ids {
         let text = format!(r#"{{"id":{id},"at_ms":{}}}"#, 1_000_000 + id);
@@ -147,7 +147,7 @@ fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
 }
 
-/// The broker drops the oldest records while there is a reader that has yet to come to them.
+/// The broker drops the oldest records before the reader has read them.
 #[test]
 fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
     let broker = broker(1);
@@ -212,7 +212,7 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     // A record wakes its partition.
     send(&mut publisher, 100..101);
     driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
-    // A topic may have a time of its own.
+    // A topic may have an idle timeout of its own.
     let topic = ticks(&broker).idle_after(Duration::from_millis(700));
     let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };
     let mut driven = Driven::open(&topic, options).unwrap();
@@ -236,7 +236,7 @@ fn a_pause_in_polling_or_an_outage_is_no_idleness() {
     broker.reachable(false).unwrap();
     driven.for_a_while(Duration::from_secs(4)).unwrap();
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some(), "idle though no broker was there");
-    // Nor does one that is not there hold up the end of a reader, or the failure of another.
+    // An unreachable broker does not delay the end of a reader, or the failure of another one.
     let begun = Instant::now();
     drop(idler);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());

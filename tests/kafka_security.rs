@@ -1,7 +1,7 @@
-//! A secured cluster is read and written as an open one: TLS, SASL/SCRAM, access control lists, and topics in every
-//! compression that Kafka has.
+//! A secured cluster is read and written like an open one: TLS, SASL/SCRAM, access control lists, and topics in every
+//! compression of Kafka.
 //!
-//! It exists because a client library that was built without them says so only when somebody needs them.
+//! A client library that was built without one of these says so only when it is used.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -33,7 +33,7 @@ struct Secured {
 }
 
 impl Secured {
-    /// The broker of this test program; `None` if there can be none here.
+    /// Returns the broker of this test program; `None` if there can be none on this machine.
     fn shared() -> Option<&'static Secured> {
         static SHARED: OnceLock<Option<Secured>> = OnceLock::new();
         SHARED.get_or_init(Secured::start).as_ref()
@@ -45,14 +45,14 @@ impl Secured {
         Some(Secured { broker, port })
     }
 
-    /// Lets a user do something.
+    /// Allows a user an operation.
     fn allow(&self, user: &str, what: &str) {
         let user = format!("User:{user}");
         let words = ["--add", "--allow-principal", &user].into_iter().chain(what.split_whitespace());
         self.broker.acl(words);
     }
 
-    /// Sends rows to the partitions of a new topic, with this compression.
+    /// Creates a topic and sends rows to its partitions, with this compression.
     fn topic_of(&self, name: &str, partitions: &[Vec<Transaction>], compression: &str) {
         self.broker.create(name, partitions.len() as i32);
         let mut config = ClientConfig::new();
@@ -108,7 +108,7 @@ fn topics_in_every_compression_are_read_over_tls_with_scram_and_access_control()
 fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_manual_names() {
     let Some(secured) = Secured::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
-    // Sums beyond 64 bits are integers in JSON too, but not all readers of JSON can hold them.
+    // Sums beyond 64 bits are integers in JSON too, but not all readers of JSON support them.
     let mut rows = wild(9, 6_000);
     rows.iter_mut().for_each(|row| row.amount_cents %= 1_000_000_000);
     let partitions = dealt(&rows, 3);
@@ -125,7 +125,7 @@ fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_manual_names()
     );
     let line = "--out kafka:totals --state {}/state --epoch 10ms --snapshot-every 50ms";
     let typed = |rest: &str| secured.typed("bob", "stateful", folder.path(), &format!("{line} {rest}"));
-    // No group right: offsets are kept in the state, and committed to a group only for people.
+    // No right to use a group: offsets are kept in the state, and committed to a group only for monitoring.
     let snapshot_of = |incarnation: u32| {
         let end = format!("-{incarnation}.manifest");
         let names = std::fs::read_dir(folder.path().join("state/manifests")).ok()?;
@@ -153,7 +153,7 @@ fn who_may_not_is_told_why_and_soon() {
         let begun = Instant::now();
         let ended: Ended = run(ACCOUNT_TOTALS, typed);
         says(ended.error(1), parts);
-        // Twice what a broker may take to be there.
+        // Twice the time in which a broker has to answer.
         assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
         assert!(!ended.stderr.contains("-secret"), "a password is told:\n{}", ended.stderr);
     };
@@ -162,7 +162,7 @@ fn who_may_not_is_told_why_and_soon() {
     refused(typed("carol"), &["topic forbidden", "authorization failed"]);
     refused(replaced("carol-secret", "wrong"), &["topic forbidden", "invalid credentials"]);
     refused(replaced("broker.pem", "none.pem"), &["ssl.ca.location"]);
-    // Of nobody whom the system trusts.
+    // The broker's certificate is not one that the system trusts.
     let untrusted = typed("carol").into_iter().filter(|word| !word.starts_with("ssl.ca.location"));
     let mut untrusted: Vec<String> = untrusted.collect();
     let dangling = (0..untrusted.len()).find(|at| {

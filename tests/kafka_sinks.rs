@@ -1,5 +1,5 @@
-//! Topics of a real broker as sinks with a state: whoever reads what is committed sees each epoch whole, and once,
-//! whatever becomes of the writer, of the one before it, and of the broker.
+//! Topics of a real broker as sinks with a state: a reader of committed messages sees each epoch whole, and once,
+//! whatever happens to the writer, to its predecessor and to the broker.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -31,7 +31,7 @@ struct Row {
     n: u64,
 }
 
-/// The state and the topic of a test, and which life is the current one.
+/// The state and the topic of a test, and the number of the current incarnation.
 #[derive(Clone)]
 struct Place {
     servers: String,
@@ -71,7 +71,7 @@ impl Place {
         Life { state: Some(self.state), incarnation, from: None, still_current }
     }
 
-    /// A writer that has begun, and what was shown before.
+    /// Opens and begins a writer; also returns the epoch that was published before.
     fn begun(&self) -> (Box<dyn Writer<Row>>, Option<Epoch>) {
         let mut writer = self.open().unwrap();
         let shown = writer.shown().unwrap().map(|found| found.epoch);
@@ -79,7 +79,7 @@ impl Place {
         (writer, shown)
     }
 
-    /// The epochs and numbers of all rows that are committed, sorted.
+    /// Returns epoch and number of all committed rows, sorted.
     fn committed(&self) -> Vec<(u64, u64)> {
         let mut rows: Vec<(u64, u64)> = texts(&self.servers, &self.topic)
             .iter()
@@ -119,7 +119,7 @@ fn refused<T>(result: Result<T>) -> String {
 fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     let Some(broker) = Broker::shared() else { return };
     let place = Place::new(broker, 3);
-    // Never dropped, as if they had been killed, or stopped.
+    // Never dropped, as if they had been killed or suspended.
     let mut earlier = Vec::new();
     for (life, last) in [(0, 0), (1, 4), (2, 8), (3, 12)] {
         let (mut writer, shown) = place.begun();
@@ -133,7 +133,7 @@ fn a_process_that_ends_in_the_middle_has_shown_all_of_an_epoch_or_nothing() {
     let (mut writer, shown) = place.begun();
     assert_eq!(shown, Some(Epoch(16)));
     assert_eq!(place.committed(), all_of((2..=16).step_by(2)));
-    // The others wake.
+    // The others continue.
     for mut zombie in earlier {
         let why = refused(zombie.show(&JournalEnds::default()));
         assert!(why.contains(FENCED) && why.contains(&place.topic), "{why}");
@@ -156,7 +156,7 @@ fn several_epochs_are_shown_at_once_by_one_transaction() {
     assert_eq!(place.committed(), []);
     writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed(), all_of([2, 4, 6]));
-    // One that begins the life, and one for the three epochs.
+    // One record at the start of the incarnation, and one for the three epochs.
     assert_eq!(texts(&place.servers, &place.progress()).len(), 2);
     writer.show(&JournalEnds::default()).unwrap();
     writer.write(Epoch(8), &[]).unwrap();
@@ -187,7 +187,7 @@ fn one_that_is_overtaken_while_it_writes_is_told_so() {
     let (mut second, shown) = place.begun();
     assert_eq!(shown, Some(Epoch(2)));
     show(&mut second, 4).unwrap();
-    // The first one may learn of it when it begins, sends, or commits.
+    // The first one may fail when it begins, sends, or commits.
     let why = refused(show(&mut first, 4));
     assert!(why.contains(FENCED), "{why}");
     assert_eq!(place.committed(), all_of([2, 4]));
@@ -202,7 +202,7 @@ fn nothing_is_shown_once_a_later_life_has_begun() {
     place.claim();
     assert_eq!(refused(show(&mut writer, 4)), "life 1 is over: life 2 has begun");
     assert_eq!(place.committed(), all_of([2]));
-    // Not even while it still lives: it has aborted.
+    // Not even while it is alive: it has aborted.
     let progress = texts(&place.servers, &place.progress());
     assert_eq!(progress.len(), 2, "{progress:?}");
 }
@@ -268,10 +268,10 @@ fn a_topic_that_is_not_what_it_was_is_refused_and_lost_progress_is_none() {
     show(&mut writer, 2).unwrap();
     show(&mut writer, 4).unwrap();
     drop(writer);
-    // Old records may go: that is retention.
+    // Retention may remove old records.
     broker.expire(&place.topic, 0, 21);
     assert_eq!(place.open().unwrap().shown().unwrap().map(|found| found.epoch), Some(Epoch(4)));
-    // The progress tells of what was acknowledged before it: of the last transaction it may not know.
+    // A progress record has the end offsets acknowledged before it, perhaps without those of the last transaction.
     broker.delete(&place.topic);
     let why = refused(Output::<Row>::json(&place.servers, &place.topic).create(1).open(&shard_of(&place)));
     assert!(why.contains(&place.topic) && why.contains("results were shown in it, and it was deleted"), "{why}");
@@ -299,7 +299,7 @@ fn an_epoch_may_be_larger_than_the_queue_and_one_that_takes_too_long_is_made_aga
     writer.show(&JournalEnds::default()).unwrap();
     assert_eq!(place.committed().len(), 20_000);
     drop(writer);
-    // The brokers abort the second one; it is made again.
+    // The brokers abort the second transaction; its epochs are written again.
     let mut writer = place.open_as("totals", &[("transaction.timeout.ms", "1000")]).unwrap();
     writer.begin(&place.claim()).unwrap();
     write(&mut writer, 4).unwrap();
@@ -327,7 +327,7 @@ fn a_broker_that_crashes_changes_nothing() {
         while !crash.is_finished() || epoch % 20 != 0 {
             epoch += 2;
             if let Err(error) = show(&mut writer, epoch) {
-                // A new life goes on from what was shown: the failed epoch, or the one before it.
+                // A new incarnation resumes after what was published: the failed epoch, or the one before it.
                 println!("{error}");
                 drop(std::mem::replace(&mut writer, place.begun().0));
                 let shown = place.open().unwrap().shown().unwrap().unwrap().epoch.0;
@@ -357,7 +357,7 @@ fn a_transaction_takes_milliseconds() {
     assert!(times[50] < Duration::from_millis(150), "half of them take more than {:?}", times[50]);
 }
 
-/// It takes transactions, and is no basis for more than this.
+/// The embedded broker accepts transactions, which is enough for a demo, and for nothing more.
 #[test]
 fn an_embedded_broker_is_enough_for_a_demonstration() {
     let embedded = EmbeddedBroker::start().unwrap();
@@ -375,7 +375,7 @@ fn an_embedded_broker_is_enough_for_a_demonstration() {
     assert_eq!(place.committed(), all_of([2, 4]));
 }
 
-/// After its first transaction a topic is known by where it ends, so one that takes its place is found out.
+/// After its first transaction a topic is known by its end offsets, so a topic that replaces it is detected.
 #[test]
 fn a_topic_that_is_deleted_after_its_first_transaction_is_missed() {
     let Some(broker) = Broker::shared() else { return };
@@ -416,7 +416,7 @@ fn progress_that_is_deleted_or_removed_is_missed() {
         assert!(why.contains(expected) && why.contains(&place.progress()), "{is_made_anew}: {why}");
         assert_eq!(if is_made_anew { place.committed() } else { all_of([2]) }, all_of([2]));
     }
-    // Records can be removed only where the topic was not made by a sink.
+    // Records can be removed only if the topic was not created by a sink.
     let place = Place::new(broker, 1);
     broker.create_with(&place.progress(), 1, &[("cleanup.policy", "compact,delete")]);
     let (mut writer, _) = place.begun();
@@ -428,7 +428,7 @@ fn progress_that_is_deleted_or_removed_is_missed() {
     assert!(why.contains("records at its beginning were removed") && why.contains(&place.progress()), "{why}");
 }
 
-/// Creates a topic that was deleted a moment ago, which the broker may still be about.
+/// Creates a topic that was deleted a moment ago, which the broker may still be deleting.
 fn create_again(broker: &Broker, topic: &str) {
     std::thread::sleep(Duration::from_millis(500));
     broker.create(topic, 1);
@@ -441,8 +441,8 @@ struct Balance {
     amount: i64,
 }
 
-/// A table of the last message of each key is the collection, though rows of an epoch come sorted, where a smaller new row
-/// stands before the one that it replaces.
+/// A table of the last message of each key equals the collection, although rows of an epoch are sorted, which puts a
+/// smaller new row before the row that it replaces.
 #[test]
 fn the_last_message_of_a_key_is_its_newest_row() {
     let Some(broker) = Broker::shared() else { return };
@@ -456,7 +456,7 @@ fn the_last_message_of_a_key_is_its_newest_row() {
         for epoch in 1..=6 {
             let mut rows = Vec::new();
             for key in 0..40 {
-                // Some keys go in the last epoch.
+                // Some keys are removed in the last epoch.
                 if epoch < 6 || key % 4 > 0 {
                     rows.push((Balance { key, amount: amount(key, epoch) }, 1));
                 }
@@ -518,7 +518,7 @@ fn what_a_topic_does_not_take_is_said_with_what_to_do() {
 fn a_topic_that_is_read_is_no_output() {
     const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
     for flag in ["--out", "--late", "--rejects"] {
-        // Nobody is asked for it.
+        // It is refused before any broker is contacted.
         let line = ["--brokers", "127.0.0.1:1", "--topic", "t", flag, "kafka:t", "--until-end"];
         run::says(run::run(ACCOUNT_TOTALS, line).error(2), &["topic t", "both read and written"]);
     }

@@ -1,5 +1,5 @@
-//! `produce` and `consume` against a real broker: what goes in comes out, once, whatever is killed meanwhile, and however
-//! many produce and consume.
+//! `produce` and `consume` with a real broker: every message arrives once, whatever is killed meanwhile, and however
+//! many processes produce and consume.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -33,7 +33,7 @@ enum Tool {
     Consume(Box<ConsumeArgs>),
 }
 
-/// Runs the tool as typed, in this process.
+/// Runs the tool with a command line, in this process.
 fn tool(line: &str) -> Result<u8> {
     match Tool::try_parse_from(std::iter::once("tidegate").chain(line.split_whitespace())).unwrap() {
         Tool::Produce(args) => produce(&args),
@@ -41,7 +41,7 @@ fn tool(line: &str) -> Result<u8> {
     }
 }
 
-/// The rows of a copy by id, each of which must be there once.
+/// Returns the rows of a copy by id; fails if a row is there twice.
 fn copied(path: &Path) -> BTreeMap<u64, Transaction> {
     let mut rows = BTreeMap::new();
     for row in csv::Reader::from_path(path).unwrap().deserialize() {
@@ -80,7 +80,7 @@ fn what_is_produced_is_consumed() {
     let (servers, here) = (&broker.servers, folder.path().display());
     assert_eq!(tool(&format!("produce --brokers {servers} --generate 30000 --start-ms 5000 --seed 4")).unwrap(), 0);
     for sync in ["", "--sync --kafka-config fetch.wait.max.ms=100"] {
-        // Syncs of thousands of messages take long: the synced copy is of a small topic.
+        // Syncs of thousands of messages take long, so the synced copy is of a small topic.
         let topic = if sync.is_empty() { "transaction" } else { "small" };
         if !sync.is_empty() {
             let line = format!("produce --brokers {servers} --topic small --generate 200 --start-ms 5000 --seed 4");
@@ -98,7 +98,7 @@ fn what_is_produced_is_consumed() {
     let ndjson: String = generated(4, 200).values().map(|row| serde_json::to_string(row).unwrap() + "\n").collect();
     fs::write(folder.path().join("rows.ndjson"), ndjson).unwrap();
     tool(&format!("produce --brokers {servers} --topic again-json --ndjson {here}/rows.ndjson")).unwrap();
-    // A byte order mark is no part of a record, and a copy's name says its format.
+    // A byte order mark is no part of a record, and the file name of a copy selects its format.
     fs::write(
         folder.path().join("marked.ndjson"),
         format!("\u{feff}{}", fs::read_to_string(folder.path().join("rows.ndjson")).unwrap()),
@@ -165,7 +165,7 @@ fn the_rate_is_kept_and_event_times_follow_the_clock() {
     assert!(least > before - 2000 && greatest - before > 1800 && greatest - before < 6000, "{least} {greatest}");
 }
 
-/// Not a test: what `spawn` runs in a process of its own.
+/// Not a test: the child that `spawn` runs.
 #[test]
 #[ignore = "run by another test, in a process of its own"]
 fn child() {
@@ -173,7 +173,7 @@ fn child() {
     std::process::exit(i32::from(tool(&line).unwrap()));
 }
 
-/// The tool at work in a process of its own.
+/// Runs the tool in a process of its own.
 fn spawn(line: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--ignored", "--exact", "child"]).env("TIDEGATE_CHILD", line).stdout(Stdio::null());
@@ -202,8 +202,8 @@ fn a_signal_ends_the_tools_cleanly() {
     assert!(rows.keys().copied().eq(0..rows.len() as u64));
 }
 
-/// Runs the tool again and again, killing it each time when its copy has grown by so many bytes, until it comes to its
-/// end.
+/// Runs the tool repeatedly, and kills it each time when its copy has grown by `step` bytes, until it completes;
+/// returns the number of kills.
 fn killed(line: &str, copy: &Path, step: u64) -> u32 {
     let length = || fs::metadata(copy).map_or(0, |file| file.len());
     let mut kills = 0;
@@ -217,7 +217,7 @@ fn killed(line: &str, copy: &Path, step: u64) -> u32 {
             }
             std::thread::sleep(Duration::from_micros(500));
         }
-        // Somewhere in what follows on that: writing on, syncing, recording the position.
+        // At some point of what follows: writing, syncing, recording the position.
         std::thread::sleep(Duration::from_millis(u64::from(kills) % 8));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -240,7 +240,7 @@ fn a_copy_has_every_message_once_across_kills() {
         let kills = killed(&line, &folder.path().join(format!("{topic}.csv")), step);
         assert!(kills >= 3, "it was killed {kills} times only");
         assert_eq!(copied(&folder.path().join(format!("{topic}.csv"))), generated(9, count));
-        // What comes later is added.
+        // Later messages are added.
         let more = format!("produce --brokers {servers} --topic {topic} --generate 10 --start-ms 5000 --first-id");
         tool(&format!("{more} {count}")).unwrap();
         assert_eq!(tool(&line).unwrap(), 0);
@@ -250,7 +250,7 @@ fn a_copy_has_every_message_once_across_kills() {
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// Copies of one topic, in a folder, by the program that users run.
+/// Copies of one topic, in a folder, made by the program that users run.
 struct Copies {
     folder: TempDir,
     servers: String,
@@ -266,14 +266,14 @@ impl Copies {
         start(TIDEGATE, line.split_whitespace())
     }
 
-    /// A copy with a state, as typed.
+    /// Returns the command line of a copy with a state.
     fn line(&self, name: &str, more: &str) -> String {
         let (servers, topic, here) = (&self.servers, self.topic, self.folder.path().display());
         let line = format!("consume --brokers {servers} --topic {topic} --out {here}/{name}.csv");
         format!("{line} --state {here}/{name} --snapshot-every 200ms {more}")
     }
 
-    /// So many processes, of so many workers each, that share a copy.
+    /// Starts the processes of a copy that they share.
     fn group(&self, name: &str, processes: usize, more: &str) -> Vec<Running> {
         write_hosts(&self.path("hosts"), processes);
         let hosts = self.path("hosts").display().to_string();
@@ -285,19 +285,19 @@ impl Copies {
         fs::metadata(self.path(&format!("{name}.csv"))).map_or(0, |file| file.len())
     }
 
-    /// How many messages a copy has, of those that are whole.
+    /// Returns the number of complete messages in a copy.
     fn count(&self, name: &str) -> usize {
         let text = fs::read(self.path(&format!("{name}.csv"))).unwrap_or_default();
         text.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1)
     }
 
-    /// The ids in a copy, each of which must be there once.
+    /// Returns the ids in a copy; fails if one is there twice.
     fn ids(&self, name: &str) -> BTreeSet<u64> {
         copied(&self.path(&format!("{name}.csv"))).into_keys().collect()
     }
 }
 
-/// Kills one of several processes when its copy has grown by so many bytes; the others must miss it, and end.
+/// Kills one of several processes when its copy has grown by so many bytes; the others must notice, and end.
 fn kill_one(copies: &Copies, name: &str, mut group: Vec<Running>, victim: usize, grown: u64) {
     let enough = copies.length(name) + grown;
     group[victim].until("messages", |_| (copies.length(name) > enough).then_some(()));
@@ -322,11 +322,11 @@ fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_a
         copies.start(&format!("{line} --first-id {first}"))
     };
     let producers = [produce(0), produce(each)];
-    // One that has nothing to do with the group.
+    // A copy that is independent of the group.
     let mut alone = copies.start(&copies.line("alone", ""));
     kill_one(&copies, "group", copies.group("group", 3, "-w 1"), 1, 200_000);
     let group = copies.group("group", 2, "-w 2");
-    // Partitions that are added meanwhile are found and dealt out.
+    // New partitions are found and assigned.
     broker.grow(copies.topic, 5);
     let more = 2 * each..2 * each + 3_000;
     for (partition, ids) in [(3, more.start..more.start + 1_000), (4, more.start + 1_000..more.end)] {
@@ -362,13 +362,13 @@ fn two_produce_at_once_and_each_copy_has_all_of_both_once_though_its_processes_a
         assert!(up.stderr.contains(&line), "{}", up.stderr);
     }
     assert!(alone.stdout().starts_with(&format!("{} messages to ", more.end)), "{}", alone.stdout());
-    // What has stopped is whole; what is started again, alone and in a group, has nothing to add.
+    // A stopped copy is complete; a restart, alone and in a group, has nothing to add.
     let ended = copies.start(&copies.line("group", "-w 3 --until-end")).end();
     assert!(ended.code(0).stdout().starts_with("0 messages to "), "{}", ended.stdout());
     for name in ["group", "alone"] {
         assert!(copies.ids(name).into_iter().eq(0..more.end), "{name}");
     }
-    // A group that comes late gets all of it too; its first process has the figures of all.
+    // A group that starts late gets everything too; its first process has the figures of all.
     let late: Vec<_> = copies.group("late", 2, "-w 2 --until-end").into_iter().map(Running::end).collect();
     let read = late
         .iter()
@@ -393,7 +393,7 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
         let made = format!("--generate 50 --start-ms 5000 --seed {seed} --partitions 1");
         tool(&format!("produce --brokers {servers} --topic {topic} {made}")).unwrap();
     }
-    // What an earlier version has left.
+    // The state of an earlier version.
     fs::create_dir(folder.path().join("old")).unwrap();
     fs::write(folder.path().join("old/position"), "TDGCOPY").unwrap();
     let error = copy("fits", "old.csv", &format!("--state {here}/old")).unwrap_err();
@@ -409,7 +409,7 @@ fn a_state_that_does_not_fit_is_refused_and_left_as_it_is() {
         says(&copy(topic, out, &state).unwrap_err().to_string(), &[why]);
         assert_eq!(fs::read(folder.path().join("fits.csv")).unwrap(), before, "{topic} {out}");
     }
-    // A file of another copy is not written over either, unless there is no state.
+    // The file of another copy is not overwritten either, unless there is no state.
     says(
         &copy("fits", "fits.csv", &format!("--state {here}/new")).unwrap_err().to_string(),
         &["it belongs to the state"],

@@ -1,5 +1,5 @@
-//! State by key sees the records of a key in the order of event time, and its timers between them: what it emits is a function
-//! of the records, on any number of workers and through crashes.
+//! Keyed state sees the records of a key in the order of event time, and its timers between them: its output is a
+//! function of the records, on any number of workers and through crashes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use common::oracle::{self, Judged};
 
 const WITHIN: Duration = Duration::from_millis(15);
 
-/// What the query emits.
+/// Outputs of the query.
 #[derive(Clone, Default)]
 struct Emitted {
     distinct: Captured<Deal>,
@@ -42,7 +42,7 @@ impl Emitted {
     }
 }
 
-/// The records that are on time, by key and in their order; and the late ones.
+/// Returns the records that are on time, by key and in order, and the late ones.
 fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
     let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
         partition: partition as u32,
@@ -61,7 +61,7 @@ fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
     (by_key, late)
 }
 
-/// What is to be emitted, from the definitions.
+/// Computes the expected outputs from the definitions.
 fn expected(data: &Data) -> [Vec<Deal>; 3] {
     let (by_key, late) = ordered(data);
     let (mut distinct, mut silent, within) = (Vec::new(), Vec::new(), WITHIN.as_millis() as i64);
@@ -108,7 +108,7 @@ fn what_is_emitted_is_a_function_of_the_records() {
     });
 }
 
-/// A key that is over leaves nothing behind for long: else a state would grow by every key that there ever was.
+/// State of a key that has expired is removed soon: otherwise a state would grow by every key that ever occurred.
 #[test]
 fn a_state_does_not_grow_by_keys_that_are_over() {
     let rows_of_state = |keys: u32| -> u64 {
@@ -122,13 +122,14 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
             distinct.write("distinct", &output);
         });
         run.unwrap();
-        // Merges are not awaited, and at the end there is nothing: what counts is what any manifest names at most.
+        // Merges are not awaited, and no state is left at the end: so the greatest number of rows in any manifest is
+        // taken.
         let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
         let manifests = state.look(false).unwrap().manifests.into_values().map(Result::unwrap);
         let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
         rows.max().unwrap()
     };
-    // How far merges lag behind is a matter of pace; if they dropped nothing, there would be a row for each key at least.
+    // The delay of merges depends on timing; if they removed nothing, there would be at least a row for each key.
     let (few, many) = (rows_of_state(400), rows_of_state(4_000));
     assert!(few > 0 && many < 4_000, "of 400 keys there are {few} rows, of 4,000 there are {many}");
 }

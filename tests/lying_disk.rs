@@ -1,13 +1,14 @@
-//! A disk that lies loses nothing in silence: results are exact, or the state is refused by the name of what is wrong.
+//! A disk that does not keep its promises causes no silent loss: results are exact, or the state is refused with the
+//! name of what is wrong.
 //!
-//! * A sync that fails and drops what it was to keep, while later ones succeed, ends the job at once; the next life builds
-//!   on nothing that only the system's memory has, so a loss of power after it changes no result.
-//! * A directory that is stale, as on a file system of several machines, hides what was written last.
-//! * A lock that everybody gets lets two processes into one state.
+//! * A sync fails and drops the data, while later syncs succeed: this ends the job at once. The next incarnation builds
+//!   on nothing that is only in the system's memory, so a loss of power after it changes no result.
+//! * A directory listing is stale, as on a file system that several machines share: it lacks what was written last.
+//! * A lock is given to everybody: two processes use one state.
 //!
-//! Tests of an honest disk are in `crash_points`. Every so many-th sync is lost, and directories are stale at every
-//! so many-th act: all of them with `TIDEGATE_STRIDE=1`. `TIDEGATE_CASES` says how many lives, `TIDEGATE_SEED` which
-//! one.
+//! Tests of a disk that keeps its promises are in `crash_points`. By default every 30th sync is lost, and directories are
+//! stale at every 240th operation; with `TIDEGATE_STRIDE=1` it is every sync, and every 8th operation. `TIDEGATE_CASES`
+//! sets the number of incarnations, `TIDEGATE_SEED` selects one.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::path::Path;
@@ -24,14 +25,14 @@ use common::cases::{Data, Deal, seeds, within};
 use common::checks::{KINDS, small_drift};
 use common::kept::{CLOSED, Closed, End, Kept, new_disk, on, steady};
 
-/// Number of records of a life.
+/// Number of records of an incarnation.
 const RECORDS: u32 = 44;
-/// A life's pace: many short epochs.
+/// Factor of seeds: a run whose seed is a multiple of this has many short epochs.
 const PACE: u64 = 16;
 /// Time limit of a case.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Input of a state's lives, and the results that they have to reach.
+/// Input of a state's incarnations, and the results that they have to reach.
 #[derive(Clone)]
 struct Subject {
     seed: u64,
@@ -50,19 +51,19 @@ impl Subject {
         kept.run(&self.data, on(disk, workers, self.seed * PACE)).map(|report| report.ending)
     }
 
-    /// Goes on to the end, where results have to be exact.
+    /// Resumes to the end, and checks that results are exact.
     fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
         self.run(kept, disk, workers).map_err(Verdict::Refused)?;
         kept.check(disk, &self.expected).map_err(Verdict::Wrong)
     }
 }
 
-/// Why a life did not come to exact results.
+/// The reason why an incarnation did not reach exact results.
 #[derive(Debug)]
 enum Verdict {
-    /// It did not go on, and said why.
+    /// It failed with an error.
     Refused(String),
-    /// It went on, and its results are others.
+    /// It completed, with wrong results.
     Wrong(String),
 }
 
@@ -72,7 +73,7 @@ fn names_a_file(said: &str) -> bool {
     places.iter().any(|place| said.contains(place))
 }
 
-/// Fails unless the end is exact, or, where it may, refused by name. Answers whether it is exact.
+/// Fails unless the results are exact, or, if allowed, refused with a file's name. Returns `true` if they are exact.
 #[track_caller]
 fn exact_or_refused(what: &str, may_be_refused: bool, end: Option<Result<(), Verdict>>) -> bool {
     match end {
@@ -90,14 +91,14 @@ fn stride() -> usize {
     std::env::var("TIDEGATE_STRIDE").map_or(30, |text| text.parse().unwrap())
 }
 
-/// The sync of this number.
+/// Returns the sync of this number.
 fn sync_of(disk: &CrashingDisk, number: usize) -> Act {
     let mut syncs = disk.log().into_iter().filter(|act| matches!(act.kind, ActKind::Sync | ActKind::SyncDirectory));
     syncs.nth(number).unwrap()
 }
 
-/// Runs a life whose sync of this number is lost; `None` if it has no such sync. Whether the lives after it came to exact
-/// results.
+/// Runs an incarnation whose sync of this number is lost; `None` if it has no such sync. Returns `true` if the
+/// incarnations after it reached exact results.
 fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool> {
     let (kept, disk) = (Kept::default(), new_disk());
     disk.lose_sync(number, loss);
@@ -110,9 +111,9 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool>
     let what = format!("seed {}: what sync {number} was to keep ({lost}) is lost, {loss:?}", subject.seed);
     let said = outcome.expect_err(&what);
     assert!(said.contains("dropped what was to be kept"), "{what}: {said}");
-    // That names of a directory were dropped can be found out, and not be mended.
+    // Dropped names in a directory can be detected, but not restored.
     let may_be_refused = lost.kind == ActKind::SyncDirectory;
-    // The next life reads what the system still has in memory; then the power goes.
+    // The next incarnation reads what the system still has in memory; then the power fails.
     let (killed, after_loss) = (disk.after_kill(), disk.survivors(0));
     killed.crash_at(40 + 37 * number % 400);
     let (subject, in_memory) = (subject.clone(), kept.fork());
@@ -132,7 +133,7 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
         let subject = Subject::new(200 + seed);
         let some = (seed as usize % stride()..).step_by(stride()).zip(losses());
         ended.extend(some.map_while(|(number, loss)| after_lost_sync(&subject, number, loss)));
-        // The last ones too, when the job has shown everything and closes what it has open.
+        // The last syncs too, when the job has published everything and closes its files.
         let disk = new_disk();
         assert_eq!(subject.run(&Kept::default(), &disk, 1), Ok(Ending::Complete));
         let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
@@ -149,7 +150,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
         let (subject, mut random) = (Subject::new(300 + seed), Rng::with_seed(seed));
         for act in (seed as usize..).step_by(8 * stride()) {
             let (kept, disk) = (Kept::default(), new_disk());
-            // What comes in the last acts before the kill is not listed, for a while, to the next life.
+            // For a while, the next incarnation does not see what the last operations before the kill wrote.
             let hidden = random.usize(1..60);
             disk.hide_from(act);
             disk.crash_at(act + hidden);
@@ -165,7 +166,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
                 if let Err(Verdict::Wrong(_)) = &first {
                     return first;
                 }
-                // Whether that went on or not, the next one sees all.
+                // The next incarnation sees everything, whether that one was refused or not.
                 subject.go_on(&stale, &killed.survivors(0), 2)
             });
             tried += 1;
@@ -175,7 +176,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
     assert!(tried > 10 && exact * 2 > tried, "of {tried} lives {exact} came to exact results");
 }
 
-/// A process that cannot see the last record of a life begins no life.
+/// A process that cannot see the last claim of the state starts no incarnation.
 #[test]
 fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
     let disk = CrashingDisk::new();
@@ -189,7 +190,7 @@ fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() 
     assert_eq!(error, expected);
 }
 
-/// Counts windows into a file, and nothing else: all that two processes can have in common.
+/// Counts windows into a file: everything that two processes can have in common.
 fn count(data: &Data, run: Run) -> Result<Ending, String> {
     let source = data.source();
     let outcome = run.options(small_drift(1_000_000)).run(move |flow| {
@@ -207,7 +208,7 @@ fn count(data: &Data, run: Run) -> Result<Ending, String> {
     outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
 }
 
-/// The lines of the file, sorted.
+/// Returns the lines of the file, sorted.
 fn lines(disk: &CrashingDisk) -> Vec<String> {
     let text = String::from_utf8(disk.bytes(Path::new(CLOSED)).unwrap()).unwrap();
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
@@ -215,7 +216,7 @@ fn lines(disk: &CrashingDisk) -> Vec<String> {
     lines
 }
 
-/// Two processes with one state, as nothing keeps them apart: the one that comes later goes on, the other ends.
+/// Two processes with one state, as locks do not keep them apart: the later one goes on, the other ends.
 #[test]
 fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_itself() {
     let mut overtaken = 0;
@@ -228,7 +229,7 @@ fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_
         }
         let (own, of_earlier) = (disk.clone(), data.clone());
         let earlier = std::thread::spawn(move || count(&of_earlier, on(&own, 1, seed * PACE)));
-        // The later one comes when the earlier one has done so much, or is over.
+        // The later one starts when the earlier one has done so many operations, or has ended.
         while disk.acts() < 60 + 20 * seed as usize && !earlier.is_finished() {
             std::thread::yield_now();
         }
@@ -241,7 +242,7 @@ fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_
             assert!(ended.is_ok() || ended.as_ref().is_err_and(|said| names_a_file(said)), "{what}");
         }
         overtaken += usize::from(earlier.is_err());
-        // Whatever they did to each other, the next life comes to exact results, or is refused.
+        // Whatever they did to each other, the next incarnation reaches exact results, or is refused.
         let end = disk.survivors(1);
         match count(&data, on(&end, 1, seed)) {
             Ok(Ending::Stopped) => panic!("{what}: it stopped"),

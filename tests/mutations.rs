@@ -1,17 +1,17 @@
-//! Mistakes that somebody could make in the engine, each with the test that finds it.
+//! Deliberate mistakes in the engine's sources, each with the test that finds it.
 //!
-//! A guarantee sometimes rests on one word: a sync, a lock, a comparison. Only taking it away shows whether a test
-//! would miss it. Always checked is that each text is in its file exactly once, and that each test is there. To try the
-//! mutations takes a build each, so that is for a person to ask for:
+//! A guarantee sometimes depends on one word: a sync, a lock, a comparison. Only removing it shows whether a test would
+//! find that. It is always checked that each text is in its file exactly once, and that each test exists. Each mutation
+//! needs a build, so they are tried only on request:
 //!
 //! ```text
 //! TIDEGATE_MUTATION=all cargo test --test mutations -- --nocapture      # all of them
 //! TIDEGATE_MUTATION=synced cargo test --test mutations -- --nocapture   # those whose name has this in it
 //! ```
 //!
-//! They are tried in a copy of the sources below `target/mutations`, which is built there: it needs some GB, and the tests
-//! need what they need elsewhere (`strace` for one). First each test is seen to pass without the mutation. Faults that only
-//! the engine's own switch can put in are in `faults`.
+//! They are tried in a copy of the sources below `target/mutations`, which is built there: it needs some GB, and the
+//! tests need what they always need (for example `strace`). Each test must first pass without the mutation. Faults that
+//! need the engine's own switch are in `faults`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::collections::BTreeSet;
@@ -19,13 +19,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A mistake, and what finds it.
+/// A mistake, and the test that finds it.
 struct Mutation {
     name: &'static str,
     file: &'static str,
-    /// Text that is taken away; it is in the file once.
+    /// Text to be replaced; it is in the file once.
     text: &'static str,
-    /// Text that takes its place.
+    /// Replacement.
     instead: &'static str,
     /// The file of the test.
     tests: &'static str,
@@ -197,7 +197,7 @@ fn every_mutation_still_applies_and_is_found_where_it_is_tried() {
     }
 }
 
-/// Copies the sources, where they have changed, so that no more is built than has to be.
+/// Copies the sources that have changed, so that no more is built than necessary.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -214,7 +214,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Runs a test in the copy. What it said, and whether it passed; none if it did not run.
+/// Runs a test in the copy; returns `true` if it passed, `None` if it did not run, and the output.
 fn run(tree: &Path, tests: &str, test: &str) -> (Option<bool>, String) {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(tree).env("CARGO_TARGET_DIR", tree.with_file_name("build")).arg("test");
@@ -224,12 +224,12 @@ fn run(tree: &Path, tests: &str, test: &str) -> (Option<bool>, String) {
     };
     let ended = command.args([test, "--", "--nocapture"]).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
-    // Whatever else is said between the test's name and its outcome.
+    // Other output may stand between the test's name and its outcome.
     let ran = said.contains("running 1 test");
     (ran.then(|| ended.status.success()), said)
 }
 
-/// Tries the mutations whose names have this in them.
+/// Tries the mutations whose names contain this text.
 fn try_those_with(asked: &str) {
     let tree = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("mutations").join("tree");
     copy(root(), &tree);

@@ -1,7 +1,7 @@
 //! Output is a function of the data: of any workers, any epochs, any seals.
 //!
-//! It exists because threads, back-pressure, pausing and snapshots decide what an epoch holds and when it ends; none of
-//! that may be seen in a final result, nor in which records are late.
+//! Threads, back-pressure, pausing and snapshots determine what an epoch contains and when it ends; none of that may
+//! influence a final result, or which records are late.
 
 use fastrand::Rng;
 use tidegate::testing::Run;
@@ -55,7 +55,7 @@ fn pausing_partitions_that_are_ahead_changes_nothing() {
     });
 }
 
-/// Random epochs of a journal, and some between them.
+/// Returns random epochs of a journal, and some between them.
 fn seals(random: &mut Rng, journal: &[tidegate::durable::journal::Frame]) -> Vec<Epoch> {
     let mut seals = Vec::new();
     for frame in journal {
@@ -102,7 +102,7 @@ fn nothing_is_shown_before_it_is_on_record() {
     });
 }
 
-/// The oracle knows nothing of epochs when it judges by data: the same as the history of one epoch, or of one a record.
+/// Without epochs the oracle gets the same results as with one epoch, or with one epoch a record.
 #[test]
 fn the_oracle_agrees_with_itself() {
     let data = Data::random(&mut Rng::with_seed(5), 100);

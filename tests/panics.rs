@@ -1,8 +1,8 @@
-//! A panic on any thread ends the job at once: with exit code 1, and one line that names the thread and the place.
+//! A panic on any thread ends the job at once, with exit code 1 and one line that names the thread and the place.
 //!
-//! It exists because a thread that dies unseen leaves others waiting for ever for what it would have done. Every role that a
-//! thread of the library can have is made to panic, in real programs: a new role does not compile here before it has a case.
-//! And what users write is made to panic wherever it is called, in jobs of some workers, and of some processes.
+//! If a thread died unnoticed, others would wait for it for ever. Every role that a thread of the library can have is
+//! made to panic in real programs: a new role does not compile here before it has a case. User functions are made to
+//! panic wherever they are called, in jobs of several workers and of several processes.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/children.rs"]
@@ -35,12 +35,12 @@ use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// Time limit for a job to end after a panic. It takes some milliseconds where the machine has nothing else to do.
+/// Time limit for a job to end after a panic. It takes some milliseconds if the machine has nothing else to do.
 const AT_MOST: Duration = Duration::from_secs(5);
-/// Time limit for a program's thread to come to the turn in which it panics.
+/// Time limit for a program's thread to reach the turn in which it panics.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A folder with an input that grows while this is kept.
+/// A folder with an input that grows until this is dropped.
 struct Place {
     folder: TempDir,
     over: Arc<AtomicBool>,
@@ -69,7 +69,8 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Starts a program with what is typed, in which `{}` stands for the folder; it is to panic there, if it is to.
+    /// Starts a program with these arguments, in which `{}` stands for the folder; `panic` is the panic to cause, if
+    /// any.
     fn start(&self, program: &str, line: &str, panic: Option<&str>) -> Running {
         let words = line.split_whitespace().map(|word| word.replace("{}", self.folder.path().to_str().unwrap()));
         start_with(program, words, |command: &mut Command| {
@@ -80,13 +81,13 @@ impl Place {
         })
     }
 
-    /// One process that keeps state, and takes many snapshots.
+    /// Starts one process that has state, and takes many snapshots.
     fn alone(&self, panic: &str) -> Vec<Running> {
         let line = "--csv {}/in.csv --out {}/out.csv --state {}/state --epoch 10ms --snapshot-every 1ms -w 2";
         vec![self.start(ACCOUNT_TOTALS, line, Some(panic))]
     }
 
-    /// Two processes; the one of this number is to panic.
+    /// Starts two processes; the one of this number is to panic.
     fn together(&self, panic: &str, panicking: usize, more: &str) -> Vec<Running> {
         children::write_hosts(&self.path("hosts"), 2);
         let line = format!("--csv {{}}/in.csv --out {{}}/out.csv --hostfile {{}}/hosts --epoch 10ms -n 2 {more}");
@@ -104,11 +105,11 @@ impl Drop for Place {
     }
 }
 
-/// Starts programs one of which is to panic, that first.
+/// Starts programs; the first one is to panic.
 type Programs = fn(&Place, &str) -> Vec<Running>;
 
-/// The panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its start), and the
-/// programs.
+/// Returns the panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its
+/// start), and the programs.
 fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
     match role {
         Role::Sink => ("sink totals", &[1, 4], Place::alone),
@@ -126,16 +127,16 @@ fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
         Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
         Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
         Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
-        // Before it has come to process 0, that cannot know what became of it, and waits.
+        // Before it has joined process 0, that cannot know what happened to it, and waits.
         Role::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
-        // It begins where the workers have ended.
+        // The thread starts when the workers have ended.
         Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
         Role::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
             let broker = EmbeddedBroker::start().unwrap();
             broker.create_topic("transaction", 2).unwrap();
             let line = format!("--brokers {} --out {{}}/out.csv", broker.servers());
             let running = place.start(ACCOUNT_TOTALS, &line, Some(panic));
-            // It has to be there as long as the program.
+            // The broker must exist as long as the program.
             std::mem::forget(broker);
             vec![running]
         }),
@@ -156,13 +157,13 @@ fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
     }
 }
 
-/// The milliseconds since 1970 that stand in the message of a panic that a test wants.
+/// Returns the time in the message of a deliberate panic, in milliseconds since 1970.
 fn moment(said: &str) -> u128 {
     let (_, rest) = said.split_once("as the test wants it, at ").unwrap_or_else(|| panic!("no moment: {said}"));
     rest.split_once(" ms").unwrap().0.parse().unwrap()
 }
 
-/// The one line of a program that has failed.
+/// Returns the only error line of a failed program.
 fn error(ended: &Ended) -> String {
     assert_eq!(ended.status.code(), Some(1), "{:?}:\n{}", ended.status, ended.stderr);
     let lines: Vec<_> = ended.stderr.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
@@ -181,7 +182,7 @@ fn ends_by_a_panic(roles: &[Role]) {
             for running in programs(&place, &panic) {
                 said.push(error(&running.end_within(LIMIT)));
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
-                // The one that panics is the first, and all others tell what it says.
+                // The process that panics is the first, and all others report its message.
                 let took = now.saturating_sub(moment(&said[said.len() - 1]));
                 assert!(took < AT_MOST.as_millis(), "{panic}: it took {took} ms:\n{said:#?}");
             }
@@ -226,14 +227,14 @@ fn every_role_is_made_to_panic() {
     }
 }
 
-/// A record of users, whose functions panic at one value.
+/// A record whose user-defined functions panic at one value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 struct Click {
     user: u64,
     at_ms: i64,
 }
 
-/// The user at whom something goes wrong.
+/// The user at whom a function panics.
 const WRONG: u64 = 4_321;
 
 fn bad(user: u64) -> u64 {
@@ -241,7 +242,8 @@ fn bad(user: u64) -> u64 {
     user
 }
 
-/// A record that, for one user, cannot be serialized as text: it fails when written, not when moved between workers.
+/// A record that cannot be serialized as text for one user: it fails when it is written, not when it moves between
+/// workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 struct Row {
     user: Told,
@@ -294,8 +296,8 @@ type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 /// Makes a query that writes to a path, if it writes files.
 type Make<'a> = &'a dyn Fn(PathBuf) -> Query;
 
-/// Runs a query that panics, on one worker, on two, and in two processes: what it says. In one process it keeps state, if it
-/// can.
+/// Runs a query that panics on one worker, on two, and in two processes; returns the errors. In one process it has a
+/// state, if `keeps`.
 fn says_of_a_panic(keeps: bool, make: Make<'_>) -> Vec<String> {
     let mut said = Vec::new();
     for workers in [1, 2] {
@@ -311,7 +313,7 @@ fn says_of_a_panic(keeps: bool, make: Make<'_>) -> Vec<String> {
     said
 }
 
-/// Likewise in two processes, both of them in this one.
+/// Runs it in two processes, both of them in this one.
 fn says_of_a_panic_between(make: Make<'_>) -> [String; 2] {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
@@ -368,7 +370,7 @@ fn a_row_that_panics_when_a_file_is_written_ends_the_job() {
 fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
     let broker = EmbeddedBroker::start().unwrap();
     ["rows", "clicks"].into_iter().for_each(|topic| broker.create_topic(topic, 1).unwrap());
-    // The broker in memory creates no topic that it is asked for, such as that of a sink's progress.
+    // The broker in memory does not create topics on request, such as that of a sink's progress.
     panics_on("sink out`", false, &|_out| {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {

@@ -1,15 +1,15 @@
-//! The system calls of a job with state are in an order that a loss of power cannot harm: `OsDisk` keeps what [`Disk`]
-//! promises, and what tests on a disk in memory take for granted.
+//! The system calls of a job with state are in an order that is safe against a loss of power: `OsDisk` keeps what
+//! [`Disk`] promises, and what tests on a disk in memory assume.
 //!
-//! A query runs under `strace`, and what it asked of the kernel is checked:
+//! A query runs under `strace`, and its system calls are checked:
 //!
-//! * what gets its name by a rename or a link was synced after it was last written, and the directory is synced next;
+//! * a file that gets its name by a rename or a link was synced after its last write, and the directory is synced next;
 //! * a file of the journal has its name synced before anything but its header is written, and is synced between writes;
-//! * a segment is synced after it was last written, and then its directory;
-//! * rows of results are synced before a commit says that they are shown;
-//! * a directory that is made is synced into the one above before anything is in it.
+//! * a segment is synced after its last write, and then its directory;
+//! * rows of results are synced before a commit file publishes them;
+//! * the parent of a new directory is synced before anything is created in it.
 //!
-//! Without `strace` the test is skipped, loudly; with `CI=true` it fails.
+//! Without `strace` the test is skipped with a line on standard error; with `CI=true` it fails.
 //!
 //! [`Disk`]: tidegate::durable::disk::Disk
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
@@ -33,20 +33,20 @@ const CALLS: &str = "openat,creat,mkdir,mkdirat,write,pwrite64,ftruncate,fsync,f
 /// A successful system call of a thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
-    /// A file is made, or opened so that it would be.
+    /// A file is created, or opened so that it would be.
     Create(PathBuf),
     MakeDirectory(PathBuf),
     /// Bytes or the length of a file are changed.
     Write(PathBuf),
     Sync(PathBuf),
-    /// A file gets another name.
+    /// A file is renamed or linked.
     Name(PathBuf, PathBuf),
 }
 
-/// A thread's call.
+/// A call with the id of its thread.
 type Traced = (u32, Call);
 
-/// Reads what `strace -f -y` has written, in the order in which calls returned.
+/// Parses the output of `strace -f -y`, in the order in which calls returned.
 fn calls(trace: &str, below: &Path) -> Vec<Traced> {
     let mut unfinished = BTreeMap::<u32, String>::new();
     let mut calls = Vec::new();
@@ -76,10 +76,10 @@ fn calls(trace: &str, below: &Path) -> Vec<Traced> {
     calls
 }
 
-/// Returns the call of a line, if it is one of those that matter.
+/// Returns the call of a line; `None` if the rules do not concern it.
 fn call(line: &str) -> Option<Call> {
     let (name, arguments) = line.split_once('(')?;
-    // A path in quotes, or behind a descriptor.
+    // A path in quotes, or after a descriptor.
     let quoted: Vec<PathBuf> = arguments.split('"').skip(1).step_by(2).map(PathBuf::from).collect();
     let descriptor = || {
         let path = arguments.split_once('<')?.1.split_once('>')?.0;
@@ -103,11 +103,11 @@ fn name_of(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Returns the mistakes in an order of calls; empty if it is right.
+/// Returns the violations of the rules in a sequence of calls.
 fn wrong(calls: &[Traced]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, (thread, call)) in calls.iter().enumerate() {
-        // What the same thread does later, and did before.
+        // Earlier and later calls of the same thread.
         let later = || calls[at + 1..].iter().filter(|(other, _)| other == thread).map(|(_, call)| call);
         let before = || calls[..at].iter().filter(|(other, _)| other == thread).map(|(_, call)| call).rev();
         let next_names = |directory: &Path| {
@@ -144,7 +144,7 @@ fn wrong(calls: &[Traced]) -> Vec<String> {
     wrong
 }
 
-/// Returns the mistake, if any, in the calls that follow the making of a file of the journal: header, sync, sync of the
+/// Returns the violation, if any, in the calls after the creation of a file of the journal: header, sync, sync of the
 /// name, and then writes each with a sync.
 fn wrong_journal<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Option<String> {
     let directory = path.parent().unwrap();
@@ -167,7 +167,7 @@ fn wrong_journal<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Opti
     (!begun || !in_pairs).then(|| format!("{}: {kinds:?}", path.display()))
 }
 
-/// Returns the mistake, if any, in the calls that follow the making of a segment: a sync after its last write, then one
+/// Returns the violation, if any, in the calls after the creation of a segment: a sync after its last write, then one
 /// of its name.
 fn wrong_segment<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Option<String> {
     let later: Vec<_> = later.collect();
@@ -177,7 +177,7 @@ fn wrong_segment<'a>(path: &Path, later: impl Iterator<Item = &'a Call>) -> Opti
     (!follows).then(|| format!("{} is not synced and named: {:?}", path.display(), later.get(last + 1..last + 3)))
 }
 
-/// `true` if `strace`, which traces system calls, is there.
+/// Returns `true` if `strace`, which traces system calls, is installed.
 fn has_strace() -> bool {
     let has = std::process::Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if has.is_ok_and(|ended| ended.status.success()) {
@@ -203,7 +203,7 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
     let mut arguments = vec!["-f", "-y", "-qq", "-s", "0", "-e", "signal=none", "-o", &trace];
     let calls_traced = format!("trace={CALLS}");
     arguments.extend(["-e", &calls_traced, ACCOUNT_TOTALS, "--ndjson", &input, "--out", &out, "--state", &state]);
-    // Many snapshots, so that segments are merged, and as many epochs as there can be.
+    // Many snapshots, so that segments are merged, and as many epochs as possible.
     let paced = ["--snapshot-every", "10ms", "--epoch", "5ms", "--in-flight", "1MiB", "--until-end", "-w", "8"];
     arguments.extend(paced);
     run("strace", &arguments).code(0);
@@ -211,7 +211,7 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
     let calls = calls(&fs::read_to_string(&trace).unwrap(), &folder);
     let found = wrong(&calls);
     assert!(found.is_empty(), "{} of {} calls: {:#?}", found.len(), calls.len(), &found[..found.len().min(10)]);
-    // All that there are rules for was there.
+    // There was a call for each of the rules.
     let mut seen = BTreeSet::new();
     for (_, call) in &calls {
         seen.insert(match call {
@@ -240,7 +240,7 @@ fn what_a_job_asks_of_the_kernel_is_safe_from_a_loss_of_power() {
     assert!(missing.is_empty(), "there was no {missing:?}");
 }
 
-/// The rules bite: an order in which one call is missing is found wrong.
+/// The rules detect violations: a sequence in which one call is missing is rejected.
 #[test]
 fn an_order_of_calls_in_which_a_sync_is_missing_is_wrong() {
     let path = |name: &str| PathBuf::from("/s").join(name);

@@ -1,8 +1,8 @@
-//! Several processes are one job: their results are those of the data, they agree on what they run before they run it, and
-//! when one is gone all others end, with one line that names it.
+//! Several processes are one job: their results are those of the data, they check that they run the same query before
+//! they run it, and when one is gone all others end, with one line that names it.
 //!
-//! First in memory, where the processes are jobs of one test that are connected as processes are; then the programs that
-//! users run, killed and started again by `tidegate up`.
+//! The first tests run in memory, as jobs of one test that are connected like processes; then come the programs that
+//! users run, killed and restarted by `tidegate up`.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/children.rs"]
@@ -37,7 +37,7 @@ use transactions::{COLUMNS, csv_of, rows_of, same_rows};
 
 const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
-/// Processes, and workers in each.
+/// Numbers of processes, and of workers in each.
 const SHAPES: [(usize, usize); 3] = [(2, 1), (2, 2), (3, 1)];
 const KINDS: [Windows; 4] = [
     Windows::Tumbling { size: 10, offset: 3 },
@@ -60,7 +60,7 @@ fn results_are_those_of_the_data_on_any_number_of_processes() {
     });
 }
 
-/// A job that would run for ever, as one process of those at these addresses.
+/// Runs a job that does not end by itself, as one process of a cluster.
 fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::Report> {
     let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     Job::new("endless").cluster(cluster).run(move |flow| {
@@ -81,7 +81,7 @@ fn who_does_not_come_is_named() {
     says(&Cluster::new(2, addresses).unwrap_err().to_string(), &["there is no process 2 of 2"]);
 }
 
-/// A folder with an input, and the hosts of some processes.
+/// A folder with an input, and a hostfile of some processes.
 struct Place {
     folder: TempDir,
     rows: Vec<transactions::Transaction>,
@@ -104,7 +104,7 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// How many snapshots of the state there are.
+    /// Returns the number of snapshots of the state.
     fn snapshots(&self) -> usize {
         fs::read_dir(self.path("state/manifests")).map_or(0, Iterator::count)
     }
@@ -145,7 +145,7 @@ fn answers_of_programs_are_those_of_sql_on_several_processes() {
         if query.judges() {
             same_rows(&rows_of(&place.path("late.csv"), &COLUMNS), &query.late(&database, 0));
         }
-        // The first speaks for all, and its figures are those of all.
+        // The first process reports for all, and its figures are those of all.
         let [read, accepted, rejected] = ended[0].figures("transactions: ")[..] else { panic!("{}", ended[0].stderr) };
         assert_eq!((read, accepted, rejected), (8_000, 8_000, 0));
         assert!(!ended[1].stderr.contains("transactions: "), "{}", ended[1].stderr);
@@ -211,7 +211,7 @@ fn when_a_process_is_killed_the_others_end_with_a_line_that_names_it_and_a_new_s
 
 #[test]
 fn what_one_process_fails_with_all_end_with() {
-    // The input is not there: only the first process reads it.
+    // The other process works without the input: only the first process reads it.
     let place = Place::new(2, 500, 2);
     fs::remove_file(place.path("in.csv")).unwrap();
     let all: Vec<_> = (0..2).map(|process| place.start(TOTALS, process, 2, "")).collect();
@@ -275,11 +275,11 @@ fn up_starts_all_again_whenever_one_is_killed_and_results_are_exact() {
 #[test]
 fn up_ends_with_the_first_failures_exit_code_when_starting_again_does_not_help() {
     let place = Place::new(4, 500, 1);
-    // Wrong usage is for the user to mend.
+    // Wrong usage must be fixed by the user.
     let ended = up(&place, "-n 2", "--state {}/state --accept").end();
     ended.code(2);
     assert!(ended.stderr.contains("that is for you to mend"), "{}", ended.stderr);
-    // Without a state nothing is started again.
+    // Without a state there is no restart.
     fs::remove_file(place.path("in.csv")).unwrap();
     let ended = up(&place, "-n 2", "").end();
     ended.code(1);
@@ -302,7 +302,7 @@ fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anyth
     let (temporary, victim) = (place.path("tmp"), place.path("victim"));
     fs::create_dir(&temporary).unwrap();
     fs::write(&victim, "not to be overwritten").unwrap();
-    // A stranger's links, by all names that can be foreseen: of the ids that are next.
+    // Another user's links, under all names that can be predicted: those of the next process ids.
     let next = std::process::id();
     for id in next..next + 20_000 {
         symlink(&victim, temporary.join(format!("tidegate-up-{id}.hosts"))).unwrap();
@@ -328,7 +328,7 @@ fn up_tells_its_processes_what_they_need_where_nobody_else_can_put_or_read_anyth
     for file in &files {
         assert_eq!(mode(file), 0o600, "{file:?}");
     }
-    // Both processes were told the secret's file, and no command line holds the secret.
+    // Both processes got the path of the secret's file, and no command line contains the secret.
     let secret = fs::read_to_string(folder.join("secret")).unwrap();
     assert!(secret.trim().len() >= 32);
     for (_, line) in children(place.folder.path()) {

@@ -1,6 +1,6 @@
-//! The query programs do what their `--help` says, whoever looks from outside: files in, files and figures and exit
-//! codes out. What comes out is compared, row for row, with totals that are computed here from the rows that went in, so
-//! that an error in the engine, in a format or in a flag has nowhere to hide.
+//! The query programs do what their `--help` says, seen from outside: files in; files, figures and exit codes out.
+//! Outputs are compared, row for row, with totals that are computed here from the input, so that an error in the
+//! engine, in a format or in a flag is found.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/run.rs"]
@@ -26,7 +26,7 @@ use transactions::{
 const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
 
-/// A folder of a test's own.
+/// A temporary folder.
 struct Folder(TempDir);
 
 impl Folder {
@@ -38,7 +38,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// A file with this text: its path.
+    /// Creates a file with this text; returns its path.
     fn file(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         fs::write(self.path(name), text).unwrap();
         self.at(name)
@@ -49,7 +49,7 @@ impl Folder {
     }
 }
 
-/// Runs `account_totals` with what is typed, in which `{}` stands for the folder.
+/// Runs `account_totals` with these arguments, in which `{}` stands for the folder.
 #[track_caller]
 fn totals(folder: &Folder, line: &str) -> Ended {
     run(ACCOUNT_TOTALS, typed(folder, line))
@@ -59,7 +59,7 @@ fn typed(folder: &Folder, line: &str) -> Vec<String> {
     line.split_whitespace().map(|word| word.replace("{}", folder.0.path().to_str().unwrap())).collect()
 }
 
-/// Fails unless the summary's figures are the expected ones, and so add up.
+/// Fails unless the summary's figures are the expected ones, and add up.
 #[track_caller]
 fn check_figures(ended: &Ended, expected: &Expected, rejected: u64) {
     let (late, rows) = (expected.late.len() as u64, expected.totals.len() as u64);
@@ -150,7 +150,7 @@ fn columns_may_be_in_any_order_with_others_between_them() {
         check_figures(ended.code(0), &expected, 0);
         check_totals(&folder.path("out.csv"), &expected);
     }
-    // JSON objects, likewise; their fields that nobody asks for may be of any kind.
+    // The same as JSON objects; fields that are not read may have any type.
     let line = |row: &Transaction| {
         let rest = json_of(row).split_off(1);
         format!("{{\"extra\": {{\"a\": [1, null, \"\\n\"]}}, \t{rest}\r\n")
@@ -174,7 +174,7 @@ fn more_disorder_is_allowed_when_it_is_asked_for() {
     }
 }
 
-/// Literal, so that nothing that both sides get wrong the same way passes.
+/// Literals, so that an error which this test would share with the engine is found.
 #[test]
 fn results_look_as_they_are_documented() {
     let folder = Folder::new();
@@ -249,7 +249,7 @@ fn an_existing_file_is_replaced() {
     assert_eq!(fs::read_to_string(folder.path("rejects.ndjson")).unwrap(), "");
 }
 
-/// The input is not a results file, however it is named.
+/// The input is never written to, whatever path names it.
 #[test]
 fn the_input_is_never_written_to() {
     let folder = Folder::new();
@@ -294,7 +294,7 @@ fn two_outputs_do_not_share_a_file() {
     says(ended.error(2), &["a.csv", "are one file"]);
 }
 
-/// Bad records among good ones, each of which is on a line of its own, or on two.
+/// Bad records among good ones, each on a line of its own, or on two.
 #[test]
 fn rejects_are_exactly_the_rejected_records_with_their_places() {
     let folder = Folder::new();
@@ -358,7 +358,7 @@ fn a_file_without_records_gives_files_with_headers() {
     }
 }
 
-/// The balances that remain when all changes are taken in, in the file's order. At no time has a holder two.
+/// Returns the balances that remain after all changes, in the file's order. At no time has a holder two.
 fn balances_of(path: &Path) -> BTreeMap<String, i128> {
     let mut now = BTreeMap::<String, Vec<i128>>::new();
     for row in rows_of(path, &["holder", "balance_cents", "diff"]) {
@@ -382,7 +382,7 @@ fn balances_of(path: &Path) -> BTreeMap<String, i128> {
 fn balances_are_right_in_the_end_and_add_up_to_nothing_all_the_time() {
     let folder = Folder::new();
     let mut rows = wild(11, 6_000);
-    // Somebody who pays himself.
+    // An account that pays itself.
     rows.iter_mut().step_by(100).for_each(|row| row.merchant = row.account.clone());
     folder.file("in.csv", csv_of(&rows, &COLUMNS));
     folder.file("in.ndjson", ndjson_of(&rows));
@@ -477,7 +477,7 @@ impl Growing {
     }
 }
 
-/// Waits until the results file has so many rows.
+/// Waits until the results file has this many rows.
 #[track_caller]
 fn until_rows(running: &mut Running, path: &Path, count: usize) -> Vec<Vec<String>> {
     running.until(&format!("{count} rows"), |_| {
@@ -497,7 +497,7 @@ fn a_growing_file_is_followed_and_windows_are_shown_when_they_close() {
     input.append("ant,amount_cents,currency,at_ms\n");
     let mut rows = vec![at(0, 0), at(9, 1), at(11, 2)];
     rows.iter().for_each(|row| input.append(&text(row)));
-    // 12 s closes the first window, as records may be 2 s behind; half a line does nothing yet.
+    // 12 s closes the first window, as records may be 2 s late; an incomplete line has no effect yet.
     let closing = text(&at(12, 3));
     let (half, rest) = closing.split_at(closing.len() - 4);
     input.append(half);
@@ -515,7 +515,7 @@ fn a_growing_file_is_followed_and_windows_are_shown_when_they_close() {
     running.signal(Signal::SIGTERM);
     let ended = running.end();
     assert!(ended.code(143).stdout.is_empty());
-    // The window that is still open was not shown.
+    // The window that is still open was not published.
     same_rows(&rows_of(&folder.path("out.csv"), &TOTALS), &expected(&rows, 4));
     assert_eq!(rows_of(&folder.path("late.csv"), &COLUMNS).len(), 1);
     assert_eq!(ended.figures("transactions: "), [10, 10, 0]);

@@ -1,5 +1,5 @@
 //! The query programs on topics of a real broker: the figures are those of the records, whatever the number of workers,
-//! whatever partitions come, and whatever becomes of the broker meanwhile. An embedded broker is too kind for this.
+//! and whatever happens to partitions and to the broker meanwhile. An embedded broker is too simple for this.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -51,7 +51,7 @@ fn send_rows(broker: &Broker, topic: &str, partitions: &[Vec<Transaction>]) {
     }
 }
 
-/// All messages of a topic.
+/// Returns all messages of a topic.
 fn read_all(broker: &Broker, topic: &str) -> Vec<String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &broker.servers).set("group.id", "nobody");
@@ -73,7 +73,7 @@ fn read_all(broker: &Broker, topic: &str) -> Vec<String> {
     messages
 }
 
-/// Deals rows out to partitions, in order.
+/// Distributes rows over partitions, in order.
 fn dealt(rows: Vec<Transaction>, count: usize) -> Vec<Vec<Transaction>> {
     let mut partitions = vec![Vec::new(); count];
     rows.into_iter().for_each(|row| partitions[row.id as usize * 7 % 11 % count].push(row));
@@ -84,7 +84,7 @@ fn expected_of(partitions: &[Vec<Transaction>]) -> Expected {
     expected(partitions.iter().map(Vec::as_slice), DISORDER_MS)
 }
 
-/// What is typed, with the broker and the topic.
+/// Returns the arguments, with the broker and the topic.
 fn typed(broker: &Broker, topic: &str, folder: &Path, line: &str) -> Vec<String> {
     let head = ["--brokers", &broker.servers, "--topic", topic].map(String::from);
     let rest = line.split_whitespace().map(|word| word.replace("{}", folder.to_str().unwrap()));
@@ -194,7 +194,7 @@ fn totals_written_to_a_topic_read_back_equal() {
                 TOTALS.map(|name| row[name].as_str().map_or_else(|| row[name].to_string(), String::from)).to_vec()
             })
             .collect();
-        // Sums beyond 64 bits are integers too, but not all readers of JSON can hold them.
+        // Sums beyond 64 bits are integers too, but not all readers of JSON support them.
         let sums = |rows: &[Vec<String>]| {
             let narrow = |row: &Vec<String>| row[4].parse::<i64>().is_ok();
             rows.iter().filter(|row| narrow(row)).cloned().collect::<Vec<_>>()
@@ -216,14 +216,14 @@ fn until_rows(running: &mut Running, path: &Path, expected: &Expected) {
     same_rows(&found[1..], &expected);
 }
 
-/// What is final when each partition has had a record at `end_ms`, which stays in an open window.
+/// Returns the final results when each partition has had a record at `end_ms`, which stays in an open window.
 fn closed(partitions: &[Vec<Transaction>], end_ms: i64) -> Expected {
     let mut all = expected_of(partitions);
     all.totals.retain(|total| total.start_ms + transactions::SIZE_MS <= end_ms - DISORDER_MS);
     all
 }
 
-/// A record for each partition that closes what is before it.
+/// Returns a record for each partition that closes all earlier windows.
 fn closing(end_ms: i64, partitions: usize) -> Vec<Vec<Transaction>> {
     (0..partitions).map(|partition| vec![Transaction::new(partition as u64, "end", 1, end_ms)]).collect()
 }
@@ -251,7 +251,7 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     let end = after.last().unwrap().at_ms + 60_000;
     let mut more = dealt(after, 3);
     append(&mut more, &closing(end, 3));
-    // The new one first: what it has is on time only while the others hold its windows open.
+    // The new one first: its records are on time only while the other partitions hold their windows open.
     send(broker, &topic, 2, more[2].iter().map(json_of));
     let there = partitions.iter().chain([&more[2]]).map(Vec::len).sum::<usize>();
     running.until("progress with the records of the new partition", |running| {
@@ -267,7 +267,7 @@ fn a_partition_that_is_added_while_a_query_runs_is_found() {
     check_figures(running.end().code(130), &expected_of(&partitions), 0);
 }
 
-/// A burst of one account, which is in one of four partitions, and then silence: what a new user's topic looks like.
+/// A burst of one account, which is in one of four partitions, and then silence: a new user's typical topic.
 #[test]
 fn windows_of_a_burst_close_after_the_idle_time_also_on_many_workers_and_after_a_kill() {
     let Some(broker) = Broker::shared() else { return };
@@ -301,7 +301,7 @@ fn windows_of_a_burst_close_after_the_idle_time_also_on_many_workers_and_after_a
         until_rows(&mut running, &out, &expected);
         running.kill();
         running.end_or_killed();
-        // Started again while all is silent, it shows nothing twice.
+        // Restarted while everything is silent, it publishes nothing twice.
         let mut running = start(ACCOUNT_TOTALS, line(first, "1s"));
         send(broker, &topic, 0, [json_of(&Transaction::new(500, "the second", 1, rows[499].at_ms + 60_000))]);
         let mut more = partitions.clone();
@@ -340,7 +340,7 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     append(&mut partitions, &closing(middle, 4));
     let line = "-w 2 --out {}/out.csv --epoch 20ms";
     let mut running = start(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), line));
-    // Killed while records come and results go.
+    // The broker is killed while records arrive and results are published.
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| send_slowly(&broker.servers, &topic, &partitions));
         running.until("results", |_| (fs::metadata(&out).ok()?.len() > 10_000).then_some(()));
@@ -360,7 +360,7 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     check_figures(running.end().code(143), &expected_of(&partitions), 0);
     same_rows(&rows_of(&out, &TOTALS), &closed(&partitions, end).rows());
 
-    // And one that does not come back is told, where a query starts.
+    // A broker that does not come back is reported when a query starts.
     broker.kill();
     let begun = Instant::now();
     let ended = run(ACCOUNT_TOTALS, typed(&broker, &topic, folder.path(), "--until-end"));
@@ -368,7 +368,7 @@ fn a_broker_that_stops_and_comes_back_loses_nothing_and_doubles_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
 }
 
-/// The whole way: a file into a topic, the topic through a query and into a copy, and the copy through the query again.
+/// A file is produced to a topic, the topic is read by a query and by a copy, and the copy is read by the query again.
 #[test]
 fn what_is_produced_is_consumed_and_queried_alike() {
     let Some(broker) = Broker::shared() else { return };
@@ -392,7 +392,7 @@ fn what_is_produced_is_consumed_and_queried_alike() {
     check_figures(run(ACCOUNT_TOTALS, line).code(0), &expected, 0);
     check_totals(&here("totals.csv"), &expected);
 
-    // What is added later is added to the copy, by a consumer that keeps its place; one stopped in between.
+    // Later messages are added to the copy by a consumer with a state; one run of it is stopped in between.
     tool("consume --topic round-trip --out {}/kept.csv --state {}/state --until-end").code(0);
     let more: Vec<_> = rows.iter().map(|row| Transaction { id: row.id + 10_000, ..row.clone() }).collect();
     fs::write(here("more.ndjson"), ndjson_of(&more)).unwrap();

@@ -1,7 +1,7 @@
-//! After a crash at any moment a job goes on, and its results are those of a run without one.
+//! After a crash at any moment a job resumes, and its results are those of a run without a crash.
 //!
-//! It exists because this is what state is for. The data are random; a run crashes at a random act of the disk, and goes
-//! on with what survived, on another number of workers, which may crash again.
+//! The data are random; a run crashes at a random operation of the disk, and resumes from what survived, on another
+//! number of workers, which may crash again.
 
 use fastrand::Rng;
 use tidegate::job::{Ending, Stop};
@@ -30,14 +30,14 @@ fn a_run_that_crashes_goes_on_to_the_same_results() {
     for_seeds(40, |seed| check_crashes(seed, Run::new));
 }
 
-/// Partitions fall silent and wake, and between turns all are idle: the watermark is then where the farthest has come, in every
-/// life.
+/// Partitions become idle and wake, and between turns all are idle: the watermark is then the greatest of the
+/// partitions' watermarks, in every incarnation.
 #[test]
 fn a_run_whose_partitions_fall_silent_and_wake_goes_on_after_crashes() {
     for_seeds(15, |seed| check_crashes_of(&Data::in_turns(seed, 150), (seed, Rng::with_seed(seed)), Run::new));
 }
 
-/// A run that was stopped cleanly has shown all that it bound, and has nothing to repeat.
+/// A run that was stopped cleanly has published everything that it committed, and has nothing to replay.
 #[test]
 fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
     for_seeds(10, |seed| {

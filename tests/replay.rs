@@ -1,7 +1,7 @@
 //! Equal journals give equal output, epoch by epoch, on any number of workers.
 //!
-//! It exists because after a crash the epochs since the last snapshot are run again, perhaps on other workers; sinks
-//! drop what they have shown already, which is only right if it is the same again.
+//! After a crash the epochs since the last snapshot are replayed, perhaps on other workers; sinks drop what they have
+//! published already, which is only right if it is the same again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use common::turns::epochs_of_silence;
 
 const TUMBLING: Windows = Windows::Tumbling { size: 20, offset: 0 };
 
-/// The windows of both streams as one, by the data.
+/// Returns the windows of both streams, chosen by the data.
 fn windows(data: &(Data, Data)) -> Windows {
     checks::windows_of(&data.0)
 }
 
-/// Runs two sources: each by itself, and both as one.
+/// Runs two sources: the first one alone, and both concatenated.
 fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
     let views = [Views::default(), Views::default()];
     let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
@@ -45,7 +45,7 @@ fn run(data: &(Data, Data), run: Run) -> Result<([Views; 2], Outcome), String> {
     Ok((views, outcome.map_err(|error| error.to_string())?))
 }
 
-/// All that was shown, by sink and epoch.
+/// Everything that was published, by sink and epoch.
 type Shown = Vec<BTreeMap<Epoch, Vec<String>>>;
 
 fn shown(views: &[Views; 2]) -> Shown {
@@ -69,7 +69,7 @@ fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
     Ok(())
 }
 
-/// A journal without frames in which nothing was bound.
+/// Returns a journal without the frames that commit nothing.
 fn bound(journal: &[Frame]) -> Vec<Frame> {
     journal.iter().filter(|frame| !frame.bounds.is_empty()).cloned().collect()
 }
@@ -84,7 +84,7 @@ fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
         if again.journal != bound(&journal) {
             return Err(format!("the journal of {workers} workers:\n{:?}\n is not\n{journal:?}", again.journal));
         }
-        // Epochs without input are not repeated.
+        // Epochs without input are not replayed.
         let mut report = again.report;
         report.summary.epochs = outcome.report.summary.epochs;
         if report != outcome.report {
@@ -98,7 +98,7 @@ fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {
     }
     let (views, _) = run(data, Run::new().workers(2).journal(twice))?;
     same("the journal of a replay", &shown(&views), &first)?;
-    // And it is not equally wrong.
+    // The output is also correct, not only the same.
     let history = |index, data: &Data, name| data.history(index, &oracle::steps(&journal, name));
     let both = oracle::concat(&history(0, &data.0, "one"), &history(1, &data.1, "two"));
     compare(&views[1], &oracle::windowed(&both, windows(data), |deal| deal.key, totals))

@@ -1,8 +1,8 @@
-//! State belongs to keys, never to workers: a state of any number of workers, in any number of processes, goes on with any
-//! other, and its results are those of one life on one worker.
+//! State belongs to keys, never to workers: a state of any number of workers, in any number of processes, resumes with
+//! any other, and its results are those of one incarnation on one worker.
 //!
-//! Lives on 1, 2 and 4 workers follow each other at random, in 1, 2 or 4 processes, each ended by a stop or by a kill; what
-//! an epoch had shown it shows again when it is repeated, on however many workers.
+//! Incarnations on 1, 2 and 4 workers follow each other at random, in 1, 2 or 4 processes, each ended by a stop or by a
+//! kill; a replayed epoch has the same output, on any number of workers.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use std::time::Duration;
@@ -17,12 +17,12 @@ use common::kept::{Kept, files, new_disk, on, steady};
 use common::oracle::Windows;
 
 const WORKERS: [usize; 3] = [1, 2, 4];
-/// Processes, and workers in each.
+/// Numbers of processes, and of workers in each.
 const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2, 2)];
-/// How many lives are cut short at most.
+/// Maximum number of incarnations that are cut short.
 const LIVES: usize = 12;
 
-/// Runs a life that is stopped when so many epochs of closed rows have been shown in all, or at its end.
+/// Runs an incarnation that is stopped when closed rows of so many epochs have been published in total, or at its end.
 fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<Report, String> {
     let (stop, over) = (Stop::default(), Stop::default());
     let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
@@ -45,7 +45,7 @@ fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
         let data = match seed % 3 {
             0 => Data::random(&mut random, 150),
             1 => steady(seed, 150),
-            // Partitions fall silent and wake, and sometimes all of them are silent.
+            // Partitions become idle and wake, and sometimes all of them are idle.
             _ => Data::in_turns(seed, 150),
         };
         let (expected, kept, mut disk) = (Kept::plain(&data)?, Kept::default(), new_disk());
@@ -81,7 +81,7 @@ fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
     });
 }
 
-/// What a step of a report has loaded, and what it has counted, loaded rows included.
+/// Returns the number of rows that a step has loaded, and of records that it has counted, loaded rows included.
 fn of_step(report: &Report, name: &str) -> (u64, u64) {
     let step = report.summary.steps.iter().find(|step| step.name == name).unwrap();
     (step.loaded, step.counted)
@@ -92,7 +92,8 @@ fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
     for_seeds(12, |seed| {
         let (data, kept, disk) = (steady(seed, 200), Kept::default(), new_disk());
         if matches!(checks::windows_of(&data), Windows::Sliding { .. } | Windows::Cumulative { .. }) {
-            // A record counts in several of them: what is kept cannot be told from what is shown.
+            // A record counts in several windows: the number of stored records cannot be derived from the published
+            // rows.
             return Ok(());
         }
         let report = stopped(&kept, &data, on(&disk, 4, seed * 16), 2 + seed as usize % 4)?;
@@ -108,7 +109,7 @@ fn every_row_of_a_state_is_loaded_once_by_any_number_of_workers() {
         for workers in WORKERS {
             let (kept, disk): (Kept, CrashingDisk) = (kept.fork(), disk.after_kill());
             let report = stopped(&kept, &data, on(&disk, workers, seed), 0)?;
-            // Windows that closed at the very epoch of the snapshot are loaded, and close again.
+            // Windows that closed exactly at the snapshot's epoch are loaded, and close again.
             let loaded = (of_step(&report, "ever").0, of_step(&report, "counts").0);
             let wanted = (ever, counts);
             assert!(

@@ -1,8 +1,8 @@
-//! Signals and pipes: how programs end when they are asked to, and when whoever reads what they say goes away.
+//! Signals and pipes: programs end cleanly when they are asked to, and cope with readers of their output that go away.
 //!
-//! It exists because service managers, wrappers and terminals differ in how they end a program: they signal a whole group, so
-//! that a request comes twice; they hang up; they close pipes; and they do not wait long for a program that has not begun. The
-//! exit codes 130 and 143 are a promise: all that was read is in the last snapshot.
+//! Service managers, wrappers and terminals differ in how they end a program: they signal a whole group, so that a
+//! request arrives twice; they hang up; they close pipes; and they do not wait long for a program that has not begun.
+//! The exit codes 130 and 143 are a promise: everything that was read is in the last snapshot.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/children.rs"]
@@ -30,8 +30,8 @@ const ACCOUNT_TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 
-/// Time limit for a program to end that has nothing to finish. It takes half a second where the machine has nothing
-/// else to do.
+/// Time limit for a program to end that has nothing to finish. It takes half a second if the machine has nothing else
+/// to do.
 const AT_ONCE: Duration = Duration::from_secs(6);
 
 /// A folder with an input.
@@ -52,7 +52,7 @@ impl Place {
         line.split_whitespace().map(|word| word.replace("{}", self.0.path().to_str().unwrap())).collect()
     }
 
-    /// Starts a program with what is typed, in which `{}` stands for the folder.
+    /// Starts a program with these arguments, in which `{}` stands for the folder.
     fn start(&self, program: &str, line: &str) -> Running {
         self.start_with(program, line, |_| {})
     }
@@ -64,19 +64,19 @@ impl Place {
         })
     }
 
-    /// Waits until results are there.
+    /// Waits until there are results.
     fn until_results(&self, running: &mut Running) {
         running.until("results", |_| (fs::metadata(self.path("out.csv")).ok()?.len() > 1_000).then_some(()));
     }
 
-    /// Fails unless the next start has nothing to repeat.
+    /// Fails unless the next start has nothing to replay.
     fn has_last_snapshot(&self) {
         let verified = run(TIDEGATE, self.words("snapshot verify {}/state"));
         says(verified.code(0).stdout(), &["and runs 0 epochs again"]);
     }
 }
 
-/// Sends a signal many times, as long as the first and the last of them are one request.
+/// Sends a signal many times, within the time in which they count as one request.
 fn insist(running: &Running, signal: Signal) {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(300) {
@@ -116,7 +116,7 @@ fn a_group_that_is_signalled_as_a_whole_stops_cleanly() {
 fn a_later_repeat_ends_a_stop_that_takes_too_long_and_is_no_clean_one() {
     let place = Place::new();
     let (reader, writer) = pipe().unwrap();
-    // Nobody reads the results, so they are never all shown.
+    // Nobody reads the results, so they are never published completely.
     let line = "--csv {}/in.csv --out - --epoch 5ms --progress-every 50ms";
     let mut running = place.start_with(ACCOUNT_TOTALS, line, |command| {
         command.stdout(writer);
@@ -140,7 +140,7 @@ fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     running.signal(Signal::SIGHUP);
     running.end().code(143);
     place.has_last_snapshot();
-    // As `nohup` does it.
+    // SIGHUP is ignored, as by `nohup`.
     let place = Place::new();
     let shell = format!("trap '' HUP; exec {ACCOUNT_TOTALS} --csv in.csv --out out.csv --epoch 5ms");
     let mut running = start_with("sh", ["-c", &shell], |command| {
@@ -154,7 +154,7 @@ fn whoever_hangs_up_asks_for_a_clean_stop_unless_that_is_ignored() {
     running.end().code(143);
 }
 
-/// The writing end of a pipe whose reader has gone away.
+/// Returns the writing end of a pipe whose reader has gone away.
 fn unread() -> Stdio {
     let (reader, writer): (PipeReader, _) = pipe().unwrap();
     drop(reader);
@@ -201,7 +201,7 @@ fn a_reader_of_results_that_goes_away_fails_the_job_with_one_line() {
     says(running.end().error(1), &["cannot print the results (stdout): whoever was reading them has stopped"]);
 }
 
-/// Fails unless a program that has not begun ends soon when it is asked to, as one that was stopped.
+/// Fails unless a program that has not begun ends soon after a signal, as a stopped one.
 #[track_caller]
 fn ends_at_once(mut running: Running, wait: Duration) -> Ended {
     running.hears(Signal::SIGTERM);
@@ -275,7 +275,7 @@ fn lines_of_the_log_have_colours_only_where_they_are_wanted() {
         let mut said = Vec::new();
         let mut master = fs::File::from(terminal.master);
         let mut bytes = [0; 4096];
-        // At the end of the program it is an error, as the terminal has no other end any more.
+        // Reading fails when the program has ended, because the terminal has no other end any more.
         while let Ok(read @ 1..) = master.read(&mut bytes) {
             said.extend_from_slice(&bytes[..read]);
         }
@@ -286,7 +286,7 @@ fn lines_of_the_log_have_colours_only_where_they_are_wanted() {
     assert!(first(said("TERM", "xterm")).contains('\u{1b}'));
     assert!(first(said("NO_COLOR", "")).contains('\u{1b}'));
     assert!(!first(said("NO_COLOR", "1")).contains('\u{1b}'));
-    // Nor is there a live line, which such a terminal cannot take away.
+    // There is no live line either, which such a terminal cannot erase.
     let dumb = said("TERM", "dumb");
     assert!(!dumb.contains('\u{1b}') && dumb.contains("transactions: "), "{dumb}");
 }

@@ -1,8 +1,8 @@
-//! `tidegate snapshot` tells the truth about a state, while its job runs and after, and a savepoint is as good as the
-//! state that it was made of.
+//! `tidegate snapshot` is right about a state, while its job runs and after, and a savepoint is as good as the state
+//! that it was made from.
 //!
-//! Rows are compared with totals that are computed here, and every kind of file is damaged, as a tool that says "all is
-//! well" is worth nothing unless it also says when it is not.
+//! Rows are compared with totals that are computed here. Every kind of file is damaged, because a tool that reports a
+//! sound state is useful only if it also reports a damaged one.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/run.rs"]
@@ -26,7 +26,7 @@ const BALANCES: &str = env!("CARGO_BIN_EXE_balances");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const FLAGS: &str = "--ndjson {}/in.ndjson --snapshot-every 40ms --epoch 10ms";
 
-/// A folder of a test's own.
+/// A temporary folder.
 struct Folder(TempDir);
 
 impl Folder {
@@ -42,7 +42,7 @@ impl Folder {
         line.split_whitespace().map(|word| word.replace("{}", self.0.path().to_str().unwrap())).collect()
     }
 
-    /// `tidegate snapshot` with what is typed, in which `{}` stands for the folder.
+    /// Runs `tidegate snapshot` with these arguments, in which `{}` stands for the folder.
     fn tool(&self, line: &str) -> Ended {
         run(TIDEGATE, self.typed(&format!("snapshot {line}")))
     }
@@ -65,19 +65,19 @@ impl Folder {
         ended.code(0).stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// A line of `inspect` that begins so.
+    /// Returns the line of `inspect` with this beginning.
     fn told(&self, state: &str, beginning: &str) -> String {
         let ended = self.tool(&format!("inspect {{}}/{state}"));
         let line = ended.code(0).stdout().lines().find(|line| line.starts_with(beginning));
         line.unwrap_or_else(|| panic!("no line begins with {beginning}: {}", ended.stdout())).to_owned()
     }
 
-    /// Windows that end at this time or before had closed at the newest snapshot, as results write times.
+    /// Returns the time at or before which windows had closed at the newest snapshot, formatted as in results.
     fn closed(&self, state: &str) -> String {
         self.told(state, "step totals: ").rsplit_once("closed through ").unwrap().1.to_owned()
     }
 
-    /// What a snapshot has of each window's end and account: count, sum, least and greatest amount.
+    /// Returns the rows of a snapshot by window end and account: count, sum, least and greatest amount.
     fn rows(&self, state: &str) -> BTreeMap<(String, String), [i128; 4]> {
         let ended = self.tool(&format!("inspect {{}}/{state} totals"));
         let mut rows = BTreeMap::new();
@@ -96,7 +96,7 @@ impl Folder {
     }
 }
 
-/// The numbers of a part, however its aggregates nest them.
+/// Returns the numbers of a part, without the nesting of its aggregates.
 fn numbers(part: &Value) -> [i128; 4] {
     fn collect(value: &Value, into: &mut Vec<i128>) {
         match value {
@@ -116,20 +116,20 @@ fn add(a: [i128; 4], b: [i128; 4]) -> [i128; 4] {
     [a[0] + b[0], a[1] + b[1], a[2].min(b[2]), a[3].max(b[3])]
 }
 
-/// What a snapshot with all these rows has to have.
+/// Returns the expected rows of a snapshot that has all these records.
 fn open_rows(rows: &[Transaction], closed: &str) -> BTreeMap<(String, String), [i128; 4]> {
     let later = later_rows(rows, closed).into_iter();
     let number = |text: &String| text.parse().unwrap();
     later.map(|row| ((row[1].clone(), row[2].clone()), [&row[3], &row[4], &row[5], &row[6]].map(number))).collect()
 }
 
-/// The totals of windows that end after a time.
+/// Returns the totals of windows that end after a time.
 fn later_rows(rows: &[Transaction], closed: &str) -> Vec<Vec<String>> {
     let all = expected_of(rows).rows();
     all.into_iter().filter(|row| closed == "before all events" || row[1].as_str() > closed).collect()
 }
 
-/// Waits until the newest snapshot is of a time when all that is in the input was read.
+/// Waits until the newest snapshot has all of the input.
 fn until_read(folder: &Folder, running: &mut Running) {
     let length = fs::metadata(folder.path("in.ndjson")).unwrap().len();
     running.until("snapshot of all", |_| {
@@ -139,7 +139,7 @@ fn until_read(folder: &Folder, running: &mut Running) {
     });
 }
 
-/// Runs the query over the rows, with snapshots after each of some pieces, and stops it.
+/// Runs the query over the rows, with snapshots after each of several chunks, and stops it.
 fn stopped(folder: &Folder, rows: &[Transaction]) {
     folder.append(&[]);
     let mut running = folder.start("--out {}/out.csv --state {}/state");
@@ -151,7 +151,7 @@ fn stopped(folder: &Folder, rows: &[Transaction]) {
     running.end().code(143);
 }
 
-/// Copies a directory of directories.
+/// Copies a directory recursively.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -165,7 +165,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// All files below a directory.
+/// Returns all files below a directory.
 fn files(below: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(below).unwrap() {
@@ -258,7 +258,7 @@ fn a_damaged_file_is_named_whatever_it_is() {
     let mut damaged = 0;
     for file in files(&folder.path("state")) {
         let name = file.strip_prefix(folder.path("state")).unwrap().to_str().unwrap().to_owned();
-        // The lock holds nothing that counts.
+        // The lock contains nothing that counts.
         if name == "LOCK" {
             continue;
         }
@@ -270,7 +270,7 @@ fn a_damaged_file_is_named_whatever_it_is() {
             bad[at] ^= 4;
             fs::write(&target, &bad).unwrap();
             let ended = folder.tool("verify {}/copy");
-            // A frame that was never synced is a torn tail, wherever it is damaged: that is told too.
+            // Damage in a frame that was never synced looks like a torn tail: that is reported too.
             let is_torn = name.starts_with("journal/") && at > 12 && ended.status.code() == Some(0);
             let said = format!("{}{}", ended.stdout(), ended.stderr);
             assert!(said.contains(&name) || name == "STATE", "{name}, byte {at}: {said}");
@@ -303,7 +303,7 @@ fn a_lost_end_of_a_journal_is_told_by_what_an_output_has_published() {
     fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(40).unwrap();
     says(folder.tool("verify {}/state").code(0).stdout(), &["do not count, unless an output has published them"]);
     says(&folder.tool(verify).code(1).stderr, &["1-0-0.journal", "which the output totals has published"]);
-    // Whoever goes on is told the same.
+    // A start of the job gets the same error.
     let again = run(ACCOUNT_TOTALS, folder.typed(&flags.replace("-w 2", "-w 1")));
     says(again.error(1), &["1-0-0.journal", "which the output totals has published"]);
     says(folder.tool("verify {}/state --output {}/in.ndjson").error(2), &["no results file of a job with state"]);
@@ -319,7 +319,7 @@ fn a_savepoint_goes_on_as_its_state_does_on_any_number_of_workers() {
     folder.tool("export {}/state {}/savepoint").code(0);
     assert_eq!(folder.rows("savepoint"), folder.rows("state"));
     folder.append(&rows[3_000..]);
-    // The state itself.
+    // The original state.
     folder.totals("--out {}/out.csv --state {}/state --until-end -w 2").code(0);
     let all = expected_of(&rows).rows();
     let went_on = rows_of(&folder.path("out.csv"), &TOTALS);
@@ -345,7 +345,7 @@ fn a_savepoint_of_a_running_job_is_whole_and_can_be_gone_on_from_again_and_again
     folder.tool("export {}/state {}/first").code(0);
     running.signal(Signal::SIGTERM);
     running.end().code(143);
-    // A state that began with a savepoint is stopped, exported and begun with in its turn.
+    // A state that began with a savepoint is itself stopped, exported and used as a savepoint.
     let closed = folder.closed("first");
     let mut running = folder.start("--out {}/second.csv --state {}/second --from-savepoint {}/first -w 3");
     running.until("snapshot", |_| {
@@ -364,7 +364,7 @@ fn a_savepoint_of_a_running_job_is_whole_and_can_be_gone_on_from_again_and_again
     same_rows(&rows_of(&folder.path("fourth.csv"), &TOTALS), &later_rows(&rows, &closed_then));
 }
 
-/// The rows of a live collection that remain when all changes are taken in.
+/// Returns the rows of a live collection that remain after all changes.
 fn live_rows(path: &Path) -> BTreeMap<Vec<String>, i64> {
     let mut rows = BTreeMap::new();
     for mut row in rows_of(path, &["holder", "balance_cents", "diff"]) {
@@ -415,7 +415,7 @@ fn only_a_new_state_with_new_outputs_begins_with_a_whole_savepoint() {
     refused("--out {}/out.csv --state {}/new --from-savepoint {}/savepoint", &["out.csv", "belongs to the state"]);
     says(folder.tool("export {}/state {}/savepoint").error(1), &["savepoint", "empty or not there"]);
 
-    // A segment that is not as it was written, and a savepoint that was not finished.
+    // A damaged segment, and an incomplete savepoint.
     let segment = files(&folder.path("savepoint").join("segments")).pop().unwrap();
     let good = fs::read(&segment).unwrap();
     let mut bad = good.clone();
@@ -429,7 +429,7 @@ fn only_a_new_state_with_new_outputs_begins_with_a_whole_savepoint() {
     fs::remove_file(folder.path("unfinished").join("SAVEPOINT")).unwrap();
     refused("--out {}/new.csv --state {}/new --from-savepoint {}/unfinished", &["no savepoint here"]);
 
-    // None of that has made the state one that has been used.
+    // After these failures the state still counts as new.
     folder.totals("--out {}/new.csv --state {}/new --from-savepoint {}/savepoint --until-end").code(0);
     same_rows(&rows_of(&folder.path("new.csv"), &TOTALS), &later_rows(&rows, &closed));
     folder.tool("export {}/new {}/ended").code(0);

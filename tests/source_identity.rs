@@ -1,8 +1,9 @@
-//! A topic is known by its id. Whatever becomes of it under a job, or while none runs, the job comes to the figures of what
-//! it has read, or is refused: it never ends well with other figures. On a real broker: a topic is deleted and created
-//! again at once or after a while, with fewer and more partitions; compaction and retention remove records.
+//! A topic is identified by its id. Whatever happens to it under a job, or while none runs, the job gets the results of
+//! the records that it has read, or fails: it never succeeds with other results. On a real broker: a topic is deleted
+//! and created again at once or after a while, with fewer and more partitions; compaction and retention remove records.
 //!
-//! `SOURCE_IDENTITY_ROUNDS=10` does each of it so often, with other gaps, partitions and moments; by default once.
+//! `SOURCE_IDENTITY_ROUNDS=10` repeats each case ten times, with other gaps, partitions and moments; the default is
+//! once.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -31,7 +32,7 @@ fn rounds() -> u64 {
     std::env::var("SOURCE_IDENTITY_ROUNDS").map_or(1, |text| text.parse().unwrap())
 }
 
-/// Sends rows to partitions, each with its number for its timestamp, so that the same row is the same record again.
+/// Sends rows to partitions with their numbers as timestamps, so that an equal row is an equal record.
 fn send(broker: &Broker, topic: &str, partitions: &[Vec<Transaction>], key: impl Fn(&Transaction) -> String) {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &broker.servers).set("enable.idempotence", "true").set("linger.ms", "2");
@@ -51,19 +52,19 @@ fn by_id(row: &Transaction) -> String {
     row.id.to_string()
 }
 
-/// Rows for partitions, in order.
+/// Distributes rows over partitions, in order.
 fn dealt(rows: &[Transaction], count: usize) -> Vec<Vec<Transaction>> {
     let mut partitions = vec![Vec::new(); count];
     rows.iter().for_each(|row| partitions[row.id as usize % count].push(row.clone()));
     partitions
 }
 
-/// A job on a topic, with what it has in a folder.
+/// A job on a topic, with its files in a folder.
 struct Case<'a> {
     broker: &'a Broker,
     topic: String,
     folder: tempfile::TempDir,
-    /// With a state, or what else is typed.
+    /// The flag for a state, and further arguments.
     flags: String,
 }
 
@@ -97,7 +98,7 @@ impl<'a> Case<'a> {
         self.folder.path().join("out.csv")
     }
 
-    /// Waits until the job has shown everything of these rows, by what it tells monitors.
+    /// Waits until the job has published everything of these rows, by its group offsets.
     #[track_caller]
     fn until_read(&self, job: &mut Running, partitions: &[Vec<Transaction>]) {
         for (partition, rows) in partitions.iter().enumerate() {
@@ -108,7 +109,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Runs the job to the end of the topic: it has to come to the figures of these rows.
+    /// Runs the job to the end of the topic; its results must be those of these rows.
     #[track_caller]
     fn ends_with(&self, more: &str, partitions: &[Vec<Transaction>]) {
         let accepted = if self.with_state() { "--accept-changed-query" } else { "" };
@@ -117,10 +118,10 @@ impl<'a> Case<'a> {
         check_totals(&self.out(), partitions);
     }
 
-    /// Starts the job again, in two ways: it has to be refused, and to say so.
+    /// Restarts the job in two ways; both must fail with these texts.
     #[track_caller]
     fn is_refused(&self, parts: &[&str]) {
-        // It does not help to ask for the end, or to have another query.
+        // Other flags do not help: neither an end, nor accepting another query.
         let other = if self.with_state() { "--until-end --accept-changed-query" } else { "--until-end" };
         let ways = if self.flags.contains("--until-end") { &[""][..] } else { &["", other] };
         for more in ways {
@@ -137,7 +138,7 @@ fn check_totals(path: &Path, partitions: &[Vec<Transaction>]) {
 }
 
 const STATE: &str = "--state {}/state";
-/// Everything is replayed after a kill.
+/// No snapshots, so that everything is replayed after a kill.
 const JOURNAL: &str = "--state {}/state --snapshot-every 1h";
 
 #[test]
@@ -146,7 +147,7 @@ fn a_topic_that_is_made_again_while_it_is_read_ends_the_job_and_its_state() {
     let mut figures = Vec::new();
     for round in 0..rounds() {
         let mut rng = Rng::with_seed(round);
-        // Gap, partitions before and after.
+        // Gap in milliseconds, partitions before, partitions after, flags.
         let cases = [(0, 2, 2, STATE), (rng.u64(0..3_000), 2, 1, ""), (rng.u64(500..5_000), 1, 3, STATE)];
         for (gap, before, after, flags) in cases {
             let case = Case::new(broker, before, &[], flags);
@@ -158,11 +159,12 @@ fn a_topic_that_is_made_again_while_it_is_read_ends_the_job_and_its_state() {
             std::thread::sleep(Duration::from_millis(gap));
             create_again(broker, &case.topic, after);
             let made = Instant::now();
-            // More than there was, so that every offset is there again.
+            // More records than before, so that every offset exists again.
             send(broker, &case.topic, &dealt(&tidy(round + 1_000, 2_000), after as usize), by_id);
             let ended = job.end_within(PATIENCE);
             says(ended.error(1), &[&case.topic]);
-            // Depending on what is noticed first: that it is gone, that it is another one, or that it is shorter.
+            // It depends on which is detected first: that the topic is gone, that it is another one, or that it is
+            // shorter.
             let is_named = ["deleted", "created again"].iter().any(|what| ended.error(1).contains(what));
             assert!(is_named, "{}", ended.error(1));
             figures.push(format!("gap {gap} ms, {before} -> {after} partitions: refused after {:?}", made.elapsed()));
@@ -174,7 +176,7 @@ fn a_topic_that_is_made_again_while_it_is_read_ends_the_job_and_its_state() {
     println!("made again while it is read, {} cases: all refused\n  {}", figures.len(), figures.join("\n  "));
 }
 
-/// Creates a topic of which the broker may still be deleting the one before.
+/// Creates a topic while the broker may still be deleting the previous one.
 fn create_again(broker: &Broker, topic: &str, partitions: i32) {
     let begun = Instant::now();
     while let Err(code) = broker.try_create(topic, partitions) {
@@ -189,7 +191,7 @@ fn a_bounded_job_whose_topic_is_made_again_does_not_end_well() {
     for round in 0..rounds() {
         let mut rng = Rng::with_seed(round + 50);
         let flags = if round % 2 == 0 { STATE } else { "" };
-        // It is not to have fetched all when it is stopped.
+        // The job must not have fetched everything when it is stopped.
         let small = "--kafka-config queued.min.messages=100 --kafka-config fetch.message.max.bytes=2000";
         let case = Case::new(broker, 1, &[], &format!("{flags} {small} --until-end"));
         let old = dealt(&tidy(round, 20_000), 1);
@@ -205,7 +207,7 @@ fn a_bounded_job_whose_topic_is_made_again_does_not_end_well() {
         job.signal(Signal::SIGCONT);
         let ended = job.end_within(PATIENCE);
         if ended.status.code() == Some(0) {
-            // It was faster than the deletion.
+            // The job was faster than the deletion.
             check_totals(&case.out(), &old);
             println!("bounded, round {round}: exact");
             continue;
@@ -235,7 +237,7 @@ fn a_topic_that_is_made_again_while_nobody_reads_is_refused_though_its_records_a
             create_again(broker, &case.topic, 2);
             send(broker, &case.topic, &all, by_id);
             case.is_refused(&["a source is not the one that the state has read (source transactions)", "--state"]);
-            // Who knows that the records are the same may say so.
+            // A user who knows that the records are the same may say so.
             case.ends_with("--accept-changed-sources", &all);
         }
     }
@@ -249,8 +251,8 @@ const COMPACTED: [(&str, &str); 5] = [
     ("max.compaction.lag.ms", "200"),
 ];
 
-/// Has a topic compacted, and waits for it. Large records, which are no transactions, end the segment that the others are in:
-/// the last one is never compacted.
+/// Compacts a topic, and waits for it. Large records, which are no transactions, close the segment of the others,
+/// because the last segment is never compacted.
 fn compact(case: &Case<'_>, partitions: &[Vec<Transaction>]) {
     let mut config = ClientConfig::new();
     let producer: BaseProducer = config.set("bootstrap.servers", &case.broker.servers).create().unwrap();
@@ -290,7 +292,7 @@ fn what_was_read_of_a_compacted_topic_is_replayed_though_the_topic_has_lost_it()
             let case = Case::new(broker, 1, &COMPACTED, &format!("{flags} --compacted"));
             let rows = tidy(round + 7, 600);
             let (old, all) = (dealt(&rows[..300], 1), dealt(&rows, 1));
-            // Keys come again, of the last records too.
+            // Keys repeat, also those of the last records.
             let key = |row: &Transaction| (row.id % 10).to_string();
             send(broker, &case.topic, &old, key);
             let mut job = case.start("");
@@ -299,7 +301,7 @@ fn what_was_read_of_a_compacted_topic_is_replayed_though_the_topic_has_lost_it()
             let _ended = job.end_or_killed();
             send(broker, &case.topic, &[rows[300..].to_vec()], key);
             compact(&case, &all);
-            // What is left of the second half depends on the broker; that which was read of the first does not.
+            // The broker decides what is left of the second half; the first half has been read.
             let left = broker::committed(&broker.servers, &case.topic);
             let second = rows[300..].iter().filter(|row| left.contains(&json_of(row)));
             let read: Vec<_> = rows[..300].iter().chain(second).cloned().collect();
@@ -321,11 +323,11 @@ fn records_that_retention_removes_are_counted_or_missed_by_name() {
         send(broker, &case.topic, &part(&rows[..300]), by_id);
         let mut job = case.start("");
         case.until_read(&mut job, &part(&rows[..300]));
-        // Under a reader, up to what it has read.
+        // Records expire that the job has read.
         broker.expire(&case.topic, 0, rng.i64(1..=300));
         send(broker, &case.topic, &part(&rows[300..600]), by_id);
         case.until_read(&mut job, &part(&rows[..600]));
-        // Under one that sleeps, and has perhaps fetched what is gone.
+        // Records expire while the job is suspended, which has perhaps fetched them.
         job.signal(Signal::SIGSTOP);
         send(broker, &case.topic, &part(&rows[600..]), by_id);
         broker.expire(&case.topic, 0, 750);

@@ -1,8 +1,8 @@
-//! The queries, as processes, answer what a batch engine answers that is asked in SQL: row for row, on any number of workers,
-//! with late records allowed or not, killed or not.
+//! The queries, as processes, give the results of a batch engine for the same question in SQL: row for row, on any
+//! number of workers, with or without allowed lateness, killed or not.
 //!
-//! The engine is SQLite. It gets the rows of the input, numbered, and nothing that Tidegate computed: which of them are late is
-//! said in SQL, too.
+//! The engine is SQLite. It gets the rows of the input, numbered, and nothing that Tidegate computed: lateness is
+//! expressed in SQL, too.
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -22,7 +22,7 @@ use run::{run, start};
 use sql::{database, queries, rows};
 use transactions::{COLUMNS, csv_of, ndjson_of, rows_of, same_rows};
 
-/// The words of a command line; `{}` is the folder.
+/// Returns the words of a command line; `{}` is the folder.
 fn typed(folder: &Path, line: &str) -> Vec<String> {
     line.split_whitespace().map(|word| word.replace("{}", folder.to_str().unwrap())).collect()
 }
@@ -57,7 +57,7 @@ fn answers_are_those_of_sql_on_any_number_of_workers() {
             }
         }
     }
-    // Not every query has late records each time: a minute that is kept for 15 s more misses none.
+    // Not every query has late records each time: a minute with a lateness of 15 s misses none.
     assert!(all_late > 3_000 && all_rows > 30_000, "the data are too tame: {all_late} late, {all_rows} rows");
 }
 

@@ -1,7 +1,8 @@
-//! Tables are what a naive computation makes of the records, at every epoch; and so is what is joined with them.
+//! Tables equal a naive computation over the records, at every epoch; and so do joins with them.
 //!
-//! It exists because a table is the one cut that looks at what it had: which record is the last must not depend on when it
-//! came, on workers, or on crashes; and a join that sees a table too early or too late shows what never was.
+//! A table is the only checkpointed operator that reads its own state: the last record of a key must not depend on
+//! arrival, on workers, or on crashes; and a join that sees a table too early or too late publishes rows that never
+//! were correct.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::sync::Arc;
@@ -37,7 +38,7 @@ fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
     });
 }
 
-/// Seals are what snapshots do: results must not depend on them.
+/// Snapshots seal; results must not depend on it.
 #[test]
 fn equal_journals_give_equal_tables() {
     for_seeds(20, |seed| {
@@ -54,10 +55,10 @@ fn equal_journals_give_equal_tables() {
     });
 }
 
-/// What a record says of its key: key, value, event time.
+/// A record: key, value (`None` deletes), event time.
 type Said = (u8, Option<i64>, i64);
 
-/// Runs a table of some records, as a script has them.
+/// Runs a table over some records, in the epochs of a script.
 fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
     let source = Records::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
     let shown = Captured::new();
@@ -70,7 +71,7 @@ fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
     shown
 }
 
-/// The changes of each epoch, epochs without any left out.
+/// Returns the changes of each epoch that has any.
 fn changes(shown: &Captured<(u8, i64)>) -> Vec<Vec<((u8, i64), isize)>> {
     shown.epochs().into_values().collect()
 }
@@ -81,7 +82,7 @@ fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
         &[(1, Some(10), 100), (1, None, 300), (1, Some(20), 200), (1, Some(30), 300), (1, Some(40), 301)];
     let script = (0..5).fold(Script::new(), |script, _| script.epoch(|e| e.take(0, 1)));
     let shown = table_of(&[said], script);
-    // The fourth has the time of the delete and comes after it, in its partition.
+    // The fourth record has the time of the delete and comes after it in its partition.
     let expected = [vec![((1, 10), 1)], vec![((1, 10), -1)], vec![((1, 30), 1)], vec![((1, 30), -1), ((1, 40), 1)]];
     assert_eq!(changes(&shown), expected);
 }
@@ -89,7 +90,7 @@ fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
 #[test]
 fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
     let partitions: [&[Said]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
-    // Partition 1 comes first; what partition 0 says later has the lesser place.
+    // Partition 1 is read first; the later record of partition 0 has the lesser origin.
     let script = Script::new().epoch(|e| e.find(0).take(1, 1)).epoch(|e| e.take(0, 2)).epoch(|e| e.take(1, 1));
     assert_eq!(changes(&table_of(&partitions, script)), [vec![((1, 3), 1)], vec![((1, 3), -1), ((1, 4), 1)]]);
 }
@@ -115,7 +116,7 @@ fn names_are_unique_among_all_steps_with_rows() {
     assert!(error.contains("a window step and a table step of the query are both named `mine`"), "{error}");
 }
 
-/// Runs a job with a table and so many outputs of it, stopped when it sees the record of that id.
+/// Runs a job with a table and several outputs of it, stopped when it sees the record of that id.
 fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
     let stop = Stop::default();
@@ -135,7 +136,7 @@ fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u
     run.unwrap().report.ending
 }
 
-/// A table enters the flow whole when a job goes on; outputs drop of it what they have shown.
+/// A resumed job emits the whole table; outputs drop what they have published.
 #[test]
 fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
     let mut late = 0;
@@ -145,7 +146,7 @@ fn an_output_that_is_new_to_a_snapshot_gets_the_whole_table() {
         let (disk, old, new) = (CrashingDisk::new(), Captured::new(), Captured::new());
         let stopped = live(&data, &disk, random.u32(1..200), std::slice::from_ref(&old)) == Ending::Stopped;
         if stopped && live(&data, &disk.after_kill(), 0, &[old.clone(), new.clone()]) == Ending::Complete {
-            // `all` would panic if anything were taken back that is not there.
+            // `all` would panic if a missing row were retracted.
             assert_eq!(new.all(), old.all(), "seed {seed}");
             late += usize::from(new.epochs().keys().next() > old.epochs().keys().next());
         }

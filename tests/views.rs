@@ -1,7 +1,7 @@
-//! What can be read while a job runs is what a naive computation makes of the records, at one complete epoch.
+//! Views, read while a job runs, equal a naive computation over the records at one complete epoch.
 //!
-//! It exists because whoever reads sees a job at any moment: in the midst of an epoch, while it repeats what was on record,
-//! while windows close. None of that may be seen in an answer; and nobody who reads may hold the job back.
+//! A reader may come at any moment: in the middle of an epoch, during a replay, while windows close. None of that may
+//! be visible in an answer; and no reader may hold the job back.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
@@ -51,17 +51,17 @@ fn after_a_crash_views_answer_when_they_are_what_they_were() {
     assert!(WAITED.load(Ordering::Relaxed), "no life had anything to repeat");
 }
 
-/// A payment: who, how much, when.
+/// A payment: account, amount, event time.
 type Payment = (String, i64, i64);
 
-/// So many payments of so many, each of what its number is.
+/// Returns `count` payments of `accounts` accounts, each with its number as amount.
 fn payments(count: i64, accounts: i64) -> Records<Payment> {
     let payments = (0..count).map(|number| (format!("a{}", number % accounts), number, number)).collect();
     Records::new(vec![payments], |payment: &Payment| payment.2).out_of_order(Duration::ZERO)
 }
 
-/// Runs an epoch for each of these numbers of payments, and subscribes to what each has paid when payment number 2 is read:
-/// the epochs before have been shown by then. The subscriber hears nothing before the job is over.
+/// Runs an epoch for each of these numbers of payments, and subscribes to the sums by account when payment number 2 is
+/// read: the epochs before have been published by then. The subscriber reads nothing before the job has ended.
 fn subscribed(takes: &[u64], accounts: i64, key: Option<&'static str>, most: usize) -> Subscription {
     let count = takes.iter().sum::<u64>();
     let script = takes.iter().fold(Script::new(), |script, take| script.epoch(|e| e.take(0, *take)));
@@ -88,7 +88,7 @@ fn rows(rows: &[(&str, i64, isize)]) -> Rows {
     rows.iter().map(|(name, sum, diff)| (((*name).to_owned(), *sum), *diff)).collect()
 }
 
-/// All that a subscriber hears, without epochs; and why it ends.
+/// Returns all messages of a subscription, without epochs, and the reason for its end.
 fn all(mut subscription: Subscription) -> (Vec<Rows>, End) {
     let mut heard = Vec::new();
     loop {
@@ -111,11 +111,11 @@ fn a_subscriber_that_does_not_keep_up_is_cut_off_and_the_job_goes_on() {
     let (heard, end) = all(subscribed(&takes, 100, None, 20));
     assert_eq!((heard, end), (vec![first.clone()], End::Behind { most: 20 }));
     assert_eq!(end.to_string(), "the subscriber is too far behind: more than 20 changes waited for it");
-    // 58 epochs of a change each.
+    // 58 epochs with one change each.
     let (heard, end) = all(subscribed(&takes, 100, None, 2 * 58));
     assert_eq!((heard.len(), end), (59, End::Over));
     assert_eq!(heard[..2], [first, rows(&[("a2", 2, 1)])]);
-    // What a key changes is little.
+    // The changes of one key are few.
     let (heard, end) = all(subscribed(&takes, 20, Some("a1"), 20));
     let changes = [(1, 22), (22, 63)].map(|(was, is)| rows(&[("a1", was, -1), ("a1", is, 1)]));
     assert_eq!((heard, end), ([vec![rows(&[("a1", 1, 1)])], changes.to_vec()].concat(), End::Over));
@@ -129,7 +129,7 @@ fn one_epoch_waits_for_a_subscriber_however_much_it_changes() {
     assert_eq!((heard.len(), end), (1, End::Behind { most: 5 }));
 }
 
-/// What each has paid.
+/// Returns the sum of payments of each account.
 fn paid(payments: Stream<'_, Payment>) -> Collection<'_, (String, i64)> {
     let windows = payments.key_by(|payment| payment.0.clone()).window(Window::global());
     let sums = windows.aggregate("paid", |each| each.sum(|payment| payment.1));
@@ -219,7 +219,7 @@ fn a_view_says_why_it_does_not_answer() {
     says(views.get("paid", None).unwrap_err(), "the job ended before the view was ready (view `paid`)");
 }
 
-/// What a query is refused with.
+/// Returns the error with which a query is refused.
 fn refused(run: Run, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> String {
     let error = run.run(query).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
@@ -246,7 +246,7 @@ fn what_cannot_be_a_view_is_refused_before_anything_runs() {
         paid(flow.read("payments", &own)).map(|(_, diff)| Different { diff }).view("paid");
     });
     assert!(error.contains("its field `diff` has the name of the column of differences"), "{error}");
-    // Rows of closed windows are not there again after a crash.
+    // Rows of closed windows are not restored after a crash.
     let on_fire = move |flow: &Flow<'_>| {
         let windows = flow.read("payments", &source).key_by(|payment| payment.0.clone()).window(Window::global());
         windows.aggregate("counts", Each::count).on_fire().view("counts");
@@ -257,8 +257,8 @@ fn what_cannot_be_a_view_is_refused_before_anything_runs() {
     Run::new().run(on_fire).unwrap();
 }
 
-/// Who is asked to read has to say why it cannot, until what was on record is in the view; and views may come and go
-/// without being a change of the query, which has epochs to repeat.
+/// Until a view contains everything that was committed, it answers with the reason; and views may be added and removed
+/// without being a change of the query, even if epochs are to be replayed.
 #[test]
 fn views_come_and_go_between_lives() {
     let source = payments(400, 50);
@@ -270,7 +270,7 @@ fn views_come_and_go_between_lives() {
         }
         let shared: Arc<dyn Disk> = disk.shared();
         let run = Run::new().workers(1 + life % 3).seed(life as u64).in_flight(1).state(&shared, "state");
-        // Every other life has no view, nobody who could read one, or a view and one who does.
+        // Some incarnations have no view, some no reader, and some a view and a reader.
         let views = (life % 3 > 0).then(|| run.views());
         let (source, own, output) = (source.clone(), views.clone(), shown.clone());
         let needs = Arc::new(Mutex::new(None));
@@ -304,8 +304,8 @@ fn views_come_and_go_between_lives() {
     assert!(waited > 0);
 }
 
-/// What views say in a life that begins when one of two streams is over: that of its live windows, and that of the other
-/// stream's.
+/// Returns the answers of views in an incarnation that begins when one of two streams has ended: of its live windows,
+/// and of the other stream's.
 fn after_one_is_over(window: Window) -> [Result<usize, Refusal>; 2] {
     let (few, many, disk) = (payments(3, 3), payments(1_000, 50), CrashingDisk::new());
     let life = |disk: &CrashingDisk, last: i64| {
@@ -343,8 +343,8 @@ fn a_view_that_cannot_be_what_it_was_says_so() {
     }
 }
 
-/// The total of what is given and taken is 0 in every answer while records come, by the clock, and no answer is older than
-/// the one before.
+/// The total of amounts given and taken is 0 in every answer while records arrive, in epochs by the clock, and no
+/// answer is older than the one before.
 #[test]
 fn a_total_that_is_nothing_is_nothing_in_every_answer() {
     let count = 20_000;
@@ -381,7 +381,8 @@ fn a_total_that_is_nothing_is_nothing_in_every_answer() {
     assert!(epochs.len() > 3, "there were answers of {epochs:?} only");
 }
 
-/// Two processes, of which the first or the second asks for views: what the second says of them, and whether the first has them.
+/// Runs two processes, of which the first or the second has views; returns the refusal of the second process, and
+/// `true` if the first one has them.
 fn of_two(first: bool, second: bool) -> (Refusal, bool) {
     let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     let addresses: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
@@ -413,7 +414,7 @@ fn views_are_in_the_first_process_if_it_wants_them() {
     }
 }
 
-/// A key whose new row is the smaller one: whoever takes the changes in their order ends with the row that holds.
+/// A key whose new row is the smaller one: a subscriber that applies the changes in order ends with the current row.
 #[test]
 fn a_subscriber_hears_of_a_row_that_goes_before_the_one_that_comes() {
     let script = Script::new().epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1));

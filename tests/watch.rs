@@ -1,7 +1,7 @@
-//! A job that runs says what it waits for: by HTTP, by `tidegate why`, and by itself; and it shows its views.
+//! A running job reports what it waits for: by HTTP, by `tidegate why`, and in its log; and it serves its views.
 //!
-//! Three processes read a topic of a real broker, of which one partition is silent, and one process is stopped for a while.
-//! Then views are read while records come and processes are killed.
+//! Three processes read a topic of a real broker, of which one partition is silent, and one process is suspended for a
+//! while. Then views are read while records arrive and processes are killed.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "common/broker.rs"]
@@ -28,10 +28,10 @@ const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 const BALANCES: &str = "balances";
 const PROCESSES: usize = 3;
-/// The end of the window that is asked for, 10 s of event time after the beginning.
+/// The end of the window of the questions, 10 s of event time after its start.
 const END: i64 = 1_700_000_010_000;
 
-/// Records of an account, a second apart, from so many seconds after the beginning of the window on.
+/// Returns records of an account, a second apart, starting `from` seconds after the start of the window.
 fn records(account: &str, from: i64, count: i64) -> Vec<String> {
     let record = |second: i64| {
         let at = END - 10_000 + second * 1_000;
@@ -42,7 +42,7 @@ fn records(account: &str, from: i64, count: i64) -> Vec<String> {
     (from..from + count).map(record).collect()
 }
 
-/// The status and the text of an answer, if anybody answers.
+/// Returns the status and the text of an answer; `None` without an answer.
 fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -87,12 +87,12 @@ impl Watched {
         self.folder.path().join(name)
     }
 
-    /// Asks a process; the status and the text of its answer.
+    /// Asks a process; returns the status and the text of its answer.
     fn get(&self, process: usize, path: &str) -> (u16, String) {
         get(&self.addresses[process], path).unwrap()
     }
 
-    /// Asks process 0 until its answer holds what it should.
+    /// Asks process 0 until its answer satisfies `holds`.
     fn until(&mut self, path: &str, what: &str, holds: impl Fn(u16, &str) -> bool) -> String {
         let mut last = String::new();
         for _ in 0..300 {
@@ -106,7 +106,7 @@ impl Watched {
         panic!("{path} never said {what}: {last}\n{}", self.running[0].stderr())
     }
 
-    /// The sum over all processes of a figure, of those lines that have this label.
+    /// Returns the sum over all processes of a metric, of the lines with this label.
     fn figure(&self, name: &str, label: &str) -> f64 {
         let pages = (0..PROCESSES).map(|process| self.get(process, "/metrics").1);
         let values = pages.flat_map(|page| {
@@ -116,7 +116,7 @@ impl Watched {
         values.sum()
     }
 
-    /// Waits until a figure is what it should be.
+    /// Waits until a metric has a value.
     fn until_figure(&mut self, name: &str, label: &str, value: f64) {
         for _ in 0..300 {
             if (self.figure(name, label) - value).abs() < f64::EPSILON && self.get(0, "/metrics").1.contains(name) {
@@ -133,7 +133,7 @@ impl Watched {
     }
 }
 
-/// The first thing that a JSON answer names.
+/// Returns the name of the first blocker in a JSON answer.
 fn first(answer: &str) -> String {
     let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
     answer["holds"][0]["name"].as_str().unwrap_or("nothing").to_owned()
@@ -154,7 +154,7 @@ fn what_holds_a_window_is_named() {
     of_what_is_over(watched);
 }
 
-/// Partition 2 has no record: it is what windows wait for, and nothing else.
+/// Partition 2 has no record: windows wait for it, and for nothing else.
 fn a_silent_partition(watched: &mut Watched) {
     let path = format!("/why?window={END}&format=json");
     let answer = watched.until(&path, "that partition 2 is silent", |status, text| {
@@ -162,7 +162,7 @@ fn a_silent_partition(watched: &mut Watched) {
         status == 200 && first(text) == "partition 2 of transactions" && !text.contains("partition 0 of")
     });
     assert!(!answer.contains("partition 1 of"), "{answer}");
-    // A broker may be slow for longer than a moment on a busy machine, and that is then said instead.
+    // On a busy machine the broker may be slow, and is then reported instead.
     let parts =
         ["partition 2 of transactions", "has given no record yet", "--idle-timeout", "2023-11-14T22:13:30.000Z"];
     watched.until(&format!("/why?window={END}"), "what is silent, and until when", |_, text| {
@@ -195,7 +195,7 @@ fn all_is_well(watched: &mut Watched) {
     assert_eq!(watched.until("/healthz", "that all is well", |status, _| status == 200), "ok\n");
     let source = r#"source="transactions""#;
     watched.until_figure("tidegate_partition_offset", source, 90.0);
-    // What a partition has is heard twice a second.
+    // The end of a partition is refreshed twice a second.
     watched.until_figure("tidegate_partition_lag_records", source, 0.0);
     assert_eq!(watched.figure("tidegate_source_records_total", source), 90.0);
     assert_eq!(watched.figure("tidegate_partition_offset", r#"partition="2""#), 30.0);
@@ -210,7 +210,7 @@ fn all_is_well(watched: &mut Watched) {
     assert_eq!(named, [0, 1, 2]);
 }
 
-/// A process that is stopped is named, wherever one asks; when it goes on, all is well again.
+/// A suspended process is named by every process; when it continues, nothing is reported any more.
 fn a_stopped_process(watched: &mut Watched) {
     watched.running[1].signal(Signal::SIGSTOP);
     let later = END + 3_600_000;
@@ -231,7 +231,7 @@ fn a_stopped_process(watched: &mut Watched) {
     says(&text, &["wait for process 0"]);
 }
 
-/// When the job has ended its state still says what it waited for.
+/// After the job has ended, its state still shows what it waited for.
 fn of_what_is_over(watched: Watched) {
     let Watched { folder, mut running, .. } = watched;
     running.iter().for_each(|running| running.signal(Signal::SIGTERM));
@@ -246,13 +246,13 @@ fn of_what_is_over(watched: Watched) {
     says(&said.stderr, &["no process has it"]);
 }
 
-/// A balance of a view's answer, or by how much it changed.
+/// Returns a row of a view's answer: holder, balance, diff.
 fn balance(row: &serde_json::Value) -> (String, i64, i64) {
     let holder = row["holder"].as_str().unwrap().to_owned();
     (holder, row["balance_cents"].as_i64().unwrap(), row["diff"].as_i64().unwrap())
 }
 
-/// The epoch of an answer, and its balances by holder. They add up to 0.
+/// Returns the epoch of an answer, and its balances by holder; fails unless they add up to 0.
 fn balances(answer: &str) -> (u64, BTreeMap<String, i64>) {
     let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
     assert_eq!(answer["view"], BALANCES);
@@ -266,7 +266,7 @@ fn balances(answer: &str) -> (u64, BTreeMap<String, i64>) {
     (answer["epoch"].as_u64().unwrap(), balances)
 }
 
-/// A port at which nobody listens, nor at the two after it.
+/// Returns the first of three consecutive free ports.
 fn free_ports() -> u16 {
     loop {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().port();

@@ -1,7 +1,7 @@
-//! Windows show what a computation from scratch shows: final results, live rows and late records, at every epoch.
+//! Windows give the outputs of a computation from scratch: final results, live rows and late records, at every epoch.
 //!
-//! It exists because the engine computes all of these incrementally, in pieces, on several workers; the oracle computes
-//! them from the definitions, out of all records, with nothing shared.
+//! The engine computes all of these incrementally, in pieces, on several workers; the oracle computes them from the
+//! definitions, out of all records, and shares no code with it.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 #![expect(clippy::redundant_closure_for_method_calls, reason = "queries are written as users write them")]
 
@@ -54,7 +54,7 @@ fn one_window_for_all_time_closes_when_its_stream_is_over() {
     });
 }
 
-/// What becomes of a deal: big ones are dropped, odd keys are doubled.
+/// Maps a deal: big ones are dropped, odd keys are doubled.
 fn changed(deal: &Deal) -> Vec<Deal> {
     let other = Deal { id: deal.id + 1_000_000, key: deal.key ^ 1, at_ms: 0, amount: deal.amount / 2 };
     match (deal.amount > 500, deal.key % 2) {
@@ -133,7 +133,7 @@ fn windows_of_window_results_lose_nothing() {
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
         let sums = |of: &[&Judged<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
         let mut closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums), first.late());
-        // Results have no place: those of one time are counted in the order of what the second step takes of them.
+        // Results have no offset: those of equal time are counted in the order in which the second step sorts them.
         closed.records.sort_by_key(|row| row.data.3);
         let add = |of: &[&Judged<Row<(i64, i128)>>]| {
             of.iter().fold((0, 0), |sum, row| (sum.0 + row.data.3.0, sum.1 + row.data.3.1))
@@ -144,7 +144,7 @@ fn windows_of_window_results_lose_nothing() {
     });
 }
 
-/// Counts of one-second windows over what a window for all time gave.
+/// Counts, in windows of one second, the results of a global window.
 #[test]
 fn the_result_of_all_time_is_not_late_downstream() {
     let source = Records::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
@@ -163,7 +163,7 @@ fn the_result_of_all_time_is_not_late_downstream() {
     assert_eq!((counts.all(), late.all()), (vec![(1, 2), (2, 1)], vec![]));
 }
 
-/// Runs one window over values of any number type, in any order, on any epochs.
+/// Sums values of any number type in one window, in any order, in random epochs.
 fn summed<N, S>(values: &[N], seed: u64) -> tidegate::Result<Vec<(S, Real)>>
 where
     N: tidegate::stream::aggregate::Summable<Shown = S> + Copy,
@@ -235,7 +235,7 @@ fn a_mean_is_the_exact_sum_divided_once() {
     assert_eq!(mean(&[i64::MIN, i64::MAX]), -0.5);
     assert_eq!(mean(&[i64::MAX, i64::MAX, i64::MIN, i64::MIN, 7]), 1.0);
     assert_eq!(mean(&[1, 2, 2]), 5.0 / 3.0);
-    // One division of numbers that are exact is rounded once by itself.
+    // One division of exact numbers is rounded once.
     for seed in 1..=20 {
         let mut random = Rng::with_seed(seed);
         let values: Vec<i64> = (0..random.usize(1..20)).map(|_| random.i64(..) >> random.u32(18..63)).collect();
@@ -244,22 +244,22 @@ fn a_mean_is_the_exact_sum_divided_once() {
     }
     let mean = summed::<Decimal, Decimal>(&[Decimal::new(10, 2), Decimal::new(20, 2)], 1).unwrap()[0].1;
     assert_eq!(mean, Real::new(0.15));
-    // A decimal alone is its own mean: the number that its text is read as.
+    // The mean of one decimal is that decimal, parsed as a number.
     for text in ["-0.1", "-0.0000000000000001", "0.07", "-12.34", "79228162514264337593543950335", "-0.3"] {
         let mean = summed::<Decimal, Decimal>(&[text.parse().unwrap()], 1).unwrap()[0].1;
         assert_eq!(mean, Real::new(text.parse().unwrap()), "{text}");
     }
 }
 
-/// The ends, kinds, quantiles and spreads of a window's deals, and all of them.
+/// Results of the other aggregates: extremes, distinct values, quantiles, variance, and all values.
 type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
 
-/// Small enough for quantiles to be exact.
+/// Returns an amount that is small enough for quantiles to be exact.
 fn small(deal: &Deal) -> i64 {
     deal.amount % 200
 }
 
-/// Runs a window that shows them, when it closes.
+/// Runs a window with these aggregates, and captures the closed rows.
 fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<More>>, Outcome), String> {
     let (source, rows) = (data.source(), Captured::new());
     let shown = rows.clone();
@@ -289,7 +289,7 @@ fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<Mor
     Ok((rows, outcome.map_err(|error| error.to_string())?))
 }
 
-/// The same, from scratch.
+/// Computes the same from scratch.
 fn more(deals: &[&Judged<Deal>]) -> More {
     let mut deals = deals.to_vec();
     deals.sort_by_key(|deal| (deal.time, deal.place));
@@ -353,7 +353,8 @@ fn a_record_of_an_impossible_time_is_rejected_with_its_place() {
     let reason = |time: i64| format!("its event time, {time} ms since 1970, is outside the years 1 to 9998");
     assert_eq!(rejects, [(2, reason(times[2])), (4, reason(times[4])), (5, reason(times[5]))]);
     assert_eq!(outcome.report.summary.sources[0].rejected, 3);
-    // The last window there can be ends outside the years that a record may have, in one that RFC 3339 can still write.
+    // The last possible window ends after the last time that a record may have, in a year that RFC 3339 can still
+    // express.
     let ends = views.closed.all().into_iter().map(|row| row.1).collect::<Vec<_>>();
     assert_eq!(ends, [1000, 253_370_764_800_000]);
     assert_eq!(views.late.all().into_iter().map(|deal| deal.id).collect::<Vec<_>>(), [3]);

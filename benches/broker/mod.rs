@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A real broker, as integration tests start one; stopped, and its data removed, when dropped.
+/// A real broker, started as in the integration tests; stopped, and its data removed, on drop.
 pub(crate) struct Broker {
     /// `HOST:PORT`.
     pub(crate) address: String,
@@ -12,7 +12,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Starts it on a free port, with its data below a directory.
+    /// Starts the broker on a free port, with its data below a directory.
     pub(crate) fn start(dir: &Path) -> Result<Broker, String> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker");
         let data = dir.join("broker");

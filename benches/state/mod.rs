@@ -1,4 +1,5 @@
-//! What the benchmarks of durable state share: sources whose records are made as they are read, and how figures are said.
+//! Shared code of the benchmarks of durable state: sources whose records are generated while they are read, and
+//! formatting of measurements.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 use std::path::Path;
@@ -10,24 +11,26 @@ use tidegate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, Tim
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
-/// Makes the record of a number.
+/// Generates the record of a number.
 pub(crate) type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
 
-/// A source of one partition a worker, whose records are made when they are read: as fast as they are taken, or, **open
-/// loop**, so many a second by the clock, whether anybody keeps up or not.
+/// A source of one partition per worker, whose records are generated when they are read: as fast as possible, or **open
+/// loop**, at a fixed rate by the clock.
 pub(crate) struct Made<D> {
     make: Make<D>,
     time_of: TimeOf<D>,
     partitions: u32,
     /// Records of each partition.
     count: u64,
-    /// How many records are due at once, and from when on how many more are a second, over all partitions.
+    /// Number of records that are due at once, the time from which more are due, and their rate per second, over all
+    /// partitions.
     paced: Option<(u64, Instant, u64)>,
     endless: bool,
 }
 
 impl<D: Record> Made<D> {
-    /// `count` records in all; the record with number `n` of partition `p` is made of `n * partitions + p`.
+    /// Creates a source of `count` records in total; the record with number `n` of partition `p` is generated from `n *
+    /// partitions + p`.
     pub(crate) fn new(
         partitions: u32,
         count: u64,
@@ -38,13 +41,13 @@ impl<D: Record> Made<D> {
         Made { make: Arc::new(make), time_of: Arc::new(time_of), partitions, count, paced: None, endless: false }
     }
 
-    /// The first `at_once` records are there from the beginning; from then on there are so many more a second.
+    /// Sets the pace: the first `at_once` records are due from the beginning; after `from`, `a_second` more per second.
     pub(crate) fn paced(mut self, at_once: u64, from: Instant, a_second: u64) -> Self {
         self.paced = Some((at_once, from, a_second));
         self
     }
 
-    /// There may always be more: the job goes on until it is stopped.
+    /// Marks the source as endless: the job goes on until it is stopped.
     pub(crate) fn endless(mut self) -> Self {
         self.endless = true;
         self
@@ -146,19 +149,19 @@ impl<D: Record> Reader<D> for MadeReader<D> {
     }
 }
 
-/// The number at a share of sorted numbers.
+/// Returns the value at a quantile of sorted numbers.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// The median.
+/// Returns the median.
 pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     quantile(&numbers, 0.5)
 }
 
-/// The bytes of the files in a directory, those below it too.
+/// Returns the size of all files in a directory and below, in bytes.
 pub(crate) fn bytes_in(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {

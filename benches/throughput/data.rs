@@ -1,4 +1,4 @@
-//! What is measured on: seeded records, files of transactions, and a topic of them.
+//! Data of the benchmarks: seeded records, files of transactions, and a topic of them.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use tidegate::Transaction;
 use tidegate::sink::kafka::Publisher;
 
-/// Partitions of the records in memory.
+/// Number of partitions of the records in memory.
 pub(crate) const PARTITIONS: usize = 2;
-/// Milliseconds that records may be behind the greatest event time of their partition; none of these is late.
+/// Maximum disorder within a partition, in milliseconds; no record is late.
 pub(crate) const DISORDER: i64 = 2_000;
-/// Milliseconds of a window.
+/// Length of a window, in milliseconds.
 pub(crate) const WINDOW: i64 = 10_000;
 
-/// An account, when, and how much.
+/// A record: account, event time, amount.
 pub(crate) type Small = (u32, i64, i64);
 
 /// A stream of pseudo-random numbers (xorshift64).
@@ -31,7 +31,7 @@ impl Random {
         self.0
     }
 
-    /// An account: some are much busier than others.
+    /// Returns a random account: some are much busier than others.
     fn account(&mut self, accounts: u64) -> u64 {
         let number = self.next();
         let skewed = (number % 1000) as f64 / 1000.0;
@@ -39,7 +39,7 @@ impl Random {
     }
 }
 
-/// A partition's share of `records` records: a hundred thousand of them in a second of event time.
+/// Generates a partition's share of `records` records: a hundred thousand of them per second of event time.
 pub(crate) fn small(partition: usize, records: u64, accounts: u64) -> Vec<Small> {
     let mut random = Random::new(partition as u64);
     (0..records / PARTITIONS as u64)
@@ -51,7 +51,7 @@ pub(crate) fn small(partition: usize, records: u64, accounts: u64) -> Vec<Small>
         .collect()
 }
 
-/// Transactions, a hundred thousand of them in a second of event time.
+/// Generates transactions, a hundred thousand of them per second of event time.
 pub(crate) fn transactions(records: u64, accounts: u64) -> impl Iterator<Item = Transaction> {
     let mut random = Random::new(11);
     (0..records).map(move |id| {
@@ -68,7 +68,7 @@ pub(crate) fn transactions(records: u64, accounts: u64) -> impl Iterator<Item = 
     })
 }
 
-/// The file of an input, and where results go.
+/// Returns the path of the file of transactions with this extension.
 pub(crate) fn file(dir: &Path, ending: &str) -> PathBuf {
     dir.join(format!("transactions.{ending}"))
 }

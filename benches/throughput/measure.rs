@@ -1,23 +1,23 @@
-//! Figures: how they are taken, kept and shown.
+//! Measurements: taking, storing and printing them.
 
 use std::fmt::Write as _;
 use std::time::Instant;
 
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// An order-free account of result rows: equal if and only if (nearly) the rows are.
+/// An order-independent checksum of result rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Check {
-    /// How many rows.
+    /// Number of rows.
     pub(crate) rows: u64,
-    /// How many records they count.
+    /// Number of records that they count.
     pub(crate) records: u64,
-    /// A sum of hashes of whole rows.
+    /// Sum of the hashes of whole rows.
     pub(crate) hash: u64,
 }
 
 impl Check {
-    /// The account of one row.
+    /// Returns the checksum of one row.
     pub(crate) fn row(end: i64, key: u64, count: i64, sum: i128, least: i64, greatest: i64) -> Check {
         let parts = [end as u64, key, count as u64, sum as u64, least as u64, greatest as u64];
         let mix = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
@@ -32,7 +32,7 @@ impl Check {
     }
 }
 
-/// What one run was like.
+/// Measurements of one run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
     /// Wall-clock seconds, from the first record to the last result.
@@ -41,11 +41,11 @@ pub(crate) struct Figures {
     pub(crate) cpu: f64,
     /// Peak memory of the process, in MiB.
     pub(crate) memory: f64,
-    /// What came out.
+    /// Checksum of the results.
     pub(crate) check: Check,
 }
 
-/// The CPU time of this process so far, in seconds.
+/// Returns the CPU time of this process so far, in seconds.
 fn cpu_seconds() -> f64 {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return f64::NAN };
     [usage.user_time(), usage.system_time()].iter().map(|t| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6).sum()
@@ -55,7 +55,7 @@ fn peak_memory() -> f64 {
     getrusage(UsageWho::RUSAGE_SELF).map_or(f64::NAN, |usage| usage.max_rss() as f64 / 1024.0)
 }
 
-/// Times what gives a check.
+/// Runs `work`, and measures it.
 pub(crate) fn timed(work: impl FnOnce() -> Result<Check, String>) -> Result<Figures, String> {
     let (cpu, start) = (cpu_seconds(), Instant::now());
     let check = work()?;
@@ -64,13 +64,13 @@ pub(crate) fn timed(work: impl FnOnce() -> Result<Check, String>) -> Result<Figu
 }
 
 impl Figures {
-    /// The figures as a line.
+    /// Formats the measurements as a line.
     pub(crate) fn to_line(self) -> String {
         let Figures { seconds, cpu, memory, check: Check { rows, records, hash } } = self;
         format!("figures {seconds} {cpu} {memory} {rows} {records} {hash}")
     }
 
-    /// Reads what [`Figures::to_line`] wrote.
+    /// Parses a line of [`Figures::to_line`].
     pub(crate) fn from_line(line: &str) -> Option<Figures> {
         let parts: Vec<&str> = line.lines().last()?.strip_prefix("figures ")?.split(' ').collect();
         let [seconds, cpu, memory, rows, records, hash] = parts[..] else { return None };
@@ -85,7 +85,7 @@ pub(crate) struct Measured {
     runs: Vec<Figures>,
 }
 
-/// The least, the median and the greatest of some numbers.
+/// Returns the least, the median and the greatest of some numbers.
 fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
     numbers.sort_by(f64::total_cmp);
     match (numbers.first(), numbers.get(numbers.len() / 2), numbers.last()) {
@@ -95,12 +95,12 @@ fn spread(mut numbers: Vec<f64>) -> (f64, f64, f64) {
 }
 
 impl Measured {
-    /// One run more.
+    /// Adds a run.
     pub(crate) fn add(&mut self, figures: Figures) {
         self.runs.push(figures);
     }
 
-    /// What came out of the runs: one check if they agree.
+    /// Returns the checksums of the runs: one if they agree.
     pub(crate) fn checks(&self) -> Vec<Check> {
         let mut checks: Vec<Check> = self.runs.iter().map(|run| run.check).collect();
         checks.dedup();
@@ -112,7 +112,7 @@ impl Measured {
     }
 }
 
-/// What this runs on, in a line.
+/// Describes the machine in a line.
 pub(crate) fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
@@ -126,7 +126,7 @@ pub(crate) fn machine() -> String {
     format!("{model}, {cores} cores, load {load} at the start; release build")
 }
 
-/// Shows an input's figures: ratios are against the first program.
+/// Prints the measurements of an input, with ratios to the first program.
 pub(crate) fn show(input: &str, records: u64, programs: &[(String, usize)], measured: &[Measured], json: bool) {
     let millions = records as f64 / 1e6;
     let rate = |run: &Figures| millions / run.seconds;

@@ -1,4 +1,4 @@
-//! The programs that are measured: Tidegate's query, and what it is compared with.
+//! The measured programs: Tidegate's query and its baselines.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,17 +22,17 @@ use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, kafka, ndjson};
 use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
 use crate::measure::{Check, Figures, timed};
 
-/// What a run goes by.
+/// Parameters of a run.
 pub(crate) struct Setting {
-    /// How many records.
+    /// Number of records.
     pub(crate) records: u64,
-    /// How many accounts.
+    /// Number of accounts.
     pub(crate) accounts: u64,
-    /// How many workers.
+    /// Number of workers.
     pub(crate) workers: usize,
-    /// Where files are.
+    /// Directory of files.
     pub(crate) dir: PathBuf,
-    /// Where the brokers are.
+    /// Addresses of the brokers.
     pub(crate) brokers: String,
 }
 
@@ -76,7 +76,7 @@ impl Semigroup for Totals {
     }
 }
 
-/// One thread, one hash map of a fast hasher, partitions in turns; late records are left out; rows leave the map when
+/// One thread, one hash map with a fast hasher, partitions in turns; late records are left out; rows leave the map when
 /// their window closes.
 pub(crate) fn memory_by_hand(setting: &Setting) -> Result<Figures, String> {
     let partitions: Vec<_> = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
@@ -116,7 +116,7 @@ pub(crate) fn check_of(end: i64, key: u64, row: &Totals) -> Check {
     Check::row(end, key, row.count, i128::from(row.sum), row.least, row.greatest)
 }
 
-/// Checks that several workers add to.
+/// A checksum to which several workers add.
 #[derive(Clone, Default)]
 struct Shared(Arc<[AtomicU64; 3]>);
 
@@ -127,7 +127,7 @@ impl Shared {
         }
     }
 
-    /// Adds a row, or takes it back.
+    /// Adds a row, or retracts it.
     fn change(&self, check: Check, diff: isize) {
         for (sum, part) in self.0.iter().zip([check.rows, check.records, check.hash]) {
             sum.fetch_add(part.wrapping_mul(diff as u64), Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Shared {
     }
 }
 
-/// How many records an epoch of the plain differential programs has.
+/// Number of records of an epoch of the plain differential programs.
 const EPOCH: usize = 100_000;
 
 /// Runs a differential program over the records in memory: `dataflow` builds it, and `give` feeds it a record.
@@ -182,7 +182,7 @@ fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
                 if time > *input.time() {
                     input.advance_to(time);
                     input.flush();
-                    // As much as is on its way in the other programs, too.
+                    // As much is in flight in the other programs, too.
                     while probe.less_than(&time.saturating_sub(if by_window { 100_000 } else { 4 })) {
                         worker.step();
                     }
@@ -199,7 +199,7 @@ fn differential<R: Semigroup + 'static, D: differential_dataflow::Data>(
     })
 }
 
-/// Where a dataflow is.
+/// Handle on the progress of a dataflow.
 type Probe = timely::dataflow::operators::probe::Handle<u64>;
 
 /// Plain differential dataflow, as one would write it first: amounts by window and account, reduced, kept up to date in
@@ -233,9 +233,9 @@ pub(crate) fn memory_differential(setting: &Setting) -> Result<Figures, String> 
     differential(setting, dataflow, give, false)
 }
 
-/// Differential dataflow by somebody who knows it well: a record is an update of its row whose difference holds the
-/// totals, at its window's end as timestamp; an arrangement consolidates them, and the frontier follows the watermark, so
-/// a row leaves once, when its window closes.
+/// Differential dataflow as an expert would write it: a record is an update of its row whose difference holds the
+/// totals, with its window's end as timestamp; an arrangement consolidates them, and the frontier follows the
+/// watermark, so that each row is emitted once, when its window closes.
 pub(crate) fn memory_differences(setting: &Setting) -> Result<Figures, String> {
     let dataflow =
         |worker: &mut timely::worker::Worker, input: &mut InputSession<u64, (u64, u32), Totals>, checks: Shared| {
@@ -351,7 +351,7 @@ impl ByHand {
     }
 }
 
-/// An account's text as a number, for checks.
+/// Converts an account's text to a number, for checksums.
 fn key_of(account: &str) -> u64 {
     account.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)))
 }
@@ -376,7 +376,7 @@ pub(crate) fn csv_by_hand(setting: &Setting) -> Result<Figures, String> {
     })
 }
 
-/// What the totals need of a JSON transaction, borrowed.
+/// Fields of a JSON transaction that the totals need, borrowed.
 #[derive(Deserialize)]
 struct Needed<'a> {
     account: &'a str,

@@ -1,4 +1,4 @@
-//! Windows that are not tumbling, and the programs written by hand for them: one thread, hash maps of a fast hasher,
+//! Windows other than tumbling, and programs written by hand for them: one thread, hash maps with a fast hasher,
 //! partitions in turns.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,12 +13,12 @@ use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
 use crate::measure::{Check, Figures, timed};
 use crate::programs::{Setting, Totals, check_of};
 
-/// How many milliseconds a sliding window has.
+/// Length of a sliding window, in milliseconds.
 const SIZE: i64 = 6 * WINDOW;
-/// How many milliseconds apart records are that are of different sessions.
+/// Gap between sessions, in milliseconds.
 const GAP: i64 = 1_000;
 
-/// The windows of a query.
+/// Returns the windows of a query.
 pub(crate) fn of(query: Query) -> Window {
     let millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
     match query {
@@ -32,7 +32,8 @@ fn partitions(setting: &Setting) -> Vec<Vec<data::Small>> {
     (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect()
 }
 
-/// Gives a program all records, partitions in turns, and the watermark after each turn; at the end, the greatest time.
+/// Passes all records to a program, partitions in turns, and the watermark after each turn; at the end, the greatest
+/// time.
 fn in_turns(partitions: &[Vec<data::Small>], mut record: impl FnMut(data::Small), mut watermark: impl FnMut(i64)) {
     let mut marks = [i64::MIN; PARTITIONS];
     let longest = partitions.iter().map(Vec::len).max().unwrap_or(0);
@@ -84,10 +85,10 @@ pub(crate) fn sliding_by_hand(setting: &Setting) -> Result<Figures, String> {
     })
 }
 
-/// A session: when it began, when it ends, what it holds.
+/// A session: its start, its end, its totals.
 type Session = (i64, i64, Totals);
 
-/// An account's open sessions in a short list; all accounts are looked through after every second of event time.
+/// An account's open sessions in a short list; all accounts are scanned after every second of event time.
 pub(crate) fn sessions_by_hand(setting: &Setting) -> Result<Figures, String> {
     let partitions = partitions(setting);
     timed(|| {

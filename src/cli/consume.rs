@@ -1,17 +1,18 @@
-//! `tidegate consume`: copies a topic of transactions to a file of CSV or NDJSON, on one process or on several that share the work.
+//! `tidegate consume`: copies a topic of transactions to a file of CSV or NDJSON, in one process or in several that
+//! share the work.
 //!
-//! It is a job of the engine, and all that it promises it has from there: with a state, every message is in the file
-//! exactly once, whoever is killed and on however many workers and processes it goes on; partitions that are added are
-//! found and dealt out. What is its own:
+//! It is a job of the engine and has all of the engine's guarantees: with a state, every message is in the file exactly
+//! once, whichever processes are killed and however many workers and processes it is restarted with; new partitions are
+//! found and assigned. It differs from other jobs as follows:
 //!
-//! * A copy never comes to an **end**: `--until-end` stops where the topic ends at this start, and a later start reads on.
-//! * The file has the messages of each partition in the partition's order, those of an epoch by partition.
-//! * No message is too early or too late for a copy: what it says of its time is not looked at.
-//! * `--sync` takes one message, writes and syncs it, and takes the next, which only one worker of one process can do. It is
-//!   the same job with epochs of one record, not a loop of its own: with a state, the record's offset is synced (journal),
-//!   then the record itself, and then how far the file goes.
+//! * A copy is never **complete**: `--until-end` stops where the topic ends at this start, and a later start reads on.
+//! * The file has the messages of each partition in the partition's order, and those of one epoch by partition.
+//! * No message is too early or too late for a copy: event times are ignored.
+//! * `--sync` takes one message, writes and syncs it, and takes the next, which only one worker of one process can do.
+//!   It is the same job with epochs of one record: with a state, the record's offset is synced (journal), then the
+//!   record itself, and then the file's commit.
 //!
-//! Earlier versions kept a file `position` in the state directory. Such a directory is refused, as it is.
+//! Earlier versions kept a file `position` in the state directory. Such a directory is refused and left unchanged.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::source::Options;
 use crate::source::generator::Transaction;
 use crate::source::kafka::Topic;
 
-/// The name of the source in the job, and that of the copy.
+/// Name of the source in the job, and of the step that writes the copy.
 const MESSAGES: &str = "messages";
 const COPY: &str = "copy";
 
@@ -40,22 +41,22 @@ const EXAMPLES: &str = "Examples:
       --state copy-state -w 2
 
 With --state every message is in the file exactly once, even if processes are killed and
-all are started again, in other numbers too. Without it a file that is there already is
-replaced. Copies with states and files of their own get every message each.";
+restarted, with another number of workers or processes too. Without it an existing file is
+replaced. Copies with states and files of their own each get every message.";
 
 /// Copies a Kafka topic of transactions to a file.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ConsumeArgs {
-    /// Where the brokers are
+    /// Kafka brokers to read from
     #[arg(long, value_name = "HOST:PORT[,…]")]
     pub brokers: String,
 
-    /// The topic
+    /// Topic to copy
     #[arg(long, default_value = "transaction")]
     pub topic: String,
 
-    /// The file to write: FILE.ndjson gets one JSON object a line, any other name CSV
+    /// File to write: FILE.ndjson gets one JSON object a line, any other name CSV
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -63,36 +64,36 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub sync: bool,
 
-    /// Stop at the end that the topic has at the start; a later start with the same state goes on from there
+    /// Stop at the end that the topic has at this start; a later start with the same state resumes from there
     #[arg(long)]
     pub until_end: bool,
 
-    /// A file for messages that are no transactions: FILE.csv gets CSV, any other name one JSON object a line; without it they
-    /// are only counted
+    /// File for messages that are no transactions: FILE.csv gets CSV, any other name one JSON object a line; without it
+    /// they are only counted
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<PathBuf>,
 
-    /// Copy a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    /// Copy a compacted topic, which is refused otherwise; its records are kept in the state's journal
     #[arg(long)]
     pub compacted: bool,
 
-    /// A property of the Kafka client (TLS, SASL, …); can be given several times
+    /// Property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub kafka_config: Vec<Property>,
 
-    /// How it runs.
+    /// Flags of running as a job.
     #[command(flatten)]
     pub run: RunArgs,
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate consume`; returns the exit code.
 ///
 /// # Errors
-/// When the topic cannot be read, a file cannot be written, the state does not fit, or another process fails.
+/// Fails if the topic cannot be read, a file cannot be written, the state does not fit, or another process fails.
 pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let watch = Watch::begin(&args.run)?;
     if args.sync && (args.run.workers, args.run.processes) != (1, 1) {
-        let error = Error::usage("--sync takes one message at a time, and so do neither several workers nor processes");
+        let error = Error::usage("--sync takes one message at a time, which needs one worker in one process");
         return Err(error.help("leave -w and -n out, or --sync"));
     }
     args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
@@ -115,7 +116,8 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     Ok(code)
 }
 
-/// Says what was copied, and how fast: all of it in the first process, and in each of several what it has read.
+/// Prints the number of copied messages and the rate: of all processes in the first one, and in each of several its
+/// own.
 fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     let took = metrics.working_for();
     let rate = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
@@ -127,7 +129,7 @@ fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
     if !args.run.is_first() {
         return;
     }
-    // Of several processes the first has the figures of all.
+    // The first of several processes has the figures of all.
     let copied = report.summary.sinks.iter().filter(|sink| sink.name == COPY).map(|sink| sink.rows).sum();
     say(format_args!("{copied} messages to {}, {}/s", args.out.display(), rate(copied)));
     let rejected: u64 = report.summary.sources.iter().map(|source| source.rejected).sum();
@@ -147,7 +149,7 @@ fn refuse_positions(state: &Path) -> Result<()> {
     if !position.exists() {
         return Ok(());
     }
-    let error = Error::new("this copy was begun by an earlier version, and only that can go on with it");
-    let error = error.at(position.display()).because("that kept its position here, which is no longer read");
-    Err(error.help("go on with that version, or begin anew with another --out and --state"))
+    let error = Error::new("this copy was begun by an earlier version, and only that version can resume it");
+    let error = error.at(position.display()).because("it kept its position in this file, which is no longer read");
+    Err(error.help("resume with that version, or start over with another --out and --state"))
 }

@@ -1,14 +1,13 @@
 //! `tidegate demo`: shows a query at work, and checks its result.
 //!
-//! It starts a broker in its own process, unless it is given one, produces transactions at a steady rate, and runs two
-//! programs meanwhile: the query `account_totals`, and `tidegate consume`, which copies the topic. At the end it
+//! It starts a broker in its own process, unless it is given one, and produces transactions at a steady rate. Meanwhile
+//! it runs two programs: the query `account_totals`, and `tidegate consume`, which copies the topic. At the end it
 //! compares both files with what it has produced ([`ledger`]).
 //!
-//! * The **programs** are this executable again ([`child`]): as `tidegate`, and under the name [`QUERY`], by which it is
-//!   the query's program. So the demo needs nothing that `cargo run` has not built, and never runs an older build of it.
-//! * The programs are not told where the topic ends, because nobody knows while it is being filled. **Closing**
-//!   transactions at the end let every window close; when all rows are there the programs are stopped, as anybody would
-//!   stop them.
+//! * Both **programs** are this executable ([`child`]): as `tidegate`, and under the name [`QUERY`], which makes it run
+//!   the query. So the demo needs nothing that `cargo run` has not built, and never runs an older build of the query.
+//! * The programs do not get `--until-end`, because the topic is still being filled. **Closing** transactions at the
+//!   end let every window close. When all rows are written, the programs are stopped by SIGTERM.
 //!
 //! Invariants: the topic holds nothing but what this run produced; the demo leaves no program behind; its files are of
 //! one run, as the directory is locked.
@@ -35,29 +34,30 @@ use crate::sink::kafka::Publisher;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::kafka::EmbeddedBroker;
 
-/// The name by which this executable is the query's program.
+/// The program name that makes this executable run the query.
 pub const QUERY: &str = "account_totals";
 
 const TOPIC: &str = "transaction";
 
 const PARTITIONS: u32 = 4;
 
-/// How many transactions the embedded broker is given at most. It keeps 5 MiB of a partition, as they are sent, which was
-/// enough for so many at 4,000 a second, tried with programs that were held up to the end. Lower rates compress less: it
-/// then drops the oldest, which the programs have read long before; if not, the comparison at the end tells.
+/// Maximum number of transactions for the embedded broker. It keeps 5 MiB per partition, compressed as sent, which was
+/// measured to hold this many at 4,000 a second while the programs were held up to the end. Lower rates compress less:
+/// the broker then drops the oldest, which the programs have usually read long before; if not, the comparison at the
+/// end fails.
 const EMBEDDED_MOST: u64 = 100_000;
 
-/// Batches fill a little, so that they compress well: the embedded broker counts what is sent.
+/// Makes larger batches, which compress better: the embedded broker counts compressed bytes.
 const PROPERTIES: [(&str, &str); 2] = [("linger.ms", "25"), ("compression.type", "lz4")];
 
-/// How many transactions may be on their way to the brokers: few enough that sending never has to wait, which could not
-/// be interrupted.
+/// Maximum number of transactions sent and not yet acknowledged: few enough that sending never blocks, because a
+/// blocked send could not be interrupted.
 const ON_THEIR_WAY: u64 = 100_000;
 
-/// How long nothing may happen before the brokers are taken as gone, or what is missing at the end is taken as lost.
+/// Time without progress after which the brokers are considered gone, or missing rows at the end lost.
 const STALLED: Duration = Duration::from_secs(15);
 
-/// How long it goes on reading when all is there, for what should not be.
+/// Time to go on reading once all rows are there, to detect rows in excess.
 const EXTRA: Duration = Duration::from_millis(300);
 
 const EXAMPLES: &str = "Examples:
@@ -74,31 +74,31 @@ the programs' logs.";
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArgs {
-    /// Use these brokers, not one in memory
+    /// Use these brokers instead of the one in memory
     #[arg(long, value_name = "HOST:PORT[,…]")]
     pub brokers: Option<String>,
 
-    /// How long transactions are produced
+    /// Time for which transactions are produced, in seconds
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
 
-    /// How many are produced in a second
+    /// Transactions produced per second
     #[arg(long, value_name = "R", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub rate: u64,
 
-    /// How many accounts they are on
+    /// Number of accounts of the transactions
     #[arg(long, value_name = "A", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub accounts: u64,
 
-    /// Where the results go; files of an earlier demo are replaced
+    /// Directory of the results; files of an earlier demo are replaced
     #[arg(long, value_name = "DIR", default_value = "tidegate-demo")]
     pub dir: PathBuf,
 
-    /// Kill the query with SIGKILL so often, and start it again: with a state it goes on where its results end
+    /// Kill the query with SIGKILL at this interval, and restart it: with its state it resumes where its results end
     #[arg(long, value_name = "TIME", value_parser = super::duration)]
     pub kill_every: Option<Duration>,
 
-    /// Seed of the transactions: equal seeds give equal ones, but for their times
+    /// Seed of the transactions: equal seeds give equal ones, except for their times
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,
 }
@@ -110,10 +110,10 @@ impl Default for DemoArgs {
     }
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate demo`; returns the exit code.
 ///
 /// # Errors
-/// When the broker, the directory or a program cannot be used, or the results are not what they should be.
+/// Fails if the broker, the directory or a program cannot be used, or the results differ from what was produced.
 pub fn demo(args: &DemoArgs) -> Result<u8> {
     let stop = Stop::listen()?;
     let count = args.seconds * args.rate;
@@ -142,7 +142,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
         args.kill_every.map_or(String::new(), |_| format!(" --state {}", folder.state().display())),
     ));
     if let Some(every) = args.kill_every {
-        say(format_args!("It is killed every {}, and started again.", humantime::format_duration(every)));
+        say(format_args!("It is killed every {}, and restarted.", humantime::format_duration(every)));
     }
     let mut run = Run {
         ledger: Ledger::new(Generator::new(args.seed).accounts(args.accounts)),
@@ -184,7 +184,7 @@ struct Folder {
 }
 
 impl Folder {
-    /// Creates it if it is missing, and takes away what an earlier demo left there.
+    /// Creates the directory if it is missing, locks it, and removes the files of an earlier demo.
     fn prepare(path: &Path) -> Result<Self> {
         let failed = |error| Error::new("cannot use the directory").at(path.display()).because(error);
         fs::create_dir_all(path).map_err(failed)?;
@@ -205,7 +205,7 @@ impl Folder {
                 _ => {}
             }
         }
-        // What the query kept, and what its results say of it.
+        // The query's state, and the commit files of its results.
         match fs::remove_dir_all(path.join("state")) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -223,7 +223,7 @@ impl Folder {
         self.path.display()
     }
 
-    /// Where the query keeps its state, if it is killed.
+    /// Returns the state directory of the query, used with `--kill-every`.
     fn state(&self) -> PathBuf {
         self.path.join("state")
     }
@@ -233,7 +233,7 @@ impl Folder {
     }
 }
 
-/// A topic that nobody else has used, and the broker that it is on.
+/// A topic that only this run uses, and the broker that has it.
 struct Place {
     publisher: Publisher,
     servers: String,
@@ -268,7 +268,7 @@ struct Programs {
     kills: Option<Kills>,
 }
 
-/// How the query is killed and started again.
+/// Schedule and arguments of killing and restarting the query.
 struct Kills {
     every: Duration,
     due: Instant,
@@ -312,7 +312,7 @@ impl Programs {
         self.copy.check()
     }
 
-    /// Kills the query no more.
+    /// Ends the kills of the query.
     fn spare(&mut self) {
         if let Some(kills) = &mut self.kills {
             kills.every = Duration::MAX;
@@ -320,7 +320,7 @@ impl Programs {
         }
     }
 
-    /// Stops both, cleanly.
+    /// Stops both programs cleanly.
     fn stop(&mut self) -> Result<()> {
         self.query.ask_to_stop();
         self.copy.ask_to_stop();
@@ -329,19 +329,19 @@ impl Programs {
     }
 }
 
-/// The time in which everything happens.
+/// The state of a demo while it produces and waits.
 struct Run<'a> {
     publisher: &'a mut Publisher,
     programs: &'a mut Programs,
     stop: &'a Stop,
     ledger: Ledger,
-    /// How many the brokers have taken, and since when they have not taken more.
+    /// Number of transactions that the brokers have acknowledged, and the time at which it last changed.
     taken: (u64, Instant),
     view: View,
 }
 
 impl Run<'_> {
-    /// Produces so many transactions at a steady rate; answers how many a second it was. Ends early if it is asked to.
+    /// Produces `count` transactions at `rate` per second; returns the actual rate. Ends early on a request to stop.
     fn produce(&mut self, count: u64, rate: u64) -> Result<f64> {
         let (begun, begun_ms) = (Instant::now(), now_ms());
         while self.ledger.count() < count && self.stop.asked().is_none() {
@@ -349,7 +349,7 @@ impl Run<'_> {
             let due = (elapsed.as_secs_f64() * rate as f64) as u64 + 1;
             // Not the wall clock, which may be set back.
             let now_ms = begun_ms + elapsed.as_millis() as i64;
-            // In small steps, so that their times are right even when it has fallen behind.
+            // In small steps, so that their times are right even after a delay.
             let due = due.min(count).min(self.taken.0 + ON_THEIR_WAY);
             for _ in self.ledger.count()..due.min(self.ledger.count() + 500) {
                 let transaction = self.ledger.next(now_ms);
@@ -361,9 +361,9 @@ impl Run<'_> {
         Ok(self.ledger.count() as f64 / begun.elapsed().as_secs_f64())
     }
 
-    /// Produces the closing transactions, and waits until both files have all that they should have. They are sent when
-    /// all others have been copied, so that they are the last in the copy too: whoever reads that as one partition
-    /// would find what comes after them late.
+    /// Produces the closing transactions, and waits until both files are complete. They are sent when all others have
+    /// been copied, so that they are the last in the copy too: a query that reads the copy as one partition would find
+    /// later transactions late.
     fn close(&mut self) -> Result<()> {
         self.await_rows(self.ledger.count(), 0, Duration::ZERO)?;
         if self.stop.asked().is_some() {
@@ -376,7 +376,8 @@ impl Run<'_> {
         self.await_rows(self.ledger.count(), self.ledger.totals().rows(), EXTRA)
     }
 
-    /// Waits until the files have so many rows, and a little longer; or no more come, or it is asked to stop.
+    /// Waits until the files have this many rows, and `longer` after that; or until no more rows come, or on a request
+    /// to stop.
     fn await_rows(&mut self, copied: u64, totals: u64, longer: Duration) -> Result<()> {
         let (mut rows, mut since) = (self.view.rows(), Instant::now());
         while self.stop.asked().is_none() {
@@ -392,7 +393,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What has to be done all the time; takes about as long as is given.
+    /// Serves the publisher, checks the brokers and programs, and refreshes the display; then sleeps for `rest`.
     fn tend(&mut self, rest: Duration) -> Result<()> {
         self.publisher.serve()?;
         let taken = self.publisher.delivered();
@@ -414,7 +415,7 @@ fn message(transaction: &Transaction) -> Result<Vec<u8>> {
     serde_json::to_vec(transaction).map_err(|error| Error::new("cannot write a transaction as JSON").because(error))
 }
 
-/// Compares the files with what was produced, and says so.
+/// Compares the files with what was produced, and prints the result.
 fn report(
     args: &DemoArgs,
     place: &Place,
@@ -441,12 +442,12 @@ fn report(
         programs.query.tell();
         programs.copy.tell();
         let differ = format!("{} differences in transactions.csv, {} in account_totals.csv", copy.count, totals.count);
-        let error = Error::new("the results are not what they should be").at(folder.name()).because(differ);
+        let error = Error::new("the results differ from what was produced").at(folder.name()).because(differ);
         return Err(error.help("the first of them are above"));
     }
     let rows = HumanCount(expected.rows());
     if let Some(kills) = &programs.kills {
-        say(format_args!("The query was killed {} times on the way, and went on each time.", kills.count));
+        say(format_args!("The query was killed {} times on the way, and resumed each time.", kills.count));
     }
     say(format_args!("{}: holds each of them once.", folder.copy.display()));
     say(format_args!("{}: {rows} rows, equal to totals recomputed from transactions.csv.", folder.totals()));
@@ -454,9 +455,9 @@ fn report(
     Ok(())
 }
 
-/// What to try next.
+/// Returns the text of what to try next.
 fn next(args: &DemoArgs, place: &Place, folder: &Folder) -> String {
-    // Programs are not in the path of somebody who runs this by cargo.
+    // Programs are not in the path of a user who runs this by cargo.
     let by_cargo = std::env::var_os("CARGO").is_some();
     let program = |name: &str| match by_cargo {
         true if name == "tidegate" => String::from("cargo run --release --"),

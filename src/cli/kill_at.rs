@@ -1,14 +1,15 @@
-//! A disk, and sinks, whose process kills itself at a chosen act, or for which the disk is full then: how the tests of the
-//! query programs choose the moment.
+//! Fault injection for tests of the query programs: a disk and sinks that kill their process at a chosen act, or a disk
+//! that is full from then on.
 //!
-//! A kill from outside comes at a moment that nobody chose, mostly while nothing is being written. [`KillAt`] names one:
-//! `after:journal-sync:7` kills the process right after the seventh time that a file of the journal was synced, before
-//! anything can know of it. Kinds of acts are told by the names of files; `show`, by which a sink shows what was written, of a
-//! file or of a topic, by its writer.
+//! A kill from outside comes at a random moment, mostly while nothing is being written. [`KillAt`] names one:
+//! `after:journal-sync:7` kills the process right after the seventh sync of a file of the journal, before anything can
+//! depend on it. Kinds of acts are told apart by file names; `show`, by which a sink publishes what was written to a
+//! file or a topic, is recognized at the sink's writer.
 //!
-//! `full:segment-sync:3` is a disk that is full at the third segment, and from then on.
+//! `full:segment-sync:3` is a disk that is full at the third sync of a segment, and from then on.
 //!
-//! Invariant: the act of a kill `after` has happened wholly when the process ends, that of a kill `before` not at all.
+//! Invariant: when the process ends, the act of a kill `after` is done completely, and that of a kill `before` not at
+//! all.
 
 use std::fmt;
 use std::io;
@@ -27,7 +28,7 @@ use crate::sink::Writer;
 use crate::time::Epoch;
 use crate::{Record, Result};
 
-/// What an act does to which kind of file.
+/// Acts on files and of sinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Bytes are appended to the journal.
@@ -38,17 +39,17 @@ enum Kind {
     JournalCut,
     /// Rows are appended to a results file.
     SinkAppend,
-    /// A commit file gets its name: what was appended is shown.
+    /// A commit file gets its name, which publishes what was appended.
     SinkCommit,
     /// A segment is synced.
     SegmentSync,
     /// A manifest gets its name.
     Manifest,
-    /// A life gets its number.
+    /// The file that reserves an incarnation's number gets its name.
     Life,
-    /// A life gets its claim.
+    /// The claim of an incarnation gets its name.
     Claim,
-    /// A sink shows what was written; each sink counts its own.
+    /// A sink publishes what was written; each sink counts its own acts.
     Show,
 }
 
@@ -67,18 +68,19 @@ impl Kind {
     ];
 }
 
-/// What happens at an act.
+/// Effect on the chosen act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
     /// The process ends before it.
     Before,
     /// The process ends after it.
     After,
-    /// There is no room for it, nor for any later one of its kind.
+    /// There is no disk space for it, nor for any later one of its kind.
     Full,
 }
 
-/// The moment: `before`, `after` or `full`, a kind of act, and which act of that kind, from 1.
+/// A point of fault injection: `before`, `after` or `full`, a kind of act, and the number (from 1) of the act of that
+/// kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KillAt {
     when: When,
@@ -115,12 +117,12 @@ impl FromStr for KillAt {
 }
 
 impl KillAt {
-    /// A disk that ends its process at this moment.
+    /// Wraps a disk so that it injects the fault.
     pub(super) fn on(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         Arc::new(KillingDisk { disk, trigger: Arc::new(Trigger::new(self)) })
     }
 
-    /// A writer that ends its process at this moment.
+    /// Wraps a sink's writer so that it injects the fault.
     pub(super) fn on_writer<D: Record>(self, writer: Box<dyn Writer<D>>) -> Box<dyn Writer<D>> {
         Box::new(KillingWriter { writer, trigger: Trigger::new(self) })
     }
@@ -137,7 +139,10 @@ impl Trigger {
         Trigger { at, count: AtomicU64::new(0) }
     }
 
-    /// Does an act of a kind on a file; the process may end before it or after it, or there is no room for it.
+    /// Does an act on a file. The process may end before or after it.
+    ///
+    /// # Errors
+    /// Fails as the act does, or because the injected fault leaves no disk space.
     fn around<T>(&self, kind: Option<Kind>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let number = self.count_if(kind);
         if self.at.when == When::Full && number >= self.at.number {
@@ -146,12 +151,12 @@ impl Trigger {
         self.die_around(number, act)
     }
 
-    /// Counts an act if it is of the kind that matters: how many there were with it, else 0.
+    /// Counts an act of the chosen kind; returns its number from 1, or 0 for an act of another kind.
     fn count_if(&self, kind: Option<Kind>) -> u64 {
         if kind == Some(self.at.kind) { self.count.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 }
     }
 
-    /// Does an act that has a number; the process may end before it or after it.
+    /// Does the act with this number; the process may end before or after it.
     fn die_around<T>(&self, number: u64, act: impl FnOnce() -> T) -> T {
         if number == self.at.number && self.at.when == When::Before {
             die();
@@ -164,7 +169,7 @@ impl Trigger {
     }
 }
 
-/// Ends this process as a kill from outside does: nothing of it runs any more.
+/// Kills this process by SIGKILL, so that no code of it runs any more.
 fn die() -> ! {
     let _ = kill(Pid::this(), Signal::SIGKILL);
     std::process::abort()
@@ -174,13 +179,13 @@ fn ends_with(path: &Path, end: &str) -> bool {
     path.to_string_lossy().ends_with(end)
 }
 
-/// The name of a file in the directory of this name.
+/// Returns the name of a file that is directly in a directory of this name.
 fn in_directory<'a>(path: &'a Path, directory: &str) -> Option<&'a str> {
     let above = path.parent()?.file_name()?;
     (above == directory).then(|| path.file_name()?.to_str()).flatten()
 }
 
-/// Whether a file is a results file, by what is not in its name.
+/// Returns `true` if a file is a results file: any file that does not belong to the state.
 fn is_results(path: &Path) -> bool {
     let is_of_state = |directory: &&str| in_directory(path, directory).is_some();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -190,7 +195,7 @@ fn is_results(path: &Path) -> bool {
         && !name.starts_with("LOCK")
 }
 
-/// What it is to give a file this name.
+/// Returns the kind of act that giving a file this name is; `None` if it is no such act.
 fn naming(path: &Path) -> Option<Kind> {
     let name = path.file_name()?.to_str()?;
     match in_directory(path, "lives") {
@@ -205,7 +210,7 @@ fn naming(path: &Path) -> Option<Kind> {
     }
 }
 
-/// A disk that ends its process at a moment.
+/// A disk that injects a fault.
 #[derive(Debug)]
 struct KillingDisk {
     disk: Arc<dyn Disk>,
@@ -301,7 +306,7 @@ impl DiskFile for KillingFile {
     }
 }
 
-/// A writer that ends its process at a moment.
+/// A sink's writer that injects a fault.
 struct KillingWriter<D: Record> {
     writer: Box<dyn Writer<D>>,
     trigger: Trigger,

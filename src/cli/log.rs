@@ -1,9 +1,9 @@
-//! Lines on standard error: what commands note, and what the library logs from level info on, or as `TIDEGATE_LOG` says.
+//! Lines on standard error: messages of commands, and the library's log from level info on, or as `TIDEGATE_LOG` says.
 //!
-//! A line does not break the live view of a terminal: while there is one it stands below the lines. Lines of the log are
-//! coloured on a terminal, unless `NO_COLOR` is set or the terminal is `dumb`.
+//! Lines do not break the live view of a terminal: they are written above it. Log lines are coloured on a terminal,
+//! unless `NO_COLOR` is set or the terminal is `dumb`.
 //!
-//! Invariant: a reader of standard error that has gone away is no failure: the line is lost, and nothing else.
+//! Invariant: if the reader of standard error has gone away, lines are lost, and nothing fails.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -15,30 +15,30 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The variable that says what is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or levels of modules, as
-/// `warn,tidegate::source=debug`.
+/// Environment variable of the log filter: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or levels by
+/// module, such as `warn,tidegate::source=debug`.
 const VARIABLE: &str = "TIDEGATE_LOG";
 const DEFAULT: &str = "info";
 
-/// The live view that lines stand above of.
+/// The live view above which lines are written.
 static VIEW: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Says which live view there is, or that there is none any more.
+/// Sets the live view above which lines are written; `None` if it is gone.
 pub(super) fn above(view: Option<&ProgressBar>) {
     *VIEW.lock().unwrap_or_else(PoisonError::into_inner) = view.cloned();
 }
 
-/// Writes a line to standard error. Nobody may be reading it any more; that is no reason to fail.
+/// Writes a line to standard error. Errors are ignored: nobody may be reading it any more.
 pub fn note(line: fmt::Arguments<'_>) {
     put(format!("{line}\n").as_bytes());
 }
 
-/// Writes a line to standard output. Nobody may be reading it any more; that is no reason to fail.
+/// Writes a line to standard output. Errors are ignored: nobody may be reading it any more.
 pub(super) fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Begins to log. A program that logs by itself already is left as it is.
+/// Installs the log subscriber. A subscriber that the program has installed before is kept.
 pub(super) fn begin() {
     let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| DEFAULT.to_owned());
     let (filter, wrong) = match wanted.parse::<Targets>() {
@@ -47,19 +47,19 @@ pub(super) fn begin() {
     };
     let coloured = is_live() && is_coloured(std::env::var_os("NO_COLOR").as_deref());
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(coloured).log_internal_errors(false);
-    // Another subscriber may be there: then it has the say.
+    // Fails if the program has a subscriber of its own: that one is used.
     let _ = tracing_subscriber::registry().with(filter).with(lines.with_writer(|| Line)).try_init();
     if let Some(why) = wrong {
         tracing::warn!("{VARIABLE}={wanted} is not understood ({why}): level info is logged");
     }
 }
 
-/// `true` if standard error is a terminal that can do more than show lines.
+/// Returns `true` if standard error is a terminal that supports cursor movement and colours.
 pub(super) fn is_live() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }
 
-/// `true` if the variable `NO_COLOR` has no value.
+/// Returns `true` unless the variable `NO_COLOR` has a value.
 fn is_coloured(no_color: Option<&OsStr>) -> bool {
     no_color.is_none_or(OsStr::is_empty)
 }
@@ -70,11 +70,11 @@ fn put(bytes: &[u8]) {
         Some(view) => view.suspend(|| io::stderr().write_all(bytes)),
         None => io::stderr().write_all(bytes),
     };
-    // Nobody is there to be told.
+    // There is nowhere to report this error.
     let _ = written;
 }
 
-/// Standard error, above the live view.
+/// A writer to standard error, above the live view.
 struct Line;
 
 impl Write for Line {

@@ -1,7 +1,8 @@
-//! The commands of the `tidegate` tool, as functions: `main.rs` parses what is typed and calls them.
+//! The commands of the `tidegate` tool, as functions: `main.rs` parses the command line and calls them.
 //!
-//! A command answers the exit code of a run that came to its end: 0 done, 1 done with something left out, 130 after a clean
-//! stop on Ctrl-C and 143 after one on SIGTERM or SIGHUP. Results go to standard output, everything else to standard error.
+//! A command returns the exit code of a run that completed: 0 done, 1 done with something left out, 130 after a clean
+//! stop on Ctrl-C and 143 after one on SIGTERM or SIGHUP. Results go to standard output, everything else to standard
+//! error.
 
 pub mod consume;
 pub mod demo;
@@ -24,12 +25,12 @@ pub use kill_at::KillAt;
 pub use log::note;
 pub use query::{AnySink, AnySource, QueryArgs, start, start_with};
 
-/// A property of the Kafka client, typed as `KEY=VALUE`.
+/// A configuration property of the Kafka client, written as `KEY=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Property {
-    /// Its name, as librdkafka has it.
+    /// Name of the librdkafka property.
     pub key: String,
-    /// Its value.
+    /// Value, passed on unchanged.
     pub value: String,
 }
 
@@ -46,12 +47,12 @@ impl std::str::FromStr for Property {
     }
 }
 
-/// Properties as pairs.
+/// Returns the properties as pairs of key and value.
 fn pairs(properties: &[Property]) -> impl Iterator<Item = (&str, &str)> {
     properties.iter().map(|property| (property.key.as_str(), property.value.as_str()))
 }
 
-/// Reads a length of time, as `100ms` or `2s`.
+/// Parses a duration, such as `100ms` or `2s`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     humantime::parse_duration(text).map_err(|why| format!("{why}; write it as 100ms, 2s, 5m or 1d"))
 }

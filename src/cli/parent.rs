@@ -1,7 +1,7 @@
-//! Programs that end when the one that started them does, however that ended.
+//! Child processes that end when their parent does, even if the parent was killed.
 //!
-//! Their standard input is a pipe that the starter holds open and never writes to. When the starter is gone the pipe ends,
-//! and the program stops: cleanly if it can, by force if that takes too long.
+//! Their standard input is a pipe that the parent holds open and never writes to. When the parent is gone the pipe is
+//! at its end, and the child stops: cleanly within [`ORPHAN_GRACE`], by SIGKILL after that.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
@@ -14,14 +14,14 @@ use nix::unistd::Pid;
 use crate::error::Result;
 use crate::thread::{self, Role};
 
-/// Set in the environment of programs that end when their standard input does.
+/// Environment variable of processes that end when their standard input does.
 const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
 
-/// How long it may take when its parent is gone, and with that perhaps its broker.
+/// Time for a clean stop after the parent is gone, and perhaps the broker with it.
 const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 
-/// Makes a program that was started as an [`Offspring`] stop when the starter is gone; does nothing in any other. Every
-/// program calls this once, before anything else.
+/// Starts a thread that stops this process when its parent is gone, if it was started as an [`Offspring`]; does nothing
+/// otherwise. Every program calls this once, before anything else.
 pub(super) fn end_with_parent() -> Result<()> {
     if std::env::var_os(BOUND).is_some() {
         thread::start(Role::Parent, Role::Parent.name(), wait_for_the_end)?;
@@ -39,14 +39,14 @@ fn wait_for_the_end() {
             Ok(_) | Err(_) => break,
         }
     }
-    // As if asked to stop from outside; by force if that takes too long.
+    // Like a request from outside to stop; by force if that takes too long.
     let _ = raise(Signal::SIGTERM);
     std::thread::sleep(ORPHAN_GRACE);
     let _ = raise(Signal::SIGKILL);
 }
 
-/// A program that ends with this one. It is in a process group of its own: signals from the keyboard reach this one alone,
-/// which stops the others in order.
+/// A child process that ends with this one. It is in a process group of its own: signals from the keyboard reach only
+/// this process, which stops its children in order.
 #[derive(Debug)]
 pub(super) struct Offspring {
     pub(super) child: Child,
@@ -59,16 +59,16 @@ impl Offspring {
         Ok(Offspring { child, ended: None })
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status; `None` while the process runs.
     pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            // Never `Child::wait`: it closes the pipe first, which would stop it.
+            // Not `Child::wait`: that closes the pipe first, which would stop the child.
             self.ended = self.child.try_wait()?;
         }
         Ok(self.ended)
     }
 
-    /// Sends it a signal, unless it is known to have ended.
+    /// Sends a signal, unless the process is known to have ended.
     pub(super) fn signal(&self, signal: Signal) {
         if self.ended.is_none()
             && let Ok(id) = i32::try_from(self.child.id())
@@ -77,7 +77,7 @@ impl Offspring {
         }
     }
 
-    /// Ends it as a crash would, unless it is known to have ended.
+    /// Kills the process and waits for it, unless it is known to have ended.
     pub(super) fn kill(&mut self) {
         if self.ended.is_none() {
             let _ = self.child.kill();

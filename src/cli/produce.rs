@@ -1,7 +1,7 @@
-//! `tidegate produce`: writes transactions to a topic, from a file or made up.
+//! `tidegate produce`: writes transactions to a topic, from a file or generated.
 //!
-//! Invariants: messages have their account as key, so that an account's transactions stay in order; a message is
-//! counted when the brokers have acknowledged it; a row that is no transaction is left out, told, and makes the exit
+//! Invariants: a message's key is its account, so that an account's transactions stay in order; a message is counted
+//! when the brokers have acknowledged it; a row that is no transaction is left out and reported, and makes the exit
 //! code 1.
 
 use std::fs::File;
@@ -21,10 +21,10 @@ use crate::source::file::pieces::Pieces;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::ndjson::Ndjson;
 
-/// How many bad rows are told one by one.
+/// Maximum number of bad rows that are reported individually.
 const TOLD: u64 = 10;
 
-/// How much event time made-up transactions cover at most, in seconds, where the clock does not give it.
+/// Maximum span of event time of generated transactions, in seconds, without `--rate`.
 const COVERED: u64 = 3600;
 
 const EXAMPLES: &str = "Examples:
@@ -41,60 +41,60 @@ CSV (with a header) and JSON alike. Messages are JSON, with the account as key."
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ProduceArgs {
-    /// Where the brokers are
+    /// Kafka brokers to write to
     #[arg(long, value_name = "HOST:PORT[,…]")]
     pub brokers: String,
 
-    /// The topic; it is created if it is missing
+    /// Topic to write; it is created if it is missing
     #[arg(long, default_value = "transaction")]
     pub topic: String,
 
-    /// What is written.
+    /// The input.
     #[command(flatten)]
     pub input: Input,
 
-    /// Seed of the made-up transactions: equal seeds give equal ones
+    /// Seed of generated transactions: equal seeds give equal ones
     #[arg(long, value_name = "S", default_value_t = 1, conflicts_with_all = ["csv", "ndjson"])]
     pub seed: u64,
 
-    /// At most so many messages a second, evenly; made-up event times then follow the clock
+    /// Maximum number of messages per second, evenly spaced; generated event times then follow the clock
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
 
-    /// How many accounts there are among made-up transactions
+    /// Number of accounts of generated transactions
     #[arg(long, value_name = "A", default_value_t = 10_000, conflicts_with_all = ["csv", "ndjson"])]
     pub accounts: u64,
 
-    /// The first made-up transaction's id
+    /// Id of the first generated transaction
     #[arg(long, value_name = "I", default_value_t = 0, conflicts_with_all = ["csv", "ndjson"])]
     pub first_id: u64,
 
-    /// Event time at which made-up transactions begin, in milliseconds since 1970 [default: now]
+    /// Event time of the first generated transaction, in milliseconds since 1970 [default: now]
     #[arg(long, value_name = "MS", allow_negative_numbers = true, conflicts_with_all = ["csv", "ndjson"])]
     pub start_ms: Option<i64>,
 
-    /// Partitions of the topic, if it has to be created
+    /// Number of partitions of the topic, if it has to be created
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub partitions: u32,
 
-    /// A property of the Kafka client (TLS, SASL, …); can be given several times
+    /// Property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub kafka_config: Vec<Property>,
 }
 
-/// Where the transactions come from: one of these.
+/// The input of `tidegate produce`: exactly one of these flags.
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct Input {
-    /// A CSV file with a header; columns that a transaction does not have are ignored
+    /// CSV file with a header; columns that a transaction does not have are ignored
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
 
-    /// A file with one JSON object a line
+    /// File with one JSON object a line
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
 
-    /// So many made-up transactions
+    /// Number of transactions to generate
     #[arg(long, value_name = "N")]
     pub generate: Option<u64>,
 }
@@ -106,10 +106,10 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate produce`; returns the exit code.
 ///
 /// # Errors
-/// When the input cannot be read, the topic cannot be reached, or a message is not delivered.
+/// Fails if the input cannot be read, the topic cannot be reached, or a message is not delivered.
 pub fn produce(args: &ProduceArgs) -> Result<u8> {
     let stop = Stop::listen()?;
     let mut rows = Rows::open(args)?;
@@ -160,7 +160,7 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
     Ok(stop.asked().unwrap_or(u8::from(bad > 0)))
 }
 
-/// Waits until a message is due; answers `false` if it was asked to stop meanwhile.
+/// Waits until a message is due; returns `false` on a request to stop.
 fn await_turn(due: Instant, publisher: &mut Publisher, stop: &Stop) -> Result<bool> {
     loop {
         let left = due.saturating_duration_since(Instant::now());
@@ -175,10 +175,10 @@ fn await_turn(due: Instant, publisher: &mut Publisher, stop: &Stop) -> Result<bo
     }
 }
 
-/// A transaction, or why a row is none and where it is.
+/// A transaction, or the reason why a row is none, with its place.
 type Row = std::result::Result<Transaction, String>;
 
-/// The transactions to be written.
+/// The transactions to write.
 struct Rows {
     length: Length,
     from: Supply,
@@ -229,7 +229,7 @@ impl Rows {
         }
     }
 
-    /// How far it is, in what its length is measured in.
+    /// Returns the position in the input, in the unit of `length`.
     fn position(&self, sent: u64) -> u64 {
         match &self.from {
             Supply::Generator { .. } => sent,
@@ -239,10 +239,10 @@ impl Rows {
     }
 }
 
-/// The transactions of a file.
+/// Parser of a file's transactions.
 type Transactions<F> = Box<Pieces<F, File, Transaction>>;
 
-/// The transactions of a file, with its length.
+/// Opens a file of transactions; returns its length and the parser.
 fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Transactions<F>)> {
     let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = file.map_err(|error| unreadable(path, error))?;
@@ -250,7 +250,7 @@ fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Transactions<F>)> {
     Ok((Length::Bytes(length), Box::new(pieces)))
 }
 
-/// The next transaction of a file; one that is none is told with its place.
+/// Returns the next transaction of a file, or the reason why the row is none, with file and line; `None` at the end.
 fn next_of<F: Format>(path: &Path, pieces: &mut Pieces<F, File, Transaction>) -> Result<Option<Row>> {
     let next = pieces.next_record().map_err(|error| error.at(path.display()))?;
     Ok(next.map(|(line, row)| {

@@ -1,4 +1,4 @@
-//! Shows how far a command is, on standard error: a bar on a terminal, else a line every few seconds.
+//! Shows a command's progress on standard error: a bar on a terminal, else a line every few seconds.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{log, note};
 
-/// How often a line is written where there is no terminal.
+/// Interval of progress lines where there is no terminal.
 const LINES: Duration = Duration::from_secs(5);
 
-/// How often the clock is asked, in messages.
+/// Number of messages between two readings of the clock.
 const LOOKS: u64 = 256;
 
-/// Follows one command.
+/// The progress of one command.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     begun: Instant,
@@ -20,15 +20,15 @@ pub(super) struct Progress {
     count: u64,
 }
 
-/// What the bar measures.
+/// Total of the bar, in the unit that it measures.
 pub(super) enum Length {
-    /// So many messages.
+    /// A number of messages.
     Messages(u64),
-    /// So many bytes of a file.
+    /// A number of bytes of a file.
     Bytes(u64),
 }
 
-/// A bar over bytes whose number is told later; nothing where there is no terminal.
+/// Creates a bar over bytes whose total is set later; hidden if there is no terminal.
 pub(super) fn bytes_bar() -> ProgressBar {
     if !log::is_live() {
         return ProgressBar::hidden();
@@ -54,7 +54,7 @@ impl Progress {
         Progress { bar, begun: now, last: now, count: 0 }
     }
 
-    /// One message more; `at` is where that is on the bar.
+    /// Counts one more message; `at` gives the position on the bar.
     pub(super) fn one(&mut self, at: impl FnOnce() -> u64) {
         self.count += 1;
         if self.count.is_multiple_of(LOOKS) {
@@ -62,7 +62,7 @@ impl Progress {
         }
     }
 
-    /// Shows where it is, unless it did just now.
+    /// Shows the position; without a terminal at most one line every [`LINES`].
     pub(super) fn show(&mut self, at: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(at);
@@ -72,7 +72,7 @@ impl Progress {
         }
     }
 
-    /// Writes a line without disturbing the bar.
+    /// Writes a line to standard error without disturbing the bar.
     pub(super) fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| note(format_args!("{line}"))),
@@ -80,12 +80,12 @@ impl Progress {
         }
     }
 
-    /// Messages a second so far.
+    /// Average number of messages per second so far.
     pub(super) fn rate(&self) -> u64 {
         (self.count as f64 / self.begun.elapsed().as_secs_f64().max(0.001)) as u64
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

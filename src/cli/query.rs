@@ -1,8 +1,9 @@
-//! The flags that all queries share, and what they make: a source, sinks, and a job that is watched while it runs.
+//! The flags that all queries share, and what is built from them: a source, sinks, and a job that is monitored while it
+//! runs.
 //!
 //! A query program flattens [`QueryArgs`] into its own arguments, and its `main` is [`start`]. Exit codes: 0 done, 1
-//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM or SIGHUP.
-//! Results go to standard output when asked for; everything else goes to standard error.
+//! failed (one line: what, where, what to do), 2 wrong usage, 130 and 143 after a clean stop on Ctrl-C and SIGTERM or
+//! SIGHUP. Results go to standard output when asked for; everything else goes to standard error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,35 +28,35 @@ use crate::stream::Flow;
 use crate::thread::{Failure, guard};
 use crate::time::EventTime;
 
-/// Where a Kafka topic is read from at first.
+/// Position in a Kafka topic at the first start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum From {
-    /// Its first record.
+    /// The first record.
     Earliest,
-    /// Its end.
+    /// The end of the topic.
     Latest,
 }
 
-/// The flags that every query has.
+/// The flags of every query.
 #[derive(Clone, Debug, Args)]
 pub struct QueryArgs {
-    /// Read from Kafka: where the brokers are
+    /// Kafka brokers to read from
     #[arg(long, value_name = "HOST:PORT[,…]", help_heading = "Input")]
     pub brokers: Option<String>,
 
-    /// The topic to read
+    /// Topic to read
     #[arg(long, default_value = "transaction", help_heading = "Input")]
     pub topic: String,
 
-    /// Where to begin in the topic
+    /// Position in the topic at the first start
     #[arg(long, value_enum, default_value_t = From::Earliest, help_heading = "Input")]
     pub from: From,
 
-    /// Read a compacted topic, which is refused otherwise; what is read of it is kept in the state's journal
+    /// Read a compacted topic, which is refused otherwise; its records are kept in the state's journal
     #[arg(long, help_heading = "Input")]
     pub compacted: bool,
 
-    /// A property of the Kafka client (TLS, SASL, …); can be given several times
+    /// Property of the Kafka client (TLS, SASL, …); can be given several times
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Input")]
     pub kafka_config: Vec<Property>,
 
@@ -71,40 +72,40 @@ pub struct QueryArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Input")]
     pub max_record: Option<u64>,
 
-    /// Stop at the end that the source has at the start, with every window closed
+    /// Stop at the end that the source has at the first start, with every window closed
     #[arg(long, help_heading = "Input")]
     pub until_end: bool,
 
-    /// Where results go: FILE.csv, FILE.ndjson, kafka:TOPIC, or - for standard output (as CSV)
+    /// Destination of results: FILE.csv, FILE.ndjson, kafka:TOPIC, or - for standard output (as CSV)
     #[arg(long, value_name = "WHERE", default_value = "-", help_heading = "Output")]
     pub out: String,
 
-    /// Where late records go, as --out; without it they are only counted
+    /// Destination of late records, as for --out; without it they are only counted
     #[arg(long, value_name = "WHERE", help_heading = "Output")]
     pub late: Option<String>,
 
-    /// Where rejected records go, as --out; without it they are only counted
+    /// Destination of rejected records, as for --out; without it they are only counted
     #[arg(long, value_name = "WHERE", help_heading = "Output")]
     pub rejects: Option<String>,
 
-    /// End with an error at the first rejected record
+    /// Fail at the first rejected record
     #[arg(long, help_heading = "Output")]
     pub fail_on_reject: bool,
 
-    /// How far records may be behind the greatest event time of their partition
+    /// Maximum disorder: the watermark of a partition is its greatest event time minus this
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration, help_heading = "Time")]
     pub out_of_order: Duration,
 
-    /// After how long at its end, without records, a partition or a followed file no longer holds windows open. What it brings
-    /// later is late for windows that have closed meanwhile
+    /// Time without records at its end after which a partition or a followed file is idle and no longer holds windows
+    /// open. Records that it brings later are late for windows that have closed meanwhile
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Time")]
     pub idle_timeout: Duration,
 
-    /// How long after its end a window is kept open for records that come late
+    /// Time after its end for which a window is kept open for late records
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Time")]
     pub allowed_lateness: Duration,
 
-    /// How far a partition may be ahead of the others in event time before it waits for them
+    /// Maximum lead of a partition's watermark over the stream's before the partition is paused
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration, help_heading = "Time")]
     pub max_drift: Duration,
 
@@ -113,12 +114,12 @@ pub struct QueryArgs {
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Time")]
     pub max_ahead: Option<Duration>,
 
-    /// How it runs.
+    /// Flags of running as a job.
     #[command(flatten)]
     pub run: RunArgs,
 }
 
-/// `true` if two paths lead to one file, by whatever names, be it there or not.
+/// Returns `true` if both paths lead to one file, which need not exist.
 fn is_one_file(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -130,7 +131,8 @@ fn is_one_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Refuses outputs of which two are one file: each begins with emptying it. Devices, which are not emptied, may be shared.
+/// Fails if two outputs are the same file, because opening a file output empties it. Devices are not emptied and may be
+/// shared.
 pub(super) fn check_outputs(outputs: &[(&str, Option<&Path>)]) -> Result<()> {
     let is_special = |path: &Path| fs::metadata(path).is_ok_and(|found| !found.is_file());
     for (at, (flag, path)) in outputs.iter().enumerate() {
@@ -148,7 +150,7 @@ pub(super) fn check_outputs(outputs: &[(&str, Option<&Path>)]) -> Result<()> {
     Ok(())
 }
 
-/// The formats of files that results go to.
+/// Formats of result files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileFormat {
     /// Comma-separated values.
@@ -158,7 +160,7 @@ pub(super) enum FileFormat {
 }
 
 impl FileFormat {
-    /// The format that a file's name says, if it says one.
+    /// Returns the format that the file's extension stands for; `None` for any other extension.
     pub(super) fn of(path: &Path) -> Option<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("csv") => Some(FileFormat::Csv),
@@ -168,14 +170,14 @@ impl FileFormat {
     }
 }
 
-/// The `main` of a query program: parses its arguments, runs it, and makes an exit code of how it ended.
+/// Runs the `main` of a query program: parses its arguments, runs it, and turns the outcome into an exit code.
 ///
-/// `run` gets the arguments and answers the exit code of a run that came to its end, which [`QueryArgs::run`] gives.
+/// `run` gets the arguments and returns the exit code of a run that completed, as [`QueryArgs::run`] does.
 pub fn start<A: Parser>(run: impl FnOnce(&A) -> Result<u8>) -> ExitCode {
     start_with(|command| command, run)
 }
 
-/// As [`start`], with the command line changed first: another default for a shared flag, say.
+/// Does the same as [`start`] after changing the command line, for example the default of a shared flag.
 pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
@@ -189,7 +191,7 @@ pub fn start_with<A: Parser>(
     };
     let ended = end_with_parent()
         .and_then(|()| guard(|| run(&arguments)).unwrap_or_else(|panic| Err(panic.error("that runs the command"))));
-    // What failed first counts: the rest may follow from it.
+    // The first failure is reported: the others may follow from it.
     match failure.get().map_or(ended, |error| Err(error.clone())) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -200,10 +202,10 @@ pub fn start_with<A: Parser>(
 }
 
 impl QueryArgs {
-    /// The source that the flags name, of records whose event time `time_of` gives in milliseconds since 1970.
+    /// Returns the source that the flags name. `time_of` gives a record's event time in milliseconds since 1970.
     ///
     /// # Errors
-    /// When the flags name none.
+    /// Fails if the flags name no source.
     pub fn source<T: Record>(&self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Result<AnySource<T>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
@@ -224,26 +226,26 @@ impl QueryArgs {
         })
     }
 
-    /// Where results go.
+    /// Returns the sink of results.
     ///
     /// # Errors
-    /// When `--out` names no kind of sink that there is.
+    /// Fails if `--out` does not name a sink.
     pub fn out<D: Record>(&self) -> Result<AnySink<D>> {
         self.sink("--out", &self.out)
     }
 
-    /// Where late records go, if they go anywhere.
+    /// Returns the sink of late records; `None` without `--late`.
     ///
     /// # Errors
-    /// When `--late` names no kind of sink that there is.
+    /// Fails if `--late` does not name a sink.
     pub fn late<D: Record>(&self) -> Result<Option<AnySink<D>>> {
         self.late.as_ref().map(|target| self.sink("--late", target)).transpose()
     }
 
-    /// Where rejected records go, if they go anywhere.
+    /// Returns the sink of rejected records; `None` without `--rejects`.
     ///
     /// # Errors
-    /// When `--rejects` names no kind of sink that there is.
+    /// Fails if `--rejects` does not name a sink.
     pub fn rejects(&self) -> Result<Option<AnySink<Rejected>>> {
         self.rejects.as_ref().map(|target| self.sink("--rejects", target)).transpose()
     }
@@ -252,7 +254,7 @@ impl QueryArgs {
         Ok(AnySink { target: self.target(flag, target)?, kill_at: self.run.kill_at })
     }
 
-    /// Refuses outputs that are one file, before any of them is touched.
+    /// Fails if two outputs are the same file, before any of them is touched.
     fn check_outputs(&self) -> Result<()> {
         let file = |target: Option<&String>| -> Option<PathBuf> {
             target.filter(|target| *target != "-" && !target.starts_with("kafka:")).map(PathBuf::from)
@@ -268,7 +270,7 @@ impl QueryArgs {
         }
         if let Some(topic) = target.strip_prefix("kafka:") {
             let Some(brokers) = &self.brokers else {
-                let error = Error::usage(format!("{flag} {target} needs to know where the brokers are"));
+                let error = Error::usage(format!("{flag} {target} needs the address of the brokers"));
                 return Err(error.help("add --brokers HOST:PORT"));
             };
             self.one_kind_of_rows(flag, target)?;
@@ -286,13 +288,13 @@ impl QueryArgs {
             Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::File::new(target))),
             Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
             None => {
-                let error = Error::usage(format!("{flag} {target} does not say what to write"));
+                let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
             }
         }
     }
 
-    /// Refuses a topic that another flag names too: rows of two kinds could not be told apart in it.
+    /// Fails if another flag names the same topic: rows of two kinds could not be told apart in it.
     fn one_kind_of_rows(&self, flag: &str, target: &str) -> Result<()> {
         let outputs =
             [("--out", Some(&self.out)), ("--late", self.late.as_ref()), ("--rejects", self.rejects.as_ref())];
@@ -305,11 +307,11 @@ impl QueryArgs {
         }
     }
 
-    /// Runs a query as a job of this name, watched and stopped as the flags say; answers the exit code. Rejected records
-    /// go where `--rejects` says.
+    /// Runs a query as a job of this name, as the flags say, with progress output and signal handling; returns the exit
+    /// code. Rejected records go to the sink of `--rejects`.
     ///
     /// # Errors
-    /// As [`Job::run`].
+    /// Fails as [`Job::run`] does.
     pub fn run(&self, name: &str, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<u8> {
         let watch = Watch::begin(&self.run)?;
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
@@ -334,18 +336,16 @@ impl QueryArgs {
             }
         })?;
         if report.ending == Ending::WasComplete && self.run.is_first() {
-            note(format_args!(
-                "{name}: this state has come to its end before, and there is nothing new: nothing was done"
-            ));
+            note(format_args!("{name}: this state is complete, and there is no new data: nothing was done"));
         } else if self.run.is_first() && self.run.progress != Show::Off {
-            // Of several processes the first has the figures of all.
+            // The first of several processes has the figures of all.
             note(format_args!("{}", report.summary));
         }
         Ok(code)
     }
 }
 
-/// What a line of progress says.
+/// Formats a query's line of progress.
 pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) -> String {
     let rejected: u64 = summary.sources.iter().map(|source| source.rejected).sum();
     let late: u64 = summary.steps.iter().map(|step| step.late).sum();
@@ -357,7 +357,7 @@ pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) ->
     )
 }
 
-/// Whichever source the flags name.
+/// The source that the flags name.
 pub enum AnySource<T: Record> {
     /// A CSV file.
     Csv(source::csv::Input<T>),
@@ -432,7 +432,7 @@ impl<T: Record> Source for AnySource<T> {
     }
 }
 
-/// Whichever sink a flag names.
+/// The sink that a flag names.
 pub struct AnySink<D: Record> {
     target: Target<D>,
     kill_at: Option<KillAt>,
@@ -446,7 +446,7 @@ enum Target<D: Record> {
 }
 
 impl<D: Record> AnySink<D> {
-    /// A file, in the format that its name says, or in this one if it says none.
+    /// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
     pub(super) fn file(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Self {
         let target = match FileFormat::of(path).unwrap_or(otherwise) {
             FileFormat::Csv => Target::Csv(sink::csv::File::new(path)),

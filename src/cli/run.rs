@@ -1,7 +1,7 @@
-//! How a command that is a job runs: the flags for that, and the watching.
+//! Runs a command as a job: the flags for that, progress output and signal handling.
 //!
-//! A command flattens [`RunArgs`] into its own arguments, makes its job of them, and has a [`Watch`] run it: shown on
-//! standard error while it runs, and stopped cleanly by Ctrl-C, SIGTERM and SIGHUP.
+//! A command flattens [`RunArgs`] into its own arguments, makes its job from them, and runs it by a [`Watch`], which
+//! shows progress on standard error and stops the job cleanly on Ctrl-C, SIGTERM and SIGHUP.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,112 +23,113 @@ use crate::status::why;
 use crate::stream::Flow;
 use crate::thread::{self, Handle, Role};
 
-/// How a running query shows how far it is.
+/// Form of progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Show {
-    /// A live line on a terminal, else a line now and then.
+    /// A live line on a terminal, else a line every few seconds.
     Auto,
-    /// A line now and then.
+    /// A line every few seconds.
     Plain,
-    /// Nothing.
+    /// No progress output.
     Off,
 }
 
-/// The flags that everything has that runs as a job.
+/// The flags of every command that runs as a job.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// How often results are shown: the length of an epoch
+    /// Length of an epoch: results are published once an epoch
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration, help_heading = "Running")]
     pub epoch: Duration,
 
-    /// How much each process may have read and not yet shown
+    /// Maximum amount of input that each process may have read and not yet published
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size, help_heading = "Running")]
     pub in_flight: u64,
 
-    /// Serve what the job is at over HTTP, at this address (port 0: any free one): /status, /why, /metrics, /healthz, /readyz,
-    /// /views; each further process takes the port after it
+    /// Serve the status of the job over HTTP at this address (port 0: any free one): /status, /why, /metrics, /healthz,
+    /// /readyz, /views; each further process takes the port after it
     #[arg(long, value_name = "HOST:PORT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Running")]
     pub http: Option<String>,
 
-    /// Answer HTTP requests that call this process by this host name, too; without it only by an address, localhost, or the
-    /// name given to --http, so that no page from elsewhere reads the job through a browser. May be given several times;
-    /// * allows every name
+    /// Accept HTTP requests for this host name, too; without it only for an IP address, localhost, or the name given to
+    /// --http, so that no web page from elsewhere reads the job through a browser. May be given several times; *
+    /// accepts every name
     #[arg(long, value_name = "NAME", requires = "http", help_heading = "Running")]
     pub http_host: Vec<String>,
 
-    /// After how long without a result the reason is told
+    /// Log the cause after this long without output
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "Running")]
     pub tell_when_quiet: Duration,
 
-    /// Sum up where the time goes, by step: shown at the end, and at /profile with --http
+    /// Sum up running time by step: printed at the end, and served at /profile with --http
     #[arg(long, help_heading = "Running")]
     pub profile: bool,
 
-    /// How many worker threads share the work in each process
+    /// Number of worker threads in each process
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = workers, help_heading = "Running")]
     pub workers: usize,
 
-    /// How to show progress, on standard error
+    /// Form of progress output on standard error
     #[arg(long, value_enum, default_value_t = Show::Auto, help_heading = "Running")]
     pub progress: Show,
 
-    /// How often a line of progress is written where there is no terminal
+    /// Interval of progress lines where there is no terminal
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration, hide = true)]
     pub progress_every: Duration,
 
-    /// Keep durable state in this directory: started again, the query goes on where its results end, each shown once
+    /// Directory of durable state: a restarted query resumes where its results end, each published exactly once
     #[arg(long, value_name = "DIR", help_heading = "State")]
     pub state: Option<PathBuf>,
 
-    /// How long there is from one snapshot of the state to the next at least; results do not wait for snapshots
+    /// Minimum time between two snapshots of the state; results do not wait for snapshots
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "State")]
     pub snapshot_every: Duration,
 
-    /// How many snapshots are kept
+    /// Number of snapshots to keep
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = kept, help_heading = "State")]
     pub keep_snapshots: usize,
 
-    /// Begin a new state with a savepoint, which `tidegate snapshot export` makes; outputs have to be new too, and get
-    /// what comes after the savepoint
+    /// Start a new state from a savepoint made by `tidegate snapshot export`; outputs have to be new too, and get the
+    /// results after the savepoint
     #[arg(long, value_name = "DIR", requires = "state", help_heading = "State")]
     pub from_savepoint: Option<PathBuf>,
 
-    /// Go on although another process holds the locks of the state and the results: one that sleeps, and will not wake
+    /// Go on although another process holds the locks of the state and the results: for a process that is suspended and
+    /// will not resume
     #[arg(long, requires = "state", help_heading = "State")]
     pub take_over: bool,
 
-    /// Go on although the program or its flags are not those that the state was made with
+    /// Go on although the program or its flags differ from those that the state was made with
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_query: bool,
 
-    /// Go on although the sources are not those that the state has read: what was read of a source that is gone is
+    /// Go on although the sources differ from those that the state has read: progress in a source that is gone is
     /// forgotten, and a new one is read from its start
     #[arg(long, requires = "state", help_heading = "State")]
     pub accept_changed_sources: bool,
 
-    /// End this process as a kill would, or have its disk full, at this moment: for tests
+    /// Test hook: kill this process at this moment as SIGKILL would, or let its disk be full from then on
     #[arg(long, value_name = "before:KIND:N", requires = "state", hide = true)]
     pub kill_at: Option<KillAt>,
 
-    /// Take the wall clock for so much behind: for tests
+    /// Test hook: subtracted from the wall clock
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration, hide = true)]
     pub clock_behind: Duration,
 
-    /// How many processes share the work; each is started with the same flags, but for -p
+    /// Number of processes; each is started with the same flags, except for -p
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = processes, help_heading = "Running")]
     pub processes: usize,
 
-    /// Which of the processes this is, from 0
+    /// Number of this process, from 0
     #[arg(short = 'p', long, value_name = "I", default_value_t = 0, help_heading = "Running")]
     pub process: usize,
 
-    /// Where the processes are: a file with HOST:PORT a line, the first for process 0; without it they are on this machine,
-    /// at ports from 2101 on
+    /// Addresses of the processes: a file with one HOST:PORT a line, the first for process 0; without it they are on
+    /// this machine, at ports from 2101 on
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub hostfile: Option<PathBuf>,
 
-    /// A file with a secret of at least 16 bytes, the same for all processes: only who knows it can take part. It is no
-    /// encryption: keep their ports in a private network
+    /// File with a secret of at least 16 bytes, the same for all processes: only processes that know it can join. It
+    /// does not encrypt traffic: keep the ports in a private network
     #[arg(long, value_name = "FILE", help_heading = "Running")]
     pub cluster_secret_file: Option<PathBuf>,
 
@@ -175,7 +176,7 @@ fn workers(text: &str) -> std::result::Result<usize, String> {
 }
 
 impl RunArgs {
-    /// What the flags refuse together.
+    /// Checks that the flags are consistent.
     pub(super) fn check(&self) -> Result<()> {
         if self.process >= self.processes {
             let error = Error::usage(format!("-p {}: there are {} processes", self.process, self.processes));
@@ -184,7 +185,7 @@ impl RunArgs {
         Ok(())
     }
 
-    /// The processes that the flags name, if there are several.
+    /// Returns the cluster that the flags describe; `None` if there is one process.
     fn cluster(&self) -> Result<Option<Cluster>> {
         let cluster = match (&self.hostfile, self.processes) {
             (_, 1) => return Ok(None),
@@ -195,15 +196,15 @@ impl RunArgs {
         self.cluster_secret_file.as_ref().map_or(Ok(cluster.clone()), |file| cluster.secret_file(file)).map(Some)
     }
 
-    /// Whether this is the only process, or the first.
+    /// Returns `true` if this is the only process, or the first of several.
     pub(super) fn is_first(&self) -> bool {
         self.process == 0
     }
 
-    /// The job of this name on the workers and processes, and with the state, that the flags name.
+    /// Returns a job of this name with the workers, processes and state that the flags name.
     ///
     /// # Errors
-    /// When the file of hosts cannot be read, or has too few.
+    /// Fails if the hostfile cannot be read, or has fewer hosts than processes.
     pub(super) fn job(&self, name: &str) -> Result<Job> {
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight);
         let job = job.clock_behind(self.clock_behind);
@@ -215,7 +216,7 @@ impl RunArgs {
         let job = match self.cluster()? {
             Some(cluster) => {
                 if self.progress != Show::Off {
-                    note(format_args!("{name}: this is {cluster}; it begins when all have come"));
+                    note(format_args!("{name}: this is {cluster}; it starts when all have joined"));
                 }
                 job.cluster(cluster)
             }
@@ -229,7 +230,7 @@ impl RunArgs {
         Ok(self.with_state(job))
     }
 
-    /// The job with the state that the flags name, if they do.
+    /// Adds the state that the flags name to a job; returns it unchanged without `--state`.
     fn with_state(&self, job: Job) -> Job {
         let Some(directory) = &self.state else { return job };
         let job = job.state(directory).snapshot_every(self.snapshot_every).keep_snapshots(self.keep_snapshots);
@@ -246,41 +247,41 @@ impl RunArgs {
     }
 }
 
-/// What there is to be shown of a running job.
+/// The figures of a running job that progress output shows.
 pub(super) struct Moment {
-    /// Its figures, of this process.
+    /// Metrics of this process.
     pub(super) summary: Summary,
-    /// Records read of all sources.
+    /// Number of records read from all sources.
     pub(super) read: u64,
-    /// Records read a second, since the moment before.
+    /// Records read per second since the previous figures.
     pub(super) rate: f64,
-    /// How long it has been running.
+    /// Time since the job was started.
     pub(super) elapsed: Duration,
 }
 
-/// Puts a moment into a line.
+/// Formats a line of progress.
 pub(super) type Line = fn(&Moment) -> String;
 
-/// Watches one job. It listens for signals from when it is made.
+/// Runs one job with progress output. Signals are handled from the moment it is created.
 pub(super) struct Watch<'a> {
     args: &'a RunArgs,
     stop: Stop,
 }
 
 impl<'a> Watch<'a> {
-    /// Listens for signals.
+    /// Starts to listen for signals.
     ///
     /// # Errors
-    /// When it cannot, or the flags do not fit together.
+    /// Fails if signals cannot be listened for, or the flags are not consistent.
     pub(super) fn begin(args: &'a RunArgs) -> Result<Self> {
         args.check()?;
         Ok(Watch { args, stop: Stop::listen()? })
     }
 
-    /// Runs a query as a job; answers what it did, and the exit code.
+    /// Runs a query as a job; returns its report and the exit code.
     ///
     /// # Errors
-    /// As [`Job::run`].
+    /// Fails as [`Job::run`] does.
     pub(super) fn run(
         self,
         job: Job,
@@ -307,7 +308,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// The thread that shows how far a job is.
+/// The thread that shows progress.
 struct ProgressThread {
     over: Arc<AtomicBool>,
     thread: Option<Handle>,
@@ -334,13 +335,13 @@ impl Drop for ProgressThread {
         self.over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It may be writing to a pipe that nobody reads.
+            // The thread may be blocked on writing to a pipe that nobody reads.
             thread.join_within(Duration::from_secs(1));
         }
     }
 }
 
-/// Shows how far a running job is.
+/// Shows the progress of a running job.
 struct Display {
     line: Line,
     bar: Option<ProgressBar>,
@@ -374,14 +375,14 @@ impl Display {
         (self.last, self.last_read) = (Instant::now(), read);
         let line = (self.line)(&Moment { summary, read, rate, elapsed: self.begun.elapsed() });
         let Some(bar) = &self.bar else { return note(format_args!("{line}")) };
-        // What holds the next results, where anything does, stands below.
+        // The first blocker of the next results is shown below.
         let held = watcher.status().and_then(|status| why(&status, None).holds.into_iter().next());
         bar.set_message(held.map_or_else(|| line.clone(), |held| format!("{line}\n  {held}")));
         bar.tick();
     }
 }
 
-/// The line goes away, also when the thread that shows it panics.
+/// Clears the live line, also if the thread that shows it panics.
 impl Drop for Display {
     fn drop(&mut self) {
         log::above(None);

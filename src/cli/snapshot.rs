@@ -1,10 +1,11 @@
-//! `tidegate snapshot`: what a state directory holds, whether it is whole, and copies of it.
+//! `tidegate snapshot`: lists, inspects and verifies the snapshots of a state directory, and copies or removes them.
 //!
-//! The commands that read (`ls`, `inspect`, `verify`, `export`) take no lock, so a job may run meanwhile: what it tidies
-//! up under them is looked for again among what is there then. `prune` takes the lock, and so refuses while a job runs.
+//! The commands that read (`ls`, `inspect`, `verify`, `export`) take no lock, so a job may run meanwhile: if it removes
+//! a file that is to be read, they list the files again and retry. `prune` takes the lock, and so fails while a job
+//! runs.
 //!
-//! Rows are shown by the schema that segments carry, as their types are known to the query alone. A row of a step may
-//! have parts in several segments; only the query knows how parts add up, so they are listed beside each other.
+//! Rows are shown by the schema that segments carry, because only the query knows their types. A key of a step may have
+//! parts in several segments; only the query can combine them, so they are listed side by side.
 
 mod export;
 mod inspect;
@@ -33,35 +34,35 @@ pub use inspect::InspectArgs;
 pub use verify::VerifyArgs;
 
 const EXAMPLES: &str = "Examples:
-  tidegate snapshot ls state/                      the snapshots, and what each has cost
-  tidegate snapshot inspect state/                 what the newest one consists of
+  tidegate snapshot ls state/                      the snapshots, and the cost of each
+  tidegate snapshot inspect state/                 the contents of the newest one
   tidegate snapshot inspect state/ totals --key alice
-  tidegate snapshot verify state/                  whether every file is as it was written
-  tidegate snapshot export state/ savepoint/       a copy to begin a new state with
+  tidegate snapshot verify state/                  that every file is as it was written
+  tidegate snapshot export state/ savepoint/       a copy to start a new state from
   tidegate snapshot export state/ --csv rows.csv --step totals
   tidegate snapshot prune state/ --keep 1
 
 All but prune may be used while the job runs. STATE may be a savepoint too.";
 
-/// Looks at snapshots, checks them, copies them.
+/// Lists, inspects and verifies snapshots, and copies or removes them.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SnapshotArgs {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: SnapshotCommand,
 }
 
-/// What `tidegate snapshot` does.
+/// Subcommands of `tidegate snapshot`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Lists the snapshots of a state, and what each has cost
+    /// Lists the snapshots of a state, with the cost of each
     Ls(LsArgs),
-    /// Shows what a snapshot consists of, or the rows of one of its steps
+    /// Shows the contents of a snapshot, or the rows of one of its steps
     Inspect(InspectArgs),
-    /// Checks every file that counts against its checksums
+    /// Verifies every file that counts against its checksums
     Verify(VerifyArgs),
-    /// Makes a savepoint of a snapshot, or writes rows of it as CSV or JSON
+    /// Exports a snapshot as a savepoint, or its rows as CSV or JSON
     Export(ExportArgs),
     /// Removes older snapshots
     Prune(PruneArgs),
@@ -71,9 +72,9 @@ pub enum SnapshotCommand {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Columns:
   EPOCH     the snapshot's epoch: all up to it is in the snapshot
-  MADE      when it was written, by the clock of its machine
-  SIZE      what its segments have on the disk
-  CHANGED   what segments have that the snapshot before does not name: what this one has cost
+  MADE      time of writing, by the clock of its machine
+  SIZE      size of its segments on disk
+  CHANGED   size of the segments that the previous snapshot does not have: the cost of this one
   ROWS      rows of its segments; a key may have rows in several
 
 Examples:
@@ -83,14 +84,14 @@ pub struct LsArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// One JSON object a line, and a last one for the whole state
+    /// Print one JSON object a line, and a last one for the whole state
     #[arg(long)]
     pub json: bool,
 }
 
 /// Flags of `tidegate snapshot prune`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "The job must not run: stop it first. The journal stays; the job's next start cuts it.
+#[command(after_help = "The job must not run: stop it first. The journal stays; the job's next start truncates it.
 
 Examples:
   tidegate snapshot prune state/ --keep 1")]
@@ -98,15 +99,15 @@ pub struct PruneArgs {
     /// The state directory
     pub state: PathBuf,
 
-    /// How many of the newest snapshots stay
+    /// Number of the newest snapshots to keep
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub keep: u16,
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate snapshot`; returns the exit code.
 ///
 /// # Errors
-/// When there is no state, it cannot be read, or what was asked for is not in it.
+/// Fails if there is no state, it cannot be read, or it does not have the requested snapshot or step.
 pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     match &args.command {
         SnapshotCommand::Ls(args) => ls(args),
@@ -117,13 +118,16 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     }
 }
 
-/// Opens a state to look at it.
+/// Opens a state directory for reading, without its lock.
 fn look_at(path: &Path) -> Result<StateDir> {
     let disk: Arc<dyn Disk> = OsDisk::shared();
     StateDir::join(disk, path)
 }
 
-/// The snapshot of an epoch, or the newest one.
+/// Returns the snapshot of an epoch, or the newest one.
+///
+/// # Errors
+/// Fails if there is no such snapshot, or it cannot be read.
 fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
     let Sight { mut manifests, unreadable, .. } = sight(dir)?;
     let place = dir.path().display();
@@ -133,7 +137,7 @@ fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
         Some(epoch) => manifests.into_iter().rfind(|manifest| manifest.epoch == Epoch(epoch)),
     };
     match (found, epoch, unreadable.into_iter().next_back()) {
-        // Older ones are not what was asked for.
+        // An older snapshot must not pass for the newest one.
         (Some(found), None, Some(error)) if !is_newest(dir, &found)? => Err(error),
         (Some(found), ..) => Ok(found),
         (None, _, Some(error)) => Err(error),
@@ -145,11 +149,11 @@ fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
     }
 }
 
-/// How often what a job has removed is looked for again.
+/// Maximum number of attempts when a job removes files meanwhile.
 const TRIES: usize = 10;
 
-/// Does something with the snapshot that was asked for. Where that may be any, and the job removes it before it is open,
-/// the next one is as good.
+/// Runs `act` on the snapshot of an epoch, or on the newest one. If the job removes the newest one before it is opened,
+/// tries again with its successor.
 fn with_snapshot<T>(dir: &StateDir, epoch: Option<u64>, act: impl Fn(&Manifest) -> Result<T>) -> Result<T> {
     for _ in 1..TRIES {
         let manifest = choose(dir, epoch)?;
@@ -162,13 +166,13 @@ fn with_snapshot<T>(dir: &StateDir, epoch: Option<u64>, act: impl Fn(&Manifest) 
     act(&choose(dir, epoch)?)
 }
 
-/// Whether no manifest of a later epoch is there, readable or not.
+/// Returns `true` if there is no manifest of a later epoch, readable or not.
 fn is_newest(dir: &StateDir, found: &Manifest) -> Result<bool> {
     let ids = crate::durable::manifest::list(&**dir.disk(), &dir.manifests())?;
     Ok(ids.iter().all(|id| id.epoch <= found.epoch))
 }
 
-/// The segments of a snapshot.
+/// Returns the segments of a snapshot.
 fn segments(manifest: &Manifest) -> impl Iterator<Item = &SegmentInfo> {
     manifest.steps.iter().flat_map(|step| &step.segments)
 }
@@ -181,12 +185,12 @@ fn rows<'a>(segments: impl Iterator<Item = &'a SegmentInfo>) -> u64 {
     segments.map(|segment| segment.rows).sum()
 }
 
-/// A time by the wall clock, as people write it.
+/// Converts a wall clock time to one that prints as RFC 3339.
 fn clock(millis: u64) -> EventTime {
     EventTime::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
-/// So many things.
+/// Formats a number of things, with a plural `s`.
 fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
@@ -249,9 +253,9 @@ fn ls(args: &LsArgs) -> Result<u8> {
         });
         say(format_args!("{line}"));
     } else {
-        let life = claim.map_or(String::from("no life has gone on yet"), |claim| {
+        let life = claim.map_or(String::from("no incarnation yet"), |claim| {
             let (holder, life) = (&claim.holder, claim.incarnation);
-            format!("last life {life}, process {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
+            format!("last incarnation {life}, pid {} on {} from {}", holder.pid, holder.host, clock(holder.since_ms))
         });
         let id = dir.id();
         if dir.is_savepoint()? {
@@ -268,7 +272,7 @@ fn ls(args: &LsArgs) -> Result<u8> {
 }
 
 fn prune(args: &PruneArgs) -> Result<u8> {
-    // So that nothing is made where there is no state.
+    // Fails if there is no state: opening it for writing would create one.
     look_at(&args.state)?;
     let dir = StateDir::open(OsDisk::shared(), &args.state, false)
         .map_err(|error| error.help("stop the job first: a snapshot is not removed while it runs"))?;

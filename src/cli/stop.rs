@@ -1,13 +1,13 @@
-//! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, and never waits for what will not end.
+//! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, with a limit on the wait for work that has not begun.
 //!
-//! * The first signal asks the command to stop. A repeat within [`SAME`] is the same request: service managers signal a whole
-//!   group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
-//! * A command that has not begun its work yet, as it waits for a broker or for the reader of a FIFO, has nothing to finish: it
-//!   ends [`GRACE`] after the request. Of several processes one that ends by itself would fail the others, so that takes
-//!   [`TOGETHER`].
-//! * SIGHUP is left alone where the process was started with it ignored, as by `nohup`.
+//! * The first signal asks the command to stop. A repeat within [`SAME`] is the same request: service managers signal a
+//!   whole group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
+//! * A command that has not begun its work, because it waits for a broker or for the reader of a FIFO, has nothing to
+//!   finish: it ends [`GRACE`] after the request. One of several processes that ends by itself would fail the others,
+//!   so it gets [`TOGETHER`].
+//! * SIGHUP is left alone if the process was started with it ignored, as by `nohup`.
 //!
-//! Invariant: the exit codes 130 and 143 mean that nothing was left undone that the command had begun.
+//! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -27,21 +27,21 @@ use crate::thread::{self, Failure, Role};
 const SAME: Duration = Duration::from_secs(1);
 /// Time for a command that has not begun its work to notice the request by itself.
 const GRACE: Duration = Duration::from_millis(500);
-/// Likewise, of several processes.
+/// The same time for one of several processes.
 const TOGETHER: Duration = Duration::from_secs(10);
 /// Polling interval of the thread that handles signals.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Tells whether the command was asked to stop.
+/// Tells if the command was asked to stop.
 #[derive(Clone)]
 pub(super) struct Stop(Arc<Shared>);
 
 struct Shared {
-    /// The exit code to stop with; 0 before a signal came.
+    /// The exit code to stop with; 0 before a signal.
     code: AtomicU8,
     /// Time of the first signal.
     asked: OnceLock<Instant>,
-    /// Number of parts of the command that are still beginning.
+    /// Number of startup phases of the command in progress.
     beginning: AtomicUsize,
     job: Mutex<Option<Stoppable>>,
     failure: Arc<Failure>,
@@ -51,11 +51,11 @@ struct Shared {
 struct Stoppable {
     stopper: job::Stop,
     watcher: Watcher,
-    /// Time for it to notice by itself if it has not begun.
+    /// Time for a job that has not begun to notice the request by itself.
     grace: Duration,
 }
 
-/// Keeps a command beginning: see [`Stop::begin`].
+/// Marks a startup phase of a command while it is alive; returned by [`Stop::begin`].
 pub(super) struct Beginning(Arc<Shared>);
 
 impl Drop for Beginning {
@@ -65,7 +65,10 @@ impl Drop for Beginning {
 }
 
 impl Stop {
-    /// Listens for signals from now on.
+    /// Starts to listen for signals.
+    ///
+    /// # Errors
+    /// Fails if the signal handlers or the thread cannot be set up.
     pub(super) fn listen() -> Result<Self> {
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !ignores(SIGHUP));
         let signals = Signals::new(wanted.collect::<Vec<_>>());
@@ -90,7 +93,8 @@ impl Stop {
         Ok(Stop(shared))
     }
 
-    /// The exit code to stop with, if a signal came, or a thread of the program has failed.
+    /// Returns the exit code to stop with after a signal, or after the failure of a thread of this program; else
+    /// `None`.
     pub(super) fn asked(&self) -> Option<u8> {
         match self.0.code.load(Ordering::Acquire) {
             0 => self.0.failure.get().map(Error::exit_code),
@@ -98,20 +102,20 @@ impl Stop {
         }
     }
 
-    /// Says that the command has not begun its work, as long as what is answered is kept: when it is asked to stop, the
-    /// process ends, as there is nothing to finish.
+    /// Begins a startup phase, which lasts until the returned guard is dropped. A request to stop during a startup
+    /// phase ends the process, because there is nothing to finish.
     pub(super) fn begin(&self) -> Beginning {
         self.0.beginning.fetch_add(1, Ordering::AcqRel);
         Beginning(Arc::clone(&self.0))
     }
 
-    /// Stops a job when the command is asked to stop; `alone` if no other process takes part in it.
+    /// Sets the job to stop when the command is asked to stop; `alone` if no other process takes part in it.
     pub(super) fn stops(&self, stopper: job::Stop, watcher: Watcher, alone: bool) {
         let grace = if alone { GRACE } else { TOGETHER };
         *self.0.job() = Some(Stoppable { stopper, watcher, grace });
     }
 
-    /// Says that the job has ended.
+    /// Clears the job: it has ended.
     pub(super) fn job_has_ended(&self) {
         *self.0.job() = None;
     }
@@ -125,13 +129,13 @@ impl Shared {
     fn hear(&self, signal: i32) {
         let now = Instant::now();
         let first = *self.asked.get_or_init(|| now);
-        // Whoever hangs up asks as a service manager does.
+        // SIGHUP counts as a request of a service manager.
         let code = if signal == SIGINT { 130 } else { 143 };
         let _ = self.code.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
         if now.duration_since(first) >= SAME {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
-            end(&error.help("a job with state goes on where its results end"));
+            end(&error.help("a job with state resumes where its results end"));
         }
     }
 
@@ -141,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// Stops what is to be stopped, and ends the process if nothing else will.
+    /// Passes a request to stop on to the job, and ends the process if the job or the startup phase takes too long.
     fn tend(&self) {
         static FAILED: OnceLock<Instant> = OnceLock::new();
         let failure = self.failure.get();
@@ -166,18 +170,18 @@ impl Shared {
     }
 }
 
-/// Ends the process with an error, at once: it waits for nobody, not for the reader of standard error either.
+/// Ends the process with an error at once, without waiting for a reader of standard error.
 fn end(error: &Error) -> ! {
     let stderr = std::io::stderr();
     let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    // Not by `std`, whose lock a thread may hold that waits for the reader.
+    // Not by `std`: its lock may be held by a thread that waits for the reader.
     if poll(&mut ready, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
         let _ = nix::unistd::write(stderr.as_fd(), format!("error: {error}\n").as_bytes());
     }
     low_level::exit(i32::from(error.exit_code()))
 }
 
-/// `true` if this process was started with a signal ignored.
+/// Returns `true` if this process was started with the signal ignored.
 fn ignores(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

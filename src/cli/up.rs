@@ -1,16 +1,15 @@
-//! `tidegate up`: runs all processes of a query on this machine, and starts them again when one dies.
+//! `tidegate up`: runs all processes of a query on this machine, and restarts them when one fails.
 //!
-//! A round is one start of all processes, at free ports. When one of them fails, the others end by themselves, as they miss
-//! it; who does not is killed. A job with state then goes on where its results end, so all are started again, after a pause
-//! that grows. It gives up when so many rounds in a row have failed without a new snapshot: then starting again does not
-//! help, and the exit code is that of the process that failed first.
+//! A round is one start of all processes, at free ports. When one of them fails, the others notice and end by
+//! themselves; those that do not are killed. A job with state then resumes where its results end, so all processes are
+//! restarted, after a pause that grows. The command gives up when too many rounds in a row have failed without a new
+//! snapshot: restarting does not help then, and the exit code is that of the process that failed first.
 //!
-//! Addresses of the processes and the secret that they prove to each other are in a directory that only this user can
-//! enter, in files that are created anew: what others put into the directory of temporary files is neither followed nor
-//! overwritten.
+//! The processes' addresses and their shared secret are in a directory that only this user can enter, in newly created
+//! files: what other users put into the directory of temporary files is neither followed nor overwritten.
 //!
-//! Invariants: no process of a round is left when the next one begins, or when the command ends; what the processes say is
-//! told with their numbers.
+//! Invariants: no process of a round is left when the next one begins, or when the command ends; output of the
+//! processes is prefixed with their numbers.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -36,44 +35,44 @@ use crate::job::Secret;
 use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
-/// How long processes may take to end by themselves when one has failed; then they are asked to, as those do not miss it
-/// that were still waiting for it; and then they are killed.
+/// Time after a failure before the other processes get SIGTERM, and before they get SIGKILL. Most end by themselves;
+/// those that still wait for the failed one to join do not notice.
 const MISSING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-/// How long they may take to stop when asked to.
+/// Time for processes to stop after SIGTERM.
 const STOPPING: Duration = Duration::from_secs(30);
-/// The pause before the first new start, and the longest.
+/// Pause before the first restart, and the longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// How often the processes are looked at.
+/// Polling interval of the processes.
 const TICK: Duration = Duration::from_millis(10);
 
 const EXAMPLES: &str = "Examples:
   tidegate up -n 3 -- account_totals --brokers localhost:9092 --state state/ --out kafka:totals
   tidegate up -n 2 --restarts 3 -- ./my_query -w 4 --state state/ --out totals.csv
 
-The program gets -n, -p, --hostfile and --cluster-secret-file added to its arguments; the secret is made anew. It is looked
-for beside this tool first, then where programs are. Without --state nothing is started again: results would be shown twice.";
+The program gets -n, -p, --hostfile and --cluster-secret-file added to its arguments; the secret is a new one. The program
+is looked up beside this tool first, then in PATH. Without --state nothing is restarted: results would be published twice.";
 
-/// Runs all processes of a query here, and starts them again when one dies.
+/// Runs all processes of a query on this machine, and restarts them when one fails.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct UpArgs {
-    /// How many processes share the work
+    /// Number of processes
     #[arg(short = 'n', long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub processes: u16,
 
-    /// How often in a row they are started again without a new snapshot in between
+    /// Maximum number of restarts in a row without a new snapshot
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub restarts: u32,
 
-    /// The program and its arguments
+    /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "QUERY ARGS")]
     pub command: Vec<OsString>,
 }
 
-/// Runs the command; answers its exit code: 0 when the query has come to its end, else that of the first failure.
+/// Runs `tidegate up`; returns the exit code: 0 when the query is complete, else that of the first failure.
 ///
 /// # Errors
-/// When the program cannot be started.
+/// Fails if the program cannot be started.
 pub fn up(args: &UpArgs) -> Result<u8> {
     let stop = Stop::listen()?;
     let Some((called, rest)) = args.command.split_first() else {
@@ -131,8 +130,8 @@ pub fn up(args: &UpArgs) -> Result<u8> {
     }
 }
 
-/// The program beside this one, if there is one of the name; else as it was called. This tool itself is the query of the
-/// demo, where it is called so.
+/// Returns the path of a program: the one beside this tool, if there is one of that name; this tool itself for the
+/// demo's query; else the name as given, which is looked up in `PATH`.
 fn find(program: &OsStr) -> PathBuf {
     let named = Path::new(program);
     let (true, Ok(own)) = (named.components().count() == 1, std::env::current_exe()) else { return named.to_owned() };
@@ -143,7 +142,7 @@ fn find(program: &OsStr) -> PathBuf {
     }
 }
 
-/// The value of a flag among arguments, written as `--flag VALUE` or `--flag=VALUE`.
+/// Returns the value of a flag among arguments, written as `--flag VALUE` or `--flag=VALUE`; `None` if it is not there.
 fn value_of(arguments: &[OsString], flag: &str) -> Option<OsString> {
     for (at, argument) in arguments.iter().enumerate() {
         if argument == flag {
@@ -156,17 +155,17 @@ fn value_of(arguments: &[OsString], flag: &str) -> Option<OsString> {
     None
 }
 
-/// The epoch of the newest snapshot of a state.
+/// Returns the epoch of the newest snapshot of a state; `None` if there is none.
 fn newest(state: Option<&Path>) -> Option<Epoch> {
     let manifests = manifest::list(&*OsDisk::shared(), &state?.join("manifests")).ok()?;
     manifests.iter().map(|id| id.epoch).max()
 }
 
-/// How a round came to its end.
+/// The outcome of a round.
 enum Outcome {
-    /// All processes have ended as they should: the exit code.
+    /// All processes have ended as they should; the exit code.
     Ended(u8),
-    /// This one failed first.
+    /// The process that failed first.
     Failed(Failed),
 }
 
@@ -191,13 +190,13 @@ impl Failed {
     }
 }
 
-/// The exit code that a shell would give.
+/// Returns the exit code that a shell would report.
 fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// A directory that this user alone can enter, with what processes have to be told; it goes when this is dropped.
+/// A directory that only this user can enter, with the files that processes are given; removed on drop.
 struct PrivateFolder {
     path: PathBuf,
     secret: PathBuf,
@@ -206,28 +205,28 @@ struct PrivateFolder {
 }
 
 impl PrivateFolder {
-    /// Makes it, with a new secret.
+    /// Creates the directory, with a new secret.
     fn new() -> Result<Self> {
         let name = format!("tidegate-up-{}-{}", std::process::id(), &Secret::random()?[..16]);
         let path = std::env::temp_dir().join(name);
         let cannot = |why| Error::new("cannot make a directory for the processes").at(path.display()).because(why);
-        // It fails if there is anything of the name, a link among that.
+        // Fails if the path exists, even as a link.
         DirBuilder::new().mode(0o700).create(&path).map_err(cannot)?;
         let mut folder = PrivateFolder { secret: path.join("secret"), path, rounds: 0 };
         folder.secret = folder.write("secret", &format!("{}\n", Secret::random()?))?;
         Ok(folder)
     }
 
-    /// Makes a new file.
+    /// Creates a new file that only this user can read.
     fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|why| Error::new("cannot write what processes are told").at(path.display()).because(why))?;
+        written.map_err(|why| Error::new("cannot write a file for the processes").at(path.display()).because(why))?;
         Ok(path)
     }
 
-    /// Makes a new file of hosts.
+    /// Creates a new hostfile with free ports.
     fn hosts(&mut self, processes: usize) -> Result<PathBuf> {
         self.rounds += 1;
         let ports = free_ports(processes).map_err(|why| Error::new("there are no free ports").because(why))?;
@@ -250,7 +249,7 @@ struct Round {
 /// A process of a round.
 struct Member {
     running: Offspring,
-    /// Passes on what it says.
+    /// The thread that forwards the process's standard error.
     relay: Option<Handle>,
 }
 
@@ -266,7 +265,7 @@ impl Round {
         let mut round = Round { members: Vec::new() };
         for process in 0..processes {
             let mut command = Command::new(program);
-            // As it is called: this tool may be a query by that.
+            // Programs depend on their name: this tool may be a query.
             command.arg0(called).args(arguments).stderr(Stdio::piped());
             command.args(["-n", &processes.to_string(), "-p", &process.to_string(), "--hostfile"]).arg(&hosts);
             command.arg("--cluster-secret-file").arg(&folder.secret);
@@ -288,7 +287,7 @@ impl Round {
         Ok(round)
     }
 
-    /// Watches the processes to their ends.
+    /// Waits for all processes to end; returns the outcome. Asks them to stop on a request to stop and after a failure.
     fn run(mut self, stop: &Stop) -> Result<Outcome> {
         let mut asked: Option<Instant> = None;
         let mut failed: Option<(Failed, Instant)> = None;
@@ -335,7 +334,7 @@ impl Round {
     }
 }
 
-/// Whether a process has ended otherwise than it should: by itself at its end, or stopped by a signal that it heeds.
+/// Returns `true` if a process has neither completed nor stopped cleanly after a signal.
 fn is_failure(status: ExitStatus) -> bool {
     !matches!(status.code(), Some(0 | 130 | 143))
 }
@@ -348,7 +347,7 @@ impl Drop for Round {
     }
 }
 
-/// Ports of this machine that nobody listens at now.
+/// Returns ports of this machine that are free now.
 fn free_ports(count: usize) -> io::Result<Vec<u16>> {
     let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<_>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()

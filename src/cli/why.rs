@@ -1,7 +1,7 @@
-//! `tidegate why`: what holds a window back, or a job.
+//! `tidegate why`: explains what holds back a window, or a job.
 //!
-//! A job that serves HTTP is asked; with a state, where its job is to be asked is in the state. A job that cannot be asked
-//! is judged by its state: what the journal and the snapshots say of its partitions, and whether a process has it.
+//! A job that serves HTTP is asked; its address is in its state. For a job that cannot be asked, the answer is computed
+//! from its state: from the partitions in the journal and the snapshots, and from the process that holds the lock.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,39 +22,39 @@ use crate::status::{
 use crate::time::EventTime;
 use crate::view::http::{encoded, get};
 
-/// Limit of the time from asking to the whole answer.
+/// Timeout of a whole request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "Examples:
-  tidegate why state/                              what holds the job that has this state
+  tidegate why state/                              what holds back the job with this state
   tidegate why state/ --window 2026-01-31T10:00:00Z
   tidegate why 127.0.0.1:8080 --window 1769853600000
   tidegate why http://127.0.0.1:8080 --json
 
-A job that was started with --http answers for all its processes. Of one without it, only what
-its state says is known. Exit code 1: something holds it; 0: nothing does.";
+A job that was started with --http answers for all its processes. For a job without it, the answer
+is computed from its state. Exit code 1: something holds it back; 0: nothing does.";
 
-/// Says why a window has not fired, or nothing comes of a job.
+/// Explains why a window has not fired, or why a job has no output.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct WhyArgs {
-    /// The state of the job, or where it serves HTTP: HOST:PORT, or as a URL
+    /// State directory of the job, or the address where it serves HTTP: HOST:PORT or a URL
     #[arg(value_name = "STATE|HOST:PORT")]
     pub place: String,
 
-    /// The end of the window, as RFC 3339 or in milliseconds since 1970; START/END is taken too
+    /// End of the window, in RFC 3339 or in milliseconds since 1970; START/END is accepted too
     #[arg(long, value_name = "END")]
     pub window: Option<String>,
 
-    /// The answer as JSON
+    /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate why`; returns the exit code.
 ///
 /// # Errors
-/// When nobody answers, there is no such state, or the window is not understood.
+/// Fails if the job does not answer, there is no such state, or the window cannot be parsed.
 pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let end = args.window.as_deref().map(end_of).transpose()?;
     if let Some(address) = server_at(&args.place, Path::exists) {
@@ -76,7 +76,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
         None => String::from("no process has it: start its job again"),
         Some((Holder { pid, host, .. }, stopped)) => {
             if stopped {
-                // It says nothing until it is continued.
+                // A stopped process does not respond until it is continued.
                 status.processes[0].silent_ms = u64::MAX;
             }
             format!("process {pid} on {host} has it{}", if stopped { ", and is stopped" } else { "" })
@@ -86,7 +86,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     tell(&why(&status, end), args)
 }
 
-/// The `HOST:PORT` of a place that is no state: of a URL, or of an address that is no file's name.
+/// Returns the `HOST:PORT` of a URL, or of an address that is not a path; `None` for a state directory.
 fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
     if let Some(rest) = place.strip_prefix("http://") {
         let address = rest.split(['/', '?', '#']).next().unwrap_or(rest);
@@ -98,7 +98,7 @@ fn server_at(place: &str, exists: impl Fn(&Path) -> bool) -> Option<String> {
     (is_one && !exists(Path::new(place))).then(|| place.to_owned())
 }
 
-/// Says it, and answers the exit code.
+/// Prints the answer, and returns the exit code.
 fn tell(why: &Why, args: &WhyArgs) -> Result<u8> {
     if args.json {
         let text = serde_json::to_string(why).map_err(|why| Error::new("cannot write the answer").because(why))?;
@@ -116,21 +116,21 @@ fn end_of(window: &str) -> Result<EventTime> {
     })
 }
 
-/// Asks a job.
+/// Asks a running job.
 fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
     let mut path = String::from("/why?format=json");
     if let Some(window) = &args.window {
         path += &format!("&window={}", encoded(window));
     }
     let (status, answer) = get(address, &path, PATIENCE)?;
-    let refused = || Error::new("the job does not say it").at(address).because(answer.trim());
+    let refused = || Error::new("the job does not answer the question").at(address).because(answer.trim());
     if status != 200 {
         return Err(refused());
     }
     tell(&serde_json::from_str(&answer).map_err(|_| refused())?, args)
 }
 
-/// What a job is at, as far as its state tells.
+/// Reconstructs the status of a job from its state.
 fn of_state(dir: &StateDir) -> Result<JobStatus> {
     let LastKnown { manifest, frames } = last_known(dir)?;
     let mut partitions = BTreeMap::new();
@@ -149,7 +149,7 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
             end: bound.until,
             idle: bound.idle,
             ended: bound.ended,
-            // An epoch is about the time at which it began.
+            // An epoch's number is about the wall clock time at which it began.
             moved_ms: now.saturating_sub(epoch.0),
             ..PartitionStatus::default()
         };
@@ -164,7 +164,7 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
         streams.entry(source.clone()).or_insert(EventTime::MIN);
         let own = || partitions.values().filter(|other| other.source == partition.source);
         let least = own().filter(|other| other.holds()).map(|other| other.watermark).min();
-        // When none holds it, it is where the greatest is.
+        // If no partition holds the watermark, it is at the greatest one.
         let reached = least.or_else(|| own().map(|other| other.watermark).max());
         if let (Some(reached), Some(known)) = (reached, streams.get_mut(source)) {
             *known = (*known).max(reached);
@@ -185,7 +185,7 @@ fn of_state(dir: &StateDir) -> Result<JobStatus> {
             .into_iter()
             .map(|(source, watermark)| StreamStatus { source, watermark, idle_after_ms: 0 })
             .collect(),
-        // What steps have come to since the snapshot is not known.
+        // Progress of steps since the snapshot is not known.
         steps: steps.filter(|_| frames.is_empty()).collect(),
         idle_timeout_ms: 30_000,
     })

@@ -1,8 +1,8 @@
-//! A thread that does what workers must not wait for, in the order in which it was asked.
+//! A background thread that runs tasks which workers must not wait for, in order.
 //!
-//! Invariants: acts are done one after the other, in order; when the [`Background`] is dropped, all that it was asked to
-//! do has been done, unless it was told to [`Background::abandon`] the rest. An act that panics fails the job, and is the
-//! last one: those who wait for the others look at the job's failure, as all do.
+//! Invariants: tasks run one after the other, in the order in which they were queued; dropping the [`Background`] waits
+//! until all of them are done, unless [`Background::abandon`] was called. A task that panics fails the job, and no
+//! later one runs: a caller that waits for a task must also check the job's failure.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::thread::{self, Handle, Role};
 
 type Act = Box<dyn FnOnce() + Send>;
 
-/// A thread with a queue of acts.
+/// A thread with a queue of tasks.
 pub struct Background {
     queue: Mutex<Option<Sender<Act>>>,
     abandoned: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ impl Background {
     /// Starts a thread of this role.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// Fails if the operating system cannot start a thread.
     pub fn start(role: Role) -> Result<Self> {
         let (queue, acts): (Sender<Act>, Receiver<Act>) = channel();
         let abandoned = Arc::new(AtomicBool::new(false));
@@ -48,7 +48,7 @@ impl Background {
         Ok(Background { queue: Mutex::new(Some(queue)), abandoned, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Asks for an act, and returns at once.
+    /// Queues a task, and returns at once.
     pub fn ask(&self, act: impl FnOnce() + Send + 'static) {
         if let Some(queue) = &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
             // The thread ends only when the queue does, or by a panic, which has failed the job.
@@ -56,12 +56,12 @@ impl Background {
         }
     }
 
-    /// Lets go of what has not begun: the job has failed.
+    /// Skips the tasks that have not started: the job has failed.
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
 
-    /// Returns when all that was asked for is done; nothing can be asked for any more.
+    /// Waits until all queued tasks are done; later tasks are ignored.
     pub fn finish(&self) {
         drop(self.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

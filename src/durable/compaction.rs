@@ -1,17 +1,17 @@
-//! Compaction: many small segments of a step become few large ones, and what the watermark has passed goes away.
+//! Compaction: merges many small segments of a step into few large ones, and drops rows that the watermark has passed.
 //!
-//! Merging segments is consolidation: rows of equal keys are added up, and adding is commutative and associative, so any
-//! segments of a step may be merged, in any order, and a step's state is the sum of its segments before as after.
+//! Merging segments is consolidation: rows of equal keys are added up, and addition is commutative and associative. So
+//! any segments of a step may be merged, in any order, and a step's state is the sum of its segments before and after.
 //!
 //! * The **level** of a segment follows from its length, in powers of [`FACTOR`](crate::durable::segment::FACTOR). Four
-//!   or more of a level are merged, into one that is mostly of the next level: so a row is written about once a level,
-//!   and a step has a few segments a level.
-//! * A row is **dead** when its window can no longer change nor be shown. Dead rows, and rows that add up to nothing,
-//!   are left out of what a merge writes; a segment all of whose rows are dead need not be merged, nor read.
-//! * A row that says that its key is **over** is left out of a merge of a step's oldest segments: nothing older is left that it
-//!   would have to win against.
+//!   or more segments of a level are merged, into one that is mostly of the next level: so a row is written about once
+//!   a level, and a step has a few segments a level.
+//! * A row is **expired** when its window can neither change nor be published any more. Expired rows, and rows that add
+//!   up to nothing, are dropped by a merge; a segment that has only expired rows need be neither merged nor read.
+//! * A **tombstone** is a row that marks its key as deleted. It is dropped by a merge of a step's oldest segments: no
+//!   older row is left that it would have to override.
 //!
-//! Invariants: compaction changes no answer; inputs stay as they are, as kept manifests may name them; memory is
+//! Invariants: compaction changes no result; inputs stay as they are, as kept manifests may name them; memory is
 //! bounded by a block of each input.
 
 use std::cmp::Ordering;
@@ -27,30 +27,31 @@ use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, Segmen
 use crate::error::Result;
 use crate::time::EventTime;
 
-/// How many segments of a level are merged at least.
+/// Minimum number of segments of a level that are merged.
 pub const FEWEST: usize = 4;
-/// How many are merged at most: what bounds memory, and how long one merge takes.
+/// Maximum number of segments in one merge: bounds memory, and the duration of a merge.
 pub const MOST: usize = 16;
 
-/// What is to be done with the segments of a state.
+/// The compaction work of a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Have no row that is not dead: the next manifest need not name them.
+    /// Segments that have only expired rows: the next manifest need not name them.
     pub dead: Vec<SegmentInfo>,
-    /// To be merged, each group into one.
+    /// Segments to be merged, each group into one.
     pub merges: Vec<Group>,
 }
 
-/// Segments of a step that are to be merged.
+/// Segments of one step that are to be merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The segments.
+    /// The inputs of the merge.
     pub inputs: Vec<SegmentInfo>,
-    /// Whether no other segment of the step has older rows: then a row that only says that older ones are over need not be kept.
+    /// `true` if no other segment of the step has older rows: the merge may then drop tombstones.
     pub oldest: bool,
 }
 
-/// Decides what to do with segments, of one step or of several. Rows of windows that end at `dead` or before are dead.
+/// Plans the compaction of segments, of one step or of several. Rows of windows that end at `dead` or before are
+/// expired.
 pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
     let mut plan = Plan::default();
     let mut levels = BTreeMap::<(&str, u8), Vec<&SegmentInfo>>::new();
@@ -62,7 +63,7 @@ pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
         }
     }
     for mut alike in levels.into_values() {
-        // Neighbours in time die at about the same time.
+        // Neighbours in time expire at about the same time.
         alike.sort_by_key(|segment| (segment.from, segment.to, &segment.file));
         let groups = alike.chunks(MOST).filter(|group| group.len() >= FEWEST);
         for group in groups {
@@ -75,38 +76,38 @@ pub fn choose(segments: &[SegmentInfo], dead: EventTime) -> Plan {
     plan
 }
 
-/// How the rows of a step are merged.
+/// The parameters of a merge of a step's segments.
 pub struct Merging<'a, T> {
-    /// How they are written.
+    /// The codec of the rows.
     pub codec: Arc<dyn Codec<T>>,
     /// The order of their keys; rows of equal keys are added up.
     pub order: fn(&T, &T) -> Ordering,
-    /// Adds the second to the first.
+    /// Adds the second row to the first.
     pub add: fn(&mut T, &T),
-    /// The end of a row's window; [`EventTime::MAX`] for rows of none.
+    /// Returns the end of a row's window; [`EventTime::MAX`] for rows without a window.
     pub window: fn(&T) -> EventTime,
-    /// Whether a sum is worth keeping: rows that add up to nothing are not. What is left out must add nothing to the
-    /// rows of its key in other segments either, as these may be merged at another time.
+    /// `true` if a sum must be written. A sum may be dropped only if it adds nothing to the rows of its key in other
+    /// segments, which may be merged at another time.
     pub keep: &'a dyn Fn(&T) -> bool,
-    /// Rows of windows that end here or before are dead, and left out.
+    /// Rows of windows that end here or before are expired, and dropped.
     pub dead: EventTime,
-    /// Set when nobody waits for the merge any more: it gives up at the next block.
+    /// Set when nobody waits for the merge any more: it stops at the next block.
     pub give_up: &'a AtomicBool,
 }
 
 /// The outcome of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// The sum.
+    /// The merged segment.
     Segment(SegmentInfo),
-    /// No row is left, and there is no file.
+    /// No row is left, and no file was written.
     Nothing,
-    /// The merge was told to give up, and there is no file.
+    /// The merge was told to stop, and left no file.
     GivenUp,
 }
 
 impl Merged {
-    /// The segment, if there is one.
+    /// Returns the segment, if there is one.
     pub fn segment(self) -> Option<SegmentInfo> {
         match self {
             Merged::Segment(segment) => Some(segment),
@@ -121,10 +122,10 @@ impl<T> fmt::Debug for Merging<'_, T> {
     }
 }
 
-/// Writes the sum of some segments of a step as one, under `label`. The inputs stay.
+/// Merges segments of one step into one, described by `label`. The inputs stay.
 ///
 /// # Errors
-/// When an input is damaged or is not what `merging` says, or the output cannot be written.
+/// Fails if an input is damaged or its rows do not match `merging`, or if the output cannot be written.
 pub fn merge<T: Clone + 'static>(
     disk: &Arc<dyn Disk>,
     directory: &Path,
@@ -150,7 +151,7 @@ pub fn merge<T: Clone + 'static>(
     }
 }
 
-/// What a merge writes, begun when there is something to write.
+/// The output of a merge; the file is created with the first block.
 struct Output<'a, T> {
     disk: &'a Arc<dyn Disk>,
     directory: &'a Path,
@@ -161,10 +162,10 @@ struct Output<'a, T> {
 }
 
 impl<T: Clone + 'static> Output<'_, T> {
-    /// Writes all rows, unless it is told to give up; answers whether it wrote them.
+    /// Writes all merged rows; returns `false` if it was told to stop before the end.
     fn fill(&mut self, mut cursors: Vec<Cursor<T>>) -> Result<bool> {
         let merging = self.merging;
-        // Those with a row, by that row, the least one last.
+        // Indices of the cursors that have a row, in descending order of that row.
         let mut waiting = Vec::with_capacity(cursors.len());
         for index in 0..cursors.len() {
             wait(&mut waiting, &cursors, index, merging.order);
@@ -216,7 +217,7 @@ impl<T: Clone + 'static> Output<'_, T> {
     }
 }
 
-/// Puts a cursor that has a row where it belongs among those that wait, which are in descending order.
+/// Inserts a cursor that has a row into `waiting`, which is in descending order of rows.
 fn wait<T: 'static>(waiting: &mut Vec<usize>, cursors: &[Cursor<T>], index: usize, order: fn(&T, &T) -> Ordering) {
     if let Some(row) = cursors[index].row() {
         let greater = |other: &usize| cursors[*other].row().is_some_and(|other| order(other, row).is_gt());
@@ -224,13 +225,13 @@ fn wait<T: 'static>(waiting: &mut Vec<usize>, cursors: &[Cursor<T>], index: usiz
     }
 }
 
-/// Walks over the rows of an input that are not in blocks of dead rows alone.
+/// Iterates over the rows of an input, except for blocks that have only expired rows.
 struct Cursor<T> {
     reader: SegmentReader,
-    /// The block that comes next.
+    /// Number of the next block.
     next: usize,
     rows: Rows<T>,
-    /// Which of the rows.
+    /// Index of the current row in `rows`.
     at: usize,
 }
 
@@ -242,7 +243,7 @@ impl<T: 'static> Cursor<T> {
         Ok(cursor)
     }
 
-    /// The row that it stands on; nothing behind the last.
+    /// Returns the current row; `None` after the last.
     fn row(&self) -> Option<&T> {
         self.rows.as_slice().get(self.at)
     }
@@ -252,13 +253,13 @@ impl<T: 'static> Cursor<T> {
         self.at + 1 >= self.rows.as_slice().len()
     }
 
-    /// Goes on to the next row.
+    /// Advances to the next row.
     fn advance(&mut self, merging: &Merging<'_, T>) -> Result<()> {
         self.at += 1;
         if self.at < self.rows.as_slice().len() { Ok(()) } else { self.load(merging) }
     }
 
-    /// Goes on to the first row of the next block that is not dead.
+    /// Loads the next block that has rows which are not expired; none is left after the last.
     fn load(&mut self, merging: &Merging<'_, T>) -> Result<()> {
         let blocks = self.reader.blocks().iter().enumerate().skip(self.next);
         let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.dead) else {
@@ -296,7 +297,7 @@ mod tests {
 
     static NEVER: AtomicBool = AtomicBool::new(false);
 
-    /// The rows' sums by key, of which those of 0 are nothing.
+    /// The rows' sums by key, without expired rows and sums of 0.
     fn sums(rows: impl IntoIterator<Item = Row>, dead: EventTime) -> Vec<Row> {
         let mut sums = BTreeMap::new();
         for (key, value) in rows {
@@ -332,7 +333,7 @@ mod tests {
             for number in 0..random.u64(1..8) {
                 let count = random.usize(..if seed % 10 == 0 { 2_000 } else { 30 });
                 let mut rows = random_rows(&mut random, count, 4);
-                // Some take back, or add to, what others have.
+                // Some rows retract, or add to, rows of other segments.
                 let others = segments.iter().flat_map(|(_, rows): &(SegmentInfo, Vec<Row>)| rows);
                 for row in others {
                     match random.u8(..6) {
@@ -358,7 +359,7 @@ mod tests {
             assert_eq!((output.is_some(), path.exists()), (!expected.is_empty(), !expected.is_empty()), "seed {seed}");
             let found = output.map_or(Vec::new(), |_| read(&path, &**codec).unwrap());
             assert_eq!(found, expected, "seed {seed}");
-            // What the step has is the same as before.
+            // The step's state is the same as before the merge.
             let rest = || alone.iter().flat_map(|(_, rows)| rows.clone());
             let all = segments.iter().flat_map(|(_, rows)| rows.clone());
             assert_eq!(sums(found.into_iter().chain(rest()), dead), sums(all, dead), "seed {seed}");
@@ -378,7 +379,7 @@ mod tests {
                 assert!(said.contains(expected) && said.contains(&inputs[1].file), "{said}");
                 assert!(!directory.path().join(sum.file_name()).exists());
             };
-            // Out of order within a block, from block to block, and a key that comes twice.
+            // Out of order within a block, across blocks, and with a key that occurs twice.
             for (number, (from, to)) in (1..).zip([(8, 9), (6, 7), (20, 12)]) {
                 let mut rows = rows.clone();
                 rows.swap(from, to);
@@ -388,13 +389,13 @@ mod tests {
             let twice = [rows[0].clone(), rows[0].clone()];
             let info = write(&disk, directory.path(), &label(5), &codec, &twice, 7).unwrap();
             refused(5, &[sound.clone(), info], "its rows are not in order");
-            // Of another window than the block is said to be of.
+            // A row whose window is outside the range that its block declares.
             let (mut builder, label) = (BlockBuilder::new(Arc::clone(&codec)), label(6));
             assert_eq!(builder.push(&rows[0], EventTime::from_millis(77)).unwrap(), None);
             let mut writer = SegmentWriter::create(&disk, directory.path(), &label, &codec.coding()).unwrap();
             writer.append(&builder.finish().unwrap()).unwrap();
             refused(6, &[sound.clone(), writer.finish().unwrap()], "of a window that it should not have");
-            // Another file than the manifest names.
+            // A file other than the one that the manifest names.
             refused(7, &[sound.clone(), SegmentInfo { checksum: 1, ..sound.clone() }], "not the one");
         }
     }
@@ -408,7 +409,7 @@ mod tests {
             let path = directory.path().join(&info.file);
             let mut bytes = fs::read(&path).unwrap();
             let dead = EventTime::from_millis(1_000);
-            // The first block is damaged: only who reads it can tell.
+            // The first block is damaged: only a reader of that block notices.
             let header = u32::from_le_bytes(bytes[9..13].try_into().unwrap()) as usize;
             bytes[17 + header + 4] ^= 1;
             fs::write(&path, &bytes).unwrap();
@@ -439,7 +440,7 @@ mod tests {
         assert_eq!(merge(&disk, directory.path(), &inputs, &sum, &merging).unwrap(), Merged::GivenUp);
         assert!((25..60).contains(&kept.get()), "{} rows", kept.get());
         assert!(!directory.path().join(sum.file_name()).exists());
-        // Told at the very end, it leaves nothing either; and not told, all.
+        // Told to stop at the very end, it leaves no file either; if it is not told, it writes all rows.
         let at_end = |told| {
             let (give_up, kept) = (AtomicBool::new(false), std::cell::Cell::new(0));
             let keep = |_: &Row| {
@@ -484,7 +485,7 @@ mod tests {
         assert!(inputs.iter().all(|info| verify(&OsDisk, &directory.path().join(&info.file)).as_ref() == Ok(info)));
     }
 
-    /// A segment that is only spoken of.
+    /// The description of a segment for which there is no file.
     fn spoken_of(step: &str, number: u64, bytes: u64, windows: (i64, i64)) -> SegmentInfo {
         SegmentInfo {
             file: format!("{step}-{number}"),
@@ -500,7 +501,7 @@ mod tests {
         }
     }
 
-    /// What a merge makes of segments when `share` of their bytes is left.
+    /// The segment that a merge yields if `share` of the bytes is left.
     fn merged(group: &[SegmentInfo], number: u64, share: f64, dead: EventTime) -> SegmentInfo {
         let bytes = (group.iter().map(|segment| segment.bytes).sum::<u64>() as f64 * share) as u64 + 100;
         let Label { step, from, to, .. } = Label::of_sum(group, 1, 0, number);
@@ -551,10 +552,10 @@ mod tests {
         }
     }
 
-    /// By key: since which epoch a row is, and whether its key is there.
+    /// By key: the epoch of the latest row, and `true` if the key exists.
     type Versions = BTreeMap<u64, (u64, bool)>;
 
-    /// Rows of which the latest counts, some of which say that their key is over; the segments of two workers, merged as they come.
+    /// Merges the segments of two workers as they come; the latest row of a key counts, and some rows are tombstones.
     #[test]
     fn rows_that_are_over_go_when_nothing_older_is_left() {
         for seed in 0..50 {
@@ -565,7 +566,7 @@ mod tests {
                 for worker in 0..2 {
                     let mut rows = BTreeMap::new();
                     for _ in 0..random.u64(..20) {
-                        // Keys are of a worker, come up for a while, and are not seen again.
+                        // Keys belong to one worker, are updated for a while, and do not occur again.
                         let key = (epoch + random.u64(..40)) * 2 + worker;
                         let is_there = random.u8(..3) > 0;
                         let was = if is_there { now.insert(key, epoch) } else { now.remove(&key) };
@@ -605,8 +606,8 @@ mod tests {
         }
     }
 
-    /// Runs many snapshots; returns how many bytes merges wrote for each byte of a snapshot, and the most segments
-    /// there were.
+    /// Takes many snapshots; returns the write amplification (bytes written by merges for each byte of a snapshot), and
+    /// the greatest number of segments.
     fn run(seed: u64, lifetime: Option<i64>) -> (f64, usize) {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut segments, mut most) = (Vec::new(), 0);
@@ -642,7 +643,7 @@ mod tests {
             // 100 MB in snapshots of 125 kB: five levels above theirs.
             let (amplification, most) = run(seed, None);
             assert!((2.0..5.5).contains(&amplification) && most < 20, "seed {seed}: {amplification}, {most}");
-            // Rows that die after ten snapshots.
+            // Rows that expire after ten snapshots.
             let (amplification, most) = run(seed, Some(10));
             assert!(amplification < 3.5 && most < 16, "seed {seed}: {amplification}, {most}");
         }

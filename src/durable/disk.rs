@@ -1,14 +1,15 @@
-//! The disk, behind a small trait, so that tests can crash it and another store can take its place.
+//! The file system behind a small trait, so that tests can crash it and another store can replace it.
 //!
-//! * A [`Disk`] has files in directories. What was written survives a loss of power only when the file is synced, and a
-//!   name only when its directory is.
-//! * [`Disk::replace_if`], [`Disk::replace`] and [`Disk::create_new`] are whole acts: after a crash there is the old state or
-//!   the new one.
-//! * A store may have neither [`Disk::rename`] nor [`Disk::link`], as object stores do: then it does those whole acts, and
-//!   [`Disk::take_lock_over`], in its own way, and a state needs nothing else. Only files of results are renamed otherwise.
+//! * A [`Disk`] has files in directories. Written bytes survive a loss of power only after the file is synced, and a
+//!   name only after its directory is synced.
+//! * [`Disk::replace_if`], [`Disk::replace`] and [`Disk::create_new`] are atomic: after a crash either the old state or
+//!   the new one is there.
+//! * A store may lack [`Disk::rename`] and [`Disk::link`], as object stores do. It then implements the atomic
+//!   operations and [`Disk::take_lock_over`] itself, and a state needs nothing else. Only files of results are renamed
+//!   otherwise.
 //!
-//! Invariant: all I/O of state and of file outputs goes through here, so a test that fails any single act, or loses
-//! what was not synced, has tried every crash there can be.
+//! Invariant: all I/O of state and of file sinks goes through here, so a test that fails any single operation, or loses
+//! what was not synced, covers every possible crash.
 
 use std::fmt;
 use std::fs;
@@ -18,45 +19,45 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A place for files.
+/// A file system, or a store that can act as one.
 pub trait Disk: Send + Sync + fmt::Debug + 'static {
-    /// The names of the files in a directory, sorted; none if there is no such directory.
+    /// Lists the names of the files in a directory, sorted; empty if the directory does not exist.
     ///
     /// # Errors
-    /// As all here: what the store says.
+    /// Fails with the error of the store, like all methods here.
     fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a directory, and those above it, for good; does nothing if it is there.
+    /// Creates a directory and its missing parents durably; does nothing if it exists.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn create_directory(&self, directory: &Path) -> io::Result<()>;
 
-    /// Makes an empty file, in place of one that is there.
+    /// Creates an empty file, replacing an existing one.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
-    /// Opens a file that is there, and leaves it as it is.
+    /// Opens an existing file, and leaves its contents alone.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::NotFound`] if it is not there.
+    /// Fails with the error of the store; [`io::ErrorKind::NotFound`] if the file does not exist.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
 
-    /// Gives a file another name, in place of what has that name.
+    /// Renames a file, replacing a file of the new name.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::Unsupported`] if it has no such thing.
+    /// Fails with the error of the store; [`io::ErrorKind::Unsupported`] if the store cannot rename.
     fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Gives a file a second name.
+    /// Gives a file a second name (a hard link).
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::AlreadyExists`] if something has that name, [`io::ErrorKind::Unsupported`] if it
-    /// has no such thing.
+    /// Fails with the error of the store; [`io::ErrorKind::AlreadyExists`] if the name is taken,
+    /// [`io::ErrorKind::Unsupported`] if the store has no links.
     fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -64,25 +65,26 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Removes a file.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::NotFound`] if it is not there.
+    /// Fails with the error of the store; [`io::ErrorKind::NotFound`] if the file does not exist.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the names in a directory survive a loss of power.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 
-    /// Locks a file, which is made if it is missing, until what is returned is dropped. `None` if another has the lock.
+    /// Locks a file, creating it if it is missing, until the result is dropped; `None` if another process holds the
+    /// lock.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>>;
 
-    /// All bytes of a file.
+    /// Reads a whole file.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
         let mut bytes = vec![0; usize::try_from(file.length()?).map_err(io::Error::other)?];
@@ -90,22 +92,24 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
         Ok(bytes)
     }
 
-    /// Makes a file have these bytes for good: the old ones or the new ones are there, whenever a crash comes.
+    /// Replaces the contents of a file durably and atomically: after a crash the file has either the old bytes or the
+    /// new.
     ///
     /// # Errors
-    /// What the store says; the old file is then still there.
+    /// Fails with the error of the store; either the old file or the new one is then there.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.replace_if(path, bytes, &mut || true).map(drop)
     }
 
-    /// As [`Disk::replace`], if `still` holds when all but the last act is done; answers whether it did.
+    /// Like [`Disk::replace`], but asks `still` just before the final step; returns `false`, with the old file in
+    /// place, if that says no.
     ///
     /// # Errors
-    /// What the store says; the old file is then still there, or the new one is.
+    /// Fails with the error of the store; either the old file or the new one is then there.
     fn replace_if(&self, path: &Path, bytes: &[u8], still: &mut dyn FnMut() -> bool) -> io::Result<bool> {
         let beside = self.write_beside(path, bytes)?;
         if !still() {
-            // It is in nobody's way, and may be the other's to remove.
+            // A file beside that is never renamed is ignored, and the later incarnation may remove it first.
             let _ = self.remove(&beside);
             return Ok(false);
         }
@@ -113,11 +117,11 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
         self.sync_directory(parent(path)).map(|()| true)
     }
 
-    /// Locks a file that another has locked, from which that one is never told; `own` is a name beside it that nobody else
-    /// has. `None` if even that is locked.
+    /// Takes the lock of a file away from its holder, who is not told. `own` is a name in the same directory that
+    /// nobody else uses: it is locked and renamed to `path`. `None` if even `own` is locked.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn take_lock_over(&self, path: &Path, own: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let lock = self.lock(own)?;
         if lock.is_some() {
@@ -127,10 +131,10 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
         Ok(lock)
     }
 
-    /// Makes a file with these bytes for good, unless there is one: whoever comes first wins.
+    /// Creates a file with these bytes durably and atomically, unless it exists: the first caller wins.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::AlreadyExists`] if it is there.
+    /// Fails with the error of the store; [`io::ErrorKind::AlreadyExists`] if the file exists.
     fn create_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let beside = self.write_beside(path, bytes)?;
         let linked = self.link(&beside, path);
@@ -139,10 +143,10 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
         self.sync_directory(parent(path))
     }
 
-    /// Writes and syncs a file beside another one, under a name of its own: see [`is_temporary`].
+    /// Writes and syncs a file of a unique name in the directory of `path`: see [`is_temporary`].
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn write_beside(&self, path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let (count, process) = (COUNT.fetch_add(1, Ordering::Relaxed), std::process::id());
@@ -156,15 +160,15 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// How the names of files end that are being written beside another one.
+/// Suffix of files that are later renamed or linked to their final name.
 const TEMPORARY: &str = ".temporary";
 
-/// Whether a file of this name is what [`Disk::replace`] or [`Disk::create_new`] had not finished.
+/// `true` if a file of this name was left by an unfinished [`Disk::replace`] or [`Disk::create_new`].
 pub fn is_temporary(name: &str) -> bool {
     name.ends_with(TEMPORARY)
 }
 
-/// The directory that a path is in.
+/// The directory of a path; `.` for a bare file name.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -174,52 +178,52 @@ pub fn parent(path: &Path) -> &Path {
 
 /// An open file.
 pub trait DiskFile: Send + fmt::Debug {
-    /// How many bytes it has.
+    /// The length of the file in bytes.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn length(&self) -> io::Result<u64>;
 
-    /// Fills `bytes` with those from `position` on.
+    /// Fills `bytes` from offset `position` on.
     ///
     /// # Errors
-    /// What the store says; [`io::ErrorKind::UnexpectedEof`] if there are not so many.
+    /// Fails with the error of the store; [`io::ErrorKind::UnexpectedEof`] if the file ends before `bytes` is full.
     fn read_at(&self, position: u64, bytes: &mut [u8]) -> io::Result<()>;
 
-    /// Adds bytes at the end. When it fails, some of them may be there.
+    /// Appends bytes. If it fails, some of them may have been written.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// Drops everything after so many bytes.
+    /// Truncates the file to `length` bytes.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn cut(&mut self, length: u64) -> io::Result<()>;
 
-    /// Makes its bytes survive a loss of power. Its name is another matter.
+    /// Makes the file's bytes survive a loss of power; the file's name needs [`Disk::sync_directory`].
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A lock, until it is dropped.
+/// A lock on a file, released when dropped.
 pub trait Lock: Send + Sync + fmt::Debug {
-    /// Writes who holds it, for those who find it held.
+    /// Writes the holder's description into the locked file, for processes that find it locked.
     ///
     /// # Errors
-    /// What the store says.
+    /// Fails with the error of the store.
     fn sign(&mut self, who: &str) -> io::Result<()>;
 }
 
-/// The operating system's files.
+/// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsDisk;
 
 impl OsDisk {
-    /// It, as most need it.
+    /// A shared handle.
     pub fn shared() -> Arc<dyn Disk> {
         Arc::new(OsDisk)
     }
@@ -263,7 +267,7 @@ impl Disk for OsDisk {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let file = match fs::OpenOptions::new().read(true).write(true).open(path) {
-            // To read is all that many need.
+            // Many callers only read.
             Err(why) if why.kind() == io::ErrorKind::PermissionDenied => fs::File::open(path)?,
             file => file?,
         };
@@ -300,7 +304,7 @@ impl Disk for OsDisk {
 #[derive(Debug)]
 struct OsFile {
     file: fs::File,
-    /// Where appending goes on.
+    /// Position at which the next append writes.
     length: u64,
 }
 

@@ -1,8 +1,7 @@
-//! A look at a state that somebody else may have: which snapshots there are, and whether its files are as they were
-//! written.
+//! Inspection of a state that another process may be using: its snapshots, and the integrity of its files.
 //!
-//! Who looks has no lock, and writes nothing. A job that runs meanwhile makes files and tidies others up, so a file that
-//! was listed may be gone when it is read; that says nothing, and whoever looks tries again with what is there then.
+//! An inspection takes no lock and writes nothing. A running job creates and removes files meanwhile, so a file that
+//! was listed may be gone when it is read. That is no damage: the inspection is repeated with a new listing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,26 +15,26 @@ use super::{Published, disk_error};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// How often what has changed meanwhile is looked at again.
+/// Maximum number of attempts while the files keep changing.
 const TRIES: usize = 10;
 
-/// What is to be seen of a state's snapshots.
+/// The snapshots of a state, as found by an inspection.
 #[derive(Clone, Debug)]
 pub struct Sight {
-    /// The snapshots that count and can be read, by epoch.
+    /// The valid, readable snapshots, in order of epochs.
     pub manifests: Vec<Manifest>,
-    /// Why others cannot.
+    /// The errors of those that are unreadable.
     pub unreadable: Vec<Error>,
-    /// The life that went on last; `None` if none has.
+    /// The claim of the last incarnation; `None` if no incarnation has claimed the state.
     pub claim: Option<Claim>,
-    /// How many bytes the journal has.
+    /// Total length of the journal's files in bytes.
     pub journal_bytes: u64,
 }
 
-/// Looks at the snapshots of a state, or of a savepoint.
+/// Inspects the snapshots of a state or of a savepoint.
 ///
 /// # Errors
-/// If the disk does not let it, or the record of who went on last is damaged.
+/// Fails if a disk operation fails, or if the last claim is damaged.
 pub fn sight(dir: &StateDir) -> Result<Sight> {
     let survey = dir.look(false)?;
     let claim = last_claim(&survey)?;
@@ -60,14 +59,14 @@ pub fn sight(dir: &StateDir) -> Result<Sight> {
     Ok(Sight { manifests, unreadable, claim, journal_bytes })
 }
 
-/// Returns the claim of the latest life that has one; `None` if no life has. Fails if that claim is damaged.
+/// Returns the last claim; `None` if there is none. Fails if it is damaged.
 fn last_claim(survey: &Survey) -> Result<Option<Claim>> {
     survey.claims.last_key_value().map(|(_, claim)| claim.clone()).transpose()
 }
 
 type Manifests = BTreeMap<ManifestId, std::result::Result<Manifest, Error>>;
 
-/// The manifests that count: of a savepoint all, of a state those that the last claim names or its life wrote.
+/// The valid manifests: all in a savepoint; in a state, those that the last claim names or its incarnation wrote.
 fn counted(dir: &StateDir, survey: &Survey, claim: Option<&Claim>) -> Result<Manifests> {
     let mut manifests = survey.manifests.clone();
     if !dir.is_savepoint()? {
@@ -81,42 +80,42 @@ fn names(dir: &StateDir, directory: &str) -> Result<Vec<String>> {
     listed.map_err(|why| disk_error("cannot read the state", dir.path().display(), why))
 }
 
-/// What was found of files that were checked.
+/// The outcome of checking a state's files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// How many snapshots count.
+    /// Number of valid snapshots.
     pub snapshots: usize,
-    /// How many claims there are.
+    /// Number of claims.
     pub claims: usize,
-    /// How many files the journal has.
+    /// Number of journal files.
     pub journals: usize,
-    /// How many segments are named.
+    /// Number of segments that valid snapshots name.
     pub segments: usize,
-    /// How many bytes those have.
+    /// Total length of those segments in bytes.
     pub bytes: u64,
-    /// What is wrong, one error a file.
+    /// The damage found, one error per file.
     pub wrong: Vec<Error>,
-    /// Tails of the journal that were being written when a process ended, or are now: they do not count.
+    /// Torn tails of the journal, with their length in bytes: left by a crash or being written now. They are ignored.
     pub torn: Vec<(FileId, u64)>,
-    /// Where a job would go on now; `None` if nothing says that, as in a savepoint.
+    /// The point from which a job would resume now; `None` if there is none, as in a savepoint.
     pub goes_on: Option<GoesOn>,
 }
 
-/// Where a job would go on.
+/// The point from which a job would resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GoesOn {
-    /// The snapshot; `None`: at the beginning.
+    /// The epoch of the snapshot; `None` to start from the beginning.
     pub from: Option<Epoch>,
-    /// How many epochs it would replay after that.
+    /// Number of epochs that it would replay after the snapshot.
     pub replayed: usize,
 }
 
-/// Checks every file that counts: each against its checksums and against what names it, and then all of them as the next
-/// life would, with what `outputs` have published; outputs that are not given are taken to be where the last snapshot has
-/// them. `each` is told of bytes of segments that were read, and of how many there are.
+/// Checks every valid file against its checksums and against the manifest or claim that names it; then checks that
+/// recovery would succeed, given the progress of `outputs`. Sinks missing from `outputs` are assumed to be where the
+/// last snapshot has them. `each` is called for every segment with its length and the length of all segments, in bytes.
 ///
 /// # Errors
-/// If the disk does not let it. What is wrong with files is part of what is found.
+/// Fails if a disk operation fails. Damaged files are reported in the result.
 pub fn check(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u64)) -> Result<Checked> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
@@ -128,7 +127,7 @@ pub fn check(dir: &StateDir, outputs: &[SinkFound], each: &mut dyn FnMut(u64, u6
     check_once(dir, outputs, each)
 }
 
-/// What a job changes while it runs.
+/// The names of the files that a running job creates and removes.
 fn listing(dir: &StateDir) -> Result<Vec<Vec<String>>> {
     ["lives", "journal", "manifests"].iter().map(|directory| names(dir, directory)).collect()
 }
@@ -181,24 +180,24 @@ fn check_segment(dir: &StateDir, named: &SegmentInfo) -> Result<()> {
     Err(Error::new("a segment is damaged").at(path.display()).because(why))
 }
 
-/// Whether a snapshot names the segment now.
+/// `true` if a snapshot names the segment now.
 fn is_still_named(dir: &StateDir, name: &str) -> Result<bool> {
     Ok(sight(dir)?.manifests.iter().any(|manifest| manifest.segments().any(|segment| segment == name)))
 }
 
-/// What a state says last of its job.
+/// The last progress that a state records of its job.
 #[derive(Clone, Debug)]
 pub struct LastKnown {
-    /// The snapshot from which the job would go on, if there is one.
+    /// The snapshot from which the job would resume; `None` if there is none.
     pub manifest: Option<Manifest>,
-    /// What the journal has after that, in order of epochs.
+    /// The journal's frames after the snapshot, in order of epochs.
     pub frames: Vec<Frame>,
 }
 
-/// Looks up what the state says last of its job.
+/// Reads the last progress that a state records of its job.
 ///
 /// # Errors
-/// If the disk does not let it, or what counts is damaged.
+/// Fails if a disk operation fails, or if a file that is needed is damaged.
 pub fn last_known(dir: &StateDir) -> Result<LastKnown> {
     for _ in 1..TRIES {
         let before = listing(dir)?;
@@ -218,7 +217,7 @@ fn last_known_once(dir: &StateDir) -> Result<LastKnown> {
     })
 }
 
-/// Whether what counts of the journal is good.
+/// Checks the journal files that count: their synced or claimed part must be intact.
 fn check_journals(survey: &Survey, claim: Option<&Claim>, checked: &mut Checked) {
     let claimed: BTreeMap<FileId, u64> =
         claim.iter().flat_map(|claim| &claim.journals).map(|named| (named.file, named.length)).collect();
@@ -249,13 +248,14 @@ fn decide_again(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -
     Ok(decision.map(|decision| GoesOn { from: decision.base.map(|base| base.epoch), replayed: decision.replay.len() }))
 }
 
-/// Decides as the next life would, with these outputs, and others that are where the last snapshot has them.
+/// Decides as the next recovery would, with these outputs; other sinks are assumed to be where the last snapshot has
+/// them.
 fn decision(survey: &Survey, claim: Option<&Claim>, outputs: &[SinkFound]) -> Result<Option<Decision>> {
     let Some(claim) = claim else { return Ok(None) };
     let newest = survey.manifests.iter().rev().find(|(id, _)| claim.counts(**id));
     let base = newest.and_then(|(_, manifest)| manifest.as_ref().ok());
     let found = |SinkState { name, shown, on_change }: SinkState| {
-        // What a manifest says of a sink proves nothing of journals after it.
+        // A manifest's sink position proves nothing about the journal after it.
         let published = shown.map(|epoch| Published { incarnation: 0, epoch, ends: JournalEnds::default() });
         SinkFound { name, published, on_change }
     };

@@ -1,10 +1,11 @@
 //! Manifests: each names one consistent cut of a job at an epoch, and every file that belongs to it.
 //!
-//! A **snapshot** is a manifest and what it names. A manifest holds what the replay of the journal's later epochs needs:
-//! how far the sources were read, the segments of the durable steps, what had closed, and how far the sinks had shown.
+//! A **snapshot** is a manifest and the files that it names. A manifest holds what replaying the journal's later epochs
+//! needs: source positions, the segments of the durable steps, the windows that had closed, and the last epochs that
+//! the sinks had published.
 //!
 //! Promise kept here: **a manifest is one cut, and no sink is behind it**. It is written whole under a name of its own,
-//! by a life of the state that is still the current one, after all that it names is on the disk for good.
+//! by the current incarnation of the state, after all files that it names are durable.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +22,7 @@ use super::{StateId, StillCurrent, disk_error, replace_while_current, sources};
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
-/// Version 1 differs only in what a [`StepPrint`] says.
+/// Version 1 differs only in the contents of a [`StepPrint`].
 const KIND: Kind = Kind { magic: *b"TGMANIF", version: 2, name: "manifest" };
 
 /// One consistent cut of a job.
@@ -31,52 +32,53 @@ pub struct Manifest {
     pub state: StateId,
     /// The job's name.
     pub job: String,
-    /// The life that wrote it.
+    /// The incarnation that wrote it.
     pub incarnation: u64,
-    /// The epoch: everything up to it is in the cut, nothing after it.
+    /// The epoch of the cut: it includes everything up to this epoch, and nothing after it.
     pub epoch: Epoch,
-    /// When it was written: milliseconds since 1970, by the wall clock, for people.
+    /// Wall-clock time of its creation, in milliseconds since 1970; for users.
     pub made_ms: u64,
-    /// Whether all sources had ended and all windows had closed: it is never gone on from.
+    /// `true` if all sources had ended and all windows had closed: no job resumes from it.
     pub ended: bool,
-    /// The query that made it.
+    /// The fingerprint of the query that made it.
     pub query: QueryPrint,
-    /// How far the sources were read.
+    /// The progress of the sources, and the watermarks of combined streams.
     pub sources: Vec<SourceState>,
-    /// The durable steps.
+    /// The states of the durable steps.
     pub steps: Vec<StepState>,
-    /// How far the sinks had shown.
+    /// The progress of the sinks.
     pub sinks: Vec<SinkState>,
 }
 
-/// What a query is told by: whether two runs give equal output.
+/// A query's fingerprint: runs with equal ones give equal output.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueryPrint {
     /// The program's build id.
     pub build: String,
     /// Every flag that affects output, with its value.
     pub flags: Vec<(String, String)>,
-    /// Its steps, in order.
+    /// The query's steps, in order.
     pub steps: Vec<StepPrint>,
 }
 
-/// What a step of a query is told by.
+/// A step's part of its query's fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StepPrint {
-    /// What it is: "aggregate".
+    /// The kind of step, such as "aggregate".
     pub kind: String,
     /// Its name in the query.
     pub name: String,
-    /// How it was asked for: "tumbling 10s".
+    /// The step's parameters, such as "tumbling 10s".
     pub detail: String,
-    /// Stands for the shape of the rows that it keeps or may retract, or for the identity of a source; 0 if that is unknown,
-    /// or there is none.
+    /// A hash of the shape of the rows that the step keeps or may retract, or of the identity of a source; 0 if it is
+    /// unknown or does not apply.
     pub fingerprint: u64,
 }
 
 impl QueryPrint {
-    /// Makes the print that a file of this version has comparable with those of today. In version 1 the compiler's names of
-    /// types were a part of details and, but for sources, of fingerprints. Segments still say what shape their rows have.
+    /// Converts the fingerprint of a file of this version to the present form. In version 1 the compiler's names of
+    /// types were part of details and, except for sources, of fingerprints. Segments still record the shape of their
+    /// rows.
     pub(super) fn upgrade(&mut self, version: u8) {
         if version > 1 {
             return;
@@ -94,12 +96,12 @@ impl QueryPrint {
 }
 
 impl StepPrint {
-    /// `true` if snapshots have rows of it.
+    /// `true` if snapshots have rows of the step.
     pub(super) fn keeps_rows(&self) -> bool {
         !matches!(&*self.kind, sources::KIND | "sink" | "view")
     }
 
-    /// `true` if it is known to hold other rows than that step.
+    /// `true` if the shapes of both steps' rows are known and differ.
     pub(super) fn differs_in_shape(&self, other: &StepPrint) -> bool {
         self.fingerprint != other.fingerprint && self.fingerprint != 0 && other.fingerprint != 0
     }
@@ -108,21 +110,21 @@ impl StepPrint {
 /// Name prefix of those [`SourceState`]s that are no sources, but watermarks of combined streams.
 pub const COMBINED: &str = "concat of ";
 
-/// How far a source was read.
+/// The progress of a source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceState {
     /// The name under which the flow reads it.
     pub name: String,
-    /// Each partition, at the epoch.
+    /// The progress of each partition at the epoch.
     pub bounds: Vec<Bound>,
     /// The stream's watermark at the epoch.
     pub watermark: EventTime,
-    /// Partitions with their floors.
+    /// Activation watermarks, by partition number.
     pub floors: Vec<(u32, EventTime)>,
 }
 
 impl SourceState {
-    /// `true` for the combined watermark of streams, which has no partitions of its own.
+    /// `true` for the watermark of combined streams, which has no partitions of its own.
     pub fn is_combined(&self) -> bool {
         self.bounds.is_empty() && self.name.starts_with(COMBINED)
     }
@@ -133,34 +135,34 @@ impl SourceState {
 pub struct StepState {
     /// Its name in the query.
     pub name: String,
-    /// Windows that end here or before are dead.
+    /// Windows that end here or before have expired.
     pub closed: EventTime,
-    /// Its rows.
+    /// The segments of its rows.
     pub segments: Vec<SegmentInfo>,
 }
 
-/// How far a sink had shown.
+/// The progress of a sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkState {
     /// Its name in the query.
     pub name: String,
-    /// The last epoch that it had shown; `None` if it had shown none.
+    /// The last epoch that it had published; `None` if it had published none.
     pub shown: Option<Epoch>,
-    /// Whether it holds a collection whose rows may still be retracted.
+    /// `true` if it holds a collection whose rows may still be retracted.
     pub on_change: bool,
 }
 
-/// Names a manifest's file.
+/// The identity of a manifest, from which its file name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ManifestId {
     /// The epoch of the cut.
     pub epoch: Epoch,
-    /// The life that wrote it.
+    /// The incarnation that wrote it.
     pub incarnation: u64,
 }
 
 impl ManifestId {
-    /// The manifest with a file of this name, if one can have it.
+    /// Parses a file name; `None` if it is not the name of a manifest.
     pub fn parse(name: &str) -> Option<ManifestId> {
         let (epoch, incarnation) = name.strip_suffix(".manifest")?.split_once('-')?;
         let id = ManifestId { epoch: Epoch(epoch.parse().ok()?), incarnation: incarnation.parse().ok()? };
@@ -175,21 +177,21 @@ impl fmt::Display for ManifestId {
 }
 
 impl Manifest {
-    /// The name of its file.
+    /// The manifest's identity.
     pub fn id(&self) -> ManifestId {
         ManifestId { epoch: self.epoch, incarnation: self.incarnation }
     }
 
-    /// The names of the segments that belong to it.
+    /// The names of the segments that it names.
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().flat_map(|step| &step.segments).map(|segment| segment.file.as_str())
     }
 
-    /// Writes it for good into the directory of manifests, if the life is still the current one just before it gets
-    /// its name.
+    /// Writes the manifest durably into the directory of manifests, if the incarnation is still the current one just
+    /// before the file gets its name.
     ///
     /// # Errors
-    /// If it contradicts itself, if a later life has begun, or if the disk does not let it.
+    /// Fails if the manifest is inconsistent, if a later incarnation has begun, or if a disk operation fails.
     pub fn write(&self, disk: &dyn Disk, directory: &Path, still_current: &StillCurrent) -> Result<ManifestId> {
         self.check()?;
         let path = directory.join(self.id().to_string());
@@ -197,10 +199,10 @@ impl Manifest {
         replace_while_current(disk, &path, &KIND.seal(self)?, still_current, cannot).map(|()| self.id())
     }
 
-    /// Reads the bytes of the manifest `id` of a state.
+    /// Decodes the manifest `id` of a state.
     ///
     /// # Errors
-    /// If they are damaged, in another format, or of another manifest or state.
+    /// Fails if the bytes are damaged, in another format, or those of another manifest or state.
     pub fn read(state: StateId, id: ManifestId, bytes: &[u8]) -> Result<Manifest> {
         let opened = KIND.open_any(bytes).map_err(|broken| KIND.refusal(broken, id))?;
         let (mut manifest, version): (Manifest, u8) = opened;
@@ -217,7 +219,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// What must hold of every manifest, by itself: checked when it is written, and when it is read back.
+    /// Checks the manifest's internal consistency, when it is written and when it is read.
     fn check(&self) -> Result<()> {
         let wrong = |why: String| Err(Error::new("the manifest contradicts itself").at(self.id()).because(why));
         let (mut steps, mut files) = (BTreeSet::new(), BTreeSet::new());
@@ -245,10 +247,10 @@ impl Manifest {
         }
     }
 
-    /// Whether every segment that it names is there, with its length; what the segments hold is for them to say.
+    /// Checks that every segment that it names exists with the right length; the segments' contents are not read.
     ///
     /// # Errors
-    /// If one is missing or has another length, or the disk does not let us see.
+    /// Fails if one is missing or has another length, or if a disk operation fails.
     pub fn verify(&self, disk: &dyn Disk, segments: &Path) -> Result<()> {
         for segment in self.steps.iter().flat_map(|step| &step.segments) {
             let path = segments.join(&segment.file);
@@ -268,10 +270,10 @@ impl Manifest {
     }
 }
 
-/// The manifests in a directory, by epoch.
+/// Lists the manifests in a directory, in order of epochs.
 ///
 /// # Errors
-/// If the disk does not let us see.
+/// Fails if the directory cannot be listed.
 pub fn list(disk: &dyn Disk, directory: &Path) -> Result<Vec<ManifestId>> {
     let names = disk.list(directory).map_err(|why| disk_error("cannot list manifests", directory.display(), why))?;
     let mut ids: Vec<_> = names.iter().filter_map(|name| ManifestId::parse(name)).collect();
@@ -313,12 +315,12 @@ mod tests {
         assert_eq!(upgraded, earlier);
         upgraded.upgrade(1);
         assert_eq!(changes(&upgraded, &today), Vec::<String>::new());
-        // What a detail and the identity of a source say counts as before.
+        // A step's parameters and a source's identity count as before.
         let mut other = today.clone();
         other.steps[1].detail = "Tumbling { size: 20s }, late by 1s".into();
         other.steps[0].fingerprint = 8;
         assert_eq!(changes(&upgraded, &other).len(), 2);
-        // Of today's prints shapes count too.
+        // Between fingerprints of the present form, shapes count too.
         let mut other = today.clone();
         other.steps[2].fingerprint = 99;
         assert_eq!(changes(&today, &other), ["the step table table has other types"]);

@@ -1,7 +1,7 @@
-//! A disk in memory that can lose power, fail, and let something happen between two acts. For tests.
+//! A disk in memory for tests, which can lose power, fail, and run a hook between two operations.
 //!
-//! * A file's bytes survive a loss of power as far as they are synced; of the rest a part may, or zeros in its place.
-//! * Names survive as far as their directory is synced; of later changes the first few may.
+//! * A file's synced bytes survive a loss of power; of the rest a part may survive, or zeros in its place.
+//! * Names survive if their directory was synced; of later changes the first few may survive.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::disk::{Disk, DiskFile, Lock, parent};
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// It. Clones are the same disk.
+/// A disk in memory. Clones share the same disk.
 #[derive(Clone, Default)]
 pub(crate) struct MemoryDisk {
     inner: Arc<Mutex<Inner>>,
@@ -27,13 +27,13 @@ struct Inner {
     names: BTreeMap<PathBuf, usize>,
     /// The names that survive a loss of power.
     safe: BTreeMap<PathBuf, usize>,
-    /// What has changed since in the names of a directory.
+    /// Unsynced changes of names, with their directory, in order.
     changes: Vec<(PathBuf, Vec<Change>)>,
-    /// Open files of processes that were lost with the power are no good.
+    /// Number of crashes; files that were opened before the last one are unusable.
     generation: u64,
-    /// How many acts will be done until all fail.
+    /// Number of writing operations until all fail; `None` to never fail.
     acts_left: Option<u64>,
-    /// Done after so many more listings of a directory with this name.
+    /// Directory name, number of listings of it to skip, and the hook to run once after the next.
     hook: Option<(&'static str, usize, Hook)>,
 }
 
@@ -57,7 +57,7 @@ impl MemoryDisk {
         self.inner.lock().unwrap()
     }
 
-    /// All processes are gone; with `power` what was not synced too, by chance.
+    /// Ends all processes; with `power`, unsynced data is lost at random too.
     pub(super) fn crash(&self, random: &mut Rng, power: bool) {
         let mut inner = self.inner();
         inner.generation += 1;
@@ -86,23 +86,23 @@ impl MemoryDisk {
         }
     }
 
-    /// After so many more acts that change something, all fail.
+    /// Makes all writing operations fail after `acts` more of them.
     pub(super) fn fail_after(&self, acts: u64) {
         self.inner().acts_left = Some(acts);
     }
 
-    /// Does something once, right after the next listing but `skip` of the directories of this name.
+    /// Runs `hook` once, after a listing of a directory of this name; the first `skip` listings do not count.
     pub(super) fn after_listing(&self, directory: &'static str, skip: usize, hook: impl FnOnce() + Send + 'static) {
         self.inner().hook = Some((directory, skip, Box::new(hook)));
     }
 
-    /// The bytes of a file that would survive a loss of power.
+    /// Returns the bytes of a file that would survive a loss of power; `None` if the file would not.
     pub(super) fn safe(&self, path: &Path) -> Option<Vec<u8>> {
         let inner = self.inner();
         inner.safe.get(path).map(|file| inner.files[*file].safe.clone())
     }
 
-    /// Puts bytes in the place of a file's, for good.
+    /// Replaces the bytes of a file durably.
     pub(super) fn set(&self, path: &Path, bytes: &[u8]) {
         let mut inner = self.inner();
         let file = inner.names[path];
@@ -110,7 +110,7 @@ impl MemoryDisk {
         inner.files[file].safe = bytes.to_vec();
     }
 
-    /// The paths of all files.
+    /// Returns the paths of all files.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.inner().names.keys().cloned().collect()
     }
@@ -288,7 +288,7 @@ impl DiskFile for MemoryFile {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let acted = self.disk.inner().act();
-        // Some of it is written when it fails.
+        // A failing append writes a part.
         let bytes = if acted.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
         self.with(|file| file.bytes.extend_from_slice(bytes))?;
         acted

@@ -1,28 +1,30 @@
-//! What outlives a process, and the protocol by which it is committed.
+//! Durable state, and the commit protocol that keeps sources, state and sinks consistent across crashes.
 //!
-//! * The [`journal`] binds each epoch to its inputs: offsets, watermarks, ends.
-//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, as a [`codec`] writes
-//!   them; [`compaction`] merges segments.
-//! * A [`manifest`] names segments, offsets, watermarks and sink positions that are one consistent cut at an epoch. A
-//!   **snapshot** is a manifest and what it names.
-//! * A **life** of a state, or incarnation, is the time between two recoveries; lives are numbered from 1. [`state`] is the
-//!   directory of all this, and [`recovery`] decides where a life goes on.
+//! * The [`journal`] commits the input of each epoch: offsets, watermarks, ends of partitions.
+//! * A [`segment`] has the rows of one durable arrangement that changed in an interval of epochs, encoded by a
+//!   [`codec`]; [`compaction`] merges segments.
+//! * A [`manifest`] names the segments, offsets, watermarks and sink positions that are one consistent cut at an epoch.
+//!   A **snapshot** is a manifest and the files that it names.
+//! * An **incarnation** of a state is its life between two recoveries; incarnations are numbered from 1. [`state`] is
+//!   the directory that holds all of this, and [`recovery`] decides from where an incarnation resumes.
 //!
 //! # The commit protocol
 //!
-//! **An epoch.** A worker stops adding to it, appends what it has bound to the [`journal::Journal`], and releases its
-//! capability for the epoch when the journal says that it is synced. So a frontier past an epoch means that every process
-//! has the epoch's inputs on record, and that the epoch can be run again with equal contents. Sinks show an epoch when the
-//! frontier has passed it.
+//! **An epoch.** A worker stops adding to it, appends the input that it took to the [`journal::Journal`], and releases
+//! its capability for the epoch when the journal reports it as synced. So a frontier past an epoch means that the input
+//! of the epoch is durable on every process, and that the epoch can be replayed with equal contents. Sinks publish an
+//! epoch when the frontier has passed it.
 //!
-//! **A snapshot.** An epoch c is announced when it begins. Every writer holds a capability at c until its part is durable: a
-//! source tells where its partitions are at the end of c; a cut has its rows' changes written and synced; a sink waits until
-//! nothing at or before c is unshown. When the frontier of the parts has passed c, the manifest is written: to a file beside,
-//! synced, given its name, the directory synced. There is no other message, and no worker waits.
+//! **A snapshot.** Its epoch c is announced when c begins. Every writer holds a capability at c until its part is
+//! durable: a source reports the offsets of its partitions at the end of c; a checkpointed operator has its changed
+//! rows written and synced; a sink waits until everything at or before c is published. When the frontier of these parts
+//! has passed c, the manifest is written: to a temporary file, which is synced and renamed; then the directory is
+//! synced. There is no other message, and no worker waits.
 //!
-//! **A recovery.** See [`state`] for the order. The life goes on from the newest manifest: partitions where it has them, rows
-//! through the same exchange as live data, at epoch c; then the journal's epochs after c, with the same contents; then new
-//! ones. What sinks have shown, they drop.
+//! **A recovery.** [`state`] describes the order of its steps. The incarnation resumes from the newest manifest:
+//! partitions at its offsets; rows through the same exchange as live data, at epoch c; then the journal's epochs after
+//! c are replayed with the same contents; then new epochs begin. Sinks drop the output that they have already
+//! published.
 //!
 //! This layer does not know timely, sources or sinks.
 
@@ -56,14 +58,14 @@ use self::journal::JournalEnds;
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// The error for an act on a file that the disk refused.
+/// The error for a disk operation that failed; it suggests freeing space if the disk is full.
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 pub(crate) fn disk_error(what: &str, place: impl fmt::Display, why: io::Error) -> Error {
     let error = Error::new(what).at(place).because(reason(&why));
     if is_full(&why) { error.help("free some space and start again: it goes on where it was") } else { error }
 }
 
-/// Why the disk refused an act, for people.
+/// The cause of a failed disk operation, in words for users.
 pub(crate) fn reason(why: &io::Error) -> String {
     if is_full(why) { String::from("the disk is full") } else { why.to_string() }
 }
@@ -72,7 +74,7 @@ fn is_full(why: &io::Error) -> bool {
     matches!(why.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Names a state for ever: drawn at random when its directory is made.
+/// A state's identity: drawn at random when its directory is created, and never changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StateId(pub u64);
 
@@ -82,13 +84,13 @@ impl fmt::Display for StateId {
     }
 }
 
-/// Says whether a later life of the state has begun: an error then, that says so.
+/// Fails if a later incarnation of the state has begun.
 pub type StillCurrent = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// Makes a file have these bytes for good, if the life is still the current one just before: a whole act.
+/// Replaces the contents of a file durably and atomically, if the incarnation is still the current one just before.
 ///
 /// # Errors
-/// Fails if a later life has begun, or with the error of `cannot` if the disk refuses.
+/// Fails if a later incarnation has begun, or with the error of `cannot` if the disk operation fails.
 pub(crate) fn replace_while_current(
     disk: &dyn Disk,
     path: &Path,
@@ -116,21 +118,21 @@ pub struct Published {
     pub ends: JournalEnds,
 }
 
-/// One life of a state, as a sink is told of it.
+/// The incarnation of a state that a sink writes for.
 #[derive(Clone)]
 pub struct Life {
     /// The state; `None` for a job without one.
     pub state: Option<StateId>,
-    /// Which life this is, from 1.
+    /// The number of the incarnation, from 1.
     pub incarnation: u64,
-    /// The snapshot that it goes on from, if it goes on from one.
+    /// The epoch of the snapshot that it resumes from; `None` if it resumes from none.
     pub from: Option<Epoch>,
-    /// To be asked before anything is shown.
+    /// Asked before anything is published.
     pub still_current: StillCurrent,
 }
 
 impl Life {
-    /// The one life of a job without state.
+    /// The only incarnation of a job without state.
     pub fn without_state() -> Self {
         Life { state: None, incarnation: 1, from: None, still_current: Arc::new(|| Ok(())) }
     }

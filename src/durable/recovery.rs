@@ -1,17 +1,19 @@
-//! Where a state goes on from: a pure function of what was found.
+//! Recovery: decides from where a state resumes, as a pure function of what was found.
 //!
-//! * A **survey** is what is in the directory of a state. What the sinks have shown comes from themselves.
-//! * A **claim** is what a life went on from, written before it did anything: it names the manifests that were good, and
-//!   every file of the journal that counts, with its length. What an older life adds later is in no claim, and ignored.
+//! * A **survey** is the contents of a state's directory. The progress of sinks is reported by the sinks themselves.
+//! * A **claim** records what an incarnation resumes from, and is written before the incarnation does anything else:
+//!   the valid manifests, and every journal file that counts, with its length. Anything that an older incarnation adds
+//!   later is in no claim, and ignored.
 //!
-//! From the latest claim: manifests count that it names, and those its life wrote; of the journals of earlier lives
-//! exactly what it names, of its own life's all up to a torn tail, if all its workers have bound its first epoch. The
-//! newest manifest is gone on from, and what the journal binds after it is replayed.
+//! The latest claim decides what counts. Of manifests: those that it names, and those that its incarnation wrote. Of
+//! journals of earlier incarnations: exactly what it names. Of the journals of its own incarnation: all up to a torn
+//! tail, if every worker has committed the incarnation's first epoch. The state resumes from the newest of these
+//! manifests, and replays what the journal commits after it.
 //!
-//! Invariants: what anybody can have been shown is in the manifest or in the replay, or the state is refused; what is
-//! damaged is refused by its name, never passed over. A tail that is not good is torn if nothing says that it was synced:
-//! no later frame, no later file, no claim, and no sink, which knows the last frame of every worker at the epoch that it
-//! has published. Nothing here does I/O.
+//! Invariants: everything that may have been published is in the manifest or in the replay, or the state is refused;
+//! damage is refused with the name of the file, never skipped. A bad tail is torn if nothing proves that it was synced:
+//! no later frame, no later file, no claim, and no sink, which knows the last frame of every worker at the epoch that
+//! it has published. Nothing here does I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,63 +26,63 @@ use super::{Published, StateId};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// What is to be done where files of a state are not as they were written.
+/// The remedy if files of a state are missing or damaged.
 const RESTORE: &str = "restore the state from a copy, or begin a new state and new outputs";
 
-/// A file of the journal that counts.
+/// A journal file, or the part of one, that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// Which.
+    /// The file's identity.
     pub file: FileId,
-    /// How many bytes of it count.
+    /// Length in bytes of the part that counts.
     pub length: u64,
-    /// The greatest epoch in those.
+    /// The greatest epoch in that part; `None` if it has no frame.
     pub last: Option<Epoch>,
 }
 
-/// What a life of a state went on from.
+/// The durable record of what an incarnation resumes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The state.
     pub state: StateId,
-    /// The life.
+    /// The incarnation that made the claim.
     pub incarnation: u64,
-    /// Its process.
+    /// The process that made the claim.
     pub holder: Holder,
-    /// The manifests that were good.
+    /// The manifests that were valid and readable.
     pub manifests: Vec<ManifestId>,
-    /// The one that it goes on from.
+    /// The manifest that the incarnation resumes from; `None` if it starts from the beginning.
     pub base: Option<ManifestId>,
-    /// The files of the journals of earlier lives that count.
+    /// The files of the journals of earlier incarnations that count.
     pub journals: Vec<Accepted>,
-    /// The greatest epoch that anything had then.
+    /// The greatest epoch found anywhere at the time of the claim.
     pub last_epoch: Epoch,
-    /// The query that goes on.
+    /// The fingerprint of the query that resumes.
     pub query: QueryPrint,
 }
 
 impl Claim {
-    /// Whether a manifest counts: one that was good, or that the life itself wrote.
+    /// `true` if a manifest counts: the claim names it, or the claim's incarnation wrote it.
     pub fn counts(&self, id: ManifestId) -> bool {
         id.incarnation == self.incarnation || self.manifests.contains(&id)
     }
 }
 
-/// A process, for people.
+/// A description of a process, for users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its number.
+    /// The process id.
     pub pid: u32,
-    /// Its machine.
+    /// The host name.
     pub host: String,
-    /// Since when: milliseconds since 1970, by the wall clock.
+    /// Wall-clock time at which it took the state, in milliseconds since 1970.
     pub since_ms: u64,
 }
 
-/// What is in the directory of a state. What could not be read has its error.
+/// The contents of a state's directory. An unreadable file is represented by its error.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// Claims, by life.
+    /// Claims, by incarnation.
     pub claims: BTreeMap<u64, Result<Claim>>,
     /// Manifests.
     pub manifests: BTreeMap<ManifestId, Result<Manifest>>,
@@ -88,84 +90,86 @@ pub struct Survey {
     pub journals: BTreeMap<FileId, Result<JournalFile>>,
     /// Names of segments.
     pub segments: BTreeSet<String>,
-    /// Files that were not finished, as paths below the state's.
+    /// Unfinished files, as paths relative to the state's directory.
     pub unfinished: Vec<String>,
 }
 
-/// A sink of the query, by itself.
+/// A sink of the query, with the progress that it reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkFound {
     /// Its name in the query.
     pub name: String,
     /// The last epoch that it has published; `None` if it is new.
     pub published: Option<Published>,
-    /// Whether it holds a collection whose rows may still be retracted.
+    /// `true` if it holds a collection whose rows may still be retracted.
     pub on_change: bool,
 }
 
 impl SinkFound {
-    /// The last epoch that it has published.
+    /// The last epoch that it has published; `None` if it is new.
     fn epoch(&self) -> Option<Epoch> {
         self.published.as_ref().map(|published| published.epoch)
     }
 }
 
-/// All that a decision depends on.
+/// Everything that a decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// The life that is about to begin. Its number is taken already, so that no older life shows anything any more.
+    /// The incarnation that is about to start. Its number is taken already, so that no older incarnation publishes any
+    /// more.
     pub incarnation: u64,
-    /// The directory of the state, surveyed after that.
+    /// The contents of the state's directory, read after the number was taken.
     pub survey: &'a Survey,
     /// The sinks of the query.
     pub sinks: &'a [SinkFound],
-    /// The query.
+    /// The fingerprint of the query.
     pub query: &'a QueryPrint,
-    /// Whether the user lets a changed query go on.
+    /// `true` if the user allows a changed query to resume.
     pub accept_changed_query: bool,
-    /// `true` if the user lets a query go on whose sources are not those that the state has read.
+    /// `true` if the user allows the query to resume with sources other than those that the state has read.
     pub accept_changed_sources: bool,
 }
 
-/// A torn tail: bytes that do not count, and were never built on. They stay where they are: the claim leaves them out.
+/// A torn tail: bytes that do not count, and on which nothing was built. They stay in the file; the claim leaves them
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Torn {
     /// The file.
     pub file: FileId,
-    /// How many of its bytes count.
+    /// Number of bytes that count.
     pub kept: u64,
-    /// How many do not.
+    /// Number of bytes that do not.
     pub dropped: u64,
 }
 
-/// Where a state goes on from.
+/// The outcome of recovery: what an incarnation resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The life that goes on.
+    /// The incarnation that resumes.
     pub incarnation: u64,
-    /// The manifest that it goes on from; `None`: from nothing.
+    /// The manifest that it resumes from; `None` if there is none.
     pub base: Option<Manifest>,
-    /// What is bound after that: by epoch, ascending, the bounds of an epoch sorted.
+    /// The frames to replay after that: one for each epoch, in ascending order, with sorted bounds.
     pub replay: Vec<Frame>,
-    /// The manifests that are good.
+    /// The manifests that are valid and readable.
     pub manifests: Vec<ManifestId>,
     /// The files of the journals that count.
     pub accepted: Vec<Accepted>,
-    /// Torn tails of those.
+    /// The torn tails of those files.
     pub torn: Vec<Torn>,
-    /// The greatest epoch that was ever journalled, named in a manifest or shown: new ones must be after it.
+    /// The greatest epoch ever journalled, named in a manifest or published: new epochs must be greater.
     pub last_epoch: Epoch,
-    /// Whether the job has come to its end: nothing goes on then.
+    /// `true` if the job has ended: then nothing resumes.
     pub ended: bool,
-    /// Files that nothing counts any more, as paths below the state's: to be removed after the claim.
+    /// Files that no longer count, as paths relative to the state's directory; to be removed after the claim.
     pub obsolete: Vec<String>,
 }
 
-/// Decides where a state goes on from.
+/// Decides from where a state resumes.
 ///
 /// # Errors
-/// When it cannot go on without losing or repeating what was shown, when files are damaged or missing, and when the query
-/// is another one than was replayed from: says what, and what to do.
+/// Fails if resuming would lose or repeat published output, if files are damaged or missing, or if the query or its
+/// sources have changed in a way that the user has not allowed. The error names the cause and the remedy.
 pub fn decide(found: &Found<'_>) -> Result<Decision> {
     let survey = found.survey;
     let claim = latest_claim(survey)?;
@@ -218,10 +222,11 @@ pub fn decide(found: &Found<'_>) -> Result<Decision> {
     })
 }
 
-/// What a life with this claim goes on from, and replays: for those of its processes that did not decide.
+/// Returns the manifest and the frames to replay of an incarnation with this claim, for those of its processes that did
+/// not decide.
 ///
 /// # Errors
-/// When files that the claim names are damaged or missing.
+/// Fails if files that the claim names are damaged or missing.
 pub fn claimed(survey: &Survey, claim: &Claim) -> Result<(Option<Manifest>, Vec<Frame>)> {
     let base = match claim.base.map(|id| (id, survey.manifests.get(&id))) {
         None => None,
@@ -237,7 +242,7 @@ pub fn claimed(survey: &Survey, claim: &Claim) -> Result<(Option<Manifest>, Vec<
     Ok((base.cloned(), replay))
 }
 
-/// The claim of the life that went on last.
+/// Returns the claim of the last incarnation that has one; `None` if none has. Fails if it is damaged.
 fn latest_claim(survey: &Survey) -> Result<Option<&Claim>> {
     match survey.claims.last_key_value() {
         None => Ok(None),
@@ -246,7 +251,7 @@ fn latest_claim(survey: &Survey) -> Result<Option<&Claim>> {
     }
 }
 
-/// Whatever was written, its life had a claim.
+/// Checks that no incarnation after the last claim has written a journal or a manifest.
 fn all_is_claimed(survey: &Survey, claim: Option<&Claim>) -> Result<()> {
     let last = claim.map_or(0, |claim| claim.incarnation);
     let journal = survey.journals.keys().map(|id| (id.incarnation, id.to_string()));
@@ -262,13 +267,13 @@ fn unclaimed(incarnation: u64, why: String) -> Error {
     error.because(why).help(RESTORE)
 }
 
-/// The manifests that count, by epoch.
+/// Returns the manifests that count, in order of epochs.
 fn manifests_of(survey: &Survey, claim: Option<&Claim>) -> Vec<ManifestId> {
     let Some(claim) = claim else { return Vec::new() };
     survey.manifests.keys().filter(|id| claim.counts(**id)).copied().collect()
 }
 
-/// The manifest to go on from.
+/// Returns the manifest to resume from; `None` if there is none. Fails if it is missing or damaged.
 fn newest<'a>(survey: &'a Survey, claim: Option<&Claim>, manifests: &[ManifestId]) -> Result<Option<&'a Manifest>> {
     let newest = manifests.last();
     if let Some(gone_on_from) = claim.and_then(|claim| claim.base)
@@ -284,7 +289,7 @@ fn newest<'a>(survey: &'a Survey, claim: Option<&Claim>, manifests: &[ManifestId
     }
 }
 
-/// What counts of a file of the journal.
+/// A journal file with the length of the part that counts.
 struct Taken<'a> {
     file: &'a JournalFile,
     length: u64,
@@ -317,7 +322,8 @@ fn missing(file: FileId, why: String) -> Error {
     Error::new("a file of the journal is missing").at(format!("journal/{file}")).because(why).help(RESTORE)
 }
 
-/// What the claim names of the lives before its own.
+/// Adds the journal files of earlier incarnations that the claim names. Fails if one that is needed is missing or
+/// damaged.
 fn earlier_lives<'a>(survey: &'a Survey, claim: &Claim, base: Option<Epoch>, taken: &mut Vec<Taken<'a>>) -> Result<()> {
     for named in &claim.journals {
         let file = match survey.journals.get(&named.file) {
@@ -341,7 +347,7 @@ fn earlier_lives<'a>(survey: &'a Survey, claim: &Claim, base: Option<Epoch>, tak
     Ok(())
 }
 
-/// What the life of the claim has written itself.
+/// Adds the journal files of the claim's own incarnation. Fails if one is missing, or damaged before its torn tail.
 fn latest_life<'a>(survey: &'a Survey, claim: &Claim, base: Option<Epoch>, taken: &mut Vec<Taken<'a>>) -> Result<()> {
     let mut files = Vec::new();
     for (id, file) in &survey.journals {
@@ -360,7 +366,7 @@ fn latest_life<'a>(survey: &'a Survey, claim: &Claim, base: Option<Epoch>, taken
             if known > 0 || next.is_some() {
                 return Err(damaged(file.id, "its beginning is not as it was written".into()));
             }
-            continue; // It was being begun.
+            continue; // The file was being created.
         };
         if file.good < known {
             let why = format!("{known} bytes of it were synced, of which {} are good", file.good);
@@ -383,7 +389,7 @@ fn latest_life<'a>(survey: &'a Survey, claim: &Claim, base: Option<Epoch>, taken
     Ok(())
 }
 
-/// Every worker bound its epochs in order, and every life after those before it.
+/// Checks that every worker committed its epochs in order, and every incarnation after the epochs of those before it.
 fn each_epoch_once(taken: &[Taken<'_>]) -> Result<()> {
     let mut last_of = BTreeMap::new();
     let mut lives = BTreeMap::<u64, (Epoch, u32)>::new();
@@ -406,14 +412,15 @@ fn each_epoch_once(taken: &[Taken<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Whether every worker of a life has bound its first epoch. Before that, nothing that it bound itself can have been
-/// shown, and none of it counts. Otherwise the partitions that a worker had yet to find would be found later, with a
-/// floor that those found before have raised, and records could be judged late that were not.
+/// `true` if every worker of an incarnation has committed its first epoch. Before that, nothing that the incarnation
+/// itself committed can have been published, and none of it counts. Otherwise partitions that a worker had yet to find
+/// would be found later, with an activation watermark that the partitions found before have raised, and records could
+/// become late.
 fn first_epoch_is_whole(own: &[Taken<'_>], base: Option<Epoch>) -> bool {
     let headers = || own.iter().filter_map(|taken| taken.file.header.as_ref());
     let entries = || own.iter().flat_map(Taken::entries);
     let epochs = || entries().map(|entry| entry.frame.epoch);
-    // A manifest has it, and files of it may have been cut.
+    // A manifest includes the first epoch, and files that have it may have been removed.
     if epochs().chain(headers().filter_map(|header| header.before?.last)).any(|epoch| Some(epoch) <= base) {
         return true;
     }
@@ -423,7 +430,7 @@ fn first_epoch_is_whole(own: &[Taken<'_>], base: Option<Epoch>) -> bool {
     headers().all(|header| header.workers as usize == bound.len())
 }
 
-/// The frames after the base, those of an epoch as one.
+/// Returns the frames after the base, those of one epoch merged.
 fn merge(taken: &[Taken<'_>], base: Option<Epoch>) -> Vec<Frame> {
     let mut by_epoch = BTreeMap::<Epoch, Vec<Bound>>::new();
     for Entry { frame, .. } in taken.iter().flat_map(Taken::entries) {
@@ -438,7 +445,7 @@ fn merge(taken: &[Taken<'_>], base: Option<Epoch>) -> Vec<Frame> {
     frames.collect()
 }
 
-/// Whether the sinks and the state are of one story. `known` is the last epoch of the manifest and of what is replayed.
+/// Checks that sinks and state agree. `known` is the last epoch of the manifest and of the replay.
 fn check_sinks(found: &Found<'_>, base: Option<&Manifest>, known: Option<Epoch>) -> Result<()> {
     for state in base.map_or(&[][..], |base| &base.sinks) {
         let name = &state.name;
@@ -459,7 +466,7 @@ fn check_sinks(found: &Found<'_>, base: Option<&Manifest>, known: Option<Epoch>)
     }
     for sink in found.sinks {
         let (name, Some(shown)) = (&sink.name, sink.epoch()) else { continue };
-        // What an operator retracts by itself is odd, and follows from the even epoch before.
+        // Retractions that an operator makes by itself have an odd epoch, and follow from the even epoch before.
         if Some(Epoch(shown.0 & !1)) > known {
             let has = known.map_or("nothing".into(), |known| format!("what happened up to epoch {known}"));
             return Err(Error::new("an output is ahead of the state")
@@ -481,7 +488,7 @@ fn check_ends(found: &Found<'_>, claim: &Claim, base: Option<Epoch>, own: &[Take
             let why = format!("the output {} was written by it", sink.name);
             return Err(unclaimed(published.incarnation, why));
         }
-        // The claim names what counts of earlier incarnations, and was written when that was proved.
+        // For earlier incarnations the claim names what counts; this check was made before it was written.
         let own = published.ends.iter().filter(|_| published.incarnation == claim.incarnation);
         let missing = |end: &&WorkerEnd| Some(end.epoch) > base && !frames.contains(&(end.worker, end.epoch));
         if let Some(end) = own.into_iter().find(missing) {
@@ -491,7 +498,7 @@ fn check_ends(found: &Found<'_>, claim: &Claim, base: Option<Epoch>, own: &[Take
     Ok(())
 }
 
-/// Names the file of the journal that should have a frame, and has not.
+/// The error for a frame that is missing from the journal; it names the file that should have the frame.
 fn end_is_lost(survey: &Survey, incarnation: u64, end: &WorkerEnd, sink: &str) -> Error {
     let WorkerEnd { process, worker, epoch } = end;
     let of_process = |id: &&FileId| (id.incarnation, id.process) == (incarnation, *process);
@@ -510,7 +517,7 @@ fn end_is_lost(survey: &Survey, incarnation: u64, end: &WorkerEnd, sink: &str) -
     damaged(last, format!("{why} the end of this file is not whole"))
 }
 
-/// What may have become of the end of the journal, if what an output has shown is not in it.
+/// A hint, for an output that is ahead of the state, at what may have happened to the end of the journal.
 fn end_of_journal(found: &Found<'_>) -> String {
     let Some((last, _)) = found.survey.journals.last_key_value() else { return String::new() };
     let next = FileId { number: last.number + 1, ..*last };
@@ -519,7 +526,7 @@ fn end_of_journal(found: &Found<'_>) -> String {
     )
 }
 
-/// Whether the query can read the state of every durable step.
+/// Checks that the query has every durable step of the state, with rows of the same shape.
 fn check_steps(base: &Manifest, query: &QueryPrint) -> Result<()> {
     fn print<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
         query.steps.iter().filter(|step| step.keeps_rows()).find(|step| step.name == name)
@@ -551,7 +558,7 @@ fn check_segments(base: &Manifest, segments: &BTreeSet<String>) -> Result<()> {
     }
 }
 
-/// Whether the query is the one that went on last, where that matters.
+/// Checks that the query has not changed since the last claim, if a change could affect published or replayed output.
 fn check_query(found: &Found<'_>, claim: &Claim, base: Option<&Manifest>, replays: bool) -> Result<()> {
     let changes = changes(&claim.query, found.query);
     if changes.is_empty() || found.accept_changed_query {
@@ -578,7 +585,7 @@ fn check_query(found: &Found<'_>, claim: &Claim, base: Option<&Manifest>, replay
     }
 }
 
-/// What is different, in words.
+/// Lists the differences of two query fingerprints, in words.
 pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     let mut changes = Vec::new();
     if then.build != now.build {
@@ -619,7 +626,7 @@ pub(crate) fn changes(then: &QueryPrint, now: &QueryPrint) -> Vec<String> {
     changes
 }
 
-/// The greatest epoch that anything has, whether it counts or not.
+/// The greatest epoch found anywhere, in files that count or not.
 fn last_epoch(found: &Found<'_>) -> Epoch {
     let Survey { claims, manifests, journals, .. } = found.survey;
     let entries = journals.values().flatten().flat_map(|file| &file.entries).map(|entry| entry.frame.epoch);
@@ -630,7 +637,7 @@ fn last_epoch(found: &Found<'_>) -> Epoch {
     entries.chain(befores).chain(claims).chain(manifests).chain(sinks).max().unwrap_or_default()
 }
 
-/// What nothing counts any more.
+/// The files that no longer count.
 fn obsolete(found: &Found<'_>, manifests: &[ManifestId], accepted: &[Accepted]) -> Vec<String> {
     let Survey { manifests: all, journals, unfinished, .. } = found.survey;
     let counts = |id: &FileId| accepted.iter().any(|accepted| accepted.file == *id);

@@ -1,19 +1,19 @@
-//! Savepoints: one snapshot of a state in a directory of its own, to be kept, taken elsewhere, and begun with.
+//! Savepoints: one snapshot of a state in a directory of its own, to be kept, moved, and used to start a new state.
 //!
 //! ```text
-//! SAVEPOINT                   which snapshot of which state this is; written last
-//! manifests/1700-3.manifest   as it is in the state
-//! segments/*.segment          those that it names, copied
+//! SAVEPOINT                   identity of the snapshot and its state; written last
+//! manifests/1700-3.manifest   as in the state
+//! segments/*.segment          copies of those that the manifest names
 //! ```
 //!
-//! A new state begins with a savepoint as if a life of it had made the snapshot: that life copies the segments, writes a
-//! manifest that names them, and then its claim, in which nothing but that manifest counts. The job's own life is the
-//! next one, and goes on from the manifest like any other. Sinks are not part of it: their results are the old state's,
-//! and those of the new one begin after the snapshot's epoch.
+//! A new state is restored from a savepoint as if one of its own incarnations had made the snapshot: that incarnation
+//! copies the segments, writes a manifest that names them, and then its claim, in which only that manifest counts. The
+//! job itself runs as the next incarnation, and resumes from the manifest like any other. Sinks are not part of a
+//! savepoint: their results belong to the old state, and those of the new state begin after the snapshot's epoch.
 //!
-//! Invariants: a directory without the file `SAVEPOINT` is none, so one that was not finished is never begun with; what
-//! is copied is verified where it has come to. A state without a claim is new: until the claim is written the
-//! restoring life can be run again, and nothing of it counts. Copied segments get names of life 0, which no life has.
+//! Invariants: a directory without the file `SAVEPOINT` is no savepoint, so an unfinished one is never used; every copy
+//! is verified at its destination. A state without a claim is new: until the claim is written the restoring incarnation
+//! can be repeated, and nothing of it counts. Copied segments get names of incarnation 0, which does not exist.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,21 +32,21 @@ use crate::error::{Error, Result};
 const KIND: Kind = Kind { magic: *b"TGSAVEP", version: 1, name: "savepoint" };
 /// The file that makes a directory a savepoint.
 pub(super) const MARK: &str = "SAVEPOINT";
-/// How many bytes are copied at a time.
+/// Number of bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
 
-/// What the file `SAVEPOINT` holds.
+/// The contents of the file `SAVEPOINT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     state: StateId,
     manifest: ManifestId,
-    /// When it was made: milliseconds since 1970, by the wall clock, for people.
+    /// Wall-clock time of its creation, in milliseconds since 1970; for users.
     made_ms: u64,
-    /// The version of the program that made it, for people.
+    /// The version of the program that made it, for users.
     program: String,
 }
 
-/// A savepoint, and the snapshot that it is.
+/// A savepoint with its snapshot's manifest.
 #[derive(Clone, Debug)]
 pub struct Savepoint {
     disk: Arc<dyn Disk>,
@@ -54,11 +54,12 @@ pub struct Savepoint {
     manifest: Manifest,
 }
 
-/// Makes a savepoint of a snapshot, in a directory that is empty or not there; `each` is told of bytes that were copied.
+/// Exports a snapshot to a savepoint, in a directory that is empty or does not exist; `each` is called with the number
+/// of bytes of each piece that was copied.
 ///
 /// # Errors
-/// If something is in the directory, if files of the snapshot are damaged, or gone because the job has removed them, or
-/// if the disk does not let it. What had been copied is then removed.
+/// Fails if the directory is not empty, if files of the snapshot are damaged or were removed by the job, or if a disk
+/// operation fails. What had been copied is then removed.
 pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u64)) -> Result<Manifest> {
     let (disk, manifest) = (&**dir.disk(), dir.manifest(id)?);
     let cannot = |why| disk_error("cannot write the savepoint", to.display(), why);
@@ -72,7 +73,7 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
         }
         disk.create_directory(directory).map_err(cannot)?;
     }
-    // Once they are open they are there, whatever the job removes meanwhile.
+    // Open files stay readable, whatever the job removes meanwhile.
     let named = manifest.steps.iter().flat_map(|step| &step.segments);
     let opened = named.map(|named| Opened::open(disk, &dir.segments(), named)).collect::<Result<Vec<_>>>()?;
     let mut copied = Vec::new();
@@ -91,14 +92,14 @@ pub fn export(dir: &StateDir, id: ManifestId, to: &Path, each: &mut dyn FnMut(u6
         disk.create_new(&to.join(MARK), &KIND.seal(&mark)?).map_err(cannot)
     })();
     if let Err(error) = all {
-        // What stays is no savepoint.
+        // The remaining directories are no savepoint.
         copied.iter().for_each(|path| drop(disk.remove(path)));
         return Err(error);
     }
     Ok(manifest)
 }
 
-/// A segment that is to be copied.
+/// A segment that is open for copying.
 struct Opened<'a> {
     named: &'a SegmentInfo,
     path: PathBuf,
@@ -112,7 +113,7 @@ impl<'a> Opened<'a> {
         Ok(Opened { named, path, file })
     }
 
-    /// Copies it for good, and verifies the copy, whose name is synced with its directory by who asks.
+    /// Copies the segment, syncs the copy and verifies it. The caller must sync the directory.
     fn copy(self, disk: &dyn Disk, to: &Path, each: &mut dyn FnMut(u64)) -> Result<()> {
         let unreadable = |why| disk_error("cannot read a segment", self.path.display(), why);
         let unwritable = |why| disk_error("cannot copy a segment", to.display(), why);
@@ -137,7 +138,7 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// The state that a savepoint is of, if a directory is one.
+/// Returns the id of the state that a savepoint was made of; `None` if the directory is no savepoint.
 pub(super) fn state_of(disk: &dyn Disk, path: &Path) -> Result<Option<StateId>> {
     Ok(read_mark(disk, path)?.map(|mark| mark.state))
 }
@@ -152,10 +153,11 @@ fn read_mark(disk: &dyn Disk, path: &Path) -> Result<Option<Mark>> {
 }
 
 impl Savepoint {
-    /// Opens the savepoint in a directory; what its segments hold is verified when they are copied.
+    /// Opens the savepoint in a directory; its segments are verified when they are copied.
     ///
     /// # Errors
-    /// If there is none, if it is damaged or files of it are missing, or if the disk does not let it.
+    /// Fails if there is none, if it is damaged or files of it are missing, if its job had ended, or if a disk
+    /// operation fails.
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<Savepoint> {
         let path = path.into();
         let Some(mark) = read_mark(&*disk, &path)? else {
@@ -175,12 +177,12 @@ impl Savepoint {
         Ok(Savepoint { disk, path, manifest })
     }
 
-    /// The snapshot, as the state that it is of had it.
+    /// The snapshot's manifest, as in the state that it was made of.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The snapshot as that of another state, made by life `incarnation` of it.
+    /// The manifest for another state, as if its incarnation `incarnation` had made the snapshot.
     fn manifest_for(&self, state: StateId, incarnation: u64) -> Manifest {
         let mut manifest = Manifest { state, incarnation, sinks: Vec::new(), ..self.manifest.clone() };
         let segments = manifest.steps.iter_mut().flat_map(|step| &mut step.segments);
@@ -190,8 +192,8 @@ impl Savepoint {
         manifest
     }
 
-    /// What is in a new state when life `incarnation` of it has put the snapshot there: to be decided on before anything
-    /// is written.
+    /// Returns the contents that a new state will have after incarnation `incarnation` has restored the savepoint, so
+    /// that recovery can be decided before anything is written.
     pub fn survey_after(&self, dir: &StateDir, incarnation: u64) -> Survey {
         let manifest = self.manifest_for(dir.id(), incarnation);
         let claim = Claim {
@@ -212,10 +214,10 @@ impl Savepoint {
         }
     }
 
-    /// Puts the snapshot into a new state, as life `incarnation` of it, whose number has been taken.
+    /// Restores the snapshot to a new state, as its incarnation `incarnation`, which must have begun.
     ///
     /// # Errors
-    /// If files of the savepoint are damaged, if a later life has begun, or if the disk does not let it.
+    /// Fails if files of the savepoint are damaged, if a later incarnation has begun, or if a disk operation fails.
     pub fn restore(&self, dir: &StateDir, incarnation: u64) -> Result<()> {
         let manifest = self.manifest_for(dir.id(), incarnation);
         let still_current = dir.still_current(incarnation);
@@ -228,7 +230,7 @@ impl Savepoint {
         let synced = dir.disk().sync_directory(&dir.segments());
         synced.map_err(|why| disk_error("cannot copy the segments", dir.segments().display(), why))?;
         manifest.write(&**dir.disk(), &dir.manifests(), &still_current)?;
-        // With the claim, and not before, the state is no longer new.
+        // The claim is written last: it makes the state no longer new.
         let nothing = Decision {
             incarnation,
             base: None,
@@ -247,7 +249,7 @@ impl Savepoint {
     }
 }
 
-/// What a copied segment is called: no life writes a file of that name.
+/// The name of a copied segment; no incarnation writes a file of that name.
 fn name_of_copy(segment: &SegmentInfo, number: usize) -> String {
     let SegmentInfo { file, from, to, .. } = segment;
     let step: Vec<&str> = file.splitn(3, '-').take(2).collect();

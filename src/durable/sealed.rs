@@ -1,45 +1,45 @@
-//! Small files that are read whole: what they are, in which format, and whether they are as they were written.
+//! The envelope of small files that are read whole: kind of file, format version, length and checksum.
 //!
 //! ```text
 //! magic 7 | version 1 | checksum 4 | length 4 | body, in postcard
 //! ```
-//! The checksum is crc32 of everything but itself; numbers are little-endian.
+//! The checksum is CRC-32 of everything but itself; numbers are little-endian.
 //!
-//! Invariant: what is read back is what was written, in this format, or it is refused.
+//! Invariant: a file is read exactly as it was written, in a known format, or it is refused.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// How many bytes there are before the body.
+/// Number of bytes before the body.
 const BEFORE_BODY: usize = 16;
 
-/// A kind of file.
+/// A kind of file with its format version.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    /// What such a file begins with.
+    /// The first bytes of such a file.
     pub(super) magic: [u8; 7],
-    /// The format that this program reads and writes, from 1.
+    /// The format version that this program writes, from 1.
     pub(super) version: u8,
-    /// What it is called: "manifest".
+    /// The name of the kind in messages, such as "manifest".
     pub(super) name: &'static str,
 }
 
-/// Why bytes could not be read as what they should be.
+/// The reason why a file was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// They are something else, or not whole.
+    /// The bytes are not of this kind, not complete, or damaged.
     Damaged(&'static str),
-    /// They were written in another format.
+    /// The file was written in another format version.
     Version(u8),
 }
 
 impl Kind {
-    /// The bytes of a file with this content.
+    /// Encodes a file with this content.
     ///
     /// # Errors
-    /// Where a content cannot be written.
+    /// Fails if the content cannot be serialised, or is longer than 4 GiB.
     pub(super) fn seal(&self, content: &impl Serialize) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(256);
         bytes.extend_from_slice(&self.magic);
@@ -54,7 +54,7 @@ impl Kind {
         Ok(bytes)
     }
 
-    /// Reads what the bytes begin with; also says how many bytes that is.
+    /// Decodes the file at the beginning of `bytes`; returns its content and its length.
     pub(super) fn open_first<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, usize), Broken> {
         if bytes.len() < BEFORE_BODY {
             return Err(Broken::Damaged("it is too short"));
@@ -64,7 +64,7 @@ impl Kind {
         }
         match bytes[7] {
             version if version == self.version => {}
-            // Nobody writes it: a file whose first bytes only were stored.
+            // No version is 0: after a crash only the first bytes of the file were stored.
             0 => return Err(Broken::Damaged("it is not whole")),
             version => return Err(Broken::Version(version)),
         }
@@ -80,7 +80,7 @@ impl Kind {
         }
     }
 
-    /// Reads the bytes of a whole file.
+    /// Decodes a whole file.
     pub(super) fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<T, Broken> {
         match self.open_first(bytes)? {
             (content, end) if end == bytes.len() => Ok(content),
@@ -88,7 +88,7 @@ impl Kind {
         }
     }
 
-    /// Reads the bytes of a whole file in this format, or in an earlier one of the same layout; also says in which.
+    /// Decodes a whole file of this version or an earlier one of the same layout; returns its content and version.
     pub(super) fn open_any<T: DeserializeOwned>(&self, bytes: &[u8]) -> std::result::Result<(T, u8), Broken> {
         let version = match bytes.get(7) {
             Some(version) if (1..self.version).contains(version) => *version,
@@ -97,7 +97,7 @@ impl Kind {
         Kind { version, ..*self }.open(bytes).map(|content| (content, version))
     }
 
-    /// The error for a file of this kind, at this place.
+    /// The error for a file of this kind at `place`.
     pub(super) fn refusal(&self, broken: Broken, place: impl std::fmt::Display) -> Error {
         match broken {
             Broken::Damaged(why) => Error::new(format!("the {} is damaged", self.name)).at(place).because(why),

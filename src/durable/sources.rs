@@ -1,13 +1,13 @@
-//! Sources as part of a query's fingerprint: a pure comparison of what a state has read with what a query reads.
+//! Sources as part of a query's fingerprint: a pure comparison of a state's sources with a query's sources.
 //!
-//! * A source has a **name** in the query, under which its progress is kept, and an **identity**: what it is known by
-//!   wherever it lies, such as the id of a topic, or that it is a CSV file. The step of a source has a hash of the identity
-//!   for its fingerprint; 0 stands for an unknown one, as in states of programs that kept none.
-//! * The **progress** of a source is how far the snapshot and the journal's later epochs have read it.
+//! * A source has a **name** in the query, under which its progress is stored, and an **identity**, which does not
+//!   depend on its location: for example the id of a topic, or that it is a CSV file. The fingerprint of a source's
+//!   step is a hash of the identity; 0 stands for an unknown one, as in states of programs that stored none.
+//! * The **progress** of a source is the position up to which the snapshot and the journal's later epochs have read it.
 //!
-//! Invariants: a query goes on only with the sources that have progress, each under its name, and with no further one.
-//! Otherwise progress would be lost, and records read again. What a source's place is (its path, the brokers' address) does
-//! not matter, as long as its identity is known to be the same; readers also compare contents.
+//! Invariants: a query resumes only with the sources that have progress, each under its name, and with no further one.
+//! Otherwise progress would be lost, and records read again. A source's location (its path, the brokers' address) may
+//! change if its identity is known to be the same; readers also compare contents.
 
 use std::collections::BTreeSet;
 
@@ -20,16 +20,16 @@ pub(crate) const KIND: &str = "source";
 
 const ACCEPT: &str = "--accept-changed-sources";
 
-/// The fingerprint of a source's identity: never 0.
+/// The hash of a source's identity; never 0.
 pub(crate) fn fingerprint(identity: &str) -> u64 {
-    // FNV-1a: the same in all builds.
+    // FNV-1a: equal in all builds.
     let hash = identity
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     hash.max(1)
 }
 
-/// The fingerprint of the source of this name; 0 if it is unknown.
+/// The fingerprint of the source of this name; 0 if the source or its identity is unknown.
 pub(crate) fn fingerprint_of(query: &QueryPrint, name: &str) -> u64 {
     step_of(query, name).map_or(0, |step| step.fingerprint)
 }
@@ -42,12 +42,12 @@ fn step_of<'a>(query: &'a QueryPrint, name: &str) -> Option<&'a StepPrint> {
     steps(query).find(|step| step.name == name)
 }
 
-/// `true` if both identities are known, and `other` holds of them.
+/// `true` if both identities are known and `other` is true of them.
 fn known(then: &StepPrint, now: &StepPrint, other: impl Fn(u64, u64) -> bool) -> bool {
     then.fingerprint != 0 && now.fingerprint != 0 && other(then.fingerprint, now.fingerprint)
 }
 
-/// Describes the change of a source that a query read under one name before and now, if there is one.
+/// Describes how a source of one name changed between two queries; `None` if it did not.
 pub(super) fn change(then: &StepPrint, now: &StepPrint) -> Option<String> {
     if known(then, now, |then, now| then != now) {
         return Some(format!("the source {} is another one", now.name));
@@ -57,8 +57,8 @@ pub(super) fn change(then: &StepPrint, now: &StepPrint) -> Option<String> {
     changed.then(|| format!("the source {} is {}, was {}", now.name, now.detail, then.detail))
 }
 
-/// Refuses a query whose sources are not those that the state has read. `then` is the query that went on last; the state
-/// goes on from `base`, and from what is replayed.
+/// Checks that a query has the sources that the state has read, and no new ones. `then` is the query that ran last; the
+/// state resumes from `base` and replays `replay`.
 pub(super) fn check_sources(
     then: &QueryPrint,
     now: &QueryPrint,
@@ -199,15 +199,15 @@ mod tests {
             ("a=x#1 b=y#2", "b", "a", "b=y#2", &*format!("{lost}; give")),
             ("a=x#1", "a", "", "a=x#1 b=y#2", new),
             ("a=x#1", "", "a", "a=x#1 b=y#2", new),
-            // Known before, and nothing was found in it yet; or nothing was read at all.
+            // Known before, but nothing was found in it yet; or nothing was read at all.
             ("a=x#1 b=y#2", "a", "", "a=x#1 b=y#2", "ok"),
             ("a=x#1 b=y#2", "b", "", "b=y#2", "ok"),
             ("a=x#1", "", "", "b=y#2", "ok"),
-            // Another one under the name, or two that have exchanged their names.
+            // Another source under the name, or two that have exchanged their names.
             ("a=x#1", "a", "", "a=y#2", &*format!("{other}it is y, was x; give each source its name back")),
             ("a=x#1 b=y#2", "a b", "", "a=y#2 b=x#1", &*format!("{other}it is y, was x;")),
             ("a=x#1", "a", "", "a=x#2", &*format!("{other}x was deleted and created again; start with a new --state")),
-            // Moved; and where no identity is known, the readers compare contents.
+            // Moved to another place; and where an identity is unknown, readers compare contents.
             ("a=x#1", "a", "", "a=y#1", "ok"),
             ("a=x#0", "a", "", "a=x#2", "ok"),
             ("a=x#1", "a", "", "a=x#0", "ok"),

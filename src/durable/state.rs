@@ -1,37 +1,40 @@
-//! The directory of a state: what is in it, whose it is, and which life of it is the current one.
+//! The directory of a state: its files, its lock, and its current incarnation.
 //!
 //! ```text
-//! STATE                 its identity, made once; locked by the process that has the state
+//! STATE                 identity, written once; locked by the process that uses the state
 //! LOCK                  locked by that process too, and signed by it
-//! lives/3               life 3 has begun: no older life may write, show or remove anything any more
-//! lives/3.claim         what life 3 went on from
-//! journal/3-0-0.journal life, process, number
-//! manifests/1700-3.manifest   epoch, life
-//! segments/*.segment    each named after its step, a digest of that, and the life that wrote it
-//! WATCHED_AT            where the job that has it can be asked, for people; it may be out of date
+//! lives/3               incarnation 3 has begun: no older one may write, publish or remove anything any more
+//! lives/3.claim         what incarnation 3 resumed from
+//! journal/3-0-0.journal incarnation, process, number
+//! manifests/1700-3.manifest   epoch, incarnation
+//! segments/*.segment    named after the step, a digest of its name, and the incarnation that wrote it
+//! WATCHED_AT            HTTP address of the job that uses the state, for users; may be out of date
 //! ```
 //!
-//! How a life begins: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number, so that every older
-//! life fails when it asks whether it is still current; the sinks are fenced and asked what they have shown;
-//! [`StateDir::survey`] reads the directory and makes what it has read survive a loss of power; [`decide`] decides; and
-//! [`StateDir::claim`] writes what was decided, unless a still later life has begun meanwhile.
+//! An incarnation starts in these steps: [`StateDir::open`] takes the lock; [`StateDir::begin`] takes the next number,
+//! so that every older incarnation fails its check for being current; the sinks are fenced and report what they have
+//! published; [`StateDir::survey`] reads the directory and makes everything it has read survive a loss of power;
+//! [`decide`] decides; and [`StateDir::claim`] writes the decision, unless a later incarnation has begun meanwhile.
 //!
-//! The number is taken before anything is read, and not only with the claim. Otherwise an older life that was not dead
-//! could show an epoch, or remove files that a snapshot of its own had made superfluous, after they were read and before
-//! the claim. Now what it does after its last question is at most one act: a file of the journal or a manifest more,
-//! which the claim does not name; or the removal of files that were superfluous by a manifest that was there before it
-//! asked, so also when the later life read the directory.
+//! The number is taken before anything is read, and not only with the claim. Otherwise an older incarnation that is
+//! still running could publish an epoch, or remove files that a newer snapshot of its own had made superfluous, after
+//! they were read and before the claim. As it is, an incarnation that was overtaken does at most one more operation
+//! after its last check: it adds a journal file or a manifest, which the claim does not name; or it removes files that
+//! were superfluous by a manifest that existed before the check, and so also when the later incarnation read the
+//! directory.
 //!
-//! Two files are locked, as a `LOCK` that somebody removes, to be rid of a stale one, is locked anew by whoever comes next;
-//! `STATE` cannot be removed unnoticed. What this does not cover: a store whose locks are not seen by other machines, and a
-//! process that took a state over (`--take-over`) while the one before it still had `STATE` locked, and whose `LOCK` is
-//! removed as well. Then the incarnation decides alone: the older process ends, and results stay exact.
+//! Two files are locked. A user may remove `LOCK` to be rid of a stale lock, and the next process then creates and
+//! locks a new one; `STATE` cannot be removed unnoticed. Two cases are not covered: a store whose locks other machines
+//! do not see, and a process that took a state over (`--take-over`) while its predecessor still had `STATE` locked, and
+//! whose `LOCK` is then removed as well. In these cases the incarnation number alone decides: the older process ends,
+//! and results stay exact.
 //!
-//! Bytes that a life wrote without a confirmed sync are accepted by the next one only in a new copy: a sync that failed
-//! in the older life may have dropped them, and a later sync of the same file would report success.
+//! Bytes that an incarnation wrote without a confirmed sync are accepted by the next one only in a new copy: a sync
+//! that failed in the older incarnation may have dropped them, and a later sync of the same file would report success.
 //!
-//! Invariants: nothing is written but by a life that has a claim, and asked just before; what is removed was listed
-//! before it asked, so it is no later life's; a life without a claim has written nothing.
+//! Invariants: only an incarnation with a claim writes, and it checks just before that it is current; files to be
+//! removed are listed before that check, so none of them is a later incarnation's; an incarnation without a claim has
+//! written nothing but its record and equal copies of journal files.
 //!
 //! [`decide`]: super::recovery::decide
 
@@ -57,25 +60,25 @@ use crate::time::{Epoch, EventTime};
 
 const IDENTITY: Kind = Kind { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
 const LIFE: Kind = Kind { magic: *b"TGALIFE", version: 1, name: "record of a life" };
-/// Version 1 differs only in what a `StepPrint` says.
+/// Version 1 differs only in the contents of a `StepPrint`.
 const CLAIM: Kind = Kind { magic: *b"TGCLAIM", version: 2, name: "claim" };
 
-/// The file that says where the job can be asked.
+/// The file with the job's HTTP address.
 const WATCHED_AT: &str = "WATCHED_AT";
-/// The directories of a state.
+/// The subdirectories of a state.
 const DIRECTORIES: [&str; 4] = ["lives", "journal", "manifests", "segments"];
-/// Of how many lives before the current one the records stay, for people.
+/// Number of incarnations before the current one whose records are kept, for users.
 const LIVES_KEPT: u64 = 16;
-/// Maximum number of life numbers tried, as others may take them, or the directory may hide those that are taken.
+/// Maximum number of incarnation numbers that are tried: others may take them, or the store may hide taken ones.
 const NUMBERS_TRIED: usize = 1_000;
 
-/// What the file `STATE` holds.
+/// The contents of the file `STATE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     id: StateId,
-    /// When it was made: milliseconds since 1970, by the wall clock, for people.
+    /// Wall-clock time of its creation, in milliseconds since 1970; for users.
     made_ms: u64,
-    /// The version of the program that made it, for people.
+    /// The version of the program that made it, for users.
     program: String,
 }
 
@@ -85,25 +88,26 @@ pub struct StateDir {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     id: StateId,
-    /// Held for life. None for who only looks, or belongs to the process that has it.
+    /// Held as long as the value lives; empty if the state was joined without locking it.
     _locks: Vec<Box<dyn Lock>>,
 }
 
-/// What [`StateDir::collect_garbage`] has left.
+/// The outcome of [`StateDir::collect_garbage`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// The epoch of the oldest manifest that was kept: journals are cut there. `None` if there is no manifest.
+    /// The epoch of the oldest manifest that was kept, up to which journals may be truncated; `None` if there is no
+    /// manifest.
     pub oldest: Option<Epoch>,
-    /// How many files were removed.
+    /// Number of files that were removed.
     pub removed: usize,
 }
 
 impl StateDir {
-    /// Opens a state for a job, makes it if it is not there, and locks it for as long as the value lives. With
-    /// `take_over` it goes on where another process has the lock.
+    /// Opens a state for a job, creating it if it does not exist, and locks it as long as the value lives. With
+    /// `take_over` it also opens a state that another process has locked.
     ///
     /// # Errors
-    /// If another process has it, if its identity cannot be read or is missing, or if the disk does not let it.
+    /// Fails if another process has it locked, if its identity is missing or unreadable, or if a disk operation fails.
     pub fn open(disk: Arc<dyn Disk>, path: impl Into<PathBuf>, take_over: bool) -> Result<StateDir> {
         let path = path.into();
         let cannot = |why: io::Error| disk_error("cannot open the state", path.display(), why);
@@ -133,11 +137,10 @@ impl StateDir {
         Ok(StateDir { disk, path, id, _locks: lock.into_iter().chain(second).collect() })
     }
 
-    /// Opens a state that is there, or a savepoint, without locking it: for the other processes of its job, and to look
-    /// at it.
+    /// Opens an existing state or savepoint without locking it: for the other processes of a job, and for inspection.
     ///
     /// # Errors
-    /// If there is none, if its identity cannot be read, or if the disk does not let it.
+    /// Fails if there is none, if its identity is unreadable, or if a disk operation fails.
     pub fn join(disk: Arc<dyn Disk>, path: impl Into<PathBuf>) -> Result<StateDir> {
         let path = path.into();
         match read_identity(&*disk, &path)? {
@@ -149,25 +152,26 @@ impl StateDir {
         }
     }
 
-    /// Whether it is no state, but a savepoint of one.
+    /// `true` if the directory is a savepoint of a state.
     ///
     /// # Errors
-    /// If the disk does not let us see.
+    /// Fails if the directory cannot be listed.
     pub fn is_savepoint(&self) -> Result<bool> {
         Ok(self.disk.list(&self.path).map_err(self.cannot("read"))?.iter().any(|name| name == savepoint::MARK))
     }
 
-    /// Whether no life of it has ever gone on: then a savepoint may be put into it.
+    /// `true` if no incarnation has ever claimed the state or written a journal: a savepoint may then be restored to
+    /// it.
     ///
     /// # Errors
-    /// If the disk does not let us see.
+    /// Fails if a directory cannot be listed.
     pub fn is_new(&self) -> Result<bool> {
         let cannot = self.cannot("read");
         let claims = self.disk.list(&self.lives()).map_err(&cannot)?.iter().any(|name| claimed(name).is_some());
         Ok(!claims && self.disk.list(&self.journal()).map_err(&cannot)?.is_empty())
     }
 
-    /// Names the state for ever.
+    /// The state's identity.
     pub fn id(&self) -> StateId {
         self.id
     }
@@ -177,13 +181,13 @@ impl StateDir {
         &self.disk
     }
 
-    /// Its directory.
+    /// The path of its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The process that signed the lock last, if it is still there as far as can be seen from here, and whether it is
-    /// stopped. Nothing is locked to find that out.
+    /// Returns the process that signed the lock last, and `true` if that process is stopped. `None` if no signature is
+    /// readable, or if the process was on this machine and has ended. The lock itself is not tested.
     pub fn holder(&self) -> Option<(Holder, bool)> {
         let text = self.disk.read(&self.path.join("LOCK")).ok()?;
         let holder = read_signature(&String::from_utf8_lossy(&text))?;
@@ -194,8 +198,8 @@ impl StateDir {
         Path::new("/proc").join(holder.pid.to_string()).exists().then_some((holder, stopped))
     }
 
-    /// Notes where the job can be asked that has the state now, or that it cannot be any more. It is for people: that it
-    /// cannot be noted is no reason to fail, and what it says may be out of date.
+    /// Records the HTTP address of the job that uses the state; `None` removes the record. It is for users: a failure
+    /// is ignored, and the record may be out of date.
     pub fn tell_where(&self, address: Option<&str>) {
         let path = self.path.join(WATCHED_AT);
         let _ = match address {
@@ -204,7 +208,7 @@ impl StateDir {
         };
     }
 
-    /// Where the job said that it can be asked, if it did.
+    /// Reads the address that the job recorded; `None` if there is none.
     pub fn told_where(&self) -> Option<String> {
         let told = self.disk.read(&self.path.join(WATCHED_AT)).ok()?;
         String::from_utf8(told).ok().map(|told| told.trim().to_owned())
@@ -235,11 +239,12 @@ impl StateDir {
         move |why| disk_error(&what, &place, why)
     }
 
-    /// Takes the next life's number. From then on no older life is current, whatever becomes of the new one. Records of
-    /// lives long gone are removed, so that starts that fail leave no more than so many.
+    /// Takes the next incarnation's number. From then on no older incarnation is current, even if the new one fails.
+    /// Records of incarnations that are more than `LIVES_KEPT` back are removed, so that failing starts do not
+    /// accumulate files.
     ///
     /// # Errors
-    /// Fails if the disk does not let it, or its directory does not show the records that are there.
+    /// Fails if a disk operation fails, or if listing the directory does not show the records in it.
     pub fn begin(&self) -> Result<u64> {
         let cannot = self.cannot("begin a life of");
         let record = LIFE.seal(&Holder::this_process())?;
@@ -250,9 +255,10 @@ impl StateDir {
                 made => made.map_err(&cannot)?,
             }
             let mut names = self.disk.list(&self.lives()).map_err(&cannot)?;
-            // Records of old lives are removed: the number may have been free for that reason.
+            // Records of old incarnations are removed, which may be why the number was free.
             if names.iter().filter_map(|name| number_of(name)).max() == Some(next) {
-                // Claims stay: what the state goes on from is in the last one. Removing records changes no maximum.
+                // Claims stay: the last one decides from what the state resumes. Removing the records does not change
+                // the greatest number.
                 names.retain(|name| claimed(name).is_none() && is_long_gone(name, next));
                 self.remove(names.iter().map(|name| format!("lives/{name}"))).map_err(&cannot)?;
                 return Ok(next);
@@ -264,7 +270,7 @@ impl StateDir {
             .help("keep the state on a disk of this machine"))
     }
 
-    /// Says, whenever asked, whether a later life than this one has begun.
+    /// Returns a check that fails once a later incarnation than this one has begun.
     pub fn still_current(&self, incarnation: u64) -> StillCurrent {
         let (disk, lives, place) = (self.disk.clone(), self.lives(), self.path.display().to_string());
         Arc::new(move || {
@@ -278,19 +284,20 @@ impl StateDir {
         })
     }
 
-    /// Reads what there is, and makes all of it survive a loss of power: only then may it be built upon. Journals of the
-    /// life that went on last are written anew.
+    /// Reads the directory, and makes everything in it survive a loss of power: only then may an incarnation build on
+    /// it. Journals since the last claim are replaced by new copies.
     ///
     /// # Errors
-    /// If the disk does not let it. Files that are not as they should be are part of what is found.
+    /// Fails if a disk operation fails. Damaged files are part of the result.
     pub fn survey(&self) -> Result<Survey> {
         self.look_at(true, true)
     }
 
-    /// As [`StateDir::survey`], but nothing is synced: for who only looks. Without `journals` those are left out.
+    /// Like [`StateDir::survey`], but for inspection: nothing is synced or copied. Without `journals` those are left
+    /// out.
     ///
     /// # Errors
-    /// If the disk does not let it. Files that are not as they should be are part of what is found.
+    /// Fails if a disk operation fails. Damaged files are part of the result.
     pub fn look(&self, journals: bool) -> Result<Survey> {
         self.look_at(journals, false)
     }
@@ -332,13 +339,13 @@ impl StateDir {
         }
         let names = self.disk.list(&self.path).map_err(&cannot)?;
         survey.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
-        // Claims last: whose files were seen, its claim is.
+        // Claims are read last: if files of an incarnation were seen, so is its claim.
         let names = self.disk.list(&self.lives()).map_err(&cannot)?;
         for (name, number) in names.iter().filter_map(|name| Some((name, claimed(name)?))) {
             let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
             survey.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
         }
-        // Those of earlier lives were written anew by the one that claimed them.
+        // Journals of earlier incarnations were copied by the incarnation that claimed them.
         let last = survey.claims.last_key_value().map_or(0, |(life, _)| *life);
         written.retain(|id, _| id.incarnation >= last);
         for (id, bytes) in written {
@@ -355,7 +362,7 @@ impl StateDir {
         Ok(survey)
     }
 
-    /// Reads a file, and makes it survive a loss of power with `sync`; `None` if it is not there any more.
+    /// Reads a file, and syncs it if `sync`; `None` if it does not exist any more.
     fn read<T>(
         &self,
         directory: &str,
@@ -371,18 +378,18 @@ impl StateDir {
             Ok(bytes)
         });
         match bytes {
-            // An older life removes what nobody needs.
+            // An older incarnation removes superfluous files.
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(why) => Err(disk_error("cannot read a file of the state", path.display(), why)),
             Ok(bytes) => Ok(Some(read(&bytes).map_err(|why| why.at(format!("{directory}/{name}"))))),
         }
     }
 
-    /// Writes for good what the life goes on from. `None` if a later life has begun: then this one is over, and may
-    /// start over with a new number.
+    /// Writes durably what the incarnation resumes from. `None` if a later incarnation has begun: then this one has
+    /// ended, and the process may start over with a new number.
     ///
     /// # Errors
-    /// If the life has a claim already, or the disk does not let it.
+    /// Fails if the incarnation has a claim already, or if a disk operation fails.
     pub fn claim(&self, decision: &Decision, query: &QueryPrint) -> Result<Option<Claim>> {
         let cannot = self.cannot("claim");
         let claim = Claim {
@@ -404,10 +411,11 @@ impl StateDir {
         Ok(is_latest().map_err(&cannot)?.then_some(claim))
     }
 
-    /// Returns the errors in records of lives. A job goes on all the same: only their names count for it.
+    /// Returns the errors in records of incarnations. They do not keep a job from resuming: it uses only the records'
+    /// names.
     ///
     /// # Errors
-    /// Fails if the disk does not let it.
+    /// Fails if a disk operation fails.
     pub fn damaged_lives(&self) -> Result<Vec<Error>> {
         let names = self.disk.list(&self.lives()).map_err(self.cannot("read"))?;
         let mut wrong = Vec::new();
@@ -422,17 +430,18 @@ impl StateDir {
         Ok(wrong)
     }
 
-    /// The claim of a life, for the other processes of it.
+    /// Reads the claim of an incarnation, for its other processes.
     ///
     /// # Errors
-    /// If it is missing or damaged, or the disk does not let it.
+    /// Fails if the claim is missing or damaged, or if a disk operation fails.
     pub fn claim_of(&self, incarnation: u64) -> Result<Claim> {
         let path = self.lives().join(format!("{incarnation}.claim"));
         let bytes = self.disk.read(&path).map_err(|why| disk_error("cannot read the claim", path.display(), why))?;
         read_claim(self.id, incarnation, &bytes)
     }
 
-    /// Where a process of a life writes its journal. Process 0 removes what earlier lives left, when it is cut off.
+    /// The journal configuration of a process. Process 0 removes the files of earlier incarnations when they are
+    /// superfluous.
     pub fn place(&self, claim: &Claim, process: u32, workers: usize) -> Place {
         Place {
             disk: self.disk.clone(),
@@ -447,38 +456,38 @@ impl StateDir {
         }
     }
 
-    /// Removes what nothing names: all manifests that count but the `keep` newest, segments that only those named or
-    /// that lives before left behind, records of lives long gone, and `obsolete`, as the decision has it.
+    /// Removes superfluous files: all valid manifests but the `keep` newest, segments that only those named or that
+    /// earlier incarnations left behind, records of incarnations that are more than `LIVES_KEPT` back, and `obsolete`
+    /// files, as decided by recovery.
     ///
-    /// Segments of this life that no manifest has named stay: they may be about to be named.
+    /// Segments of this incarnation that no manifest names stay: they may be about to be named.
     ///
     /// # Errors
-    /// If a manifest to be kept cannot be read, if a later life has begun, or if the disk does not let it.
+    /// Fails if a manifest to be kept is unreadable, if a later incarnation has begun, or if a disk operation fails.
     pub fn collect_garbage(&self, claim: &Claim, keep: usize, obsolete: &[String]) -> Result<Kept> {
         self.remove_superfluous(claim, keep, obsolete, &self.still_current(claim.incarnation))
     }
 
-    /// Removes segments of the claim's life that no manifest names or will ever name.
+    /// Removes segments of the claim's incarnation that no manifest names or will ever name.
     ///
     /// # Errors
-    /// Fails if a later life has begun, or if the disk does not let it.
+    /// Fails if a later incarnation has begun, or if a disk operation fails.
     pub fn remove_orphans(&self, claim: &Claim, segments: impl Iterator<Item = String>) -> Result<()> {
         (self.still_current(claim.incarnation))()?;
         let removed = self.remove(segments.map(|name| format!("segments/{name}")));
         removed.map(drop).map_err(self.cannot("remove old files of"))
     }
 
-    /// Removes snapshots that count but the `keep` newest, and what only those named: for who has the state locked, and
-    /// no life of it. The journal stays: the next life cuts it.
+    /// Removes all valid snapshots but the `keep` newest, with the segments that only those named. The caller must have
+    /// the state locked, and no incarnation of it may run. The journal stays: the next incarnation truncates it.
     ///
     /// # Errors
-    /// If no life has gone on yet, if what says which snapshots count is damaged, if a manifest to be kept cannot be
-    /// read, or if the disk does not let it.
+    /// Fails if the last claim is damaged, if a manifest to be kept is unreadable, or if a disk operation fails.
     pub fn prune(&self, keep: usize) -> Result<Kept> {
         let survey = self.look(false)?;
         match survey.claims.last_key_value() {
             None => Ok(Kept::default()),
-            // Whoever has the lock is the only one: a life that has begun and has no claim is over.
+            // The holder of the lock is the only user: an incarnation that has begun without a claim has ended.
             Some((_, claim)) => {
                 let alone: StillCurrent = Arc::new(|| Ok(()));
                 self.remove_superfluous(claim.as_ref().map_err(Error::clone)?, keep, &[], &alone)
@@ -503,7 +512,7 @@ impl StateDir {
         }
         let mut superfluous = BTreeSet::new();
         for id in &dropped {
-            // One that cannot be read is let go, and what it named with the next life.
+            // An unreadable manifest is removed; segments that it named go with the next incarnation.
             if let Ok(manifest) = self.manifest(*id) {
                 superfluous.extend(manifest.segments().map(str::to_owned));
             }
@@ -514,13 +523,13 @@ impl StateDir {
         let mut lives = self.disk.list(&self.lives()).map_err(&cannot)?;
         lives.retain(|name| is_long_gone(name, claim.incarnation));
 
-        // All that goes is known: of a life that begins from here on nothing is among it.
+        // All files to be removed are known, so no file of an incarnation that begins from here on is among them.
         still_current()?;
         let mut removed = 0;
         let manifest = dropped.iter().map(|id| format!("manifests/{id}"));
         removed += self.remove(manifest).map_err(&cannot)?;
         if removed > 0 {
-            // Before what they name.
+            // Manifests must be gone for good before the segments that they name.
             self.disk.sync_directory(&self.manifests()).map_err(&cannot)?;
         }
         removed += self.remove(obsolete.iter().cloned()).map_err(&cannot)?;
@@ -532,7 +541,7 @@ impl StateDir {
     /// Reads a manifest.
     ///
     /// # Errors
-    /// If it is missing, damaged or of another state, or the disk does not let it.
+    /// Fails if it is missing, damaged or of another state, or if a disk operation fails.
     pub fn manifest(&self, id: ManifestId) -> Result<Manifest> {
         let path = self.manifests().join(id.to_string());
         let bytes = self.disk.read(&path);
@@ -540,7 +549,7 @@ impl StateDir {
         Manifest::read(self.id, id, &bytes)
     }
 
-    /// Removes files of which some may be gone already.
+    /// Removes files, some of which may not exist any more; returns the number that did.
     fn remove(&self, paths: impl Iterator<Item = String>) -> io::Result<usize> {
         let mut removed = 0;
         for path in paths {
@@ -556,28 +565,28 @@ impl StateDir {
     }
 }
 
-/// The life that wrote a segment, by its name.
+/// Parses the incarnation that wrote a segment from the segment's file name.
 pub(super) fn life_of_segment(name: &str) -> Option<u64> {
     name.strip_suffix(".segment")?.split('-').nth(2)?.strip_prefix("life")?.parse().ok()
 }
 
-/// The life that a file in `lives` is about.
+/// Parses the incarnation that a file in `lives` belongs to.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".claim").unwrap_or(name);
     digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
 }
 
-/// `true` if a file in `lives` is about a life whose record is not kept once life `current` has begun.
+/// `true` if a file in `lives` belongs to an incarnation whose record is removed once `current` has begun.
 fn is_long_gone(name: &str, current: u64) -> bool {
     number_of(name).is_some_and(|life| life + LIVES_KEPT < current)
 }
 
-/// The life of which a file is the claim.
+/// Parses the incarnation that a file is the claim of; `None` for other files.
 fn claimed(name: &str) -> Option<u64> {
     number_of(name).filter(|_| name.ends_with(".claim"))
 }
 
-/// The number of the last life that has begun; 0 if none has.
+/// The greatest incarnation number that was taken; 0 if none was.
 fn latest(disk: &dyn Disk, lives: &Path) -> io::Result<u64> {
     Ok(disk.list(lives)?.iter().filter_map(|name| number_of(name)).max().unwrap_or(0))
 }
@@ -620,14 +629,14 @@ fn make_identity(disk: &dyn Disk, path: &Path) -> Result<Identity> {
     let program = env!("CARGO_PKG_VERSION").to_owned();
     let identity = Identity { id: StateId(random()), made_ms: now_ms(), program };
     match disk.create_new(&path.join("STATE"), &IDENTITY.seal(&identity)?) {
-        // Whoever was first has named it.
+        // The process that came first has written the identity.
         Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.map_err(cannot)?,
     }
     read_identity(disk, path)?.ok_or_else(|| Error::new("the state went away while it was made").at(path.display()))
 }
 
-/// A number that nobody else draws: the keys of a hasher are random.
+/// A random number that no other process draws: the keys of a hasher are random.
 fn random() -> u64 {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u64(now_ms());
@@ -641,7 +650,7 @@ pub(super) fn now_ms() -> u64 {
 }
 
 impl Holder {
-    /// The process that asks.
+    /// The calling process, with the present time.
     pub fn this_process() -> Holder {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
         let host = host.unwrap_or_default().trim().replace(char::is_whitespace, "-");
@@ -660,7 +669,7 @@ fn read_signature(text: &str) -> Option<Holder> {
     Some(Holder { pid: pid.parse().ok()?, host: host.to_owned(), since_ms: since.parse().ok()? })
 }
 
-/// Puts a lock of our own in the place of one that another has. `None` if even that is not ours.
+/// Replaces a lock that another process holds with a lock of our own. `None` if even that cannot be locked.
 fn take_lock_over(disk: &dyn Disk, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
     disk.take_lock_over(&path.join("LOCK"), &path.join(format!("LOCK.{}", std::process::id())))
 }
@@ -684,15 +693,15 @@ fn in_use(disk: &dyn Disk, path: &Path) -> Error {
     error.because(who).help(format!("wait for it or end it; {take_over}"))
 }
 
-/// The process of the last life that has begun, for a lock that nobody has signed.
+/// The process of the last incarnation that has begun, if no process has signed the lock.
 fn last_holder(disk: &dyn Disk, lives: &Path) -> Option<Holder> {
     let record = disk.read(&lives.join(latest(disk, lives).ok()?.to_string())).ok()?;
     LIFE.open(&record).ok()
 }
 
-/// Whether a process of this machine has been stopped, as by Ctrl-Z.
+/// `true` if a process of this machine has been stopped, as by Ctrl-Z.
 fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before the state is in parentheses, and may have some of its own.
+    // The process name before the state is in parentheses, and may itself contain some.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }

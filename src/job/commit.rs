@@ -1,22 +1,22 @@
-//! Snapshots: what makes one consistent cut of what all writers say of an epoch.
+//! Snapshots: the manifests that make one consistent cut of the state of all writers at an epoch.
 //!
-//! * Worker 0 announces a snapshot epoch, one at a time, as it begins it: above all frontiers.
-//! * The operator of [`commit`] gathers the parts of it; when the frontier of the parts stream has passed the epoch, all
-//!   that the parts name is durable, and [`Snapshots`] makes a manifest of them, on a thread of its own.
-//! * After a manifest is written, older ones than are to be kept go, and with them what only they named: segments, and
-//!   the journal through the oldest that is kept.
+//! * Worker 0 announces a snapshot epoch, one at a time, as it starts it: above all frontiers.
+//! * The operator of [`commit`] gathers the acknowledgements of all writers. When the frontier of their stream has
+//!   passed the epoch, all that they name is durable, and [`Snapshots`] writes a manifest of it on a thread of its own.
+//! * After a manifest is written, the oldest ones beyond the number to keep are removed, and with them what only they
+//!   named: segments, and the journal up to the oldest manifest that is kept.
 //!
-//! Segments are merged in the background, on another thread; a merged segment takes the place of its inputs in the next
-//! manifest. Inputs go when no kept manifest names them.
+//! Segments are merged in the background, on another thread; a merged segment replaces its inputs in the next manifest.
+//! Inputs are removed when no kept manifest names them.
 //!
-//! * A manifest **wakes** the merging thread, which merges until no step has anything to merge: one group after the other,
-//!   each of the step that has the most segments then. So the number of segments is bounded by what is written while one
-//!   merge takes place, whatever the numbers of workers and steps.
-//! * A segment that has died, or was merged again, before any manifest named it is an **orphan**: only this life knows it,
-//!   and removes it after the next manifest, or at its end.
+//! * A manifest **wakes** the merging thread, which merges until no step has anything to merge: one group after the
+//!   other, each of the step that has the most segments then. So the number of segments is bounded by what is written
+//!   during one merge, whatever the numbers of workers and steps.
+//! * A segment that has expired, or was merged again, before any manifest named it is an **orphan**: only this
+//!   incarnation knows of it, and removes it after the next manifest, or at its end.
 //!
-//! Invariants: nothing that a kept manifest names is removed; nothing is written or removed once a later life has begun; a
-//! stop waits for at most one block of a merge, and leaves none of its file.
+//! Invariants: nothing that a kept manifest names is removed; nothing is written or removed once a later incarnation
+//! has started; a stop waits for at most one block of a merge, and leaves none of its file.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +42,8 @@ use crate::stream::cut::{Merges, Part};
 use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
-/// Gathers the parts of each snapshot on worker 0, and hands them over when they are all there; worker 0 is in the
-/// process that has the snapshots.
+/// Gathers the acknowledgements of each snapshot on worker 0, and hands them over when all are there; worker 0 is in
+/// the process that writes the manifests.
 pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Snapshots>>) {
     let mut gathered = BTreeMap::<u64, Vec<Part>>::new();
     parts.sink(Exchange::new(|_part: &Part| 0), "Commit", move |(input, frontier)| {
@@ -60,45 +60,45 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Sn
     });
 }
 
-/// What snapshots go by.
+/// The context of an incarnation's snapshots.
 pub(crate) struct Terms {
     pub(crate) job: String,
     pub(crate) query: QueryPrint,
-    /// What the life goes on from.
+    /// The claim of the incarnation, with the point that it resumed from.
     pub(crate) claim: Claim,
-    /// How many manifests are kept.
+    /// Number of manifests to keep.
     pub(crate) keep: usize,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Makes the manifests of one life.
+/// Writer of the manifests of one incarnation, and driver of its merges.
 pub(crate) struct Snapshots {
     terms: Terms,
     dir: Arc<StateDir>,
     journal: Arc<dyn Journal>,
     merges: Arc<Merges>,
     failure: Arc<Failure>,
-    /// The epoch of the last manifest that was written; 0 before the first of this life.
+    /// The epoch of the last manifest that was written; 0 before the first of this incarnation.
     committed: AtomicU64,
-    /// One more than the epoch through which journals are not needed any more; 0 before there is one.
+    /// One more than the last epoch whose journal frames are not needed any more; 0 before there is one.
     cut: AtomicU64,
-    /// The epoch of the snapshot after which nothing comes, as all is over; `u64::MAX` before that is known.
+    /// The epoch of the last snapshot, once all sources have ended; `u64::MAX` before.
     last: AtomicU64,
-    /// When the epoch of the snapshot that is on its way ended.
+    /// The time at which the epoch of the pending snapshot ended.
     ended_at: Mutex<Instant>,
     kept: Mutex<Kept>,
-    /// Set when the job ends: a merge gives up then.
+    /// `true` once the job ends: a merge gives up then.
     ending: AtomicBool,
     manifests: Background,
     merger: Background,
 }
 
-/// What is named, and by what.
+/// The segments in use, and the files to remove.
 #[derive(Default)]
 struct Kept {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
-    /// By step, the end of the last windows that are dead in the last manifest.
+    /// By step, the end of the last windows that had expired as of the last manifest.
     closed: BTreeMap<String, EventTime>,
     /// Files of segments that no manifest has named yet.
     unnamed: BTreeSet<String>,
@@ -110,7 +110,7 @@ struct Kept {
 }
 
 impl Snapshots {
-    /// Goes on from a manifest, or from nothing.
+    /// Starts the threads, with the segments of the manifest to resume from, if there is one.
     pub(crate) fn start(
         terms: Terms,
         dir: Arc<StateDir>,
@@ -140,28 +140,28 @@ impl Snapshots {
         }))
     }
 
-    /// The epoch of the last manifest of this life that was written.
+    /// Returns the epoch of the last manifest that this incarnation has written; 0 before the first.
     pub(crate) fn committed(&self) -> Epoch {
         Epoch(self.committed.load(Ordering::Acquire))
     }
 
-    /// The epoch through which journals are not needed any more, if any.
+    /// Returns the last epoch whose journal frames are not needed any more, if any.
     pub(crate) fn cut(&self) -> Option<Epoch> {
         self.cut.load(Ordering::Acquire).checked_sub(1).map(Epoch)
     }
 
-    /// Says that the epoch of the snapshot that was announced has ended: from now on it takes time.
+    /// Notes that the epoch of the announced snapshot has ended; the snapshot's duration is measured from now.
     pub(crate) fn epoch_ended(&self) {
         *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Says that the snapshot of this epoch is the last: all sources have ended.
+    /// Marks the snapshot of this epoch as the last: all sources have ended.
     pub(crate) fn ends_with(&self, epoch: Epoch) {
         self.last.store(epoch.0, Ordering::Release);
     }
 
-    /// Returns when the last manifest is written; at once if the job has failed. A merge gives up: nothing would name what
-    /// comes of it.
+    /// Waits until the last manifest is written; returns at once if the job has failed. A running merge gives up, as no
+    /// manifest would name its output.
     pub(crate) fn finish(&self) {
         if self.failure.get().is_some() {
             self.manifests.abandon();
@@ -174,11 +174,11 @@ impl Snapshots {
             let mut kept = self.kept();
             (std::mem::take(&mut kept.orphans), std::mem::take(&mut kept.unnamed))
         };
-        // What stays is named by no manifest, and the next life removes it.
+        // Files that remain are named by no manifest, and the next incarnation removes them.
         let _what_stays_is_harmless = self.dir.remove_orphans(&self.terms.claim, orphans.into_iter().chain(unnamed));
     }
 
-    /// Has the manifest of an epoch made of its parts.
+    /// Queues the manifest of an epoch, to be made of the acknowledgements.
     fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) {
         let own = Arc::clone(self);
         self.manifests.ask(move || {
@@ -202,7 +202,7 @@ impl Snapshots {
         let took = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
-        // What nothing names any more goes, and the journal that no snapshot needs.
+        // Removes files that nothing names any more, and the journal that no snapshot needs.
         let orphans = std::mem::take(&mut self.kept().orphans);
         let obsolete: Vec<_> = orphans.iter().map(|name| format!("segments/{name}")).collect();
         if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &obsolete)?.oldest {
@@ -214,7 +214,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Puts parts together; `kept` gets what the manifest names.
+    /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
     fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut Kept) -> Manifest {
         let mut sources = BTreeMap::<String, (Vec<Bound>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
@@ -262,7 +262,7 @@ impl Snapshots {
         }
     }
 
-    /// Has segments merged until there is nothing to merge, unless that is under way.
+    /// Starts merging, unless the merging thread is at work already.
     fn wake_merger(self: &Arc<Self>) {
         if !std::mem::replace(&mut self.kept().merging, true) {
             let own = Arc::clone(self);
@@ -270,7 +270,7 @@ impl Snapshots {
         }
     }
 
-    /// Merges one group, if there is one; answers whether there may be more.
+    /// Merges one group of segments, if there is one; returns `true` if there may be more.
     fn merge_next(&self) -> bool {
         let chosen = {
             let mut kept = self.kept();
@@ -288,7 +288,7 @@ impl Snapshots {
                 true
             }
             Ok(Merged::GivenUp) => false,
-            // Inputs that have died meanwhile are removed when no kept manifest names them any more.
+            // Inputs that have expired meanwhile are removed when no kept manifest names them any more.
             Err(_) if !self.kept().are_live(&step, &group.inputs) => true,
             Err(error) => {
                 self.failure.set(error);
@@ -297,7 +297,7 @@ impl Snapshots {
         }
     }
 
-    /// Names a merged segment: no worker and no other merge has the name.
+    /// Returns a label for a merged segment that no worker and no other merge uses.
     fn label(&self, group: &[SegmentInfo]) -> Label {
         let mut kept = self.kept();
         kept.merges += 1;
@@ -328,8 +328,8 @@ impl Kept {
         segments.iter().all(|segment| live.iter().any(|live| live.file == segment.file))
     }
 
-    /// Puts a merged segment in the place of those of its inputs that have not died meanwhile; the rows of those that have
-    /// are dead in it too.
+    /// Replaces those inputs of a merge that have not expired meanwhile by its output; the rows of expired inputs have
+    /// expired in the output too.
     fn take_merged(&mut self, step: &str, inputs: &[SegmentInfo], output: Option<SegmentInfo>) {
         let live = self.live.entry(step.to_owned()).or_default();
         let before = live.len();
@@ -344,7 +344,7 @@ impl Kept {
         self.orphans.extend(merged_again.map(|input| input.file.clone()));
     }
 
-    /// Notes which segments a manifest names; what it could have named and does not is an orphan.
+    /// Notes the segments that a manifest names; a segment that it could have named and does not is an orphan.
     fn named_by(&mut self, steps: &[StepState]) {
         let named = |name: &String| steps.iter().flat_map(|step| &step.segments).any(|segment| segment.file == *name);
         let unnamed = std::mem::take(&mut self.unnamed);

@@ -1,14 +1,15 @@
-//! Jobs: a query, with what it runs on.
+//! Jobs: a query together with the resources it runs on.
 //!
-//! A [`Job`] has a name, a number of workers and options; [`Job::run`] builds the query on every worker and runs it until
-//! its sources are over, it is stopped, or something fails. The loop of one worker is [`worker`].
+//! A [`Job`] has a name, a number of workers and options; [`Job::run`] builds the query on every worker and runs it
+//! until its sources have ended, a stop is requested, or something fails. The loop of one worker is [`worker`].
 //!
-//! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not fail
-//! the account is checked: no record lost, none counted twice.
+//! Invariants: the first failure stops every worker and is what `run` returns; at the end of every run that did not
+//! fail the record counts are checked: no record is lost, none is counted twice.
 //!
-//! A job of several **processes** ([`Cluster`]) is one dataflow over all of their workers. They come together first; process
-//! 0 begins the life of the state and tells the others which it is; sinks are in process 0, which has asked them what they
-//! have shown; at the end it has the figures of all. What one process fails with, all end with.
+//! A job of several **processes** ([`Cluster`]) is one dataflow over all of their workers. The processes gather first.
+//! Process 0 opens the sinks, reads the last epoch that each has published, starts the incarnation of the state and
+//! sends its number to the others; it alone writes to the sinks, and at the end it collects the counters of all
+//! processes. A failure of one process ends all of them with the same error.
 
 mod cluster;
 mod commit;
@@ -54,52 +55,52 @@ pub use profile::{JobProfile, StepProfile};
 pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
-/// Asks a running job to stop: from a signal handler's thread, or from anywhere else.
+/// Handle that asks a running job to stop; usable from any thread, such as a signal handler's.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks the job to stop: it finishes its epoch, shows it, and ends without firing open windows.
+    /// Asks the job to stop: it finishes and publishes its current epoch, and ends without firing open windows.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether somebody has asked.
+    /// `true` if a stop was requested.
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// How a run ended.
+/// The way a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// All sources are over, and every window has closed.
+    /// All sources have ended, and every window has closed.
     Complete,
-    /// It was asked to stop.
+    /// A stop was requested.
     Stopped,
-    /// The state had ended before: nothing was done.
+    /// The state was complete before this run: nothing was done.
     WasComplete,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How it ended.
+    /// The way the run ended.
     pub ending: Ending,
-    /// What it did, in figures.
+    /// The counters of the run.
     pub summary: Summary,
-    /// Where the time of this process went; empty unless the job was told to look ([`Job::profile`]).
+    /// Time spent in this process, by step; empty unless profiling was enabled with [`Job::profile`].
     pub profile: JobProfile,
 }
 
 impl Report {
-    /// Of a run that ended before there was anything to do.
+    /// Returns the report of a run that ended before it did any work.
     fn without_work(ending: Ending) -> Self {
         Report { ending, summary: Summary::default(), profile: JobProfile::default() }
     }
 }
 
-/// A query with what it runs on.
+/// A query and the settings it runs with.
 ///
 /// ```
 /// use tidegate::{Job, Window, source::memory::Records, stream::Observer};
@@ -149,7 +150,7 @@ impl fmt::Debug for Job {
 }
 
 impl Job {
-    /// A job of one worker, with an epoch every 100 ms and 64 MiB in flight.
+    /// Creates a job with one worker, an epoch every 100 ms and at most 64 MiB in flight.
     pub fn new(name: &str) -> Self {
         Job {
             name: name.to_owned(),
@@ -176,9 +177,9 @@ impl Job {
         }
     }
 
-    /// Serves what the job is at over HTTP while it runs, at `HOST:PORT` (port 0 is any free one): `/status`, `/why`,
-    /// `/metrics`, `/healthz`, `/readyz`, and its views. Of several processes each has a server, at the port that is its
-    /// number further on; process 0 knows of all. Without the cargo feature `http` the job does not run.
+    /// Serves the job's status over HTTP while it runs, at `HOST:PORT` (port 0 picks a free one): `/status`, `/why`,
+    /// `/metrics`, `/healthz`, `/readyz`, and its views. In a job of several processes each process `p` serves at port
+    /// `PORT + p`; process 0 reports on all of them. Without the cargo feature `http` the job does not start.
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http.address = address.to_owned();
@@ -186,150 +187,155 @@ impl Job {
         self
     }
 
-    /// Answers HTTP requests that name the job's server by this host name, too: without it only those by an address,
-    /// by `localhost` or by the name that it listens at, so that no page from elsewhere reads the job through a browser.
-    /// `*` allows every name.
+    /// Also answers HTTP requests whose `Host` is this name. Without it only requests that name the server by an IP
+    /// address, by `localhost` or by the host it listens at are answered, so that no foreign web page can read the job
+    /// through a browser (DNS rebinding). `*` allows every name.
     #[must_use]
     pub fn http_host(mut self, name: &str) -> Self {
         self.http.hosts.push(name.to_owned());
         self
     }
 
-    /// Sums up where the time goes, by step: see [`Report::profile`]. It costs time for each activation of an operator.
+    /// Measures the time spent in each step; see [`Report::profile`]. It adds a cost to every activation of an
+    /// operator.
     #[must_use]
     pub fn profile(mut self, profile: bool) -> Self {
         self.profile = profile.then(Arc::default);
         self
     }
 
-    /// Looks at the job from other threads while it runs.
+    /// Returns a handle that reads the job's status from other threads while it runs.
     pub fn watcher(&self) -> Watcher {
         self.watcher.clone()
     }
 
-    /// After how long without a row of any sink the job logs what holds it: 30 s if nothing else is said. Each further line
-    /// comes after twice the time.
+    /// Sets the time without output after which the job logs what holds it back; 30 s by default. Each further line
+    /// follows after twice the previous time.
     #[must_use]
     pub fn tell_when_quiet_for(mut self, quiet: Duration) -> Self {
         self.quiet = quiet.max(Duration::from_millis(1));
         self
     }
 
-    /// How many worker threads share the work in each process, at least one.
+    /// Sets the number of worker threads of each process; at least 1.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// Which processes share the work, and which of them this is. All run the same query with equal options; with state, in
-    /// one directory that all of them share.
+    /// Makes this process one of several that run the job. All run the same query with equal options; the state
+    /// directory, if there is one, is shared by all of them.
     #[must_use]
     pub fn cluster(mut self, cluster: Cluster) -> Self {
         self.cluster = Some(cluster);
         self
     }
 
-    /// How long an epoch lasts at most. An epoch ends earlier when it holds an eighth of what may be in flight.
+    /// Sets the maximum length of an epoch. An epoch ends earlier once it holds an eighth of the bytes allowed in
+    /// flight.
     #[must_use]
     pub fn epoch(mut self, epoch: Duration) -> Self {
         self.epoch = epoch;
         self
     }
 
-    /// How many bytes of records each process may have read and not yet shown; reading waits while there are more.
+    /// Sets the maximum number of bytes of records that each process may have read and not yet published. Reading
+    /// pauses while there are more.
     #[must_use]
     pub fn in_flight(mut self, bytes: u64) -> Self {
         self.in_flight = bytes;
         self
     }
 
-    /// Takes one record at a time in each worker: the next is taken when what came of the last has been shown by all sinks,
-    /// and files are synced then, without a state too. So who writes a record into a source knows what a crash can cost; it
-    /// takes some syncs of the disk a record.
+    /// Processes one record at a time in each worker: the next record is read only after all sinks have published the
+    /// results of the previous one. Files are synced each time, also without state, so a writer to a source knows
+    /// exactly what a crash can lose. Each record costs several disk syncs.
     #[must_use]
     pub fn one_at_a_time(mut self, one_at_a_time: bool) -> Self {
         self.one_at_a_time = one_at_a_time;
         self
     }
 
-    /// What all sources go by.
+    /// Sets the options of all sources.
     #[must_use]
     pub fn options(mut self, options: source::Options) -> Self {
         self.options = options;
         self
     }
 
-    /// Keeps durable state in a directory: after a crash the job goes on where its results end, each of them shown
-    /// exactly once by sinks that can (files and Kafka topics). A job that finds its state goes on from it.
+    /// Keeps durable state in a directory. After a crash the job resumes where its results end; sinks that support it
+    /// (files and Kafka topics) publish each result exactly once. A job that finds state in the directory resumes from
+    /// it.
     #[must_use]
     pub fn state(mut self, directory: impl Into<PathBuf>) -> Self {
         self.keeping = Some(Keeping::in_directory(directory.into()));
         self
     }
 
-    /// How long there is from one snapshot of the state to the next at least. Results do not wait for snapshots; what
-    /// came after the last one is run again after a crash.
+    /// Sets the minimum interval between two snapshots of the state. Results do not wait for snapshots; input after the
+    /// last one is replayed after a crash.
     #[must_use]
     pub fn snapshot_every(self, every: Duration) -> Self {
         self.keep(|keeping| keeping.every = every)
     }
 
-    /// How many snapshots are kept, at least one.
+    /// Sets the number of snapshots to keep; at least 1.
     #[must_use]
     pub fn keep_snapshots(self, count: usize) -> Self {
         self.keep(|keeping| keeping.keep = count.max(1))
     }
 
-    /// Goes on without the locks of the state and the results, which a process that sleeps may hold: it finds out that
-    /// it was replaced when it wakes.
+    /// Starts without the locks of the state and the outputs, which a suspended process may still hold. When that
+    /// process resumes, it finds that it was replaced.
     #[must_use]
     pub fn take_over(self, take_over: bool) -> Self {
         self.keep(|keeping| keeping.take_over = take_over)
     }
 
-    /// Goes on from a state of another query or program. Results that were shown stay as they are.
+    /// Resumes from the state of a changed query or program. Results that were published stay as they are.
     #[must_use]
     pub fn accept_changed_query(self, accept: bool) -> Self {
         self.keep(|keeping| keeping.accept_changed_query = accept)
     }
 
-    /// Goes on from a state although the query's sources are not those that the state has read. What was read of a source
-    /// that is gone is forgotten; one that is new is read from its start, so a source that was only renamed is counted
-    /// twice; one that has become another goes on at the same offset, if the last record before that is the same.
+    /// Resumes from a state although the query's sources differ from those that the state has read. Progress of a
+    /// removed source is dropped. A new source is read from its start, so the records of a source that was only renamed
+    /// are counted twice. A replaced source resumes at the same offset, if the last record before it is unchanged.
     #[must_use]
     pub fn accept_changed_sources(self, accept: bool) -> Self {
         self.keep(|keeping| keeping.accept_changed_sources = accept)
     }
 
-    /// Begins a new state with a savepoint, an exported snapshot. Outputs have to be new: those of the savepoint's state
-    /// are that state's. Results of the savepoint's epoch and before are not shown again, but rows of a live collection
-    /// are, all of them, as the collection is then.
+    /// Starts a new state from a savepoint, an exported snapshot. Outputs must be new: existing ones belong to the
+    /// savepoint's state. Results up to and including the savepoint's epoch are not published again, except the rows of
+    /// a live collection, which are all published as of that epoch.
     #[must_use]
     pub fn from_savepoint(self, savepoint: impl Into<PathBuf>) -> Self {
         self.keep(|keeping| keeping.savepoint = Some(savepoint.into()))
     }
 
-    /// Notes something outside the query that affects its output, a flag for one: a state is only gone on from with
-    /// equal values.
+    /// Records a setting outside the query that affects its output, such as a flag. A state is resumed only with equal
+    /// values.
     #[must_use]
     pub fn affected_by(self, what: &str, value: &str) -> Self {
         self.keep(|keeping| drop(keeping.flags.insert(what.to_owned(), value.to_owned())))
     }
 
-    /// Keeps state on another disk; call it after [`Job::state`].
+    /// Keeps state on another disk; to be called after [`Job::state`].
     #[must_use]
     pub fn disk(self, disk: Arc<dyn Disk>) -> Self {
         self.keep(|keeping| keeping.disk = disk)
     }
 
-    /// How many bytes a file of the journal has before the next one is begun; a job without state has no journal.
+    /// Sets the size in bytes at which a journal file is closed and the next one is started. A job without state has no
+    /// journal.
     #[must_use]
     pub fn journal_file(self, bytes: u64) -> Self {
         self.keep(|keeping| keeping.journal_limit = bytes)
     }
 
-    /// Changes how state is kept, if it is kept.
+    /// Changes the state options, if the job has state.
     fn keep(mut self, change: impl FnOnce(&mut Keeping)) -> Self {
         if let Some(keeping) = &mut self.keeping {
             change(keeping);
@@ -337,25 +343,25 @@ impl Job {
         self
     }
 
-    /// What asks the job to stop.
+    /// Returns the handle that asks the job to stop.
     pub fn stopper(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// The job's counters, for watching it while it runs.
+    /// Returns the job's counters, which can be read while it runs.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
     }
 
-    /// The job's views, for reading them while it runs, on any thread: to be asked for before the job runs, as views that
-    /// nobody can read are not kept. After the job they answer with what they have come to. In a job of several processes
-    /// the first has them; whether it wants them is what counts.
+    /// Returns the job's views, which any thread may read while the job runs. Must be called before the job runs, as
+    /// views that nobody can read are not maintained. After the job has ended they answer with their last contents. In
+    /// a job of several processes only process 0 holds them, and only if this is called there.
     pub fn views(&self) -> Arc<Views> {
         self.views.want();
         Arc::clone(&self.views)
     }
 
-    /// Takes the wall clock for so much behind, as when it has been stepped back: epochs are still greater than all before.
+    /// Test hook: subtracts `behind` from the wall clock, as if it had been set back; epochs still increase.
     pub(crate) fn clock_behind(mut self, behind: Duration) -> Self {
         self.clock_behind = behind;
         self
@@ -396,11 +402,11 @@ impl Job {
         self
     }
 
-    /// The steps of a query, without opening or running anything.
+    /// Returns the steps of a query, without opening or running anything.
     ///
     /// # Errors
-    /// When the query is wrong in itself: two steps of a kind with one name, a window of no size, rows that a sink
-    /// cannot hold.
+    /// Fails if the query itself is invalid: two steps of a kind with one name, a window of zero length, rows that a
+    /// sink cannot hold.
     pub fn plan(&self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Vec<PlannedStep>> {
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
@@ -412,7 +418,7 @@ impl Job {
         Ok(steps)
     }
 
-    /// Builds the flow on an idle worker.
+    /// Builds the flow on an idle worker, without running it.
     fn dry(
         &self,
         purpose: Purpose,
@@ -432,12 +438,12 @@ impl Job {
         source::Place { worker, workers: self.all_workers(), threads: self.workers, job, options }
     }
 
-    /// The workers of all processes.
+    /// Returns the number of workers of all processes.
     fn all_workers(&self) -> usize {
         self.workers * self.cluster.as_ref().map_or(1, Cluster::processes)
     }
 
-    /// What the shards of the job's sinks have in common.
+    /// Returns the context that all sinks of the job share.
     fn shard(&self, state: Option<StateId>) -> Shard {
         let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
         match &self.keeping {
@@ -446,7 +452,7 @@ impl Job {
         }
     }
 
-    /// What the query is, for states and for other processes; nothing if there are neither.
+    /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
     fn print(&self, query: &Query) -> Result<Option<QueryPrint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
@@ -458,7 +464,7 @@ impl Job {
         state::print(&steps, &self.flags()).map(Some)
     }
 
-    /// Begins a life of the job's state.
+    /// Starts an incarnation of the job's state; `None` in a job without state.
     fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
         let Some(keeping) = &self.keeping else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&keeping.disk), &keeping.directory, keeping.take_over)?;
@@ -467,7 +473,7 @@ impl Job {
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
-        // Its sources have told now what they are known by.
+        // Its sources have reported their fingerprints now.
         let print = &state::print(&steps, &self.flags())?;
         let sinks = opened.shown();
         let Keeping { accept_changed_query, accept_changed_sources, .. } = *keeping;
@@ -496,13 +502,13 @@ impl Job {
         state::begin(keeping, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
-    /// What affects output apart from the query.
+    /// Returns the settings outside the query that affect its output.
     fn flags(&self) -> BTreeMap<String, String> {
         let mut flags = self.keeping.as_ref().map(|keeping| keeping.flags.clone()).unwrap_or_default();
         let written = |duration: Duration| humantime::format_duration(duration).to_string();
         flags.insert("out-of-order".into(), written(self.options.out_of_order));
         flags.insert("max-ahead".into(), written(self.options.max_ahead));
-        // What is as it always was has no entry, so that earlier states still fit.
+        // Defaults have no entry, so that states written before a setting existed still match.
         if self.options.max_ahead_in_files {
             flags.insert("max-ahead-in-files".into(), "yes".into());
         }
@@ -512,12 +518,12 @@ impl Job {
         flags
     }
 
-    /// Runs a query. The closure builds it: once on every worker, and some times before that to learn its steps and to
-    /// open its sinks, so it must do nothing else.
+    /// Runs a query. The closure builds it: once on every worker, and several times before that to learn its steps and
+    /// to open its sinks, so it must have no side effects.
     ///
     /// # Errors
-    /// When the query is wrong, a source or sink fails, a value cannot be told, the state cannot be gone on from, or user
-    /// code panics.
+    /// Fails if the query is invalid, a source or sink fails, a computed value cannot be represented, the state cannot
+    /// be resumed, or user code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
         let views = Arc::clone(&self.views);
         let failure = Failure::within_current();
@@ -526,7 +532,7 @@ impl Job {
         drop(entered);
         views.end();
         let report = report.unwrap_or_else(|panic| Err(panic.error("that runs the job")));
-        // What failed first counts; threads may fail when there is nothing more to report.
+        // The first failure counts; threads may fail after the report is complete.
         failure.get().map_or(report, |error| Err(error.clone()))
     }
 
@@ -559,7 +565,7 @@ impl Job {
         }
     }
 
-    /// Runs the query in the process that begins the life of the state: the only one, or the first of those that have come.
+    /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
     fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
         let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
@@ -582,7 +588,7 @@ impl Job {
         self.run_together(&query, (decided, gathered), begun, opened, failure)
     }
 
-    /// Runs the query in another process than the first.
+    /// Runs the query in a process other than process 0.
     fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.keeping, &self.cluster) {
@@ -596,7 +602,7 @@ impl Job {
         self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
-    /// Connects with the other processes, and runs.
+    /// Connects with the other processes, and runs the query.
     fn run_together(
         self,
         query: &Query,
@@ -615,14 +621,15 @@ impl Job {
             Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
             Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
         };
-        // What has begun on all processes stops on all of them, by their workers: none leaves the others alone here.
+        // A stop after all processes have started is handled by their workers, on all of them; none leaves the others
+        // here.
         match gathered.connect(number, &Stop::default())? {
             None => Ok(Report::without_work(Ending::Stopped)),
             mesh => self.run_life(query, begun, opened, failure, mesh),
         }
     }
 
-    /// Runs one life of the job, from its beginning to its end.
+    /// Runs one incarnation of the job, from its start to its end.
     fn run_life(
         self,
         query: &Query,
@@ -645,14 +652,14 @@ impl Job {
         let profile = shared.profile.clone();
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
-        // What has begun in several processes fails in all of them.
+        // After the start a failure in one process fails all of them.
         let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.tell_where(Some(&address.to_string()));
         }
         let endings = run_workers(shared, query, mesh);
-        // The last manifest is written when its thread has ended; only then may another process have the state.
+        // The last manifest is on disk once its thread has ended; only then may another process take the state.
         if let Some(snapshots) = snapshots {
             snapshots.finish();
         }
@@ -660,7 +667,7 @@ impl Job {
             failure.set(error);
             Vec::new()
         });
-        // What the journal cannot keep in the end is a failure as it is at any other time.
+        // A journal that cannot be closed fails the job, like any other error of the journal.
         if let Err(error) = journal.close() {
             failure.set(error);
         }
@@ -692,7 +699,7 @@ impl Job {
         Ok(Report { ending, summary, profile })
     }
 
-    /// What the workers share; and the state directory, locked.
+    /// Builds the state that the workers share, and returns it with the state directory, if there is one.
     fn shared(
         self,
         begun: Option<Begun>,
@@ -740,7 +747,7 @@ impl Job {
         (shared, Some(dir))
     }
 
-    /// Answers for a job whose state has ended, if its sources have not grown since.
+    /// Reports a job whose state is complete; fails if its sources have grown since.
     fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
         let durable = Durable::ended(self.all_workers(), last)?;
         self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
@@ -748,10 +755,10 @@ impl Job {
     }
 }
 
-/// A query, shared by those who build it.
+/// A query, shared by the threads that build it.
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
-/// Runs the workers of this process to their ends. What they share is dropped then.
+/// Runs the workers of this process to their ends, then drops their shared state.
 fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
     let shared = Arc::new(shared);
     let cannot = |why: String| Error::new("cannot start the workers").because(why);
@@ -779,8 +786,8 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
                 own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
-                // What is left of the dataflow is in an unknown state: it must not be run to its end. What is in it may
-                // panic when it is dropped.
+                // The rest of the dataflow is in an unknown state: it must not be run to its end. Its operators may
+                // panic when they are dropped.
                 for dataflow in timely_worker.installed_dataflows() {
                     let _ = guard(|| timely_worker.drop_dataflow(dataflow));
                 }

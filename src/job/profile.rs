@@ -1,11 +1,11 @@
-//! Where the time of a job goes: timely's and differential's own logs, summed up by named step.
+//! The profile of a job: the time spent in each named step, from timely's and differential's own logs.
 //!
-//! Timely logs when an operator is scheduled and what its channels bring; differential logs what its arrangements hold. Here
-//! the events of each worker are folded into figures as they come, so memory is bounded by the number of operators. To log
-//! costs time for every activation of an operator, so it is off unless it is asked for.
+//! Timely logs when an operator is scheduled and which messages it receives; differential logs the size of its
+//! arrangements. The events of each worker are folded into figures as they arrive, so memory is bounded by the number
+//! of operators. Logging adds a cost to every activation of an operator, so it is off by default.
 //!
-//! Operators that belong to a named step of the query have its name; those that differential makes go by the names that it
-//! gives them, and several of one name are one row.
+//! Operators of a named step of the query have the step's name. Those that differential builds have the names that it
+//! gives them; several operators of one name make one row.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -17,30 +17,31 @@ use serde::Serialize;
 use timely::logging::{StartStop, TimelyEvent, TimelyEventBuilder};
 use timely::worker::Worker;
 
-/// Where timely finds the logger of its own events.
+/// Name under which timely looks up the logger of its own events.
 const TIMELY: &str = "timely";
-/// Where differential finds that of its arrangements.
+/// Name under which differential looks up the logger of its arrangements.
 const DIFFERENTIAL: &str = "differential/arrange";
 
-/// What the operators of one name have done, on all workers of a process.
+/// Figures of all operators of one name, on all workers of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StepProfile {
-    /// The step and what the operator is for it, as `totals: Fold`; or the name that differential gives it.
+    /// The step and the operator's role in it, as `totals: Fold`; or the name that differential gives the operator.
     pub step: String,
-    /// The time that they were scheduled for.
+    /// Total time for which the operators were scheduled.
     #[serde(serialize_with = "in_seconds")]
     pub time: Duration,
-    /// How often they were scheduled.
+    /// Number of activations.
     pub turns: u64,
-    /// Messages that came to them.
+    /// Number of messages received.
     pub messages: u64,
-    /// Records in those.
+    /// Number of records in those messages.
     pub records: u64,
-    /// Updates that their arrangements hold now.
+    /// Number of updates that their arrangements hold now.
     pub arranged: i64,
-    /// The most that they have held: at the end of a job they hold nothing any more.
+    /// Maximum number of updates that each worker's arrangements have held, summed over the workers; they are empty at
+    /// the end of a job.
     pub arranged_at_most: i64,
-    /// Batches that those are in.
+    /// Number of batches in their arrangements.
     pub batches: i64,
 }
 
@@ -48,14 +49,14 @@ fn in_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S:
     serializer.serialize_f64(time.as_secs_f64())
 }
 
-/// What all steps of a job have done in a process, the one with the most time first.
+/// Figures of all steps of a job in one process, the step with the most time first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct JobProfile {
-    /// The steps.
+    /// The figures of each step.
     pub steps: Vec<StepProfile>,
 }
 
-/// A table.
+/// Formats the figures as a table.
 impl fmt::Display for JobProfile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all: Duration = self.steps.iter().map(|step| step.time).sum();
@@ -78,12 +79,12 @@ impl fmt::Display for JobProfile {
     }
 }
 
-/// The figures of a process, while they grow.
+/// Collector of a running process's figures.
 #[derive(Debug, Default)]
 pub(crate) struct Profile(Mutex<Vec<Arc<Mutex<Listener>>>>);
 
 impl Profile {
-    /// Listens to what a worker logs, from now on: to be called before there are dataflows.
+    /// Registers loggers on a worker. Must be called before the worker has dataflows.
     pub(crate) fn listen(&self, worker: &Worker) {
         let Some(mut loggers) = worker.log_register() else { return };
         let listener = Arc::<Mutex<Listener>>::default();
@@ -103,7 +104,7 @@ impl Profile {
         });
     }
 
-    /// What has been done so far.
+    /// Returns the figures so far.
     pub(crate) fn now(&self) -> JobProfile {
         let mut steps = BTreeMap::<String, StepProfile>::new();
         for listener in &*locked(&self.0) {
@@ -130,7 +131,7 @@ impl Profile {
     }
 }
 
-/// The step first, then what the operator is for it.
+/// Returns the row's name for an operator: the step first, then the operator's role in it.
 fn step_of(operator: &str) -> String {
     operator.split_once(": ").map_or_else(|| operator.to_owned(), |(what, step)| format!("{step}: {what}"))
 }
@@ -139,15 +140,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Folds the events of one worker.
+/// Accumulator of one worker's log events.
 #[derive(Debug, Default)]
 struct Listener {
     operators: HashMap<usize, Operator>,
-    /// Operators by their addresses.
+    /// Identifiers of operators by address.
     places: HashMap<Vec<usize>, usize>,
-    /// By channel, the address of the operator that it leads to.
+    /// By channel, the address of the operator that receives from it.
     channels: HashMap<usize, Vec<usize>>,
-    /// Since when operators are scheduled that are.
+    /// Start of the current activation, by operator.
     since: HashMap<usize, Duration>,
     figures: HashMap<usize, StepProfile>,
 }
@@ -198,7 +199,7 @@ impl Listener {
             DifferentialEvent::Batch(batch) => (batch.operator, batch.length as i64, 1),
             DifferentialEvent::Drop(batch) => (batch.operator, -(batch.length as i64), -1),
             DifferentialEvent::Merge(merge) => {
-                // Only its end changes what there is.
+                // Only its end changes the size.
                 let Some(merged) = merge.complete else { return };
                 (merge.operator, merged as i64 - (merge.length1 + merge.length2) as i64, -1)
             }
@@ -210,7 +211,7 @@ impl Listener {
         figures.batches += batches;
     }
 
-    /// Whether other operators are within it: its time is theirs.
+    /// `true` if the operator is a scope: its time is that of the operators within it.
     fn is_scope(&self, operator: &Operator) -> bool {
         let inner = self.operators.values().map(|other| &other.address);
         inner.into_iter().any(|inner| inner.len() > operator.address.len() && inner.starts_with(&operator.address))
@@ -242,7 +243,7 @@ mod tests {
         let of = |name: &str| profile.steps.iter().find(|step| step.step == name).cloned();
         let fold = of("sums: Fold").unwrap_or_else(|| panic!("{profile}"));
         assert!(fold.turns > 0 && fold.messages > 0 && fold.time > Duration::ZERO, "{profile}");
-        // The records, and a few marks.
+        // The records, and a few watermark updates.
         assert!(of("sums: Assign").is_some_and(|step| (1_000..1_100).contains(&step.records)), "{profile}");
         let arranged = of("Distinct: Arrange").map(|step| (step.arranged, step.arranged_at_most));
         assert_eq!(arranged, Some((0, 10)), "{profile}");

@@ -1,7 +1,7 @@
-//! Figures as Prometheus reads them: its text format, with its conventions for names and units.
+//! Metrics in Prometheus's text format, with its conventions for names and units.
 //!
-//! Every figure has the labels `job` and `process`; names begin with `tidegate_`, counters end with `_total`, times are
-//! seconds, sizes bytes. The format is described in Prometheus's documentation, "Exposition formats".
+//! Every metric has the labels `job` and `process`; names begin with `tidegate_`, counters end with `_total`, times are
+//! in seconds, sizes in bytes. The format is described in Prometheus's documentation, "Exposition formats".
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,28 +10,28 @@ use crate::metrics::{Metrics, Summary, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
-/// A page of figures.
+/// A page of metrics.
 pub(crate) struct Exposition {
     labels: String,
-    /// By name: kind, what it is, and the lines.
+    /// By name: type, help text and lines of the metric.
     figures: BTreeMap<&'static str, (&'static str, &'static str, String)>,
 }
 
 impl Exposition {
-    /// What kind of text it is.
+    /// Content type of the page.
     pub(crate) const KIND: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// A page without figures.
+    /// Creates a page without metrics.
     pub(crate) fn new(job: &str, process: usize) -> Self {
         let labels = format!("job=\"{}\",process=\"{process}\"", escaped(job));
         Exposition { labels, figures: BTreeMap::new() }
     }
 
-    /// The page.
+    /// Returns the text of the page.
     pub(crate) fn text(&self) -> String {
         let mut page = String::new();
         for (name, (kind, help, lines)) in &self.figures {
-            // Writing to a text cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
         }
         page
@@ -54,28 +54,28 @@ impl Exposition {
         self.put("gauge", name, help, of, value);
     }
 
-    /// A point of event time; nothing while there is none.
+    /// Adds an event time in seconds; nothing if it is not known yet.
     fn time(&mut self, name: &'static str, help: &'static str, of: &[(&str, &str)], time: EventTime) {
         if time != EventTime::MIN && time != EventTime::MAX {
             self.gauge(name, help, of, time.millis() as f64 / 1e3);
         }
     }
 
-    /// What the counters of a process say.
+    /// Adds the counters of a process.
     pub(crate) fn of_metrics(&mut self, metrics: &Metrics) {
         let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
-        self.counter("tidegate_epochs_total", "Epochs that were begun.", &[], epochs);
+        self.counter("tidegate_epochs_total", "Epochs started.", &[], epochs);
         for source in &sources {
             let of = [("source", source.name.as_str())];
-            self.counter("tidegate_source_records_total", "Records that were taken.", &of, source.read);
-            self.counter("tidegate_source_bytes_total", "Bytes of records that were taken.", &of, source.bytes);
-            self.counter("tidegate_source_rejected_total", "Records that were rejected.", &of, source.rejected);
+            self.counter("tidegate_source_records_total", "Records read.", &of, source.read);
+            self.counter("tidegate_source_bytes_total", "Bytes of records read.", &of, source.bytes);
+            self.counter("tidegate_source_rejected_total", "Records rejected.", &of, source.rejected);
             let help = "The watermark of the stream, in event time.";
             self.time("tidegate_source_watermark_seconds", help, &of, source.watermark);
         }
         for step in &steps {
             let of = [("step", step.name.as_str())];
-            let help = "Records that came into a window step, once for every window they belong to.";
+            let help = "Records that entered a window step, once for every window they belong to.";
             self.counter("tidegate_step_records_total", help, &of, step.taken);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
             let help = "Late records that were in order, of partitions or streams that had been idle.";
@@ -83,20 +83,20 @@ impl Exposition {
             self.counter("tidegate_step_closed_rows_total", "Rows of windows that closed.", &of, step.closed_rows);
         }
         for (name, step) in metrics.steps() {
-            let help = "The watermark that a window step has come to, in event time.";
+            let help = "The watermark that a window step has reached, in event time.";
             self.time("tidegate_step_watermark_seconds", help, &[("step", &name)], step.watermark.get());
         }
         for table in &tables {
             let of = [("table", table.name.as_str())];
-            self.counter("tidegate_table_records_total", "Records that came into a table.", &of, table.taken);
+            self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.taken);
             self.counter("tidegate_table_changes_total", "Rows of a table that changed.", &of, table.changes);
         }
         for sink in &sinks {
             let of = [("sink", sink.name.as_str())];
-            self.counter("tidegate_sink_rows_total", "Rows that were shown.", &of, sink.rows);
-            self.counter("tidegate_sink_epochs_total", "Epochs in which rows were shown.", &of, sink.epochs);
+            self.counter("tidegate_sink_rows_total", "Rows published.", &of, sink.rows);
+            self.counter("tidegate_sink_epochs_total", "Epochs in which rows were published.", &of, sink.epochs);
         }
-        self.counter("tidegate_snapshots_total", "Snapshots that were taken.", &[], snapshots.taken);
+        self.counter("tidegate_snapshots_total", "Snapshots taken.", &[], snapshots.taken);
         self.counter("tidegate_snapshot_rows_total", "Rows written for snapshots.", &[], snapshots.rows);
         self.counter("tidegate_snapshot_bytes_total", "Bytes written for snapshots.", &[], snapshots.bytes);
         self.counter(
@@ -106,42 +106,42 @@ impl Exposition {
             snapshots.merged,
         );
         if let Some(last) = metrics.snapshots.recent().last() {
-            let help = "From the end of the last snapshot's epoch to its manifest on disk.";
+            let help = "Time from the end of the last snapshot's epoch until its manifest was on disk.";
             self.gauge("tidegate_snapshot_duration_seconds", help, &[], last.took.as_secs_f64());
         }
         if let Some(age) = metrics.snapshots.age() {
-            self.gauge("tidegate_snapshot_age_seconds", "Since the last snapshot was on disk.", &[], age.as_secs_f64());
+            self.gauge("tidegate_snapshot_age_seconds", "Age of the last snapshot on disk.", &[], age.as_secs_f64());
         }
     }
 
-    /// What the workers and sinks of a process are at.
+    /// Adds the status of a process's workers and sinks.
     pub(crate) fn of_process(&mut self, process: &ProcessStatus) {
         let of_workers = |of: fn(&crate::status::WorkerStatus) -> u64| process.workers.iter().map(of);
         let bytes = of_workers(|worker| worker.in_flight_bytes).sum::<u64>() as f64;
-        self.gauge("tidegate_in_flight_bytes", "Bytes of records read and not yet shown.", &[], bytes);
+        self.gauge("tidegate_in_flight_bytes", "Bytes of records read and not yet published.", &[], bytes);
         let epochs = of_workers(|worker| worker.in_flight_epochs).max().unwrap_or(0) as f64;
-        self.gauge("tidegate_in_flight_epochs", "Epochs with records read and not yet shown.", &[], epochs);
+        self.gauge("tidegate_in_flight_epochs", "Epochs with records read and not yet published.", &[], epochs);
         let lag = of_workers(|worker| worker.front.map_or(0, |front| front.since_ms)).max().unwrap_or(0) as f64 / 1e3;
-        let help = "For how long the oldest epoch that is not shown has been where it is.";
+        let help = "Time for which the oldest unpublished epoch has been at its current stage.";
         self.gauge("tidegate_frontier_lag_seconds", help, &[], lag);
         let turned = of_workers(|worker| worker.turned_ms).max().unwrap_or(0) as f64 / 1e3;
-        self.gauge("tidegate_worker_silence_seconds", "Since the slowest worker has made a turn.", &[], turned);
+        self.gauge("tidegate_worker_silence_seconds", "Time since the slowest worker's last iteration.", &[], turned);
         for partition in process.workers.iter().flat_map(|worker| &worker.partitions) {
             let number = partition.partition.to_string();
             let of = [("source", partition.source.as_str()), ("partition", number.as_str())];
             let help = "The watermark of a partition, in event time.";
             self.time("tidegate_partition_watermark_seconds", help, &of, partition.watermark);
-            let help = "The offset of the next record to take.";
+            let help = "The offset of the next record to read.";
             self.gauge("tidegate_partition_offset", help, &of, partition.next as f64);
-            let help = "Whether a partition is idle, and so holds no watermark.";
+            let help = "1 if a partition is idle, and so holds back no watermark; else 0.";
             self.gauge("tidegate_partition_idle", help, &of, f64::from(u8::from(partition.idle)));
             match partition.lag() {
                 Some(lag) if partition.in_bytes => {
-                    let help = "Bytes of a partition that are there and were not taken.";
+                    let help = "Bytes of a partition that have not been read yet.";
                     self.gauge("tidegate_partition_lag_bytes", help, &of, lag as f64);
                 }
                 Some(lag) => {
-                    let help = "Records of a partition that are there and were not taken.";
+                    let help = "Records of a partition that have not been read yet.";
                     self.gauge("tidegate_partition_lag_records", help, &of, lag as f64);
                 }
                 None => {}
@@ -149,21 +149,21 @@ impl Exposition {
         }
         for sink in &process.sinks {
             let waiting = sink.waiting.map_or(0.0, |_| sink.since_ms as f64 / 1e3);
-            let help = "For how long a sink has had the oldest epoch that it has not shown.";
+            let help = "Time for which a sink has had its oldest unpublished epoch.";
             self.gauge("tidegate_sink_lag_seconds", help, &[("sink", &sink.name)], waiting);
         }
     }
 
-    /// What the journal has done.
+    /// Adds the counters of the journal.
     pub(crate) fn of_journal(&mut self, syncs: &SyncMetrics) {
         self.counter("tidegate_journal_syncs_total", "Syncs of the journal.", &[], syncs.count.get());
         self.counter("tidegate_journal_bytes_total", "Bytes written to the journal.", &[], syncs.bytes.get());
-        let help = "Time spent in writing and syncing the journal.";
+        let help = "Time spent writing and syncing the journal.";
         self.put("counter", "tidegate_journal_sync_seconds_total", help, &[], syncs.time().as_secs_f64());
     }
 }
 
-/// A label's value.
+/// Escapes the value of a label.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -2,12 +2,13 @@
 //!
 //! | path | answer |
 //! | --- | --- |
-//! | `/views` | the views, and how far each is |
+//! | `/views` | the views, and the epoch that each has reached |
 //! | `/views/NAME` | all its rows at one epoch: `{"view": NAME, "epoch": E, "rows": […]}` |
-//! | `/views/NAME?key=KEY` | those of a key |
-//! | `/views/NAME/changes` | server-sent events: one `state`, then `changes` for each epoch that has any, `progress` now and then, and an `end` with its reason; `key=KEY` as before. A client that accepts `text/event-stream` gets them at `/views/NAME` too |
+//! | `/views/NAME?key=KEY` | the rows of a key |
+//! | `/views/NAME/changes` | server-sent events: one `state`, then `changes` for each epoch that has any, `progress` at intervals, and an `end` with its reason; `key=KEY` as before. A client that accepts `text/event-stream` gets them at `/views/NAME` too |
 //!
-//! A row is an object as NDJSON files have it, with a last field `diff`: how many there are of it, or by how much that changed.
+//! A row is an object as in NDJSON files, with a last field `diff`: the number of copies of the row, or the change of
+//! that number.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::view::http::{Asked, Event, Events, Kind, PIECE, Pieces, Reply, end_event};
 use crate::view::{Answer, Refusal, Rows, Subscription, Update, Views};
 
-/// Answers a question for views: its path is what comes after `/views`.
+/// Answers a request for views; `path` is the part of the URL after `/views`.
 pub(super) fn answer(views: &Arc<Views>, path: &str, asked: &Asked) -> Reply {
     let name = path.trim_matches('/');
     if name.is_empty() {
@@ -50,7 +51,7 @@ fn list(views: &Views) -> Reply {
     Reply::json(200, &serde_json::Value::from_iter(all))
 }
 
-/// A view that does not answer says why, and whether to ask again makes sense.
+/// Builds the answer of a view that refuses; the status tells whether a retry makes sense.
 fn refused(refusal: &Refusal) -> Reply {
     let status = match refusal {
         Refusal::Unknown { .. } => 404,
@@ -61,9 +62,9 @@ fn refused(refusal: &Refusal) -> Reply {
     Reply::text(status, refusal)
 }
 
-/// An answer as JSON, made in pieces as it is asked for.
+/// An answer as JSON, made in pieces on demand.
 struct Text {
-    /// Text that was made and not given on.
+    /// Text that was made and not returned yet.
     made: Vec<u8>,
     rows: Option<Rows>,
     is_first: bool,
@@ -71,7 +72,7 @@ struct Text {
 }
 
 impl Text {
-    /// The JSON of an answer between two texts.
+    /// Creates the JSON of an answer, enclosed in `before` and `after`.
     fn new(before: &str, answer: Answer, after: &'static str) -> Result<Self> {
         let Answer { view, epoch, rows } = answer;
         let view = serde_json::to_string(&view).map_err(|why| Error::new("cannot write the answer").because(why))?;
@@ -109,7 +110,7 @@ impl Iterator for Text {
     }
 }
 
-/// The events of a subscription.
+/// The server-sent events of a subscription.
 struct Changes(Subscription);
 
 impl Events for Changes {
@@ -130,7 +131,7 @@ fn of_answer(before: &str, answer: Answer) -> Event {
     }
 }
 
-/// An event that is there.
+/// Builds an event from a complete text.
 fn whole(text: String, last: bool) -> Event {
     let pieces: Pieces = Box::new(std::iter::once(Ok(text.into_bytes())));
     Event { pieces, last }

@@ -1,11 +1,12 @@
-//! How a job with state begins a life: it finds out where it is, decides, and claims the life.
+//! The start of an incarnation: it inspects the state, decides where to resume, and claims the incarnation.
 //!
-//! The order matters, and is this: the state directory is locked; the number of the life is taken, after which no older
-//! life shows anything any more; every sink is opened, which fences whoever wrote to it, and then asked what it has shown;
-//! manifests and journals are read, files and directories synced; it is decided where to go on
-//! ([`crate::durable::recovery`], a pure function); and the life is claimed. A process that was overtaken meanwhile ends.
+//! The order matters. The state directory is locked. The number of the incarnation is taken, after which no earlier
+//! incarnation publishes anything. Every sink is opened, which fences earlier writers, and then asked for the last
+//! epoch that it has published. Manifests and journals are read, files and directories synced. The point to resume from
+//! is decided ([`crate::durable::recovery`], a pure function). The incarnation is claimed. A process that was overtaken
+//! in the meantime ends.
 //!
-//! Of several processes the first does all this alone; the others read what it has claimed.
+//! Of several processes process 0 does all this alone; the others read its claim.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,28 +28,28 @@ use crate::stream::{Durable, Failure, PlannedStep};
 use crate::thread::Role;
 use crate::time::Epoch;
 
-/// Where a job keeps its state, and how.
+/// Options of a job's durable state.
 #[derive(Clone, Debug)]
 pub(crate) struct Keeping {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) directory: PathBuf,
-    /// How long there is from one snapshot to the next at least.
+    /// Minimum interval between two snapshots.
     pub(crate) every: Duration,
-    /// How many snapshots are kept.
+    /// Number of snapshots to keep.
     pub(crate) keep: usize,
     pub(crate) take_over: bool,
     pub(crate) accept_changed_query: bool,
     pub(crate) accept_changed_sources: bool,
-    /// The savepoint that a new state begins with.
+    /// Path of the savepoint that a new state starts from.
     pub(crate) savepoint: Option<PathBuf>,
-    /// What of the command line affects output.
+    /// Settings outside the query that affect its output.
     pub(crate) flags: BTreeMap<String, String>,
-    /// How many bytes a file of the journal may have.
+    /// Size in bytes at which a journal file is closed.
     pub(crate) journal_limit: u64,
 }
 
 impl Keeping {
-    /// State in this directory, a snapshot a second, three of them kept.
+    /// Returns the default options: state in this directory, a snapshot every second, three of them kept.
     pub(crate) fn in_directory(directory: PathBuf) -> Self {
         Keeping {
             disk: OsDisk::shared(),
@@ -65,30 +66,30 @@ impl Keeping {
     }
 }
 
-/// A life that has begun.
+/// A started incarnation.
 pub(crate) struct Begun {
     pub(crate) dir: Arc<StateDir>,
     pub(crate) journal: Arc<dyn Journal>,
-    /// In process 0, which makes them.
+    /// Writer of snapshots; `None` in processes other than process 0.
     pub(crate) snapshots: Option<Arc<Snapshots>>,
     pub(crate) durable: Durable,
     pub(crate) life: Life,
-    /// The journal's epochs after the snapshot.
+    /// Frames of the journal after the snapshot, to be replayed.
     pub(crate) replay: Vec<Frame>,
-    /// The greatest epoch that there ever was.
+    /// The greatest epoch of all earlier incarnations.
     pub(crate) last: Epoch,
 }
 
-/// What there is to go on from.
+/// Outcome of starting an incarnation.
 pub(crate) enum Beginning {
     Begun(Box<Begun>),
-    /// The state has ended: this is its last manifest.
+    /// The state is complete; its last manifest.
     Ended(Box<Manifest>),
 }
 
-/// The query, as states know it.
+/// Returns the query's fingerprint, as states store it.
 pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
-    // Views change nothing that is kept or written.
+    // Views affect neither state nor output.
     let steps = steps.iter().filter(|step| step.kind != "view").map(|step| StepPrint {
         kind: step.kind.to_owned(),
         name: step.name.clone(),
@@ -99,7 +100,7 @@ pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> 
     Ok(QueryPrint { build: build_id()?, flags: flags.collect(), steps: steps.collect() })
 }
 
-/// What tells this program from every other: a checksum of its executable file.
+/// Returns the build id: checksum and length of this program's executable file.
 fn build_id() -> Result<String> {
     use std::io::Read;
     use std::sync::OnceLock;
@@ -121,7 +122,8 @@ fn build_id() -> Result<String> {
     Ok(ID.get_or_init(|| format!("{:08x}-{length:x}", hasher.finalize())).clone())
 }
 
-/// The savepoint that a new state is to begin with, if it is to.
+/// Opens the savepoint that a new state is to start from; `None` if none is asked for. Fails if the state has been
+/// used.
 pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Savepoint>> {
     let Some(path) = &keeping.savepoint else { return Ok(None) };
     if dir.is_new()? {
@@ -129,13 +131,14 @@ pub(crate) fn savepoint(keeping: &Keeping, dir: &StateDir) -> Result<Option<Save
     }
     Err(Error::new("only a new state begins with a savepoint, and this one has been used")
         .at(dir.path().display())
-        .help("leave --from-savepoint out to go on with it, or name another directory"))
+        .help("leave --from-savepoint out to resume from it, or name another directory"))
 }
 
-/// Puts a savepoint into a new state, as the life whose number is taken, if that can be gone on from as `found` says.
+/// Restores a savepoint into a new state, under the incarnation whose number is taken. Fails if an output has results
+/// already, or the query in `found` cannot resume from the savepoint.
 pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, found: &Found<'_>) -> Result<()> {
     if let Some(sink) = found.sinks.iter().find(|sink| sink.published.is_some()) {
-        return Err(Error::new("a savepoint is begun with new outputs only")
+        return Err(Error::new("a job can only start from a savepoint with new outputs")
             .at(format!("output {}", sink.name))
             .because("it has results already")
             .help("name another one"));
@@ -144,7 +147,7 @@ pub(crate) fn restore(savepoint: &Savepoint, dir: &StateDir, incarnation: u64, f
     savepoint.restore(dir, incarnation)
 }
 
-/// Begins a life, whose number is taken and whose sinks have been opened.
+/// Starts an incarnation whose number is taken and whose sinks are open.
 pub(crate) fn begin(
     keeping: &Keeping,
     job: &str,
@@ -178,7 +181,8 @@ pub(crate) fn begin(
     Ok(Beginning::Begun(Box::new(begun)))
 }
 
-/// Takes part, as another process than the first, in a life that process 0 has begun: what it goes on from is in its claim.
+/// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
+/// resume.
 pub(crate) fn join(
     keeping: &Keeping,
     incarnation: u64,
@@ -192,7 +196,8 @@ pub(crate) fn join(
     take_part(keeping, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 
-/// What a process of a life has: its journal, and what the life goes on from. Snapshots are for the first one to add.
+/// Builds a process's part of an incarnation: its journal, and the state to resume from. Process 0 adds the writer of
+/// snapshots.
 fn take_part(
     keeping: &Keeping,
     dir: Arc<StateDir>,

@@ -1,18 +1,17 @@
-//! Watching a job that runs: what it answers when it is asked over HTTP, and what it says by itself when nothing comes of
-//! it for a while.
+//! Observation of a running job: its answers over HTTP, and its log lines when it produces no output for a while.
 //!
 //! | path | answer |
 //! | --- | --- |
-//! | `/healthz` | 200 while all processes are heard of and all workers turn, else 503 with what is the matter |
-//! | `/readyz` | 200 once all workers run what is new and all views answer, as long as `/healthz` says 200; else 503 with what is missing |
-//! | `/status` | what the job is at, as JSON: [`JobStatus`] |
-//! | `/why?window=END` | what holds back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it what holds back the job; text, or JSON with `format=json` |
-//! | `/metrics` | figures of this process, as Prometheus reads them |
+//! | `/healthz` | 200 while all processes send heartbeats and all workers make progress, else 503 with the cause |
+//! | `/readyz` | 200 once all workers have started and finished the replay, and all views answer, as long as `/healthz` says 200; else 503 with the cause |
+//! | `/status` | the status of the job, as JSON: [`JobStatus`] |
+//! | `/why?window=END` | the causes that hold back a window that ends at END (RFC 3339, or milliseconds since 1970), or without it those that hold back the job; text, or JSON with `format=json` |
+//! | `/metrics` | metrics of this process, as Prometheus reads them |
 //! | `/views…` | the rows of views: see [`reading`](super::reading) |
-//! | `/profile` | where the time of this process goes, by step, if the job was told to look; text, or JSON with `format=json` |
+//! | `/profile` | time spent in this process, by step, if profiling is enabled; text, or JSON with `format=json` |
 //!
-//! Process 0 knows what all processes are at, as it goes to process 0 with the signs of life. Another one answers for itself,
-//! and where all would have to be known it says so, unless process 0 is what is the matter.
+//! Process 0 knows the status of all processes, as the others send it with their heartbeats. Another process answers
+//! for itself; where the answer needs all processes it refers to process 0, unless process 0 itself is the cause.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -34,18 +33,18 @@ use crate::time::EventTime;
 use crate::view::Views;
 use crate::view::http::{Answering, Asked, Endpoint, Kind, Reply, Server};
 
-/// How often it is looked whether something comes of the job.
+/// Interval at which the job is checked for output.
 const LOOK: Duration = Duration::from_millis(250);
-/// How much longer each silence has to last than the one that was told before.
+/// Factor by which the time to the next log line grows.
 const LONGER: u32 = 2;
 
-/// What can be asked.
+/// The paths that are answered.
 const PATHS: &str = "/status, /why?window=END, /metrics, /views, /views/NAME?key=KEY, /profile, /healthz, /readyz";
 
-/// What is known of a running job.
+/// The parts of a running job that can be observed.
 pub(crate) struct Watch {
     pub(crate) job: String,
-    /// This process, and how many there are.
+    /// Number of this process, and number of processes.
     pub(crate) process: usize,
     pub(crate) processes: usize,
     pub(crate) board: Arc<Board>,
@@ -59,7 +58,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// What the job is at, as far as this process knows it.
+    /// Returns the status of the job, as far as this process knows it.
     pub(crate) fn status(&self) -> JobStatus {
         let mut processes: Vec<_> = self.side.iter().flat_map(|side| side.others()).collect();
         let connections = self.side.as_ref().map(|side| side.connections()).unwrap_or_default();
@@ -89,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// What holds a window back, or the job; an error where this process cannot know it.
+    /// Returns the causes that hold a window back, or the job; an error if this process cannot know them.
     fn why(&self, window_end: Option<EventTime>) -> std::result::Result<Why, String> {
         let why = why(&self.status(), window_end);
         let first = why.holds.first().map(|hold| hold.cause);
@@ -101,7 +100,7 @@ impl Watch {
         format!("this is process {} of {}: ask process 0, which knows of all", self.process, self.processes)
     }
 
-    /// Answers a question.
+    /// Answers a request.
     fn answer(self: &Arc<Self>, asked: &Asked) -> Reply {
         let document = |make: fn(&Watch, &Asked) -> Reply| {
             let (watch, asked) = (Arc::clone(self), asked.clone());
@@ -138,14 +137,14 @@ impl Watch {
             return Some(ill.to_string());
         }
         let status = self.status();
-        // Only process 0 knows of all.
+        // Only process 0 knows the status of all.
         let known = status.processes.iter().filter(|process| self.process == 0 || process.process == self.process);
         let mut found = 0;
         for process in known {
             found += usize::from(!process.workers.is_empty());
             let begun = |worker: &&WorkerStatus| worker.front.is_some() || worker.shown.is_some();
             if let Some(worker) = process.workers.iter().find(|worker| worker.repeats || !begun(worker)) {
-                let does = if worker.repeats { "repeats what the journal has" } else { "has not begun" };
+                let does = if worker.repeats { "is replaying the journal" } else { "has not started" };
                 return Some(format!("worker {} {does}", worker.worker));
             }
         }
@@ -162,7 +161,7 @@ impl Watch {
 
     fn answer_profile(&self, asked: &Asked) -> Reply {
         match &self.profile {
-            None => Reply::text(404, "where the time goes is not looked at: start the job with --profile"),
+            None => Reply::text(404, "profiling is off: start the job with --profile"),
             Some(profile) if asked.parameter("format") == Some("json") => Reply::json(200, &profile.now()),
             Some(profile) => Reply::text(200, profile.now()),
         }
@@ -178,7 +177,7 @@ impl Watch {
         }
     }
 
-    /// The figures of this process.
+    /// Returns the metrics of this process.
     fn exposition(&self) -> Exposition {
         let mut figures = Exposition::new(&self.job, self.process);
         figures.of_metrics(&self.metrics);
@@ -188,7 +187,7 @@ impl Watch {
     }
 }
 
-/// Looks at a job from other threads while it runs.
+/// Handle that reads a job's status from other threads while it runs.
 #[derive(Clone, Default)]
 pub struct Watcher(Arc<OnceLock<Arc<Watch>>>);
 
@@ -199,29 +198,29 @@ impl fmt::Debug for Watcher {
 }
 
 impl Watcher {
-    /// What the job is at, as far as this process knows; `None` before it has begun.
+    /// Returns the job's status, as far as this process knows it; `None` before the job has started.
     pub fn status(&self) -> Option<JobStatus> {
         self.0.get().map(|watch| watch.status())
     }
 
-    /// `true` when all workers of this process run: records may have been read.
+    /// `true` once all workers of this process run: records may have been read.
     pub(crate) fn has_begun(&self) -> bool {
         self.0.get().is_some_and(|watch| watch.board.has_begun())
     }
 
-    /// Where the time of this process has gone so far, and what its arrangements hold: `None` before the job has begun, and
-    /// where it was not told to look ([`Job::profile`](crate::Job::profile)).
+    /// Returns the time spent in this process so far, and the sizes of its arrangements; `None` before the job has
+    /// started, and without profiling ([`Job::profile`](crate::Job::profile)).
     pub fn profile(&self) -> Option<JobProfile> {
         self.0.get()?.profile.as_ref().map(|profile| profile.now())
     }
 
     pub(crate) fn begin(&self, watch: Arc<Watch>) {
-        // A job runs once.
+        // Set once: a job runs once.
         let _ = self.0.set(watch);
     }
 }
 
-/// A job that is watched, as long as this is kept.
+/// The server and the thread that observe a job, until this is dropped.
 pub(crate) struct Watching {
     over: Arc<AtomicBool>,
     thread: Option<Handle>,
@@ -229,13 +228,13 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    /// Where it is served, if it is.
+    /// Returns the address of the server, if there is one.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(Server::address)
     }
 
-    /// Serves what is known at an address, if there is one, and says what holds the job after each `quiet` time in which
-    /// nothing was shown.
+    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each `quiet`
+    /// time without output.
     pub(crate) fn start(watch: &Arc<Watch>, http: Option<&Endpoint>, quiet: Duration) -> Result<Self> {
         let mut watching = Watching { over: Arc::default(), thread: None, server: None };
         if let Some(endpoint) = http {
@@ -277,7 +276,7 @@ impl Drop for Watching {
     }
 }
 
-/// The address of a process's own server: the port of process 0, and the process's number on top, unless any port will do.
+/// Returns the address of a process's own server: the port of process 0 plus the process's number; port 0 stays 0.
 fn own_address(address: &str, process: usize) -> Result<String> {
     let wrong = || {
         let error = Error::usage(format!("--http {address} is no address to listen at"));
@@ -292,13 +291,13 @@ fn own_address(address: &str, process: usize) -> Result<String> {
     Ok(format!("{}:{own}", if host.is_empty() { "127.0.0.1" } else { host }))
 }
 
-/// Notices when nothing comes of a job for a while.
+/// Detector of a job that produces no output.
 struct Silence {
-    /// How long it lasts before something is said, and how long the first one did.
+    /// Time without output before the next line, and before the first one.
     patience: Duration,
     first: Duration,
     since: Instant,
-    /// How many rows had been shown when that was last looked at.
+    /// Number of rows published as of the last check.
     rows: u64,
 }
 
@@ -307,7 +306,7 @@ impl Silence {
         Silence { patience: first, first, since: Instant::now(), rows: 0 }
     }
 
-    /// What to say now, if anything: what holds the job.
+    /// Returns the line to log now, if one is due: the cause that holds the job back.
     fn line(&mut self, watch: &Watch) -> Option<String> {
         let rows = watch.metrics.shown_rows();
         if rows != self.rows {

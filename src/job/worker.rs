@@ -1,28 +1,31 @@
-//! The loop of one worker: epochs begin and end here.
+//! The loop of one worker, which starts and ends epochs.
 //!
-//! Worker 0 proposes epochs: at every tick it broadcasts the next even epoch, a wall-clock millisecond made greater than
-//! all before it; the others follow, so clocks of other machines do not matter. On a proposal a worker stops adding to
-//! its epoch, hands the journal what it has bound to it, and goes on at once. It releases the epoch's capabilities when
-//! the journal has synced its frame.
+//! Worker 0 proposes epochs: at every tick it broadcasts the next even epoch, a wall-clock millisecond made greater
+//! than all epochs before it. The others follow, so clocks of other machines do not matter. On a proposal a worker
+//! stops adding to its epoch, hands the journal the input it has committed to that epoch, and goes on at once. It
+//! releases the epoch's capabilities when the journal has synced its frame.
 //!
-//! An epoch also ends when it is **full**: when a worker has read an eighth of what may be in flight, it asks worker 0
-//! for an early tick. So what is in flight is several epochs, and reading goes on while older ones are being finished.
-//! In a job that takes one record at a time, an epoch is full with one, and nothing is read while one is in flight.
+//! An epoch also ends when it is **full**: when a worker has read an eighth of the bytes allowed in flight, it asks
+//! worker 0 for an early tick. So several epochs are in flight at a time, and reading goes on while older ones are
+//! being finished. In a synchronous job, which processes one record at a time, one record fills an epoch, and nothing
+//! is read while one is in flight.
 //!
-//! To **repeat** a journal, worker 0 proposes the journal's epochs instead, and every worker reads what they took before
-//! it follows to the next. A job that goes on after a crash then goes live; what it repeats is on record already.
+//! To **replay** a journal, worker 0 proposes the journal's epochs instead, and every worker reads their input before
+//! it follows to the next. A job that resumes after a crash then reads live input; the replayed epochs are in the
+//! journal already.
 //!
-//! In a job with state worker 0 also announces **snapshots**: with the tick that begins the epoch, so that every worker
-//! knows of it before the epoch can be complete; one at a time, the next when the manifest of the last one is written.
-//! The last epoch of a job that stops cleanly, or ends, is a snapshot's: the next start repeats nothing.
+//! In a job with state worker 0 also announces **snapshots**, one at a time: each with the tick that starts its epoch,
+//! so that every worker knows of it before the epoch can be complete, and the next only when the manifest of the last
+//! one is written. The last epoch of a job that stops cleanly, or ends, has a snapshot, so the next start replays
+//! nothing.
 //!
-//! When all workers of all processes have **caught up**, worker 0 stops the job as if it had been asked to: sources that
-//! stop where they ended at the start, and are not over, have nothing more to read in this life.
+//! When all workers of all processes have **caught up**, worker 0 stops the job as if a stop had been requested:
+//! sources that stop at the end they had at the start, and have not ended, have nothing more to read in this
+//! incarnation.
 //!
-//! In a job of several processes worker 0 is the first one of process 0. What a flag tells it in its own process, the
-//! others **ask** of it by messages: to end an epoch early, that there is something for a snapshot, to stop the job, and
-//! that they have caught up.
-//! And it tells them when their journals may be cut.
+//! In a job of several processes worker 0 is the first worker of process 0. Flags tell it what its own process needs;
+//! the other processes send it **requests**: to end an epoch early, to take a snapshot of new input, to stop the job,
+//! and to note that they have caught up. It tells them in turn how far their journals may be truncated.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -57,27 +60,27 @@ use crate::stream::{
 use crate::time::Epoch;
 use crate::view::Views;
 
-/// How many records a source is asked for at a time.
+/// Maximum number of records that a source is asked for per call.
 const BUDGET: usize = 1024;
-/// How many epochs with records may be read and not yet shown.
+/// Maximum number of epochs with records that may be read and not yet published.
 const EPOCHS_IN_FLIGHT: usize = 64;
-/// How long a worker with nothing to do sleeps before it asks its sources again.
+/// Time that an idle worker sleeps before it polls its sources again.
 const NAP: Duration = Duration::from_millis(1);
 
-/// What decides when epochs end, and how much is read in them.
+/// The pacing of epochs: when they end, and how much is read in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// The clock.
+    /// Epochs end by the clock.
     Clock,
-    /// A seeded sequence of random numbers: ticks after random numbers of turns, random amounts, random stalls.
+    /// Epochs follow a seeded sequence of random numbers: random ticks, random amounts, random stalls. For tests.
     Random(u64),
 }
 
-/// What all workers of a job share.
+/// State shared by all workers of a process.
 pub(crate) struct Shared {
     pub(crate) place: Place,
     pub(crate) epoch: Duration,
-    /// How much the wall clock is taken for behind.
+    /// Test hook: subtracted from the wall clock.
     pub(crate) clock_behind: Duration,
     pub(crate) in_flight: usize,
     pub(crate) one_at_a_time: bool,
@@ -85,37 +88,38 @@ pub(crate) struct Shared {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
-    /// Epochs of a journal that are run again.
+    /// Epochs of a journal to replay.
     pub(crate) repeat: Vec<Frame>,
-    /// Whether the job goes on after them: its state's journal has them already.
+    /// `true` if the job reads live input after the replay; the replayed epochs are in its state's journal already.
     pub(crate) goes_on: bool,
-    /// The greatest epoch that there was before.
+    /// The greatest epoch of all earlier incarnations.
     pub(crate) last: Epoch,
     pub(crate) snapshots: Option<Arc<Snapshots>>,
-    /// How long there is from one snapshot to the next at least.
+    /// Minimum interval between two snapshots.
     pub(crate) snapshot_every: Duration,
     pub(crate) durable: Option<Durable>,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) life: Life,
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
-    /// Something was bound since the last snapshot was announced.
+    /// `true` if input was committed since the last snapshot was announced.
     pub(crate) news: AtomicBool,
     pub(crate) pace: Pace,
     pub(crate) seals: Vec<Epoch>,
     pub(crate) fault: Option<Fault>,
-    /// Some worker's epoch is full: worker 0 is to end it early.
+    /// `true` if a worker's epoch is full: worker 0 ends it early.
     pub(crate) hurry: AtomicBool,
-    /// How many workers of this process have read all that they will read in this life, of sources that are not over.
+    /// Number of workers of this process that have read all they will read in this incarnation, of sources that have
+    /// not ended.
     pub(crate) caught_up: AtomicUsize,
-    /// Where workers say what they are at.
+    /// The status that workers report.
     pub(crate) board: Arc<Board>,
-    /// Where what they log is summed up, if that is wanted.
+    /// The profile of this process, if profiling is enabled.
     pub(crate) profile: Option<Arc<Profile>>,
 }
 
 impl Shared {
-    /// What is to be known from outside of the job while it runs.
+    /// Returns the parts that can be observed from outside the job while it runs.
     pub(crate) fn watch(&self, side: Option<Arc<Side>>) -> Watch {
         Watch {
             job: self.place.job.clone(),
@@ -133,44 +137,44 @@ impl Shared {
     }
 }
 
-/// What worker 0 tells all workers, itself included, in order.
+/// Commands of worker 0 to all workers, itself included, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Control {
-    /// An epoch ends, and this one begins.
+    /// The current epoch ends, and this one starts.
     Tick(u64),
-    /// Likewise, and there is a snapshot of it.
+    /// Like `Tick`, and the new epoch has a snapshot.
     Snapshot(u64),
-    /// Journals are not needed through this epoch: to be cut there.
+    /// Journals are not needed up to and including this epoch, and may be truncated.
     Cut(u64),
-    /// No epoch comes any more.
+    /// No further epoch follows.
     Stop,
 }
 
-/// What the other processes ask of worker 0.
+/// Requests of the other processes to worker 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Request {
     /// An epoch is full.
     Hurry,
-    /// Something was bound since the last snapshot was announced.
+    /// Input was committed since the last snapshot was announced.
     News,
-    /// The process is asked to stop.
+    /// The process was asked to stop.
     Stop,
     /// All workers of the process have caught up.
     CaughtUp,
 }
 
-/// What a flow is built with on an idle worker.
+/// The inputs for building a flow on an idle worker, without running it.
 pub(crate) struct Dry {
     pub(crate) place: Place,
     pub(crate) purpose: Purpose,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
-    /// What the state has, if the sources are to be asked whether they have more.
+    /// The recovered state, if the sources are to be asked for data beyond it.
     pub(crate) durable: Option<Durable>,
 }
 
-/// Builds the flow on an idle worker, for its steps.
+/// Builds the flow on an idle worker, and returns its steps.
 pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
     let Dry { place, purpose, opened, shard, views, durable } = dry;
     let build = Rc::new(Build {
@@ -204,7 +208,7 @@ pub(crate) fn dry(worker: &mut Worker, dry: Dry, query: &dyn Fn(&Flow<'_>)) -> R
     }
 }
 
-/// Runs one worker until the job ends; `None` if it failed.
+/// Runs one worker until the job ends; `None` if the job failed.
 pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flow<'_>)) -> Option<Ending> {
     if let Some(profile) = &shared.profile {
         profile.listen(worker);
@@ -284,18 +288,18 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<Shared>, query: &dyn Fn(&Flo
     ending.ok()
 }
 
-/// Where a worker sends messages of a kind.
+/// Input handle for messages of one type.
 type Way<T> = core::input::Handle<u64, CapacityContainerBuilder<Vec<T>>>;
-/// Messages that have come.
+/// Queue of received messages.
 type Received<T> = Rc<RefCell<VecDeque<T>>>;
 
-/// The channel by which worker 0 tells all workers what to do, in order, and the one by which other processes ask:
-/// dataflows of their own.
+/// The channel of worker 0's commands to all workers, and the channel of the other processes' requests to worker 0.
+/// Each is a dataflow of its own.
 struct Controls {
     input: Option<Way<Control>>,
     received: Received<Control>,
     sent: u64,
-    /// Of the first worker of each process but the first.
+    /// Set on the first worker of each process but process 0.
     asks: Option<Way<Request>>,
     asked: Received<Request>,
 }
@@ -316,7 +320,8 @@ impl Controls {
         Controls { input, received, sent: 0, asks, asked }
     }
 
-    /// The way from the first worker of each process to worker 0; none in a job of one process.
+    /// Builds the channel from the first worker of each process to worker 0; the input is `None` on other workers, and
+    /// in a job of one process.
     fn requests(worker: &mut Worker, place: &Place) -> (Option<Way<Request>>, Received<Request>) {
         let asked = Rc::new(RefCell::new(VecDeque::new()));
         if place.threads == place.workers {
@@ -337,7 +342,7 @@ impl Controls {
     fn ask(&mut self, request: Request) {
         if let Some(asks) = &mut self.asks {
             asks.send(request);
-            // To flush would not send it: the time has to move.
+            // A flush would not send it: the input's time has to advance.
             asks.advance_to(asks.time() + 1);
         }
     }
@@ -359,7 +364,7 @@ impl Controls {
     }
 }
 
-/// When worker 0 proposes the next epoch, and which.
+/// The schedule by which worker 0 proposes epochs.
 struct Ticker {
     started: Instant,
     started_at: SystemTime,
@@ -376,7 +381,7 @@ impl Ticker {
         Ticker { started: now, started_at, due: now, every: shared.epoch, last }
     }
 
-    /// The epoch to propose now: the clock that it goes by is monotonic.
+    /// Returns the epoch to propose now. The elapsed time is measured on a monotonic clock.
     fn propose(&mut self) -> Epoch {
         let now = Instant::now();
         let wall = self.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + (now - self.started);
@@ -386,12 +391,12 @@ impl Ticker {
     }
 }
 
-/// Seeded random numbers, where a test paces the loop by them. Some seeds make many short epochs, some few long ones.
+/// Seeded random numbers that pace the loop in tests. Some seeds make many short epochs, some few long ones.
 struct Random {
     state: Option<u64>,
-    /// Every how many turns worker 0 ends an epoch, on average.
+    /// Average number of iterations after which worker 0 ends an epoch.
     turns: u64,
-    /// How many records are asked for at most.
+    /// Maximum number of records to ask for.
     records: u64,
 }
 
@@ -408,7 +413,7 @@ impl Random {
         }
     }
 
-    /// A number below `bound`; `None` where the clock paces.
+    /// Returns a number below `bound`; `None` if the clock sets the pace.
     fn below(&mut self, bound: u64) -> Option<u64> {
         let state = self.state.as_mut()?;
         *state ^= *state << 13;
@@ -417,12 +422,12 @@ impl Random {
         Some((*state >> 20) % bound)
     }
 
-    /// Whether an epoch is to end now; `None` where the clock paces.
+    /// Returns `true` if an epoch ends now; `None` if the clock sets the pace.
     fn is_due(&mut self) -> Option<bool> {
         self.below(self.turns.max(1)).map(|chance| chance == 0)
     }
 
-    /// How many records to ask for; nothing for a stall. `None` where the clock paces.
+    /// Returns the number of records to ask for, `Some(None)` for a stall; `None` if the clock sets the pace.
     fn amount(&mut self) -> Option<Option<usize>> {
         let stalled = self.below(4)? == 0;
         let amount = self.below(self.records)? + 1;
@@ -430,14 +435,14 @@ impl Random {
     }
 }
 
-/// An epoch that this worker has begun and not let go of.
+/// An epoch that this worker has started and that is not published yet.
 struct OpenEpoch {
     epoch: Epoch,
-    /// For each source, what it bound; `None` until it is known.
+    /// For each source, the input committed to the epoch; `None` until it is known.
     bound: Vec<Option<Vec<Bound>>>,
-    /// Nothing is added to it any more.
+    /// `true` if nothing is added to it any more.
     closed: bool,
-    /// Its frame is with the journal, or it needs none.
+    /// `true` if the journal has its frame, or it needs none.
     written: bool,
     needs_sync: bool,
     released: bool,
@@ -455,59 +460,59 @@ impl OpenEpoch {
     }
 }
 
-/// One worker's loop.
+/// The state of one worker's loop.
 struct Turning {
     index: usize,
     drivers: Vec<Box<dyn Driver>>,
-    /// Input for the ends of the worker's journal; `None` in a job without state.
+    /// Input that reports how far the worker's journal reaches; `None` in a job without state.
     ends: Option<EndsInput>,
     probe: probe::Handle<u64>,
     shared: Arc<Shared>,
     controls: Controls,
-    /// Epochs that are not shown, oldest first; the last one is current unless it is closed.
+    /// Epochs that are not published, oldest first; the last one is current unless it is closed.
     open: VecDeque<OpenEpoch>,
     shown: Option<Epoch>,
     ticker: Ticker,
     random: Random,
-    /// How many epochs of a journal have been proposed.
+    /// Number of journal epochs that worker 0 has proposed.
     proposed: usize,
-    /// How many frames of the journal have been taken up.
+    /// Number of journal frames that have been replayed.
     replayed: usize,
-    /// Whether this worker has read all it will ever read.
+    /// `true` if all sources of this worker are exhausted.
     exhausted: bool,
-    /// Whether this worker has said that it has caught up.
+    /// `true` once this worker has been counted as caught up.
     caught_up: bool,
-    /// How many other processes have told worker 0 that they have.
+    /// On worker 0: number of other processes that have reported to have caught up.
     others_caught_up: usize,
-    /// Whether this process has told it.
+    /// `true` once this process has reported to worker 0 that it has caught up.
     catch_up_told: bool,
-    /// Whether the first epoch has begun.
+    /// `true` once the first epoch has started.
     begun: bool,
-    /// Whether an epoch of this life has been bound.
+    /// `true` once an epoch of this incarnation has been committed.
     bound: bool,
     seals: Seals,
-    /// The last snapshot that worker 0 has announced in this life, and when.
+    /// The last snapshot that worker 0 has announced in this incarnation, and when.
     announced: Epoch,
     announced_at: Instant,
-    /// The last epoch through which worker 0 has had journals cut.
+    /// The last epoch up to which worker 0 has asked for journals to be truncated.
     cut: Option<Epoch>,
-    /// Whether this process has asked for the job to be stopped.
+    /// `true` once this process has requested a stop from worker 0.
     stop_asked: bool,
-    /// Worker 0 has announced the last epoch.
+    /// `true` once worker 0 has announced the last epoch.
     ending: bool,
-    /// Set when no epoch comes any more.
+    /// Set when no further epoch follows.
     stopped: Option<Ending>,
-    /// What this worker has last said that it is at.
+    /// Throttle of this worker's status reports.
     reported: Reported,
 }
 
 impl Turning {
-    /// Takes up sources where the snapshot has them that the job goes on from.
+    /// Moves the sources to their positions in the snapshot that the job resumes from.
     fn resume(&mut self) -> Result<()> {
         self.drivers.iter_mut().try_for_each(|driver| driver.resume())
     }
 
-    /// Whether epochs of a journal are still to be read.
+    /// `true` while epochs of a journal are still to be replayed.
     fn repeats(&self) -> bool {
         self.replayed < self.shared.repeat.len()
     }
@@ -526,7 +531,7 @@ impl Turning {
             }
             let busy = self.read()?;
             self.settle()?;
-            // In a job with state worker 0 says when it ends, as there is a last snapshot then.
+            // In a job with state worker 0 decides when it ends, as it takes a last snapshot then.
             if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
                 self.stopped.get_or_insert(Ending::Complete);
             }
@@ -539,7 +544,7 @@ impl Turning {
                     }
                     worker.step_or_park(Some(NAP));
                 }
-                // Sources may be over at the very epoch after which no other was to come.
+                // The sources may end in the very epoch that was announced as the last.
                 let over = self.drivers.iter().all(|driver| driver.finished());
                 return Ok(if over { Ending::Complete } else { ending });
             }
@@ -564,7 +569,7 @@ impl Turning {
                     self.begin(Epoch(epoch))?;
                 }
                 Some(Control::Cut(epoch)) => {
-                    // Process 0 cuts its own where it decides.
+                    // Process 0 truncates its own journal where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
                         self.shared.journal.cut(Epoch(epoch));
                     }
@@ -578,8 +583,8 @@ impl Turning {
         Ok(())
     }
 
-    /// Whether what is repeated has to wait for the sinks. An epoch that is in flight alone is read on, however large: it
-    /// is not over before all of it is read.
+    /// `true` if the replay has to wait for the sinks. An epoch that is in flight alone is read on, however large: it
+    /// cannot complete before all of it is read.
     fn repeats_too_fast(&self) -> bool {
         self.repeats() && self.open.len() > 1 && self.is_behind()
     }
@@ -592,8 +597,8 @@ impl Turning {
         }
     }
 
-    /// Ends the current epoch and begins another. What the old one took is asked for before anything is read into the
-    /// new one: its bounds and watermarks must not see later records.
+    /// Ends the current epoch and starts another. The input of the old one is committed before anything is read into
+    /// the new one: its offsets and watermarks must not include later records.
     fn begin(&mut self, epoch: Epoch) -> Result<()> {
         self.end_current();
         self.bind()?;
@@ -626,9 +631,9 @@ impl Turning {
         Ok(())
     }
 
-    /// Asks every source once, in the first epoch, before that can end: what is there from the start is found in one
-    /// epoch by all workers. Without it the stream's watermark could pass the partitions of a worker that is slow to
-    /// begin, and which of their records are late would depend on its speed.
+    /// Polls every source once in the first epoch, before that can end, so that all workers find the existing
+    /// partitions in one epoch. Otherwise the stream's watermark could pass the partitions of a worker that starts
+    /// slowly, and the lateness of their records would depend on its speed.
     fn look(&mut self) -> Result<()> {
         let faulty = self.shared.fault == Some(Fault::FindLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
@@ -638,7 +643,8 @@ impl Turning {
         Ok(())
     }
 
-    /// Reads what the journal's current epoch took. Answers whether the worker may follow to the next one.
+    /// Reads the input of the current epoch as recorded in the journal. Returns `true` if the worker may follow to the
+    /// next epoch.
     fn replay(&mut self) -> Result<bool> {
         let Some(current) = self.open.back().filter(|open| !open.closed).map(|open| open.epoch) else {
             return Ok(true);
@@ -663,7 +669,7 @@ impl Turning {
         Ok(reached)
     }
 
-    /// Worker 0 decides whether an epoch ends now.
+    /// Worker 0: decides whether the current epoch ends now, and proposes the next one.
     fn propose(&mut self) {
         let pending = self.open.back().is_some_and(|open| !open.closed && open.epoch < self.ticker.last);
         if self.stopped.is_some() || self.ending || pending {
@@ -696,7 +702,7 @@ impl Turning {
         }
     }
 
-    /// What other processes have asked of worker 0, and what it has to tell them.
+    /// Worker 0: takes the requests of other processes, and tells them how far journals may be truncated.
     fn hear(&mut self) {
         while let Some(request) = self.controls.asked.borrow_mut().pop_front() {
             match request {
@@ -720,7 +726,7 @@ impl Turning {
         }
     }
 
-    /// Asks of worker 0 what this process's flags say.
+    /// Other processes: sends worker 0 the requests that this process's flags stand for.
     fn ask(&mut self) {
         if self.controls.asks.is_none() {
             return;
@@ -743,7 +749,7 @@ impl Turning {
         self.shared.caught_up.load(Ordering::Relaxed) == self.shared.place.threads
     }
 
-    /// Begins an epoch, with a snapshot or without.
+    /// Proposes an epoch, with or without a snapshot.
     fn announce(&mut self, epoch: Epoch, snapshot: bool) {
         if snapshot {
             (self.announced, self.announced_at) = (epoch, Instant::now());
@@ -753,8 +759,8 @@ impl Turning {
         self.controls.send(if snapshot { Control::Snapshot(epoch.0) } else { Control::Tick(epoch.0) });
     }
 
-    /// Ends the job: with a last snapshot, in a job with state. What has been read may not be bound yet, so whether there is
-    /// anything new in it is not known here.
+    /// Ends the job; in a job with state, with a last snapshot. It is always taken, as input that has been read may not
+    /// be committed yet.
     fn end(&mut self, is_over: bool) {
         if let Some(snapshots) = self.shared.snapshots.clone() {
             let epoch = self.ticker.propose();
@@ -767,19 +773,20 @@ impl Turning {
         self.controls.send(Control::Stop);
     }
 
-    /// Whether no announced snapshot is on its way: there is one at a time.
+    /// `true` if no announced snapshot is pending: there is one at a time.
     fn is_free_for_snapshot(&self) -> bool {
         self.shared.snapshots.as_ref().is_none_or(|snapshots| snapshots.committed() >= self.announced)
     }
 
-    /// Whether the next epoch is to have a snapshot.
+    /// `true` if the next epoch is to have a snapshot.
     fn is_snapshot_due(&mut self) -> bool {
         if self.shared.snapshots.is_none() || !self.is_free_for_snapshot() {
             return false;
         }
         match self.random.below(3) {
             Some(chance) => chance == 0,
-            // What had to be repeated is not to be repeated again, however short lives are.
+            // Replayed input gets a snapshot at once: even a series of short incarnations does not replay it again and
+            // again.
             None => {
                 let repeated = self.announced == Epoch(0) && !self.shared.repeat.is_empty();
                 let due = repeated || self.announced_at.elapsed() >= self.shared.snapshot_every;
@@ -788,7 +795,7 @@ impl Turning {
         }
     }
 
-    /// Whether sinks are behind: reading waits for them.
+    /// `true` if the sinks are behind: reading pauses.
     fn is_behind(&self) -> bool {
         if self.shared.one_at_a_time {
             return self.open.iter().any(|open| open.bytes > 0);
@@ -799,7 +806,7 @@ impl Turning {
         in_flight > allowed || epochs > EPOCHS_IN_FLIGHT
     }
 
-    /// Reads from the sources into the current epoch; answers whether there may be more to read at once.
+    /// Reads from the sources into the current epoch. Returns `true` if there may be more to read at once.
     fn read(&mut self) -> Result<bool> {
         if self.repeats() || self.stopped.is_some() || (!self.shared.repeat.is_empty() && !self.shared.goes_on) {
             return Ok(true);
@@ -824,7 +831,7 @@ impl Turning {
         if rests && !reads && !std::mem::replace(&mut self.caught_up, true) {
             self.shared.caught_up.fetch_add(1, Ordering::Relaxed);
         }
-        // A worker that has read its last says so in the next epoch: once, as others may go on reading.
+        // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
         let full = current.bytes > if self.shared.one_at_a_time { 0 } else { allowed / 8 };
         if full || just_exhausted {
@@ -833,7 +840,7 @@ impl Turning {
         Ok(busy)
     }
 
-    /// Collects what was bound to epochs that are over, and hands it to the journal.
+    /// Collects the input committed to epochs that have ended, and hands it to the journal.
     fn bind(&mut self) -> Result<()> {
         let on_record = {
             let last = self.shared.repeat.last().filter(|_| self.shared.goes_on).map(|last| last.epoch);
@@ -845,17 +852,18 @@ impl Turning {
                     *bound = driver.bind(open.epoch)?;
                 }
                 if bound.is_none() {
-                    // What is held back would keep the epoch open, whether or not anything is polled now.
+                    // Buffered records would keep the epoch open, whether or not anything is polled now.
                     open.bytes += driver.deliver()?;
                 }
             }
             if !open.bound.iter().all(Option::is_some) {
-                break; // Later epochs are bound later.
+                break; // Epochs are committed in order.
             }
             let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
             let live = !on_record(open.epoch);
-            // In a life's first epoch every worker has a frame: a journal without all of them binds nothing.
+            // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
+            // nothing.
             let first = live && self.shared.goes_on && !std::mem::replace(&mut self.bound, true);
             open.needs_sync = live && (!bounds.is_empty() || first);
             if open.needs_sync {
@@ -869,11 +877,11 @@ impl Turning {
         Ok(())
     }
 
-    /// Binds epochs that are over, and lets go of those that are on record.
+    /// Commits the input of epochs that have ended, and releases the epochs that the journal has synced.
     fn settle(&mut self) -> Result<()> {
         self.bind()?;
         if self.open.iter().all(|open| open.released || !open.written) {
-            return Ok(()); // The journal is shared: not to be asked without need.
+            return Ok(()); // The journal is shared between threads: not locked without need.
         }
         self.shared.journal.check()?;
         let synced = self.shared.journal.synced(self.index);
@@ -892,7 +900,7 @@ impl Turning {
         Ok(())
     }
 
-    /// Lets go of everything once all that was read is bound and on record; answers whether that is so.
+    /// Drops all capabilities once all input is committed and synced; returns `true` if that is so.
     fn finish(&mut self) -> Result<bool> {
         self.end_current();
         self.settle()?;
@@ -905,7 +913,7 @@ impl Turning {
         Ok(true)
     }
 
-    /// Forgets epochs that all sinks have shown, and tells the sources.
+    /// Drops the epochs that all sinks have published, and tells the sources.
     fn note_shown(&mut self) {
         let mut shown = None;
         while let Some(open) = self.open.front().filter(|open| open.released && !self.probe.less_equal(&open.epoch.0)) {
@@ -920,7 +928,7 @@ impl Turning {
         }
     }
 
-    /// Says that this worker has made a turn, and now and then what it is at.
+    /// Reports that the loop has made an iteration and, at intervals, the worker's status.
     fn report(&mut self) {
         let (board, now) = (&self.shared.board, Instant::now());
         board.turned(self.index, now);
@@ -948,11 +956,11 @@ impl Turning {
     }
 }
 
-/// What a worker has last said that it is at, and when.
+/// The time of the last status report, and the oldest epoch at that time.
 struct Reported {
     at: Option<Instant>,
     front: Option<(Epoch, Stage)>,
-    /// Since when the front has been so.
+    /// Start of the current stage of the oldest epoch.
     since: Instant,
 }
 
@@ -963,10 +971,10 @@ impl Default for Reported {
 }
 
 impl Reported {
-    /// How often a worker says it.
+    /// Interval between two status reports.
     const EVERY: Duration = Duration::from_millis(50);
 
-    /// Whether it is to be said again.
+    /// `true` if a report is due.
     fn is_due(&mut self, front: Option<(Epoch, Stage)>, now: Instant) -> bool {
         if self.front != front {
             (self.front, self.since) = (front, now);

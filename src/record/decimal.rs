@@ -9,18 +9,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::shortened;
 
-/// An exact decimal number: up to 28 digits, and where the point is. For money, if it is not integers of cents.
+/// An exact decimal number of up to 28 digits, with a decimal point at any place. For money, if it is not integers of
+/// cents.
 ///
-/// It is the number of the `rust_decimal` crate, which it gives (`*decimal`) and is made of (`.into()`). As text (CSV, JSON)
-/// it is written as that is; in states, and between processes, as its digits and its scale, since `rust_decimal`
-/// asks the format what comes next, which only formats that describe themselves can answer.
+/// It wraps the number of the `rust_decimal` crate, with conversions in both directions (`*decimal`, `.into()`). Text
+/// formats (CSV, JSON) write it as that crate does. State and connections between processes store its digits and its
+/// scale instead: `rust_decimal` asks the format for the type of the value, which only self-describing formats know.
 ///
-/// Text and numbers (in JSON `"0.10"` and `0.10`) are read digit for digit; one with more digits than there is room for is an
-/// error, and never rounded. In a type with `#[serde(flatten)]`, `untagged` or `tag`, `serde` itself turns JSON's numbers into
-/// `f64` first, which keeps some 17 digits: there it has to be text.
+/// Text and numbers (in JSON `"0.10"` and `0.10`) are read digit for digit; too many digits are an error, and are never
+/// rounded. In a type with `#[serde(flatten)]`, `untagged` or `tag`, `serde` itself turns JSON's numbers into `f64`
+/// first, which keeps some 17 digits: write the decimal as text there.
 ///
-/// Numbers are equal, and one group, that differ in their scale alone, as 1.5 and 1.50 do: which of them is shown as the key
-/// of the group is open, unless they are given in one form ([`normalize`](rust_decimal::Decimal::normalize)).
+/// Numbers that differ only in their scale, such as 1.5 and 1.50, are equal and form one group. Which of them is
+/// published as the group's key is unspecified, unless all are brought into one form
+/// ([`normalize`](rust_decimal::Decimal::normalize)).
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Decimal(rust_decimal::Decimal);
 
@@ -36,20 +38,20 @@ impl Decimal {
     /// The least number: −2^96 + 1.
     pub const MIN: Decimal = Decimal(rust_decimal::Decimal::MIN);
 
-    /// `digits`, the last `scale` of them behind the point: `Decimal::new(150, 2)` is 1.50.
+    /// Returns `digits` with the decimal point before the last `scale` of them: `Decimal::new(150, 2)` is 1.50.
     ///
     /// # Panics
-    /// If the scale is above 28.
+    /// Panics if the scale is above 28.
     pub fn new(digits: i64, scale: u32) -> Self {
         Decimal(rust_decimal::Decimal::new(digits, scale))
     }
 
-    /// Likewise, with more digits; `None` if they are too many, or the scale is above 28.
+    /// Like [`Decimal::new`], for more digits; `None` if there are too many digits, or if the scale is above 28.
     pub fn from_digits(digits: i128, scale: u32) -> Option<Self> {
         rust_decimal::Decimal::try_from_i128_with_scale(digits, scale).ok().map(Decimal)
     }
 
-    /// The number, as the `rust_decimal` crate has it.
+    /// Returns the number of the `rust_decimal` crate.
     pub const fn get(self) -> rust_decimal::Decimal {
         self.0
     }
@@ -156,11 +158,11 @@ impl<'de> Deserialize<'de> for Decimal {
     }
 }
 
-/// The name by which `serde_json` is asked for the text of a value as it stands. To every other format it is the name of a
-/// newtype struct.
+/// The newtype name by which `serde_json` is asked for the raw text of a value. Every other format takes it for the
+/// name of a plain newtype struct.
 const RAW_JSON: &str = "$serde_json::private::RawValue";
 
-/// The decimal that a text writes, digit for digit: `-1.50`, `2e3`.
+/// Parses a decimal digit for digit, from text such as `-1.50` or `2e3`.
 fn exact(text: &str) -> Result<Decimal, String> {
     let refused = || format!("`{}` is no decimal number of 28 digits at most", shortened(text, 60));
     let (digits, exponent) = match text.split_once(['e', 'E']) {
@@ -184,7 +186,7 @@ fn exact(text: &str) -> Result<Decimal, String> {
     u32::try_from(scale).ok().and_then(|scale| Decimal::from_digits(mantissa, scale)).ok_or_else(refused)
 }
 
-/// Reads a decimal from a format for people.
+/// Reads a decimal from a text format.
 struct TextVisitor;
 
 impl<'de> Visitor<'de> for TextVisitor {
@@ -194,9 +196,9 @@ impl<'de> Visitor<'de> for TextVisitor {
         f.write_str("a decimal number, or a text that writes one")
     }
 
-    /// Formats but JSON come here.
+    /// Called by formats other than JSON.
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Decimal, D::Error> {
-        // CSV has texts only; asked for anything it would make an `f64` of some.
+        // CSV has only texts; `deserialize_any` would turn some of them into an `f64`.
         if std::any::type_name::<D>().contains("csv::") {
             deserializer.deserialize_str(self)
         } else {
@@ -204,7 +206,7 @@ impl<'de> Visitor<'de> for TextVisitor {
         }
     }
 
-    /// The text of a JSON value, as `serde_json` gives it.
+    /// Called by `serde_json`, with the raw text of a JSON value.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Decimal, A::Error> {
         match map.next_key::<String>()? {
             Some(key) if key == RAW_JSON => map.next_value_seed(RawJson),
@@ -232,7 +234,7 @@ impl<'de> Visitor<'de> for TextVisitor {
         exact(&number.to_string()).map_err(E::custom)
     }
 
-    /// Its shortest text, which is what was written if that had some 15 digits at most.
+    /// Parses the number's shortest text, which equals the text that was written if that had at most some 15 digits.
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Decimal, E> {
         exact(&number.to_string()).map_err(E::custom)
     }
@@ -306,7 +308,7 @@ mod tests {
         ] {
             assert_eq!(serde_json::from_str::<Decimal>(json).unwrap().to_string(), text);
         }
-        // A JSON value that was parsed before has no more digits than its numbers, but texts have all.
+        // A JSON value that was parsed before keeps only the digits of an `f64`, but all digits of a text.
         assert_eq!(serde_json::from_value::<Decimal>(long.into()).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Decimal>(serde_json::json!(0.1)).unwrap(), Decimal::new(1, 1));
     }

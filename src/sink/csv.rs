@@ -1,14 +1,14 @@
-//! CSV files: a header of the row type's field names, then a line for each row.
+//! CSV files as sinks: a header with the row type's field names, then one line per row.
 //!
 //! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
-//! * A row's fields are written by `Line`, a serde serializer that knows one row of plain values and nothing else. It
-//!   writes what the `csv` crate writes with its defaults, byte for byte: a field is quoted if it has a comma, a quote
-//!   or a line break in it, or if it is empty and alone on its line. It is there for its speed: on rows of seven fields
-//!   it takes about half the time, the formatting of event times apart.
+//! * `Line`, a serde serializer for one row of plain values, writes a row's fields. Its bytes are those that the `csv`
+//!   crate writes with its defaults: a field is quoted if it contains a comma, a quote or a line break, or if it is
+//!   empty and alone on its line. It exists for speed: on rows of seven fields it takes about half the time of the
+//!   crate, not counting the formatting of event times.
 //!
-//! Invariants: what cannot be a table is refused before the file is touched; the header is there even when no row is;
-//! every line has the header's columns, in its order, or the epoch fails and none of it is written. Lines end in `\n`.
-//! A written collection has a last column `diff`. How the file is written to is `sink/file.rs`'s business.
+//! Invariants: row types that are no table are refused before the file is touched; the header is written even if no row
+//! is; every line has the header's columns in its order, or the epoch fails and none of it is written. Lines end in
+//! `\n`. A written collection has a last column `diff`. `sink/file.rs` writes the file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,16 +20,16 @@ use super::{Rows, Shard, Sink, Writer, fields, file};
 use crate::error::{self, Error};
 use crate::record::Record;
 
-/// A CSV file. Without durable state, a file that is already there is replaced. With a state, a file
-/// that the state has written goes on, each epoch in it once, and any other is refused; how far it is shown is said by a
-/// file `<file>.commit-<number>` beside it.
+/// A CSV file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state has
+/// written is continued, each epoch in it exactly once, and any other file is refused. A file `<file>.commit-<number>`
+/// beside it records how far it is published.
 #[derive(Clone, Debug)]
 pub struct File {
     path: PathBuf,
 }
 
 impl File {
-    /// The CSV file at a path.
+    /// Creates a sink that writes to the CSV file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         File { path: path.into() }
     }
@@ -50,7 +50,7 @@ impl<D: Record> Sink<D> for File {
     }
 }
 
-/// Turns rows into lines of CSV.
+/// Encodes rows as lines of CSV.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
     rows: Rows,
@@ -59,10 +59,10 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// An encoder for a row type.
+    /// Creates an encoder for a row type.
     ///
     /// # Errors
-    /// When such rows cannot be a table.
+    /// Fails if such rows are no table, or if a field has the name of the column of differences.
     pub(crate) fn new<D: Record>(rows: Rows) -> error::Result<Self> {
         let fields = fields::of::<D>()?;
         check_diff(rows, fields.row, fields.names.iter())?;
@@ -104,7 +104,7 @@ impl<D: Record> Encode<D> for Encoder {
     }
 }
 
-/// Ends a line. One without a byte would read as no row at all.
+/// Ends a line. An empty line would be read as no row at all, so it gets an empty quoted field.
 fn end_line(out: &mut Vec<u8>, start: usize) {
     if out.len() == start {
         out.extend_from_slice(b"\"\"");
@@ -112,9 +112,9 @@ fn end_line(out: &mut Vec<u8>, start: usize) {
     out.push(b'\n');
 }
 
-/// Appends a text, quoted if it must be.
+/// Appends a text, quoted if necessary.
 fn text(out: &mut Vec<u8>, text: &[u8]) {
-    // Without a way out in the middle, so that it is compiled to vector instructions.
+    // Without an early exit, so that it is compiled to vector instructions.
     let special = |byte: &u8| matches!(byte, b',' | b'"' | b'\n' | b'\r');
     if !text.iter().fold(false, |found, byte| found | special(byte)) {
         out.extend_from_slice(text);
@@ -130,7 +130,7 @@ fn text(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// Why a row cannot be a line of the table.
+/// Reason why a row cannot be a line of the table.
 #[derive(Debug)]
 struct Refused(String);
 
@@ -148,15 +148,15 @@ impl ser::Error for Refused {
     }
 }
 
-/// A line that is being written: first the row itself, then each of its fields, serialise into it.
+/// Serializer of a line: first the row itself, then each of its fields, serializes into it.
 struct Line<'a> {
     out: &'a mut Vec<u8>,
-    /// The header's names. Each is replaced by the equal one that rows are serialised with, so that from the second
-    /// row on the same name is the same address.
+    /// Names of the header. Each is replaced by the equal one that rows are serialized with, so that from the second
+    /// row on equal names have equal addresses.
     names: &'a mut [&'static str],
-    /// How many fields there are.
+    /// Number of fields written so far.
     at: usize,
-    /// Whether this is in a field, not at the row.
+    /// `true` inside a field, `false` at the row.
     inside: bool,
 }
 
@@ -492,7 +492,7 @@ mod tests {
         }
     }
 
-    /// A seeded source of rows that look for trouble.
+    /// Random generator of rows with special characters.
     struct Random(u64);
 
     impl Random {
@@ -546,7 +546,7 @@ mod tests {
         }
     }
 
-    /// The serializer here replaces that of a well-known crate for its speed; so it must write the very same bytes.
+    /// The serializer replaces the csv crate's for speed, so it must write the very same bytes.
     #[test]
     fn bytes_are_those_of_the_csv_crate() {
         fn expected<D: Record>(rows: &[(D, isize)], diff: bool) -> Vec<u8> {

@@ -1,37 +1,37 @@
-//! Rows to bytes: what the formats have in common.
+//! Encoding of rows as bytes: the parts that all formats share.
 //!
 //! * An [`Encode`] turns rows into **lines** of one format; each line ends in `\n`.
 //! * The **column of differences** is the last column, [`DIFF`], of a written collection.
 //!
-//! Invariants: an encoder does no I/O and depends on nothing but the rows, so the bytes of an epoch are the same
-//! whoever encodes them, at once or in pieces; what fails to encode leaves no bytes behind. Where the bytes go is not
-//! known here.
+//! Invariants: an encoder does no I/O and depends on nothing but the rows, so the bytes of an epoch are the same on
+//! every worker, encoded at once or in pieces; rows that fail to encode leave no bytes behind. The destination of the
+//! bytes is not known here.
 
 use crate::error::{Error, Result};
 use crate::sink::Rows;
 
-/// The name of the column of differences.
+/// Name of the column of differences.
 pub(crate) const DIFF: &str = "diff";
 
-/// Turns rows into lines of one format.
+/// Encodes rows as lines of one format.
 pub(crate) trait Encode<D>: Clone + Send + 'static {
-    /// Appends what comes before the first row.
+    /// Appends the header, if the format has one.
     fn header(&self, out: &mut Vec<u8>);
 
     /// Appends one row with its difference.
     ///
     /// # Errors
-    /// When the row is not as its type promised; what was appended must then be dropped.
+    /// Fails if the row does not serialize as its type promised; the caller must then drop what was appended.
     fn row(&mut self, row: &D, diff: isize, out: &mut Vec<u8>) -> Result<()>;
 
-    /// What kind of rows it encodes.
+    /// Returns the kind of rows that are encoded.
     fn kind(&self) -> Rows;
 
     /// Appends rows of an epoch: an event as often as its difference says, a change once and with its difference,
     /// retractions first.
     ///
     /// # Errors
-    /// When a row is not as its type promised, or a difference makes no sense; `out` is then as it was before.
+    /// Fails if a row does not serialize as its type promised, or if a difference is invalid; `out` is then unchanged.
     fn rows(&mut self, rows: &[(D, isize)], out: &mut Vec<u8>) -> Result<()> {
         let before = out.len();
         let encoded = retractions_first(rows).try_for_each(|(row, diff)| {
@@ -51,17 +51,16 @@ pub(crate) trait Encode<D>: Clone + Send + 'static {
     }
 }
 
-/// The rows of an epoch, those that go before those that come, and sorted otherwise: so the last row of a key is the one
-/// that holds.
+/// Orders the rows of an epoch: retractions first, and sorted otherwise. So the last row of a key is the valid one.
 pub(crate) fn retractions_first<D>(rows: &[(D, isize)]) -> impl Iterator<Item = &(D, isize)> {
     let those = |go: bool| rows.iter().filter(move |(_, diff)| (*diff < 0) == go);
     those(true).chain(those(false))
 }
 
-/// How many lines, or messages, a row with a difference has.
+/// Returns the number of lines, or messages, of a row with a difference.
 ///
 /// # Errors
-/// When the difference makes no sense.
+/// Fails if the difference is 0, or negative for an event.
 pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
     match (rows, diff) {
         (Rows::Events, 1..) => Ok(diff.unsigned_abs()),
@@ -70,15 +69,15 @@ pub(crate) fn times(rows: Rows, diff: isize) -> Result<usize> {
             .because("events are only ever added")
             .help("this is a bug in Tidegate: please report it")),
         (Rows::Changes, 0) => Err(Error::new("a change came with the difference 0")
-            .because("changes are consolidated before they are shown")
+            .because("changes are consolidated before they are published")
             .help("this is a bug in Tidegate: please report it")),
     }
 }
 
-/// Refuses a field that has the name of the column of differences.
+/// Checks that no field has the name of the column of differences.
 ///
 /// # Errors
-/// When the rows are changes and a field is called [`DIFF`].
+/// Fails if the rows are changes and a field is called [`DIFF`].
 pub(crate) fn check_diff(rows: Rows, row: &str, mut names: impl Iterator<Item = impl AsRef<str>>) -> Result<()> {
     if rows == Rows::Changes && names.any(|name| name.as_ref() == DIFF) {
         return Err(Error::usage(format!("cannot write a collection of rows of type `{row}`"))
@@ -92,7 +91,7 @@ pub(crate) fn check_diff(rows: Rows, row: &str, mut names: impl Iterator<Item = 
 mod tests {
     use super::*;
 
-    /// Writes numbers; refuses 13.
+    /// An encoder of numbers that fails at 13.
     #[derive(Clone)]
     struct Numbers(Rows);
 

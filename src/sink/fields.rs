@@ -1,16 +1,16 @@
-//! The columns of a row type, found out without a value of it.
+//! Columns of a row type, determined without a value of it.
 //!
-//! * A **probe** is a deserializer that has no data: it notes what a type asks for, and answers with dummy values.
+//! * A **probe** is a deserializer without data: it records what a type asks for, and answers with dummy values.
 //! * A row type's **shape** is what it asks a probe for: a struct with named fields, a map, or anything else.
-//! * A **column** is a field that holds one value: a number, a text, a truth value, an enum without data, or a newtype
-//!   or an option of these. Lists, tuples, maps, structs and enums with data are **nested**.
+//! * A **column** is a field that holds one value: a number, a text, a boolean, an enum without data, or a newtype or
+//!   an option of these. Lists, tuples, maps, structs and enums with data are **nested**.
 //!
-//! Invariants: no value of the row type is ever kept; a dummy that a type refuses (it may validate what it reads) is
-//! no reason to refuse the type; names are those that serde *reads*, in the order of the declaration, without aliases.
-//! So whoever writes rows compares each name with the one that is really written.
+//! Invariants: no value of the row type is ever kept; a type that refuses a dummy (it may validate what it reads) is
+//! not refused for that; names are those that serde *reads*, in the order of the declaration, without aliases. So the
+//! writer of rows compares each name with the one that is really written.
 //!
-//! What a type that asks for *anything* will serialise as (untagged and internally tagged enums) is not known here; it
-//! counts as a column. No format is known here either.
+//! The serialized form of a type that asks for *anything* (untagged and internally tagged enums) is not known here;
+//! such a type counts as a column. The module does not know formats.
 
 use std::any::type_name;
 use std::fmt;
@@ -21,37 +21,37 @@ use serde::forward_to_deserialize_any;
 use crate::error::{self, Error};
 use crate::record::Record;
 
-/// The columns of a row type.
+/// Columns of a row type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fields {
-    /// The row type's name, for messages.
+    /// Name of the row type, for messages.
     pub(crate) row: &'static str,
-    /// The columns' names, in the order of the declaration.
+    /// Names of the columns, in the order of the declaration.
     pub(crate) names: Vec<&'static str>,
 }
 
-/// What a row type is made of.
+/// Shape of a row type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// A struct with named fields.
     Struct(Fields, Option<Nested>),
-    /// A map, or a struct with a flattened field, which reads as one: its keys differ from row to row.
+    /// A map, or a struct with a flattened field, which deserializes as one: its keys differ from row to row.
     Map,
     /// Anything else.
     Other,
 }
 
-/// The first field of a struct that cannot be a column, and what it holds.
+/// First field of a struct that cannot be a column, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nested {
     field: &'static str,
     holds: &'static str,
 }
 
-/// The columns of a row type that is to be written as a table.
+/// Returns the columns of a row type that is to be written as a table.
 ///
 /// # Errors
-/// Names the row type, and the field that cannot be a column.
+/// Fails with the row type, and the field that cannot be a column.
 pub(crate) fn of<D: Record>() -> error::Result<Fields> {
     let refused =
         |row: &str, why: String| Error::usage(format!("cannot write rows of type `{row}` as CSV")).because(why);
@@ -71,13 +71,13 @@ pub(crate) fn of<D: Record>() -> error::Result<Fields> {
     }
 }
 
-/// The name of a row type, for messages: without the paths of modules.
+/// Returns the name of a row type without module paths, for messages.
 pub(crate) fn name<D>() -> String {
     let parts = type_name::<D>().split_inclusive(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | ':'));
     parts.map(|part| part.rsplit("::").next().unwrap_or(part)).collect()
 }
 
-/// What a row type is made of.
+/// Determines the shape of a row type.
 pub(crate) fn shape<D: Record>() -> Shape {
     let mut seen = Seen::default();
     run::<D>(&mut seen, None, 0);
@@ -89,7 +89,7 @@ pub(crate) fn shape<D: Record>() -> Shape {
         let (mut name, mut variant) = (key, 0);
         loop {
             let mut seen = Seen::default();
-            // A second value for a field is an error that tells the field's own name, even if the key was an alias.
+            // A second value for a field is an error that contains the field's own name, even if the key was an alias.
             if let Stop::Duplicate(primary) = run::<D>(&mut seen, Some(key), variant) {
                 name = primary;
             }
@@ -106,7 +106,7 @@ pub(crate) fn shape<D: Record>() -> Shape {
     Shape::Struct(Fields { row, names }, nested)
 }
 
-/// Probes a type: its first level only, or also one field, with one variant if that is an enum.
+/// Probes a type: only its first level, or also the field `key`, with one variant if that is an enum.
 fn run<D: Record>(seen: &mut Seen, key: Option<&'static str>, variant: usize) -> Stop {
     match D::deserialize(RowProbe { at: Probe { seen, variant, depth: 0 }, key }) {
         Ok(_) => Stop::Told,
@@ -114,25 +114,25 @@ fn run<D: Record>(seen: &mut Seen, key: Option<&'static str>, variant: usize) ->
     }
 }
 
-/// What the probes of one run have seen.
+/// Observations of the probes of one run.
 #[derive(Default)]
 struct Seen {
-    /// The row is a struct of this name, with these keys.
+    /// Name and keys of the row, if it is a struct.
     named: Option<(&'static str, &'static [&'static str])>,
-    /// The row is a map.
+    /// `true` if the row is a map.
     map: bool,
-    /// The field cannot be a column because it holds this.
+    /// Description of the nested value that keeps the field from being a column.
     holds: Option<&'static str>,
-    /// The field is an enum of so many variants.
+    /// Number of variants, if the field is an enum.
     variants: usize,
 }
 
-/// Why a run ended.
+/// Reason why a run ended.
 #[derive(Debug)]
 enum Stop {
     /// A field of this name got a second value.
     Duplicate(&'static str),
-    /// Everything asked for is known, or a type refused a dummy.
+    /// Everything needed is known, or a type refused a dummy.
     Told,
 }
 
@@ -154,11 +154,11 @@ impl de::Error for Stop {
     }
 }
 
-/// Where a run is.
+/// State of a run.
 struct Probe<'a> {
     seen: &'a mut Seen,
     variant: usize,
-    /// How many newtypes and options deep: a type may hold itself.
+    /// Depth of nested newtypes and options: a type may contain itself.
     depth: u8,
 }
 
@@ -179,7 +179,7 @@ impl Probe<'_> {
     }
 }
 
-/// Stands for a row.
+/// Deserializer of a row.
 struct RowProbe<'a> {
     at: Probe<'a>,
     key: Option<&'static str>,
@@ -218,7 +218,7 @@ impl<'de> Deserializer<'de> for RowProbe<'_> {
     }
 }
 
-/// Stands for a struct's data in which one field comes twice.
+/// Data of a struct in which one field comes twice.
 struct OneField<'a> {
     at: Option<Probe<'a>>,
     key: &'static str,
@@ -241,10 +241,10 @@ impl<'de> MapAccess<'de> for OneField<'_> {
     }
 }
 
-/// Stands for a field's value.
+/// Deserializer of a field's value.
 struct FieldProbe<'a>(Probe<'a>);
 
-/// Answers with a dummy. It is one, not nought, because some types have no nought.
+/// Answers with a dummy. It is 1, not 0, because some types have no 0.
 macro_rules! dummies {
     ($($asked:ident: $visit:ident($dummy:expr),)*) => {$(
         fn $asked<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
@@ -336,7 +336,7 @@ impl<'de> Deserializer<'de> for FieldProbe<'_> {
     }
 }
 
-/// Stands for an enum's data: one variant.
+/// Data of an enum: one variant.
 struct OneVariant<'a> {
     at: Probe<'a>,
     name: &'static str,

@@ -1,26 +1,27 @@
-//! Files that rows are appended to, an epoch at a time, whatever their format.
+//! Files that rows are appended to, epoch by epoch, in any format.
 //!
-//! * Without a state, the file is replaced when a life begins; how far it is shown is known to nobody, and it is synced at
-//!   the end, or whenever something is shown if that is asked for.
-//! * With a state, a [commit file](Commit) beside it says how far it is **shown**: readers who must see each epoch once
-//!   read it up to there. What is behind that was written by a life that ended before it could show it.
+//! * Without a state, the file is replaced when the job starts. Nothing records how far it is published; it is synced
+//!   at the end, or at every publication if [`Shard::synced`] is set.
+//! * With a state, a [commit file](Commit) beside it records how far it is **published**: readers that need each epoch
+//!   exactly once read it up to there. Rows after that were written by an incarnation that ended before it could
+//!   publish them.
 //!
-//! Invariants: an epoch's lines are built first and appended at once; if that fails, the file is cut back to the length
-//! it had, so an epoch is in the file whole or not at all. With a state, lines are synced before a commit says that they
-//! are shown, and nothing that is shown is ever written over. While a file is written it is locked: nothing else of ours
-//! writes to it. What was in it before is gone once a life begins, and only then; it is never gone with a state, where
-//! a file that has something in it, and no commit that says it is this sink's, is refused.
+//! Invariants: an epoch's lines are encoded first and appended at once; if that fails, the file is truncated to its
+//! former length, so it contains an epoch whole or not at all. With a state, lines are synced before a commit publishes
+//! them, and published bytes are never overwritten. The file is locked while it is written, so no other writer of ours
+//! touches it. Its former contents are dropped when the job starts, not before. With a state they are never dropped: a
+//! file that has contents and no commit of this sink is refused.
 //!
-//! A life asks whether it is still the current one before it appends, not only before it shows: where locks are not what
-//! they should be, what it appends would be in the way of a later life's rows. What it may still do is one append, between
-//! the question and the act; should a later life have shown rows there by then, the file's checksum refuses it.
+//! An incarnation checks that it is still the current one before it appends, not only before it publishes: if locks are
+//! unreliable, its rows would otherwise stand where a later incarnation appends. At most one append can slip in between
+//! the check and the write; if a later incarnation has published rows there by then, the file's checksum refuses it.
 //!
-//! A life that begins although another process has the lock leaves that process its file, and goes on in a copy that
-//! gets its name: what a writer that wakes appends, it appends to a file without a name. Why its commits come to
-//! nothing as well is told in `commit.rs`.
+//! An incarnation that starts although another process has the lock leaves the file to that process, and goes on in a
+//! copy that takes over its name. A suspended writer that wakes then appends to a file without a name. `commit.rs`
+//! explains why its commits have no effect either.
 //!
-//! Devices and pipes have no length, no lock and no commit: they are written to as they are, and a state knows nothing
-//! of what they have shown. They apart, all I/O goes through the [`Disk`]. Formats are not known here.
+//! Devices and pipes have no length, no lock and no commit: they are written to as they are, and a state does not know
+//! what they have published. All other I/O goes through the [`Disk`]. The module does not know formats.
 
 mod commit;
 
@@ -41,66 +42,66 @@ use crate::record::Record;
 use crate::time::Epoch;
 use commit::{Commit, Commits};
 
-/// How much of the space for an epoch's lines is kept for the next one, in bytes.
+/// Largest capacity of the line buffer that is kept from one epoch to the next, in bytes.
 const KEPT: usize = 1 << 20;
 
-/// How much of a file is read at once, in bytes.
+/// Number of bytes that are read from a file at once.
 const PIECE: usize = 1 << 20;
 
-/// Maximum number of chained symbolic links followed, as in the system.
+/// Largest number of chained symbolic links that are followed, as in the system.
 const MOST_LINKS: usize = 40;
 
-/// Appends epochs to a file.
+/// Writer that appends epochs to a file.
 pub(super) struct FileWriter<E> {
     place: String,
     encoder: E,
     lines: Vec<u8>,
     file: Appended,
-    /// The last epoch that was written.
+    /// Last epoch that was written.
     last: Option<Epoch>,
     begun: bool,
-    /// Whether what is shown is synced though there is no state.
+    /// `true` to sync the file at every publication even without a state.
     synced: bool,
     kind: Kind,
 }
 
-/// What a file is written for.
+/// Kind of the target.
 enum Kind {
     /// A device or a pipe.
     Special,
-    /// A file of a job without state.
+    /// A file of a job without a state.
     Plain(Held),
-    /// A file of a job with state.
+    /// A file of a job with a state.
     Stated(Box<Stated>),
 }
 
-/// A file that we are allowed to write to.
+/// A file that this process may write to.
 struct Held {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     commits: Commits,
-    /// `None` where the file system has no locks, or another process has it.
+    /// `None` if the file system has no locks, or if another process holds the lock.
     lock: Option<Box<dyn Lock>>,
-    /// Whether another process has the lock, or might have: the file is left to it.
+    /// `true` if another process holds the lock, or may hold it: the file is left to that process.
     is_of_another: bool,
 }
 
-/// A file whose shown epochs are known.
+/// A file whose published epochs are recorded in a commit file.
 struct Stated {
     held: Held,
     state: StateId,
     sink: String,
-    /// What was found when it was asked what is shown.
+    /// Newest commit when [`Writer::shown`] was called: `None` before that, `Some(None)` if there was no commit.
     found: Option<Option<Commit>>,
     life: Option<Life>,
-    /// Whether anything was written since the last commit.
+    /// `true` if anything was written since the last commit.
     unshown: bool,
-    /// Whether a commit failed: what is on disk is then not known.
+    /// `true` if a commit failed: the contents of the disk are then unknown.
     broken: bool,
 }
 
 impl<E> FileWriter<E> {
-    /// Locks a file, which is made if it is missing.
+    /// Opens and locks a file, and creates it if it is missing.
     pub(super) fn open<D: Record>(path: &Path, encoder: E, at: &Shard) -> Result<Self>
     where
         E: Encode<D>,
@@ -136,7 +137,7 @@ impl<E> FileWriter<E> {
 /// Reads what a results file has published: see [`super::published_in`].
 pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
     let commit = Commits::of(disk, &resolved(file)).newest()?;
-    // Whether it is a collection matters to queries that have changed only.
+    // Only queries that have changed need to know whether it is a collection.
     let found = |commit: Commit| {
         let published = commit.published();
         (commit.state, SinkFound { name: commit.sink, published, on_change: false })
@@ -144,8 +145,8 @@ pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(
     Ok(commit.map(found))
 }
 
-/// The file that a path stands for, over links, whether it is there yet or not: what is beside a file is beside the file
-/// itself, not beside a link to it.
+/// Resolves the links of a path, whether the file exists or not: commit files are beside the file itself, not beside a
+/// link to it.
 fn resolved(path: &Path) -> PathBuf {
     let mut target = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -162,7 +163,7 @@ impl Held {
         let path = resolved(path);
         let (disk, commits) = (Arc::clone(&at.disk), Commits::of(&at.disk, &path));
         let missing = disk.open(&path).is_err_and(|why| why.kind() == io::ErrorKind::NotFound);
-        // To lock it makes it, and then it would look as if it had been emptied.
+        // Locking would create the file, which would then look as if it had been emptied.
         if missing
             && at.state.is_some()
             && let Some(commit) = commits.newest()?
@@ -173,7 +174,8 @@ impl Held {
             Ok(Some(lock)) => (Some(lock), false),
             Ok(None) if at.take_over => (None, true),
             Ok(None) => return Err(is_locked(&commits).at(place)),
-            // A file system without locks is no reason not to write; to a holder that may wake, the file is left.
+            // A file system without locks can still be written to. If it is to be taken over, the file is left to a
+            // holder that may wake.
             Err(why) if has_no_locks(&why) => (None, at.take_over),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
                 return Err(failed(&format!("there is no directory {}", parent(&path).display()))
@@ -185,7 +187,7 @@ impl Held {
         Ok((Held { disk, path, commits, lock, is_of_another }, target))
     }
 
-    /// Gives the file's name to a copy of what it begins with, which is then ours.
+    /// Copies the first `length` bytes of the file to a new one, and renames that to the file's name.
     fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
         let failed =
             |why: io::Error| Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why));
@@ -206,7 +208,7 @@ impl Held {
 }
 
 impl Stated {
-    /// Makes sure that a file is what its commit says it is; `header` is what it would begin with now.
+    /// Verifies that a file is what its commit records; `header` is the one that the file would begin with now.
     fn check(&self, file: &dyn DiskFile, commit: Option<&Commit>, header: &[u8]) -> Result<()> {
         let length = file.length().map_err(|why| Error::new("cannot read the results file").because(why))?;
         let Some(commit) = commit else {
@@ -238,15 +240,15 @@ impl Stated {
             return Err(refused("its columns are not those of the rows that are to be written").help(aside));
         }
         if read_through(file, commit.length, |_| Ok(())).map_err(unreadable)? != commit.checksum {
-            let why = format!("what was shown of it has been changed since, as {} says", path.display());
+            let why = format!("its published part has been changed since, according to {}", path.display());
             return Err(refused(why).help(again));
         }
         Ok(())
     }
 
-    /// What was found when it was asked what is shown, if that still holds.
+    /// Returns the commit that [`Writer::shown`] found; fails if there is another one by now.
     fn still_found(&self, file: &Appended, life: &Life) -> Result<Option<Commit>> {
-        // Once this is done, no earlier life swaps in a commit.
+        // After this, no earlier incarnation can swap in a commit.
         self.held.commits.remove_temporaries(life.incarnation)?;
         let newest = self.held.commits.newest()?;
         if Some(&newest) != self.found.as_ref() {
@@ -262,7 +264,7 @@ impl Stated {
         Ok(newest)
     }
 
-    /// Begins a life, where the file was last shown.
+    /// Starts an incarnation at the position that was last published.
     fn begin(&mut self, file: &mut Appended, life: &Life, header: &[u8]) -> Result<()> {
         let found = self.still_found(file, life)?;
         self.life = Some(life.clone());
@@ -272,8 +274,8 @@ impl Stated {
         }
         file.begin(length, checksum)?;
         if found.is_none() {
-            // The file's name lasts before there is a commit, and there is a commit before there is anything in it: so
-            // a file with anything in it has a commit, or is not ours.
+            // The file's name is durable before there is a commit, and there is a commit before the file has contents:
+            // so a file with contents has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
             synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
             self.commit(file, None, &JournalEnds::default())?;
@@ -285,14 +287,14 @@ impl Stated {
         self.held.commits.remove_before(life.incarnation)
     }
 
-    /// Fails if a later life has begun: the file is that one's.
+    /// Fails if a later incarnation has started, which then owns the file.
     fn still_current(&self) -> Result<()> {
         self.life.as_ref().map_or(Ok(()), |life| (life.still_current)())
     }
 
-    /// Makes what was written be shown, for good.
+    /// Syncs what was written, and publishes it with a commit.
     fn commit(&mut self, file: &mut Appended, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
-        let Some(life) = &self.life else { return Err(bug("a results file was to be shown before it was begun")) };
+        let Some(life) = &self.life else { return Err(bug("a results file was to be published before it was begun")) };
         if self.broken {
             return Err(file.failed("show the results", "showing earlier ones failed"));
         }
@@ -342,7 +344,7 @@ fn has_no_locks(why: &io::Error) -> bool {
     why.kind() == io::ErrorKind::Unsupported || why.raw_os_error() == Some(nix::errno::Errno::ENOLCK as i32)
 }
 
-/// Reads the beginning of a file piece by piece, and returns its checksum.
+/// Reads the first `length` bytes of a file piece by piece, and returns their checksum.
 fn read_through(file: &dyn DiskFile, length: u64, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u32> {
     let mut checksum = crc32fast::Hasher::new();
     let (mut piece, mut at) = (vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))], 0);
@@ -361,12 +363,12 @@ fn read_through(file: &dyn DiskFile, length: u64, mut each: impl FnMut(&[u8]) ->
 struct Appended {
     target: Box<dyn DiskFile>,
     place: String,
-    /// How long the file is without what failed.
+    /// Length of the file without appends that failed.
     length: u64,
     checksum: crc32fast::Hasher,
-    /// Whether there is anything that was not synced.
+    /// `true` if there are changes that are not synced.
     unsynced: bool,
-    /// Whether the file has a part of an epoch that could not be cut off.
+    /// `true` if the file contains a part of an epoch that could not be truncated.
     torn: bool,
 }
 
@@ -379,7 +381,7 @@ impl Appended {
         Error::new(format!("cannot {to}")).at(&self.place).because(why)
     }
 
-    /// Drops all but the beginning of the file, whose checksum is given; appending goes on there.
+    /// Truncates the file to its first `length` bytes, whose checksum is given; appending continues there.
     fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
         let found = self.target.length().map_err(|why| self.failed("begin the results file", reason(&why)))?;
         if found != length {
@@ -424,7 +426,7 @@ impl Appended {
     }
 }
 
-/// A device or a pipe: what is written is gone.
+/// A device or a pipe: written bytes cannot be read back.
 #[derive(Debug)]
 struct Special {
     file: fs::File,
@@ -488,7 +490,7 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         match &mut self.kind {
             Kind::Special => self.file.append(&header)?,
             Kind::Plain(held) => {
-                // First nobody takes the file for what it was, and then it is emptied.
+                // The commit files are removed first, so that nobody takes the emptied file for the former one.
                 held.commits.remove_all()?;
                 if held.is_of_another {
                     self.file.target = held.copy(&*self.file.target, 0, 0, life)?;
@@ -537,7 +539,7 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
 
     fn finish(&mut self) -> Result<()> {
         match self.kind {
-            // What was shown was synced then.
+            // Published rows were synced when they were published.
             Kind::Stated(_) => Ok(()),
             _ => self.file.sync(),
         }
@@ -557,7 +559,7 @@ mod tests {
         Shard::new("job", "totals", Rows::Events)
     }
 
-    /// A life that has begun.
+    /// Returns a writer whose incarnation has started.
     fn begun(sink: &impl Sink<u32>) -> Box<dyn Writer<u32>> {
         let mut writer = sink.open(&shard()).unwrap();
         assert_eq!(writer.shown().unwrap(), None);
@@ -631,7 +633,7 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
-    /// With its state and its commit file it is found again, and nothing is beside the link.
+    /// The state and the commit file are found again through the link, and nothing is created beside it.
     #[test]
     fn a_link_to_a_file_that_is_not_there_yet_is_a_link_to_that_file() {
         let directory = tempfile::tempdir().unwrap();
@@ -653,7 +655,7 @@ mod tests {
         assert!(fs::exists(real.join("out.ndjson.commit-2")).unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
         assert!(link.is_symlink() && second.is_symlink());
-        // One that leads to no directory, and one that leads nowhere.
+        // One link leads to a missing directory, and one to itself.
         let (lost, circle) = (directory.path().join("lost"), directory.path().join("circle"));
         std::os::unix::fs::symlink("missing/out", &lost).unwrap();
         std::os::unix::fs::symlink("circle", &circle).unwrap();
@@ -677,7 +679,7 @@ mod tests {
         assert!(error.to_string().contains("Is a directory"), "{error}");
     }
 
-    /// Linux has a device that is always full, and one that takes everything.
+    /// Linux has a device that is always full, and one that accepts everything.
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_an_error_that_names_the_file() {

@@ -1,13 +1,13 @@
-//! NDJSON files: one JSON object a line.
+//! NDJSON files as sinks: one JSON object per line.
 //!
 //! * [`File`] is the sink; its `Encoder` turns rows into lines without any I/O.
 //! * A row that is a struct with named fields is its own object: keys are columns. A written collection has a last key
 //!   `diff`.
-//! * Any other row is put under a key `row`. An exception are maps and structs with flattened fields: as events, they
-//!   are objects already; as changes they are put under `row`, because they may have a key `diff` of their own.
+//! * Any other row is put under a key `row`, except maps and structs with flattened fields: as events they are objects
+//!   already; as changes they are put under `row`, because they may have a key `diff` of their own.
 //!
-//! Invariants: a line is one JSON object; no object has a key twice. How the file is written to is `sink/file.rs`'s
-//! business; how values look in JSON is `serde_json`'s.
+//! Invariants: a line is one JSON object; no object has a key twice. `sink/file.rs` writes the file; `serde_json`
+//! defines the JSON of values.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,16 +20,16 @@ use super::{Rows, Shard, Sink, Writer, file};
 use crate::error::{Error, Result};
 use crate::record::Record;
 
-/// An NDJSON file. Without durable state, a file that is already there is replaced. With a state, a file
-/// that the state has written goes on, each epoch in it once, and any other is refused; how far it is shown is said by a
-/// file `<file>.commit-<number>` beside it.
+/// An NDJSON file to write rows to. Without a state, an existing file is replaced. With a state, a file that the state
+/// has written is continued, each epoch in it exactly once, and any other file is refused. A file
+/// `<file>.commit-<number>` beside it records how far it is published.
 #[derive(Clone, Debug)]
 pub struct File {
     path: PathBuf,
 }
 
 impl File {
-    /// The NDJSON file at a path.
+    /// Creates a sink that writes to the NDJSON file at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         File { path: path.into() }
     }
@@ -50,22 +50,22 @@ impl<D: Record> Sink<D> for File {
     }
 }
 
-/// Turns rows into lines of NDJSON.
+/// Encodes rows as lines of NDJSON.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoder {
     rows: Rows,
     row: String,
-    /// Whether a row is put under a key of its own.
+    /// `true` if a row is put under the key `row`.
     wrapped: bool,
-    /// Whether the keys that rows are really written with have been looked at.
+    /// `true` once the keys that are really written have been checked.
     seen: bool,
 }
 
 impl Encoder {
-    /// An encoder for a row type.
+    /// Creates an encoder for a row type.
     ///
     /// # Errors
-    /// When the column of differences would have the name of a field.
+    /// Fails if a field has the name of the column of differences.
     pub(crate) fn new<D: Record>(rows: Rows) -> Result<Self> {
         let (row, wrapped) = match fields::shape::<D>() {
             Shape::Struct(fields, _) => {
@@ -218,7 +218,7 @@ mod tests {
         assert!(error.to_string().contains("key must be a string"), "{error}");
     }
 
-    /// Seeded texts and numbers, read back by `serde_json`: nothing in a value can break a line or an object.
+    /// Random texts and numbers, read back by `serde_json`: no value can break a line or an object.
     #[test]
     fn lines_read_back_as_the_rows_they_were() {
         let mut state = 42u64;

@@ -1,8 +1,8 @@
 //! Standard output, as CSV or NDJSON.
 //!
-//! Each epoch is one write. Invariant: **at least once**, not exactly once: what was printed cannot be asked for or
-//! taken back, so a job that starts again prints again, and a reader may see a part of an epoch whose write failed.
-//! A reader that goes away ends the job with an error that says so.
+//! Each epoch is one write. Invariant: **at least once**, not exactly once. Printed rows can be neither read back nor
+//! withdrawn, so a job that starts again prints again, and a reader may see a part of an epoch whose write failed. If
+//! the reader goes away, the job fails with an error that says so.
 
 use std::io::{self, Write};
 
@@ -27,12 +27,12 @@ enum Format {
 }
 
 impl Stdout {
-    /// Prints a CSV header, then a line for each row.
+    /// Prints a CSV header, then one line per row.
     pub fn csv() -> Self {
         Stdout { format: Format::Csv }
     }
 
-    /// Prints a JSON object for each row, one a line.
+    /// Prints one JSON object per row, each on a line of its own.
     pub fn ndjson() -> Self {
         Stdout { format: Format::Ndjson }
     }
@@ -58,7 +58,7 @@ impl<D: Record> Sink<D> for Stdout {
     }
 }
 
-/// Prints epochs.
+/// Writer that prints epochs.
 struct Printer<E, T> {
     target: T,
     encoder: E,

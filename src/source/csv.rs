@@ -1,15 +1,15 @@
-//! CSV files as sources: a header that names the columns, then a record a row.
+//! CSV files as sources: a header that names the columns, then one record a row.
 //!
 //! * The **header** is the first row. Columns are matched with the record type's fields by name; the order is free, and
 //!   columns that the type does not have are ignored. A column that the type needs and the header lacks is an error.
-//! * A row with more or fewer fields than the header is rejected; so is one that does not decode, one with text behind a
-//!   closing quote, and one with a quote that is never closed: what such a field holds is a guess. Blank lines are skipped,
-//!   and so is a byte order mark at the beginning.
+//! * A row is rejected if it has more or fewer fields than the header, if it does not decode, if a field has text
+//!   behind its closing quote, or if a quote is never closed: the content of such a field is a guess. Blank lines and a
+//!   byte order mark at the beginning are skipped.
 //!
-//! Invariant: rows, fields and values are those of the `csv` crate with its default options: fields may be in quotes, a
-//! quote in quotes is doubled, a quote inside an unquoted field stands for itself, and a row ends with `\n`, `\r` or
-//! both. Where this module is faster than the crate it has checked that it may be; where it is in doubt, the crate
-//! decides. It does not know how a file is cut into chunks, nor what becomes of a record.
+//! Invariant: rows, fields and values are those of the `csv` crate with its default options: fields may be quoted, a
+//! quote within quotes is doubled, a quote inside an unquoted field stands for itself, and a row ends with `\n`, `\r`
+//! or both. The fast path of this module is taken only where it is checked to give the same; in doubt, the crate
+//! decides. The module does not know how a file is cut into chunks, nor what becomes of a record.
 
 mod fields;
 mod rows;
@@ -34,18 +34,19 @@ pub type Input<T = Untimed> = file::Input<Csv, T>;
 #[derive(Debug)]
 pub enum Csv {}
 
-/// How many rows are decoded both ways before the short way is trusted.
+/// Number of rows that are decoded both ways before decoding by position is trusted.
 const TRIED: usize = 64;
 
-/// What a file's header says.
+/// Columns of a file, from its header.
 #[derive(Debug)]
 pub struct Layout {
     header: ByteRecord,
-    /// For each field of the record type, in its order, its column; `None` if the type cannot be decoded by position.
+    /// Column of each field of the record type, in the order of fields; `None` if the type cannot be decoded by
+    /// position.
     order: Option<Vec<usize>>,
 }
 
-/// What one worker keeps between chunks.
+/// Buffers that a worker reuses between chunks.
 #[derive(Debug, Default)]
 pub struct Scratch {
     splitter: Splitter,
@@ -123,10 +124,10 @@ impl Format for Csv {
     }
 }
 
-/// Names of a header that an error quotes, and characters of each.
+/// Number of names of a header that an error quotes, and length of each in characters.
 const QUOTED: (usize, usize) = (12, 40);
 
-/// The names of a header, for people: the first ones, each shortened.
+/// Lists the names of a header for an error message: the first ones, each shortened.
 fn names_of(header: &ByteRecord) -> String {
     let (most, length) = QUOTED;
     let names = header.iter().take(most);
@@ -138,14 +139,14 @@ fn names_of(header: &ByteRecord) -> String {
 }
 
 impl Layout {
-    /// The record, if it can be decoded the short way.
+    /// Decodes a row by position; `None` if only the `csv` crate can tell what it is.
     #[inline]
     fn by_position<T: Record>(&self, row: &Row<'_>) -> Option<T> {
         let order = self.order.as_ref().filter(|_| row.len() == self.header.len())?;
         row.decode(order).ok()
     }
 
-    /// The reason for rejecting a row whose quotes are wrong.
+    /// Returns the reason for rejecting a row with wrong quotes.
     fn misquoted(&self, field: usize, how: Misquoted) -> String {
         let column = match self.header.get(field) {
             Some(name) => format!("column `{}`", shortened(&String::from_utf8_lossy(name), 60)),
@@ -159,7 +160,7 @@ impl Layout {
         }
     }
 
-    /// The record as the `csv` crate decodes it.
+    /// Decodes a row with the `csv` crate, or returns the reason for rejecting it.
     fn by_name<T: Record>(&self, row: &Row<'_>, record: &mut ByteRecord) -> std::result::Result<T, String> {
         if row.len() != self.header.len() {
             let fields = if row.len() == 1 { "field" } else { "fields" };
@@ -177,7 +178,7 @@ impl Layout {
         })
     }
 
-    /// Whether the first rows decode to the same records both ways.
+    /// `true` if none of the first rows decodes to different records by position and by name.
     fn agrees<T: Record>(&self, rows: &[u8]) -> bool {
         let (mut splitter, mut record, mut start) = (Splitter::default(), ByteRecord::new(), 0);
         for _ in 0..TRIED {

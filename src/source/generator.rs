@@ -1,11 +1,11 @@
-//! Made-up card transactions: for demonstrations, tests and measurements.
+//! Generated card transactions, for demonstrations, tests and measurements.
 //!
-//! * A [`Generator`] gives transactions in a sequence; the n-th depends on the seed and n alone, so any part of the
+//! * A [`Generator`] makes a sequence of transactions. The n-th depends on the seed and n alone, so any part of the
 //!   sequence can be made again, and equal seeds give equal sequences.
-//! * [`Transactions`] is a source over it: the offset of a record is its place in its partition.
+//! * [`Transactions`] is a source over it: the offset of a record is its index in its partition.
 //!
-//! Accounts are of unequal popularity: a tenth of them have about half of the transactions. Event times grow with the
-//! sequence, but most are a little behind, and a few up to two seconds ([`DISORDER`]).
+//! Accounts are skewed: a tenth of them have about half of the transactions. Event times grow with the sequence, but
+//! most are a little behind, and a few by up to two seconds ([`DISORDER`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::source::memory::{check_there, grown};
 use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
-/// How far the event time of a transaction may be behind that of one before it.
+/// Greatest disorder: the event time of a transaction is less than this behind the greatest one before it.
 pub const DISORDER: Duration = Duration::from_secs(2);
 
 /// 2025-01-01T00:00:00Z, in milliseconds since 1970.
@@ -29,21 +29,21 @@ const MERCHANTS: u64 = 50;
 /// A payment by card, or a refund if the amount is negative.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Transaction {
-    /// Which transaction.
+    /// Number of the transaction.
     pub id: u64,
-    /// Whose account it is on.
+    /// Account of the payer.
     pub account: String,
-    /// Whom the money went to.
+    /// Payee.
     pub merchant: String,
-    /// The amount, in hundredths of the currency.
+    /// Amount in hundredths of the currency.
     pub amount_cents: i64,
-    /// ISO 4217's name of the currency.
+    /// ISO 4217 code of the currency.
     pub currency: String,
-    /// When it happened, in milliseconds since 1970.
+    /// Event time in milliseconds since 1970.
     pub at_ms: i64,
 }
 
-/// Makes transactions; as an iterator, an endless sequence of them.
+/// Generates transactions; as an iterator, an endless sequence of them.
 #[derive(Clone, Debug)]
 pub struct Generator {
     seed: u64,
@@ -55,46 +55,46 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// A generator of 10,000 accounts' transactions, 1,000 in each second of event time.
+    /// Creates a generator with 10,000 accounts and 1,000 transactions per second of event time.
     pub fn new(seed: u64) -> Self {
         Generator { seed, accounts: 10_000, start_ms: START_MS, first_id: 0, per_second: 1_000, next: 0 }
     }
 
-    /// How many accounts there are, at least one.
+    /// Sets the number of accounts; 0 is taken as 1.
     #[must_use]
     pub fn accounts(mut self, accounts: u64) -> Self {
         self.accounts = accounts.max(1);
         self
     }
 
-    /// The event time with which the sequence begins, in milliseconds since 1970.
+    /// Sets the event time at which the sequence begins, in milliseconds since 1970.
     #[must_use]
     pub fn start_ms(mut self, start_ms: i64) -> Self {
         self.start_ms = start_ms;
         self
     }
 
-    /// The first transaction's id; those that follow count up.
+    /// Sets the id of the first transaction; the following ids count up.
     #[must_use]
     pub fn first_id(mut self, first_id: u64) -> Self {
         self.first_id = first_id;
         self
     }
 
-    /// How many transactions there are in a second of event time, at least one.
+    /// Sets the number of transactions per second of event time; 0 is taken as 1.
     #[must_use]
     pub fn per_second(mut self, per_second: u64) -> Self {
         self.per_second = per_second.max(1);
         self
     }
 
-    /// The `index`-th transaction of the sequence.
+    /// Returns the `index`-th transaction of the sequence.
     pub fn at(&self, index: u64) -> Transaction {
         let elapsed = u128::from(index) * 1000 / u128::from(self.per_second);
         self.at_time(index, self.start_ms.saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX)))
     }
 
-    /// The `index`-th transaction of the sequence, as if its second had come at `now_ms`; it is a little behind that.
+    /// Returns the `index`-th transaction of the sequence with an event time at, or a little before, `now_ms`.
     pub fn at_time(&self, index: u64, now_ms: i64) -> Transaction {
         let id = self.first_id.wrapping_add(index);
         let mut dice = Dice(mixed(self.seed ^ mixed(id)));
@@ -137,7 +137,7 @@ impl Iterator for Generator {
     }
 }
 
-/// A number spread over all bits. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators"
+/// Mixes a number over all 64 bits. Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators"
 /// (SplitMix64), with Stafford's thirteenth mix.
 fn mixed(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -156,7 +156,7 @@ impl Dice {
     }
 }
 
-/// A name with a number of at least so many digits.
+/// Returns a name followed by a number, zero-padded to at least `digits` digits.
 fn numbered(name: &str, number: u64, digits: usize) -> String {
     let (mut text, mut rest, mut at) = ([b'0'; 20], number, 20);
     while rest > 0 {
@@ -170,7 +170,7 @@ fn numbered(name: &str, number: u64, digits: usize) -> String {
     named
 }
 
-/// A source of made-up transactions, in partitions; it ends where their number is reached.
+/// A source of `count` generated transactions, spread over partitions.
 ///
 /// Partition p of n has the transactions p, p + n, p + 2n, … of the sequence.
 #[derive(Clone, Debug)]
@@ -181,19 +181,19 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// The first `count` transactions of a sequence, in one partition.
+    /// Creates a source of the first `count` transactions of a sequence, in one partition.
     pub fn new(generator: Generator, count: u64) -> Self {
         Transactions { generator, count, partitions: 1 }
     }
 
-    /// In so many partitions, at least one.
+    /// Sets the number of partitions; 0 is taken as 1.
     #[must_use]
     pub fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = partitions.max(1);
         self
     }
 
-    /// How many transactions a partition has; none if there is no such partition.
+    /// Returns the number of transactions of a partition; 0 if it does not exist.
     fn length(&self, partition: u32) -> u64 {
         if partition >= self.partitions {
             return 0;
@@ -230,7 +230,7 @@ impl Source for Transactions {
 
 struct GeneratorReader {
     source: Transactions,
-    /// This worker's partitions, and where the intake follows them once they are found.
+    /// This worker's partitions with their handles in the intake; `None` until they are found.
     mine: Vec<(u32, Option<Slot>)>,
     turn: usize,
 }
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(generator.at(999), sequence[999]);
         assert_eq!(sequence.iter().map(|t| t.id).collect::<Vec<_>>(), (5..1005).collect::<Vec<_>>());
         assert_ne!(Generator::new(8).at(0).account, Generator::new(7).at(0).account);
-        // Pinned: recorded data must stay what it is.
+        // Pinned: recorded data must not change.
         let first = serde_json::to_string(&Generator::new(1).at(0)).unwrap();
         assert_eq!(first, PINNED);
     }

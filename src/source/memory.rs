@@ -1,6 +1,7 @@
-//! Records that are in memory already: for tests, examples and measurements.
+//! A source of records in memory, for tests, examples and measurements.
 //!
-//! A [`Records`] has partitions of records; the offset of a record is its index. It ends where its records end.
+//! A [`Records`] has partitions of records; the offset of a record is its index. A partition ends after its last
+//! record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::record::Record;
 use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use crate::time::Epoch;
 
-/// Records in memory, in partitions.
+/// Partitions of records in memory.
 #[derive(Clone)]
 pub struct Records<D> {
     partitions: Arc<Vec<Vec<D>>>,
@@ -20,13 +21,13 @@ pub struct Records<D> {
 }
 
 impl<D: Record> Records<D> {
-    /// A source of these partitions, each in the order in which it is to be read; `event_time` gives a record's time in
+    /// Creates a source of these partitions, each in reading order; `event_time` returns a record's time in
     /// milliseconds since 1970.
     pub fn new(partitions: Vec<Vec<D>>, event_time: impl Fn(&D) -> i64 + Send + Sync + 'static) -> Self {
         Records { partitions: Arc::new(partitions), time_of: Arc::new(event_time), out_of_order: None }
     }
 
-    /// How far records may be behind the greatest event time of their partition.
+    /// Sets the allowed disorder: how far an event time may be behind the greatest one of its partition.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
@@ -60,7 +61,7 @@ impl<D: Record> Source for Records<D> {
     }
 }
 
-/// Whether partitions of these lengths have more than a state that has ended took.
+/// Describes what partitions of these lengths have beyond an ended state; `None` if they have nothing more.
 pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
     (0..).zip(lengths).find_map(|(id, length)| {
         let bound = bounds.iter().find(|bound| bound.partition == id);
@@ -69,7 +70,7 @@ pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
     })
 }
 
-/// Refuses a state that took more of a partition, or is to take more, than its `length`.
+/// Refuses a state that has read, or is to read, past the `length` of a partition.
 pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()> {
     let end = bound.next.max(bound.until.unwrap_or(0));
     if length >= end {
@@ -77,18 +78,18 @@ pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()
     }
     let place = format!("source `{source}`, partition {}, offset {end}", bound.partition);
     let error = Error::new("the state names records that are not there").at(place);
-    Err(error.because(format!("there are {length}")).help("have them again, or start without the old state"))
+    Err(error.because(format!("there are {length}")).help("restore them, or start without the old state"))
 }
 
 struct MemoryReader<D> {
     partitions: Arc<Vec<Vec<D>>>,
-    /// This worker's partitions, and where the intake follows them once they are found.
+    /// This worker's partitions with their handles in the intake; `None` until they are found.
     mine: Vec<(u32, Option<Slot>)>,
     turn: usize,
 }
 
 impl<D: Record> MemoryReader<D> {
-    /// How many records a partition has; none if there is no such partition.
+    /// Returns the number of records of a partition; 0 if it does not exist.
     fn length(&self, partition: u32) -> u64 {
         self.partitions.get(partition as usize).map_or(0, |records| records.len() as u64)
     }
@@ -160,7 +161,8 @@ mod tests {
     use crate::time::EventTime;
     use std::rc::Rc;
 
-    /// A reader of one partition, resumed at epoch 4 behind its first record, and the flow's view of its watermark.
+    /// Returns a reader of one partition, resumed at epoch 4 after its first record, with the flow's view of its
+    /// watermark.
     fn resumed(watermark: i64, floor: i64) -> (Box<dyn Reader<i64>>, Intake<i64>, Rc<StreamView>) {
         let source = Records::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
@@ -196,7 +198,7 @@ mod tests {
         view.publish(Epoch(4), EventTime::from_millis(25));
         let taken: Vec<_> = (0..4).flat_map(|_| poll(&mut reader, &mut intake)).collect();
         assert_eq!(taken, [(20, true), (30, true), (40, false), (50, false)]);
-        // One that was ahead of its floor has none.
+        // A partition that was ahead of its activation watermark has none.
         let (mut reader, mut intake, _view) = resumed(10, 10);
         assert_eq!(poll(&mut reader, &mut intake), [(20, false)]);
     }
@@ -207,7 +209,7 @@ mod tests {
             let (mut reader, mut intake, _view) = resumed(watermark.millis(), i64::MIN);
             (0..6).map(|_| poll(&mut reader, &mut intake).len()).sum::<usize>()
         };
-        // Up to the first record that is more than 15 ms ahead.
+        // Reading pauses after the first record that is more than 15 ms ahead.
         assert_eq!((drifts(EventTime::from_millis(10)), drifts(EventTime::MIN)), (2, 3));
     }
 }

@@ -1,13 +1,13 @@
-//! Sources: where records come from, and how their partitions are followed.
+//! Sources: the trait that connectors implement, and the bookkeeping of a worker's partitions.
 //!
 //! * A [`Source`] is a value made before a job runs; each worker opens a [`Reader`] of it.
-//! * A reader takes records of its partitions, in order of offset, and hands them to its [`Intake`], which decides what
-//!   is rejected, follows the partitions' watermarks and keeps what is bound to the current epoch.
-//! * [`Rejected`] is what is kept of a record that cannot be used.
+//! * A reader takes the records of its partitions in offset order and hands them to its [`Intake`], which rejects
+//!   unusable ones, follows the partitions' watermarks and collects what the current epoch commits.
+//! * [`Rejected`] describes a record that cannot be used.
 //!
-//! Invariants: of every partition, each epoch takes a contiguous piece, and pieces of later epochs come later; a
-//! record's place (source, partition, offset) is unique; a reader reads no clock to decide what a record means.
-//! A source does not know timely: it is driven by whoever owns the intake.
+//! Invariants: the epochs of a job take contiguous, successive pieces of every partition; a record's place (source,
+//! partition, offset) is unique; a reader reads no clock to decide what a record means. A source does not know timely:
+//! the owner of the intake drives it.
 
 pub mod csv;
 pub mod file;
@@ -31,10 +31,10 @@ use crate::status::PartitionStatus;
 use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
 use crate::time::{Epoch, EventTime, Span};
 
-/// The event time of a record, in milliseconds since 1970.
+/// Function that returns a record's event time, in milliseconds since 1970.
 pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
 
-/// Where records come from: a value made before a job runs, shared by its workers.
+/// A source of records: a value made before a job runs and shared by its workers.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source",
     label = "not a `Source`",
@@ -42,104 +42,107 @@ pub type TimeOf<D> = Arc<dyn Fn(&D) -> i64 + Send + Sync>;
     note = "an input without `.event_time(|record: &YourRecord| …)` is not a source yet: nothing says what its records are"
 )]
 pub trait Source: Send + Sync + 'static {
-    /// What a record of it is.
+    /// Type of the source's records.
     type Item: Record;
 
-    /// What it is, for people: "topic transaction at localhost:9092".
+    /// Returns a description for people, such as "topic transaction at localhost:9092".
     fn describe(&self) -> String;
 
-    /// The record's event time.
+    /// Returns the function that gives a record's event time.
     fn event_time(&self) -> TimeOf<Self::Item>;
 
-    /// How far records may be behind the greatest event time of their partition; `None` to go by the job's options.
+    /// Returns the allowed disorder: how far a record's event time may be behind the greatest one of its partition.
+    /// `None`: the job's option holds.
     fn out_of_order(&self) -> Option<Duration>;
 
-    /// The time that a partition is silent, at its end, before it no longer holds the watermark back: before it is **idle**;
-    /// `None` to go by the job's options.
+    /// Returns the idle timeout: the time after which a silent partition that is at its end becomes **idle** and no
+    /// longer holds the watermark back. `None`: the job's option holds.
     fn idle_after(&self) -> Option<Duration> {
         None
     }
 
-    /// Opens it for one worker: connects, finds the partitions and decides which of them are the worker's.
+    /// Opens the source for one worker: connects, finds the partitions and assigns the worker's share.
     ///
     /// # Errors
-    /// When the source is not there or cannot be read.
+    /// Fails if the source does not exist or cannot be read.
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<Self::Item>>>;
 
-    /// Returns the source's identity, whatever its place and name: a topic's id, a file's format. A state is recovered
-    /// only with the source that it has read. Called before the source is opened; `None` if no identity is known.
+    /// Returns the source's identity, which does not depend on its location or name: a topic's id, a file's format. A
+    /// state is recovered only with the source that it was read from. Called before the source is opened. `None`: no
+    /// identity is known.
     ///
     /// # Errors
-    /// Fails if the source is not there or cannot be asked.
+    /// Fails if the source does not exist or does not answer.
     fn identity(&self, at: &Place) -> Result<Option<String>> {
         let _ = at;
         Ok(None)
     }
 
-    /// The topic that is read, if it is one: a job is refused that writes to it too.
+    /// Returns the topic that is read, `None` if the source is no topic. A job that also writes to it is refused.
     fn topic(&self) -> Option<kafka::Address> {
         None
     }
 
-    /// Whether there is more by now than a state that has ended took, which is never read on: what came, for people, such
-    /// as "partition 2 has records from offset 120 on". `bounds` are all that the state knows of this source. Nothing has
-    /// to be open for it; a source that cannot grow says `None`.
+    /// Describes the data that has arrived since a state ended, such as "partition 2 has records from offset 120 on";
+    /// `None` if there is none, or if the source cannot grow. An ended state is never continued. `bounds` is the
+    /// progress that the state has for this source. The source need not be open.
     ///
     /// # Errors
-    /// When the source is not there, cannot be asked, or is not the one that it was.
+    /// Fails if the source does not exist, does not answer, or is not the one that the state was read from.
     fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
         let _ = (at, bounds);
         Ok(None)
     }
 }
 
-/// Which worker opens a source, and what all of a job's sources go by.
+/// The worker that opens a source, and the settings of its job.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// This worker, from 0.
+    /// Index of this worker, from 0.
     pub worker: usize,
-    /// All workers of the job, in all of its processes.
+    /// Number of workers of the job, over all processes.
     pub workers: usize,
-    /// The workers of each process: worker `w` is one of process `w / threads`.
+    /// Number of workers per process: worker `w` belongs to process `w / threads`.
     pub threads: usize,
-    /// The job's name.
+    /// Name of the job.
     pub job: String,
-    /// What holds for all sources of the job.
+    /// Options that all sources of the job share.
     pub options: Options,
 }
 
 impl Place {
-    /// Whether a partition is this worker's to read.
+    /// `true` if this worker reads the partition.
     pub fn owns(&self, partition: u32) -> bool {
         partition as usize % self.workers == self.worker
     }
 
-    /// Whether this is a worker of the first process, which alone reads what is not there for the others, such as files.
+    /// `true` if this worker belongs to the first process, which alone reads inputs that other machines may not have,
+    /// such as files.
     pub fn is_in_first_process(&self) -> bool {
         self.worker < self.threads
     }
 }
 
-/// What all sources of a job go by.
+/// Options of all sources of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Stop at the end that the source had at the start.
+    /// `true` to stop at the end that the source had when the job first started.
     pub until_end: bool,
-    /// How far records may be behind the greatest event time of their partition, where the source does not say.
+    /// Default disorder: how far an event time may be behind the greatest one of its partition.
     pub out_of_order: Duration,
-    /// After how long at its end, without records, a partition no longer holds the watermark back, where the source does not
-    /// say.
+    /// Default idle timeout: a partition that is at its end for this long without records no longer holds the watermark
+    /// back.
     pub idle_timeout: Duration,
-    /// How far a partition's watermark may be ahead of the stream's before the partition is paused.
+    /// Watermark alignment: a partition pauses when its watermark is further than this ahead of the stream's.
     pub max_drift: Duration,
-    /// How far an event time may be ahead of the record's own Kafka timestamp; more is rejected.
+    /// Records whose event time is further than this ahead of their own Kafka timestamp are rejected.
     pub max_ahead: Duration,
-    /// `true` if `max_ahead` holds for files too, whose records have no timestamp of their own: an event time may then be so far
-    /// ahead of the greatest one before it in the file.
+    /// `true` to apply `max_ahead` to files too. Their records have no timestamp of their own, so an event time is
+    /// compared with the greatest one before it in the file.
     pub max_ahead_in_files: bool,
-    /// The length of the longest record of a file in bytes, the end of its line included; a longer one is rejected.
+    /// Length in bytes of the longest record of a file, line end included; longer ones are rejected.
     pub max_record: u64,
-    /// End the job at the first rejected record.
+    /// `true` to fail the job at the first rejected record.
     pub fail_on_reject: bool,
 }
 
@@ -158,81 +161,85 @@ impl Default for Options {
     }
 }
 
-/// What a reader did when it was polled.
+/// Result of polling a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polled {
-    /// The epoch that the intake's new events belong to: the one polled with, or an earlier one that is not bound yet.
+    /// Epoch of the events that the poll added to the intake: the polled one, or an earlier one that is not committed
+    /// yet.
     pub epoch: Epoch,
-    /// Whether there may be more to read at once.
+    /// `true` if more may be readable at once.
     pub busy: bool,
 }
 
-/// What one worker bound to an epoch, and what it says of its partitions at the end of it.
+/// One worker's input of an epoch, and the state of its partitions at the epoch's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
-    /// For the journal: the partitions in which something changed.
+    /// Progress of the partitions that changed, for the journal.
     pub bounds: Vec<Bound>,
-    /// For the stream's watermark.
+    /// The worker's contribution to the stream's watermark.
     pub mark: WorkerMark,
 }
 
-/// Where a snapshot has a partition.
+/// Position of a partition in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Resumed {
-    /// What the epochs up to the snapshot took of it.
+    /// Progress of the partition up to the snapshot.
     pub bound: Bound,
-    /// Its floor; [`EventTime::MIN`] if it has none. It decides as long as it is above the partition's own watermark.
+    /// Activation watermark of the partition; [`EventTime::MIN`] if it has none. It has an effect only while it is
+    /// above the partition's own watermark.
     pub floor: EventTime,
 }
 
-/// Reads one worker's part of a source.
+/// Reads one worker's share of a source.
 ///
-/// The caller polls with epochs that never go back. `bind` is called for each epoch, in order: first after the last poll
-/// with it and before any poll with a later one, then again while it answers `None`. A reader that is to go on with a
-/// state gets `resume` if there is a snapshot, then `replay` for the epochs of the journal behind it, then `poll`.
+/// Polled epochs never go back. `bind` is called for each epoch, in order: first after the last poll with that epoch
+/// and before any poll with a later one, then again for as long as it returns `None`. A reader that continues a state
+/// gets `resume` if there is a snapshot, then `replay` for the journal's epochs after it, then `poll`.
 pub trait Reader<D: Record> {
-    /// Takes up this worker's partitions where a snapshot has them, and reads nothing. Called at most once, before
-    /// `replay` and `poll`, with what the snapshot at `epoch` knows of all partitions of the source, whoever read them
-    /// then. Partitions that have ended are taken up too. One that a state does not name was added later: it is found by
-    /// the first `poll`, and read from its first record, but never by a job that stops at an end, as that was fixed before.
-    /// If a state names none at all, all are found as at a first start.
+    /// Restores this worker's partitions to their positions in a snapshot, and reads nothing. Called at most once,
+    /// before `replay` and `poll`, with the positions of all partitions of the source at `epoch`, whichever worker read
+    /// them. Ended partitions are restored too. A partition that the state does not name was added later: the first
+    /// `poll` finds it and reads it from its first record, except in a job that stops at an end, because that end was
+    /// fixed earlier. If the state names no partition at all, all are found as at a first start.
     ///
     /// # Errors
-    /// When the source no longer has what comes after the snapshot, or is not the one that it was.
+    /// Fails if the source no longer has the records after the snapshot, or is not the one that the state was read
+    /// from.
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()>;
 
-    /// Takes what is there, about `budget` records at most, into the intake, without waiting.
+    /// Moves available records, about `budget` of them at most, into the intake without waiting.
     ///
     /// # Errors
-    /// When the source fails for good, or a record is rejected and that is to end the job.
+    /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
     fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled>;
 
-    /// Hands over what was read before and held back, without reading anything new; the epoch of it, if there is any.
-    /// Called instead of `poll` while the flow is to get no new records: what is held back would keep its epoch open.
+    /// Hands over records that were read earlier and held back, and reads nothing new. Returns their epoch, `None` if
+    /// there were none. Called instead of `poll` while back-pressure keeps new records out: held records would keep
+    /// their epoch open.
     ///
     /// # Errors
-    /// When the source fails for good, or a record is rejected and that is to end the job.
+    /// Fails if the source is broken for good, or if a record is rejected and rejects fail the job.
     fn deliver(&mut self, _intake: &mut Intake<D>) -> Result<Option<Epoch>> {
         Ok(None)
     }
 
-    /// Ends an epoch. `None` while records of it are still being read on another thread: the caller asks again, and
-    /// goes on polling with later epochs meanwhile.
+    /// Closes an epoch and returns its input. `None` while another thread still reads records of it: the caller tries
+    /// again, and meanwhile polls with later epochs.
     ///
     /// # Errors
-    /// When the source fails for good.
+    /// Fails if the source is broken for good.
     fn bind(&mut self, epoch: Epoch, intake: &mut Intake<D>) -> Result<Option<Binding>> {
         Ok(Some(intake.bind(epoch)))
     }
 
-    /// Takes what an epoch of a journal took: for each partition of `bounds` that this worker owns, everything before
-    /// `next` that was not taken yet. Answers whether all of it has been taken; if not, the caller asks again.
+    /// Replays an epoch of the journal: for each partition of `bounds` that this worker owns, takes everything before
+    /// `next` that was not taken yet. Returns `true` when all of it has been taken; until then the caller calls again.
     ///
     /// # Errors
-    /// When what the journal names is no longer there.
+    /// Fails if records that the journal names no longer exist.
     fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool>;
 
-    /// Whether this worker will never read anything more: an epoch then ends at once, rather than at the next tick.
+    /// `true` if this worker will never read anything more. An epoch then ends at once instead of at the next tick.
     fn exhausted(&self, intake: &Intake<D>) -> bool {
         intake.exhausted()
     }
@@ -242,16 +249,16 @@ pub trait Reader<D: Record> {
         None
     }
 
-    /// Whether this worker reads nothing more in this life, though the source is not over: the job stops when that is so for
-    /// all of its workers and sources, and a later start reads on.
+    /// `true` if this worker reads nothing more in this incarnation, though the source has not ended. The job stops
+    /// when this holds for all of its workers and sources, and a later start reads on.
     fn caught_up(&self) -> bool {
         false
     }
 
-    /// Says that everything up to this epoch has been shown by all sinks; for monitors only.
+    /// Reports that all sinks have published everything up to this epoch; used for monitoring only.
     fn shown(&mut self, _epoch: Epoch) {}
 
-    /// Returns the status of this worker's partitions, without times, for who watches the job.
+    /// Returns the status of this worker's partitions for monitoring, without times.
     fn partitions(&self, intake: &Intake<D>) -> Vec<PartitionStatus> {
         let mut partitions: Vec<_> = intake.partitions().collect();
         for Note { partition, position, end, note } in self.notes() {
@@ -263,26 +270,27 @@ pub trait Reader<D: Record> {
         partitions
     }
 
-    /// What the source says of this worker's partitions, for who watches the job.
+    /// Returns the source's notes on this worker's partitions, for monitoring.
     fn notes(&self) -> Vec<Note> {
         Vec::new()
     }
 }
 
-/// What a source says of a partition.
+/// Monitoring data that a source adds to the status of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// The partition.
     pub partition: u32,
-    /// An offset before which nothing is left to take, where that is behind the next record's: behind transaction markers.
+    /// Position that reading has reached, if it is past the next offset to take: transaction markers lie between.
+    /// `None` if unknown.
     pub position: Option<u64>,
-    /// The offset of the next record to come, as far as it is known.
+    /// Offset that the next record to arrive will have; `None` if unknown.
     pub end: Option<u64>,
-    /// Why no records come of it, where that is not that there are none.
+    /// Reason why no records arrive from the partition, other than that it has none.
     pub note: Option<String>,
 }
 
-/// The reader of a worker that has no part in a source, and never will.
+/// A reader that has no partitions and never will: the source is read by other workers.
 #[derive(Clone, Copy, Debug)]
 pub struct Elsewhere;
 
@@ -308,7 +316,8 @@ impl<D: Record> Reader<D> for Elsewhere {
     }
 }
 
-/// What a flow publishes of a stream's watermark to the worker's readers, for pausing and floors.
+/// A stream's watermark as the flow publishes it to the worker's readers, for watermark alignment and activation
+/// watermarks.
 #[derive(Debug, Default)]
 pub struct StreamView {
     watermark: Cell<Option<EventTime>>,
@@ -316,39 +325,39 @@ pub struct StreamView {
 }
 
 impl StreamView {
-    /// Says that the stream's watermark is known at all epochs up to `epoch`, and is `watermark`.
+    /// Publishes the stream's watermark, which is final for all epochs up to `epoch`.
     pub fn publish(&self, epoch: Epoch, watermark: EventTime) {
         self.watermark.set(Some(watermark));
         self.complete.set(Some(epoch));
     }
 
-    /// The stream's watermark, as far as this worker knows; [`EventTime::MIN`] before anything is known.
+    /// Returns the stream's watermark as far as this worker knows; [`EventTime::MIN`] before the first one.
     pub fn watermark(&self) -> EventTime {
         self.watermark.get().unwrap_or(EventTime::MIN)
     }
 
-    /// The last epoch at which it is known.
+    /// Returns the last epoch at which the watermark is known; `None` before the first.
     pub fn complete(&self) -> Option<Epoch> {
         self.complete.get()
     }
 }
 
-/// A record that could not be used, where it was, and why.
+/// A record that could not be used, with its place and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rejected {
-    /// The name under which the flow reads the source.
+    /// Name under which the flow reads the source.
     pub source: String,
-    /// The file, or the topic.
+    /// Path of the file, or name of the topic.
     pub place: String,
-    /// The partition; 0 for a file.
+    /// Partition number; 0 for a file.
     pub partition: u32,
-    /// Kafka's offset, or the position of the first byte in the file.
+    /// Kafka offset, or position of the record's first byte in the file.
     pub offset: u64,
-    /// The line in the file, from 1; 0 where there are no lines.
+    /// Line in the file, from 1; 0 if the source has no lines.
     pub line: u64,
-    /// Why it was rejected.
+    /// Reason for the rejection.
     pub reason: String,
-    /// How `record` is written: `text`, or `hex` if the bytes are not UTF-8.
+    /// Encoding of `record`: `text`, or `hex` if the bytes are not UTF-8.
     pub encoding: String,
     /// The record itself.
     pub record: String,
@@ -359,51 +368,53 @@ pub struct Rejected {
 struct Partition {
     id: u32,
     clock: PartitionClock,
-    /// The offset of the next record to take.
+    /// Offset of the next record to take.
     next: u64,
     found_at: Option<u64>,
-    /// When the partition was found or woken, while its floor may still matter.
+    /// Epoch at which the partition was found or activated, while its activation watermark may still have an effect.
     fresh_since: Option<Epoch>,
     woken: bool,
     idle: bool,
     until: Option<u64>,
     ended: bool,
     changed: bool,
-    /// What it is known again by.
+    /// Fingerprint of the data read so far.
     check: Option<Check>,
-    /// The records of the current epoch, if they are to be kept by value.
+    /// Records of the current epoch; `None` if the journal does not keep them by value.
     values: Option<Vec<Value>>,
-    /// Its first watermark: what drift is measured from while the stream has none.
+    /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
     first_mark: Option<EventTime>,
 }
 
-/// Which of an intake's partitions is meant.
+/// Handle of a partition within an intake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// A record as a reader found it, before it is judged.
+/// A record as read, before it is accepted or rejected.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// Its offset in the partition.
+    /// Offset in the partition.
     pub offset: u64,
-    /// The offset of the record after it, as far as is known: one more in Kafka, the next line's position in a file.
+    /// Offset of the following record as far as it is known: one more in Kafka, the position of the next line in a
+    /// file.
     pub next: u64,
-    /// When the broker or the producer says it was written, in milliseconds since 1970, where that is known.
+    /// Kafka timestamp in milliseconds since 1970; `None` if the record has none.
     pub stamped: Option<i64>,
-    /// The line in a file, from 1; 0 where there are no lines.
+    /// Line in the file, from 1; 0 if the source has no lines.
     pub line: u64,
-    /// Its bytes, for the rejects file and for counting.
+    /// Bytes of the record, for the rejects sink and the counters.
     pub bytes: &'a [u8],
 }
 
-/// Characters of a reason that are kept: a library may quote a whole record in it.
+/// Longest reason that is kept, in characters: a library may quote a whole record in it.
 const REASON: usize = 500;
 
-/// Takes one worker's records of one source in: judges, stamps and binds them.
+/// Tracks the partitions that one worker reads of one source: accepts or rejects their records, and collects each
+/// epoch's input.
 pub struct Intake<D> {
-    /// Events for the flow, of the epoch that the last poll named. Whoever drives the reader takes them out.
+    /// Accepted events of the epoch that the last poll returned. The driver of the reader drains them.
     pub events: Vec<Event<D>>,
-    /// Rejected records, likewise.
+    /// Rejected records of the same epoch, drained likewise.
     pub rejects: Vec<Event<Rejected>>,
     name: String,
     place: String,
@@ -417,7 +428,8 @@ pub struct Intake<D> {
     partitions: Vec<Partition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
-    /// Records taken and not handed over yet, and their bytes: the shared counters are raised once a poll.
+    /// Records taken since the last [`Intake::hand_over`], and their bytes in `held`: the shared counters are raised
+    /// once a poll.
     taken: u64,
     held: usize,
     stream: Rc<StreamView>,
@@ -425,7 +437,7 @@ pub struct Intake<D> {
 }
 
 impl<D: Record> Intake<D> {
-    /// The intake of the flow's `index`-th source, read under `name`.
+    /// Creates the tracker of the flow's `index`-th source, which is read under `name`.
     pub fn new(
         name: &str,
         index: u16,
@@ -457,22 +469,24 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// The name under which the flow reads the source.
+    /// Returns the name under which the flow reads the source.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How far records may be behind the greatest event time of their partition.
+    /// Returns the allowed disorder: how far an event time may be behind the greatest one of its partition.
     pub fn disorder(&self) -> Span {
         self.disorder
     }
 
-    /// The span by which an event time may be ahead of the greatest one before it in a file, if that is judged.
+    /// Returns how far an event time may be ahead of the greatest one before it in a file; `None` if that is not
+    /// checked.
     pub fn ahead_in_files(&self) -> Option<Span> {
         self.ahead_in_files.then_some(self.ahead)
     }
 
-    /// Judges an event time by `greatest`, the greatest one before it in the file; the reason for a rejection, if it is one.
+    /// Checks an event time against `greatest`, the greatest one before it in the file. Returns the reason if it is to
+    /// be rejected.
     pub fn ahead_of(&self, time: EventTime, greatest: EventTime) -> Option<String> {
         (time > greatest.plus(self.ahead)).then(|| {
             let ahead = humantime::format_duration(Duration::from_millis(self.ahead.millis().unsigned_abs()));
@@ -482,17 +496,17 @@ impl<D: Record> Intake<D> {
         })
     }
 
-    /// `true` if no record of a file had so great an event time yet.
+    /// `true` if no record of a file has had an event time that great so far.
     pub fn is_peak(&self, time: EventTime) -> bool {
         self.metrics.notices.is_peak(time)
     }
 
-    /// Keeps where the record with the greatest event time of a file is.
+    /// Keeps the place of the record with the greatest event time of a file.
     pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
         self.metrics.notices.note_peak(Peak { time, place: self.place.clone(), offset, line });
     }
 
-    /// Warns, once a source, if an event time looks like seconds since 1970.
+    /// Warns once per source if an event time looks like seconds since 1970.
     pub fn notice_unit(&self, time: EventTime) {
         // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
         if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.tell_of_unit() {
@@ -504,20 +518,19 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// What the flow knows of the stream's watermark.
+    /// Returns the flow's view of the stream's watermark.
     pub fn stream(&self) -> &StreamView {
         &self.stream
     }
 
-    /// Says that no partition will be found any more: the worker has ended when all it has have ended.
+    /// Declares that no further partitions will be found: the worker has ended once all of its partitions have ended.
     pub fn all_found(&mut self) {
         self.all_found = true;
     }
 
-    /// Begins to follow a partition that is found in `epoch`, from the record at `start` on, up to `until` if that is
-    /// fixed.
+    /// Starts to track a partition that was found in `epoch`, from offset `start` on, to `until` if its end is fixed.
     pub fn find(&mut self, epoch: Epoch, id: u32, start: u64, until: Option<u64>) -> Slot {
-        // What a stream begins with has no floor: nothing can have closed before.
+        // Partitions of a stream's first epoch have no activation watermark: nothing can have closed before.
         let first = *self.first_epoch.get_or_insert(epoch);
         let late_comer = epoch > first;
         self.partitions.push(Partition {
@@ -538,7 +551,7 @@ impl<D: Record> Intake<D> {
         Slot(self.partitions.len() - 1)
     }
 
-    /// Follows a partition again from where a snapshot at `epoch` has it.
+    /// Continues a partition from its position in a snapshot at `epoch`.
     pub fn resume(&mut self, epoch: Epoch, place: &Resumed) -> Slot {
         self.begin(epoch);
         let Resumed { bound, floor } = place;
@@ -562,22 +575,23 @@ impl<D: Record> Intake<D> {
         Slot(self.partitions.len() - 1)
     }
 
-    /// Says that the stream has begun, though this worker may have found nothing in it: later finds are late comers.
+    /// Marks the stream as begun even if this worker has found no partition: those found later get an activation
+    /// watermark.
     pub fn begin(&mut self, epoch: Epoch) {
         self.first_epoch.get_or_insert(epoch);
     }
 
-    /// The offset of the next record to take.
+    /// Returns the offset of the next record to take.
     pub fn next(&self, slot: Slot) -> u64 {
         self.partitions[slot.0].next
     }
 
-    /// Where the partition ends for this job, if that is fixed.
+    /// Returns the offset at which the partition ends for this job; `None` if no end is fixed.
     pub fn until(&self, slot: Slot) -> Option<u64> {
         self.partitions[slot.0].until
     }
 
-    /// Fixes where the partition ends, if that is not fixed yet.
+    /// Fixes the partition's end, unless it is fixed already.
     pub fn limit(&mut self, slot: Slot, until: u64) {
         let partition = &mut self.partitions[slot.0];
         if partition.until.is_none() {
@@ -587,44 +601,44 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// Says what the partition is known again by, after the records that were taken of it.
+    /// Sets the partition's fingerprint, which covers the records taken so far.
     pub fn remember(&mut self, slot: Slot, check: Check) {
         self.partitions[slot.0].check = Some(check);
     }
 
-    /// Has the journal keep by value what is taken of the partition: see [`Intake::keep_value`].
+    /// Makes the journal keep the partition's records by value: see [`Intake::keep_value`].
     pub fn keep_values(&mut self, slot: Slot) {
         self.partitions[slot.0].values.get_or_insert_default();
     }
 
-    /// Keeps a record that was taken by value, if that is wanted of its partition.
+    /// Keeps a taken record by value, if the journal keeps this partition's records so.
     pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> Value) {
         if let Some(values) = &mut self.partitions[slot.0].values {
             values.push(value());
         }
     }
 
-    /// What the partition is known again by.
+    /// Returns the partition's fingerprint; `None` if there is none.
     pub fn check(&self, slot: Slot) -> Option<Check> {
         self.partitions[slot.0].check
     }
 
-    /// Whether the partition has reached its end.
+    /// `true` if the partition has reached its end.
     pub fn ended(&self, slot: Slot) -> bool {
         self.partitions[slot.0].ended
     }
 
-    /// Whether every partition has been found and has reached its end.
+    /// `true` if all partitions have been found and have reached their ends.
     pub fn exhausted(&self) -> bool {
         self.all_found && self.partitions.iter().all(|partition| partition.ended)
     }
 
-    /// The partition's watermark.
+    /// Returns the partition's watermark.
     pub fn watermark(&self, slot: Slot) -> EventTime {
         self.partitions[slot.0].clock.watermark()
     }
 
-    /// Whether the partition is so far ahead of the stream that it should rest.
+    /// `true` if the partition's watermark is so far ahead of the stream's that reading must pause.
     pub fn drifted(&self, slot: Slot) -> bool {
         let partition = &self.partitions[slot.0];
         let stream = self.stream.watermark();
@@ -632,7 +646,7 @@ impl<D: Record> Intake<D> {
         from.is_some_and(|from| partition.clock.watermark() > from.plus(self.drift))
     }
 
-    /// Wakes the partition if it was idle, as a record of it is taken in `epoch`.
+    /// Activates the partition if it was idle, because a record of it is taken in `epoch`.
     fn wake(&mut self, slot: Slot, epoch: Epoch) {
         let partition = &mut self.partitions[slot.0];
         if partition.idle {
@@ -652,10 +666,10 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// Takes a record that was parsed.
+    /// Takes a record that was parsed. One with an impossible event time is rejected.
     ///
     /// # Errors
-    /// When its event time is impossible and rejects are to end the job.
+    /// Fails if the record is rejected and rejects fail the job.
     #[inline]
     pub fn accept(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, data: D) -> Result<()> {
         let time = EventTime::from_millis((self.time_of)(&data));
@@ -682,16 +696,16 @@ impl<D: Record> Intake<D> {
         Ok(())
     }
 
-    /// Takes records that follow one another from the offset `first` on, each the size of its type and without a
-    /// timestamp of its own.
+    /// Takes consecutive records from offset `first` on. They have no timestamps of their own, and their bytes are not
+    /// counted.
     ///
     /// # Errors
-    /// As [`Intake::accept`].
+    /// Fails if a record is rejected and rejects fail the job.
     pub fn accept_all(&mut self, epoch: Epoch, slot: Slot, first: u64, records: &[D]) -> Result<()> {
         let mut rest = records;
         let mut offset = first;
         while let Some((record, others)) = rest.split_first() {
-            // The first one by the long way: it may wake the partition, be fresh, or be refused.
+            // The first one takes the long way: it may activate the partition, be unresolved, or be rejected.
             let found = Found { offset, next: offset + 1, stamped: None, line: 0, bytes: &[] };
             self.accept(epoch, slot, found, record.clone())?;
             rest = others;
@@ -722,8 +736,9 @@ impl<D: Record> Intake<D> {
         Ok(())
     }
 
-    /// A fresh partition's floor is known once the epoch of its waking is complete, and is at most the stream's
-    /// watermark since; from the record on whose own mark is there, the floor decides nothing any more.
+    /// `true` if the activation watermark may still decide whether a record is late. It is known once the epoch of the
+    /// activation is complete, and is at most the stream's watermark since. From the record on whose own watermark has
+    /// reached that, it has no effect.
     fn still_fresh(partition: &mut Partition, mark: EventTime, stream: &StreamView) -> bool {
         let known = stream.complete() >= partition.fresh_since;
         if known && mark >= stream.watermark() {
@@ -740,7 +755,7 @@ impl<D: Record> Intake<D> {
     fn why_not(&self, time: EventTime, stamped: Option<i64>) -> String {
         match stamped {
             _ if !time.is_writable() => {
-                // Microseconds of the year 2001 are milliseconds of the year 33658.
+                // Microseconds of the year 2001, read as milliseconds, are in the year 33658.
                 let unit = match time.millis() {
                     1_000_000_000_000_000..10_000_000_000_000_000 => ": are they microseconds? divide them by 1000",
                     1_000_000_000_000_000_000.. if time < EventTime::MAX => {
@@ -759,10 +774,10 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// The event time that a record has, if it is one that a record may have.
+    /// Returns a record's event time if it is a possible one.
     ///
     /// # Errors
-    /// Says why the time cannot be.
+    /// Fails with the reason if the event time is impossible.
     pub fn time_of(&self, data: &D) -> std::result::Result<EventTime, String> {
         let time = EventTime::from_millis((self.time_of)(data));
         if time.is_writable() { Ok(time) } else { Err(self.why_not(time, None)) }
@@ -771,7 +786,7 @@ impl<D: Record> Intake<D> {
     /// Takes a record that cannot be used.
     ///
     /// # Errors
-    /// When rejects are to end the job.
+    /// Fails if rejects fail the job.
     pub fn reject(&mut self, epoch: Epoch, slot: Slot, found: Found<'_>, reason: &str) -> Result<()> {
         if self.partitions[slot.0].idle {
             self.wake(slot, epoch);
@@ -781,10 +796,10 @@ impl<D: Record> Intake<D> {
         self.reject_at(partition, mark, found, reason)
     }
 
-    /// Takes a record that cannot be used, of a partition that is followed elsewhere.
+    /// Takes a record that cannot be used, of a partition that this intake does not track.
     ///
     /// # Errors
-    /// When rejects are to end the job.
+    /// Fails if rejects fail the job.
     pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: Found<'_>, reason: &str) -> Result<()> {
         self.took(found.bytes.len());
         let reason = &*shortened(reason, REASON);
@@ -806,7 +821,7 @@ impl<D: Record> Intake<D> {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
             let error = Error::new("a record was rejected").at(place).because(reason);
-            return Err(error.help("mend it, or leave --fail-on-reject away to count it and go on"));
+            return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
         if self.metrics.notices.tell_of_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
@@ -827,39 +842,39 @@ impl<D: Record> Intake<D> {
         self.taken += 1;
     }
 
-    /// Counts records that were taken without `accept`, by a reader that makes its events itself.
+    /// Counts records of a reader that makes its events itself, without [`Intake::accept`].
     pub fn count_read(&mut self, records: u64, bytes: u64) {
         self.held += bytes as usize;
         self.taken += records;
     }
 
-    /// The origin of a record of this source whose partition has no floor.
+    /// Returns the origin of a record of this source whose partition has no activation watermark.
     pub fn origin(&self, partition: u32, offset: u64) -> Origin {
         Origin { source: self.index, fresh: false, raised: false, partition, offset }
     }
 
-    /// Moves over offsets that hold no record: transaction markers, compacted records.
+    /// Skips offsets that hold no record: transaction markers, compacted records.
     pub fn skip_to(&mut self, slot: Slot, next: u64) {
         if next > self.partitions[slot.0].next {
             self.passed(slot, next);
         }
     }
 
-    /// Says that the partition has reached its end for this job, whatever its offset.
+    /// Marks the partition as ended for this job, at whatever offset.
     pub fn end(&mut self, slot: Slot) {
         let partition = &mut self.partitions[slot.0];
         partition.changed |= !partition.ended;
         partition.ended = true;
     }
 
-    /// Says that the partition is idle: it holds the watermark back no longer, until its next record.
+    /// Marks the partition as idle: it no longer holds the watermark back, until its next record.
     pub fn set_idle(&mut self, slot: Slot) {
         let partition = &mut self.partitions[slot.0];
         partition.changed |= !partition.idle;
         partition.idle = true;
     }
 
-    /// Raises the partition's watermark to what other workers have read of it.
+    /// Raises the partition's watermark and next offset to what other workers have read of it.
     pub fn raise(&mut self, slot: Slot, watermark: EventTime, next: u64) {
         self.partitions[slot.0].clock.raise(watermark);
         if next > self.partitions[slot.0].next {
@@ -867,7 +882,8 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// Ends an epoch: what changed in it, and where the worker's partitions are.
+    /// Closes an epoch: returns the progress of the partitions that changed, and the worker's contribution to the
+    /// watermark.
     pub fn bind(&mut self, epoch: Epoch) -> Binding {
         self.begin(epoch);
         let mut binding = Binding::default();
@@ -902,7 +918,7 @@ impl<D: Record> Intake<D> {
         binding
     }
 
-    /// What the partitions are at, without times and what only the reader knows.
+    /// Returns the status of the partitions, without times and without what only the reader knows.
     pub fn partitions(&self) -> impl Iterator<Item = PartitionStatus> + '_ {
         self.partitions.iter().enumerate().map(|(at, partition)| PartitionStatus {
             source: self.name.clone(),
@@ -917,7 +933,7 @@ impl<D: Record> Intake<D> {
         })
     }
 
-    /// Brings the flags of a partition to what a journal's epoch had at its end.
+    /// Sets a partition's flags to those that a replayed epoch of the journal had at its end.
     pub fn repeat(&mut self, slot: Slot, bound: &Bound) {
         let partition = &mut self.partitions[slot.0];
         partition.idle = bound.idle;
@@ -930,8 +946,8 @@ impl<D: Record> Intake<D> {
         }
     }
 
-    /// Ends a poll: an estimate of the memory that the records taken in it hold, and the events and rejects, to be taken
-    /// away. Here the counters that others see are raised.
+    /// Ends a poll: returns an estimate of the memory that its records hold, and the events and rejects for the caller
+    /// to drain. Raises the shared counters.
     pub fn hand_over(&mut self) -> (usize, &mut Vec<Event<D>>, &mut Vec<Event<Rejected>>) {
         let bytes = std::mem::take(&mut self.held);
         self.metrics.read.add(std::mem::take(&mut self.taken));

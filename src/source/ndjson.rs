@@ -1,8 +1,8 @@
-//! NDJSON files as sources: one JSON value a line, such as `{"id":1,"account":"a","at_ms":1767323045678}`.
+//! NDJSON files as sources: one JSON value per line, such as `{"id":1,"account":"a","at_ms":1767323045678}`.
 //!
-//! Lines end in `\n` (a `\r` before it is white space); blank lines are skipped, and so is a byte order mark at the
-//! beginning. Fields that the record type does not have are ignored, unless the type says otherwise.
-//! It does not know how a file is cut into chunks, nor what becomes of a record.
+//! Lines end in `\n` (a `\r` before it is white space). Blank lines and a byte order mark at the beginning are skipped.
+//! Fields that the record type does not have are ignored, unless the type denies them. The module does not know how a
+//! file is cut into chunks, nor what becomes of a record.
 
 use std::ops::Range;
 
@@ -46,7 +46,8 @@ impl Format for Ndjson {
         bytes: &[u8],
         mut take: impl FnMut(Range<usize>, std::result::Result<T, String>),
     ) {
-        // A text that is known to be UTF-8 is decoded faster; where one is not, only its own line suffers.
+        // Text that is known to be UTF-8 decodes faster. Where a chunk is not UTF-8, only the lines that are not are
+        // rejected.
         let text = std::str::from_utf8(bytes).ok();
         let mut start = 0;
         while start < bytes.len() {
@@ -65,7 +66,8 @@ impl Format for Ndjson {
     }
 }
 
-/// Why a line is not a record. The library counts lines within the value, which is one line.
+/// Returns the reason for rejecting a line. The library's line number is dropped: it counts within the value, which is
+/// one line.
 fn reason(why: &serde_json::Error) -> String {
     let (text, place) = (why.to_string(), format!(" at line {} column {}", why.line(), why.column()));
     match text.strip_suffix(&place) {

@@ -1,7 +1,7 @@
-//! Where the workers and sinks of one process write what they are at.
+//! The board on which the workers and sinks of one process write their status.
 //!
-//! Invariants: who writes waits at most for somebody who copies a few values; what is read is as old as the last time
-//! that a worker wrote, but for a worker that is stuck, and then its `turned` says so.
+//! Invariants: a writer waits for a lock only while another thread copies a few values; a worker's status is as old as
+//! its last report, which a stuck worker's `turned` time reveals.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,61 +11,61 @@ use std::time::Instant;
 use super::{FrontStatus, PartitionStatus, ProcessStatus, SinkStatus, SnapshotStatus, Stage, WorkerStatus};
 use crate::time::Epoch;
 
-/// What a process is at, as those write it who know.
+/// The current status of a process, written by its workers and sinks.
 #[derive(Debug)]
 pub(crate) struct Board {
     process: usize,
     first_worker: usize,
     begun: Instant,
     workers: Vec<WorkerCell>,
-    /// Names of steps; a worker notes in which one it is.
+    /// Names of steps; a worker refers to its current one by number.
     steps: Mutex<Vec<String>>,
     sinks: Mutex<Vec<(String, Arc<SinkCell>)>>,
     snapshot: Mutex<Option<(Epoch, Instant)>>,
-    /// The last snapshot that is on disk.
+    /// The epoch of the last snapshot that is on disk.
     committed: AtomicU64,
-    /// Milliseconds from the beginning until rows were shown last.
+    /// Milliseconds from the start until rows were last published.
     shown: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct WorkerCell {
-    /// Milliseconds from the beginning to its last turn.
+    /// Milliseconds from the start until the last iteration of its loop.
     turned: AtomicU64,
-    /// The step that it is in, counted from 1; 0 for none.
+    /// The step that it is executing, counted from 1; 0 for none.
     step: AtomicUsize,
     now: Mutex<Option<WorkerNow>>,
     partitions: Mutex<BTreeMap<(String, u32), Moved>>,
 }
 
-/// Since when a partition has been at an offset.
+/// The offset of a partition, and the time at which it was reached.
 #[derive(Clone, Copy, Debug)]
 struct Moved {
     next: u64,
     since: Instant,
 }
 
-/// What a worker is at.
+/// A worker's own part of its status.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerNow {
     pub(crate) repeats: bool,
     pub(crate) shown: Option<Epoch>,
     pub(crate) front: Option<(Epoch, Stage)>,
-    /// Since when `front` has been so.
+    /// The time at which `front` last changed.
     pub(crate) since: Instant,
     pub(crate) in_flight_bytes: u64,
     pub(crate) in_flight_epochs: u64,
     pub(crate) waits_for_sinks: bool,
-    /// Without the times.
+    /// The partitions that it reads, without their times.
     pub(crate) partitions: Vec<PartitionStatus>,
 }
 
-/// What a sink is at.
+/// The status of a sink: the oldest epoch that it has not published, and the time since which.
 #[derive(Debug, Default)]
 pub(crate) struct SinkCell(Mutex<Option<(Epoch, Instant)>>);
 
 impl SinkCell {
-    /// Says which epoch is the oldest that is not shown.
+    /// Sets the oldest epoch that is not published; `None` if there is none.
     pub(crate) fn waits(&self, epoch: Option<Epoch>) {
         let mut waiting = locked(&self.0);
         if waiting.map(|(waiting, _)| waiting) != epoch {
@@ -74,12 +74,12 @@ impl SinkCell {
     }
 }
 
-/// Notes that a worker is in a step, as long as it is kept.
+/// Guard that marks a worker as executing a step until it is dropped.
 pub(crate) struct Doing<'a>(&'a AtomicUsize);
 
 impl Drop for Doing<'_> {
     fn drop(&mut self) {
-        // Where a worker has panicked stays to be told.
+        // The step in which a worker has panicked is kept for the report.
         if !std::thread::panicking() {
             self.0.store(0, Ordering::Relaxed);
         }
@@ -87,7 +87,7 @@ impl Drop for Doing<'_> {
 }
 
 impl Board {
-    /// A board for the workers of a process, before they have begun.
+    /// Creates a board for the `threads` workers of a process.
     pub(crate) fn new(process: usize, threads: usize) -> Self {
         Board {
             process,
@@ -102,7 +102,7 @@ impl Board {
         }
     }
 
-    /// Which process it is of.
+    /// Returns the number of the process.
     pub(crate) fn process(&self) -> usize {
         self.process
     }
@@ -115,14 +115,14 @@ impl Board {
         worker.checked_sub(self.first_worker).and_then(|at| self.workers.get(at))
     }
 
-    /// Says that a worker has made a turn.
+    /// Notes that a worker's loop has made an iteration.
     pub(crate) fn turned(&self, worker: usize, now: Instant) {
         if let Some(cell) = self.cell(worker) {
             cell.turned.store((now - self.begun).as_millis() as u64, Ordering::Relaxed);
         }
     }
 
-    /// Says what a worker is at.
+    /// Stores a worker's status.
     pub(crate) fn put(&self, worker: usize, now: WorkerNow) {
         let Some(cell) = self.cell(worker) else { return };
         let at = Instant::now();
@@ -138,12 +138,12 @@ impl Board {
         *locked(&cell.now) = Some(now);
     }
 
-    /// `true` when every worker has made a turn.
+    /// `true` once every worker has reported its status.
     pub(crate) fn has_begun(&self) -> bool {
         self.workers.iter().all(|worker| locked(&worker.now).is_some())
     }
 
-    /// The number of a step's name, for [`Board::enter`].
+    /// Returns the number of a step's name, for [`Board::enter`].
     pub(crate) fn number(&self, step: &str) -> usize {
         let mut steps = locked(&self.steps);
         let known = steps.iter().position(|known| known == step);
@@ -153,14 +153,14 @@ impl Board {
         }) + 1
     }
 
-    /// Says that a worker is in a step now.
+    /// Marks a worker as executing a step until the guard is dropped.
     pub(crate) fn enter(&self, worker: usize, step: usize) -> Option<Doing<'_>> {
         let cell = self.cell(worker)?;
         cell.step.store(step, Ordering::Relaxed);
         Some(Doing(&cell.step))
     }
 
-    /// A worker, with the step that it is in if it is in one, as in "`worker 2` in step `totals`".
+    /// Describes a worker with the step that it is executing, if any, as in "`worker 2` in step `totals`".
     pub(crate) fn place_of(&self, worker: usize) -> String {
         let step = self.cell(worker).and_then(|cell| cell.step.load(Ordering::Relaxed).checked_sub(1));
         match step.and_then(|step| locked(&self.steps).get(step).cloned()) {
@@ -169,29 +169,29 @@ impl Board {
         }
     }
 
-    /// Where a sink says what it is at.
+    /// Adds a sink, and returns the cell of its status.
     pub(crate) fn sink(&self, name: &str) -> Arc<SinkCell> {
         let cell = Arc::<SinkCell>::default();
         locked(&self.sinks).push((name.to_owned(), Arc::clone(&cell)));
         cell
     }
 
-    /// Says that rows were shown.
+    /// Notes that rows were published.
     pub(crate) fn shown(&self) {
         self.shown.store(self.millis(), Ordering::Relaxed);
     }
 
-    /// Says that a snapshot was announced.
+    /// Notes that a snapshot was announced.
     pub(crate) fn announced(&self, epoch: Epoch) {
         *locked(&self.snapshot) = Some((epoch, Instant::now()));
     }
 
-    /// Says which snapshot is on disk.
+    /// Stores the epoch of the last snapshot that is on disk.
     pub(crate) fn committed(&self, epoch: Epoch) {
         self.committed.store(epoch.0, Ordering::Relaxed);
     }
 
-    /// What the process is at now.
+    /// Returns the current status of the process.
     pub(crate) fn status(&self) -> ProcessStatus {
         let now = self.millis();
         let snapshot = locked(&self.snapshot).map(|(announced, at)| SnapshotStatus {

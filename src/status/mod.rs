@@ -1,11 +1,13 @@
-//! What a job is at: where its partitions, workers, processes and sinks are, and since when.
+//! The status of a job: the progress of its partitions, workers, processes and sinks, and the time since their last
+//! step.
 //!
-//! * [`Board`]: where workers and sinks of one process write what they are at; they never wait for who reads it.
-//! * [`ProcessStatus`]: what one process is at. It goes to process 0 with the signs of life; [`JobStatus`] is all of them.
-//! * [`why`]: what holds a window back, or the job: a pure function of a [`JobStatus`].
+//! * [`Board`]: the workers and sinks of one process write their status here; readers never block them for long.
+//! * [`ProcessStatus`]: the status of one process. It is sent to process 0 with the heartbeats; a [`JobStatus`] holds
+//!   all of them.
+//! * [`why`]: computes what holds back a window, or the job, as a pure function of a [`JobStatus`].
 //!
-//! Times of the machine's clock are lengths of time up to the moment at which a status was taken, so clocks of several
-//! machines are never compared.
+//! Wall-clock times are given as durations up to the moment at which a status was taken, so clocks of several machines
+//! are never compared.
 
 mod board;
 mod why;
@@ -17,37 +19,37 @@ pub use why::{Cause, Hold, Why, why, window_end};
 
 use crate::time::{Epoch, EventTime};
 
-/// What a job is at.
+/// The status of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobStatus {
-    /// Its name.
+    /// The name of the job.
     pub job: String,
-    /// Its processes, by number, as far as anything is known of them.
+    /// Its processes, ordered by number; only those known to the process that answers.
     pub processes: Vec<ProcessStatus>,
-    /// Its sources, in the flow's order.
+    /// The streams of its sources, in the flow's order.
     pub streams: Vec<StreamStatus>,
     /// Its window steps, in the flow's order.
     pub steps: Vec<StepStatus>,
-    /// After how many milliseconds without records, at its end, a partition holds nothing any more.
+    /// Milliseconds without records, at its end, after which a partition is idle and holds back no watermark.
     pub idle_timeout_ms: u64,
 }
 
-/// What one process is at.
+/// The status of one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStatus {
-    /// Which one, from 0.
+    /// Its number, from 0.
     pub process: usize,
-    /// Milliseconds since it was heard of.
+    /// Milliseconds since anything was received from it.
     pub silent_ms: u64,
     /// Its connections to the other processes, for the dataflow.
     pub connections: Vec<ConnectionStatus>,
     /// Its workers.
     pub workers: Vec<WorkerStatus>,
-    /// The sinks that it writes.
+    /// The sinks that it writes to.
     pub sinks: Vec<SinkStatus>,
-    /// The snapshots that it makes; nothing in other processes than the first, and in jobs without state.
+    /// The snapshots that it takes; `None` in processes other than process 0, and in jobs without state.
     pub snapshot: Option<SnapshotStatus>,
-    /// Milliseconds since a sink of it last showed rows, or since it began.
+    /// Milliseconds since its sinks last published rows, or since it started.
     pub shown_ms: u64,
 }
 
@@ -56,43 +58,43 @@ pub struct ProcessStatus {
 pub struct ConnectionStatus {
     /// The other process.
     pub process: usize,
-    /// Milliseconds since anything came from there; each process gives a sign twice a second.
+    /// Milliseconds since anything was received from it; each process sends a heartbeat twice a second.
     pub silent_ms: u64,
 }
 
-/// What one worker is at.
+/// The status of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
-    /// Which one, from 0, of all workers of the job.
+    /// Its number, from 0, among all workers of the job.
     pub worker: usize,
-    /// Milliseconds since the last turn of its loop.
+    /// Milliseconds since the last iteration of its loop.
     pub turned_ms: u64,
-    /// The named step that it is in, if it is in one.
+    /// The named step that it is executing, if any.
     pub step: Option<String>,
-    /// Whether it repeats what the journal has.
+    /// `true` while it replays the journal.
     pub repeats: bool,
-    /// The last epoch that all sinks have shown.
+    /// The last epoch that all sinks have published.
     pub shown: Option<Epoch>,
-    /// The oldest epoch that not all sinks have shown.
+    /// The oldest epoch that not all sinks have published.
     pub front: Option<FrontStatus>,
-    /// How many bytes of records it has read that are not yet shown.
+    /// Bytes of records that it has read and that are not published yet.
     pub in_flight_bytes: u64,
-    /// How many epochs it has begun that are not yet shown.
+    /// Number of epochs with records that it has started and that are not published yet.
     pub in_flight_epochs: u64,
-    /// Whether it reads nothing because too much is in flight.
+    /// `true` while it reads nothing because too much is in flight.
     pub waits_for_sinks: bool,
     /// The partitions that it reads.
     pub partitions: Vec<PartitionStatus>,
 }
 
-/// Where the oldest epoch of a worker is.
+/// The progress of a worker's oldest epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontStatus {
     /// The epoch.
     pub epoch: Epoch,
-    /// How far it is on this worker.
+    /// The stage that it has reached on this worker.
     pub stage: Stage,
-    /// Milliseconds since it has been there.
+    /// Milliseconds since it reached the stage.
     pub since_ms: u64,
 }
 
@@ -100,80 +102,80 @@ pub struct FrontStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// Records are added to it.
+    /// Records are being added to it.
     #[default]
     Reading,
-    /// It is over, and what it took is not known yet.
+    /// It has ended, and its input is not committed yet.
     Binding,
-    /// What it took is not on disk yet.
+    /// Its input is committed and not on disk yet.
     Syncing,
-    /// This worker has let go of it: it is on its way through the steps, here or elsewhere, and to the sinks.
+    /// The worker has released it: it flows through the steps, on any worker, and to the sinks.
     Flowing,
 }
 
-/// What a partition is at.
+/// The status of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionStatus {
     /// The name under which the flow reads the source.
     pub source: String,
-    /// The partition.
+    /// The number of the partition.
     pub partition: u32,
     /// Its watermark; `EventTime::MIN` before its first record.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
-    /// The offset of the next record to take.
+    /// The offset of the next record to read.
     pub next: u64,
-    /// The offset of the next record to come, where the source knows it.
+    /// The offset after the last record of the partition, if the source knows it.
     pub end: Option<u64>,
     /// `true` if offsets are positions in bytes, as in a file, rather than numbers of records.
     pub in_bytes: bool,
-    /// Whether it is idle, and so holds nothing.
+    /// `true` if it is idle, and so holds back no watermark.
     pub idle: bool,
-    /// Whether it has ended, and so holds nothing.
+    /// `true` if it has ended, and so holds back no watermark.
     pub ended: bool,
-    /// Whether it rests, as it is too far ahead of the others.
+    /// `true` while it is paused by watermark alignment, as it is too far ahead of the others.
     pub rests: bool,
-    /// Milliseconds since its last record was taken, or since it was found.
+    /// Milliseconds since its last record was read, or since it was found.
     pub moved_ms: u64,
-    /// What its source says of it, such as that its broker does not answer.
+    /// A note of its source, such as that its broker does not answer.
     pub note: Option<String>,
 }
 
 impl PartitionStatus {
-    /// Whether the stream's watermark waits for it.
+    /// `true` if the stream's watermark waits for it.
     pub fn holds(&self) -> bool {
         !self.idle && !self.ended
     }
 
-    /// The number of records, or bytes, that were not taken yet, where the source knows it.
+    /// Returns the number of records, or bytes, that have not been read yet; `None` if the source does not know it.
     pub fn lag(&self) -> Option<u64> {
         self.end.map(|end| end.saturating_sub(self.next))
     }
 }
 
-/// What a sink is at.
+/// The status of a sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkStatus {
     /// The name under which the flow writes it.
     pub name: String,
-    /// The oldest epoch that was given to it and is not shown.
+    /// The oldest epoch that was given to it and is not published.
     pub waiting: Option<Epoch>,
-    /// Milliseconds since that has been the oldest.
+    /// Milliseconds since that became the oldest.
     pub since_ms: u64,
 }
 
-/// What snapshots are at.
+/// The status of snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStatus {
-    /// The last one that was announced in this life; 0 before the first.
+    /// The epoch of the last snapshot announced in this incarnation; 0 before the first.
     pub announced: Epoch,
     /// Milliseconds since it was announced.
     pub announced_ms: u64,
-    /// The last one of this life that is on disk; 0 before the first.
+    /// The epoch of the last snapshot of this incarnation that is on disk; 0 before the first.
     pub committed: Epoch,
 }
 
-/// What a source's stream is at.
+/// The status of a source's stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamStatus {
     /// The name under which the flow reads the source.
@@ -181,27 +183,28 @@ pub struct StreamStatus {
     /// The stream's watermark.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
-    /// Milliseconds without records, at its end, after which a partition of it is idle; 0 where that is not known.
+    /// Milliseconds without records, at its end, after which a partition of it is idle; 0 if not known.
     #[serde(default)]
     pub idle_after_ms: u64,
 }
 
-/// What a window step is at.
+/// The status of a window step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepStatus {
     /// Its name.
     pub name: String,
-    /// The watermark that it has come to.
+    /// The watermark that it has reached.
     #[serde(serialize_with = "in_words")]
     pub watermark: EventTime,
-    /// How long after its end a window is kept open.
+    /// Allowed lateness: milliseconds of event time for which a window is kept open after its end.
     pub lateness_ms: u64,
-    /// Records that were late only because their partition, or its stream, had been idle; as far as process 0 has read them.
+    /// Number of records that were late only because their partition, or its stream, had been idle; as far as process 0
+    /// has read them.
     #[serde(default)]
     pub late_after_idle: u64,
 }
 
-/// A watermark as people read it, where people read.
+/// Serializes a watermark as text in human-readable formats.
 fn in_words<S: Serializer>(time: &EventTime, serializer: S) -> Result<S::Ok, S::Error> {
     if serializer.is_human_readable() { serializer.collect_str(time) } else { time.serialize(serializer) }
 }

@@ -1,13 +1,14 @@
-//! Why has a window not fired? What holds it back, from the first cause on.
+//! The causes that hold back a window, or the job, the first cause first.
 //!
-//! A window fires when the watermark of its stream has come to its end, at an epoch that all workers have let go of and
-//! that all steps have seen; it closes when the watermark is past the allowed lateness too. So what can hold it is, in this
-//! order: a process that gives no sign; two that do not hear each other; a worker that makes no turn; a partition whose own watermark is not there; an epoch
-//! that is not bound, or not on disk; a step that works; a sink that has not shown what came before.
+//! A window fires when the watermark of its stream has reached its end, at an epoch that all workers have released and
+//! all steps have processed; it closes when the watermark is past the allowed lateness, too. So it can be held back by,
+//! in this order: a process without heartbeats; two processes that do not hear each other; a worker whose loop makes no
+//! progress; workers that still replay the journal; a partition whose own watermark is behind; an epoch whose input is
+//! not committed, or not on disk; a sink that has not published an epoch, or else a step that is still processing it; a
+//! snapshot that is not on disk; a step whose watermark has not reached the window's end.
 //!
-//! Results that are there and are not written come before a partition's watermark: without a window, as the results
-//! that come next are those; with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by
-//! itself.
+//! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
+//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW`] is a cause by itself.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,52 +19,53 @@ use super::{JobStatus, PartitionStatus, ProcessStatus, Stage, StepStatus, Worker
 use crate::metrics::after_idle;
 use crate::time::{Epoch, EventTime, Span};
 
-/// How long a process or a worker may give no sign of life before it is the cause of everything.
+/// Milliseconds without a sign of life after which a process or a worker is the cause of everything.
 const SILENT: u64 = 2_000;
-/// Maximum silence of a connection, in milliseconds; longer than that of a process, which is the cause then.
+/// Milliseconds of silence after which a connection is a cause; longer than [`SILENT`], so that a silent process is
+/// reported instead of its connections.
 const CUT_OFF: u64 = 3_000;
-/// How long an epoch, a sink or a snapshot may take before it is told.
+/// Milliseconds after which an epoch, a sink or a snapshot counts as a cause.
 const SLOW: u64 = 2_000;
-/// How many partitions are told one by one.
+/// Maximum number of partitions listed one by one.
 const TOLD: usize = 5;
 
-/// What holds a window back, or the job.
+/// The causes that hold back a window, or the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
-    /// The end of the window that was asked for.
+    /// The end of the window in question, if one was given.
     pub window_end: Option<String>,
-    /// In a line.
+    /// A summary in one line.
     pub summary: String,
-    /// What holds it, the first cause first; nothing if nothing does.
+    /// The causes, the first one first; empty if nothing holds it back.
     pub holds: Vec<Hold>,
 }
 
-/// One thing that holds something back.
+/// One cause that holds something back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// What kind of thing it is.
+    /// The kind of the cause.
     pub cause: Cause,
-    /// Which one: `process 2`, `partition 3 of transactions`, `sink totals`.
+    /// The name of the process, partition, sink and so on: `process 2`, `partition 3 of transactions`, `sink totals`.
     pub name: String,
-    /// Milliseconds since it has held it, where that is known.
+    /// Milliseconds since it began to hold back, if known.
     pub since_ms: Option<u64>,
-    /// What is the matter with it.
+    /// The problem, as a phrase that follows the name.
     pub says: String,
-    /// What to do.
+    /// The suggested remedy.
     pub help: String,
 }
 
-/// What can hold something back.
+/// The kinds of causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
-    /// A process gives no sign.
+    /// A process sends no heartbeats.
     Process,
-    /// Two processes that are there do not hear each other.
+    /// Two running processes do not hear each other.
     Connection,
-    /// A worker makes no turn, or has much to do.
+    /// A worker's loop makes no progress, or the worker still replays the journal.
     Worker,
-    /// A partition holds the watermark.
+    /// A partition holds back the watermark.
     Partition,
     /// The source has no partition that could move the watermark.
     Source,
@@ -71,7 +73,7 @@ pub enum Cause {
     Sync,
     /// A step is behind.
     Step,
-    /// A sink has not shown what it was given.
+    /// A sink has not published what it was given.
     Sink,
     /// A snapshot is not on disk.
     Snapshot,
@@ -87,7 +89,7 @@ impl fmt::Display for Hold {
     }
 }
 
-/// The summary, and then a line for each thing that holds it.
+/// Formats the summary, and then a line for each cause.
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.summary)?;
@@ -98,7 +100,7 @@ impl fmt::Display for Why {
     }
 }
 
-/// A length of time as people say it.
+/// Formats a duration.
 fn ago(millis: u64) -> String {
     if millis < 10_000 {
         return format!("{}.{} s", millis / 1_000, millis % 1_000 / 100);
@@ -106,15 +108,15 @@ fn ago(millis: u64) -> String {
     humantime::format_duration(Duration::from_secs(millis / 1_000)).to_string()
 }
 
-/// The end of a window that is asked for, as END or START/END; each RFC 3339, or milliseconds since 1970.
+/// Parses the end of a window, given as END or START/END; each RFC 3339, or milliseconds since 1970.
 ///
 /// # Errors
-/// Says why it is no time.
+/// Fails with the reason if it is no time.
 pub fn window_end(text: &str) -> Result<EventTime, String> {
     text.rsplit_once('/').map_or(text, |(_, end)| end).parse()
 }
 
-/// What holds back a window that ends at `window_end`; without one, what holds back the job.
+/// Returns the causes that hold back a window that ends at `window_end`; without one, those that hold back the job.
 pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     let mut holds: Vec<_> = silent(status).collect();
     holds.extend(cut_off(status));
@@ -139,7 +141,7 @@ pub fn why(status: &JobStatus, window_end: Option<EventTime>) -> Why {
     Why { window_end: window_end.map(|end| end.to_string()), summary, holds }
 }
 
-/// The summary; and how many records were late for no other reason than that their partitions had been idle.
+/// Returns the summary, with the number of records that were late only because their partitions had been idle.
 fn summary(status: &JobStatus, window_end: Option<EventTime>, holds: &[Hold]) -> String {
     let mut summary = held(status, window_end, holds);
     for step in status.steps.iter().filter(|step| step.late_after_idle > 0) {
@@ -173,7 +175,7 @@ fn workers(status: &JobStatus) -> impl Iterator<Item = (&ProcessStatus, &WorkerS
     status.processes.iter().flat_map(|process| process.workers.iter().map(move |worker| (process, worker)))
 }
 
-/// Processes that give no sign.
+/// Finds processes that send no heartbeats.
 fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     let silent = status.processes.iter().filter(|process| process.silent_ms >= SILENT);
     silent.map(|process| Hold {
@@ -188,7 +190,8 @@ fn silent(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     })
 }
 
-/// Connections of the dataflow that bring nothing, of processes that are there: each told once, by who hears less.
+/// Finds silent connections of the dataflow between running processes: each is reported once, in its more silent
+/// direction.
 fn cut_off(status: &JobStatus) -> Vec<Hold> {
     let is_silent =
         |number: usize| status.processes.iter().any(|process| process.process == number && process.silent_ms >= SILENT);
@@ -219,7 +222,7 @@ fn cut_off(status: &JobStatus) -> Vec<Hold> {
     holds.collect()
 }
 
-/// Workers that make no turn, in processes that are there.
+/// Finds workers, in running processes, whose loop makes no progress.
 fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
     let stuck = workers(status).filter(|(process, worker)| process.silent_ms < SILENT && worker.turned_ms >= SILENT);
     stuck.map(|(process, worker)| {
@@ -230,7 +233,7 @@ fn stuck(status: &JobStatus) -> impl Iterator<Item = Hold> + '_ {
                  large: lower --in-flight",
             ),
             None => (
-                String::from("makes no turn"),
+                String::from("makes no progress"),
                 "code of the query takes long or waits for something: a worker must not",
             ),
         };
@@ -255,14 +258,15 @@ fn replay(status: &JobStatus) -> Hold {
         cause: Cause::Worker,
         name: format!("worker {}", names.join(", ")),
         since_ms: None,
-        says: String::from("still repeats what the journal has of the life before"),
+        says: String::from("is still replaying the journal of the previous incarnation"),
         help: String::from(
-            "wait: what was shown already is not shown again; a shorter --snapshot-every leaves less to repeat",
+            "wait: published results are not published again; a shorter --snapshot-every leaves less to replay",
         ),
     }
 }
 
-/// The partitions that keep the watermark from a window's end; without one, those that hold it and do not move.
+/// Finds the partitions that keep the watermark from a window's end; without one, those that hold it back and make no
+/// progress.
 fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
     let mut holds = Vec::new();
     for stream in &status.streams {
@@ -275,7 +279,7 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
         if !all.iter().any(|partition| partition.holds()) {
             let has_come = |step: &StepStatus| window_end.is_some_and(|end| step.watermark >= end);
             if !status.steps.is_empty() && status.steps.iter().all(has_come) {
-                continue; // An idle stream does not hold back what it is combined with.
+                continue; // An idle stream does not hold back the streams it is combined with.
             }
             holds.extend(without_holders(source, &all, window_end, status));
             continue;
@@ -298,7 +302,7 @@ fn watermarks(status: &JobStatus, window_end: Option<EventTime>) -> Vec<Hold> {
     holds
 }
 
-/// A source of which no partition holds the watermark, and which is not at its end.
+/// Finds the cause for a source that has not ended and whose partitions are all idle or ended, or not found yet.
 fn without_holders(
     source: &str,
     all: &[&PartitionStatus],
@@ -330,7 +334,7 @@ fn without_holders(
     Some(Hold { cause: Cause::Source, name: format!("source {source}"), since_ms, says, help })
 }
 
-/// Says how much is still to be read of a partition.
+/// Formats the amount of a partition that is still to be read.
 fn left(partition: &PartitionStatus, lag: u64) -> String {
     match (partition.in_bytes, lag) {
         (true, lag) => format!("; {lag} bytes of it are still to be read"),
@@ -353,7 +357,7 @@ fn of_partition(status: &JobStatus, partition: &PartitionStatus, window_end: Opt
             (format!("; {note}"), String::from("the line is taken when it ends: whoever writes the file has to end it"))
         }
         (Some(note), _) => {
-            (format!("; {note}"), String::from("see to its broker or to who writes to it; it goes on by itself"))
+            (format!("; {note}"), String::from("check its broker and its producers; reading resumes by itself"))
         }
         (None, Some(lag @ 1..)) if reads_too_slowly(status, partition) => (
             left(partition, lag),
@@ -390,7 +394,7 @@ fn reads_too_slowly(status: &JobStatus, partition: &PartitionStatus) -> bool {
     })
 }
 
-/// What keeps the oldest epoch from being shown.
+/// Finds what keeps the oldest epoch from being published.
 fn frontier(status: &JobStatus) -> Vec<Hold> {
     let mut holds = Vec::new();
     let fronts = workers(status).filter(|(process, _)| process.silent_ms < SILENT);
@@ -404,7 +408,7 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
             Stage::Reading | Stage::Flowing => continue,
             Stage::Binding => (
                 Cause::Worker,
-                format!("has not bound epoch {}", front.epoch),
+                format!("has not committed epoch {}", front.epoch),
                 "records of it are still being read on other threads; large files are read in pieces: wait",
             ),
             Stage::Syncing => (
@@ -453,7 +457,7 @@ fn frontier(status: &JobStatus) -> Vec<Hold> {
     holds
 }
 
-/// Steps whose windows wait although their sources have come far enough.
+/// Finds steps whose windows wait although their sources have reached the end.
 fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
     let late = status.steps.iter().filter_map(|step| {
         let lateness = Span::from(Duration::from_millis(step.lateness_ms));
@@ -468,7 +472,7 @@ fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
             )
         } else {
             (
-                format!("has come to watermark {} only", step.watermark),
+                format!("has only reached watermark {}", step.watermark),
                 "it follows in the next epochs; behind a step that allows lateness the watermark is less by that",
             )
         };
@@ -477,7 +481,7 @@ fn steps(status: &JobStatus, end: EventTime) -> Vec<Hold> {
     late.collect()
 }
 
-/// A snapshot that is not on disk.
+/// Returns the announced snapshot, if it is not on disk in time.
 fn snapshot(status: &JobStatus) -> Option<Hold> {
     let snapshot = status.processes.first()?.snapshot?;
     if snapshot.committed >= snapshot.announced || snapshot.announced_ms < SLOW {
@@ -487,7 +491,7 @@ fn snapshot(status: &JobStatus) -> Option<Hold> {
     let (says, help) = if reached {
         ("is complete and not on disk", "the disk of the state is slow or full: look at it (iostat, df)")
     } else {
-        ("waits for its epoch to be shown", "see what holds the epochs before it")
+        ("waits for its epoch to be published", "see what holds the epochs before it")
     };
     Some(Hold {
         cause: Cause::Snapshot,

@@ -1,13 +1,15 @@
-//! The first operator of a step that groups by key and event time, on the worker that read the record: it judges whether a
-//! record is late, finds where it belongs, takes what the step needs of it, and sends that to the worker of its key.
+//! The first operator of a step that groups by key and event time, on the worker that read the record: it decides
+//! whether a record is late, finds its pane or position, extracts what the step needs, and sends that to the worker
+//! of the key.
 //!
-//! * A [`Judge`] knows what *late* means for the step and where a record belongs: [`BySlot`] for windows that lie on the
-//!   line of event time whatever the records are, [`ByTime`] for steps that the records' own times drive.
-//! * What a record is judged by is the greater of its own partition's watermark just before it and the partition's floor.
-//!   Records of a partition whose floor is not known yet wait here until their epoch is complete. Those that are late by the
-//!   floor alone are counted apart.
+//! * A [`Judge`] defines *late* for the step, and the routing of records: [`BySlot`] for windows that are fixed on
+//!   the line of event time, [`ByTime`] for steps that are driven by the records' own times.
+//! * Lateness is decided by the greater of the watermark of the record's own partition just before it and the
+//!   partition's activation watermark. Records of a partition whose activation watermark is unresolved wait here
+//!   until their epoch is complete. Records that are late only by the activation watermark are counted separately.
 //!
-//! Invariant: a record that is on time never touches what has closed at the stream's watermark of the epoch before.
+//! Invariant: a record that is on time never touches a window that has closed at the stream's watermark of the epoch
+//! before.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -27,28 +29,29 @@ use crate::stream::{Pool, Stream, Wanted, route};
 use crate::time::watermark::PartitionId;
 use crate::time::{EventTime, Span};
 
-/// A record on its way to the worker of its key: key, where it belongs, what the step needs of it.
+/// A record in transit to the worker of its key: key, routing, and the part of the record that the step needs.
 pub(crate) type Routed<K, T, P> = (K, T, P);
-/// Records for a worker, and which: so that they cross threads as they are, many at a time.
+/// A batch of records for one worker, preceded by the worker's number. Batches cross threads as they are, without a
+/// copy of each record.
 pub(crate) type Parcel<K, T, P> = (u64, Vec<Routed<K, T, P>>);
 
-/// What breaks ties of event time: source, partition, offset.
+/// The position of a record, which breaks ties of event time: source, partition, offset.
 pub(crate) type At = (u16, u32, u64);
 
-/// Says where records belong, and which are late.
+/// Routes records, and decides which are late.
 pub(crate) trait Judge<D>: 'static {
-    /// Where a record belongs.
+    /// The pane or position that a record is routed to.
     type Place: Record + Copy;
 
-    /// Where this record belongs; `None` if it is late. `mark` is what it is judged by.
+    /// Returns the routing of a record; `None` if the record is late. `mark` is the watermark that decides lateness.
     fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<Self::Place>;
 }
 
-/// Finds the slot of a record. It is late when even the last window of the slot is over.
+/// Routes records to panes. A record is late when even the last window of its pane has closed.
 pub(crate) struct BySlot<T> {
     windows: Windows,
     lateness: Span,
-    /// The slot that was found last, most often the same one.
+    /// The pane that was found last; most records belong to it too.
     last: Found,
     slots: std::marker::PhantomData<T>,
 }
@@ -77,10 +80,11 @@ impl<D, T: Slot> Judge<D> for BySlot<T> {
     }
 }
 
-/// When a record happened, and what breaks ties.
+/// The event time of a record, and its position, which breaks ties.
 pub(crate) type Stamp = (EventTime, At);
 
-/// Stamps records. One is late when its time is.
+/// Routes records by event time. A record is late when its time is below the watermark by more than the allowed
+/// lateness.
 pub(crate) struct ByTime(pub(crate) Span);
 
 impl<D> Judge<D> for ByTime {
@@ -92,22 +96,22 @@ impl<D> Judge<D> for ByTime {
     }
 }
 
-/// What [`assign`] needs of a step.
+/// The configuration of [`assign`] for a step.
 pub(crate) struct Assign<K, D, P, J: Judge<D>> {
     pub(crate) keys: KeysOf<K, D>,
     pub(crate) judge: J,
-    /// Appends what the step needs of a record.
+    /// Extracts the part of a record that the step needs.
     pub(crate) part: P,
     pub(crate) wants_late: Wanted,
     pub(crate) metrics: Arc<StepMetrics>,
     pub(crate) forget_floor: bool,
-    /// Records at this epoch or before are in the snapshot that the job went on from.
+    /// Records at or before this epoch are in the snapshot that the job resumed from; `None` without one.
     pub(crate) gate: Option<u64>,
-    /// How many workers there are to send records to.
+    /// The number of workers that records are sent to.
     pub(crate) peers: usize,
 }
 
-/// Records of an epoch whose partitions' floors are not known yet.
+/// Records of an epoch whose partitions' activation watermarks are unresolved.
 struct Held<D> {
     events: Vec<Event<D>>,
     records: Capability<u64>,
@@ -116,11 +120,11 @@ struct Held<D> {
 
 type ByPartition<V> = HashMap<PartitionId, V, foldhash::fast::FixedState>;
 
-/// The floors of a stream's partitions, as far as they are known.
+/// The activation watermarks of a stream's partitions that are known so far.
 #[derive(Default)]
 struct Floors {
     now: ByPartition<EventTime>,
-    /// Those that come into force at a later epoch.
+    /// Activation watermarks that take effect at a later epoch.
     coming: BTreeMap<u64, Vec<(PartitionId, EventTime)>>,
 }
 
@@ -133,12 +137,12 @@ impl Floors {
     }
 }
 
-/// Records on their way to the worker of their key, and late ones.
+/// The streams of records for the workers of their keys, and of late records.
 pub(crate) type Assigned<'f, K, D, T, P> =
     (TimelyStream<'f, u64, Vec<Parcel<K, T, P>>>, TimelyStream<'f, u64, Vec<Event<D>>>);
 
-/// Finds where each record belongs, and parts those that are on time from those that are late. `pool` is where containers
-/// come back from: from this worker's second operator, whoever filled them.
+/// Routes each record, and separates late records from those that are on time. `pool` returns the containers that
+/// this worker's second operator has emptied, whichever worker filled them.
 pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
     stream: Stream<'f, D>,
     name: &str,
@@ -201,23 +205,23 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
     (record_stream, late_stream)
 }
 
-/// How many events are sorted at a time: so few that they stay in the processor's nearest cache meanwhile.
+/// Events that are sorted at a time: few enough to stay in the processor's L1 cache meanwhile.
 const PIECE: usize = 128;
 
-/// Sorts records into those that are on time, by the worker that has their key, and those that are late.
+/// Sorts records into late ones and those that are on time, by the worker of their key.
 struct Sorter<K, D, F, P, J: Judge<D>> {
     step: Assign<K, D, F, J>,
     pool: Pool<Routed<K, J::Place, P>>,
     keys: Vec<K>,
-    /// For each worker.
+    /// Records that are on time, for each worker.
     on_time: Vec<Vec<Routed<K, J::Place, P>>>,
     parcels: Vec<Parcel<K, J::Place, P>>,
     late: Vec<Event<D>>,
-    /// Those that cannot be judged yet.
+    /// Records whose lateness cannot be decided yet.
     waiting: Vec<Event<D>>,
 }
 
-/// Where [`Sorter::give`] gives records.
+/// The output session that [`Sorter::give`] writes to.
 type Session<'a, 'b, D, C> =
     timely::dataflow::operators::generic::Session<'a, 'b, u64, CapacityContainerBuilder<Vec<D>>, C>;
 
@@ -228,8 +232,8 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
         Sorter { step, pool, keys, on_time, parcels, late, waiting }
     }
 
-    /// Judges records, each by its own partition's watermark before it and the partition's floor; `None` for a floor that
-    /// is not known yet.
+    /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by `floor`,
+    /// which returns the partition's activation watermark, or `None` while that is unresolved.
     fn sort(&mut self, events: &mut Vec<Event<D>>, floor: impl Fn(Origin) -> Option<EventTime>) {
         let expected = events.len() / self.step.peers + events.len() / 8;
         for on_time in &mut self.on_time {
@@ -279,7 +283,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
         }
     }
 
-    /// Sends what was sorted.
+    /// Emits the sorted records.
     fn give<C: CapabilityTrait<u64>>(
         &mut self,
         records: &mut Session<'_, '_, Parcel<K, J::Place, P>, C>,

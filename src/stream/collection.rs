@@ -1,10 +1,11 @@
 //! Collections: multisets that change by insertions and retractions, epoch by epoch.
 //!
-//! A [`Collection`] is differential dataflow's own, with the epoch hidden. [`Collection::through`] gives the raw one, so
-//! every operator of differential is there, iteration included. What is here by name is what queries use most.
+//! A [`Collection`] is a differential dataflow collection whose timestamp, the epoch, is hidden.
+//! [`Collection::through`] gives the raw one, so every operator of differential is available, iteration included. The
+//! methods here cover what queries use most.
 //!
-//! A collection has no watermark. What is computed from it is consistent at every epoch that is shown: a sink gets all
-//! changes of an epoch at once, consolidated.
+//! A collection has no watermark. Results computed from it are consistent at every epoch that is published: a sink
+//! gets all changes of an epoch at once, consolidated.
 
 use std::fmt;
 
@@ -24,7 +25,7 @@ use crate::time::Epoch;
 pub struct Collection<'f, D: Record> {
     pub(super) inner: VecCollection<'f, u64, D, isize>,
     flow: Flow<'f>,
-    /// After a crash not all of its rows are there again, but for those that change still.
+    /// `true` if the collection is not recoverable: after a crash, rows that no longer change are missing.
     passing: bool,
 }
 
@@ -45,17 +46,17 @@ impl<'f, D: Record> Collection<'f, D> {
         Collection { inner, flow, passing: false }
     }
 
-    /// The collection as one of which, after a crash, only rows that change still are there again.
+    /// Marks the collection as not recoverable: after a crash, rows that no longer change are missing.
     pub(super) fn passing(self) -> Self {
         Collection { passing: true, ..self }
     }
 
-    /// Its changes as they come, and the flow that they are in.
+    /// Returns its flow, and its changes as they arrive.
     pub(super) fn into_changes(self) -> (Flow<'f>, TimelyStream<'f, u64, Vec<Change<D>>>) {
         (self.flow, self.inner.inner)
     }
 
-    /// Operators that look at one row at a time, and keep none.
+    /// Applies operators that look at one row at a time and keep none.
     fn by_row<D2: Record>(
         self,
         operators: impl FnOnce(VecCollection<'f, u64, D, isize>) -> VecCollection<'f, u64, D2, isize>,
@@ -63,7 +64,7 @@ impl<'f, D: Record> Collection<'f, D> {
         Collection { inner: operators(self.inner), flow: self.flow, passing: self.passing }
     }
 
-    /// Refuses operators that keep rows where not all rows are there again after a crash.
+    /// Refuses operators that keep rows if the collection is not recoverable.
     pub(super) fn check_whole(&self) {
         if self.passing && self.flow.build.purpose == Purpose::OpenSinks {
             let what = "after a crash, rows of closed windows are not there again for what is computed of `on_fire`";
@@ -73,17 +74,17 @@ impl<'f, D: Record> Collection<'f, D> {
         }
     }
 
-    /// Each record changed.
+    /// Changes each record.
     pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Collection<'f, D2> {
         self.by_row(|collection| collection.map(change))
     }
 
-    /// The records that `keep` holds for.
+    /// Keeps the records for which `keep` returns `true`.
     pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Collection<'f, D> {
         self.by_row(|collection| collection.filter(keep))
     }
 
-    /// Each record changed into any number of records.
+    /// Changes each record into any number of records.
     pub fn flat_map<I: IntoIterator<Item: Record> + 'static>(
         self,
         change: impl Fn(D) -> I + 'static,
@@ -91,25 +92,25 @@ impl<'f, D: Record> Collection<'f, D> {
         self.by_row(|collection| collection.flat_map(change))
     }
 
-    /// The records of both.
+    /// Adds up the records of both.
     #[must_use]
     pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
         let passing = self.passing || other.passing;
         Collection { passing, ..self.by_row(|collection| collection.concat(other.inner)) }
     }
 
-    /// How many there are of each record: a row for each record that is there at all.
+    /// Counts each record: one row for each record that is present.
     pub fn count(self) -> Collection<'f, (D, i64)> {
         self.through(|collection| collection.count().map(|(record, count)| (record, count as i64)))
     }
 
-    /// Each record that is there, once.
+    /// Keeps each record that is present, once.
     #[must_use]
     pub fn distinct(self) -> Collection<'f, D> {
         self.through(differential_dataflow::Collection::distinct)
     }
 
-    /// Any operators of differential dataflow: takes the raw collection and comes back with another one. The raw
+    /// Applies any operators of differential dataflow: takes the raw collection and returns another one. The raw
     /// timestamp is the epoch; differences are `isize`.
     pub fn through<D2: Record>(
         self,
@@ -119,7 +120,7 @@ impl<'f, D: Record> Collection<'f, D> {
         Collection { inner: operators(self.inner), flow: self.flow, passing: false }
     }
 
-    /// Any operators of differential dataflow on this collection and another one, as a join: see
+    /// Applies any operators of differential dataflow to this collection and another one, such as a join: see
     /// [`Collection::through`].
     pub fn through_with<D2: Record, D3: Record>(
         self,
@@ -133,31 +134,33 @@ impl<'f, D: Record> Collection<'f, D> {
         self.through(|collection| operators(collection, other.inner))
     }
 
-    /// Calls `look` with each change as it passes, not consolidated: for debugging. After a crash it sees changes again.
+    /// Calls `look` with each change as it passes, not consolidated, for debugging. After a crash it is called again
+    /// with changes that are replayed.
     pub fn inspect(self, look: impl Fn(&D, isize) + 'static) -> Collection<'f, D> {
         self.by_row(|collection| collection.inspect(move |(data, _epoch, diff)| look(data, *diff)))
     }
 
-    /// Writes the changes to a sink, epoch by epoch, each epoch whole and consolidated, with a last column `diff`.
+    /// Writes the changes to a sink, epoch by epoch: each epoch is written whole and consolidated, with a last column
+    /// `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
         output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
-    /// An error ends the job.
+    /// An error fails the job.
     pub fn for_each_epoch(self, name: &str, see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) {
         self.write(name, &Observer(std::sync::Arc::new(see)));
     }
 }
 
-/// Collections of pairs, by the first of the two, the key.
+/// Collections of pairs whose first item is the key.
 impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
-    /// Each pair of this collection with each of the other that has its key.
+    /// Joins each pair of this collection with each pair of the other that has its key.
     pub fn join<V2: Record>(self, other: Collection<'f, (K, V2)>) -> Collection<'f, (K, (V, V2))> {
         self.through_with(other, differential_dataflow::Collection::join)
     }
 
-    /// As [`Collection::join`], with what `change` makes of the key and the two.
+    /// Like [`Collection::join`], but returns what `change` makes of the key and the two values.
     pub fn join_map<V2: Record, D: Record>(
         self,
         other: Collection<'f, (K, V2)>,
@@ -166,26 +169,27 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
         self.through_with(other, |left, right| left.join_map(right, change))
     }
 
-    /// The pairs whose key is in `keys`, each as many times as it is there.
+    /// Keeps the pairs whose key is in `keys`, each as many times as the key is in it.
     #[must_use]
     pub fn semijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
         self.through_with(keys, differential_dataflow::Collection::semijoin)
     }
 
-    /// The pairs whose key is not in `keys`, where each key is at most once: see [`Collection::distinct`].
+    /// Keeps the pairs whose key is not in `keys`, which must have each key at most once: see
+    /// [`Collection::distinct`].
     #[must_use]
     pub fn antijoin(self, keys: Collection<'f, K>) -> Collection<'f, (K, V)> {
         self.through_with(keys, differential_dataflow::Collection::antijoin)
     }
 
-    /// How many pairs each key has: a row for each key that has any.
+    /// Counts the pairs of each key: one row for each key that has any.
     pub fn count_by_key(self) -> Collection<'f, (K, i64)> {
         self.map(|(key, _)| key).count()
     }
 
-    /// What `change` makes of all values of a key: it gets them in order, each with how many there are of it, and answers
-    /// with any number of rows. It is called anew whenever something changes for the key, so its cost is that of all the
-    /// key's values; for keys of many, aggregate in steps.
+    /// Replaces all values of a key by the rows that `change` returns: it gets the values in order, each with its
+    /// multiplicity, and returns any number of rows. It is called whenever a value of the key changes, so its cost is
+    /// that of all the key's values; for keys with many values, aggregate in steps.
     ///
     /// ```
     /// use tidegate::testing::{Captured, Run};
@@ -218,14 +222,16 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
     }
 }
 
-/// What is called with an epoch's changes.
+/// A function that is called with an epoch's changes.
 type See<D> = std::sync::Arc<dyn Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync>;
 
-/// A sink that calls a function. It is at-least-once: after a crash it sees epochs again.
+/// A sink that calls a function. It is at-least-once: after a crash the function is called again with epochs that are
+/// replayed.
 pub struct Observer<D>(See<D>);
 
 impl<D: Record> Observer<D> {
-    /// A sink that calls `see` with every epoch that has rows: all of its rows at once, consolidated and sorted.
+    /// Creates a sink that calls `see` with every epoch that has rows: all of its rows at once, consolidated and
+    /// sorted.
     pub fn new(see: impl Fn(Epoch, &[(D, isize)]) -> Result<()> + Send + Sync + 'static) -> Self {
         Observer(std::sync::Arc::new(see))
     }

@@ -1,8 +1,9 @@
-//! Windows of so many records each: the first of a key by event time, the next ones, and so on.
+//! Count windows: the first n records of a key by event time, the next n, and so on.
 //!
-//! Records of a key wait until the watermark has passed them, so that those that come later are counted where they belong; those
-//! of one time are in the order of source, partition and offset. A window ends just after its last record. One that is not full
-//! yet has no end: it ends with all time, and is shown when its stream is over.
+//! Records of a key wait until the watermark has passed them, so that records out of order are counted where they
+//! belong; records of equal time are ordered by source, partition and offset. A window ends just after its last
+//! record. A window that is not full yet has no end: it extends to the end of time, and is emitted when its stream
+//! ends.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,13 +27,13 @@ struct Filling<S> {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record")]
 pub(crate) struct Run<S> {
-    /// What the watermark has passed, of the window that is not full.
+    /// The records that the watermark has passed, of the window that is not full.
     filling: Option<Filling<S>>,
-    /// What each record makes that it has not passed, in order.
+    /// The accumulators of the records that the watermark has not passed, in order.
     waiting: Vec<(Stamp, S)>,
 }
 
-/// Makes windows of so many records.
+/// Aggregates count windows of `size` records.
 pub(crate) struct Counts<K, D, A> {
     pub(crate) size: i64,
     pub(crate) telling: Telling<A>,
@@ -40,7 +41,7 @@ pub(crate) struct Counts<K, D, A> {
 }
 
 impl<K: Record, D: 'static, A: Aggregate<D>> Counts<K, D, A> {
-    /// Puts a record into the window that is being filled; answers with it when it is full.
+    /// Adds a record to the window that is being filled; returns the window when it is full.
     fn fill(
         &self,
         filling: &mut Option<Filling<A::Sum>>,
@@ -61,7 +62,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Counts<K, D, A> {
         Some((window, key.clone(), self.telling.value(window, key, total)?))
     }
 
-    /// The window that is not full.
+    /// Returns the window that is not full, which ends at the end of time.
     fn rest(filling: &Filling<A::Sum>) -> (Interval, &Counted<A::Sum>) {
         (Interval { start: filling.start, end: EventTime::MAX }, &filling.total)
     }
@@ -144,7 +145,7 @@ impl<K: Record, D: 'static, A: Aggregate<D>> Behaviour for Counts<K, D, A> {
     }
 
     fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime> {
-        // Records by their number in the window that each would be the last of.
+        // A waiting record ends a window if it brings the number of records to a multiple of the size.
         let filled = row.filling.as_ref().map_or(0, |filling| filling.total.count);
         let last_of_one = |number: usize| (filled + number as i64 + 1) % self.size == 0;
         let ends = row.waiting.iter().enumerate().filter(|(number, _)| last_of_one(*number));

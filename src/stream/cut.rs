@@ -1,16 +1,19 @@
-//! Cuts: where events become durable state.
+//! Checkpointed operators: where events become durable state.
 //!
-//! * A **cut** is a step whose rows snapshots keep. At the snapshot epoch c it gives its rows' changes since the last
-//!   one to a [`Saver`], which makes a segment of them; when a job goes on from a snapshot, [`load`] reads the rows of
-//!   all segments back and sends them through the same exchange as live data, at epoch c.
-//! * A [`Part`] is what one writer (a source, a cut, a sink, on one worker) contributes to the manifest of c.
-//! * The **parts stream** carries parts to worker 0. Every writer holds a capability of it at the next possible c from
-//!   its construction on, and lets go of it when its part is durable; a writer with nothing to say only lets go. So when
-//!   the frontier of the stream passes c, the manifest of c is whole: there is no other protocol.
+//! * A **checkpointed operator** is a step whose rows snapshots keep. At the snapshot epoch c it passes the changes
+//!   of its rows since the last snapshot to a [`Saver`], which builds a segment of them. When a job resumes from a
+//!   snapshot, [`load`] reads the rows of all segments and sends them through the same exchange as live data, at
+//!   epoch c.
+//! * A [`Part`] is the contribution of one writer (a source, a checkpointed operator or a sink, on one worker) to the
+//!   manifest of c.
+//! * The **parts stream** carries these contributions to worker 0. From its construction on, every writer holds a
+//!   capability of it at the next possible c, and downgrades it when its contribution is durable; a writer with
+//!   nothing to contribute only downgrades. So when the frontier of the stream passes c, the manifest of c is
+//!   complete: there is no other protocol.
 //!
-//! Invariants: a part is sent only after what it names is synced, file and directory; rows are encoded in bounded
-//! pieces, and no worker waits for a disk; a cut is a sink too: what reaches it at an epoch ≤ c after a job went on from
-//! c was counted before, and is dropped ([`Durable::gate`]).
+//! Invariants: a contribution is sent only after the file and directory that it names are synced. Rows are encoded in
+//! bounded pieces, and no worker waits for a disk. A checkpointed operator is a sink too: after a job resumes from c,
+//! input at an epoch ≤ c is in the snapshot already and is dropped ([`Durable::gate`]).
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -40,37 +43,38 @@ use crate::stream::{Failure, Fault, Flow, Purpose};
 use crate::thread::Role;
 use crate::time::{Epoch, EventTime};
 
-/// How many rows are encoded at a time.
+/// Rows that are encoded at a time.
 const PIECE: usize = 4096;
 
-/// What one writer contributes to a manifest.
+/// The contribution of one writer to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Part {
-    /// Where one worker's partitions of a source are.
+    /// A source's name, and the progress of its partitions on one worker.
     Source(String, Vec<Bound>),
-    /// A source's stream: its watermark, and the floors of its partitions.
+    /// A source's name, its stream's watermark, and the activation watermarks of its partitions.
     Mark(String, EventTime, Vec<(u32, EventTime)>),
-    /// A cut: windows that end here or before are dead, and what has changed.
+    /// A checkpointed operator: its name, the time through which its windows have closed and their rows are expired,
+    /// and the segment of its changes; `None` if nothing changed.
     Cut(String, EventTime, Option<SegmentInfo>),
-    /// What a sink has shown.
+    /// The last epoch that a sink has published.
     Sink(SinkState),
 }
 
-/// Merges segments of one cut, until it is told to give up; knows the rows' types.
+/// Merges segments of one checkpointed operator unless it is cancelled by the flag; knows the type of the rows.
 pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label, &AtomicBool) -> Result<Merged> + Send + Sync>;
 
-/// What the cuts of a job share with its snapshots.
+/// The merge functions of a job's checkpointed operators, for compaction.
 #[derive(Default)]
 pub(crate) struct Merges(Mutex<Vec<(String, Arc<Merge>)>>);
 
 impl Merges {
-    /// The way to merge the segments of this cut.
+    /// Returns the merge function of a step.
     pub(crate) fn of(&self, step: &str) -> Option<Arc<Merge>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|(name, _)| name == step).map(|(_, merge)| Arc::clone(merge))
     }
 
-    /// Tells how this cut is merged, if that is not known yet.
+    /// Registers the merge function of a step, unless it has one.
     pub(crate) fn add(&self, step: &str, merge: Merge) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().all(|(name, _)| name != step) {
@@ -83,23 +87,26 @@ impl Merges {
 #[derive(Clone)]
 pub(crate) struct Durable {
     pub(crate) disk: Arc<dyn Disk>,
-    /// Where segments are.
+    /// The directory of the segments.
     pub(crate) segments: PathBuf,
     pub(crate) incarnation: u64,
     pub(crate) worker: usize,
     pub(crate) peers: usize,
-    /// Writes segments.
+    /// The background thread that writes segments.
     pub(crate) writer: Arc<Background>,
-    /// What the job goes on from.
+    /// The manifest that the job resumes from; `None` at the first start.
     pub(crate) base: Option<Arc<Manifest>>,
-    /// The query that goes on, with what its sources are known by.
+    /// The fingerprint of the running query, with the identities of its sources.
     pub(crate) query: Arc<QueryPrint>,
     pub(crate) merges: Arc<Merges>,
     pub(crate) failure: Arc<Failure>,
 }
 
 impl Durable {
-    /// A state that has ended: nothing is written to it.
+    /// Opens the state of a job that has ended; nothing is written to it.
+    ///
+    /// # Errors
+    /// Fails if the background thread cannot be started.
     pub(crate) fn ended(peers: usize, last: Manifest) -> Result<Self> {
         Ok(Durable {
             disk: OsDisk::shared(),
@@ -115,31 +122,32 @@ impl Durable {
         })
     }
 
-    /// The snapshot that the job goes on from.
+    /// Returns the epoch of the snapshot that the job resumes from.
     pub(crate) fn from(&self) -> Option<Epoch> {
         self.base.as_ref().map(|base| base.epoch)
     }
 
-    /// What comes at this epoch or before was counted in an earlier life.
+    /// Returns the epoch through which input is in the snapshot already, and is dropped.
     pub(crate) fn gate(&self) -> Option<u64> {
         self.from().map(|epoch| epoch.0)
     }
 
-    /// What the snapshot has of a step.
+    /// Returns the state of a step in the snapshot.
     pub(crate) fn step(&self, name: &str) -> Option<&StepState> {
         self.base.as_ref()?.steps.iter().find(|step| step.name == name)
     }
 }
 
-/// How the rows of a cut are ordered, added up, and judged.
+/// Functions that order, add and classify the rows of a checkpointed operator.
 pub(crate) struct RowKind<T> {
     pub(crate) order: fn(&T, &T) -> Ordering,
     pub(crate) add: fn(&mut T, &T),
-    /// Whether a row says nothing.
+    /// Returns `true` if a row adds nothing and can be dropped.
     pub(crate) is_zero: fn(&T) -> bool,
-    /// Whether a row says only that older ones of its key are over.
+    /// Returns `true` if a row is a tombstone, which only overrides older rows of its key.
     pub(crate) is_over: fn(&T) -> bool,
-    /// The window's end, which says when the row is dead.
+    /// Returns the end of a row's window; the row is expired once that has closed. [`EventTime::MAX`] for rows
+    /// without a window.
     pub(crate) window: fn(&T) -> EventTime,
 }
 
@@ -151,28 +159,29 @@ impl<T> Clone for RowKind<T> {
 
 impl<T> Copy for RowKind<T> {}
 
-/// A cell for a cut's codec: set while the flow is built, read when it runs.
+/// A cell for a step's codec: set while the flow is built, read while it runs.
 pub(crate) type CodecCell<T> = Rc<RefCell<Arc<dyn Codec<T>>>>;
 
-/// The default codec.
+/// Returns a cell with the default codec.
 pub(crate) fn postcard<T: Record>() -> CodecCell<T> {
     Rc::new(RefCell::new(Arc::new(Postcard)))
 }
 
-/// Fails the job if it has state, which is about to be opened, and rows of this type cannot be read back.
+/// Fails the job if it is about to open durable state and rows of this type cannot be read back.
 pub(crate) fn check_rows<T: Record>(flow: &Flow<'_>, name: &str) {
     if flow.build.purpose == Purpose::OpenSinks
         && let Err(why) = Codec::<T>::check(&Postcard)
     {
-        let error = Error::usage("cannot keep the rows of a step").at(format!("step `{name}`")).because(why);
-        flow.build.failure.set(error.help("map such values to texts or integers before the step"));
+        let error = Error::usage("snapshots cannot store the rows of a step").at(format!("step `{name}`")).because(why);
+        flow.build.failure.set(error.help("map such values to strings or integers before the step"));
     }
 }
 
-/// Gives rows out, at most so many a call, in order; answers whether there may be more.
+/// An iterator of rows in order: each call yields at most the given number of them, and returns `true` if more may
+/// follow.
 pub(crate) type RowsOut<T> = Box<dyn FnMut(usize, &mut dyn FnMut(T)) -> bool>;
 
-/// Gives rows out that are in order.
+/// Yields rows that are already sorted.
 pub(crate) fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
     let mut rows = rows.into_iter();
     Box::new(move |most, give| {
@@ -181,12 +190,12 @@ pub(crate) fn give_out<T: 'static>(rows: Vec<T>) -> RowsOut<T> {
     })
 }
 
-/// What the writing thread made of a segment.
+/// The outcome of a segment, set by the writing thread.
 type Outcome = Arc<OnceLock<Result<SegmentInfo>>>;
-/// A segment that is being written, for the writing thread.
+/// A segment that the writing thread is writing.
 type Open = Arc<Mutex<Option<Result<SegmentWriter>>>>;
 
-/// A segment on its way.
+/// A segment being built.
 struct Saving<T> {
     epoch: u64,
     closed: EventTime,
@@ -196,13 +205,13 @@ struct Saving<T> {
     outcome: Outcome,
 }
 
-/// Makes segments of a cut's changes, on one worker.
+/// Builds segments of a checkpointed operator's changes, on one worker.
 pub(crate) struct Saver<T> {
     name: String,
     durable: Durable,
     kind: RowKind<T>,
     codec: CodecCell<T>,
-    /// Held at the next snapshot epoch that there can be.
+    /// Held at the next possible snapshot epoch.
     capability: Option<Capability<u64>>,
     /// Changes through this epoch are in segments.
     through: u64,
@@ -225,8 +234,8 @@ impl<T: Record> Saver<T> {
         Saver { name, durable, kind, codec, capability, through, saving: None, again, wake }
     }
 
-    /// Begins the segment of the changes through `epoch`: `rows` gives them in order, those of windows that end at
-    /// `closed` or before left out.
+    /// Begins the segment of the changes through `epoch`. `rows` yields them in order, without rows of windows that
+    /// end at or before `closed`; `None` if nothing changed.
     pub(crate) fn begin(&mut self, epoch: u64, closed: EventTime, rows: Option<RowsOut<T>>) {
         assert!(self.saving.is_none(), "there is one snapshot at a time");
         let codec = Arc::clone(&self.codec.borrow());
@@ -237,7 +246,8 @@ impl<T: Record> Saver<T> {
         self.again.activate();
     }
 
-    /// Goes on with what was begun: a piece of the rows, or the end. The part and its capability, when it is durable.
+    /// Continues the current segment: encodes a piece of the rows, or finishes it. Returns the contribution and the
+    /// capability to send it under once the segment is durable.
     pub(crate) fn work(&mut self) -> Option<(Capability<u64>, Part)> {
         let saving = self.saving.as_mut()?;
         if let Some(mut rows) = saving.rows.take() {
@@ -274,7 +284,7 @@ impl<T: Record> Saver<T> {
         self.end()
     }
 
-    /// Has a block written.
+    /// Queues a block for writing.
     fn write(&mut self, block: RawBlock) {
         let Some(saving) = &mut self.saving else { return };
         let open = saving.open.get_or_insert_with(|| {
@@ -307,7 +317,7 @@ impl<T: Record> Saver<T> {
         });
     }
 
-    /// Has the segment ended, if there is one.
+    /// Queues the end of the segment, if one was opened.
     fn finish(&mut self) {
         let Some(saving) = &mut self.saving else { return };
         let Some(open) = saving.open.clone() else { return };
@@ -315,13 +325,13 @@ impl<T: Record> Saver<T> {
         self.durable.writer.ask(move || {
             let writer = open.lock().unwrap_or_else(PoisonError::into_inner).take();
             let info = writer.map(|writer| writer.and_then(SegmentWriter::finish));
-            let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was never begun"))));
-            // A worker that has gone needs no waking.
+            let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was finished before it was opened"))));
+            // A worker that has stopped needs no waking.
             let _ = wake.activate();
         });
     }
 
-    /// The part, once the segment is durable.
+    /// Returns the contribution once the segment is durable.
     fn end(&mut self) -> Option<(Capability<u64>, Part)> {
         let saving = self.saving.as_ref()?;
         let segment = match (&saving.open, saving.outcome.get()) {
@@ -342,12 +352,12 @@ impl<T: Record> Saver<T> {
         Some((capability, Part::Cut(self.name.clone(), closed, segment)))
     }
 
-    /// Whether a segment is on its way.
+    /// Returns `true` while a segment is being built.
     pub(crate) fn is_busy(&self) -> bool {
         self.saving.is_some()
     }
 
-    /// Lets go: no snapshot comes any more.
+    /// Drops the capability, unless a segment is being built; no further snapshots follow.
     pub(crate) fn close(&mut self) {
         if self.saving.is_none() {
             self.capability = None;
@@ -355,7 +365,7 @@ impl<T: Record> Saver<T> {
     }
 }
 
-/// Tells snapshots how the segments of a cut are merged.
+/// Registers how the segments of a step are merged.
 fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
     let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
@@ -367,8 +377,8 @@ fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, co
     durable.merges.add(name, Box::new(merge));
 }
 
-/// The rows that a snapshot has of a cut, each at the snapshot's epoch, on whichever worker reads them; `None` if there
-/// is no snapshot, or the step is new to it.
+/// Returns the rows that a snapshot has of a step, at the snapshot's epoch, on the workers that read the segments;
+/// `None` without a snapshot.
 pub(crate) fn load<'f, T: Record>(
     flow: &Flow<'f>,
     name: &str,
@@ -382,7 +392,7 @@ pub(crate) fn load<'f, T: Record>(
     let segments = state.map(|state| state.segments.as_slice()).unwrap_or_default();
     let segments = if flow.fault(Fault::LoseSegment) { segments.get(1..).unwrap_or_default() } else { segments };
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
-    // A segment all of whose rows are dead goes unread.
+    // A segment all of whose rows are expired is not read.
     let mine: Vec<SegmentInfo> = mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
     let mut builder = OperatorBuilder::new(format!("Load: {name}"), flow.scope);
     let (output, stream) = builder.new_output();
@@ -407,7 +417,7 @@ pub(crate) fn load<'f, T: Record>(
                     again.activate();
                 }
                 Ok(false) => capability = None,
-                // The capability stays: nothing is to come of a part of the rows.
+                // The capability is kept: downstream must not use an incomplete set of rows.
                 Err(why) => failure.set(why),
             }
         }
@@ -415,7 +425,7 @@ pub(crate) fn load<'f, T: Record>(
     Some(stream)
 }
 
-/// Segments that are being read.
+/// Reads the rows of segments, block by block.
 struct Loading<T> {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
@@ -426,7 +436,7 @@ struct Loading<T> {
 }
 
 impl<T: Record> Loading<T> {
-    /// Reads the next block; answers whether there was one.
+    /// Appends the rows of the next block to `rows`; returns `false` if there is none.
     fn next(&mut self, codec: &dyn Codec<T>, rows: &mut Vec<T>) -> Result<bool> {
         loop {
             if let Some((reader, block)) = &mut self.open {

@@ -1,11 +1,12 @@
-//! Ends of journals on their way to the sinks: each worker's frames, told to the process that publishes.
+//! Journal ends on their way to the sinks: the last frame of each worker's journal, sent to the process that
+//! publishes.
 //!
-//! An [`EndsInput`] is the side of a worker: for every epoch that is not released it holds a capability, as sources do. When
-//! the worker hands a frame to the journal, it sends that at the frame's epoch. An [`EndsOutput`] is the side of a sink: it
-//! takes in the ends of complete epochs, in order.
+//! An [`EndsInput`] is a worker's side: like a source, it holds a capability for every epoch that is not released.
+//! When the worker hands a frame to the journal, it sends the frame's epoch at that epoch. An [`EndsOutput`] is a
+//! sink's side: it applies the ends of complete epochs, in order.
 //!
-//! Invariant: an end is sent before the capability of its epoch is released, and that is released when the frame is
-//! synced. So what a sink has taken in of complete epochs is on record, and nothing of them is missing.
+//! Invariant: an end is sent before the capability of its epoch is released, and the capability is released when the
+//! frame is synced. So the ends of complete epochs that a sink has applied are durable, and none is missing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,24 +19,25 @@ use timely::dataflow::{Scope, Stream as TimelyStream};
 use crate::durable::journal::{JournalEnds, WorkerEnd};
 use crate::time::Epoch;
 
-/// An end on its way: to which worker, and of which.
+/// A journal end, preceded by the worker that it is sent to.
 pub(crate) type EndMessage = (u64, WorkerEnd);
 
-/// Input for the ends of a worker's journal.
+/// The input for the ends of a worker's journal.
 pub(crate) struct EndsInput {
     handle: UnorderedHandle<u64, CapacityContainerBuilder<Vec<EndMessage>>>,
-    /// Epochs that are not released, oldest first; before the first one, the capability of the start.
+    /// Epochs that are not released, oldest first; before the first epoch, the initial capability.
     open: VecDeque<(Epoch, ActivateCapability<u64>)>,
-    /// The last epoch that was released. Its capability makes the next one, and is kept until that has begun.
+    /// The last released epoch. The capability of the next epoch is made from its own, which is kept until that epoch
+    /// begins.
     released: Epoch,
     process: u32,
     worker: u32,
-    /// The workers of the process that publishes: those from 0 on.
+    /// The number of workers of the process that publishes; they have the least numbers.
     publishers: u64,
 }
 
 impl EndsInput {
-    /// An input in a job whose processes have so many `threads` each, and the stream of what all workers tell.
+    /// Creates the input, in a job with `threads` workers per process, and the stream of the ends of all workers.
     pub(crate) fn new<'f>(scope: Scope<'f, u64>, threads: usize) -> (Self, TimelyStream<'f, u64, Vec<EndMessage>>) {
         let ((handle, capability), stream) = scope.new_unordered_input();
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -55,7 +57,7 @@ impl EndsInput {
         self.release(self.released);
     }
 
-    /// Tells that the worker has written a frame for an epoch.
+    /// Sends the end of a frame that the worker has written for `epoch`.
     pub(crate) fn tell(&mut self, epoch: Epoch) {
         let Some((_, capability)) = self.open.iter().find(|open| open.0 == epoch) else {
             unreachable!("a frame is written before its epoch is released");
@@ -65,7 +67,7 @@ impl EndsInput {
         output.session_with_builder(capability).give_iterator((0..self.publishers).map(|to| (to, end)));
     }
 
-    /// Lets go of an epoch, and of all before it. The last one is kept until another begins.
+    /// Releases an epoch and all before it. The capability of the last one is kept until another epoch begins.
     pub(crate) fn release(&mut self, epoch: Epoch) {
         self.released = self.released.max(epoch);
         while self.open.len() > 1 && self.open.front().is_some_and(|open| open.0 <= epoch) {
@@ -74,7 +76,7 @@ impl EndsInput {
     }
 }
 
-/// Ends of journals, as known to a sink.
+/// The journal ends that a sink knows.
 #[derive(Debug, Default)]
 pub(crate) struct EndsOutput {
     waiting: BTreeMap<u64, Vec<WorkerEnd>>,
@@ -82,12 +84,12 @@ pub(crate) struct EndsOutput {
 }
 
 impl EndsOutput {
-    /// Takes messages in.
+    /// Stores messages until their epochs are complete.
     pub(crate) fn take(&mut self, messages: impl Iterator<Item = EndMessage>) {
         messages.for_each(|(_, end)| self.waiting.entry(end.epoch.0).or_default().push(end));
     }
 
-    /// The ends at an epoch that is complete; epochs are asked for in ascending order.
+    /// Returns the ends at a complete epoch; epochs are requested in ascending order.
     pub(crate) fn at(&mut self, epoch: u64) -> Arc<JournalEnds> {
         while let Some(entry) = self.waiting.first_entry().filter(|entry| *entry.key() <= epoch) {
             let known = Arc::make_mut(&mut self.known);

@@ -1,19 +1,20 @@
-//! The second operator of a step that groups by key and event time, on the worker of the key: it folds each epoch's
-//! records into what the step keeps, and shows what comes of it.
+//! The second operator of a step that groups by key and event time, on the worker of the key: it applies each epoch's
+//! records to the step's state and emits the results.
 //!
-//! A [`Fold`] is what a step keeps on one worker: rows by window and key ([`super::arrange`]), or by key alone
-//! ([`super::keyed`]). The operator here gives it what happens, in the one order that makes its results a function of what
-//! the epochs hold: an epoch's records, then its seal, then its watermark.
+//! A [`Fold`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key alone
+//! ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the epochs'
+//! contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
-//! * Epochs are folded in order, each when it is complete. Records of the *oldest incomplete* epoch are folded as they
-//!   come: every epoch before it has been folded, sealed and closed, seals are known before their epoch is complete, and
-//!   nothing reads what is kept until this epoch is complete too. Later epochs wait. (A fold that watches its rows compares
-//!   each before and after an epoch; its epochs are folded at once.)
-//! * Rows are emitted under the capability of the watermark message that brought them forth, so windows close even when no
-//!   records came.
-//! * A job that goes on from a snapshot at c loads its rows at c. What closes exactly at c is in them, as c was sealed
-//!   before it closed, and closes again: sinks and cuts behind it drop what they had.
+//! * Epochs are applied in order, each when it is complete. Records of the *oldest incomplete* epoch are applied as
+//!   they arrive: every epoch before it has been applied, sealed and closed, seals are known before their epoch is
+//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `Fold` that
+//!   watches its rows compares each before and after an epoch; its epochs are applied at once.)
+//! * Rows are emitted under the capability of the watermark update that caused them, so windows close even when no
+//!   records arrive.
+//! * A job that resumes from a snapshot at c loads its rows at c. Windows that close exactly at c are among them, as
+//!   c was sealed before it closed, and close again: sinks and checkpointed operators downstream drop what they have
+//!   already.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -44,19 +45,20 @@ use crate::stream::{Collection, Fault, Flow, Marks, Pool, Seals, Wanted};
 use crate::time::watermark::Mark;
 use crate::time::{EventTime, Span};
 
-/// How many closed rows are emitted at a time.
+/// Closed rows that are emitted per activation.
 const PIECE: usize = 2048;
 
-/// What a window shows for a key.
+/// A row of a window: the window, the key and its value.
 pub(crate) type Shown<K, V> = (Interval, K, V);
-/// A change of what is shown.
+/// A change of a window's row: row, epoch, difference.
 pub(crate) type Change<K, V> = (Shown<K, V>, u64, isize);
-/// What a window shows for a key when the watermark came past a time: which of the periods, and that time.
+/// A row of an open window, emitted because the watermark passed a multiple of a period: the period's index, that
+/// multiple, and the row.
 pub(crate) type Ticked<K, V> = (usize, EventTime, Shown<K, V>);
 
-/// What a step shows at one epoch.
+/// The results of a step at one epoch.
 pub(crate) struct Results<R, K, V> {
-    /// What is final.
+    /// Final results.
     pub(crate) closed: Vec<R>,
     /// Changes of the rows of open windows.
     pub(crate) live: Vec<Change<K, V>>,
@@ -66,7 +68,7 @@ pub(crate) struct Results<R, K, V> {
     pub(crate) ticked: Vec<Ticked<K, V>>,
 }
 
-/// Which results anybody wants: set while the flow is built, read when it runs.
+/// The results of a step that have a consumer: set while the flow is built, read while it runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wants {
     pub(crate) live: Wanted,
@@ -77,12 +79,13 @@ pub(crate) struct Wants {
 }
 
 impl Wants {
-    /// Whether windows that have fired may still be corrected, and somebody wants to see it.
+    /// Returns `true` if fired rows have a consumer and late records may still correct them.
     pub(crate) fn corrections(&self, lateness: Span) -> bool {
         self.fired.get() && lateness > Span::ZERO
     }
 
-    /// Which periods have passed between two watermarks, each with the last multiple of it that has been passed.
+    /// Returns the periods of which a multiple lies between two watermarks, by index, each with the last such
+    /// multiple.
     pub(crate) fn ticks(&self, before: EventTime, now: EventTime) -> Vec<(usize, EventTime)> {
         if before == EventTime::MIN || now == EventTime::MAX {
             return Vec::new();
@@ -96,84 +99,86 @@ impl Wants {
     }
 }
 
-/// What a step keeps of its records on one worker.
+/// The state of a step on one worker.
 pub(crate) trait Fold: 'static {
-    /// What its records are grouped by.
+    /// The key that records are grouped by.
     type Key: Record;
-    /// Where a record belongs: see [`Judge`](super::assign::Judge).
+    /// The routing of a record to its pane or position in time: see [`Judge`](super::assign::Judge).
     type Place: Record + Copy;
-    /// What is there of a record.
+    /// The part of a record that the step needs.
     type Part: Record;
     /// A row as snapshots keep it.
     type Saved: Record;
-    /// What is shown when it is final.
+    /// A final result.
     type Closed: Clone + 'static;
-    /// What windows show.
+    /// The value of a window's row; `()` for steps without windows.
     type Value: Record;
 
-    /// How saved rows are ordered, added up and judged.
+    /// Returns the functions that order, add and classify saved rows.
     fn saved_rows() -> RowKind<Self::Saved>;
 
-    /// The key of a saved row.
+    /// Returns the key of a saved row.
     fn key_of(saved: &Self::Saved) -> &Self::Key;
 
-    /// Whether rows are compared before and after an epoch: its records are then folded at once, when it is complete.
+    /// Returns `true` if rows are compared before and after an epoch. The epoch's records are then applied at once,
+    /// when it is complete.
     fn watches(&self) -> bool;
 
-    /// Folds records in.
+    /// Applies records, in any order, and leaves the vector empty.
     fn absorb(&mut self, records: &mut Vec<Routed<Self::Key, Self::Place, Self::Part>>);
 
-    /// Folds an epoch's records in, and tells how rows changed by them; only for a fold that watches.
+    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `watches` returns
+    /// `true`.
     fn absorb_watching(&mut self, epoch: u64, records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>);
 
-    /// Begins with what a snapshot has, in no order.
+    /// Loads the rows of a snapshot, which come in no order.
     fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>);
 
-    /// Ends what has changed since the last seal: what a segment of it has. What ends at the time that it answers with, or
-    /// before, has closed.
+    /// Seals the changes since the last seal, and returns the rows of their segment. The returned time is the one
+    /// through which windows have closed.
     fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>);
 
-    /// The stream's watermark has come so far, which is farther than before.
+    /// Advances to a watermark that is greater than the one before.
     fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>);
 }
 
-/// A record of a fold.
+/// A record as a `Fold` receives it.
 pub(crate) type RoutedOf<F> = Routed<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
-/// Records of a fold, on their way.
+/// Records for one worker, in transit.
 pub(crate) type ParcelOf<F> = Parcel<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
-/// What a fold shows.
+/// The results of a `Fold` at one epoch.
 pub(crate) type ResultsOf<F> = Results<<F as Fold>::Closed, <F as Fold>::Key, <F as Fold>::Value>;
 
-/// What a fold begins with on a worker.
+/// The arguments that a `Fold` is created from on a worker.
 pub(crate) struct Start<'a> {
     pub(crate) scope: Scope<'a, u64>,
     pub(crate) info: OperatorInfo,
-    /// What ends here or before has closed in an earlier life.
+    /// Windows that end at or before this time have closed in an earlier incarnation.
     pub(crate) closed: EventTime,
-    /// Whether what changes is to be noted for snapshots.
+    /// `true` if changes must be tracked for snapshots.
     pub(crate) durable: bool,
 }
 
-/// What a step needs besides its records and its fold.
+/// The configuration of a step, apart from its records and its `Fold`.
 struct Step<F: Fold> {
     name: String,
     seals: Seals,
     metrics: Arc<StepMetrics>,
     fault: Option<Fault>,
-    /// How saved rows are bytes.
+    /// The codec of saved rows.
     codec: CodecCell<F::Saved>,
-    /// Where emptied containers go: to the worker's own sending, whoever filled them.
+    /// The pool for emptied containers: that of this worker's own first operator, whichever worker filled them.
     pool: Pool<RoutedOf<F>>,
-    /// The step's number on the board.
+    /// The step's number on the status board.
     number: usize,
 }
 
-/// The allowed lateness, for the plan.
+/// Describes the allowed lateness for the plan; empty if it is zero.
 pub(crate) fn said(lateness: Span) -> String {
     if lateness == Span::ZERO { String::new() } else { format!(", {} ms late allowed", lateness.millis()) }
 }
 
-/// What comes of a step.
+/// The outputs of a step.
 pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
     pub(crate) results: Streams<'f, R, K, V>,
     late: Stream<'f, u64, Vec<Event<D>>>,
@@ -183,7 +188,7 @@ pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
     lateness: Span,
 }
 
-/// Makes both operators of a step: see [`assign`](super::assign) and [`Fold`].
+/// Builds both operators of a step: see [`assign`](super::assign) and [`Fold`].
 pub(crate) fn step<'f, F: Fold, D: Record>(
     keyed: Keyed<'f, F::Key, D>,
     (name, detail): (&str, String),
@@ -216,7 +221,7 @@ pub(crate) fn step<'f, F: Fold, D: Record>(
     let number = flow.build.board.number(name);
     let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
     let mut results = fold(&flow, records, marks.stream.clone(), step, begin);
-    // Reading waits for this step too: it may be all there is to wait for.
+    // Back-pressure includes this step: a query may have no sink behind it.
     results.closed = results.closed.probe_with(&flow.build.probe);
     Made { results, late, marks, flow, wants, lateness }
 }
@@ -226,8 +231,8 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         &self.flow
     }
 
-    /// Rows as events, each with its time; none of them is ever late. The stream's watermark is the step's, less the allowed
-    /// lateness: whatever is still to be shown happens at it or later.
+    /// Turns rows into events, each with its time; none of them is ever late. The stream's watermark is the step's,
+    /// less the allowed lateness: every further row happens at it or later.
     pub(crate) fn events<T: Clone + 'static, D2: Record>(
         &self,
         rows: Stream<'f, u64, Vec<T>>,
@@ -251,7 +256,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
     }
 
-    /// Changes as a collection.
+    /// Turns changes into a collection.
     pub(crate) fn collection(
         &self,
         changes: Stream<'f, u64, Vec<Change<K, V>>>,
@@ -271,10 +276,11 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         Collection::new(changes.as_collection(), self.flow.clone())
     }
 
-    /// The number of a period, for `every`.
+    /// Registers a period of `every`; returns its index. A period that is not a whole, positive number of
+    /// milliseconds fails the job.
     pub(crate) fn period(&self, period: Duration) -> usize {
         let millis = whole_millis("period", period).and_then(|millis| match millis {
-            0 => Err(Error::usage("rows cannot be shown every 0 ms").help("make the period at least a millisecond")),
+            0 => Err(Error::usage("rows cannot be emitted every 0 ms").help("make the period at least a millisecond")),
             millis => Ok(millis),
         });
         let millis = millis.unwrap_or_else(|error| {
@@ -286,7 +292,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
         periods.len() - 1
     }
 
-    /// The records that came too late, as they are.
+    /// Returns the late records, unchanged.
     pub(crate) fn late(&self) -> super::Stream<'f, D> {
         self.wants.late.set(true);
         let (events, marks) = (self.late.clone(), self.marks.clone());
@@ -294,8 +300,8 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
     }
 }
 
-/// The results of a step: what is final, each at the epoch whose watermark brought it forth; the changes of live rows and
-/// of fired ones; and rows period by period.
+/// The result streams of a step: final results, each at the epoch whose watermark closed it; the changes of the rows
+/// of open windows and of fired ones; and rows period by period.
 pub(crate) struct Streams<'f, R: Clone + 'static, K: Record, V: Record> {
     pub(crate) closed: Stream<'f, u64, Vec<R>>,
     pub(crate) live: Stream<'f, u64, Vec<Change<K, V>>>,
@@ -303,12 +309,12 @@ pub(crate) struct Streams<'f, R: Clone + 'static, K: Record, V: Record> {
     pub(crate) ticked: Stream<'f, u64, Vec<Ticked<K, V>>>,
 }
 
-/// Everything that happens at one epoch.
+/// The input of one epoch that is not complete yet.
 struct Turn<F: Fold> {
     records: Vec<Vec<RoutedOf<F>>>,
-    /// What a snapshot at this epoch has.
+    /// Rows of a snapshot at this epoch.
     loaded: Vec<F::Saved>,
-    /// A capability for each output; `None` while nothing has come that could be shown at this epoch.
+    /// A capability for each output; `None` while nothing has arrived that could lead to output at this epoch.
     capabilities: Option<[Capability<u64>; 4]>,
     mark: Option<EventTime>,
 }
@@ -319,19 +325,19 @@ impl<F: Fold> Default for Turn<F> {
     }
 }
 
-/// A capability for each output, at an epoch.
+/// Returns a capability for each output, at an epoch.
 fn each(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
     [0, 1, 2, 3].map(|output| capability.delayed(&epoch, output))
 }
 
-/// What an epoch shows, with the capabilities to emit it under; `None` where nothing can be shown.
+/// The results of an epoch and the capabilities to emit them under; `None` if nothing can be emitted.
 type Shows<F> = Option<([Capability<u64>; 4], ResultsOf<F>)>;
 
-/// What one worker does of a step.
+/// The second operator of a step, on one worker.
 struct Folding<F: Fold> {
     fold: F,
     step: Step<F>,
-    /// What has come of epochs that are not folded yet.
+    /// Input of epochs that have not been applied yet.
     turns: BTreeMap<u64, Turn<F>>,
     sealed_through: u64,
     watermark: EventTime,
@@ -339,14 +345,14 @@ struct Folding<F: Fold> {
     leaving: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
     /// Emptied batches.
     spare: Vec<Vec<F::Closed>>,
-    /// The epoch of the snapshot that the job goes on from.
+    /// The epoch of the snapshot that the job resumes from.
     begins_at: Option<u64>,
-    /// Makes segments of what is sealed, in a job with state.
+    /// Builds segments of what is sealed; `None` in a job without state.
     saver: Option<Saver<F::Saved>>,
 }
 
 impl<F: Fold> Folding<F> {
-    /// Begins on a worker; in a job with state, with the capability of its parts.
+    /// Creates the operator's state; in a job with state, with the capability for its contributions to manifests.
     fn begin(
         scope: Scope<'_, u64>,
         info: OperatorInfo,
@@ -370,7 +376,7 @@ impl<F: Fold> Folding<F> {
         Folding { fold, step, turns, sealed_through, watermark, leaving, spare, begins_at, saver }
     }
 
-    /// Takes records of an epoch.
+    /// Stores records of an epoch.
     fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<ParcelOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
         let turn = self.turns.entry(epoch).or_default();
@@ -380,7 +386,7 @@ impl<F: Fold> Folding<F> {
         turn.records.extend(parcels.drain(..).map(|(_, records)| records));
     }
 
-    /// Takes the watermark of an epoch.
+    /// Stores the watermark of an epoch.
     fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[Mark]) {
         let Some(&epoch) = capability.least() else { return };
         let turn = self.turns.entry(epoch).or_default();
@@ -388,7 +394,7 @@ impl<F: Fold> Folding<F> {
         turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
     }
 
-    /// Takes rows of a snapshot at an epoch.
+    /// Stores rows of a snapshot at an epoch.
     fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::Saved>) {
         let Some(&epoch) = capability.least() else { return };
         let turn = self.turns.entry(epoch).or_default();
@@ -396,8 +402,9 @@ impl<F: Fold> Folding<F> {
         turn.loaded.append(rows);
     }
 
-    /// Ends the next epoch, if it is complete: what it shows, but for what has closed, with the capabilities to emit it
-    /// under; `None` if there is no such epoch, or its seal has to wait for the segment of the one before.
+    /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
+    /// which [`Folding::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
+    /// segment of the previous one is durable.
     fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<Shows<F>> {
         let turn = self.turns.first_entry().filter(|turn| !incomplete(*turn.key()))?;
         let sealed = self.step.seals.contains(*turn.key());
@@ -409,7 +416,7 @@ impl<F: Fold> Folding<F> {
         Some(self.complete(epoch, turn, sealed))
     }
 
-    /// Folds what has come of the oldest incomplete epoch while it is in the processor's cache.
+    /// Applies the records of the oldest incomplete epoch while they are in the processor's cache.
     fn fold_oldest(&mut self, frontiers: &[MutableAntichain<u64>]) {
         if self.fold.watches() {
             return;
@@ -421,14 +428,14 @@ impl<F: Fold> Folding<F> {
         }
     }
 
-    /// Folds records in, and gives their container back.
+    /// Applies records, and returns their container to the pool.
     fn absorb(&mut self, mut records: Vec<RoutedOf<F>>) {
         self.fold.absorb(&mut records);
         self.step.pool.give(records);
     }
 
-    /// Ends an epoch: folds its records in, seals if it is to be sealed, closes what its watermark closes. What it shows,
-    /// but for what has closed, with the capabilities to emit it under.
+    /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the
+    /// results, except closed rows, with the capabilities to emit them under.
     fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
         let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
@@ -469,8 +476,8 @@ impl<F: Fold> Folding<F> {
         Some((capabilities, results))
     }
 
-    /// The next piece of what has closed, with the capability to emit it under. Rows leave from the end of their batch:
-    /// their order within an epoch means nothing.
+    /// Returns the next piece of the closed rows, with the capability to emit it under. Rows are taken from the end
+    /// of their batch: their order within an epoch is not significant.
     fn next_piece(&mut self) -> Option<(Capability<u64>, std::vec::Drain<'_, F::Closed>)> {
         while self.leaving.front().is_some_and(|(_, rows)| rows.is_empty()) {
             self.spare.extend(self.leaving.pop_front().map(|(_, rows)| rows));
@@ -481,10 +488,10 @@ impl<F: Fold> Folding<F> {
     }
 }
 
-/// Folds records by key.
+/// Builds the second operator of a step.
 ///
-/// `records` are those that are on time, in parcels for the workers of their keys; `marks` is the stream's watermark as
-/// every worker has it.
+/// `records` are the records that are on time, in parcels for the workers of their keys; `marks` is the stream's
+/// watermark, which is the same on every worker.
 fn fold<'f, F: Fold>(
     flow: &Flow<'f>,
     records: Stream<'f, u64, Vec<ParcelOf<F>>>,
@@ -542,8 +549,8 @@ fn fold<'f, F: Fold>(
                     ticked.session(&for_ticked).give_iterator(results.ticked.into_iter());
                 }
             }
-            // What has closed leaves piece by piece: who takes it can keep up, and a window that closes needs no memory
-            // for all of its rows in all of their forms.
+            // Closed rows are emitted piece by piece, so that downstream operators keep up and a closing window never
+            // needs memory for all of its rows in all of their forms.
             if let Some((capability, rows)) = folding.next_piece() {
                 closed.session(&capability).give_iterator(rows);
                 again.activate();

@@ -1,11 +1,12 @@
-//! How a source's records come into the dataflow: capabilities, epochs, and the stream's watermark.
+//! Entry of a source's records into the dataflow: capabilities, epochs, and the stream's watermark.
 //!
-//! A [`Driver`] holds a source's reader and three timely inputs: events, marks and rejects. For every epoch that is not
-//! released it holds a capability of each. The worker's loop begins epochs, polls, collects what is bound, and releases
-//! an epoch when its frame is synced.
+//! A [`Driver`] holds a source's reader and three timely inputs: events, watermark updates and rejects. It holds a
+//! capability of each for every epoch that is not released. The worker's loop begins epochs, polls, collects the
+//! input of epochs that are over, and releases an epoch when its journal frame is synced.
 //!
-//! Invariant: a capability for an epoch lives until everything of the epoch has been sent, its marks too, and its frame
-//! is on record. So a frontier past an epoch means that the epoch is whole, and durable on every process.
+//! Invariant: the capabilities for an epoch are held until everything of the epoch has been sent, watermark updates
+//! included, and its frame is durable. So a frontier past an epoch means that the epoch is whole, and durable on
+//! every process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -33,57 +34,57 @@ use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
 use crate::time::watermark::{Activity, Mark, PartitionId, StreamClock, WorkerMark};
 use crate::time::{Epoch, EventTime};
 
-/// A source as the worker's loop drives it.
+/// A source as driven by the worker's loop.
 pub(crate) trait Driver {
     /// Begins an epoch: what is read from now on belongs to it.
     fn begin(&mut self, epoch: Epoch);
 
-    /// Reads what there is, about `budget` records at most; tells how many bytes were taken and whether there may be
-    /// more.
+    /// Reads what is available, about `budget` records at most.
     fn poll(&mut self, budget: usize) -> Result<Taken>;
 
-    /// Sends what was read before and held back, without reading anything new; tells how many bytes that is.
+    /// Sends what was read and held back earlier, without reading anything new; returns its size in bytes.
     fn deliver(&mut self) -> Result<usize>;
 
-    /// Takes up partitions where the snapshot has them that the job goes on from; nothing if there is none.
+    /// Resumes the partitions at their positions in the snapshot that the job resumes from; does nothing without one.
     fn resume(&mut self) -> Result<()>;
 
-    /// Reads what a journal's epoch took; answers whether all of it has been read, and how many bytes that was.
+    /// Replays the input of a journalled epoch; returns `true` when all of it has been read, and the size in bytes of
+    /// what was read.
     fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)>;
 
-    /// What was bound to an epoch that is over; `None` while that is not known yet.
+    /// Returns the input of an epoch that is over; `None` while it is not known yet.
     fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>>;
 
-    /// Lets go of an epoch that is bound and on record, and of all before it.
+    /// Releases an epoch, whose frame is durable, and all before it.
     fn release(&mut self, epoch: Epoch);
 
-    /// Lets go of everything: no epoch comes after this.
+    /// Releases all capabilities: no epoch follows.
     fn close(&mut self);
 
-    /// Whether the stream is over: its watermark is past all events.
+    /// Returns `true` if the stream is complete: its watermark is past all events.
     fn finished(&self) -> bool;
 
-    /// Says that all sinks have shown everything through this epoch.
+    /// Informs the source that all sinks have published everything through `epoch`.
     fn shown(&mut self, epoch: Epoch);
 
-    /// What the partitions are at that this worker reads, without times.
+    /// Returns the status of the partitions that this worker reads, without times.
     fn partitions(&self) -> Vec<PartitionStatus>;
 }
 
-/// What a poll took.
+/// The result of a poll.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Taken {
-    /// An estimate of the memory that the records hold.
+    /// Estimated memory of the records, in bytes.
     pub(crate) bytes: usize,
-    /// Whether there may be more to read at once.
+    /// `true` if more may be readable at once.
     pub(crate) busy: bool,
-    /// Whether this worker will never read anything more of the source.
+    /// `true` if this worker will never read anything more of the source.
     pub(crate) exhausted: bool,
-    /// Whether this worker will read nothing more of it in this life.
+    /// `true` if this worker will read nothing more of it in this incarnation.
     pub(crate) caught_up: bool,
 }
 
-/// A worker's mark on its way: to which worker, from which worker.
+/// A worker's watermark report in transit: receiving worker, sending worker, report.
 type MarkMessage = (u64, usize, WorkerMark);
 
 struct Capabilities {
@@ -112,9 +113,10 @@ struct SourceDriver<D: Record> {
     rejects: Handle<Event<Rejected>>,
     /// Epochs that are not released, oldest first; the last one is current.
     open: VecDeque<(Epoch, Capabilities)>,
-    /// The last epoch that was released. Its capabilities are those that the next one is made of, until that has begun.
+    /// The last released epoch. The capabilities of the next epoch are made from its own, which are kept until that
+    /// epoch begins.
     released: Epoch,
-    /// What this worker last said of its partitions; only news is sent.
+    /// The last report that this worker sent about its partitions; it sends changes only.
     said: Option<WorkerMark>,
     worker: usize,
     peers: usize,
@@ -123,11 +125,12 @@ struct SourceDriver<D: Record> {
     pool: Pool<Event<D>>,
     fault: Option<Fault>,
     place: Place,
-    /// Where the snapshot has the partitions that the job goes on from.
+    /// Positions of the partitions in the snapshot that the job resumes from.
     resumes_from: Option<(Epoch, Vec<Resumed>)>,
-    /// Where this worker's partitions are at the last epoch that was bound; kept in a job with state.
+    /// Progress of this worker's partitions at the last epoch that was collected; only kept in a job with state.
     bounds: BTreeMap<u32, Bound>,
-    /// Where they go at snapshots, with the capability for the next one that there can be.
+    /// The output for this worker's contributions to manifests, with the capability for the next possible snapshot
+    /// epoch; `None` in a job without state.
     parts: Option<(Handle<Part>, ActivateCapability<u64>)>,
     seals: Seals,
 }
@@ -137,7 +140,8 @@ impl<D: Record> SourceDriver<D> {
         self.open.back().map_or(Epoch(0), |open| open.0)
     }
 
-    /// Notes where partitions are at the end of an epoch; tells it if that is a snapshot's.
+    /// Records the partitions' progress at the end of an epoch, and contributes it to the manifest if the epoch is a
+    /// snapshot's.
     fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
         let Some((parts, held)) = &mut self.parts else { return };
         self.bounds.extend(
@@ -150,7 +154,7 @@ impl<D: Record> SourceDriver<D> {
         }
     }
 
-    /// Sends what the intake has taken, at an epoch that is still open.
+    /// Sends the records taken since the last call, at an epoch that is not released; returns their size in bytes.
     fn send(&mut self, epoch: Epoch) -> usize {
         let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
             unreachable!("records are read for epochs that are open");
@@ -185,7 +189,7 @@ impl<D: Record> Driver for SourceDriver<D> {
             self.open.clear(); // The capability that every operator starts with: no epoch of ours.
         }
         self.open.push_back((epoch, new));
-        // One that is repeated is over, and may be released, before the next one begins.
+        // A replayed epoch is over, and may be released, before the next one begins.
         self.release(self.released);
         self.intake.begin(epoch);
     }
@@ -265,7 +269,7 @@ impl<D: Record> Drop for SourceDriver<D> {
     }
 }
 
-/// Reads a source: its stream, and the stream of what it rejects.
+/// Reads a source; returns its stream and the stream of rejected records.
 pub(crate) fn read<'f, S: Source>(
     flow: &Flow<'f>,
     name: &str,
@@ -291,7 +295,7 @@ pub(crate) fn read<'f, S: Source>(
         match source.grown_since(&build.place, &saved.bounds) {
             Ok(None) => {}
             Ok(Some(what)) => {
-                let error = Error::new("the state has ended, and its source has grown since").at(source.describe());
+                let error = Error::new("the state has ended, and its source has new data").at(source.describe());
                 build.failure.set(error.because(what).help("start with a new --state to read it all"));
             }
             Err(error) => build.failure.set(error),
@@ -335,17 +339,17 @@ pub(crate) fn read<'f, S: Source>(
     (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
 }
 
-/// Fails the job if a source has become another one since the state's life began.
+/// Fails the job if the source is no longer the one whose identity was recorded when this incarnation began.
 fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
     let Some(durable) = &build.durable else { return };
     let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
     if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
-        let error = Error::new("a source has become another one while the job began").at(source.describe());
-        build.failure.set(error.because(format!("it is the {identity} now")).help("start again"));
+        let error = Error::new("a source was replaced while the job started").at(source.describe());
+        build.failure.set(error.because(format!("it is now the {identity}")).help("start again"));
     }
 }
 
-/// Where the snapshot has a source's partitions.
+/// Returns the snapshot's epoch and the positions of a source's partitions in it.
 fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
     let (epoch, source) = saved(durable, name)?;
     let places = source.bounds.iter().map(|bound| {
@@ -355,7 +359,7 @@ fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
     Some((epoch, places.collect()))
 }
 
-/// The activity of a stream at the snapshot that it goes on from.
+/// Returns the activity of a stream at the snapshot that the job resumes from.
 fn activity(source: &SourceState) -> Activity {
     let reached = source.bounds.iter().map(|bound| bound.watermark).max();
     match reached {
@@ -365,9 +369,10 @@ fn activity(source: &SourceState) -> Activity {
     }
 }
 
-/// Combines what the workers say of their partitions into the stream's watermark, on every worker alike.
+/// Combines the workers' reports about their partitions into the stream's watermark, on every worker alike.
 ///
-/// In a job that goes on from a snapshot, the stream begins with the snapshot's watermark and floors, at its epoch.
+/// In a job that resumes from a snapshot, the stream begins with the snapshot's watermark and activation watermarks,
+/// at its epoch.
 fn watermark<'f>(
     flow: &Flow<'f>,
     name: &str,

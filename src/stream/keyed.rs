@@ -1,16 +1,18 @@
-//! What a step keeps by key alone: a row for each key, which the records' own times drive. Sessions are made of it, and state
-//! with timers.
+//! The state of a step by key alone: a row for each key, driven by the records' own times. Sessions, count windows
+//! and keyed state with timers are built on it.
 //!
-//! * What a row is and does, a [`Behaviour`] says: it takes records in any order, and is then brought forward to a time, in
-//!   which whatever was due until then happens in the order of event time. So results are a function of the records.
-//! * A row is **woken** when the watermark comes to the time at which it next has something to do. An index by time has the
-//!   keys; it is lazy: a row that has moved on is woken in vain, and put where it belongs now.
-//! * Snapshots keep **versions** of rows: a segment has the rows that have changed since the last seal, as they are then, each
-//!   with the epoch. Of several versions of a row the latest counts, so any segments may be merged, in any order. A row that is
-//!   gone is a version, too, unless the watermark tells that its last version is dead; a merge of the oldest segments drops it.
+//! * A [`Behaviour`] defines the rows: a row takes records in any order, and is then advanced to a time, which
+//!   processes whatever was due until then in the order of event time. So results are a function of the records.
+//! * A row is **woken** when the watermark reaches the time at which the row is next due. An index maps wake times to
+//!   keys. It is lazy: a row that is due later by now is rescheduled when its entry fires, and an entry that an earlier
+//!   one has replaced is skipped.
+//! * Snapshots keep **versions** of rows: a segment has the rows that have changed since the last seal, as they are
+//!   then, each with the epoch. The latest of several versions of a row counts, so any segments may be merged, in any
+//!   order. A row that is removed leaves a tombstone, unless its last version expires by the watermark; a merge of
+//!   the oldest segments drops tombstones.
 //!
-//! Invariant: records that are on time never touch what a row has done: they happen at the time that it was brought forward to,
-//! or later.
+//! Invariant: records that are on time never touch what a row has already done: they happen at the time that it was
+//! advanced to, or later.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,46 +28,47 @@ use crate::stream::cut::{RowKind, RowsOut, give_out};
 use crate::stream::fold::{Fold, ResultsOf, RoutedOf, Shown, Wants};
 use crate::time::{EventTime, Span};
 
-/// What a step keeps of a key, and does with it.
+/// The rows of a step, and the operations on them.
 pub(crate) trait Behaviour: 'static {
     type Key: Record;
-    /// What is there of a record.
+    /// The part of a record that the step needs.
     type Part: Record;
-    /// What is kept of a key.
+    /// The row of a key.
     type Row: Record;
-    /// What is shown when it is final.
+    /// A final result.
     type Closed: Clone + 'static;
-    /// What windows show; nothing for steps that have none.
+    /// The value of a window's row; `()` for steps without windows.
     type Value: Record;
 
-    /// Whether a row is over at a time that is known from the row; else its end is kept as a version of its own.
+    /// `true` if the row itself tells when it expires. Otherwise the removal of a row is saved as a tombstone.
     const DIES: bool;
 
-    /// When nothing of the row is left, if that is known.
+    /// Returns the time at which nothing of the row is left; [`EventTime::MAX`] if it is not known.
     fn dead_at(row: &Self::Row) -> EventTime;
 
-    /// What one record makes.
+    /// Creates a row from its first record.
     fn begin(&self, stamp: Stamp, part: Self::Part) -> Self::Row;
 
     /// Adds a record, in any order.
     fn absorb(&self, row: &mut Self::Row, stamp: Stamp, part: Self::Part);
 
-    /// The least time that brings something about, when the row is brought forward to it.
+    /// Returns the least time that has an effect when the row is advanced to it; [`EventTime::MAX`] if there is none.
     fn due(row: &Self::Row) -> EventTime;
 
-    /// Brings the row forward to a time; tells what comes of it, and answers how many records are done with.
+    /// Advances the row to a time and appends the results to `closed`; returns the number of records that are done
+    /// with.
     fn advance(&self, key: &Self::Key, row: &mut Self::Row, to: EventTime, closed: &mut Vec<Self::Closed>) -> i64;
 
-    /// Forgets what had closed at a time in an earlier life.
+    /// Removes what had closed at time `closed` in an earlier incarnation.
     fn prune(row: &mut Self::Row, closed: EventTime);
 
-    /// Whether nothing is left.
+    /// Returns `true` if nothing of the row is left.
     fn is_over(row: &Self::Row) -> bool;
 
-    /// How many records the row holds.
+    /// Returns the number of records that the row holds.
     fn count(row: &Self::Row) -> i64;
 
-    /// The windows that the row has, of those that end after one time and not after another.
+    /// Calls `each` with the row's windows that end after the first of two times and not after the second.
     fn show(
         &self,
         key: &Self::Key,
@@ -74,30 +77,30 @@ pub(crate) trait Behaviour: 'static {
         each: &mut dyn FnMut(Shown<Self::Key, Self::Value>),
     );
 
-    /// The end of the first window of the row that ends after a time.
+    /// Returns the end of the row's first window that ends after `time`; `None` if there is none.
     fn end_after(&self, row: &Self::Row, time: EventTime) -> Option<EventTime>;
 
-    /// The window that was closed, where it is one.
+    /// Returns the window of a final result; `None` for steps without windows.
     fn window_of(closed: &Self::Closed) -> Option<Shown<Self::Key, Self::Value>>;
 }
 
-/// Puts a record where it belongs; most come about in their order.
+/// Inserts a record in order, searching from the end: most records arrive in order.
 pub(crate) fn in_order<T: Ord>(records: &mut Vec<T>, record: T) {
     let later = records.iter().rev().take_while(|other| **other > record).count();
     records.insert(records.len() - later, record);
 }
 
-/// When the first of some records that wait, in order, is passed; never if there is none.
+/// Returns the least time that passes the first of some ordered records; [`EventTime::MAX`] if there is none.
 pub(crate) fn first_passed<T>(waiting: &[(Stamp, T)]) -> EventTime {
     waiting.first().map_or(EventTime::MAX, |((time, _), _)| time.next())
 }
 
-/// How many records that wait, in order, a time has passed.
+/// Returns how many of some ordered records a time has passed.
 pub(crate) fn passed<T>(waiting: &[(Stamp, T)], to: EventTime) -> usize {
     waiting.iter().take_while(|((time, _), _)| *time < to).count()
 }
 
-/// A row as it was at an epoch; `None` when it was over.
+/// A row as it was at an epoch; `None` is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Version<R> {
     epoch: u64,
@@ -107,9 +110,9 @@ pub(crate) struct Version<R> {
 /// A row in memory.
 struct Held<R> {
     row: R,
-    /// When it is woken.
+    /// The watermark at which the row is woken; [`EventTime::MAX`] if it is not.
     wake: EventTime,
-    /// It has changed since the last seal.
+    /// `true` if the row has changed since the last seal.
     unsealed: bool,
 }
 
@@ -119,13 +122,13 @@ type Map<K, R> = HashMap<K, R, FixedState>;
 pub(crate) struct Rows<B: Behaviour> {
     behaviour: B,
     rows: Map<B::Key, Held<B::Row>>,
-    /// Keys by the time at which they are woken.
+    /// Keys by wake time; entries of rows that are due at another time by now are stale.
     wakes: BTreeMap<EventTime, Vec<B::Key>>,
-    /// The keys of rows that have changed, or are over, since the last seal; `None` in a job without state.
+    /// The keys of rows that have changed or were removed since the last seal; `None` in a job without state.
     unsealed: Option<Vec<B::Key>>,
-    /// What rows have been brought forward to.
+    /// The time that rows have been advanced to.
     closed: EventTime,
-    /// Windows that end here or before have fired.
+    /// Windows that end at or before this time have fired.
     fired: EventTime,
     lateness: Span,
     wants: Wants,
@@ -143,7 +146,7 @@ impl<B: Behaviour> Rows<B> {
         Rows { behaviour, rows, wakes, unsealed, closed, fired: EventTime::MIN, lateness, wants, metrics }
     }
 
-    /// Takes a record.
+    /// Adds a record.
     fn add(&mut self, key: B::Key, stamp: Stamp, part: B::Part) {
         let (corrects, fired, lateness) = (self.wants.corrections(self.lateness), self.fired, self.lateness);
         let held = match self.rows.entry(key.clone()) {
@@ -168,7 +171,7 @@ impl<B: Behaviour> Rows<B> {
         }
     }
 
-    /// The windows of a key that end at a time or before, in order.
+    /// Returns the windows of a key that end at or before `through`, in order.
     fn shown(&self, key: &B::Key, through: EventTime) -> Vec<Shown<B::Key, B::Value>> {
         let mut shown = Vec::new();
         if let Some(held) = self.rows.get(key) {
@@ -179,21 +182,22 @@ impl<B: Behaviour> Rows<B> {
     }
 }
 
-/// Has a key woken. One that has nothing more to do is not: only a record can change that, or the end of the stream.
+/// Schedules a key. A key that has nothing more to do is not scheduled: only a record or the end of the stream can
+/// change that.
 fn wake_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key: K) {
     if time < EventTime::MAX {
         wakes.entry(time).or_default().push(key);
     }
 }
 
-/// When a row is to be woken, by the watermark.
+/// Returns the watermark at which a row is next due, to close or to fire.
 fn wake_of<B: Behaviour>(behaviour: &B, row: &B::Row, corrects: bool, fired: EventTime, lateness: Span) -> EventTime {
     let closes = B::due(row).plus(lateness);
     let fires = if corrects { behaviour.end_after(row, fired) } else { None };
     fires.map_or(closes, |fires| fires.min(closes))
 }
 
-/// What of one list is not in the other; both are in order.
+/// Calls `each` with the items that are in one list only: with -1 for `old`, with 1 for `new`.
 fn differences<T: Ord + Clone>(old: &[T], new: &[T], mut each: impl FnMut(T, isize)) {
     let (before, after) = (BTreeSet::from_iter(old), BTreeSet::from_iter(new));
     before.difference(&after).for_each(|row| each((*row).clone(), -1));
@@ -305,7 +309,7 @@ impl<B: Behaviour> Fold for Rows<B> {
         self.fired = watermark;
         let mut counted = 0;
         if watermark == EventTime::MAX {
-            // The stream is over, and with it what nothing else ends.
+            // The stream has ended: rows that nothing else wakes end too.
             let rest = self.rows.iter().filter(|(_, held)| held.wake == EventTime::MAX);
             let rest: Vec<_> = rest.map(|(key, _)| key.clone()).collect();
             self.wakes.insert(EventTime::MAX, rest);
@@ -353,7 +357,7 @@ impl<B: Behaviour> Fold for Rows<B> {
     }
 }
 
-/// What is still held is counted too: in = counted + late holds whenever a job stops.
+/// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<B: Behaviour> Drop for Rows<B> {
     fn drop(&mut self) {
         let held: i64 = self.rows.values().map(|held| B::count(&held.row)).sum();

@@ -1,17 +1,19 @@
-//! A stream joined with a table: each event with the rows that its key has at the event's epoch.
+//! Joins of a stream with a table: each event is paired with the rows that its key has at the event's epoch.
 //!
-//! * The **table** is a collection of pairs: what [`Keyed::last_by_key`] makes, or anything computed of collections.
-//! * An event at epoch e sees the table *as of e*: after all changes of e and before those of any later epoch. What comes
-//!   of it is an event again, at e, with the same event time, mark and origin: it can be windowed, written or looked up
-//!   once more, and is late exactly where the event itself was.
+//! * The **table** is a collection of pairs: the result of [`Keyed::last_by_key`], or anything computed from
+//!   collections.
+//! * An event at epoch e sees the table *as of e*: after all changes of e and before those of any later epoch. The
+//!   result is an event again, at e, with the same event time, watermark and origin: it can be windowed, written or
+//!   looked up once more, and is late exactly where the event itself was.
 //!
-//! Which epoch events and changes are in, the journal says: equal journals, equal results. An event does not see what the
-//! table was at its event time: so what comes of a lookup depends on how the input was cut into epochs.
+//! The journal records the epochs of events and changes: equal journals, equal results. An event does not see the
+//! table as of its event time: so the result of a lookup depends on how the input was divided into epochs.
 //!
-//! The operator holds the table's visible rows, by key, on the worker of the key. Events of epoch e wait until the table is
-//! complete through e, changes of e wait until all events before e have been answered. It is not durable: after a crash
-//! the table enters the flow at the snapshot's epoch c, whole, and events of c see it as they did; what they make again is
-//! dropped by the cuts and sinks behind it, which are gated at c. Of earlier epochs there are no events any more.
+//! The operator holds the table's visible rows, by key, on the worker of the key. Events of epoch e wait until the
+//! table is complete through e, changes of e wait until all events before e have been answered. The operator is not
+//! durable: after a crash the whole table enters the flow at the snapshot's epoch c, and events of c see it as
+//! before; their results are dropped by the checkpointed operators and sinks downstream, which drop input through c.
+//! Events of earlier epochs are not replayed.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -31,22 +33,23 @@ use crate::stream::route::route;
 use crate::stream::window::KeysOf;
 use crate::stream::{Collection, Fault, Keyed, Pool, Stream};
 
-/// The rows of a key, in order, each with how many there are.
+/// The rows of a key, in order, each with its multiplicity.
 type Rows<V> = Vec<(V, isize)>;
-/// A change of the table.
+/// A change of the table: row, epoch, difference.
 type Change<K, V> = ((K, V), u64, isize);
-/// An event on its way to the worker of its key.
+/// An event in transit to the worker of its key.
 type Asking<K, D> = (K, Event<D>);
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    /// Each record with the row that its key has in a table as of the record's **epoch**, so the result depends on how the
-    /// input was cut into epochs, not on the data alone; with each of the rows, if there are several. Records whose key has
-    /// none are dropped: see [`Keyed::left_join_table`].
+    /// Pairs each record with the row that its key has in a table as of the record's **epoch**, so the result depends
+    /// on how the input was divided into epochs, not on the data alone. A key with several rows gives a pair for
+    /// each. Records whose key has no row are dropped: see [`Keyed::left_join_table`].
     ///
-    /// Records keep their event time, but see the table as it is in the epoch in which they come, not as it was at their event
-    /// time. Two runs over the same data may pair a record with another row, or drop it, where its table's source was read
-    /// sooner or later; a run that is repeated from its journal shows the same again. No source is read before another: also
-    /// a table that is "there already", such as a compacted topic, is still being read when the first records are looked up.
+    /// Records keep their event time, but see the table as of the epoch in which they arrive, not as of their event
+    /// time. Two runs over the same data may pair a record with another row, or drop it, if the table's source was
+    /// read sooner or later; a replay from the journal gives the same result. No source is read before another: even
+    /// a table that exists already, such as a compacted topic, is still being read when the first records are looked
+    /// up.
     ///
     /// ```
     /// use tidegate::source::memory::Records;
@@ -81,17 +84,17 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         look_up(self, table, |data, row| row.map(|row| (data, row)))
     }
 
-    /// As [`Keyed::join_table`], and like it dependent on how the input was cut into epochs; but records whose key has no row
-    /// are kept, with `None`.
+    /// Like [`Keyed::join_table`], and like it dependent on how the input was divided into epochs, but keeps records
+    /// whose key has no row, with `None`.
     pub fn left_join_table<V: Record>(self, table: Collection<'f, (K, V)>) -> Stream<'f, (D, Option<V>)> {
         look_up(self, table, |data, row| Some((data, row)))
     }
 }
 
-/// What comes at one epoch.
+/// The input of one epoch that is not complete yet.
 struct Turn<K, D, V> {
     asking: Vec<Asking<K, D>>,
-    /// `None` while no event has come.
+    /// `None` while no event has arrived.
     capability: Option<Capability<u64>>,
     changes: Vec<((K, V), isize)>,
 }
@@ -106,8 +109,8 @@ impl<K, D, V> Default for Turn<K, D, V> {
 struct Visible<K, V>(HashMap<K, Rows<V>, FixedState>);
 
 impl<K: Record, V: Record> Visible<K, V> {
-    /// Makes an epoch's changes. In between there may be less than none of a row, afterwards not: only then are rows that
-    /// are gone forgotten.
+    /// Applies an epoch's changes. Multiplicities may be negative in between, but not afterwards: rows of
+    /// multiplicity zero are removed at the end.
     fn change(&mut self, changes: Vec<((K, V), isize)>) {
         let mut gone = Vec::new();
         for ((key, row), diff) in changes {
@@ -135,7 +138,7 @@ impl<K: Record, V: Record> Visible<K, V> {
         }
     }
 
-    /// Answers an event with each row of its key; with `None` if there are none.
+    /// Calls `give` with the event paired with each row of its key, or with `None` if there are none.
     fn answer<D: Record, D2>(
         &self,
         (key, event): Asking<K, D>,
@@ -159,7 +162,7 @@ impl<K: Record, V: Record> Visible<K, V> {
     }
 }
 
-/// Pairs each event with the rows of its key, or with `None`, as of the event's epoch.
+/// Builds the operator that pairs each event with the rows of its key, or with `None`, as of the event's epoch.
 fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     events: Keyed<'f, K, D>,
     table: Collection<'f, (K, V)>,
@@ -174,7 +177,7 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     let mut builder = OperatorBuilder::new(String::from("Look up"), flow.scope);
     let mut asking = builder.new_input(asking, Exchange::new(|(key, _): &Asking<K, D>| route(key)));
     let mut table = builder.new_input(table.inner.inner, Exchange::new(|((key, _), ..): &Change<K, V>| route(key)));
-    // Changes make nothing themselves: their epochs need no capability.
+    // Changes alone cause no output: their epochs need no capability.
     let (answers, events) = builder.new_output_connection([(0, Antichain::from_elem(0))]);
     let mut answers = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(answers);
     builder.build(move |capabilities| {
@@ -207,7 +210,7 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     Stream { events, marks, flow, pool: Pool::default() }
 }
 
-/// Events with their keys.
+/// Pairs events with their keys.
 fn keyed<'f, K: Record, D: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
     keys_of: KeysOf<K, D>,

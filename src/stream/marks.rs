@@ -1,18 +1,20 @@
-//! Watermarks of streams: as they travel through the flow, and as those of two streams become those of one.
+//! Watermark updates: how they travel through the flow, and how those of two streams are combined.
 //!
-//! * [`Marks`]: the marks of a stream, with a name that says whose they are. Streams that have the same name have the same
-//!   marks, epoch by epoch.
-//! * [`Marks::combine`] makes the marks of two streams as one: see [`Combined`].
-//! * [`concat`] makes their events those of one stream. An event of epoch e is judged by at least the combined watermark at
-//!   the epoch before e. For a stream that never was idle that changes nothing. One that was idle wakes with that
-//!   watermark as its floor: windows up to there have closed. This holds for whatever the stream is: partitions, a file,
-//!   results of windows, two streams as one.
+//! * [`Marks`]: the watermark updates of a stream, with a name that identifies the stream. Streams with equal names
+//!   have equal updates, epoch by epoch.
+//! * [`Marks::combine`] combines the updates of two streams: see [`Combined`].
+//! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
+//!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes
+//!   active again after it was idle gets that watermark as its activation watermark: windows up to it have closed.
+//!   This holds for every kind of stream: partitions, a file, results of windows, streams that are concatenated
+//!   themselves.
 //!
-//! The combined watermark at an epoch is not always known from the marks at that epoch: it may be where it came while a
-//! stream was idle that is awake again. So it is part of snapshots, as a source is, under the marks' name.
+//! The combined watermark at an epoch is not always known from the updates at that epoch: it may have been reached
+//! while a stream was idle that is active again. So snapshots keep it as they keep a source's watermark, under the
+//! name of the updates.
 //!
-//! Invariant: an event that is on time behind a `concat` never touches what has closed at the combined watermark of the
-//! epoch before.
+//! Invariant: an event that is on time downstream of a `concat` never touches a window that has closed at the
+//! combined watermark of the epoch before.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -34,26 +36,27 @@ use crate::stream::{Fault, Flow};
 use crate::time::watermark::{Activity, Combined, Mark};
 use crate::time::{Epoch, EventTime, Span};
 
-/// The marks of a stream.
+/// The watermark updates of a stream.
 #[derive(Clone)]
 pub(crate) struct Marks<'f> {
     pub(crate) stream: TimelyStream<'f, u64, Vec<Mark>>,
-    /// A name of the stream or streams whose they are.
+    /// The name of the stream, or of the streams that were combined.
     name: Rc<str>,
 }
 
 impl<'f> Marks<'f> {
-    /// The marks of a source.
+    /// Creates the updates of a source.
     pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<Mark>>, name: &str) -> Self {
         Marks { stream, name: format!("`{name}`").into() }
     }
 
-    /// The marks of a stream that has none.
+    /// Creates the updates of a stream that has none.
     pub(crate) fn none(flow: &Flow<'f>) -> Self {
         Marks { stream: empty(flow.scope), name: "nothing".into() }
     }
 
-    /// Marks for a stream whose events have no partitions of a source, of which some are still to come from so far back.
+    /// Derives the updates of a stream whose events belong to no partition of a source, and may happen up to
+    /// `lateness` before the watermark.
     pub(crate) fn derived(self, lateness: Span) -> Self {
         let stream = self.stream.unary(Pipeline, "DerivedMarks", move |_capability, _info| {
             move |input, output| {
@@ -76,33 +79,37 @@ impl<'f> Marks<'f> {
         Marks { stream, name }
     }
 
-    /// The marks of this stream and another as one: at every epoch the combined watermark, and the floors of both.
+    /// Combines the updates of two streams: at every epoch the combined watermark, and the activation watermarks of
+    /// both.
     fn combine(self, other: Self, flow: &Flow<'f>) -> Self {
         let name: Rc<str> = format!("({} and {})", self.name, other.name).into();
         Marks { stream: combine(self.stream, other.stream, flow, &format!("{COMBINED}{name}")), name }
     }
 }
 
-/// The state that a snapshot has under a name, of a source or of streams that were combined.
+/// Returns the snapshot's epoch and its state of a source, or of streams that were combined, by name.
 pub(crate) fn saved<'a>(durable: &'a Durable, name: &str) -> Option<(Epoch, &'a SourceState)> {
     let base = durable.base.as_ref()?;
     base.sources.iter().find(|source| source.name == name).map(|source| (base.epoch, source))
 }
 
-/// Tells where a stream is at the epochs of snapshots. Worker 0 tells it, as all workers know the same.
+/// Contributes a stream's watermark at snapshot epochs to the manifests. Worker 0 does so; all workers have the same
+/// watermark.
 pub(crate) struct AtSnapshots {
     held: Option<Capability<u64>>,
     told_through: u64,
 }
 
 impl AtSnapshots {
-    /// Begins behind a snapshot, if there is one, with the capability of the parts on the worker that tells.
+    /// Starts after the snapshot that the job resumes from, if there is one. `held` is the capability for
+    /// contributions; `None` on workers that contribute nothing.
     pub(crate) fn new(held: Option<Capability<u64>>, from: Option<Epoch>) -> Self {
         AtSnapshots { held, told_through: from.map_or(0, |epoch| epoch.0) }
     }
 
-    /// The next snapshot's epoch, if it is complete and comes before `next`, the next epoch that is to be put together: what
-    /// holds at a snapshot's epoch is told before a later one is put together. With the capability to tell it under.
+    /// Advances to the next snapshot epoch if it is complete and less than `next`, the next epoch to be combined: the
+    /// watermark at a snapshot's epoch is reported before a later epoch is combined. Returns the capability to report
+    /// under, if this worker reports; `None` if there is no such epoch.
     pub(crate) fn next(
         &mut self,
         seals: &[u64],
@@ -121,7 +128,7 @@ impl AtSnapshots {
         }))
     }
 
-    /// The last epoch that was told.
+    /// Returns the last snapshot epoch that was reported.
     pub(crate) fn told_through(&self) -> u64 {
         self.told_through
     }
@@ -132,7 +139,7 @@ impl AtSnapshots {
     }
 }
 
-/// The marks of both streams at an epoch, with the capability to answer under.
+/// The updates of both streams at an epoch, with the capability to emit under.
 struct Said {
     capability: Capability<u64>,
     marks: [Vec<Mark>; 2],
@@ -198,10 +205,10 @@ fn combine<'f>(
     stream
 }
 
-/// The events of a stream, and their marks.
+/// The events of a stream, and its watermark updates.
 pub(crate) type Parts<'f, D> = (TimelyStream<'f, u64, Vec<Event<D>>>, Marks<'f>);
 
-/// Two streams as one: see the module.
+/// Concatenates two streams: see the module.
 pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: Parts<'f, D>) -> Parts<'f, D> {
     let ((left, left_marks), (right, right_marks)) = (left, right);
     let marks = left_marks.combine(right_marks, flow);
@@ -210,7 +217,7 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
     let mut left = builder.new_input(left, Pipeline);
     let mut right = builder.new_input(right, Pipeline);
     let mut floors = builder.new_input(marks.stream.clone(), Pipeline);
-    // Marks make no events.
+    // Watermark updates cause no events.
     let same = || Antichain::from_elem(0);
     let (events, stream) = builder.new_output_connection([(0, same()), (1, same())]);
     let mut events = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(events);
@@ -231,7 +238,7 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
                 });
             }
             let mut output = events.activate();
-            // The floor of an epoch's events is known when every epoch before it is complete.
+            // The activation watermark of an epoch's events is known when every epoch before it is complete.
             while let Some(entry) = held.first_entry().filter(|entry| !frontiers[2].less_than(entry.key())) {
                 let (epoch, (capability, containers)) = entry.remove_entry();
                 let floor = known.of(epoch);
@@ -243,7 +250,7 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
                     session.give_container(&mut events);
                 }
             }
-            // Events may come, and be held, of epochs that marks are past.
+            // Events may arrive, and be held, at epochs that the watermark updates have passed.
             let coming = frontiers[..2].iter().filter_map(|frontier| frontier.frontier().first().copied());
             known.forget_before(coming.chain(held.keys().next().copied()).min());
         }
@@ -251,7 +258,7 @@ pub(crate) fn concat<'f, D: Record>(flow: &Flow<'f>, left: Parts<'f, D>, right: 
     (stream, marks)
 }
 
-/// The combined watermarks of epochs of which events may still come.
+/// The combined watermarks of epochs that may still get events.
 #[derive(Default)]
 struct Floors(BTreeMap<u64, EventTime>);
 
@@ -261,12 +268,12 @@ impl Floors {
         *known = watermark.max(*known);
     }
 
-    /// The watermark at the last epoch before this one.
+    /// Returns the watermark at the last epoch before this one.
     fn of(&self, epoch: u64) -> EventTime {
         self.0.range(..epoch).next_back().map_or(EventTime::MIN, |(_, watermark)| *watermark)
     }
 
-    /// Forgets what no event of `first` or a later epoch is judged by; all of it if none comes.
+    /// Removes the watermarks that no event of `first` or a later epoch needs; all of them if no events follow.
     fn forget_before(&mut self, first: Option<u64>) {
         let Some(first) = first else { return self.0.clear() };
         if let Some((&last, _)) = self.0.range(..first).next_back() {
@@ -275,7 +282,7 @@ impl Floors {
     }
 }
 
-/// Raises what an event is judged by to a floor.
+/// Raises the watermark that decides an event's lateness to an activation watermark.
 #[inline]
 fn raise<D>(event: &mut Event<D>, floor: EventTime) {
     if event.mark < floor {

@@ -1,19 +1,21 @@
-//! What users write queries with: streams, windows, aggregates and collections.
+//! The API that queries are written with: streams, windows, aggregates and collections.
 //!
 //! * [`Flow`]: the query under construction; it reads sources. It is built once on every worker.
 //! * [`Stream`]: append-only events, each with an event time and its partition's watermark.
-//! * [`Keyed`], [`Windowed`], [`Aggregated`]: the way from a stream to windowed results ([`window`]).
-//! * [`Collection`]: differential's own, a multiset that changes by insertions and retractions. [`Keyed::last_by_key`] makes
-//!   one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
+//! * [`Keyed`], [`Windowed`], [`Aggregated`]: the steps from a stream to windowed results ([`window`]).
+//! * [`Collection`]: a differential collection, a multiset that changes by insertions and retractions.
+//!   [`Keyed::last_by_key`] makes one of a stream, a **table**; [`Keyed::join_table`] joins a stream with one.
 //!
-//! The epoch, timely's timestamp, stays hidden: what users see is event time, and that every epoch is shown whole.
+//! The epoch, timely's timestamp, stays hidden: users see event time, and each epoch is published atomically.
 //!
-//! Promise kept here: **equal journals give equal output**, epoch by epoch. No operator reads a clock, a random hash or
-//! the order of arrival: an epoch's records are used when the epoch is complete, and what leaves by a sink is sorted.
+//! Invariant: **equal journals give equal output**, epoch by epoch. No operator reads a clock, a random hash or the
+//! order of arrival: an epoch's records are used when the epoch is complete, and the rows that a sink writes are
+//! sorted.
 //!
-//! A stream travels as two timely streams: its events, and its marks. Marks are the same on every worker: one message at
-//! each epoch at which the watermark moved or a partition got a floor. An epoch's events and mark are both there before
-//! the frontier passes it, so whoever waits for both frontiers knows the epoch whole.
+//! A stream travels as two timely streams: its events and its watermark updates. Watermark updates are the same on
+//! every worker: one message at each epoch at which the watermark moved or a partition got an activation watermark.
+//! An epoch's events and its watermark update arrive before the frontier passes the epoch, so an operator that waits
+//! for both frontiers has the whole epoch.
 
 pub mod aggregate;
 mod arrange;
@@ -74,52 +76,52 @@ pub(crate) use marks::Marks;
 pub use state::{Moment, Stateful};
 pub use window::{Aggregated, Closed, Interval, Keyed, Open, Window, Windowed};
 
-/// Faults that tests put into the engine on purpose, to see that a check finds them. Never set outside tests.
+/// Deliberate faults that tests inject into the engine to prove that a check finds them. Never set outside tests.
 ///
-/// Every promise that a test of the engine in memory holds has at least one here; `tests/faults.rs` names the check that
-/// finds each.
+/// Every guarantee that is tested in memory has at least one fault here; `tests/faults.rs` names the check that finds
+/// each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A closed row is not emitted.
+    /// Drops one closed row of each epoch instead of emitting it.
     LoseRow,
-    /// `on_change` does not take old rows back.
+    /// `on_change` and `on_fire` do not retract old rows.
     SkipRetraction,
-    /// Records are judged late by the stream's floor never.
+    /// Lateness ignores the activation watermarks of partitions.
     ForgetFloor,
-    /// A sink shows rows of an epoch before the epoch is complete.
+    /// A sink publishes rows of an epoch before the epoch is complete.
     ShowEarly,
-    /// A worker releases its capability for an epoch before the epoch is on record.
+    /// A worker releases its capability for an epoch before the journal has synced the epoch.
     ReleaseEarly,
-    /// A record is dropped between the source and the flow.
+    /// Drops records between the source and the flow.
     LoseRecord,
-    /// A window closes by its watermark before all records of the epoch are there.
+    /// A window closes by its watermark before all records of the epoch have arrived.
     CloseEarly,
-    /// What a seal has put into the trace is not seen by `on_change` any more.
+    /// `on_change` ignores rows that a seal has moved from the memtable into the trace.
     ForgetSealed,
-    /// A worker may find the partitions that are there from the start after the first epoch.
+    /// A worker may discover partitions that exist from the start only after the first epoch.
     FindLate,
     /// Records lose their offsets, which break ties.
     ForgetOffsets,
-    /// A sink shows again what it has shown in an earlier life.
+    /// A sink publishes again what an earlier incarnation published.
     ShowAgain,
-    /// A segment of the snapshot is not loaded.
+    /// One segment of the snapshot is not loaded.
     LoseSegment,
-    /// A cut takes what its snapshot has counted.
+    /// A checkpointed operator accepts input that its snapshot already counts.
     OpenGate,
-    /// A sink says at a snapshot's epoch that it has shown what it has not.
+    /// A sink acknowledges a snapshot's epoch before it has published that epoch.
     SnapshotEarly,
-    /// A table forgets the deletes that its snapshot has.
+    /// A table drops the deletes of its snapshot.
     ForgetDeletes,
     /// A stream is joined with a table that is not complete yet.
     LookUpEarly,
-    /// A view has changes of an epoch before the epoch is complete.
+    /// A view applies changes of an epoch before the epoch is complete.
     AnswerEarly,
-    /// A view answers before what was on record is in it again.
+    /// A view answers before the journal has been replayed.
     AnswerUnready,
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: [Fault; 18] = [
         Fault::LoseRow,
         Fault::SkipRetraction,
@@ -142,7 +144,7 @@ impl Fault {
     ];
 }
 
-/// The epochs at which arrangements are sealed: the same on every worker, known before they are complete.
+/// The epochs at which checkpointed operators are sealed: the same on every worker, known before they are complete.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seals(Rc<RefCell<BTreeSet<u64>>>);
 
@@ -152,7 +154,7 @@ impl Seals {
         self.0.borrow_mut().insert(epoch.0);
     }
 
-    /// Forgets epochs before this one: they are sealed.
+    /// Removes the epochs before `epoch`, which are sealed.
     pub(crate) fn forget_before(&self, epoch: Epoch) {
         let mut seals = self.0.borrow_mut();
         *seals = seals.split_off(&epoch.0);
@@ -167,71 +169,71 @@ impl Seals {
     }
 }
 
-/// What a step of the flow is, for the plan.
+/// A step of the flow, as the plan describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedStep {
     /// `source`, `window`, `table`, `sink` or `view`.
     pub kind: &'static str,
-    /// Its name, unique among steps of its kind.
+    /// The step's name, unique among steps of its kind.
     pub name: String,
-    /// What it does, with the types of its state.
+    /// A description of the step's work, with the types of its state.
     pub detail: String,
-    /// Of the types of its state: equal types, equal fingerprints; of a source's identity, where that was asked for. Zero for
-    /// steps without.
+    /// Fingerprint of the types of the step's state, or of the rows of a sink that gets changes: equal types have equal
+    /// fingerprints. For a source, the fingerprint of its identity if that was requested. Zero for all other steps.
     pub fingerprint: u64,
 }
 
-/// Why a flow is built.
+/// The reason for which a flow is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To learn its steps: nothing is opened.
+    /// Collects the steps; opens nothing.
     Plan,
-    /// To open its sinks and ask what they have shown, and to ask its sources what they are known by.
+    /// Opens the sinks to read what they have published, and reads the identities of the sources.
     OpenSinks,
-    /// To ask its sources whether they have grown since the state ended.
+    /// Asks the sources whether they have new data since the state ended.
     AskGrown,
-    /// To run.
+    /// Runs the job.
     Run,
 }
 
-/// What the workers of a job share while the flow is built on one of them.
+/// The context that the workers of a job share while one of them builds the flow.
 pub(crate) struct Build {
     pub(crate) place: Place,
-    /// Why it is built.
+    /// The reason for which the flow is built.
     pub(crate) purpose: Purpose,
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
-    /// Where workers and sinks say what they are at.
+    /// The board on which workers and sinks report their progress.
     pub(crate) board: Arc<Board>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
     pub(crate) plan: RefCell<Vec<PlannedStep>>,
-    /// Behind every sink: an epoch that it has passed is shown.
+    /// Probe behind every step, sink and view: an epoch that it has passed is published.
     pub(crate) probe: probe::Handle<u64>,
     pub(crate) seals: Seals,
     pub(crate) fault: Option<Fault>,
-    /// The job's durable state, if it has one.
+    /// The job's durable state; `None` in a job without state.
     pub(crate) durable: Option<Durable>,
-    /// Writers that were opened already, by the names of their sinks.
+    /// Writers that are open already, by sink name.
     pub(crate) opened: Arc<OpenedSinks>,
-    /// What writers begin with.
+    /// The incarnation that writers begin with.
     pub(crate) life: Life,
-    /// Where sinks' shards come from, without their name and kind.
+    /// Template of the sinks' contexts, without name and kind of rows.
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
 }
 
-/// Writers of sinks that were opened before the flow is built: in a job with state, all are asked what they have shown
-/// before it is decided where the job goes on.
+/// Writers of sinks that were opened before the flow is built: a job with state reads what all of them have published
+/// before it decides where to resume.
 #[derive(Default)]
 pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
 
 /// An opened sink.
 pub(crate) struct OpenedSink {
-    /// What it has shown.
+    /// The last epoch that the sink has published, if it knows one.
     pub(crate) shown: Option<Published>,
-    /// Whether it gets the changes of a collection.
+    /// `true` if the sink gets the changes of a collection.
     pub(crate) on_change: bool,
-    /// Its writer, a `Box<dyn Writer<D>>`.
+    /// The writer, a `Box<dyn Writer<D>>`.
     writer: Box<dyn Any + Send>,
 }
 
@@ -246,7 +248,7 @@ impl OpenedSinks {
         Some((opened.shown, *writer))
     }
 
-    /// What each has shown, by name.
+    /// Returns what each sink has published, by name.
     pub(crate) fn shown(&self) -> Vec<SinkFound> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = |(name, sink): (&String, &OpenedSink)| SinkFound {
@@ -259,8 +261,8 @@ impl OpenedSinks {
 }
 
 impl Build {
-    /// Notes a step; a name that its kind has already fails the job, and so does one that another step with rows has:
-    /// snapshots find rows by name.
+    /// Records a step in the plan. Fails the job if its kind already has a step of that name, or if another step with
+    /// durable rows has it: snapshots find rows by name.
     fn step(&self, kind: &'static str, name: &str, detail: String, fingerprint: u64) {
         let mut plan = self.plan.borrow_mut();
         let keeps_rows = |kind| matches!(kind, "window" | "table");
@@ -278,27 +280,27 @@ impl Build {
     }
 }
 
-/// What one operator contributes to manifests.
+/// A stream of one operator's contributions to manifests.
 pub(crate) type Parts<'f> = TimelyStream<'f, u64, Vec<Part>>;
 
-/// A stream of rejected records, its events and its marks. It has no flow, which has it: what the flow holds, open files for
-/// one, would live for ever.
+/// The events and watermark updates of a stream of rejected records. It does not hold its flow, as the flow holds it:
+/// such a cycle would leak what the flow owns, such as open files.
 type Rejects<'f> = marks::Parts<'f, Rejected>;
 
 /// A query under construction.
 ///
-/// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps: it
-/// must not do anything but build the query.
+/// The closure that a job runs is called once on every worker, and once more before that to learn the query's steps:
+/// it must do nothing but build the query.
 #[derive(Clone)]
 pub struct Flow<'f> {
     scope: Scope<'f, u64>,
     build: Rc<Build>,
     rejects: Rc<RefCell<Vec<Rejects<'f>>>>,
-    /// Topics that are read, and topics that are written to.
+    /// The topics that are read, and the topics that are written to.
     topics: Rc<RefCell<(Vec<Address>, Vec<Address>)>>,
-    /// What every writer of the flow contributes to manifests.
+    /// The streams of all the flow's contributions to manifests.
     parts: Rc<RefCell<Vec<Parts<'f>>>>,
-    /// Ends of the journals of all workers; `None` in a job without state.
+    /// The journal ends of all workers; `None` in a job without state.
     ends: Option<TimelyStream<'f, u64, Vec<EndMessage>>>,
 }
 
@@ -313,12 +315,12 @@ impl<'f> Flow<'f> {
         Flow { scope, build, rejects: Rc::default(), topics: Rc::default(), parts: Rc::default(), ends: None }
     }
 
-    /// A query whose sinks keep what the workers tell of their journals.
+    /// Adds the stream of journal ends, which the sinks keep.
     pub(crate) fn with_ends(self, ends: TimelyStream<'f, u64, Vec<EndMessage>>) -> Self {
         Flow { ends: Some(ends), ..self }
     }
 
-    /// Takes note of topics that are read and written; fails the job if one of them is both.
+    /// Records topics that are read and written. Fails the job if a topic is both.
     fn know_topics(&self, read: Option<Address>, written: Vec<Address>) {
         // Once is enough, and before anything is opened.
         if self.build.purpose != Purpose::Plan {
@@ -336,7 +338,7 @@ impl<'f> Flow<'f> {
         }
     }
 
-    /// Reads a source, under a name of its own.
+    /// Reads a source. The name is unique among the query's sources.
     pub fn read<S: Source>(&self, name: &str, source: &S) -> Stream<'f, S::Item> {
         self.build.step("source", name, source.describe(), self.identity(source));
         self.know_topics(source.topic(), Vec::new());
@@ -345,7 +347,7 @@ impl<'f> Flow<'f> {
         stream
     }
 
-    /// The fingerprint of what a source is known by, where that is asked for.
+    /// Returns the fingerprint of a source's identity; zero unless the flow is built to open sinks.
     fn identity<S: Source>(&self, source: &S) -> u64 {
         if self.build.purpose != Purpose::OpenSinks {
             return 0;
@@ -359,13 +361,15 @@ impl<'f> Flow<'f> {
         }
     }
 
-    /// Whether somebody can read the job's views: what only a view shows can be left out if not. It is the same on all workers
-    /// and processes; but what has state, or is written, must not depend on it.
+    /// Returns `true` if the job's views can be read. Otherwise steps that only feed views can be left out. The
+    /// answer is the same on all workers and processes, but steps that have state or write to sinks must not depend
+    /// on it.
     pub fn has_views(&self) -> bool {
         self.build.views.is_wanted()
     }
 
-    /// The records that the sources read so far have rejected: write them somewhere, or they are only counted.
+    /// Returns the records rejected by the sources that were read so far. Unless they are written to a sink, they are
+    /// only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
         self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
@@ -373,21 +377,21 @@ impl<'f> Flow<'f> {
         rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
     }
 
-    /// All parts of all manifests; to be asked when the flow is built.
+    /// Returns the contributions of all operators to all manifests. Call it once, after the flow is built.
     pub(crate) fn parts(&self) -> TimelyStream<'f, u64, Vec<Part>> {
         self.scope.concatenate(self.parts.take())
     }
 
-    /// Fails the job if it has several processes, and values of this type, which go from worker to worker for what is
-    /// named, could not be read in another one.
+    /// Fails the job if it has several processes and values of this type cannot be serialized for another process.
+    /// `what` and `name` name the step that exchanges them.
     pub(crate) fn check_travels<T: Serialize + DeserializeOwned + Send + 'static>(&self, what: &str, name: &str) {
         let place = &self.build.place;
         if self.build.purpose == Purpose::Plan
             && place.threads < place.workers
             && let Err(why) = Codec::<T>::check(&Postcard)
         {
-            let error = Error::usage("a value cannot go from process to process").at(format!("{what} `{name}`"));
-            self.build.failure.set(error.because(why).help("map such values to texts or numbers before it"));
+            let error = Error::usage("a value cannot be sent to another process").at(format!("{what} `{name}`"));
+            self.build.failure.set(error.because(why).help("map such values to strings or numbers before it"));
         }
     }
 
@@ -396,8 +400,8 @@ impl<'f> Flow<'f> {
     }
 }
 
-/// Emptied containers on their way back to where they are filled: memory that is in the processor's cache, and that need
-/// not be asked of the operating system again. One worker's own; it keeps only a few.
+/// A pool of emptied containers that are filled again: their memory is in the processor's cache and need not be
+/// allocated anew. It belongs to one worker and keeps at most `KEPT` containers.
 pub(crate) struct Pool<T>(Rc<RefCell<Vec<Vec<T>>>>);
 
 impl<T> Default for Pool<T> {
@@ -415,12 +419,12 @@ impl<T> Clone for Pool<T> {
 impl<T> Pool<T> {
     const KEPT: usize = 16;
 
-    /// An empty container, with memory if there is one.
+    /// Returns an empty container, with memory if the pool has one.
     fn take(&self) -> Vec<T> {
         self.0.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Takes a container back.
+    /// Returns a container to the pool.
     fn give(&self, mut container: Vec<T>) {
         let mut kept = self.0.borrow_mut();
         if container.capacity() > 0 && kept.len() < Self::KEPT {
@@ -435,7 +439,7 @@ pub struct Stream<'f, D> {
     pub(crate) events: TimelyStream<'f, u64, Vec<Event<D>>>,
     pub(crate) marks: Marks<'f>,
     pub(crate) flow: Flow<'f>,
-    /// Where the events' containers come from.
+    /// The pool that the events' containers come from.
     pub(crate) pool: Pool<Event<D>>,
 }
 
@@ -457,7 +461,7 @@ impl<D> fmt::Debug for Stream<'_, D> {
 }
 
 impl<'f, D: Record> Stream<'f, D> {
-    /// The stream of other events with the same marks, made container by container.
+    /// Maps the events container by container; the watermark updates stay the same.
     fn transform<D2: Record>(
         self,
         name: &str,
@@ -481,12 +485,12 @@ impl<'f, D: Record> Stream<'f, D> {
         Stream { events, marks, flow, pool: Pool::default() }
     }
 
-    /// Each record changed.
+    /// Changes each record.
     pub fn map<D2: Record>(self, change: impl Fn(D) -> D2 + 'static) -> Stream<'f, D2> {
         self.transform("Map", move |events, made| made.extend(events.drain(..).map(|event| event.with(&change))))
     }
 
-    /// The records that `keep` holds for.
+    /// Keeps the records for which `keep` returns `true`.
     pub fn filter(self, keep: impl Fn(&D) -> bool + 'static) -> Stream<'f, D> {
         self.transform("Filter", move |events, made| {
             events.retain(|event| keep(&event.data));
@@ -494,7 +498,7 @@ impl<'f, D: Record> Stream<'f, D> {
         })
     }
 
-    /// Each record changed into any number of records, all with its event time.
+    /// Changes each record into any number of records, all with its event time.
     pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
         self.transform("FlatMap", move |events, made| {
             for Event { time, mark, origin, data } in events.drain(..) {
@@ -503,7 +507,8 @@ impl<'f, D: Record> Stream<'f, D> {
         })
     }
 
-    /// Calls `look` with each record as it passes: for debugging. After a crash it sees records again.
+    /// Calls `look` with each record as it passes, for debugging. After a crash it is called again with records that
+    /// are replayed.
     pub fn inspect(self, look: impl Fn(&D) + 'static) -> Stream<'f, D> {
         self.transform("Inspect", move |events, made| {
             events.iter().for_each(|event| look(&event.data));
@@ -511,15 +516,16 @@ impl<'f, D: Record> Stream<'f, D> {
         })
     }
 
-    /// The records of both streams. Its watermark is the lesser of the two; whether a record is late is still decided
-    /// by its own partition.
+    /// Merges both streams. The watermark is the lesser of the two; whether a record is late is still decided by its
+    /// own partition.
     ///
-    /// A stream that is **idle**, as all of its partitions are idle or have ended, does not hold the watermark back: else a
-    /// quiet stream would keep all results from the other. When both are, the watermark is the greater. A stream that wakes
-    /// has the watermark at the epoch before as its floor: its records are late for windows that have closed meanwhile.
-    /// After how long without records that happens, `--idle-timeout` says for all sources and
-    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or [`Input::idle_after`](crate::source::file::Input::idle_after)
-    /// for one.
+    /// A stream is **idle** when each of its partitions is idle or has ended. An idle stream does not hold the
+    /// watermark back, as it would otherwise delay all results of the other stream. When both are idle, the watermark
+    /// is the greater of the two. A stream that becomes active again gets the watermark of the epoch before as its
+    /// activation watermark: its records are late for windows that have closed meanwhile. `--idle-timeout` sets the
+    /// time without records after which a partition is idle, for all sources;
+    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or
+    /// [`Input::idle_after`](crate::source::file::Input::idle_after) set it for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
         let (events, marks) = marks::concat(&self.flow, (self.events, self.marks), (other.events, other.marks));
@@ -532,8 +538,8 @@ impl<'f, D: Record> Stream<'f, D> {
     }
 }
 
-/// A cell that tells an operator whether somebody uses a result; set while the flow is built, read while it runs.
+/// A flag that tells an operator that a result has a consumer; set while the flow is built, read while it runs.
 type Wanted = Rc<Cell<bool>>;
 
-/// The view of a stream's watermark that the worker's readers get.
+/// The stream's watermark as the worker's source readers see it.
 type View = Rc<StreamView>;

@@ -1,15 +1,16 @@
-//! How results leave the dataflow: an epoch is shown whole, by the worker that owns the sink's shard.
+//! Output from the dataflow: an epoch is published as a whole, by the worker that owns the sink.
 //!
-//! Rows are gathered where the shard's writer is, wait until their epoch is complete, and are consolidated, sorted and
-//! shown in order of epochs. The probe behind this operator passes an epoch only when it has been shown. What rows are
-//! sorted by may be more than what is shown: see [`Stream::write_in_order`].
+//! Rows are gathered on the worker of the sink's writer, wait until their epoch is complete, and are consolidated,
+//! sorted and published in the order of epochs. The probe behind this operator passes an epoch only when it has been
+//! published. The sort key may contain more than the row that is written: see [`Stream::write_in_order`].
 //!
-//! A sink that waits for a disk or a network shows on a thread of its own, all epochs that have gathered in one act: a
-//! worker never waits.
+//! A sink that waits for a disk or a network publishes on a thread of its own, all epochs that have gathered at once:
+//! a worker never waits.
 //!
-//! Promise kept here and in [`crate::sink`]: **an epoch is shown whole, once, or not at all.** A job that goes on after a
-//! crash makes again what it had made; what the sink says it has shown is dropped here (the **gate**). A snapshot's epoch
-//! is held until nothing at or before it is unshown, so no manifest is ever ahead of a sink.
+//! Invariant, here and in [`crate::sink`]: **an epoch is published whole, once, or not at all.** A job that resumes
+//! after a crash produces again what it had produced; output that the sink reports as published is dropped here (the
+//! **gate**). A snapshot's epoch is held until everything at or before it is published, so no manifest is ever ahead
+//! of a sink.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -41,13 +42,13 @@ use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose
 use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
-/// How many epochs are shown in one act at most.
+/// The maximum number of epochs that are published at once.
 const GATHERED: usize = 256;
 
-/// A row of a sink: what it is, the epoch at which its number changed, and by how much.
+/// A change of a sink's row: `(row, epoch, diff)`.
 pub(crate) type Change<R> = (R, u64, isize);
 
-/// Shows rows in a sink: what `row` makes of those that come, sorted as those are.
+/// Writes rows to a sink: they are sorted, and then each is converted by `row`.
 pub(crate) fn write<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     name: &str,
@@ -65,13 +66,14 @@ pub(crate) fn write<'f, R: Record, D: Record>(
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
     }
-    // One shard, so that the number of workers decides nothing; sinks are spread by their order over the workers of the
-    // process that has the state: it opened them, to learn what they have shown.
+    // Each sink has one writer, so that the number of workers has no effect on output. Sinks are spread by their
+    // order over the workers of the process that has the state: it opened them, to read what they have published.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % build.place.threads;
     let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
-    // Opening may empty files: not for a job that has failed already, at its source for one. The flow is built all the
-    // same, as it has to be alike on all workers, and one of them may have learned of a failure before another.
+    // Opening may truncate files, so it is skipped if the job has failed already, for example at its source. The flow
+    // is built all the same, as it must be equal on all workers, and one of them may have learned of a failure before
+    // another.
     let has_failed = build.failure.get().is_some();
     let mut output = None;
     match build.purpose {
@@ -97,14 +99,14 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     show(flow, (name, owner), rows, output, row);
 }
 
-/// Opens a sink, and asks it what it has shown.
+/// Opens a sink, and reads what it has published.
 fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Published>, Box<dyn Writer<D>>)> {
     let mut writer = sink.open(shard)?;
     let shown = if shard.state.is_some() { writer.shown()? } else { None };
     Ok((shown, writer))
 }
 
-/// Lets a writer begin.
+/// Begins an incarnation of a writer.
 fn begin<D: Record>(
     build: &Build,
     name: &str,
@@ -113,11 +115,12 @@ fn begin<D: Record>(
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
     let shown = shown.map(|published| published.epoch);
-    // A writer that waits for brokers does so no longer than the job goes on.
+    // A writer that waits for brokers gives up when the job has failed.
     let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
     let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
     writer.begin(&Life { still_current: Arc::new(goes_on), ..build.life.clone() })?;
-    // Everything through the snapshot was shown before it was made. Only a collection that is new to it starts whole.
+    // Everything through the snapshot was published before the snapshot was taken. Only a collection that is new to
+    // the snapshot is written from its beginning.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
     let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
@@ -126,15 +129,15 @@ fn begin<D: Record>(
     Ok(Output { writer, state, gate })
 }
 
-/// A sink that has begun.
+/// A sink that is ready to write.
 struct Output<D> {
     writer: Box<dyn Writer<D>>,
     state: SinkState,
-    /// What comes at this epoch or before was shown in an earlier life.
+    /// Output at or before this epoch was published by an earlier incarnation, and is dropped.
     gate: Option<Epoch>,
 }
 
-/// The operator that shows rows, on every worker; only the owner has an output.
+/// Builds the operator that publishes rows, on every worker; only the owner has an output.
 fn show<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     (name, owner): (&str, usize),
@@ -172,7 +175,7 @@ fn show<'f, R: Record, D: Record>(
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
         let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
-        // Epochs that are with the writer, with what keeps the probe at them.
+        // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
         let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
             if let Some(ends) = &mut ends {
@@ -210,7 +213,7 @@ fn show<'f, R: Record, D: Record>(
             if let Some(cell) = &cell {
                 cell.waits(leaving.front().map(|(epoch, _)| Epoch(*epoch)));
             }
-            // A snapshot waits until nothing at or before its epoch is unshown.
+            // A snapshot waits until everything at or before its epoch is published.
             if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {
                 let unshown = leaving.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
                 for epoch in seals.after(sealed_through) {
@@ -233,11 +236,11 @@ fn show<'f, R: Record, D: Record>(
     let _shown = shown_stream.probe_with(&build.probe);
 }
 
-/// An epoch on its way to a writer's thread: its rows, and the ends of the journals at it.
+/// An epoch in transit to a writer's thread: its rows, and the journal ends at it.
 type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 
-/// Shows epochs: at once, or on a thread, where showing waits for a disk or a network. The thread shows all epochs that
-/// have gathered meanwhile in one act.
+/// Publishes epochs: directly, or on a thread of its own if the writer waits for a disk or a network. The thread
+/// publishes all epochs that have gathered meanwhile at once.
 struct Showing<D: Record> {
     here: Option<Box<dyn Writer<D>>>,
     queue: Option<Sender<Batch<D>>>,
@@ -245,27 +248,27 @@ struct Showing<D: Record> {
     shown: Shown,
 }
 
-/// What a writer has come to.
+/// The progress of a writer.
 #[derive(Clone)]
 struct Shown {
     state: SinkState,
-    /// Whether the sink will know it in the next life.
+    /// `true` if the next incarnation can read from the sink what it has published.
     remembers: bool,
-    /// The last epoch that was shown in this life; 0 before the first.
+    /// The last epoch that was published by this incarnation; 0 before the first.
     through: Arc<AtomicU64>,
     failure: Arc<Failure>,
     metrics: Arc<SinkMetrics>,
 }
 
 impl Shown {
-    /// Writes epochs and shows them.
+    /// Writes epochs and publishes them.
     fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
         let Some((last, _, ends)) = batches.last() else { return };
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
         match written.and_then(|()| writer.show(ends)) {
             Ok(()) => {
                 let rows = batches.iter().flat_map(|(_, rows, _)| rows);
-                // An event is written as often as it is there, a change once.
+                // An event is written once for each unit of its multiplicity, a change once.
                 let written = rows.map(|(_, diff)| if self.state.on_change { 1 } else { diff.unsigned_abs() as u64 });
                 self.metrics.rows.add(written.sum());
                 self.metrics.epochs.add(batches.len() as u64);
@@ -275,7 +278,7 @@ impl Shown {
         }
     }
 
-    /// Ends a writer, unless the job has failed.
+    /// Finishes a writer, unless the job has failed.
     fn finish<D: Record>(&self, mut writer: Box<dyn Writer<D>>) {
         if self.failure.get().is_none()
             && let Err(error) = writer.finish()
@@ -308,7 +311,7 @@ impl<D: Record> Showing<D> {
                 if there.failure.get().is_none() {
                     there.show(&mut *writer, &gathered);
                 }
-                // A worker that has gone needs no waking.
+                // A worker that has stopped needs no waking.
                 let _ = wake.activate();
             }
             there.finish(writer);
@@ -321,17 +324,17 @@ impl<D: Record> Showing<D> {
         if let Some(writer) = &mut self.here {
             self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
-            // Without its thread there is a failure.
+            // If the thread is gone, the job has failed already.
             let _ = queue.send((epoch, rows, ends));
         }
     }
 
-    /// What has been shown in this life.
+    /// Returns the last epoch that this incarnation has published.
     fn through(&self) -> Option<Epoch> {
         Some(Epoch(self.shown.through.load(Ordering::Acquire))).filter(|through| through.0 > 0)
     }
 
-    /// What has been shown, in any life, as far as the sink will know it in the next one.
+    /// Returns what has been published by any incarnation, as far as the next one can read it from the sink.
     fn state(&self) -> SinkState {
         let SinkState { name, shown, on_change } = self.shown.state.clone();
         let shown = shown.max(self.through()).filter(|_| self.shown.remembers);
@@ -339,7 +342,7 @@ impl<D: Record> Showing<D> {
     }
 }
 
-/// The writer finishes, and all it shows is where it should be, before the job ends.
+/// Finishes the writer before the job ends, so that everything published is in its place.
 impl<D: Record> Drop for Showing<D> {
     fn drop(&mut self) {
         drop(self.queue.take());
@@ -353,22 +356,22 @@ impl<D: Record> Drop for Showing<D> {
 }
 
 impl<'f, D: Record> Stream<'f, D> {
-    /// Writes the records to a sink, epoch by epoch, each epoch whole, its rows sorted.
+    /// Writes the records to a sink, epoch by epoch: each epoch is written whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, |event| event.data);
         write(&self.flow, name, Rows::Events, rows, sink, |row| row);
     }
 
-    /// As [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
-    /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows that came
-    /// from one record, or from several as windows' rows do, are sorted among themselves.
+    /// Like [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
+    /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows
+    /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, |event| (event.origin.place(), event.data));
         write(&self.flow, name, Rows::Events, rows, sink, |(_place, row)| row);
     }
 }
 
-/// Events as rows for a sink, each once.
+/// Turns events into rows for a sink, each once.
 fn rows<'f, D: Record, R: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
     row: impl Fn(Event<D>) -> R + 'static,

@@ -1,9 +1,10 @@
-//! Sessions: the records of a key that are less than a gap apart.
+//! Session windows: the records of a key that are less than a gap apart.
 //!
-//! A key has a list of sessions, none of them nearer to another than the gap. A record makes a session of its own, and joins
-//! those that it is near to; so sessions are a function of the records, in whatever order they come. A session ends a gap after
-//! its last record, and closes when the watermark is past that by the allowed lateness. A record is judged by its own time,
-//! never by the session that it would join: one that is on time cannot touch a session that has closed.
+//! A key has a list of sessions, none of them nearer to another than the gap. A record makes a session of its own,
+//! and merges with those that are less than the gap away; so sessions are a function of the records, in any order of
+//! arrival. A session ends a gap after its last record, and closes when the watermark has passed that end by the
+//! allowed lateness. A record's lateness is decided by its own time, never by the session that it would join: a
+//! record that is on time cannot touch a session that has closed.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,12 +21,12 @@ use crate::time::{EventTime, Span};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Session<S> {
     start: EventTime,
-    /// Its last record and the gap.
+    /// The time of its last record plus the gap.
     end: EventTime,
     total: Counted<S>,
 }
 
-/// Makes sessions.
+/// Aggregates session windows.
 pub(crate) struct Sessions<K, D, A> {
     pub(crate) gap: Span,
     pub(crate) telling: Telling<A>,

@@ -1,17 +1,17 @@
-//! Where windows lie on the line of event time, and which of them a record counts in.
+//! Assignment of event times to windows and panes.
 //!
-//! * [`Windows`]: the windows of a step, known by where they end: no two windows of a step end at the same time.
-//! * A **slot** is a range of windows, from the first to the last that a record counts in. Records of one slot are
-//!   aggregated once, whatever the number of windows; what a window shows is the sum of the slots that have it in their
-//!   range. So a sliding window costs what its slots (its *panes*) cost, not what its overlaps would.
+//! * [`Windows`]: the windows of a step, identified by their ends: no two windows of a step end at the same time.
+//! * A **pane** ([`Slot`]) is a range of windows, from the first to the last that a record counts in. Records of one
+//!   pane are aggregated once, however many windows it belongs to; a window's result is the sum of the panes whose
+//!   ranges include it. So a sliding window costs what its panes cost, whatever the overlap.
 //!
-//! A tumbling window is a slot of its own. A sliding window is a sum of panes; a pane ends where a window begins or ends,
-//! and its range is every window that covers it. A cumulative window is the sum of its own step and the steps before it in
-//! the same cycle. A record that is late for the first windows of its range, but not for all, goes into a slot that begins
-//! at the first window that it is on time for: the windows before do not sum it.
+//! A tumbling window has one pane. A sliding window is a sum of panes: a pane ends where a window begins or ends, and
+//! its range is all windows that cover it. A cumulative window is the sum of its own step and the steps before it in
+//! the same cycle. A record that is late for the first windows of its range, but not for all, goes into a pane whose
+//! range begins at the first window for which it is on time: the windows before do not include it.
 //!
-//! Where windows lie depends on nothing but their definition: days and months of a time zone are found in the time zone
-//! database that is compiled in, so that two machines cannot differ.
+//! Windows depend on nothing but their definition: days and months of a time zone come from the time zone database
+//! that is compiled in, so two machines cannot differ.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,34 +26,34 @@ use crate::record::Record;
 use crate::stream::window::Interval;
 use crate::time::{EventTime, Span};
 
-/// A range of windows, by the ends of the first and the last. Slots are ordered by the last first, so that those that die
-/// first are in front.
+/// A pane: a range of windows, identified by the ends of the first and the last. Panes are ordered by their last
+/// window, then by their first, so that those that expire first come first.
 pub(crate) trait Slot: Record + Copy {
-    /// Whether a slot can have more than one window.
+    /// `true` if a pane of this type can belong to more than one window.
     const RANGES: bool;
 
-    /// The slot of these windows.
+    /// Creates the pane of the windows whose ends are `first` to `last`.
     fn new(first: EventTime, last: EventTime) -> Self;
 
-    /// The end of its first window.
+    /// Returns the end of its first window.
     fn first(self) -> EventTime;
 
-    /// The end of its last window.
+    /// Returns the end of its last window.
     fn last(self) -> EventTime;
 
-    /// The greatest slot whose last window ends there or before.
+    /// Returns the greatest pane whose last window ends at or before `end`.
     fn last_until(end: EventTime) -> Self;
 
-    /// The least slot whose last window ends after that, which is not the end of time.
+    /// Returns the least pane whose last window ends after `end`, which is less than [`EventTime::MAX`].
     fn first_after(end: EventTime) -> Self;
 
-    /// Whether the window that ends there is in it.
+    /// Returns `true` if the window that ends at `end` is in its range.
     fn has(self, end: EventTime) -> bool {
         self.first() <= end && end <= self.last()
     }
 }
 
-/// The slot of a single window.
+/// The pane of a single window.
 impl Slot for EventTime {
     const RANGES: bool = false;
 
@@ -81,7 +81,7 @@ impl Slot for EventTime {
     }
 }
 
-/// A slot of one or more windows.
+/// A pane of one or more windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Range {
     last: EventTime,
@@ -118,7 +118,7 @@ impl Slot for Range {
     }
 }
 
-/// A slot, and the times whose records all go into it.
+/// A pane, and the interval of event times whose records all belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) times: Interval,
@@ -127,7 +127,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// A slot of no time.
+    /// A pane that no time belongs to.
     pub(crate) const NOTHING: Found = Found { times: Interval::NOTHING, first: EventTime::MIN, last: EventTime::MIN };
 }
 
@@ -138,16 +138,17 @@ pub(crate) enum CalendarUnit {
     Month,
 }
 
-/// Where the windows of a step lie.
+/// The windows of a step. Sizes, slides, steps and offsets are in milliseconds.
 #[derive(Clone)]
 pub(crate) enum Windows {
-    /// All time.
+    /// One window for all time.
     Global,
-    /// Side by side, `size` long, one of them beginning at `offset`.
+    /// Windows of length `size` side by side, one of them beginning at `offset`.
     Tumbling { size: i64, offset: i64 },
-    /// `size` long, one beginning every `slide`, one of them at `offset`.
+    /// Windows of length `size`, one beginning every `slide`, one of them at `offset`.
     Sliding { size: i64, slide: i64, offset: i64 },
-    /// Those of a cycle of `size` begin with it, and end every `step` of it.
+    /// Cycles of length `size`, one of them beginning at `offset`. The windows of a cycle begin with it, and one ends
+    /// after every `step`.
     Cumulative { size: i64, step: i64, offset: i64 },
     /// Days or months of a time zone.
     Calendar { unit: CalendarUnit, zone: TimeZone },
@@ -165,19 +166,19 @@ impl fmt::Debug for Windows {
     }
 }
 
-/// The greatest multiple of `step`, from `offset` on, that is not after `time`. Times are within the years that events
-/// may have, and steps below 2^62, so that nothing overflows that matters: what does is as far away as can be.
+/// Returns the greatest `offset` + n·`step` that is not after `time`. Steps are below 2^62 and event times within the
+/// years that events may have, so a result that saturates lies beyond every event time.
 fn at_or_before(time: i64, step: i64, offset: i64) -> i64 {
     time.saturating_sub(time.saturating_sub(offset).rem_euclid(step))
 }
 
 impl Windows {
-    /// Whether a record may count in more than one.
+    /// Returns `true` if a record may count in more than one window.
     pub(crate) fn overlap(&self) -> bool {
         matches!(self, Windows::Sliding { .. } | Windows::Cumulative { .. })
     }
 
-    /// The slot of a time, before anybody asks what is late.
+    /// Returns the pane of a time, before lateness is taken into account.
     pub(crate) fn find(&self, time: EventTime) -> Found {
         let (at, millis) = (time.millis(), EventTime::from_millis);
         let one = |start: EventTime, end: EventTime| Found { times: Interval { start, end }, first: end, last: end };
@@ -191,7 +192,7 @@ impl Windows {
                 one(millis(start), millis(start.saturating_add(*size)))
             }
             Windows::Sliding { size, slide, offset } => {
-                // The last window that has begun, and the first that has not ended.
+                // `begun` is the start of the last window that has begun, `ended` the end of the last that has ended.
                 let begun = at_or_before(at, *slide, *offset);
                 let ended = at_or_before(at, *slide, offset.saturating_add(*size));
                 let (next_begin, first) = (begun.saturating_add(*slide), ended.saturating_add(*slide));
@@ -212,7 +213,7 @@ impl Windows {
         }
     }
 
-    /// The end of the first window that ends after `time`, of those that overlap.
+    /// Returns the end of the first window that ends after `time`, for windows that overlap.
     pub(crate) fn end_after(&self, time: EventTime) -> EventTime {
         let after = |step: i64, offset: i64| {
             EventTime::from_millis(at_or_before(time.millis(), step, offset).saturating_add(step))
@@ -224,7 +225,7 @@ impl Windows {
         }
     }
 
-    /// The ends of the windows of a slot that are after one time and not after another, in order.
+    /// Returns the ends of a pane's windows that are after `after` and not after `through`, in order.
     pub(crate) fn ends<T: Slot>(
         &self,
         slot: T,
@@ -241,9 +242,11 @@ impl Windows {
         })
     }
 
-    /// The ends of the windows of any of these slots that are after one time and not after another, in order, each once.
+    /// Returns the ends of the windows of any of these panes that are after `after` and not after `through`, in
+    /// order, each once.
     ///
-    /// Slots of one step overlap by nearly all of their windows, so each is asked only for what those before it lack.
+    /// Panes of one step overlap by nearly all of their windows, so each adds only the windows that the previous ones
+    /// lack.
     pub(crate) fn ends_of_all<T: Slot>(
         &self,
         slots: impl Iterator<Item = T>,
@@ -260,7 +263,7 @@ impl Windows {
         ends
     }
 
-    /// The window that ends there.
+    /// Returns the window that ends at `end`.
     pub(crate) fn interval(&self, end: EventTime) -> Interval {
         let last_moment = EventTime::from_millis(end.millis().saturating_sub(1));
         let start = match self {
@@ -275,9 +278,9 @@ impl Windows {
     }
 }
 
-/// The day or month of a time zone that a time is in. A day is from its first moment to the first moment of the next
-/// date: where clocks are put forward or back it is shorter or longer than 24 hours. At the ends of the years that the
-/// calendar knows it is cut off.
+/// Returns the day or month of a time zone that contains a time. A day lasts from its first moment to the first
+/// moment of the next date: where clocks are put forward or back it is shorter or longer than 24 hours. At the ends
+/// of the years that the calendar knows it is cut off.
 fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
     let moment = |date: DateTime, or: EventTime| {
         let found = zone.to_ambiguous_timestamp(date).compatible();
@@ -309,7 +312,7 @@ fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
         next.map_or(EventTime::MAX, |next| moment(midnight(next), EventTime::MAX))
     };
     let mut end = end_of(date);
-    // A date that a zone has skipped is no day.
+    // A date that a zone has skipped has no day.
     while end <= time {
         let Ok(next) = date.checked_add(step) else { break };
         (date, start) = (next, end);
@@ -320,11 +323,11 @@ fn calendar(unit: CalendarUnit, zone: &TimeZone, time: EventTime) -> Interval {
 
 /// The greatest number of windows that a record may be in.
 ///
-/// A window is the sum of up to as many panes, for each key, whenever it is shown; and a record is shown by as many rows in
-/// the end, all of which are there at once when a stream is over, or its watermark leaps.
+/// Whenever a window is emitted, each of its keys is summed over up to this many panes. A record also leads to as
+/// many rows, all of them at once when a stream ends or its watermark leaps.
 pub(crate) const MOST_WINDOWS: i64 = 100_000;
 
-/// Refuses windows of which a record would be in too many.
+/// Refuses windows of which a record would be in more than [`MOST_WINDOWS`].
 pub(crate) fn check_overlap(size: i64, slide: i64) -> Result<()> {
     let windows = size / slide + i64::from(size % slide != 0);
     if windows <= MOST_WINDOWS {
@@ -334,13 +337,13 @@ pub(crate) fn check_overlap(size: i64, slide: i64) -> Result<()> {
     let least = size / MOST_WINDOWS + i64::from(size % MOST_WINDOWS != 0);
     let what = format!("every record would be in {windows} windows of {} by {}", written(size), written(slide));
     let why = format!(
-        "each of them shows a row for it, and is summed from as many panes each time; at most {MOST_WINDOWS} are allowed"
+        "each of them emits a row for it, and sums as many panes each time; at most {MOST_WINDOWS} are allowed"
     );
     let help = format!("let windows of this size begin at least {} apart, or make them shorter", written(least));
     Err(Error::usage(what).because(why).help(help))
 }
 
-/// Whole milliseconds.
+/// Converts a duration to milliseconds; fails if it is not a whole number of them, or 2^62 ms or more.
 pub(crate) fn whole_millis(what: &str, duration: Duration) -> Result<i64> {
     let millis = i64::try_from(duration.as_millis()).ok().filter(|millis| *millis < 1 << 62);
     millis.filter(|_| duration.subsec_nanos().is_multiple_of(1_000_000)).ok_or_else(|| {
@@ -367,7 +370,7 @@ mod tests {
         assert_eq!(windows.interval(at(end)), interval, "{windows:?}");
     }
 
-    /// When the clocks of these places were changed is a matter of record.
+    /// The expected days are those of the zones' recorded clock changes.
     #[test]
     fn days_and_months_are_those_of_the_place() {
         let berlin = calendar(CalendarUnit::Day, "Europe/Berlin");
@@ -409,7 +412,7 @@ mod tests {
         }
     }
 
-    /// The windows of several slots, against those of each, as a set.
+    /// Compares the windows of several panes with the set of the windows of each.
     #[test]
     fn windows_of_several_slots_are_told_in_order_and_once() {
         let at = EventTime::from_millis;
@@ -434,7 +437,7 @@ mod tests {
         }
     }
 
-    /// The slots of overlapping windows, against the windows that cover a time, tried one by one.
+    /// Compares the panes of overlapping windows with the windows that cover a time, found one by one.
     #[test]
     fn a_slot_has_the_windows_that_cover_its_times() {
         for (size, slide, offset) in [(60, 10, 0), (50, 20, 3), (7, 3, 1), (10, 10, 4), (12, 1, 0)] {

@@ -1,15 +1,15 @@
-//! State by key, with timers of event time: what windows and collections do not say.
+//! Keyed state with event-time timers, for what windows and collections cannot express.
 //!
-//! * The records of a key come to the query's own function **in the order of event time**, those of one time by source,
-//!   partition and offset, when the watermark has passed them: whatever the order they came in. So what the function makes is a
-//!   function of the records, on any number of workers.
-//! * The function keeps a value for the key, and sets **timers**: at the time of a timer another function is called, before
-//!   the records of that same time. So "within d" means less than d later, as it does for sessions.
+//! * The records of a key are passed to the query's own function **in the order of event time**, those of equal time
+//!   by source, partition and offset, when the watermark has passed them, whatever the order of arrival. So its
+//!   results are a function of the records, on any number of workers.
+//! * The function keeps a value for the key, and sets **timers**: at the time of a timer another function is called,
+//!   before the records of that same time. So "within d" means less than d later, as it does for sessions.
 //! * A key without value, timer or waiting record costs nothing.
 //!
-//! Records wait in memory from when they come until the watermark passes them, that is for as long as they may be out of order.
-//! When the stream is over, all that is left happens: records, then timers; timers set by timers then are left out, as they
-//! might never end.
+//! Records wait in memory until the watermark passes them, that is for as long as they may be out of order. When the
+//! stream ends, everything left is processed, records and timers in order; once no records are left, timers set by
+//! timers are ignored, as they might never end.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,58 +29,59 @@ use crate::stream::slot::whole_millis;
 use crate::stream::window::Keyed;
 use crate::time::{EventTime, Span};
 
-/// A key at a moment of event time: what a function of [`Keyed::keyed_state`] sees and does.
+/// A key at a moment of event time, as passed to the functions of [`Keyed::keyed_state`].
 #[derive(Debug)]
 pub struct Moment<'a, K, S, O> {
     key: &'a K,
     now: EventTime,
     state: &'a mut Option<S>,
     timers: &'a mut BTreeSet<EventTime>,
-    /// Whether timers may be set.
+    /// `false` if timers that are set are ignored, as the stream has ended.
     goes_on: bool,
     emitted: &'a mut Vec<(EventTime, O)>,
 }
 
 impl<K, S, O> Moment<'_, K, S, O> {
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &K {
         self.key
     }
 
-    /// The event time of the record, or of the timer.
+    /// Returns the event time of the record, or of the timer.
     pub fn now(&self) -> EventTime {
         self.now
     }
 
-    /// The key's value; `None` at first, and when it was set to that.
+    /// Returns the key's value; `None` at first, and after it was set to `None`.
     pub fn state(&mut self) -> &mut Option<S> {
         self.state
     }
 
-    /// Sets a timer of this key. One that is not after [`Moment::now`] is set to the next millisecond; two at one time are one.
+    /// Sets a timer of this key. A time that is not after [`Moment::now`] becomes the next millisecond; several
+    /// timers at one time are one.
     pub fn set_timer(&mut self, at: EventTime) {
         if self.goes_on {
             self.timers.insert(at.max(self.now.next()));
         }
     }
 
-    /// Sets a timer of this key, so much later than now.
+    /// Sets a timer of this key, `after` from now.
     pub fn set_timer_in(&mut self, after: Duration) {
         self.set_timer(self.now.plus(Span::from(after)));
     }
 
-    /// Takes all timers of this key back.
+    /// Removes all timers of this key.
     pub fn clear_timers(&mut self) {
         self.timers.clear();
     }
 
-    /// Gives a record out, whose event time is now.
+    /// Emits a record whose event time is now.
     pub fn emit(&mut self, record: O) {
         self.emitted.push((self.now, record));
     }
 }
 
-/// What is kept of a key.
+/// The state of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(bound = "S: Record, D: Record")]
 pub(crate) struct Stated<S, D> {
@@ -141,7 +142,7 @@ where
             let timer = timers.first().copied().filter(|timer| *timer <= to && next.is_none_or(|next| *timer <= next));
             if let Some(now) = timer {
                 timers.remove(&now);
-                // Where there are no more records, and there will be none, no timer sets another one.
+                // When the stream has ended and no records are left, timers that a timer sets are ignored.
                 let goes_on = !over || next.is_some();
                 (self.on_timer)(&mut Moment { key, now, state, timers, goes_on, emitted: closed });
             } else if let Some(((now, _), record)) = records.next() {
@@ -173,7 +174,7 @@ where
     }
 }
 
-/// What comes of a step with state by key.
+/// The results of a keyed-state step.
 pub struct Stateful<'f, K: Record, D, O: Record> {
     made: Made<'f, (EventTime, O), K, (), D>,
 }
@@ -185,24 +186,26 @@ impl<K: Record, D, O: Record> fmt::Debug for Stateful<'_, K, D, O> {
 }
 
 impl<'f, K: Record, D: Record, O: Record> Stateful<'f, K, D, O> {
-    /// What the functions have emitted, each with the event time at which it was; never late downstream.
+    /// Returns the records that the functions have emitted, each with its event time; they are never late downstream.
     pub fn emitted(&self) -> Stream<'f, O> {
         self.made.events(self.made.results.closed.clone(), "Emitted", |emitted| emitted)
     }
 
-    /// The records that came too late: when their time had been passed already. They did not come to the functions.
+    /// Returns the late records: those whose time had been passed when they arrived. They are not passed to the
+    /// functions.
     pub fn late(&self) -> Stream<'f, D> {
         self.made.late()
     }
 }
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    /// Keeps a value for each key, and calls functions of the query's own: `on_record` with each record, in the order of event
-    /// time, when the watermark has passed it; `on_timer` at the time of each timer that one of them has set. What they emit is
-    /// a stream. The step's name is unique in the query: state and metrics are found by it. The value is durable, as are timers
-    /// and records that wait.
+    /// Keeps a value for each key, and calls functions of the query's own: `on_record` with each record, in the order
+    /// of event time, when the watermark has passed it; `on_timer` at the time of each timer that one of them has
+    /// set. The records that they emit are a stream. The step's name is unique in the query: state and metrics are
+    /// found by it. The value is durable, as are timers and waiting records.
     ///
-    /// The functions must do nothing but look at what they get: after a crash they are called again, with the same.
+    /// The functions must have no side effects and depend on their arguments alone: after a crash they are called
+    /// again, with the same arguments.
     ///
     /// ```
     /// use std::time::Duration;
@@ -256,8 +259,8 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         Stateful { made }
     }
 
-    /// Each record that does not follow another one of its key within a time: the first of a key, and each that comes `within` or
-    /// longer after the last one that was let through.
+    /// Drops each record that follows another of its key within a time. Emits the first record of a key, and each
+    /// that comes `within` or longer after the last one that was emitted.
     pub fn dedup_within(self, name: &str, within: Duration) -> Stream<'f, D> {
         let state = self.keyed_state::<(), D>(
             name,
@@ -272,8 +275,9 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         state.emitted()
     }
 
-    /// The records that `first` holds for and that no record of the same key follows, `within` a time, that `then` holds for: each
-    /// is emitted when that time is over. A record that both hold for ends the waiting of those before it, and waits itself.
+    /// Emits each record for which `first` returns `true`, unless a record of the same key for which `then` returns
+    /// `true` follows `within` a time; it is emitted when that time is over. A record for which both return `true`
+    /// cancels those before it, and waits itself.
     pub fn not_followed(
         self,
         name: &str,

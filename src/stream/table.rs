@@ -1,35 +1,36 @@
-//! Tables: for each key of a stream, the latest record.
+//! Tables: the latest record of each key of a stream.
 //!
-//! * The **stamp** of a record is (event time, source, partition, offset); of records with one stamp, as those that one
-//!   record was changed into, or results of windows, the greatest value counts. So which record is the latest depends on
-//!   the records alone: not on epochs, workers or arrival.
-//! * A **row** is a key with the stamp and the value of its latest record. A record that says that its key is **deleted**
-//!   has no value, and its row is kept all the same: an older record that comes later must not undo it.
+//! * The **stamp** of a record is (event time, source, partition, offset). Of records with equal stamps, such as
+//!   those that one record was changed into or results of windows, the greatest value counts. So which record is the
+//!   latest depends on the records alone: not on epochs, workers or arrival.
+//! * A **row** is a key with the stamp and the value of its latest record. A record that **deletes** its key has no
+//!   value, and its row is kept as a tombstone: an older record that arrives later must not undo it.
 //! * A table has no watermark and never judges lateness: every record counts, however old.
 //!
-//! A table is two operators. The first, on the worker that read the record, finds key, stamp and value. The second, on the
-//! worker of the key, takes the greatest row of the epoch, and when the epoch is complete puts it in the place of what the
-//! table has, if it is greater. What is visible of that, old value out, new value in, are the table's changes at the epoch.
+//! A table is two operators. The first, on the worker that read the record, computes key, stamp and value. The
+//! second, on the worker of the key, takes the greatest row of each key in the epoch, and when the epoch is complete
+//! replaces the table's row if the new one is greater. The visible effects, old value out, new value in, are the
+//! table's changes at the epoch.
 //!
-//! It is a cut: snapshots keep its rows. The rows of a segment are those that changed since the last seal, as they are
-//! then; rows of one key are added up by keeping the greatest, which is commutative, associative and *idempotent*. So any
-//! segments may be merged in any order, as with sums, and a row that is in two of them is no matter.
+//! It is a checkpointed operator: snapshots keep its rows. The rows of a segment are those that changed since the
+//! last seal, as they are then. Rows of one key are added up by keeping the greatest, which is commutative,
+//! associative and *idempotent*. So any segments may be merged in any order, as with sums, and a row may be in two of
+//! them.
 //!
-//! That is why the rows are in a hash map, and not in a differential arrangement, as those of windows are. An arrangement
-//! adds up what its batches have of a row; here the last part of it says all there is to say. It is read by prefix, when
-//! windows close; a table is read by key, once for each key that an epoch touches, which takes a map one probe, and a
-//! cursor a search in every batch. And nobody else could use it: what operators downstream arrange are the visible
-//! values, without the stamps. What an arrangement has besides, a batch that is a segment, costs a copy of the rows that
-//! changed since the last seal, made at the seal: later epochs must not show in it.
+//! That is why the rows are in a hash map, and not in a differential arrangement, as those of windows are. An
+//! arrangement adds up what its batches have of a row; here the last version of a row replaces all others. An
+//! arrangement is read by prefix, when windows close; a table is read by key, once for each key that an epoch
+//! touches, which takes one probe of a map, but a search in every batch with a cursor. And nobody else could use the
+//! arrangement: operators downstream arrange the visible values, without the stamps. An arrangement's batch could
+//! serve as a segment; here the rows that changed since the last seal are copied at the seal, so that later epochs
+//! cannot change them.
 //!
 //! Invariants:
-//! * Epochs are folded in order, each when it is complete, and sealed before the next one is folded: a segment through
-//!   epoch c has exactly what the epochs up to c say.
-//! * A job that goes on from a snapshot at c loads its rows at c, where the whole table enters the flow again; what comes
-//!   from upstream at c or before is in them, and is dropped.
-//!
-//! Promise kept here too: no record is lost. Records that come in are counted before the exchange, and again when they
-//! are folded.
+//! * Epochs are applied in order, each when it is complete, and sealed before the next one is applied: a segment
+//!   through epoch c has exactly the effects of the epochs up to c.
+//! * A job that resumes from a snapshot at c loads its rows at c, where the whole table enters the flow again; input
+//!   at an epoch ≤ c is in these rows, and is dropped.
+//! * No record is lost: records are counted before the exchange, and again when they are applied.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -57,25 +58,25 @@ use crate::stream::route::route;
 use crate::stream::{Collection, Fault, Flow, Keyed, Seals};
 use crate::time::EventTime;
 
-/// How many changes leave at a time.
+/// Changes that are emitted per activation.
 const PIECE: usize = 2048;
 
-/// What a record says of its key, and how late it says it. The greatest is the latest.
+/// A value with the timestamp that orders it. The greatest is the latest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Stamped<V> {
     time: EventTime,
     at: At,
-    /// `None`: the key is deleted.
+    /// The value; `None` if the record deletes its key.
     value: Option<V>,
 }
 
-/// A row, as it travels and as snapshots keep it.
+/// A row, as it is exchanged and as snapshots keep it.
 type Row<K, V> = (K, Stamped<V>);
-/// A change of what is visible of a table.
+/// A change of the table's visible rows: row, epoch, difference.
 type Change<K, V> = ((K, V), u64, isize);
 type Map<K, R> = HashMap<K, R, FixedState>;
 
-/// How saved rows are ordered and added up. They never die, and a delete is a row like any other.
+/// Returns the functions that order and add saved rows. Rows never expire, and tombstones are never dropped.
 fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
     RowKind {
         order: |a, b| a.0.cmp(&b.0),
@@ -85,18 +86,19 @@ fn saved_rows<K: Record, V: Record>() -> RowKind<Row<K, V>> {
             }
         },
         is_zero: |_| false,
-        // What comes late may be older: a delete has to win against it.
+        // Records that arrive later may be older: a delete must override them.
         is_over: |_| false,
         window: |_| EventTime::MAX,
     }
 }
 
 impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
-    /// The latest record of each key, as a table: the record with the greatest event time, and of those the greatest
-    /// (source, partition, offset). The step's name is unique in the query: state and metrics are found by it.
+    /// Returns the latest record of each key, as a table: the record with the greatest event time, and of those the
+    /// greatest (source, partition, offset). The step's name is unique in the query: state and metrics are found by
+    /// it.
     ///
-    /// A table has no watermark: every record counts, however late it comes. It changes at the end of an epoch, once for
-    /// each key: the old row is taken back and the new one is there.
+    /// A table has no watermark: every record counts, however late it arrives. It changes at the end of an epoch,
+    /// once for each key: the old row is retracted and the new one is inserted.
     ///
     /// ```
     /// use tidegate::testing::{Captured, Run};
@@ -123,12 +125,12 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         self.last_by_key_with(name, Some)
     }
 
-    /// As [`Keyed::last_by_key`], with what is kept of a record: `value` makes it, and `None` deletes the key, as a record
+    /// Like [`Keyed::last_by_key`], but keeps what `value` returns for a record. `None` deletes the key, as a record
     /// without a value in a compacted topic does.
     ///
-    /// A delete has the stamp of its record: older records that come after it do not undo it, and newer ones do. For that,
-    /// deletes are kept, in memory and in snapshots, and never forgotten. A table of keys that come once and are deleted
-    /// therefore grows without bound, by one key and stamp each.
+    /// A delete has the stamp of its record: older records that arrive after it do not undo it, and newer ones do.
+    /// For that, deletes are kept as tombstones, in memory and in snapshots, and never removed. A table of keys that
+    /// occur once and are deleted therefore grows without bound, by one key and stamp each.
     ///
     /// ```
     /// use tidegate::testing::{Captured, Run};
@@ -166,13 +168,13 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
             forget_deletes: flow.fault(Fault::ForgetDeletes),
         };
         let changes = latest(&flow, rows, step);
-        // Reading waits for this step too: it may be all there is to wait for.
+        // Back-pressure includes this step: a query may have no sink behind it.
         let changes = changes.probe_with(&flow.build.probe);
         Collection::new(changes.as_collection(), flow)
     }
 }
 
-/// What each record says of its key.
+/// Computes key, stamp and value of each record.
 fn rows_of<'f, K: Record, D: Record, V: Record>(
     records: Keyed<'f, K, D>,
     flow: &Flow<'f>,
@@ -203,12 +205,12 @@ fn rows_of<'f, K: Record, D: Record, V: Record>(
     })
 }
 
-/// What the second operator needs besides its rows.
+/// The configuration of the second operator.
 struct Step<K, V> {
     name: String,
     seals: Seals,
     metrics: Arc<TableMetrics>,
-    /// How saved rows are bytes.
+    /// The codec of saved rows.
     codec: CodecCell<Row<K, V>>,
     forget_deletes: bool,
 }
@@ -216,7 +218,7 @@ struct Step<K, V> {
 /// A row of the table.
 struct Held<V> {
     last: Stamped<V>,
-    /// It has changed since the last seal.
+    /// `true` if the row has changed since the last seal.
     unsealed: bool,
 }
 
@@ -228,8 +230,8 @@ struct Table<K, V> {
 }
 
 impl<K: Record, V: Record> Table<K, V> {
-    /// Puts the rows of an epoch in the place of older ones, and tells what that changes. Rows that come from a snapshot
-    /// are in a segment already.
+    /// Replaces rows by greater ones of an epoch, and returns the visible changes. Rows of a snapshot are in a
+    /// segment already and need no seal.
     fn fold(&mut self, epoch: u64, news: Map<K, Stamped<V>>, from_snapshot: bool) -> Vec<Change<K, V>> {
         let (mut changes, mut unsealed) = (Vec::new(), self.unsealed.as_mut().filter(|_| !from_snapshot));
         for (key, new) in news {
@@ -256,7 +258,7 @@ impl<K: Record, V: Record> Table<K, V> {
         changes
     }
 
-    /// The rows that have changed since the last seal, as they are, in order.
+    /// Returns the rows that have changed since the last seal, in order; `None` if there are none.
     fn seal(&mut self) -> Option<RowsOut<Row<K, V>>> {
         let mut keys = std::mem::take(self.unsealed.as_mut()?);
         keys.sort_unstable();
@@ -270,14 +272,14 @@ impl<K: Record, V: Record> Table<K, V> {
     }
 }
 
-/// What comes at one epoch.
+/// The input of one epoch that is not complete yet.
 struct Turn<K, V> {
     /// The greatest row of each key.
     news: Map<K, Stamped<V>>,
-    /// How many records these are of, and how many rows of a snapshot.
+    /// The number of records that `news` was made of; `loaded` is the number of a snapshot's rows.
     records: u64,
     loaded: u64,
-    /// `None` while nothing has come that could be shown at this epoch.
+    /// `None` while nothing has arrived that could lead to output at this epoch.
     capability: Option<Capability<u64>>,
 }
 
@@ -304,22 +306,22 @@ impl<K: Record, V: Record> Turn<K, V> {
     }
 }
 
-/// Changes on their way out, with the capability to emit them under.
+/// Changes that are still to be emitted, with the capability to emit them under.
 type Leaving<K, V> = VecDeque<(Capability<u64>, Vec<Change<K, V>>)>;
 
-/// What one worker does of a table.
+/// The second operator of a table, on one worker.
 struct Latest<K: Record, V: Record> {
     table: Table<K, V>,
     step: Step<K, V>,
-    /// The epoch of the snapshot that the job goes on from.
+    /// The epoch of the snapshot that the job resumes from.
     begins_at: Option<u64>,
-    /// Makes segments, in a job with state.
+    /// Builds segments; `None` in a job without state.
     saver: Option<Saver<Row<K, V>>>,
     leaving: Leaving<K, V>,
 }
 
 impl<K: Record, V: Record> Latest<K, V> {
-    /// Ends an epoch.
+    /// Completes an epoch: applies its rows and seals the table if the epoch is sealed.
     fn complete(&mut self, epoch: u64, mut turn: Turn<K, V>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
         let metrics = &self.step.metrics;
@@ -339,7 +341,7 @@ impl<K: Record, V: Record> Latest<K, V> {
     }
 }
 
-/// Keeps the latest row of each key. `rows` are exchanged here by key.
+/// Builds the second operator of a table, which exchanges `rows` by key.
 fn latest<'f, K: Record, V: Record>(
     flow: &Flow<'f>,
     rows: TimelyStream<'f, u64, Vec<Row<K, V>>>,
@@ -404,8 +406,8 @@ fn latest<'f, K: Record, V: Record>(
                 sealed_through = if sealed { epoch } else { sealed_through };
                 latest.complete(epoch, turn, sealed);
             }
-            // Changes leave piece by piece, so that who takes them can keep up: at the beginning they are the whole table.
-            // Their order within an epoch means nothing.
+            // Changes are emitted piece by piece, so that downstream operators keep up: after a load they are the
+            // whole table. Their order within an epoch is not significant.
             if let Some((capability, changes)) = latest.leaving.front_mut() {
                 let piece = changes.drain(changes.len().saturating_sub(PIECE)..);
                 changed.activate().session(&*capability).give_iterator(piece);
@@ -437,7 +439,7 @@ mod tests {
         [(key, row)].into_iter().collect()
     }
 
-    /// Rows of a key may be added up in any order, and twice.
+    /// Rows of a key may be added up in any order, and repeatedly.
     #[test]
     fn adding_rows_keeps_the_greatest() {
         let add = saved_rows::<u8, u8>().add;
@@ -451,7 +453,7 @@ mod tests {
         }
     }
 
-    /// A segment has what has changed since the last one, deletes and unseen changes included, and nothing else.
+    /// A segment has what has changed since the last one, deletes and invisible changes included, and nothing else.
     #[test]
     fn a_seal_has_what_has_changed_since_the_last_one() {
         let mut table = Table { rows: HashMap::default(), unsealed: Some(Vec::new()) };

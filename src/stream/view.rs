@@ -1,12 +1,13 @@
-//! How collections come into views: the changes of complete epochs, in order, on the worker that has the view.
+//! Input of views: the changes of complete epochs, in order, on the worker that has the view.
 //!
-//! Changes go to one worker of process 0, wait there until their epoch is complete, and are consolidated. Two epochs that
-//! belong together, an even one of input and the odd one behind it at which operators retract by themselves, are one here,
-//! told as the odd one: there are all retractions in every state that can be seen. The probe behind this operator passes an
-//! epoch only when it is in the view, so reading waits for views as it does for sinks.
+//! Changes are sent to one worker of process 0, wait there until their epoch is complete, and are consolidated. Two
+//! epochs that belong together, an even one of input and the odd one after it at which operators emit their own
+//! retractions, are applied together, under the odd one: so every visible state includes all retractions. The probe
+//! behind this operator passes an epoch only when it is in the view, so back-pressure includes views as it does
+//! sinks.
 //!
-//! A view is rebuilt when a job goes on: it has no part in snapshots, and no sink's gate. What comes at the snapshot's epoch
-//! is the whole collection as it was then.
+//! A view is rebuilt when a job resumes: it is not part of snapshots, and has no sink's gate. The changes at the
+//! snapshot's epoch are the whole collection as it was then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,12 +28,11 @@ use crate::time::Epoch;
 use crate::view::{self, Keeper, Key};
 
 impl<'f, D: Record> Collection<'f, D> {
-    /// Keeps the collection readable while the job runs, under a name of its own: see [`Job::views`](crate::Job::views).
-    /// Rows are asked for by their first column, or all of them at once; of a pair it is the first of the two. What a row
-    /// looks like is said at [`Rows`](crate::view::Rows).
+    /// Keeps the collection readable while the job runs, under a name that is unique among views: see
+    /// [`Job::views`](crate::Job::views). Rows are looked up by their first column, or read all at once; the first
+    /// column of a pair is its first item. [`Rows`](crate::view::Rows) describes the format of rows.
     ///
-    /// Process 0 has all rows of a view in memory. A view that nobody can read, as nobody has asked for the job's views, costs
-    /// nothing.
+    /// Process 0 holds all rows of a view in memory. If nobody has asked for the job's views, a view costs nothing.
     ///
     /// ```
     /// use tidegate::{Job, Window, source::memory::Records, view::Update};
@@ -61,7 +61,8 @@ impl<'f, D: Record> Collection<'f, D> {
         keep(self, name, Key::first_column);
     }
 
-    /// As [`Collection::view`], by another key: a string is asked for as it is, anything else as its compact JSON.
+    /// Like [`Collection::view`], with another key: a string is looked up as it is, anything else as its compact
+    /// JSON.
     pub fn view_by<K: Serialize>(self, name: &str, key: impl Fn(&D) -> K + Send + Sync + 'static) {
         keep(self, name, || Key::by(key));
     }
@@ -77,11 +78,12 @@ fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce()
         build.failure.set(error.at(format!("view `{name}`")));
         return;
     }
-    // All workers of all processes know alike whether anybody can read it.
+    // All workers of all processes agree on whether views can be read.
     if build.purpose != Purpose::Run || !build.views.is_wanted() {
         return;
     }
-    // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first one on.
+    // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first
+    // one on.
     let views = build.plan.borrow().iter().filter(|step| step.kind == "view").count();
     let owner = build.place.threads - 1 - (views - 1) % build.place.threads;
     let keeper = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
@@ -92,23 +94,24 @@ fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce()
     apply(&flow, name, owner, changes, keeper);
 }
 
-/// Changes of epochs that are not complete, each with what keeps the probe at its epoch.
+/// Changes of epochs that are not complete, each with the capability that holds the probe at its epoch.
 type Waiting<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
 
-/// What some epochs changed.
+/// Consolidated changes of complete epochs, in order.
 type Epochs<D> = Vec<(Epoch, Vec<(D, isize)>)>;
 
-/// How far a view is, by the frontier of its changes.
+/// The progress of a view, derived from the frontier of its changes.
 #[derive(Default)]
 struct Reached {
     /// The first epoch that was seen, and the last.
     seen: Option<(u64, u64)>,
-    /// Whether an epoch of this life is complete.
+    /// `true` if an epoch of this incarnation is complete.
     first_is_over: bool,
 }
 
 impl Reached {
-    /// The epoch up to which all is complete, if there is one: of two that belong together, the second.
+    /// Returns the epoch up to which all changes are complete, if there is one: of two epochs that belong together,
+    /// the second.
     fn advance(&mut self, frontier: Option<u64>, latest: u64) -> Option<Epoch> {
         let Some(frontier) = frontier else {
             self.first_is_over = true;
@@ -123,7 +126,8 @@ impl Reached {
     }
 }
 
-/// Takes out what has happened up to an epoch: what keeps the probe at it, and the changes, consolidated.
+/// Removes the changes up to an epoch: returns the capabilities that hold the probe there, and the changes,
+/// consolidated.
 fn complete<D: Record>(waiting: &mut Waiting<D>, through: u64) -> (Vec<Capability<u64>>, Epochs<D>) {
     let later = waiting.split_off(&(through + 1));
     let (mut held, mut epochs) = (Vec::new(), Epochs::new());
@@ -138,7 +142,7 @@ fn complete<D: Record>(waiting: &mut Waiting<D>, through: u64) -> (Vec<Capabilit
     (held, epochs)
 }
 
-/// The operator that gives a view its changes, on every worker; only the owner has the view.
+/// Builds the operator that passes changes to a view, on every worker; only the owner has the view.
 fn apply<'f, D: Record>(
     flow: &Flow<'f>,
     name: &str,
@@ -168,7 +172,7 @@ fn apply<'f, D: Record>(
             let frontier = frontiers[0].frontier().first().copied();
             let latest = waiting.last_key_value().map_or(0, |(epoch, _)| *epoch);
             let Some(through) = reached.advance(frontier, latest) else { return };
-            // What is taken out keeps the probe at its epochs until it is in the view.
+            // The capabilities hold the probe at the removed epochs until these are in the view.
             let (held, epochs) = complete(&mut waiting, if early { latest.max(through.0) } else { through.0 });
             if let Err(error) = view.advance(epochs, through, reached.first_is_over) {
                 failure.set(error.at(&place));
@@ -194,11 +198,11 @@ mod tests {
         };
         assert_eq!(said(&mut reached, Some(0), 0), (None, false));
         assert_eq!(said(&mut reached, Some(100), 0), (Some(99), false));
-        // What epoch 100 has operators retract is yet to come.
+        // Operators may still emit the retractions of epoch 100.
         assert_eq!(said(&mut reached, Some(101), 100), (Some(99), false));
         assert_eq!(said(&mut reached, Some(110), 100), (Some(109), true));
         assert_eq!(said(&mut reached, None, 0), (Some(111), true));
-        // What has come, and has not been seen before, is complete too.
+        // Changes that have arrived unseen by the frontier are complete too.
         assert_eq!(said(&mut Reached::default(), None, 200), (Some(201), true));
         assert_eq!(said(&mut Reached::default(), None, 0), (Some(1), true));
     }

@@ -1,24 +1,25 @@
 //! Windows: which records belong together, which are late, and when results are final.
 //!
 //! * A **window** is an interval [start, end) of event time. It **closes** when the stream's watermark is at least
-//!   end + L, where L is the allowed lateness, zero unless the step says otherwise.
-//! * A window **fires** when the watermark is at least its end. From then on until it closes, late records that are still
-//!   allowed correct it.
+//!   end + L, where L is the allowed lateness, zero by default.
+//! * A window **fires** when the watermark is at least its end. From then on until it closes, late records that are
+//!   still allowed correct it.
 //! * A record is **late** for a window if end + L ≤ max(its own partition's watermark just before it, the partition's
-//!   floor). A partition that has been there from the start and never was idle has no **floor**: whether its
-//!   records are late depends on the data alone, not on epochs, workers, or other partitions' speed. A partition that was
-//!   found later, or wakes from idle, has the stream's watermark at the epoch before as its floor: windows up to there have
-//!   closed without it. Records that are late by it alone are counted apart (`late_after_idle`); a longer idle time waits
-//!   for them.
+//!   activation watermark). A partition that has existed from the start and never was idle has no **activation
+//!   watermark**: whether its records are late depends on the data alone, not on epochs, workers, or other
+//!   partitions' speed. A partition that was discovered later, or becomes active after it was idle, has the stream's
+//!   watermark at the epoch before as its activation watermark: windows up to it have closed without the partition.
+//!   Records that are late only by it are counted separately (`late_after_idle`); a longer idle timeout avoids them.
 //! * A [`Closed`] row is a window's final result for a key, emitted once.
-//! * An [`Open`] row is what a window holds for a key now; as a collection, it is taken back when it changes or closes.
+//! * An [`Open`] row is a window's current result for a key; in a collection, it is retracted when it changes or
+//!   closes.
 //!
-//! A windowed step is two operators. The first, on the worker that read the record, finds the window, judges lateness
-//! and takes what the aggregate needs ([`super::assign`]). The second, on the worker of the key, aggregates ([`super::fold`],
-//! [`super::arrange`]).
+//! A windowed step is two operators. The first, on the worker that read the record, finds the window, decides
+//! lateness and extracts what the aggregate needs ([`super::assign`]). The second, on the worker of the key,
+//! aggregates ([`super::fold`], [`super::arrange`]).
 //!
-//! Promise kept here: **output is a function of the data: any workers, any epochs.** And with it: per step,
-//! in = counted + late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
+//! Invariant: **output is a function of the data: any workers, any epochs.** And with it: per step, in = counted +
+//! late, where `in` and `late` are counted in the first operator and `counted` from the rows of the second.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -53,7 +54,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// An interval that no time is in.
+    /// An interval that contains no time.
     pub(crate) const NOTHING: Interval = Interval { start: EventTime::MAX, end: EventTime::MIN };
 }
 
@@ -64,22 +65,22 @@ pub struct Closed<K, V> {
     pub window: Interval,
     /// The key.
     pub key: K,
-    /// What the aggregate shows of the window's records with that key.
+    /// The aggregate's value of the window's records with that key.
     pub value: V,
 }
 
-/// What a window holds for a key so far.
+/// The current result of a window for a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Open<K, V> {
     /// The window.
     pub window: Interval,
     /// The key.
     pub key: K,
-    /// What the aggregate shows of the window's records with that key, so far.
+    /// The aggregate's value of the window's records with that key so far.
     pub value: V,
 }
 
-/// Which records belong together.
+/// A rule that groups records into windows.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -115,35 +116,35 @@ impl Window {
         Window { kind, offset: Duration::ZERO }
     }
 
-    /// Windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z; [`Window::offset`] shifts them. The
-    /// size is a whole number of milliseconds, at least one.
+    /// Tumbling windows: windows of one size, side by side. They are aligned to 1970-01-01T00:00:00Z;
+    /// [`Window::offset`] shifts them. The size is a whole number of milliseconds, at least one.
     pub const fn tumbling(size: Duration) -> Self {
         Window::of(Kind::Tumbling { size })
     }
 
-    /// Windows of one size that begin every `slide`, which is at most the size: a record is in each window that covers its
-    /// time. Windows begin at multiples of the slide since 1970-01-01T00:00:00Z; [`Window::offset`] shifts them. Both are
-    /// whole numbers of milliseconds.
+    /// Sliding windows: windows of one size that begin every `slide`, which is at most the size. A record is in each
+    /// window that covers its time. Windows begin at multiples of the slide since 1970-01-01T00:00:00Z;
+    /// [`Window::offset`] shifts them. Both are whole numbers of milliseconds, at least one.
     ///
-    /// A record is aggregated once, in a pane; a window is the sum of its panes. A record that is late for some of its windows
-    /// counts in the others.
+    /// A record is aggregated once, in a pane; a window is the sum of its panes. A record that is late for some of
+    /// its windows counts in the others.
     ///
-    /// Size by slide, rounded up, is how many windows a record is in, and by how many rows it is shown in the end. It is at most
-    /// 100,000: a day by a second, 30 days by half a minute. More is refused when the query is built.
+    /// A record is in size / slide windows, rounded up, and leads to as many rows. This number is at most 100,000: a
+    /// day by a second, 30 days by half a minute. More is refused when the query is built.
     pub const fn sliding(size: Duration, slide: Duration) -> Self {
         Window::of(Kind::Sliding { size, slide })
     }
 
-    /// Windows that begin together, every `size`, and end one `step` after another, the last after `size`: what there is so far
-    /// of an hour, every minute. `size` is a multiple of `step`, at most 100,000 times it (see [`Window::sliding`]); they are
-    /// aligned and shifted as tumbling ones.
+    /// Cumulative windows: windows that begin together, every `size`, and end one `step` after another, the last
+    /// after `size`. They give the hour so far, every minute, for example. `size` is a multiple of `step`, at most
+    /// 100,000 times it (see [`Window::sliding`]). They are aligned and shifted like tumbling ones.
     pub const fn cumulative(size: Duration, step: Duration) -> Self {
         Window::of(Kind::Cumulative { size, step })
     }
 
-    /// The days of a time zone, by its name in the IANA time zone database, as `Europe/Lisbon` or `UTC`. Where clocks are put
-    /// forward or back, a day is shorter or longer than 24 hours. The database is that of the `jiff` library, compiled in:
-    /// results do not depend on the machine. [`Window::offset`] does not shift them.
+    /// The days of a time zone, given by its name in the IANA time zone database, such as `Europe/Lisbon` or `UTC`.
+    /// Where clocks are put forward or back, a day is shorter or longer than 24 hours. The database is that of the
+    /// `jiff` library, compiled in: results do not depend on the machine. [`Window::offset`] does not shift them.
     pub const fn days(zone: &'static str) -> Self {
         Window::of(Kind::Calendar { unit: CalendarUnit::Day, zone })
     }
@@ -153,29 +154,31 @@ impl Window {
         Window::of(Kind::Calendar { unit: CalendarUnit::Month, zone })
     }
 
-    /// Sessions: a key's records that are less than `gap` apart, a whole number of milliseconds. A session is from its first record to
-    /// `gap` after its last. A record is late when its own time is, whatever session it would join. [`Window::offset`] does not shift
-    /// them. Their rows are kept by serde: [`Aggregated::codec`] does not change that.
+    /// Session windows: a key's records that are less than `gap` apart. `gap` is a whole number of milliseconds, at
+    /// least one. A session extends from its first record to `gap` after its last. A record is late when its own time
+    /// is, whatever session it would join. [`Window::offset`] does not shift sessions. Their rows are always
+    /// serialized by serde: [`Aggregated::codec`] does not change that.
     pub const fn session(gap: Duration) -> Self {
         Window::of(Kind::Session { gap })
     }
 
-    /// Windows of so many records of a key: its first ones by event time, the next ones, and so on; those of one time are in the
-    /// order of source, partition and offset, and those that have none, as the results of windows, in the order of what the aggregate
-    /// makes of them. A window is from its first record to just after its last; one that is not full
-    /// ends with all time, and `on_close` shows it when its stream is over. A record is late when its own time is.
-    /// [`Window::offset`] does not shift them; [`Aggregated::codec`] is as for sessions.
+    /// Count windows: the first `size` records of a key by event time, the next ones, and so on. Records of equal
+    /// time are ordered by source, partition and offset; records that have none, such as results of windows, by what
+    /// the aggregate makes of them. A window extends from its first record to just after its last. One that is not
+    /// full extends to the end of time, and `on_close` emits it when its stream ends. A record is late when its own
+    /// time is. [`Window::offset`] does not shift count windows; [`Aggregated::codec`] is ignored as for sessions.
     pub const fn count(size: u64) -> Self {
         Window::of(Kind::Count { size })
     }
 
-    /// One window for all time. It never closes: when its stream is over, which for most streams is never, `on_close`
-    /// shows its rows, and the live rows of `on_change` stay as they are.
+    /// One window for all time. It never closes before its stream ends, which most streams never do: `on_close` then
+    /// emits its rows, and the live rows of `on_change` stay as they are.
     pub const fn global() -> Self {
         Window::of(Kind::Global)
     }
 
-    /// Windows that begin so much later; a whole number of milliseconds. Days, months and the window of all time stay.
+    /// Shifts the windows by `offset`, a whole number of milliseconds. It has no effect on days, months, sessions,
+    /// count windows and the window of all time.
     #[must_use]
     pub const fn offset(self, offset: Duration) -> Self {
         Window { kind: self.kind, offset }
@@ -228,8 +231,7 @@ impl Window {
     }
 }
 
-/// Appends the keys of some events; of many at a time, as calling a function that is not known costs more than most
-/// keys.
+/// Appends the keys of some events. It takes many events per call, as a dynamic call costs more than most keys.
 pub(super) type KeysOf<K, D> = Rc<dyn Fn(&[Event<D>], &mut Vec<K>)>;
 
 /// A stream grouped by a key.
@@ -251,13 +253,13 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
         Keyed { stream, keys, lateness: Duration::ZERO }
     }
 
-    /// Cuts each key's records into windows.
+    /// Groups each key's records into windows.
     pub fn window(self, window: Window) -> Windowed<'f, K, D> {
         Windowed { keyed: self, window }
     }
 
-    /// How long a step waits for records that come late: see [`Windowed::allowed_lateness`]. Records of a key's own state are passed
-    /// so much later.
+    /// Sets how long after a window's end late records are accepted: see [`Windowed::allowed_lateness`]. Keyed state
+    /// processes records later by the same span.
     #[must_use]
     pub fn allowed_lateness(mut self, lateness: Duration) -> Self {
         self.lateness = lateness;
@@ -265,7 +267,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     }
 }
 
-/// A stream grouped by a key and cut into windows.
+/// A stream grouped by a key and into windows.
 pub struct Windowed<'f, K, D> {
     keyed: Keyed<'f, K, D>,
     window: Window,
@@ -278,18 +280,19 @@ impl<K, D> fmt::Debug for Windowed<'_, K, D> {
 }
 
 impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
-    /// How long after its end a window is kept open for records that come late: it closes when the watermark is so far past
-    /// its end, and a record is late for it only then. [`Aggregated::on_fire`] shows a window when the watermark reaches its
-    /// end, and every correction; [`Aggregated::on_close`] shows it once, when it closes. Whole milliseconds.
+    /// Sets how long after its end a window accepts late records, in whole milliseconds. The window closes when the
+    /// watermark is that far past its end; only then are records late for it. [`Aggregated::on_fire`] emits a window
+    /// when the watermark reaches its end, and every correction; [`Aggregated::on_close`] emits it once, when it
+    /// closes.
     #[must_use]
     pub fn allowed_lateness(mut self, lateness: Duration) -> Self {
         self.keyed.lateness = lateness;
         self
     }
 
-    /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are found
-    /// by it. The closure names the aggregates, and tuples of them are one:
-    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. All that there are is in [`Each`].
+    /// Aggregates each window's records with a key. The step's name is unique in the query: state and metrics are
+    /// found by it. The closure names the aggregates; a tuple of aggregates is an aggregate too:
+    /// `|each| (each.count(), each.sum(|t| t.amount_cents))`. [`Each`] lists all of them.
     pub fn aggregate<A: Aggregate<D>>(self, name: &str, build: impl FnOnce(Each<D>) -> A) -> Aggregated<'f, K, D, A> {
         let Windowed { keyed, window } = self;
         let flow = keyed.stream.flow.clone();
@@ -305,7 +308,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         if let Err(error) = aggregate.check() {
             flow.build.failure.set(error.at(format!("step `{name}`")));
         }
-        // Live rows of windows that nothing closes stay when the stream is over, but snapshots do not have them any more.
+        // Live rows of windows that nothing closes stay when the stream has ended, but snapshots no longer have them.
         let stays = matches!(window.kind, Kind::Global | Kind::Count { .. });
         let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
         let lost = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
@@ -329,7 +332,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
     }
 }
 
-/// Aggregates in slots of one kind.
+/// Builds an aggregate whose records are routed to panes of one type.
 fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
     keyed: Keyed<'f, K, D>,
     (name, windows, lateness, aggregate): (&str, Windows, Span, Rc<A>),
@@ -348,7 +351,7 @@ fn arranged<'f, T: Slot, K: Record, D: Record, A: Aggregate<D>>(
     fold::step(keyed, (name, detail), (wants, lateness), codec, judge, move |event: &Event<D>| part.part(event), begin)
 }
 
-/// Aggregates in windows that the records' own times make.
+/// Builds an aggregate whose windows are determined by the records' own times.
 fn by_time<'f, K, D, A, B>(
     keyed: Keyed<'f, K, D>,
     (name, _, lateness, aggregate): (&str, Windows, Span, Rc<A>),
@@ -373,15 +376,15 @@ where
     fold::step(keyed, (name, detail), (wants, lateness), cut::postcard(), ByTime(lateness), part, begin)
 }
 
-/// How rows are bytes, of slots of either kind; one of the two is used.
+/// The codecs of rows by either type of pane; one of the two is used.
 type Codecs<K, S> = (CodecCell<Saved<EventTime, K, S>>, CodecCell<Saved<Range, K, S>>);
 
-/// The results of a windowed aggregate, in whichever form they are wanted.
+/// The results of a windowed aggregate, in any of several forms.
 pub struct Aggregated<'f, K: Record, D, A: Aggregate<D>> {
     made: Made<'f, Shown<K, A::Value>, K, A::Value, D>,
     #[cfg_attr(not(feature = "abomonation"), expect(dead_code, reason = "there is only one codec"))]
     codecs: Codecs<K, A::Sum>,
-    /// Whether there are live rows that are not there again.
+    /// `true` if live rows that were emitted before are missing from the snapshot.
     lost: bool,
 }
 
@@ -392,18 +395,18 @@ impl<K: Record, D, A: Aggregate<D>> fmt::Debug for Aggregated<'_, K, D, A> {
 }
 
 impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
-    /// The final results, once each, when their window closes. As events they happened in the window's last millisecond,
-    /// and are never late downstream: windows can be chained.
+    /// Returns the final results, each once, when its window closes. As events they happen in the window's last
+    /// millisecond, and are never late downstream: windows can be chained.
     pub fn on_close(&self) -> Stream<'f, Closed<K, A::Value>> {
         self.made.events(self.made.results.closed.clone(), "OnClose", |(window, key, value)| {
-            // The end of all time is moved too: no window ends after it, and the row is not to be late.
+            // The end of time is moved too: no window ends after it, and the row must not be late.
             let time = EventTime::from_millis(window.end.millis().saturating_sub(1));
             (time, Closed { window, key, value })
         })
     }
 
-    /// The live rows of open windows: a row is there from its first record on, is replaced when it changes, and is taken
-    /// back when its window closes.
+    /// Returns the live rows of open windows: a row is inserted with its first record, replaced when it changes, and
+    /// retracted when its window closes.
     pub fn on_change(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.wants.live.set(true);
         if self.lost {
@@ -412,35 +415,36 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
         self.made.collection(self.made.results.live.clone(), "OnChange")
     }
 
-    /// The rows of windows that have fired: a row is there from the moment on when the watermark reaches the end of its
-    /// window, is replaced when a late record corrects it, and stays when the window closes. Without
-    /// [`Windowed::allowed_lateness`] there is nothing to correct, and rows come when their window closes.
+    /// Returns the rows of windows that have fired. A row is inserted when the watermark reaches the end of its
+    /// window, replaced when a late record corrects it, and stays when the window closes. Without
+    /// [`Windowed::allowed_lateness`] there is nothing to correct, and rows are inserted when their window closes.
     ///
-    /// Which corrections are seen depends on the epochs that records come in; every row is exact, and the last one of a window
-    /// and key is what [`Aggregated::on_close`] shows.
+    /// The corrections that are seen depend on the epochs of the records; every row is exact, and the last one of a
+    /// window and key is what [`Aggregated::on_close`] emits.
     ///
-    /// Snapshots keep the rows of open windows alone. So in a job with state, what is computed of this collection row by row can
-    /// be written to a sink, which has what was there before; what would need the rows of closed windows again after a crash
-    /// (`count`, `distinct`, joins, `reduce`, `through`) is refused.
+    /// Snapshots keep only the rows of open windows. So in a job with state, this collection can be changed row by
+    /// row and written to a sink, which keeps the earlier rows. Operators that need the rows of closed windows after
+    /// a crash (`count`, `distinct`, joins, `reduce`, `through`) are refused.
     pub fn on_fire(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.wants.fired.set(true);
         self.made.collection(self.made.results.fired.clone(), "OnFire").passing()
     }
 
-    /// The rows of all open windows, each time the watermark has come past a multiple of `period`, counted from 1970: what
-    /// windows hold so far, by event time, never by the clock. As events they happened at that multiple. If the watermark comes
-    /// past several at once, they are shown for the last. A period is a whole number of milliseconds.
+    /// Returns the rows of all open windows, each time the watermark has passed a multiple of `period`, counted from
+    /// 1970: the current results, by event time, never by the clock. As events they happen at that multiple. If the
+    /// watermark passes several multiples at once, rows are emitted for the last. A period is a whole number of
+    /// milliseconds, at least one.
     ///
-    /// What is seen depends on the epochs that records come in; every row is exact.
+    /// The states that are seen depend on the epochs of the records; every row is exact.
     pub fn every(&self, period: Duration) -> Stream<'f, Open<K, A::Value>> {
         let index = self.made.period(period);
         let rows = self.made.results.ticked.clone().filter(move |row: &Ticked<K, A::Value>| row.0 == index);
         self.made.events(rows, "Every", |(_, at, (window, key, value))| (at, Open { window, key, value }))
     }
 
-    /// How snapshots keep the step's rows: as they lie in memory, instead of by serde. It is read back by this very
-    /// program alone; what it buys is said at [`crate::durable::codec`]. [`in_place!`](crate::in_place) makes types of
-    /// your own fit for it.
+    /// Makes snapshots store the step's rows in their memory layout, instead of by serde. Only this very program can
+    /// read them back; [`crate::durable::codec`] describes what that gains. [`in_place!`](crate::in_place) prepares
+    /// types of your own for it.
     #[cfg(feature = "abomonation")]
     #[must_use]
     pub fn codec(self, codec: crate::durable::codec::Abomonation) -> Self
@@ -453,7 +457,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
         self
     }
 
-    /// The records that came too late for all of their windows, as they are.
+    /// Returns the records that are late for all of their windows, unchanged.
     pub fn late(&self) -> Stream<'f, D> {
         self.made.late()
     }

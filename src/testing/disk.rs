@@ -1,22 +1,24 @@
-//! A disk in memory that crashes when it is told to, and forgets what a real one may forget.
+//! An in-memory disk that crashes on demand, and loses what a real disk may lose.
 //!
-//! * An **act** is a call that changes something: it makes, appends to, cuts, syncs, renames, links, removes or locks a
-//!   file, or makes or syncs a directory. Acts are numbered from 0, and kept in a [log](CrashingDisk::log).
-//! * The disk **crashes** at an act: that act may have happened, wholly, in part or not at all; it and every call after
+//! * An **operation** is a call that changes something: it creates, appends to, truncates, syncs, renames, links,
+//!   removes or locks a file, or creates or syncs a directory. Operations are numbered from 0 and kept in a
+//!   [log](CrashingDisk::log).
+//! * The disk **crashes** at an operation: it may have happened wholly, in part or not at all; it and every call after
 //!   it fail.
-//! * What is there after a loss of power are the [survivors](CrashingDisk::survivors): all that was synced, and of the
-//!   rest whatever a seed says.
-//! * The disk **lies** when it is told to: a [sync fails](CrashingDisk::lose_sync) and drops what it was to keep, while
-//!   later ones succeed; a [directory is stale](CrashingDisk::hide_from), and lists what was there once; a
-//!   [lock](CrashingDisk::free_locks) is given to everybody, or [lost](CrashingDisk::lose_locks) by its holder.
+//! * The [survivors](CrashingDisk::survivors) are what is there after a loss of power: everything that was synced, and
+//!   of the rest a choice that depends on a seed.
+//! * The disk **lies** on demand: a [sync fails](CrashingDisk::lose_sync) and drops the data that it was to sync, while
+//!   later ones succeed; a [directory is stale](CrashingDisk::hide_from), and lists its former contents; a
+//!   [lock](CrashingDisk::free_locks) is granted to everybody, or [lost](CrashingDisk::lose_locks) by its holder.
 //!
-//! Invariants, which are those of a real disk and no more: bytes survive when their file was synced after they were
-//! written, a name when its directory was synced after it was given. Of what was not synced, each append, cut, name and
-//! removal may be kept or lost, whatever became of those before and after it; an append may be torn, with nothing,
-//! zeros or other bytes in its place. A rename or a link is never torn. Locks end with the process that holds them. Only
-//! a disk that was told to lie breaks these.
+//! Invariants, which are those of a real disk and no more: bytes survive if their file was synced after they were
+//! written, a name if its directory was synced after it was given. Of what was not synced, each append, truncation,
+//! name and removal may be kept or lost, independently of those before and after it; an append may be torn, with
+//! nothing, zeros or other bytes in its place. A rename or a link is never torn. Locks end with the process that holds
+//! them. Only a disk that was told to lie breaks these.
 //!
-//! A test that crashes a program at each of its acts, and goes on with what survives, has tried every crash there is:
+//! A test that crashes a program at each of its operations, and continues with the survivors, has tried every possible
+//! crash:
 //!
 //! ```
 //! use std::path::Path;
@@ -48,43 +50,43 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
 
-/// A disk in memory that crashes when it is told to. Clones are the same disk.
+/// An in-memory disk that crashes on demand. Clones are the same disk.
 #[derive(Clone, Default)]
 pub struct CrashingDisk(Arc<Mutex<State>>);
 
-/// Something that was done to a disk.
+/// An operation on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Act {
-    /// What was done.
+    /// Kind of the operation.
     pub kind: ActKind,
-    /// To which file or directory.
+    /// File or directory that it changes.
     pub path: PathBuf,
 }
 
-/// What can be done to a disk.
+/// Kind of an operation on a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ActKind {
-    /// A directory is made, for good.
+    /// Creates a directory, durably.
     CreateDirectory,
-    /// An empty file is made.
+    /// Creates an empty file.
     Create,
-    /// So many bytes are appended.
+    /// Appends this number of bytes.
     Append(usize),
-    /// Everything after so many bytes is dropped.
+    /// Truncates a file to this number of bytes.
     Cut(u64),
-    /// A file's bytes are made to survive.
+    /// Makes a file's bytes durable.
     Sync,
-    /// A file gets this name instead of its own.
+    /// Replaces a file's name with this one.
     Rename(PathBuf),
-    /// A file gets this name too.
+    /// Gives a file this additional name.
     Link(PathBuf),
-    /// A file is removed.
+    /// Removes a file.
     Remove,
-    /// The names in a directory are made to survive.
+    /// Makes the names in a directory durable.
     SyncDirectory,
-    /// A file is locked.
+    /// Locks a file.
     Lock,
-    /// The holder of a lock writes who it is.
+    /// Writes the identity of a lock's holder into the file.
     Sign,
 }
 
@@ -109,13 +111,13 @@ impl fmt::Display for Act {
 
 #[derive(Clone, Default)]
 struct State {
-    /// The contents of all files that ever had a name, by number.
+    /// Contents of all files that ever had a name, by number.
     files: Vec<Contents>,
-    /// What a running program sees.
+    /// Names that a running program sees.
     names: Names,
-    /// What survives whatever happens.
+    /// Names that survive in any case.
     synced: Names,
-    /// What was done to names since their directory was synced.
+    /// Changes of names since their directory was synced.
     waiting: Vec<Naming>,
     locked: BTreeSet<usize>,
     log: Vec<Act>,
@@ -133,24 +135,24 @@ struct State {
 /// Fate of bytes that a failed sync has dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// They are read until the power is lost, as if nothing were wrong.
+    /// Reads return the bytes until the power is lost, as if nothing were wrong.
     Later,
-    /// They are gone at once.
+    /// The bytes are gone at once.
     AtOnce,
 }
 
 /// Stale listings of directories, as seen by a process that is started after a kill.
 #[derive(Clone, Default)]
 struct Stale {
-    /// The act from which on changes are hidden from the next process.
+    /// Number of the operation from which on changes are hidden from the next process.
     from: Option<usize>,
-    /// The paths of all files before that act.
+    /// Paths of all files before that operation.
     before: Option<BTreeSet<PathBuf>>,
-    /// Files that are there and not listed.
+    /// Files that exist but are not listed.
     hidden: BTreeSet<PathBuf>,
-    /// Files that are listed and not there.
+    /// Files that are listed but do not exist.
     ghosts: BTreeSet<PathBuf>,
-    /// The act from which on directories show what there is.
+    /// Number of the operation from which on directories list what exists.
     until: Option<usize>,
 }
 
@@ -170,7 +172,7 @@ enum Naming {
 }
 
 impl Naming {
-    /// Whether syncing this directory makes it last.
+    /// `true` if syncing this directory makes the change durable.
     fn is_of(&self, directory: &Path) -> bool {
         let is_in = |path: &Path| parent(path) == directory;
         match self {
@@ -190,7 +192,7 @@ impl Names {
                 self.files.insert(path.clone(), *file);
             }
             Naming::Move(from, to, file) => {
-                // It may be that the name it had never came to last.
+                // The former name may not have survived.
                 if self.files.get(from) == Some(file) {
                     self.files.remove(from);
                 }
@@ -207,7 +209,7 @@ impl Names {
     }
 }
 
-/// What a file has in it.
+/// Contents of a file.
 #[derive(Clone, Default)]
 struct Contents {
     bytes: Vec<u8>,
@@ -276,14 +278,14 @@ impl Contents {
     }
 }
 
-/// What becomes of changes that were not synced.
+/// Fate of changes that were not synced.
 #[derive(Clone, Copy)]
 enum Fate {
     Lost,
     Kept,
-    /// Those up to one of them are kept.
+    /// Those before a random one of them are kept.
     Upto,
-    /// Each is kept, lost or torn, whatever becomes of the others.
+    /// Each is kept, lost or torn, independently of the others.
     Each,
 }
 
@@ -319,12 +321,12 @@ impl Random {
         }
     }
 
-    /// A change of which only a part happened.
+    /// Returns a change of which only a part happened.
     fn torn(&mut self, change: Change) -> Change {
         let Change::Write(at, mut bytes) = change else { return change };
         let middle = self.below(bytes.len() + 1);
         match self.below(4) {
-            // The file was made longer, and the bytes never came.
+            // The file was made longer, but the bytes never arrived.
             0 => bytes[middle..].fill(0),
             1 => bytes[..middle].fill(0),
             2 => bytes[middle..].iter_mut().for_each(|byte| *byte = self.next() as u8),
@@ -334,7 +336,7 @@ impl Random {
     }
 }
 
-/// What becomes of an act.
+/// Result of an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Doing {
     Done,
@@ -343,7 +345,7 @@ enum Doing {
 }
 
 impl State {
-    /// Notes an act, and says what becomes of it.
+    /// Logs an operation, and decides its result.
     fn begin(&mut self, kind: ActKind, path: &Path) -> io::Result<Doing> {
         self.running()?;
         let number = self.log.len();
@@ -361,14 +363,14 @@ impl State {
         Ok(Doing::Done)
     }
 
-    /// Counts a sync, and says whether it fails and drops what it was to keep.
+    /// Counts a sync; `Some` if it fails and drops the data that it was to sync.
     fn loses_sync(&mut self) -> Option<Loss> {
         self.syncs += 1;
         let (number, loss) = self.lost_sync?;
         (number + 1 == self.syncs).then_some(loss)
     }
 
-    /// The paths of all files, as a directory lists them now.
+    /// Returns the paths of all files, as directories list them now.
     fn listed(&self) -> BTreeSet<PathBuf> {
         let mut paths: BTreeSet<_> = self.names.files.keys().cloned().collect();
         if self.stale.until.is_none_or(|until| self.log.len() < until) {
@@ -391,7 +393,7 @@ impl State {
         }
     }
 
-    /// Refuses a name that a file cannot have.
+    /// Fails if a file cannot have this name.
     fn can_be_named(&self, path: &Path) -> io::Result<()> {
         self.running()?;
         if self.names.has_directory(path) {
@@ -405,7 +407,7 @@ impl State {
 
     fn name(&mut self, naming: Naming) {
         self.names.apply(&naming);
-        // A process sees what it does itself.
+        // A process sees its own changes.
         let (Naming::Directory(path) | Naming::Put(path, _) | Naming::Move(_, path, _) | Naming::Drop(path)) = &naming;
         self.stale.hidden.remove(path);
         self.stale.ghosts.remove(path);
@@ -415,7 +417,7 @@ impl State {
         self.waiting.push(naming);
     }
 
-    /// Finds a file, or makes an empty one.
+    /// Finds a file, or creates an empty one.
     fn make(&mut self, path: &Path) -> usize {
         if let Some(file) = self.names.files.get(path) {
             return *file;
@@ -439,7 +441,7 @@ impl State {
 }
 
 impl Doing {
-    /// The outcome of an act that has been carried out as far as it was.
+    /// Returns the result of an operation, after its effects.
     fn end(self) -> io::Result<()> {
         match self {
             Doing::Done => Ok(()),
@@ -457,19 +459,19 @@ fn crash() -> io::Error {
     io::Error::other("the disk has crashed")
 }
 
-/// A path without what does not change where it leads.
+/// Removes components of a path that do not change its meaning.
 fn plain(path: &Path) -> PathBuf {
     let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
     if plain.as_os_str().is_empty() { PathBuf::from(".") } else { plain }
 }
 
 impl CrashingDisk {
-    /// An empty disk, with the root and the current directory.
+    /// Creates an empty disk with a root and a current directory.
     pub fn new() -> Self {
         CrashingDisk::default()
     }
 
-    /// It, as most need it.
+    /// Returns a shared handle of the disk.
     pub fn shared(&self) -> Arc<dyn Disk> {
         Arc::new(self.clone())
     }
@@ -478,23 +480,24 @@ impl CrashingDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the disk crash at the act of this number.
+    /// Makes the disk crash at the operation of this number.
     pub fn crash_at(&self, act: usize) {
         self.state().crash_at = Some(act);
     }
 
-    /// Crashes it now.
+    /// Crashes the disk now.
     pub fn crash(&self) {
         self.state().crashed = true;
     }
 
-    /// Makes the act of this number fail, and none after it: an append in the middle, others as if never called.
+    /// Makes the operation of this number fail, and none after it: an append writes half of its bytes, others have no
+    /// effect.
     pub fn fail_at(&self, act: usize) {
         self.state().fail_at = Some(act);
     }
 
-    /// Makes the sync of this number, of files and directories from 0, fail and drop what it was to keep; later syncs succeed
-    /// and keep only what comes later.
+    /// Makes the sync of this number fail and drop the data that it was to sync. Syncs of files and directories are
+    /// numbered from 0. Later syncs succeed, and keep only later changes.
     pub fn lose_sync(&self, number: usize, loss: Loss) {
         self.state().lost_sync = Some((number, loss));
     }
@@ -504,49 +507,50 @@ impl CrashingDisk {
         self.state().syncs
     }
 
-    /// Makes directories stale for a process that is started after a kill: they list what was in them before the act of
-    /// this number, and what that process makes and removes itself. What they hide can be opened all the same.
+    /// Makes directories stale for a process that is started after a kill: they list their contents before the
+    /// operation of this number, and what that process creates and removes itself. Hidden files can be opened all the
+    /// same.
     pub fn hide_from(&self, act: usize) {
         self.state().stale.from = Some(act);
     }
 
-    /// Ends that directories are stale, from the act of this number on.
+    /// Makes stale directories list what exists, from the operation of this number on.
     pub fn show_from(&self, act: usize) {
         self.state().stale.until = Some(act);
     }
 
-    /// Gives every lock to whoever asks for it, from now on.
+    /// Grants every lock to everybody, from now on.
     pub fn free_locks(&self) {
         self.state().locks_are_free = true;
     }
 
-    /// Takes all locks from their holders, who are not told.
+    /// Takes all locks from their holders, without their notice.
     pub fn lose_locks(&self) {
         self.state().locked.clear();
     }
 
-    /// Lets so many bytes more be appended: what is cut makes room again. `None` is as many as there are.
+    /// Limits the number of bytes that can still be appended; truncating frees space. `None` removes the limit.
     pub fn set_room(&self, bytes: Option<u64>) {
         self.state().room = bytes;
     }
 
-    /// Whether it has crashed.
+    /// `true` if the disk has crashed.
     pub fn has_crashed(&self) -> bool {
         self.state().crashed
     }
 
-    /// How many acts there were: the number of the next one.
+    /// Returns the number of operations so far, which is the number of the next one.
     pub fn acts(&self) -> usize {
         self.state().log.len()
     }
 
-    /// All acts, in order; the last one of a crashed disk is the one it crashed at.
+    /// Returns all operations in order; the last one of a crashed disk is the one at which it crashed.
     pub fn log(&self) -> Vec<Act> {
         self.state().log.clone()
     }
 
-    /// The disk after a loss of power: what was synced, and of the rest what the seed says. Seed 0 loses all of it, seed
-    /// 1 keeps all of it. This disk is as it was.
+    /// Returns the disk after a loss of power: everything that was synced, and a choice of the rest that depends on the
+    /// seed. Seed 0 loses the rest, seed 1 keeps it. This disk is unchanged.
     #[must_use]
     pub fn survivors(&self, seed: u64) -> CrashingDisk {
         let mut state = self.state().clone();
@@ -569,8 +573,8 @@ impl CrashingDisk {
         CrashingDisk::again(state)
     }
 
-    /// The disk after its process was killed: all is there, and what was not synced may still be lost later. This disk
-    /// is as it was.
+    /// Returns the disk after its process was killed: everything is there, and changes that were not synced may still
+    /// be lost later. This disk is unchanged.
     #[must_use]
     pub fn after_kill(&self) -> CrashingDisk {
         let state = self.state().clone();
@@ -591,7 +595,7 @@ impl CrashingDisk {
         CrashingDisk(Arc::new(Mutex::new(state)))
     }
 
-    /// Puts a file there, for good, with its directories: not an act.
+    /// Creates a file with its directories, durably; not counted as an operation.
     pub fn put(&self, path: &Path, bytes: &[u8]) {
         let mut state = self.state();
         let path = plain(path);
@@ -605,13 +609,13 @@ impl CrashingDisk {
         }
     }
 
-    /// The bytes of a file, as a running program sees them, after a crash too; `None` if it is not there.
+    /// Returns the bytes of a file as a running program sees them, also after a crash; `None` if it does not exist.
     pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state();
         state.names.files.get(&plain(path)).map(|file| state.files[*file].bytes.clone())
     }
 
-    /// The paths of all files, as a running program sees them, sorted.
+    /// Returns the paths of all files as a running program sees them, sorted.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.state().names.files.keys().cloned().collect()
     }
@@ -750,7 +754,7 @@ struct OpenFile {
     disk: CrashingDisk,
     file: usize,
     path: PathBuf,
-    /// Where appending goes on, whatever others did to the file.
+    /// Position of the next append, whatever others did to the file.
     at: usize,
 }
 
@@ -863,7 +867,7 @@ mod tests {
         Path::new(name)
     }
 
-    /// The contents that some seed leaves of a file, each once.
+    /// Returns every content of a file that some seed leaves.
     fn outcomes(disk: &CrashingDisk, name: &str) -> BTreeSet<Option<Vec<u8>>> {
         (0..3_000).map(|seed| disk.survivors(seed).bytes(path(name))).collect()
     }
@@ -952,7 +956,7 @@ mod tests {
         assert_eq!(disk.log()[1].to_string(), "sync a");
         assert_eq!(disk.acts(), 2);
         assert!(outcomes(&disk, A).len() > 1);
-        // Another disk, which has not crashed, and where the same can be tried again.
+        // The survivors are another disk, which has not crashed; the same can be tried on it again.
         assert!(!disk.survivors(3).has_crashed());
         for act in 0..2 {
             let disk = CrashingDisk::new();
@@ -997,7 +1001,7 @@ mod tests {
         held.sign("me").unwrap();
         assert!(disk.lock(path("./a")).unwrap().is_none());
         assert_eq!(disk.bytes(path(A)).unwrap(), b"me");
-        // Another file gets the name, and the lock stays with the one that had it.
+        // Another file gets the name, and the lock stays with the former one.
         disk.put(path("b"), b"");
         disk.rename(path("b"), path(A)).unwrap();
         let second = disk.lock(path(A)).unwrap().unwrap();
@@ -1093,7 +1097,7 @@ mod tests {
         assert_eq!(disk.acts(), 0);
     }
 
-    /// The compound acts of the trait, on every crash.
+    /// Crashes the compound operations of the trait at every point.
     #[test]
     fn a_file_is_made_once_and_whole() {
         let make = |disk: &CrashingDisk| disk.create_new(path(A), b"whole");

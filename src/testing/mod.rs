@@ -1,11 +1,11 @@
-//! Running flows in memory: for users' own tests, and for ours.
+//! Running flows in memory, for users' own tests and for ours.
 //!
-//! * [`Run`] runs a query on any number of workers: paced by a seeded sequence of random numbers, by a [`Script`] that
-//!   says what each epoch takes, or by the journal of another run.
+//! * [`Run`] runs a query on any number of workers: paced by seeded random numbers, by a [`Script`] of what each epoch
+//!   takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
-//! * An [`Outcome`] has the run's report, and its journal, which runs it again.
-//! * [`CrashingDisk`] is a disk in memory that crashes at any act, and forgets what a real one may forget.
-//! * [`SlowSync`] makes the journal's syncs take time, and knows whether anything was shown before it was on record.
+//! * An [`Outcome`] has the run's report, and its journal, which replays the run.
+//! * [`CrashingDisk`] is an in-memory disk that crashes at any operation, and loses what a real disk may lose.
+//! * [`SlowSync`] delays the journal's syncs, and checks that nothing is published before it is synced.
 //!
 //! ```
 //! use tidegate::testing::{Captured, Run, Script};
@@ -30,7 +30,7 @@
 //!         .write("counts", &output);
 //! })?;
 //! assert_eq!(counts.all(), [(1_000, "a".into(), 2), (2_000, "b".into(), 1), (3_000, "a".into(), 1)]);
-//! // Nothing closes before partition 1 has said how far it is.
+//! // No window closes before partition 1 has a watermark.
 //! assert_eq!(counts.epochs().len(), 1);
 //! # Ok(()) }
 //! ```
@@ -58,14 +58,14 @@ use crate::view::Views;
 pub use crate::stream::Fault;
 pub use disk::CrashingDisk;
 
-/// The rows of a sink, by epoch.
+/// Rows of a sink, by epoch.
 type ByEpoch<D> = BTreeMap<Epoch, Vec<(D, isize)>>;
 
-/// A sink that keeps its rows for reading, and what it has published as a durable sink does.
+/// A sink that keeps its rows in memory for reading, and remembers what it has published as a durable sink does.
 #[derive(Clone)]
 pub struct Captured<D>(Arc<Mutex<Capture<D>>>);
 
-/// The content of a [`Captured`].
+/// Contents of a [`Captured`].
 #[derive(Clone)]
 struct Capture<D> {
     rows: ByEpoch<D>,
@@ -86,17 +86,17 @@ impl<D> fmt::Debug for Captured<D> {
 }
 
 impl<D: Record> Captured<D> {
-    /// An empty one. Clones share what is captured.
+    /// Creates an empty sink. Clones share their contents.
     pub fn new() -> Self {
         Captured::default()
     }
 
-    /// The rows of every epoch that had any, consolidated and sorted, each with its difference.
+    /// Returns the rows of every epoch that had any, consolidated and sorted, each with its difference.
     pub fn epochs(&self) -> BTreeMap<Epoch, Vec<(D, isize)>> {
         self.lock().rows.clone()
     }
 
-    /// A copy of what is captured so far, which goes its own way.
+    /// Returns a copy of the present contents, which does not share later rows.
     #[must_use]
     pub fn fork(&self) -> Self {
         Captured(Arc::new(Mutex::new(self.lock().clone())))
@@ -106,18 +106,18 @@ impl<D: Record> Captured<D> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All rows of all epochs as one sorted multiset.
+    /// Returns all rows of all epochs as one sorted multiset.
     ///
     /// # Panics
-    /// When the differences of a row add up to less than nothing: rows were taken back that were not there.
+    /// Panics if the differences of a row add up to less than zero: rows were retracted that were not there.
     pub fn all(&self) -> Vec<D> {
         self.at(Epoch(u64::MAX))
     }
 
-    /// The rows there are at an epoch: the sum of all changes up to it.
+    /// Returns the rows that exist at an epoch, sorted: the sum of all changes up to it.
     ///
     /// # Panics
-    /// As [`Captured::all`].
+    /// Panics as [`Captured::all`] does.
     pub fn at(&self, epoch: Epoch) -> Vec<D> {
         let mut sums = BTreeMap::<D, isize>::new();
         for (row, diff) in self.epochs().into_iter().filter(|(at, _)| *at <= epoch).flat_map(|(_, rows)| rows) {
@@ -178,7 +178,7 @@ impl<D: Record> Writer<D> for Captured<D> {
     }
 }
 
-/// What one epoch of a [`Script`] does.
+/// One epoch of a [`Script`].
 #[derive(Clone, Debug, Default)]
 pub struct EpochScript(Vec<(u32, Act)>);
 
@@ -191,28 +191,28 @@ enum Act {
 }
 
 impl EpochScript {
-    /// Finds a partition. One that is first mentioned otherwise is found there.
+    /// Finds a partition. A partition that is first mentioned by another step is found by that step.
     #[must_use]
     pub fn find(mut self, partition: u32) -> Self {
         self.0.push((partition, Act::Find));
         self
     }
 
-    /// Takes the next `records` records of a partition; an idle partition wakes.
+    /// Takes the next `records` records of a partition; an idle partition becomes active.
     #[must_use]
     pub fn take(mut self, partition: u32, records: u64) -> Self {
         self.0.push((partition, Act::Take(records)));
         self
     }
 
-    /// The partition is idle at the end of the epoch.
+    /// Makes the partition idle at the end of the epoch.
     #[must_use]
     pub fn idle(mut self, partition: u32) -> Self {
         self.0.push((partition, Act::Idle));
         self
     }
 
-    /// The partition has ended.
+    /// Ends the partition.
     #[must_use]
     pub fn end(mut self, partition: u32) -> Self {
         self.0.push((partition, Act::End));
@@ -220,24 +220,24 @@ impl EpochScript {
     }
 }
 
-/// Says what each epoch takes from the partitions of a source.
+/// A script of what each epoch takes from the partitions of a source.
 #[derive(Clone, Debug, Default)]
 pub struct Script(Vec<EpochScript>);
 
 impl Script {
-    /// A script without epochs.
+    /// Creates a script without epochs.
     pub fn new() -> Self {
         Script::default()
     }
 
-    /// One more epoch.
+    /// Adds an epoch.
     #[must_use]
     pub fn epoch(mut self, acts: impl FnOnce(EpochScript) -> EpochScript) -> Self {
         self.0.push(acts(EpochScript::default()));
         self
     }
 
-    /// The script as the journal of a run that did this. Epochs are 2, 4, 6 …
+    /// Returns the script as the journal of a run that did the same. Its epochs are 2, 4, 6 …
     pub fn journal(&self, source: &str) -> Vec<Frame> {
         let mut now = BTreeMap::<u32, Bound>::new();
         let frames = self.0.iter().zip(1..).map(|(acts, number)| {
@@ -278,7 +278,7 @@ impl Script {
     }
 }
 
-/// Makes a run's journal slow, and knows what it has on record. Clones are one.
+/// Delays the syncs of a run's journal, and tracks which epochs are synced. Clones share their state.
 ///
 /// ```
 /// use tidegate::testing::{Run, SlowSync};
@@ -301,28 +301,28 @@ pub struct SlowSync {
 #[derive(Debug, Default)]
 struct Syncing {
     workers: BTreeMap<usize, WorkerSync>,
-    /// The greatest epoch of which a sink has shown rows.
+    /// Greatest epoch of which a sink has published rows.
     shown: Option<Epoch>,
 }
 
 #[derive(Debug, Default)]
 struct WorkerSync {
-    /// Epochs that are not on record yet, oldest first, each with how many turns that still takes.
+    /// Epochs that are not synced yet, oldest first, each with the number of loop turns that its sync still takes.
     waiting: VecDeque<(Epoch, u32)>,
-    /// The last epoch that is on record.
+    /// Last epoch that is synced.
     synced: Option<Epoch>,
 }
 
 impl SlowSync {
-    /// A sync takes so many turns of the loop of the worker that waits for it.
+    /// Creates a journal delay: a sync takes `turns` turns of the loop of the worker that waits for it.
     pub fn new(turns: u32) -> Self {
         SlowSync { turns, inner: Arc::default() }
     }
 
-    /// To be called by a sink that shows `epoch`.
+    /// Checks a publication: a sink calls it when it publishes `epoch`.
     ///
     /// # Errors
-    /// When the epoch, or one before it, is not on record.
+    /// Fails if the epoch, or an earlier one, is not synced.
     pub fn check_shown(&self, epoch: Epoch) -> Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.shown = inner.shown.max(Some(epoch));
@@ -357,7 +357,7 @@ impl SlowSync {
     }
 }
 
-/// Keeps frames in memory, and says that they are synced when a [`SlowSync`] says so.
+/// Keeps frames in memory, and reports them as synced when a [`SlowSync`] does.
 struct SlowJournal(Arc<MemoryJournal>, SlowSync);
 
 impl Journal for SlowJournal {
@@ -371,7 +371,7 @@ impl Journal for SlowJournal {
     }
 }
 
-/// Runs the processes of a job to their ends; the report of the first one, or the first error of any.
+/// Runs the processes of a job to their ends. Returns the report of the first one, or the first error of any.
 fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
     let query = Arc::new(query);
     let jobs: Vec<_> = jobs.collect();
@@ -388,7 +388,7 @@ fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + S
     reports.next().ok_or_else(|| Error::new("there was no process"))
 }
 
-/// Runs a query in memory.
+/// Builder of a run of a query in memory.
 #[derive(Debug)]
 pub struct Run {
     workers: usize,
@@ -424,53 +424,53 @@ impl Default for Run {
     }
 }
 
-/// What a run did, and how to do it again.
+/// Result of a run, and the means to replay it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// How it ended, with its figures.
+    /// Report of the run.
     pub report: Report,
-    /// What each epoch took.
+    /// Input of each epoch.
     pub journal: Vec<Frame>,
 }
 
 impl Run {
-    /// A run on one worker, paced by seed 1.
+    /// Creates a run on one worker, paced by seed 1.
     pub fn new() -> Self {
         Run::default()
     }
 
-    /// How many processes, each with so many workers: jobs of this process, which are connected as processes are. Sinks and
-    /// sources in the query are shared by them all.
+    /// Sets the number of processes, each with the same number of workers. They are jobs within this process that are
+    /// connected as processes are, and share the query's sources and sinks.
     #[must_use]
     pub fn processes(mut self, processes: usize) -> Self {
         self.processes = processes;
         self
     }
 
-    /// How many workers in each process.
+    /// Sets the number of workers in each process.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// Paces the run by random numbers: epochs end after random numbers of turns, workers read random amounts and
-    /// stall at random. On one worker a seed always gives the same run; on several, threads add their own disorder.
+    /// Paces the run by random numbers: epochs end after random numbers of turns, workers read random amounts and stall
+    /// at random. On one worker a seed always gives the same run; on several, the scheduling of threads varies.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.pace = Pace::Random(seed);
         self
     }
 
-    /// Paces the run by the clock, as a job is in production.
+    /// Paces the run by the clock, as in production.
     #[must_use]
     pub fn clock(mut self) -> Self {
         self.pace = Pace::Clock;
         self
     }
 
-    /// Runs what a script says of the source of this name. Scripts of several sources share their epochs: the first
-    /// epoch of each is the first of the run.
+    /// Runs a script for the source of this name. Scripts of several sources share their epochs: the first epoch of
+    /// each is the first of the run.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "scripts are made where they are used")]
     pub fn script(mut self, source: &str, script: Script) -> Self {
@@ -483,43 +483,44 @@ impl Run {
         self
     }
 
-    /// Runs a journal again: every epoch takes what it took then.
+    /// Replays a journal: every epoch takes the same input as in the run that wrote it.
     #[must_use]
     pub fn journal(mut self, frames: Vec<Frame>) -> Self {
         self.repeat = frames;
         self
     }
 
-    /// Seals the arrangements at these epochs: what a snapshot does. Results must not depend on it.
+    /// Seals the arrangements at these epochs, as snapshots do. Results must not depend on it.
     #[must_use]
     pub fn seal_at(mut self, epochs: Vec<Epoch>) -> Self {
         self.seals = epochs;
         self
     }
 
-    /// What the sources go by.
+    /// Sets the options of the sources.
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
         self
     }
 
-    /// How many bytes of records may be read and not yet shown.
+    /// Sets the number of bytes of records that may be read but not published yet.
     #[must_use]
     pub fn in_flight(mut self, bytes: u64) -> Self {
         self.in_flight = bytes;
         self
     }
 
-    /// Makes the journal slow.
+    /// Delays the journal's syncs.
     #[must_use]
     pub fn slow_sync(mut self, sync: &SlowSync) -> Self {
         self.sync = Some(sync.clone());
         self
     }
 
-    /// Keeps state in a directory of a disk, such as a [`CrashingDisk`], with snapshots at random epochs: after a crash, a
-    /// run on what has survived goes on. Files of the journal are small, so that they are rotated and cut.
+    /// Keeps state in a directory of a disk, such as a [`CrashingDisk`], with snapshots at random epochs. After a
+    /// crash, a run on the surviving disk continues it. Journal files are small, so that they are rotated and
+    /// truncated.
     #[must_use]
     pub fn state(mut self, disk: &Arc<dyn Disk>, directory: impl Into<PathBuf>) -> Self {
         let keeping = Keeping::in_directory(directory.into());
@@ -527,7 +528,7 @@ impl Run {
         self
     }
 
-    /// Changes how state is kept, as a job's builder does.
+    /// Changes the options of the state, with a job's builder methods.
     #[must_use]
     pub fn keeping(mut self, change: impl FnOnce(Job) -> Job) -> Self {
         let mut job = Job::new("test");
@@ -543,28 +544,28 @@ impl Run {
         self
     }
 
-    /// The views of the run, for reading them while it runs or afterwards: see [`Job::views`].
+    /// Returns the views of the run, for reading them while it runs or afterwards: see [`Job::views`].
     pub fn views(&self) -> Arc<Views> {
         self.views.want();
         Arc::clone(&self.views)
     }
 
-    /// Puts a fault into the engine, to see that a check finds it.
+    /// Injects a fault into the engine, to verify that a check detects it.
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
         self
     }
 
-    /// The fault that it has been asked to put in.
+    /// Returns the fault that is to be injected; `None` if there is none.
     pub fn fault_asked(&self) -> Option<Fault> {
         self.fault
     }
 
-    /// Runs a query until its sources are over, or the journal is.
+    /// Runs a query until its sources have ended, or the journal has.
     ///
     /// # Errors
-    /// As [`Job::run`].
+    /// Fails as [`Job::run`] does.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Outcome> {
         let journal = Arc::new(MemoryJournal::default());
         let asked: Arc<dyn Journal> = match self.sync {

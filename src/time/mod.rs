@@ -1,8 +1,9 @@
 //! The two times of a job, kept apart by type: [`Epoch`], which orders processing, and [`EventTime`], which is data.
 //!
-//! * An **epoch** is the timely timestamp: a `u64` that grows strictly over the life of a job. Input happens at even
-//!   epochs; what an operator retracts by itself happens at the odd epoch behind it.
-//! * An **event time** says when a record happened: milliseconds since 1970-01-01T00:00:00Z, as an `i64`.
+//! * An **epoch** is the timely timestamp: a `u64` that grows strictly over the life of a job. Input has even epochs; a
+//!   retraction that an operator makes by itself has the odd epoch that follows.
+//! * An **event time** is the time at which a record's event happened: milliseconds since 1970-01-01T00:00:00Z, as an
+//!   `i64`.
 //! * The **watermark** of a partition or a stream is an event time; [`watermark`] computes both.
 //!
 //! Invariants: nothing here does I/O or reads a clock; arithmetic on event times saturates at the ends, which stand for
@@ -34,22 +35,23 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// When a record says it happened, or a point that such times are compared with: milliseconds since 1970, UTC.
+/// A time at which an event happened, or that such times are compared with: milliseconds since 1970, UTC.
 ///
-/// Serialises as an integer in binary formats, and as RFC 3339 with milliseconds and `Z` in formats for people (CSV,
-/// JSON). From those it is read back from either an integer or an RFC 3339 text.
+/// Serialises as an integer in binary formats, and as RFC 3339 with milliseconds and `Z` in text formats (CSV, JSON).
+/// Text formats are read with either an integer or an RFC 3339 text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventTime(i64);
 
 impl EventTime {
-    /// Before every event.
+    /// A point before every event.
     pub const MIN: EventTime = EventTime(i64::MIN);
-    /// After every event.
+    /// A point after every event.
     pub const MAX: EventTime = EventTime(i64::MAX);
-    /// 0001-01-01T00:00:00.000Z, the earliest event time that a record may have. RFC 3339 can write a year less, so that both
-    /// ends of its windows can be written too, if these are no longer than a year.
+    /// 0001-01-01T00:00:00.000Z, the earliest event time that a record may have. RFC 3339 can write one year less, so
+    /// both ends of the record's windows can be written too, unless these are longer than a year.
     pub const EARLIEST: EventTime = EventTime(-62_135_596_800_000);
-    /// 9998-12-31T23:59:59.999Z, the latest event time that a record may have: a year less than RFC 3339 can write, likewise.
+    /// 9998-12-31T23:59:59.999Z, the latest event time that a record may have: one year less than RFC 3339 can write,
+    /// likewise.
     pub const LATEST: EventTime = EventTime(253_370_764_799_999);
 
     /// The time `millis` milliseconds after 1970-01-01T00:00:00Z.
@@ -58,10 +60,11 @@ impl EventTime {
         EventTime(millis)
     }
 
-    /// What it is called where formats are binary: so that it is known from other integers. Its bytes are an `i64`'s.
+    /// Serde newtype name in binary formats; tells an event time from a plain integer. The encoding is that of an
+    /// `i64`.
     pub(crate) const TYPE: &'static str = "tidegate::EventTime";
 
-    /// Milliseconds since 1970-01-01T00:00:00Z.
+    /// Returns the milliseconds since 1970-01-01T00:00:00Z.
     #[inline]
     pub const fn millis(self) -> i64 {
         self.0
@@ -79,14 +82,14 @@ impl EventTime {
         EventTime(self.0.saturating_add(1))
     }
 
-    /// This time and `span` more, at most [`EventTime::MAX`]; the ends stay where they are.
+    /// Adds `span`, up to [`EventTime::MAX`]; `MIN` and `MAX` stay as they are.
     #[inline]
     #[must_use]
     pub const fn plus(self, span: Span) -> Self {
         if self.0 == i64::MIN || self.0 == i64::MAX { self } else { EventTime(self.0.saturating_add(span.0)) }
     }
 
-    /// This time and `span` less, at least [`EventTime::MIN`]; the ends stay where they are.
+    /// Subtracts `span`, down to [`EventTime::MIN`]; `MIN` and `MAX` stay as they are.
     #[inline]
     #[must_use]
     pub const fn minus(self, span: Span) -> Self {
@@ -99,15 +102,15 @@ impl EventTime {
 pub struct Span(i64);
 
 impl Span {
-    /// No time at all.
+    /// A span of no time.
     pub const ZERO: Span = Span(0);
 
-    /// A span of so many milliseconds; `None` if there are more than an `i64` holds.
+    /// A span of `millis` milliseconds; `None` if they exceed an `i64`.
     pub fn from_millis(millis: u128) -> Option<Span> {
         i64::try_from(millis).ok().map(Span)
     }
 
-    /// A span of so many milliseconds, of which there are not fewer than none.
+    /// A span of `millis` milliseconds; negative values are clamped to zero.
     pub(crate) const fn from_length(millis: i64) -> Span {
         Span(if millis < 0 { 0 } else { millis })
     }
@@ -119,14 +122,14 @@ impl Span {
     }
 }
 
-/// Whole milliseconds of a duration, the rest cut off; a duration too long for that is the longest span.
+/// Truncates to whole milliseconds; a duration that is too long becomes the longest span.
 impl From<Duration> for Span {
     fn from(duration: Duration) -> Span {
         Span::from_millis(duration.as_millis()).unwrap_or(Span(i64::MAX))
     }
 }
 
-/// The proleptic Gregorian date of a day counted from 1970-01-01.
+/// Returns year, month and day of the proleptic Gregorian calendar, for a day counted from 1970-01-01.
 ///
 /// Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
 fn date_of_day(day: i64) -> (i64, i64, i64) {
@@ -141,7 +144,7 @@ fn date_of_day(day: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day_of_month)
 }
 
-/// A text of at most 32 bytes, written without an allocation.
+/// A text of at most 32 bytes, built without an allocation.
 struct Text {
     bytes: [u8; 32],
     length: usize,
@@ -162,7 +165,8 @@ impl Text {
         self.length += 1;
     }
 
-    /// RFC 3339 in the years 0 to 9999; beyond them (where only a window of more than a year can end) ISO 8601's signed years.
+    /// RFC 3339 in the years 0 to 9999; other years, in which only a window of more than a year can end, get a sign and
+    /// nine digits, as in ISO 8601.
     fn of(time: EventTime) -> Text {
         let mut text = Text { bytes: [0; 32], length: 0 };
         let (day, in_day) = (time.0.div_euclid(86_400_000), time.0.rem_euclid(86_400_000));
@@ -249,7 +253,7 @@ impl<'de> de::Visitor<'de> for EventTimeVisitor {
     }
 }
 
-/// Reads what [`EventTime`]'s `Display` writes for the years 0 to 9999, any RFC 3339 time in them, or milliseconds.
+/// Reads the format of [`EventTime`]'s `Display` for the years 0 to 9999, any RFC 3339 time in them, or milliseconds.
 impl FromStr for EventTime {
     type Err = String;
 
@@ -258,7 +262,7 @@ impl FromStr for EventTime {
             return Ok(EventTime(millis));
         }
         let refused = |why: &dyn fmt::Display| format!("`{text}` is not an RFC 3339 time: {why}");
-        // A text in UTC is read as a civil time: instants of the library end some hours before the year 9999 does.
+        // A text in UTC is read as a civil time: the library's instants end some hours before the year 9999 does.
         if let Some(civil) = text.strip_suffix('Z').filter(|civil| civil.len() >= 19) {
             let time: jiff::civil::DateTime = civil.parse().map_err(|why| refused(&why))?;
             let since = time.duration_since(jiff::civil::datetime(1970, 1, 1, 0, 0, 0, 0));

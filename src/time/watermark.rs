@@ -1,29 +1,31 @@
 //! Watermarks: of a partition, from the event times read; of a stream, from its partitions.
 //!
 //! * [`PartitionClock`]: the greatest event time seen minus the declared disorder.
-//! * [`StreamClock`]: at every epoch the least watermark over the partitions that are **active**: neither idle nor ended.
-//!   It never goes back. When the last of them becomes idle, it goes to the greatest watermark of any partition: nothing
-//!   is left to wait for, and a burst followed by silence would show nothing for ever otherwise. When every partition has
-//!   ended it is [`EventTime::MAX`].
-//! * The **floor** of a partition that is found, or wakes from idle, in an epoch: the stream's watermark at the epoch
-//!   before. Records below it are late even where the partition's own clock has not come so far: windows up to there
-//!   may have closed.
-//! * [`Combined`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it back, as an
-//!   idle partition does not hold a stream back; when it wakes, the combined watermark at the epoch before is its floor.
+//! * [`StreamClock`]: at every epoch the least watermark over the partitions that are **active**: neither idle nor
+//!   ended. It never goes back. When the last active partition becomes idle, it advances to the greatest watermark of
+//!   any partition: nothing is left to wait for, and otherwise a burst followed by silence would never be published.
+//!   When every partition has ended it is [`EventTime::MAX`].
+//! * The **activation watermark** (in the code: floor) of a partition that is found, or wakes from idle, in an epoch:
+//!   the stream's watermark at the epoch before. Records below it are late even where the partition's own watermark is
+//!   lower: windows up to there may have closed.
+//! * [`Combined`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it back,
+//!   as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the combined
+//!   watermark at the epoch before.
 //!
 //! Invariants:
-//! * An active partition's `max(watermark, floor)` is never below the stream's watermark of the epoch before; so a record
-//!   that is on time by its own partition never touches a window that has closed.
-//! * Both watermarks are functions of what the journal binds (watermarks, idle and ended flags of partitions, epoch by
-//!   epoch): not of the number of workers, nor of which of them reads a partition, nor of a worker that reads none.
-//! * While an awake partition's own watermark is below its floor, the stream's watermark is that floor and does not move.
-//!   So for an event of epoch e, "late by its floor" and "late by the watermark at the epoch before e" are the same.
+//! * The greater of an active partition's watermark and activation watermark is never below the stream's watermark of
+//!   the epoch before; so a record that is on time by its own partition never touches a window that has closed.
+//! * Both watermarks are functions of what the journal commits (watermarks, idle and ended flags of partitions, epoch
+//!   by epoch): not of the number of workers, nor of which of them reads a partition, nor of a worker that reads none.
+//! * While an active partition's own watermark is below its activation watermark, the stream's watermark equals the
+//!   latter and does not move. So for an event of epoch e, "late by the activation watermark" and "late by the stream's
+//!   watermark at the epoch before e" are the same.
 
 use serde::{Deserialize, Serialize};
 
 use super::{EventTime, Span};
 
-/// Follows the event times of one partition.
+/// Tracks the watermark of one partition.
 #[derive(Clone, Debug)]
 pub struct PartitionClock {
     watermark: EventTime,
@@ -31,13 +33,14 @@ pub struct PartitionClock {
 }
 
 impl PartitionClock {
-    /// A clock that starts at `watermark` ([`EventTime::MIN`] for a partition that was never read), and lets records be
-    /// `disorder` behind the greatest event time.
+    /// A clock that starts at `watermark` ([`EventTime::MIN`] for a partition that was never read), and allows records
+    /// to be `disorder` behind the greatest event time.
     pub fn new(watermark: EventTime, disorder: Span) -> Self {
         PartitionClock { watermark, disorder }
     }
 
-    /// Takes a record's event time in; returns the watermark just before it, which decides whether it is late.
+    /// Advances the watermark by a record's event time; returns the watermark just before, which decides if the record
+    /// is late.
     #[inline]
     pub fn observe(&mut self, time: EventTime) -> EventTime {
         let before = self.watermark;
@@ -51,65 +54,66 @@ impl PartitionClock {
         self.watermark
     }
 
-    /// Raises the watermark to at least `watermark`: what others have read of the same partition.
+    /// Raises the watermark to at least `watermark`, which other readers of the same partition have reached.
     pub fn raise(&mut self, watermark: EventTime) {
         self.watermark = self.watermark.max(watermark);
     }
 }
 
-/// Names a partition of a source within a job.
+/// The identity of a partition within a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PartitionId {
-    /// Which source, in the order in which the flow reads them.
+    /// The source's number, in the order in which the flow reads sources.
     pub source: u32,
-    /// Which partition of it.
+    /// The partition's number in the source.
     pub partition: u32,
 }
 
-/// What one worker says of its partitions at the end of an epoch.
+/// One worker's contribution to a stream's watermark at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerMark {
     /// The least watermark over its active partitions; `None` if there is none.
     pub least: Option<EventTime>,
-    /// The greatest watermark over all of its partitions, if none is active; `None` if one is, or it has no partitions.
+    /// The greatest watermark over all of its partitions if none is active; `None` if one is, or if it has no
+    /// partitions.
     pub greatest: Option<EventTime>,
-    /// Whether all it had to read has been read, for good.
+    /// `true` if all its partitions have ended, or if it has none and never will.
     pub ended: bool,
     /// Partitions that were found, or woke from idle, in this epoch.
     pub woken: Vec<PartitionId>,
 }
 
 impl WorkerMark {
-    /// The mark of a worker that has no partitions, and never will.
+    /// The contribution of a worker that has no partitions, and never will.
     pub fn without_partitions() -> Self {
         WorkerMark { ended: true, ..WorkerMark::default() }
     }
 }
 
-/// Tells whether a stream holds back what it is combined with.
+/// Determines if a stream holds back a stream that it is combined with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Activity {
     /// Holds it back: a partition is active, or none has been found yet.
     #[default]
     Active,
-    /// Holds nothing back: every partition is idle, or has ended, and at least one may wake.
+    /// Holds nothing back: every partition is idle or has ended, and at least one may wake.
     Idle,
-    /// Holds nothing back: every partition has ended. With the greatest watermark that they came to.
+    /// Holds nothing back: every partition has ended. Carries the greatest watermark that they reached.
     Ended(EventTime),
 }
 
-/// What holds for a stream at an epoch, on every worker alike.
+/// An update of a stream's watermark at an epoch, the same on every worker.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Mark {
     /// The activity of the stream at this epoch.
     pub activity: Activity,
     /// The stream's watermark at this epoch.
     pub watermark: EventTime,
-    /// Floors of partitions that were found or woke in this epoch.
+    /// Activation watermarks of partitions that were found or woke in this epoch.
     pub floors: Vec<(PartitionId, EventTime)>,
 }
 
-/// Combines the workers' marks into the stream's watermark, epoch by epoch.
+/// Combines the workers' contributions into the stream's watermark, epoch by epoch.
 #[derive(Clone, Debug)]
 pub struct StreamClock {
     workers: Vec<WorkerMark>,
@@ -119,12 +123,12 @@ pub struct StreamClock {
 }
 
 impl StreamClock {
-    /// A clock for so many workers, before any has said anything, at `watermark`.
+    /// A clock of `workers` workers, none of which has contributed yet, at `watermark`.
     pub fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
         StreamClock { workers: vec![WorkerMark::default(); workers], watermark, activity, floors: Vec::new() }
     }
 
-    /// Takes in what a worker says of the epoch that is being put together.
+    /// Sets a worker's contribution to the current epoch.
     pub fn update(&mut self, worker: usize, mut mark: WorkerMark) {
         for partition in mark.woken.drain(..) {
             self.floors.push((partition, self.watermark));
@@ -132,7 +136,7 @@ impl StreamClock {
         self.workers[worker] = mark;
     }
 
-    /// Ends the epoch: what holds for the stream at it, if any of that is news.
+    /// Completes the epoch; returns the stream's update, or `None` if nothing has changed.
     pub fn complete(&mut self) -> Option<Mark> {
         let before = (self.watermark, self.activity);
         let least = self.workers.iter().filter_map(|worker| worker.least).min();
@@ -154,18 +158,18 @@ impl StreamClock {
         news.then_some(Mark { activity: self.activity, watermark: self.watermark, floors })
     }
 
-    /// The stream's watermark at the last epoch that was ended.
+    /// The stream's watermark at the last completed epoch.
     pub fn watermark(&self) -> EventTime {
         self.watermark
     }
 
-    /// The stream's activity at the last epoch that was ended.
+    /// The stream's activity at the last completed epoch.
     pub fn activity(&self) -> Activity {
         self.activity
     }
 }
 
-/// Combines the watermarks of two streams into that of both as one, epoch by epoch.
+/// Combines the watermarks of two streams into one, epoch by epoch.
 #[derive(Clone, Debug)]
 pub struct Combined {
     sides: [(EventTime, Activity); 2],
@@ -175,12 +179,13 @@ pub struct Combined {
 }
 
 impl Combined {
-    /// Begins before either stream has said anything, at `watermark`.
+    /// Starts at `watermark`, before either stream has an update.
     pub fn new(watermark: EventTime) -> Self {
         Combined { sides: [(EventTime::MIN, Activity::Active); 2], watermark, told: None }
     }
 
-    /// Takes in the marks of both streams at an epoch that is complete: what holds for both as one, if that is news.
+    /// Applies both streams' updates of a complete epoch; returns the combined update, or `None` if nothing has
+    /// changed.
     pub fn complete(&mut self, marks: [Vec<Mark>; 2]) -> Option<Mark> {
         let mut floors = Vec::new();
         for (side, marks) in self.sides.iter_mut().zip(marks) {
@@ -205,7 +210,7 @@ impl Combined {
         news.then_some(Mark { activity, watermark: self.watermark, floors })
     }
 
-    /// The watermark at the last epoch that was taken in.
+    /// The combined watermark at the last epoch that was applied.
     pub fn watermark(&self) -> EventTime {
         self.watermark
     }
@@ -253,7 +258,7 @@ mod tests {
         StreamClock::new(workers, EventTime::MIN, Activity::Active)
     }
 
-    /// Returns the clock's watermark and activity after an epoch in which workers report `said`.
+    /// Returns the clock's watermark and activity after an epoch in which the workers contribute `said`.
     fn after(clock: &mut StreamClock, said: &[(usize, WorkerMark)]) -> (EventTime, Activity) {
         said.iter().for_each(|(worker, mark)| clock.update(*worker, mark.clone()));
         clock.complete();
@@ -275,7 +280,7 @@ mod tests {
         let mut clock = clock(3);
         assert_eq!(after(&mut clock, &[(0, least(10)), (1, least(25))]), (at(10), Activity::Active));
         assert_eq!(after(&mut clock, &[(1, idle(30))]), (at(10), Activity::Active));
-        // Worker 2 has no partitions, and says nothing of any.
+        // Worker 2 has no partitions, and contributes nothing.
         assert_eq!(after(&mut clock, &[(0, idle(12))]), (at(30), Activity::Idle));
         assert_eq!(clock.complete(), None, "it is told once");
         assert_eq!(after(&mut clock, &[(0, least(13))]), (at(30), Activity::Active));
@@ -310,7 +315,7 @@ mod tests {
         assert_eq!(clock.complete(), Some(mark));
     }
 
-    /// Returns the combined watermark after an epoch in which the streams report these; `None` if nothing is new.
+    /// Returns the combined watermark after an epoch with these updates of the streams; `None` if nothing is new.
     fn both(combined: &mut Combined, left: Option<(i64, Activity)>, right: Option<(i64, Activity)>) -> Option<i64> {
         let marks = |said: Option<(i64, Activity)>| {
             let mark = |(millis, activity)| Mark { activity, watermark: at(millis), floors: Vec::new() };

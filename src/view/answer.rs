@@ -1,4 +1,4 @@
-//! What a view answers: rows of one epoch, typed until somebody wants them as JSON.
+//! Answers of a view: rows of one epoch, kept typed until they are read as JSON.
 
 use std::any::Any;
 use std::fmt;
@@ -9,22 +9,22 @@ use crate::sink::encode::Encode;
 use crate::sink::ndjson::Encoder;
 use crate::time::Epoch;
 
-/// Rows of a view, all as they are at one epoch, or all that one epoch changed.
+/// Rows of a view: all rows as of one epoch, or all changes of one epoch.
 #[derive(Debug)]
 pub struct Answer {
     /// The view's name.
     pub view: String,
-    /// The epoch: all that happened at it and before is in the rows, and nothing that happened later.
+    /// The epoch: the rows include all changes at or before it, and none after it.
     pub epoch: Epoch,
-    /// The rows, in their order.
+    /// The rows, sorted.
     pub rows: Rows,
 }
 
 impl Answer {
-    /// The rows as they are in the program, each with how many there are of it, or by how much that changed.
+    /// Returns the rows as typed values, each with its number of copies, or the change of that number.
     ///
     /// # Errors
-    /// When the view has rows of another type.
+    /// Fails if the view has rows of another type.
     pub fn typed<D: Record>(self) -> Result<Vec<(D, isize)>> {
         let rows = self.rows.0.into_any().downcast::<Typed<D>>();
         rows.map(|rows| rows.rows.collect()).map_err(|_| {
@@ -34,8 +34,8 @@ impl Answer {
     }
 }
 
-/// Rows as texts of JSON: one object for each row, as an NDJSON file has them, with a last field `diff`: how many there are
-/// of the row, or by how much that changed. Each text is made when it is asked for.
+/// Rows as JSON: one object per row, as in NDJSON files, with a last field `diff`: the number of copies of the row, or
+/// the change of that number. Each text is made when the iterator reaches it.
 pub struct Rows(Box<dyn Texts>);
 
 impl fmt::Debug for Rows {
@@ -45,14 +45,15 @@ impl fmt::Debug for Rows {
 }
 
 impl Rows {
-    /// Rows in their order; of changes, those that go before those that come.
+    /// Creates an answer's rows, sorted; of changes, retractions come before insertions.
     pub(super) fn new<D: Record>(mut rows: Vec<(D, isize)>, encoder: Encoder) -> Self {
         rows.sort_unstable_by(|(a, less), (b, more)| (*less > 0, a).cmp(&(*more > 0, b)));
         Rows(Box::new(Typed { rows: rows.into_iter(), encoder }))
     }
 }
 
-/// An error is a row that cannot be JSON: a field that is only there at times and has the name of the last one, for one.
+/// Yields an error for a row that cannot be JSON; for example if an optional field has the name of the last one,
+/// `diff`.
 impl Iterator for Rows {
     type Item = Result<String>;
 
@@ -67,7 +68,7 @@ impl Iterator for Rows {
 
 impl ExactSizeIterator for Rows {}
 
-/// Rows of some type.
+/// Rows of some type, erased.
 trait Texts: Send {
     fn next_text(&mut self) -> Option<Result<String>>;
 
@@ -96,13 +97,13 @@ impl<D: Record> Texts for Typed<D> {
     }
 }
 
-/// A row as a text of JSON.
+/// Encodes a row as JSON.
 ///
 /// # Errors
-/// When it cannot be one.
+/// Fails if the row cannot be JSON.
 pub(super) fn text<D: Record>(encoder: &mut Encoder, row: &D, diff: isize) -> Result<String> {
     let mut line = Vec::new();
     encoder.row(row, diff, &mut line)?;
-    line.pop(); // The end of the line.
+    line.pop(); // The line end.
     String::from_utf8(line).map_err(|why| Error::new("a row is not text").because(why))
 }

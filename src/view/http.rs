@@ -1,14 +1,13 @@
-//! HTTP: answers questions about a running job, and keeps some answers open for events.
+//! HTTP: serves requests about a running job; answers may be streams of server-sent events.
 //!
-//! It holds no knowledge of jobs: a request ([`Asked`]) is passed to a function that gives the answer ([`Reply`]). The
-//! server is in [`server`]; [`client`] asks one from another process. Without the cargo feature `http` there is no
-//! server, and starting one says so.
+//! It knows nothing of jobs: a request ([`Asked`]) is passed to a function that returns the answer ([`Reply`]). The
+//! server is in [`server`]; [`client`] sends a request from another process. Without the cargo feature `http` there is
+//! no server, and starting one fails with an error that says so.
 //!
-//! Invariant: **clients never reach the job**. Everything that a client can hold has a limit, listed in [`limits`]: the
-//! job loses no descriptor, no memory beyond these limits and no time at its end to one that reads slowly, sends half a
-//! request or opens connections without end. Nobody but programs on this machine and those that name the server by its
-//! address or by an allowed host name is answered (see `host`), so a page from elsewhere cannot read a job through a
-//! browser.
+//! Invariant: **clients never harm the job**. Everything that a client can hold has a limit, listed in [`limits`]: a
+//! client that reads slowly, sends half a request or opens connections without end costs the job no file descriptors or
+//! memory beyond these limits, and no time at its end. Only requests that name the server by its address or by an
+//! allowed host name are answered (see `host`), so that no foreign web page can read a job through a browser.
 #![cfg_attr(not(feature = "http"), expect(dead_code, reason = "without a server nobody asks"))]
 
 #[cfg(feature = "http")]
@@ -45,12 +44,12 @@ pub(crate) use client::{encoded, get};
 pub(crate) use limits::PIECE;
 pub(crate) use server::Server;
 
-/// A request: a path, parameters, and the kind of answer that is wanted.
+/// A request: a path, its parameters, and whether events are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// The path, as `/status`.
+    /// The path, such as `/status`.
     pub(crate) path: String,
-    /// The parameters, in their order.
+    /// The parameters, in order.
     pub(crate) parameters: Vec<(String, String)>,
     /// `true` if a stream of events is accepted.
     pub(crate) events: bool,
@@ -65,37 +64,37 @@ impl Asked {
         Asked { path, parameters, events }
     }
 
-    /// The value of a parameter, if it was given.
+    /// Returns the value of a parameter, if it was given.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// A long text in pieces of about [`PIECE`] bytes, each made when the one before it is on its way.
+/// A long text in pieces of about [`PIECE`] bytes, each made when the previous one is being sent.
 pub(crate) type Pieces = Box<dyn Iterator<Item = Result<Vec<u8>>> + Send>;
 
 /// One server-sent event.
 pub(crate) struct Event {
     /// Its text, framed: `event: NAME`, `data: …` and an empty line.
     pub(crate) pieces: Pieces,
-    /// `true` if no other one follows.
+    /// `true` if it is the last one.
     pub(crate) last: bool,
 }
 
 /// A source of server-sent events.
 pub(crate) trait Events: Send {
-    /// The next event; if there is none, the context's waker is woken when one comes. With `progress`, an event that
-    /// tells how far everything is may be made too.
+    /// Returns the next event; if there is none, the context's waker is woken when one arrives. With `progress` it may
+    /// also return an event that reports the progress.
     fn poll(&mut self, context: &mut Context<'_>, progress: bool) -> Poll<Event>;
 }
 
-/// Builds the last event of a stream, which says why no other one follows.
+/// Builds the last event of a stream, which carries the reason for its end.
 pub(crate) fn end_event(reason: &dyn fmt::Display) -> String {
     let reason = serde_json::json!({ "reason": reason.to_string() });
     format!("event: end\ndata: {reason}\n\n")
 }
 
-/// The kinds of answers that are made on demand. Each kind has a limit of its own on how many are sent at a time.
+/// The kinds of answers that are made on demand. Each kind has its own limit on how many are sent at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A text about the job as a whole.
@@ -106,7 +105,7 @@ pub(crate) enum Kind {
     Events,
 }
 
-/// Makes an answer.
+/// Builds an answer.
 pub(crate) type Make = Box<dyn FnOnce() -> Reply + Send>;
 
 /// An answer.
@@ -117,18 +116,18 @@ pub(crate) enum Reply {
     Pieces(&'static str, Pieces),
     /// Server-sent events.
     Events(Box<dyn Events>),
-    /// An answer that may be large or take long to make: it is made on a thread of its own, when its turn comes. It is
-    /// none of this kind again.
+    /// An answer that may be large or take long to make: it is made on another thread, when its turn comes. The
+    /// function must not return `Later` again.
     Later(Kind, Make),
 }
 
 impl Reply {
-    /// A line of text.
+    /// Returns a line of plain text.
     pub(crate) fn text(status: u16, text: impl fmt::Display) -> Self {
         Reply::Whole(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
-    /// A JSON document.
+    /// Returns a JSON document.
     pub(crate) fn json(status: u16, value: &impl serde::Serialize) -> Self {
         match serde_json::to_string(value) {
             Ok(text) => Reply::Whole(status, "application/json", text + "\n"),
@@ -136,34 +135,34 @@ impl Reply {
         }
     }
 
-    /// An answer of a kind, made on demand.
+    /// Returns an answer that is made on demand.
     pub(crate) fn later(kind: Kind, make: impl FnOnce() -> Reply + Send + 'static) -> Self {
         Reply::Later(kind, Box::new(make))
     }
 }
 
-/// Gives the answers. It is called on the server's only thread, and so makes what takes time [later](Reply::Later).
+/// Handler of requests. It runs on the server's only thread, and so defers slow answers with [`Reply::Later`].
 pub(crate) type Answering = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
 
-/// A place to listen at, and the host names by which clients may call it.
+/// The address of a server, and the host names by which clients may call it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// `HOST:PORT`; port 0 is any free one.
     pub(crate) address: String,
-    /// Host names that are allowed beside addresses and names of this machine's loopback; `*` allows every one.
+    /// Host names that are allowed beside IP addresses and the names of the loopback interface; `*` allows every name.
     pub(crate) hosts: Vec<String>,
 }
 
 impl Endpoint {
-    /// `true` if there is to be a server.
+    /// `true` if a server is wanted.
     pub(crate) fn is_some(&self) -> bool {
         !self.address.is_empty()
     }
 
-    /// Checks that there can be a server, if there is to be one.
+    /// Checks that this build has a server, if one is wanted.
     ///
     /// # Errors
-    /// Fails if this build has none.
+    /// Fails if this build has no server.
     pub(crate) fn check(&self) -> Result<()> {
         if cfg!(feature = "http") || !self.is_some() {
             return Ok(());

@@ -1,11 +1,12 @@
-//! Keys: what rows of a view are asked for by.
+//! Keys, by which rows of a view are looked up.
 //!
-//! * A row's **key** is its first column, or what the query says; here it is bytes: the compact JSON of the value.
-//! * Who asks gives a **text**: of a string the string itself, of anything else its compact JSON. [`Asked`] has the JSON
-//!   that a text may stand for, so `5` finds the number and the string.
+//! * A row's **key** is its first column, or what the query's function returns; here it is bytes: the compact JSON of
+//!   the value.
+//! * A request names a key by a **text**: for a string the string itself, for anything else its compact JSON. [`Asked`]
+//!   has the JSON of each key that a text may name, so `5` finds both the number and the string.
 //!
-//! Invariants: equal values have equal bytes, so equal keys are one key; where rows are kept by a hash of the bytes,
-//! whoever looks compares the bytes too.
+//! Invariants: equal values have equal bytes, so equal keys are one key; rows are kept by a hash of the bytes, and a
+//! lookup compares the bytes too.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -18,42 +19,42 @@ use serde::ser::{self, Impossible, Serializer};
 /// Appends a row's key, as compact JSON.
 pub(super) type KeyOf<D> = dyn Fn(&D, &mut Vec<u8>) -> serde_json::Result<()> + Send + Sync;
 
-/// Where a key belongs.
+/// Returns the hash by which a key is stored.
 pub(super) fn hash(key: &[u8]) -> u64 {
     FixedState::with_seed(11).hash_one(key)
 }
 
-/// What somebody asks for.
+/// The keys that a request's text may name, with their hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked(Vec<(u64, Vec<u8>)>);
 
 impl Asked {
-    /// The keys that a text may stand for.
+    /// Parses the text of a request.
     pub(super) fn new(text: &str) -> Self {
         let mut keys = vec![serde_json::Value::from(text).to_string().into_bytes()];
-        // JSON of anything but a string: a string's text is the string itself.
+        // JSON of anything but a string: the text of a string is the string itself.
         if !text.starts_with('"') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
             keys.push(text.as_bytes().to_vec());
         }
         Asked(keys.into_iter().map(|key| (hash(&key), key)).collect())
     }
 
-    /// The hashes of the keys.
+    /// Returns the hashes of the keys.
     pub(super) fn hashes(&self) -> impl Iterator<Item = u64> {
         self.0.iter().map(|(hash, _)| *hash)
     }
 
-    /// Whether a key is asked for.
+    /// `true` if a key is among those requested.
     pub(super) fn is(&self, key: &[u8]) -> bool {
         self.0.iter().any(|(_, asked)| asked == key)
     }
 }
 
-/// Appends the first column of a row: the first field of a struct, the first of a pair or a list, the first value of a map;
-/// anything else is a column itself.
+/// Appends the first column of a row: the first field of a struct, the first element of a tuple or a list, the first
+/// value of a map. Any other value is a column itself.
 ///
 /// # Errors
-/// When the value cannot be JSON.
+/// Fails if the value cannot be JSON.
 pub(super) fn first_column<D: Serialize>(row: &D, out: &mut Vec<u8>) -> serde_json::Result<()> {
     match row.serialize(FirstColumn(out)) {
         Ok(()) | Err(Stop::Found) => Ok(()),
@@ -62,10 +63,10 @@ pub(super) fn first_column<D: Serialize>(row: &D, out: &mut Vec<u8>) -> serde_js
     }
 }
 
-/// Why the rest of a row is not looked at.
+/// Reason to stop the serialization of a row.
 #[derive(Debug)]
 enum Stop {
-    /// The first column has been appended.
+    /// The first column was appended.
     Found,
     /// The row is a column itself.
     Whole,
@@ -89,17 +90,17 @@ impl ser::Error for Stop {
     }
 }
 
-/// Takes the first column of what is serialized.
+/// Serializer that appends the first column only.
 struct FirstColumn<'a>(&'a mut Vec<u8>);
 
 impl FirstColumn<'_> {
-    /// Appends a value, and looks no further.
+    /// Appends a value, and stops.
     fn take<T: Serialize + ?Sized, R>(&mut self, value: &T) -> Result<R, Stop> {
         Err(serde_json::to_writer(&mut *self.0, value).map_or_else(Stop::Failed, |()| Stop::Found))
     }
 }
 
-/// Values that are a column themselves.
+/// Implements the methods for values that are columns themselves.
 macro_rules! columns {
     ($($serialize:ident($($type:ty)?),)*) => {$(
         fn $serialize(self $(, _: $type)?) -> Result<(), Stop> {
@@ -189,7 +190,7 @@ impl Serializer for FirstColumn<'_> {
     }
 }
 
-/// What has columns; one without any is a column itself.
+/// Implements composites; one without elements is a column itself.
 macro_rules! composites {
     ($($composite:ident: $element:ident,)*) => {$(
         impl ser::$composite for FirstColumn<'_> {

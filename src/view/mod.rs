@@ -1,20 +1,21 @@
 //! Views: collections that can be read by key while the job runs.
 //!
-//! * A **view** is a collection that the query shows under a name ([`Collection::view`](crate::stream::Collection::view)),
-//!   kept in the memory of process 0 as rows with their counts.
-//! * [`Views`] has all views of a job in one life; any thread may read them ([`Job::views`](crate::job::Job::views)).
-//! * An [`Answer`] is rows and their **epoch**: all that happened at it and before is in them, nothing that happened later is.
-//!   It is the greatest epoch such that it and all before it are complete, rounded down to an odd one: what operators retract
-//!   by themselves happens at the odd epoch behind the one that brought it about. In one life it never goes back.
-//! * A [`Subscription`] begins with the rows of an epoch, and tells what each later epoch changes.
+//! * A **view** is a collection that the query publishes under a name
+//!   ([`Collection::view`](crate::stream::Collection::view)), kept in the memory of process 0 as rows with their
+//!   counts.
+//! * [`Views`] holds all views of a job in one incarnation; any thread may read them
+//!   ([`Job::views`](crate::job::Job::views)).
+//! * An [`Answer`] is rows and their **epoch**: the rows include all changes at or before it, and none after it. It is
+//!   the greatest complete epoch, rounded down to an odd one: retractions that operators make by themselves happen at
+//!   the odd epoch after the even one that caused them. It never decreases within an incarnation.
+//! * A [`Subscription`] starts with the rows of an epoch, and then yields the changes of each later epoch.
 //!
-//! Promises kept here: **an answer is of one complete epoch**, never of several, and an epoch is complete only when it is
-//! on record, so what was answered survives a crash. **It comes only after replay**: in a job that goes on after a crash
-//! when all that was on record is in the view again; in any other when its first epoch is complete. **Nobody who reads holds
-//! the dataflow back**: a subscriber that is too far behind is cut off.
+//! Promises kept here: **an answer is of one complete epoch**, never of several, and an epoch is complete only when it
+//! is in the journal, so an answer survives a crash. **Views answer only after replay**: in a job that resumes after a
+//! crash when the view contains all journalled input again; in any other job when its first epoch is complete.
+//! **Readers never hold the dataflow back**: a subscriber that is too far behind is cut off.
 //!
-//! How a view comes by its changes is not known here ([`crate::stream`] does that). [`http`] is how its readers ask from
-//! outside; what they ask it does not know.
+//! [`crate::stream`] feeds the changes to a view. [`http`] serves requests from outside; it knows nothing of views.
 
 mod answer;
 pub(crate) mod http;
@@ -40,13 +41,13 @@ use self::key::KeyOf;
 pub(crate) use self::store::Keeper;
 use self::store::{Subscribed, View};
 
-/// How many changes may wait for a subscriber that says nothing else.
+/// Default of the number of changes that may be queued for a subscriber.
 const MOST: usize = 1 << 18;
 
-/// All views of a job, in one life of it.
+/// All views of a job, in one incarnation.
 #[derive(Default)]
 pub struct Views {
-    /// Somebody may read them.
+    /// `true` if the views may be read.
     wanted: AtomicBool,
     registry: Mutex<Registry>,
 }
@@ -54,61 +55,61 @@ pub struct Views {
 #[derive(Default)]
 struct Registry {
     stage: Stage,
-    /// The views of the query; nothing for one that is not built yet.
+    /// The views of the query, by name; `None` for a view that is not built yet.
     views: BTreeMap<String, Option<Arc<dyn View>>>,
-    /// What has to be in them before they answer, in a job that goes on after a crash.
+    /// The epoch that the views must reach before they answer, in a job that resumes after a crash.
     needs: Option<Epoch>,
-    /// They cannot be what they were.
+    /// `true` if the views cannot be rebuilt.
     lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// The query has not been looked at.
+    /// The query is not known yet.
     #[default]
     Unknown,
-    /// The query is known, and is built, or runs.
+    /// The query is known, and is being built, or runs.
     Known,
-    /// They are read in another process.
+    /// The views are in another process.
     Elsewhere,
     /// The job is over.
     Over,
 }
 
-/// Why a view does not answer.
+/// The reasons for which a view does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The query has no view of that name.
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         view: String,
-        /// The views that there are.
+        /// The names of the query's views.
         known: Vec<String>,
     },
-    /// It cannot answer yet.
+    /// The view cannot answer yet.
     NotReady {
-        /// Which view.
+        /// The name of the view.
         view: String,
-        /// The epoch up to which all is in it, if there is one.
+        /// The epoch up to which the view is complete, if there is one.
         reached: Option<Epoch>,
-        /// The epoch that it has to come to: the last that was on record when the job went on. `None` if there was none; then
-        /// it is the first epoch of this life.
+        /// The epoch that the view must reach: the last one in the journal when the job resumed. `None` if there was
+        /// none; then it is the first epoch of this incarnation.
         needs: Option<Epoch>,
     },
-    /// This is another process than the one that has the views, which is process 0.
+    /// The views are in process 0, and this is another one.
     Elsewhere {
-        /// Which view.
+        /// The name of the view.
         view: String,
     },
-    /// The job has gone on after a stream of it was over, and live rows of that stream's windows that nothing closes are in no
-    /// snapshot any more: no view can be what it was.
+    /// The job resumed after one of its streams had ended. Live rows of that stream's windows that never close are in
+    /// no snapshot any more, so the views cannot be rebuilt.
     Lost {
-        /// Which view.
+        /// The name of the view.
         view: String,
     },
     /// The job ended before the view could answer.
     Over {
-        /// Which view.
+        /// The name of the view.
         view: String,
     },
 }
@@ -136,10 +137,10 @@ impl From<Refusal> for Error {
             }
             Refusal::NotReady { view, reached, needs } => {
                 let reached = reached
-                    .map_or("no epoch is complete yet".into(), |reached| format!("it has come to epoch {reached}"));
+                    .map_or("no epoch is complete yet".into(), |reached| format!("it has reached epoch {reached}"));
                 let why = match needs {
                     Some(needs) => {
-                        format!("{reached}, and has to come to epoch {needs}, the last on record when the job went on")
+                        format!("{reached}, and must reach epoch {needs}, the last in the journal when the job resumed")
                     }
                     None => reached,
                 };
@@ -156,16 +157,16 @@ impl From<Refusal> for Error {
     }
 }
 
-/// How far a view is.
+/// The progress of a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Its name.
+    /// The name of the view.
     pub view: String,
-    /// Whether it answers.
+    /// `true` if the view answers.
     pub ready: bool,
-    /// The epoch up to which all is in it, if there is one.
+    /// The epoch up to which the view is complete, if there is one.
     pub reached: Option<Epoch>,
-    /// How many different rows it has.
+    /// Number of distinct rows.
     pub rows: usize,
 }
 
@@ -176,12 +177,12 @@ impl fmt::Debug for Views {
 }
 
 impl Views {
-    /// The rows of a view that have a key, or all of them, as they are at one epoch. A key is what the row's first column
-    /// holds, or what the query says: a string as it is, anything else as its compact JSON. Of a key that there is not there
-    /// are no rows.
+    /// Returns the rows of a view with a key, or all rows, as of one epoch. A row's key is its first column, or what
+    /// the query's function returns. `key` is a string as it is, or any other value as compact JSON. An unknown key has
+    /// no rows.
     ///
     /// # Errors
-    /// When there is no such view, it is not ready, or it is not in this process.
+    /// Fails if there is no such view, the view is not ready, or it is in another process.
     pub fn get(&self, view: &str, key: Option<&str>) -> std::result::Result<Answer, Refusal> {
         self.find(view)?.get(key)
     }
@@ -189,16 +190,16 @@ impl Views {
     /// Subscribes to the rows of a view that have a key, or to all of them.
     ///
     /// # Errors
-    /// As [`Views::get`].
+    /// Fails like [`Views::get`].
     pub fn subscribe(&self, view: &str, key: Option<&str>) -> std::result::Result<Subscription, Refusal> {
         self.subscribe_within(view, key, MOST)
     }
 
-    /// As [`Views::subscribe`]; the subscriber is cut off when more than so many changes wait for it, where each epoch with
-    /// changes counts as one more. What one epoch changes may always wait, if nothing else does.
+    /// Like [`Views::subscribe`]; the subscriber is cut off when more than `most` changes are queued for it, where each
+    /// epoch with changes counts as one more. The changes of a single epoch may always be queued, if nothing else is.
     ///
     /// # Errors
-    /// As [`Views::get`].
+    /// Fails like [`Views::get`].
     pub fn subscribe_within(
         &self,
         view: &str,
@@ -208,12 +209,13 @@ impl Views {
         self.find(view)?.subscribe(key, most).map(Subscription)
     }
 
-    /// The names of the views, in order. None before the query is known, and none in another process than process 0.
+    /// Returns the names of the views, in order. Empty before the query is known, and in processes other than process
+    /// 0.
     pub fn names(&self) -> Vec<String> {
         self.lock().views.keys().cloned().collect()
     }
 
-    /// How far each view is, by name.
+    /// Returns the progress of each view, by name.
     pub fn status(&self) -> Vec<Status> {
         let registry = self.lock();
         let status = registry.views.iter().map(|(name, view)| {
@@ -241,24 +243,24 @@ impl Views {
         }
     }
 
-    /// Says that somebody may read them.
+    /// Notes that the views may be read, and have to be maintained.
     pub(crate) fn want(&self) {
         self.wanted.store(true, Ordering::Release);
     }
 
-    /// Whether somebody may read them: else they need not be kept.
+    /// `true` if the views may be read; otherwise they need not be maintained.
     pub(crate) fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Acquire)
     }
 
-    /// Says which views the query has.
+    /// Sets the names of the query's views.
     pub(crate) fn know(&self, names: impl Iterator<Item = String>) {
         let mut registry = self.lock();
         registry.stage = Stage::Known;
         registry.views = names.map(|name| (name, None)).collect();
     }
 
-    /// Says that they are in another process, and whether somebody may read them there.
+    /// Notes that the views are in another process, and whether they may be read there.
     pub(crate) fn are_elsewhere(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Release);
         let mut registry = self.lock();
@@ -266,17 +268,17 @@ impl Views {
         registry.views.clear();
     }
 
-    /// Begins a life: with the last epoch that was on record before it, if one was.
+    /// Starts an incarnation; `last` is the last epoch in its journal, if there is one.
     pub(crate) fn begin(&self, last: Option<Epoch>) {
         self.lock().needs = last;
     }
 
-    /// Says that rows are missing that were there before the job went on.
+    /// Notes that the views cannot be rebuilt, as rows are in no snapshot any more.
     pub(crate) fn lose(&self) {
         self.lock().lost = true;
     }
 
-    /// Says that the job is over. What they have come to, they go on to answer.
+    /// Notes that the job is over. Views that are ready still answer, with their last rows.
     pub(crate) fn end(&self) {
         let mut registry = self.lock();
         if registry.stage != Stage::Elsewhere {
@@ -284,10 +286,10 @@ impl Views {
         }
     }
 
-    /// Makes a view, whose rows have the key that is said, or else their first column.
+    /// Creates a view, and returns its writer.
     ///
     /// # Errors
-    /// When rows of this type cannot be shown.
+    /// Fails if rows of this type cannot be published in a view.
     pub(crate) fn open<D: Record>(&self, name: &str, key: Key<D>) -> Result<Keeper<D>> {
         let mut registry = self.lock();
         let (keeper, view) = Keeper::new(name, key.0, registry.needs)?;
@@ -296,30 +298,30 @@ impl Views {
     }
 }
 
-/// Whether rows of a type can be in a view.
+/// Checks that rows of a type can be published in a view.
 ///
 /// # Errors
-/// When they have a field with the name of the column of differences.
+/// Fails if they have a field with the name of the `diff` column.
 pub(crate) fn check<D: Record>() -> Result<()> {
     store::encoder::<D>().map(drop)
 }
 
-/// What rows of a view are asked for by.
+/// The key by which rows of a view are looked up.
 pub(crate) struct Key<D>(Box<KeyOf<D>>);
 
 impl<D: Record> Key<D> {
-    /// Their first column.
+    /// Returns the default key, the first column.
     pub(crate) fn first_column() -> Self {
         Key(Box::new(key::first_column::<D>))
     }
 
-    /// What a function makes of them.
+    /// Returns the key that a function computes.
     pub(crate) fn by<K: Serialize>(key: impl Fn(&D) -> K + Send + Sync + 'static) -> Self {
         Key(Box::new(move |row, out| serde_json::to_writer(out, &key(row))))
     }
 }
 
-/// The changes of a view, epoch by epoch; to be asked for them now and then, or it is cut off.
+/// The changes of a view, epoch by epoch. A subscriber that does not take them in time is cut off.
 pub struct Subscription(Box<dyn Subscribed>);
 
 impl fmt::Debug for Subscription {
@@ -329,44 +331,43 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// What comes next, as soon as there is something, but waiting for it at most so long. `None` when there is nothing to
-    /// tell, not even that epochs without changes are complete.
+    /// Waits for the next update, at most for `most`. Returns `None` if there is none, not even [`Update::Progress`].
     ///
-    /// The first is [`Update::State`]. Then come [`Update::Changes`], epoch by epoch: added up they are always the rows that
-    /// [`Views::get`] answers with for that epoch. [`Update::Progress`] comes when the time is up, and so tells how far the
-    /// view is where nothing changes. After [`Update::End`] there is nothing but that.
+    /// The first update is [`Update::State`]. Then [`Update::Changes`] follow, epoch by epoch; their sum always equals
+    /// the rows that [`Views::get`] answers with for that epoch. [`Update::Progress`] is returned when the time is up,
+    /// and so tells how far an unchanged view has come. After [`Update::End`] only `End` is returned.
     pub fn wait(&mut self, most: Duration) -> Option<Update> {
         self.0.wait(most)
     }
 
-    /// As [`Subscription::wait`], without waiting: if there is nothing, `waker` is woken when something comes.
-    /// [`Update::Progress`] is answered only if it is asked for.
+    /// Like [`Subscription::wait`], without waiting: if there is no update, `waker` is woken when one arrives.
+    /// [`Update::Progress`] is returned only with `progress`.
     pub(crate) fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update> {
         self.0.poll(waker, progress)
     }
 }
 
-/// What a subscription tells.
+/// An update of a subscription.
 #[derive(Debug)]
 pub enum Update {
-    /// The rows there are, at one epoch.
+    /// All rows, as of one epoch.
     State(Answer),
-    /// All changes of one epoch, consolidated: each row with by how much its count changed.
+    /// All changes of one epoch, consolidated: each row with the change of its count.
     Changes(Answer),
     /// Nothing else has changed up to this epoch.
     Progress(Epoch),
-    /// Nothing comes any more.
+    /// No further update follows.
     End(End),
 }
 
-/// Why nothing comes any more.
+/// The reason for which a subscription has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The job is over.
     Over,
-    /// The subscriber did not keep up: it may subscribe anew.
+    /// The subscriber did not keep up; it may subscribe again.
     Behind {
-        /// How many changes could wait for it.
+        /// Maximum number of changes that could be queued for it.
         most: usize,
     },
 }

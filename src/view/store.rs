@@ -1,16 +1,17 @@
-//! One view: the side that the dataflow writes, and the side that readers read.
+//! One view: its writing side for the dataflow, and its reading side.
 //!
-//! * A [`Keeper`] is the writing side: one worker has it, and gives it the changes of complete epochs.
-//! * A [`Store`] is what both share: the rows, and how far they have come.
-//! * A [`Queue`] has what a subscriber has yet to take.
+//! * A [`Keeper`] is the writing side: it belongs to one worker, which gives it the changes of complete epochs.
+//! * A [`Store`] is shared by both sides: the rows, and the epoch up to which they are complete.
+//! * A [`Queue`] holds the changes that a subscriber has not taken yet.
 //!
-//! How an answer is of one epoch: changes are applied in one critical section, at the end of which the epoch is set; who
-//! reads takes rows and epoch in one, too. Where an epoch changes nothing it is set alone, as the rows are its rows already.
-//! A reader holds the lock for as long as it takes to copy a pointer, and looks for its rows behind it.
+//! An answer is of one epoch: changes are applied in one critical section, which sets the epoch at its end, and a
+//! reader takes rows and epoch in one critical section, too. An epoch without changes is set outside of it, as the rows
+//! are valid for it already. A reader holds the lock only while it copies a pointer, and searches for its rows
+//! afterwards.
 //!
-//! How a subscriber misses nothing and gets nothing twice: it takes its first rows, and is put on the list, in one critical
-//! section, and the changes of each later one are put into its queue. The epoch is set after that; so whoever has seen the
-//! epoch, and then finds its queue empty, has all changes up to it.
+//! A subscriber misses no change and gets none twice: it takes its first rows, and is added to the subscribers, in one
+//! critical section; the changes of each later one are put into its queue. The epoch is set after that. So a subscriber
+//! that has seen the epoch, and then finds its queue empty, has all changes up to it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,33 +32,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A view of some type of rows, as readers see it.
+/// A view of some row type, as readers see it.
 pub(super) trait View: Send + Sync {
     fn get(&self, key: Option<&str>) -> std::result::Result<Answer, Refusal>;
 
     fn subscribe(self: Arc<Self>, key: Option<&str>, most: usize) -> std::result::Result<Box<dyn Subscribed>, Refusal>;
 
-    /// The epoch up to which all is in it, if there is one; whether that is enough to answer; how many rows there are.
+    /// Returns the epoch up to which the view is complete, if there is one; whether it answers; and the number of its
+    /// rows.
     fn status(&self) -> (Option<Epoch>, bool, usize);
 }
 
-/// A subscription to a view of some type of rows.
+/// A subscription to a view of some row type.
 pub(super) trait Subscribed: Send {
     fn wait(&mut self, most: Duration) -> Option<Update>;
 
-    /// The next update without waiting; if there is none, `waker` is woken when one comes. [`Update::Progress`] is answered
-    /// only if it is asked for.
+    /// Returns the next update without waiting; if there is none, `waker` is woken when one arrives.
+    /// [`Update::Progress`] is returned only with `progress`.
     fn poll(&mut self, waker: &Waker, progress: bool) -> Poll<Update>;
 }
 
-/// What the writer and the readers of a view share.
+/// The state shared by the writer and the readers of a view.
 struct Store<D> {
     name: String,
     key: Box<KeyOf<D>>,
     encoder: Encoder,
-    /// The epoch up to which all is in the rows; 0 before there is one.
+    /// The epoch up to which the rows are complete; 0 before there is one.
     through: AtomicU64,
-    /// The epoch that it has to come to before it answers, if that is known when the life begins; else its first one.
+    /// The epoch that the view must reach before it answers, if known when the incarnation starts; else its first one.
     needs: Option<Epoch>,
     ready: AtomicBool,
     held: Mutex<Held<D>>,
@@ -74,7 +76,7 @@ impl<D: Record> Store<D> {
         Some(Epoch(self.through.load(Ordering::Acquire))).filter(|through| through.0 > 0)
     }
 
-    /// The epoch of an answer.
+    /// Checks that the view answers, and returns its epoch.
     fn answers(&self) -> std::result::Result<Epoch, Refusal> {
         let (view, reached, needs) = (self.name.clone(), self.through(), self.needs);
         match reached.filter(|_| self.ready.load(Ordering::Acquire)) {
@@ -84,7 +86,7 @@ impl<D: Record> Store<D> {
         }
     }
 
-    /// The rows of a key, or all.
+    /// Returns the rows of a key, or all rows.
     fn rows(&self, table: &Table<D>, asked: Option<&Asked>) -> Vec<(D, isize)> {
         let mut rows = Vec::new();
         match asked {
@@ -152,13 +154,13 @@ impl<D: Record> View for Store<D> {
     }
 }
 
-/// What one epoch changed, in the order of the hashes.
+/// The changes of one epoch, ordered by hash.
 type Batch<D> = Arc<Vec<Change<D>>>;
 
-/// What a subscriber has yet to take.
+/// The changes queued for a subscriber.
 struct Queue<D> {
     asked: Option<Asked>,
-    /// How many changes may wait, an epoch counted as one more.
+    /// Maximum number of queued changes, where each epoch counts as one more.
     most: usize,
     waiting: Mutex<Waiting<D>>,
     news: Condvar,
@@ -168,7 +170,7 @@ struct Waiting<D> {
     batches: VecDeque<(Epoch, Batch<D>)>,
     changes: usize,
     end: Option<End>,
-    /// Woken when something comes, once.
+    /// Woken once, when something arrives.
     waker: Option<Waker>,
 }
 
@@ -179,12 +181,12 @@ impl<D> Default for Waiting<D> {
 }
 
 impl<D: Record> Queue<D> {
-    /// Takes in what an epoch changed; answers whether the subscriber is still there. What has to wait is not more than is
-    /// allowed, but for what one epoch changed, if that waits alone.
+    /// Queues the changes of an epoch; returns `false` once the subscriber is cut off. More than `most` changes are
+    /// queued only if they are all of one epoch.
     fn push(&self, store: &Store<D>, epoch: Epoch, batch: &Batch<D>) -> bool {
         let own = match &self.asked {
             None => Arc::clone(batch),
-            // A copy: a few rows are not to keep all the others in memory.
+            // A copy, so that a few rows do not keep all the others in memory.
             Some(asked) => Arc::new(of_key(store, asked, batch)),
         };
         if own.is_empty() {
@@ -221,7 +223,7 @@ impl<D: Record> Queue<D> {
     }
 }
 
-/// The changes of a key.
+/// Returns the changes of the requested keys.
 fn of_key<D: Record>(store: &Store<D>, asked: &Asked, batch: &[Change<D>]) -> Vec<Change<D>> {
     let mut own = Vec::new();
     for hash in asked.hashes() {
@@ -232,13 +234,13 @@ fn of_key<D: Record>(store: &Store<D>, asked: &Asked, batch: &[Change<D>]) -> Ve
     own
 }
 
-/// A subscriber.
+/// The reading side of one subscription.
 struct Following<D> {
     store: Arc<Store<D>>,
     queue: Arc<Queue<D>>,
-    /// What it begins with.
+    /// The initial rows, until they are taken.
     first: Option<Vec<(D, isize)>>,
-    /// The last epoch that it was told of.
+    /// The last epoch that the subscriber was told of.
     told: Epoch,
 }
 
@@ -257,11 +259,11 @@ impl<D: Record> Following<D> {
         Some(Update::Changes(self.store.answer(epoch, rows)))
     }
 
-    /// The epoch up to which nothing else has changed, or else the end, after the queue was found empty. `Err` if
-    /// something came meanwhile: it is told before.
+    /// Returns the epoch up to which nothing else has changed, or else the end; to be called after the queue was found
+    /// empty. `Err` if something has arrived meanwhile, which must be returned first.
     fn progress(&mut self) -> std::result::Result<Option<Update>, ()> {
         let end = lock(&self.queue.waiting).end;
-        // Of one that was cut off, what it missed may be before the epoch.
+        // A subscriber that was cut off may have missed changes before that epoch.
         let behind = matches!(end, Some(End::Behind { .. }));
         let through = self.store.through().unwrap_or_default();
         let waiting = lock(&self.queue.waiting);
@@ -324,18 +326,18 @@ impl<D: Record> Subscribed for Following<D> {
     }
 }
 
-/// Writes a view.
+/// The writing side of a view.
 pub(crate) struct Keeper<D: Record> {
     store: Arc<Store<D>>,
-    /// Whether rows have been found to be rows that can be JSON.
+    /// `true` once a first row was encoded, to check that rows can be JSON.
     tried: bool,
 }
 
 impl<D: Record> Keeper<D> {
-    /// A view without rows; with the epoch that it has to come to before it answers, if that is known.
+    /// Creates a view without rows; `needs` is the epoch that it must reach before it answers, if known.
     ///
     /// # Errors
-    /// When rows of this type cannot be shown.
+    /// Fails if rows of this type cannot be published in a view.
     pub(super) fn new(name: &str, key: Box<KeyOf<D>>, needs: Option<Epoch>) -> Result<(Self, Arc<dyn View>)> {
         let held = Held { table: Arc::new(Table::new()), subscribers: Vec::new(), over: false };
         let store = Arc::new(Store {
@@ -350,11 +352,11 @@ impl<D: Record> Keeper<D> {
         Ok((Keeper { store: Arc::clone(&store), tried: false }, store))
     }
 
-    /// Takes in what some epochs changed, in order and consolidated; then all is in it up to `through`, which is at least
-    /// the last of them. `first_is_over` says whether an epoch of this life is complete.
+    /// Applies the changes of complete epochs, in order and consolidated; the view is complete up to `through` then,
+    /// which is at least the last of them. `first_is_over` is `true` if an epoch of this incarnation is complete.
     ///
     /// # Errors
-    /// When a row or its key cannot be JSON.
+    /// Fails if a row or its key cannot be JSON.
     pub(crate) fn advance(
         &mut self,
         epochs: Vec<(Epoch, Vec<(D, isize)>)>,
@@ -384,7 +386,7 @@ impl<D: Record> Keeper<D> {
                     table.apply(Arc::unwrap_or_clone(shared));
                 }
             }
-            // Before the lock is given up: rows and epoch are read in one.
+            // Before the lock is released: readers take rows and epoch together.
             store.through.fetch_max(through.0, Ordering::AcqRel);
         } else {
             store.through.fetch_max(through.0, Ordering::AcqRel);
@@ -395,7 +397,7 @@ impl<D: Record> Keeper<D> {
         Ok(())
     }
 
-    /// Changes in the order of the hashes of their keys.
+    /// Adds the hashes of the keys to changes, and sorts by them.
     fn keyed(&self, rows: Vec<(D, isize)>) -> Result<Vec<Change<D>>> {
         let mut key = Vec::new();
         let changes = rows.into_iter().map(|(row, diff)| {
@@ -409,7 +411,7 @@ impl<D: Record> Keeper<D> {
     }
 }
 
-/// Nothing comes any more.
+/// Ends all subscriptions.
 impl<D: Record> Drop for Keeper<D> {
     fn drop(&mut self) {
         let mut held = lock(&self.store.held);
@@ -420,10 +422,10 @@ impl<D: Record> Drop for Keeper<D> {
     }
 }
 
-/// What makes JSON of rows of a type.
+/// Returns the JSON encoder for rows of a type.
 ///
 /// # Errors
-/// When they cannot have the column of differences.
+/// Fails if a field of theirs has the name of the `diff` column.
 pub(super) fn encoder<D: Record>() -> Result<Encoder> {
     Encoder::new::<D>(crate::sink::Rows::Changes)
 }

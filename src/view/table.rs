@@ -1,21 +1,21 @@
-//! What a view holds: rows with their counts, found by the hash of their key, of which a copy costs next to nothing.
+//! The rows of a view with their counts, indexed by the hash of their key; a clone is cheap.
 //!
-//! * Rows lie in **buckets** of a few dozen keys, by the hash; a bucket that is split makes two, one at a time (linear
-//!   hashing), so that no change waits for all rows to be moved.
-//! * Buckets are shared: a clone of the table is a clone of pointers to them, and whoever changes a bucket that a clone
-//!   has copies that bucket first. So a reader never keeps the one who changes the table waiting for longer than a moment.
+//! * Rows are stored in **buckets** of a few dozen hashes. When the buckets are too full one of them is split in two,
+//!   in a fixed order (linear hashing), so that no change waits for all rows to be moved.
+//! * Buckets are copied on write: a clone of the table copies only the pointers to them, and a writer copies a bucket
+//!   that a clone shares before it changes the bucket. So a reader never blocks the writer for long.
 //!
-//! Invariants: a row that is there is in the bucket that its hash says, once, and its count is not 0; no entry is empty.
+//! Invariants: a row is in the bucket of its hash, once, and its count is not 0; no entry is empty.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::record::Record;
 
-/// How many entries a bucket has on average before one is split.
+/// Average number of entries per bucket above which a bucket is split.
 const FULL: usize = 32;
 
-/// A change of a row: the hash of its key, the row, by how much its count changes.
+/// A change of a row: the hash of its key, the row, and the change of its count.
 pub(super) type Change<D> = (u64, D, isize);
 
 /// The rows of one hash, nearly always of one key.
@@ -26,7 +26,7 @@ enum Rows<D> {
 }
 
 impl<D: Record> Rows<D> {
-    /// The rows with a change of one; nothing if none is left.
+    /// Applies a change to the rows; `None` if no row is left.
     fn with(rows: Option<Self>, row: D, diff: isize) -> Option<Self> {
         let mut many = match rows {
             None => return (diff != 0).then_some(Rows::One(row, diff)),
@@ -64,12 +64,12 @@ impl<D: Record> Rows<D> {
     }
 }
 
-/// Entries in the order of their hashes; empty only while one is changed.
+/// Entries ordered by hash; one is `None` only while it is being changed.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket<D>(Vec<(u64, Option<Rows<D>>)>);
 
 impl<D: Record> Bucket<D> {
-    /// The rows of a hash.
+    /// Calls `see` with each row of a hash and its count.
     pub(super) fn of(&self, hash: u64, mut see: impl FnMut(&D, isize)) {
         if let Ok(at) = self.0.binary_search_by_key(&hash, |entry| entry.0)
             && let Some(rows) = &self.0[at].1
@@ -78,7 +78,7 @@ impl<D: Record> Bucket<D> {
         }
     }
 
-    /// Takes in changes of one hash; answers how many rows there were of it, and how many there are.
+    /// Applies changes of one hash; returns the number of its rows before and after.
     fn change(&mut self, hash: u64, changes: &mut Vec<Change<D>>) -> (usize, usize) {
         let at = match self.0.binary_search_by_key(&hash, |entry| entry.0) {
             Ok(at) => at,
@@ -89,7 +89,7 @@ impl<D: Record> Bucket<D> {
         };
         let entry = &mut self.0[at].1;
         let before = entry.as_ref().map_or(0, Rows::len);
-        // What goes, first: a row that is replaced then leaves its place to the new one.
+        // Retractions first, so that a replaced row makes room for the new one.
         changes.sort_unstable_by_key(|(_, _, diff)| *diff > 0);
         for (_, row, diff) in changes.drain(..) {
             *entry = Rows::with(entry.take(), row, diff);
@@ -106,9 +106,9 @@ impl<D: Record> Bucket<D> {
 #[derive(Clone, Debug)]
 pub(super) struct Table<D> {
     buckets: Vec<Arc<Bucket<D>>>,
-    /// How many hashes there are.
+    /// Number of distinct hashes.
     entries: usize,
-    /// How many different rows there are.
+    /// Number of distinct rows.
     rows: usize,
 }
 
@@ -117,31 +117,31 @@ impl<D: Record> Table<D> {
         Table { buckets: vec![Arc::new(Bucket(Vec::new()))], entries: 0, rows: 0 }
     }
 
-    /// How many different rows there are.
+    /// Returns the number of distinct rows.
     pub(super) fn len(&self) -> usize {
         self.rows
     }
 
-    /// Which bucket a hash is in, of so many: the lower bits that tell twice as many apart, or one bit less where that
-    /// bucket has yet to be split.
+    /// Returns the index of a hash's bucket: the lower bits of the hash that distinguish `buckets` rounded up to a
+    /// power of two, or one bit less if that bucket has yet to be split off.
     fn place(hash: u64, buckets: usize) -> usize {
         let mask = buckets.next_power_of_two() - 1;
         let place = hash as usize & mask;
         if place < buckets { place } else { place & (mask >> 1) }
     }
 
-    /// The bucket that has the rows of a hash.
+    /// Returns the bucket of a hash.
     pub(super) fn bucket(&self, hash: u64) -> Arc<Bucket<D>> {
         Arc::clone(&self.buckets[Self::place(hash, self.buckets.len())])
     }
 
-    /// All rows, in no order.
+    /// Calls `see` with each row and its count, in no order.
     pub(super) fn each(&self, mut see: impl FnMut(&D, isize)) {
         let entries = self.buckets.iter().flat_map(|bucket| &bucket.0);
         entries.filter_map(|(_, rows)| rows.as_ref()).for_each(|rows| rows.each(&mut see));
     }
 
-    /// Takes in changes that are in the order of their hashes.
+    /// Applies changes that are ordered by hash.
     pub(super) fn apply(&mut self, changes: Vec<Change<D>>) {
         let (mut changes, mut of_one) = (changes.into_iter().peekable(), Vec::new());
         while let Some(first) = changes.next() {
@@ -163,7 +163,7 @@ impl<D: Record> Table<D> {
     /// Splits the next bucket in two.
     fn split(&mut self) {
         let buckets = self.buckets.len();
-        // The new one takes what the added bit says of the one that has the same bits below it.
+        // The new bucket takes the entries whose hash has the added bit set, from the bucket with the same lower bits.
         let from = Self::place(buckets as u64, buckets);
         let bucket = Arc::make_mut(&mut self.buckets[from]);
         let goes = |entry: &mut (u64, _)| Self::place(entry.0, buckets + 1) == buckets;
@@ -199,7 +199,7 @@ mod tests {
         assert!(table.buckets.iter().flat_map(|bucket| &bucket.0).all(|(_, rows)| rows.is_some()));
     }
 
-    /// Random changes, and clones that are looked at when there were many more.
+    /// Random changes, with clones that are checked after many more changes.
     #[test]
     fn a_table_is_what_the_changes_make_and_a_clone_stays_as_it_was() {
         for seed in 0..30 {

@@ -1,16 +1,17 @@
 //! A query of several processes, on a real broker, is exact whatever happens to it.
 //!
-//! A round is a topic that is written to, and a query that `tidegate up` runs on it, while a seeded schedule does to them
-//! what happens in production: processes are killed and stopped for a while, the broker is killed and started again,
-//! partitions are added, the job is rescaled, the disk is full, the wall clock steps back. Records are out of order, and some
-//! late. In the end what is committed in the topics of results must be what SQLite answers, row for row.
+//! A round is a topic that is written to, and a query that `tidegate up` runs on it, while a seeded schedule causes
+//! what happens in production: processes are killed and suspended for a while, the broker is killed and restarted,
+//! partitions are added, the job is rescaled, the disk is full, the wall clock steps back. Records are out of order,
+//! and some late. In the end the committed messages of the output topics must be the results of SQLite, row for row.
 //!
-//! In some rounds partitions are idle after a moment without records, and are sent to by turns: which records are late then
-//! depends on when who woke. What holds all the same is checked: each record is counted or late, and no window is shown twice.
+//! In some rounds partitions are idle after a moment without records, and are sent to in turns: which records are late
+//! then depends on when each partition woke. Two things hold nevertheless and are checked: each record is counted or
+//! late, and no window is published twice.
 //!
-//! Two rounds run at a time, on one broker: when that is lost, it is to both.
+//! Two rounds run at a time, on one broker: when it is killed, both lose it.
 //!
-//! `CHAOS_ROUNDS=200 cargo test --test chaos` runs so many rounds; `CHAOS_SEED=17` the one of that seed.
+//! `CHAOS_ROUNDS=200 cargo test --test chaos` runs 200 rounds; `CHAOS_SEED=17` the one of that seed.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[path = "../common/broker.rs"]
@@ -42,46 +43,47 @@ use tempfile::TempDir;
 use transactions::{COLUMNS, START_MS, Transaction, json_of, of_json, same_rows};
 
 const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
-/// The programs, by turns.
+/// The programs, in turns.
 const PROGRAMS: [&str; 4] = [
     env!("CARGO_BIN_EXE_account_totals"),
     env!("CARGO_BIN_EXE_account_sessions"),
     env!("CARGO_BIN_EXE_spend_by_minute"),
     env!("CARGO_BIN_EXE_silent_accounts"),
 ];
-/// How many rounds there are unless it is said: as many in CI as are asked for there, a few elsewhere.
+/// Default numbers of rounds: in CI, and elsewhere.
 const ROUNDS: (u64, u64) = (20, 4);
-/// How many records are sent between two events.
+/// Number of records sent between two events.
 const CHUNK: usize = 400;
-/// How many rounds run at a time.
+/// Number of rounds that run at a time.
 const AT_A_TIME: usize = 2;
-/// Held to lose the broker, and shared by who asks it for something that cannot wait.
+/// Locked for writing to kill the broker, and for reading by requests to it that must not fail.
 static BROKER: RwLock<()> = RwLock::new(());
-/// How long anything may take that is waited for.
+/// Timeout of every wait.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How far on in event time all windows are over, and all accounts silent.
+/// Distance in event time, in milliseconds, after which all windows have ended and all accounts are silent.
 const END_MS: i64 = 3_600_000;
 
-/// What happens to the job, or to what it stands on.
+/// An event of the schedule: a fault of the job, of the broker, of the disk or of the clock, or a change of partitions
+/// or workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     /// A process is killed.
     Kill,
-    /// A process stands still for a while.
+    /// A process is suspended for a while.
     Pause,
     /// The broker is killed and comes back.
     BrokerLost,
     /// The topic gets a partition.
     Partition,
-    /// The job is stopped, and goes on in other numbers of processes and workers.
+    /// The job is stopped, and resumes with other numbers of processes and workers.
     Rescale,
-    /// As a rescale; and the wall clock is an hour behind from then on.
+    /// Same as a rescale; and the wall clock is an hour behind from then on.
     ClockBack,
-    /// The job is stopped, and started on a disk that is full soon; then there is room again.
+    /// The job is stopped, and started on a disk that becomes full; then there is space again.
     DiskFull,
 }
 
-/// A round: what is sent, what is run, and what has happened so far.
+/// A round: its input, its query, and its events so far.
 struct Round<'a> {
     broker: &'a Broker,
     sender: Sender,
@@ -89,17 +91,17 @@ struct Round<'a> {
     folder: TempDir,
     query: Query,
     topic: String,
-    /// What was sent, by partition.
+    /// Records sent so far, by partition.
     partitions: Vec<Vec<Transaction>>,
-    /// How far event time has come.
+    /// Greatest event time so far, in milliseconds.
     now_ms: i64,
     behind: bool,
-    /// Partitions are idle after a moment, and records are sent to one at a time.
+    /// `true` if partitions are idle after a moment, and records are sent to one at a time.
     quiet: bool,
     happened: Vec<String>,
 }
 
-/// Lets nobody take the broker away meanwhile.
+/// Keeps the broker from being killed while the guard is held.
 fn with_broker() -> RwLockReadGuard<'static, ()> {
     BROKER.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -116,7 +118,7 @@ impl Round<'_> {
             broker.create(&format!("{topic}-{output}"), 2);
         }
         let (folder, happened) = (tempfile::tempdir().unwrap(), Vec::new());
-        // Of the programs in whose rows each record is counted once: the first two.
+        // Only programs whose rows count each record once: the first two.
         let quiet = seed / 4 % 2 == 1 && seed % 4 < 2;
         Round {
             broker,
@@ -149,7 +151,8 @@ impl Round<'_> {
         start(TIDEGATE, line.split_whitespace())
     }
 
-    /// Records whose event times go on: a few steps back in each partition, and some far behind, which are late.
+    /// Sends records whose event times grow: some are slightly out of order in their partition, and some far behind,
+    /// which are late.
     fn send(&mut self, count: usize) {
         let mut batches = vec![Vec::new(); self.partitions.len()];
         let only = self.random.usize(0..batches.len());
@@ -160,7 +163,7 @@ impl Round<'_> {
                 3..40 => self.random.i64(0..2_000),
                 _ => 0,
             };
-            // New ones come and old ones fall silent.
+            // New accounts appear and old ones become silent.
             let account = format!("account {}", (self.now_ms - START_MS) / 60_000 * 3 + self.random.i64(0..25));
             let cents = self.random.i64(-5_000..20_000);
             let id = self.partitions.iter().chain(&batches).map(Vec::len).sum::<usize>() as u64;
@@ -173,8 +176,9 @@ impl Round<'_> {
         }
     }
 
-    /// Adds a partition. When it is found depends on the broker and the clock, and records that come before are judged by
-    /// the stream's watermark then; so the others wait until it has been, and what is in it is ahead of them all.
+    /// Adds a partition. The moment at which it is found depends on the broker and the clock, and records before it are
+    /// judged by the stream's watermark then; so the other partitions wait until it has been read, and its records are
+    /// ahead of them all.
     fn add_partition(&mut self, job: &mut Running) {
         let new = self.partitions.len();
         self.partitions.push(Vec::new());
@@ -198,7 +202,7 @@ impl Round<'_> {
         });
     }
 
-    /// Waits until something holds, while the job runs.
+    /// Waits until `holds` returns `true`, while the job runs.
     fn until(&self, job: &mut Running, what: &str, holds: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
@@ -208,7 +212,7 @@ impl Round<'_> {
         }
     }
 
-    /// Notes how long the last thing took.
+    /// Appends the duration of the last event to its description.
     fn took(&mut self, begun: Instant) {
         if let Some(last) = self.happened.last_mut() {
             *last += &format!(" {:.1} s", begun.elapsed().as_secs_f64());
@@ -222,7 +226,7 @@ impl Round<'_> {
         assert_eq!(children(self.folder.path()), [], "processes are left");
     }
 
-    /// Does something to a running job; the job that runs then.
+    /// Applies an event to a running job; returns the job that runs afterwards.
     fn happen(&mut self, event: Event, mut job: Running) -> Running {
         self.happened.push(format!("{event:?}"));
         match event {
@@ -252,7 +256,7 @@ impl Round<'_> {
             }
             Event::DiskFull => {
                 self.stop(job);
-                // The only reason to fail for.
+                // The full disk must be the only reason to fail.
                 let there = with_broker();
                 let kind = ["journal-append", "segment-sync", "manifest"][self.random.usize(0..3)];
                 let number = self.random.u8(1..6);
@@ -271,7 +275,7 @@ impl Round<'_> {
         job
     }
 
-    /// What the results are to be, and what is to be late.
+    /// Returns the expected results and the expected late records.
     fn expected(&self) -> [Vec<Vec<String>>; 2] {
         let database = database(self.partitions.iter().map(Vec::as_slice));
         [self.query.answer(&database, 0), self.query.late(&database, 0)]
@@ -291,7 +295,7 @@ impl Round<'_> {
         }
     }
 
-    /// Returns the number of records, other than the last, that are counted or late; panics if one is shown twice.
+    /// Returns the number of records, other than the last, that are counted or late; panics if one is published twice.
     fn accounted(&self, [out, late]: &[Vec<Vec<String>>; 2]) -> usize {
         let column = |name: &str| self.query.columns.iter().position(|column| *column == name).unwrap();
         let (start, account, count) = (column("window_start"), column("account"), column("count"));
@@ -302,7 +306,8 @@ impl Round<'_> {
         out.iter().map(|row| row[count].parse::<usize>().unwrap()).sum::<usize>() + late.len()
     }
 
-    /// Waits until all records are counted or late. A record far on in one partition ends every window when all are idle.
+    /// Waits until all records are counted or late. A record far ahead in one partition ends every window when all
+    /// partitions are idle.
     fn until_accounted(&mut self, mut job: Running) {
         let sent: usize = self.partitions.iter().map(Vec::len).sum();
         let end = Transaction::new(u64::MAX >> 1, "the end", 0, self.now_ms + END_MS);
@@ -320,7 +325,7 @@ impl Round<'_> {
     fn run(&mut self) {
         let mut events = vec![Event::Kill, Event::Kill, Event::Pause];
         let more = [Event::BrokerLost, Event::Partition, Event::Rescale, Event::ClockBack, Event::DiskFull];
-        // Each is in at least two rounds of five.
+        // Each kind is in at least two of five rounds.
         for _ in 0..2 {
             events.push(*self.random.choice(&more).unwrap());
         }
@@ -340,7 +345,7 @@ impl Round<'_> {
         }
         let expected = self.expected();
         assert!(expected[0].len() > 50 && !expected[1].is_empty(), "too tame: {:?}", expected.each_ref().map(Vec::len));
-        // Records far on in all partitions end every window; their own stays open.
+        // Records far ahead in all partitions end every window; their own stays open.
         let end = Transaction::new(u64::MAX >> 1, "the end", 0, self.now_ms + END_MS);
         for partition in 0..self.partitions.len() {
             self.sender.send(&self.topic, partition, [json_of(&end)]);
@@ -358,7 +363,7 @@ impl Round<'_> {
         self.took(begun);
         self.check(&expected);
         if self.random.bool() {
-            // It goes on once more, and shows nothing twice.
+            // Another start publishes nothing twice.
             let job = self.start("", "");
             std::thread::sleep(Duration::from_millis(500));
             self.stop(job);
@@ -399,7 +404,7 @@ fn results_are_exact_whatever_happens() {
     assert!(!failed.into_inner(), "a round has failed: see the lines above");
 }
 
-/// Runs the round of a seed, and tells of it.
+/// Runs the round of a seed, and prints its outcome; returns `true` if it succeeded.
 fn succeeds(broker: &Broker, seed: u64) -> bool {
     let (begun, mut round) = (Instant::now(), Round::new(broker, seed));
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| round.run()));

@@ -1,8 +1,8 @@
-//! A real Kafka for tests: one broker a test binary, shared by its tests, or one of a test's own. `tests/kafka/broker`
-//! runs it. It ends with the test process however that ends: a shell waits for the end of a pipe that only the test
-//! process holds open, and then wipes it.
+//! A real Kafka broker for tests: one for each test binary, shared by its tests, or one of a test's own.
+//! `tests/kafka/broker` runs it. It ends with the test process, even if that is killed: a shell waits for the end of a
+//! pipe that only the test process holds open, and then wipes the broker.
 //!
-//! Without Java the tests that need it are skipped, loudly; with `CI=true` they fail.
+//! Without Java, tests that need it are skipped with a line on standard error; with `CI=true` they fail.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -23,14 +23,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-/// How long a broker may take for what it is asked.
+/// Timeout of a request to the broker.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running broker.
 pub struct Broker {
     pub servers: String,
     data: PathBuf,
-    /// Options of its script's `start`.
+    /// Options of the script's `start`.
     options: Vec<String>,
     /// Wipes the broker when its standard input ends.
     _watchdog: Child,
@@ -41,21 +41,21 @@ fn script() -> PathBuf {
 }
 
 impl Broker {
-    /// The broker that the tests of this binary share; `None` if there can be none here.
+    /// Returns the broker that the tests of this binary share; `None` if there can be none on this machine.
     pub fn shared() -> Option<&'static Broker> {
         static SHARED: OnceLock<Option<Broker>> = OnceLock::new();
         SHARED.get_or_init(Broker::start).as_ref()
     }
 
-    /// A broker of the caller's own, for tests that kill it.
+    /// Starts a broker of the caller's own, for tests that kill it; `None` if there can be none on this machine.
     pub fn start() -> Option<Broker> {
         Broker::start_with(&[])
     }
 
-    /// A broker of the caller's own, started with options of the script.
+    /// Starts a broker of the caller's own with options of the script; `None` if there can be none on this machine.
     pub fn start_with(options: &[&str]) -> Option<Broker> {
         let data = tempfile::Builder::new().prefix("tidegate-broker-").tempdir().unwrap().keep();
-        // Set apart, so that it outlives an interrupt from the keyboard.
+        // In a session of its own, so that it survives an interrupt from the keyboard.
         let wipe = r#"while read -r _; do :; done; "$0" wipe -d "$1" >/dev/null 2>&1"#;
         let mut watchdog = Command::new("setsid");
         watchdog.args(["bash", "-c", wipe]).arg(script()).arg(&data).stdin(Stdio::piped());
@@ -65,7 +65,7 @@ impl Broker {
         match output.status.code() {
             Some(0) => {}
             Some(4) if std::env::var("CI").as_deref() != Ok("true") => {
-                // Not by `eprintln`, which the test runner keeps for itself.
+                // Not by `eprintln`, which the test runner captures.
                 let line = format!("SKIPPED: no real broker here: {}\n", said.trim());
                 std::io::stderr().lock().write_all(line.as_bytes()).unwrap();
                 drop(watchdog.stdin.take());
@@ -79,12 +79,12 @@ impl Broker {
         Some(Broker { servers, data, options, _watchdog: watchdog })
     }
 
-    /// Ends it as a crash would.
+    /// Kills the broker.
     pub fn kill(&self) {
         self.run("kill", &[]);
     }
 
-    /// Has it back, with the same data and port.
+    /// Restarts the broker with the same data and port.
     pub fn restart(&self) {
         self.run("start", &self.options);
     }
@@ -94,7 +94,7 @@ impl Broker {
         &self.data
     }
 
-    /// Changes what users of its secure listener may do.
+    /// Changes the permissions of users of its secure listener.
     pub fn acl<'a>(&self, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
         let output = Command::new(script()).args(["acl", "-d"]).arg(&self.data).args(words).output().unwrap();
@@ -106,7 +106,7 @@ impl Broker {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// A new topic with a name of its own.
+    /// Creates a topic with a new name.
     pub fn topic(&self, partitions: i32) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("topic-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -128,14 +128,14 @@ impl Broker {
         }
     }
 
-    /// Creates a topic, if the broker can do so now.
+    /// Creates a topic; fails if the broker cannot do so now.
     pub fn try_create(&self, name: &str, partitions: i32) -> Result<(), RDKafkaErrorCode> {
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         let created = wait_for(self.admin().create_topics([&topic], &AdminOptions::new())).unwrap();
         created.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
     }
 
-    /// Adds partitions to a topic, up to so many.
+    /// Increases the number of partitions of a topic to `partitions`.
     pub fn grow(&self, topic: &str, partitions: usize) {
         let grown = NewPartitions::new(topic, partitions);
         for result in wait_for(self.admin().create_partitions([&grown], &AdminOptions::new())).unwrap() {
@@ -162,7 +162,7 @@ impl Broker {
         self.sender().send(topic, partition, texts);
     }
 
-    /// One that sends, for more than one time: it takes a while to make.
+    /// Returns a reusable sender, because creating one takes a while.
     pub fn sender(&self) -> Sender {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.servers).set("enable.idempotence", "true").set("linger.ms", "2");
@@ -170,7 +170,7 @@ impl Broker {
         Sender(config.create().unwrap())
     }
 
-    /// How far a consumer group says that it is in a partition.
+    /// Returns the committed offset of a consumer group; `None` if there is none.
     pub fn group_offset(&self, group: &str, topic: &str, partition: i32) -> Option<i64> {
         let mut config = ClientConfig::new();
         let consumer: BaseConsumer =
@@ -188,7 +188,7 @@ impl Broker {
         ClientConfig::new().set("bootstrap.servers", &self.servers).create().unwrap()
     }
 
-    /// A producer that has begun no transaction yet.
+    /// Creates a transactional producer that has not begun a transaction.
     pub fn transactional(&self, id: &str) -> BaseProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.servers).set("transactional.id", id).set("linger.ms", "0");
@@ -208,7 +208,7 @@ impl Sender {
             let (record, begun) =
                 (|| BaseRecord::<(), str>::to(topic).partition(partition as i32).payload(&text), Instant::now());
             while let Err((why, _)) = self.0.send(record()) {
-                // It learns of new partitions now and then.
+                // The client refreshes its metadata only from time to time.
                 assert!(why.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition), "{why}");
                 assert!(begun.elapsed() < PATIENCE, "{why}");
                 self.0.poll(Duration::from_millis(50));
@@ -219,7 +219,7 @@ impl Sender {
     }
 }
 
-/// Sends texts to partition 0 of a topic and waits until the broker has them, committed or not.
+/// Sends texts to partition 0 of a topic and waits until the broker has them, in a transaction or not.
 pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<Item = String>) {
     for text in texts {
         producer.send(BaseRecord::<(), str>::to(topic).partition(0).payload(&text)).map_err(|(e, _)| e).unwrap();
@@ -227,7 +227,7 @@ pub fn send_all(producer: &BaseProducer, topic: &str, texts: impl IntoIterator<I
     producer.flush(Duration::from_secs(20)).unwrap();
 }
 
-/// All messages of a topic that are committed: what a reader sees that must see nothing else.
+/// Returns all committed messages of a topic, read with `read_committed`.
 pub fn committed(servers: &str, topic: &str) -> Vec<String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("group.id", "test").set("enable.partition.eof", "true");
@@ -250,7 +250,7 @@ pub fn committed(servers: &str, topic: &str) -> Vec<String> {
     texts
 }
 
-/// Returns the end offset of each partition of a topic, with uncommitted records and markers.
+/// Returns the end offset of each partition of a topic, uncommitted records and transaction markers included.
 pub fn high_watermarks(servers: &str, topic: &str) -> std::collections::BTreeMap<i32, i64> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("isolation.level", "read_uncommitted");

@@ -1,6 +1,6 @@
-//! Made-up data and epochs, seeded; and the loop over seeds.
+//! Random data and epochs by seed, and the loop over seeds.
 //!
-//! `TIDEGATE_SEED=n` runs the one case of seed `n`; `TIDEGATE_CASES=n` runs so many. A seed that fails is printed.
+//! `TIDEGATE_SEED=n` runs only the case of seed `n`; `TIDEGATE_CASES=n` runs seeds 1 to `n`. A failure prints its seed.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -22,18 +22,18 @@ pub struct Deal {
     pub amount: i64,
 }
 
-/// Partitions of deals, and how far they may be out of order.
+/// Partitions of deals, and their maximum disorder in milliseconds.
 #[derive(Clone, Debug)]
 pub struct Data {
     pub partitions: Vec<Vec<Deal>>,
     pub disorder: u64,
-    /// The order in which they are read, if they take turns; nothing if all are read at once.
+    /// Turns in which partitions are read; empty if all are read at once.
     pub turns: Vec<Turn>,
 }
 
-/// The times that no record may have.
+/// Event times that are rejected: extreme values, and those next to the years 0 to 9999.
 const IMPOSSIBLE: [i64; 4] = [i64::MIN, i64::MAX, 253_402_300_800_000, -62_167_219_200_001];
-/// The ends of what may be.
+/// The first and last milliseconds of the years 0 to 9999.
 const POSSIBLE: [i64; 2] = [-62_167_219_200_000, 253_402_300_799_999];
 
 fn amount(random: &mut Rng) -> i64 {
@@ -46,8 +46,8 @@ fn amount(random: &mut Rng) -> i64 {
 }
 
 impl Data {
-    /// Random partitions: some empty, some short, some with late records, times on window borders, equal times,
-    /// impossible times, now and then the ends of time.
+    /// Generates random partitions: some empty, some short, some with late records, times on window borders, equal
+    /// times, rejected times, and rarely the first or last of all times.
     pub fn random(random: &mut Rng, most: usize) -> Data {
         let disorder = *random.choice(&[0u64, 1, 10, 60]).unwrap();
         let (mut id, start) = (0, *random.choice(&[0i64, -500, 1_767_225_600_000]).unwrap());
@@ -76,29 +76,29 @@ impl Data {
         Data { partitions: partitions.collect(), disorder, turns: Vec::new() }
     }
 
-    /// The same deals with other numbers, for a second source.
+    /// Shifts the ids of the deals, for a second source.
     pub fn renumbered(mut self, by: u32) -> Data {
         self.partitions.iter_mut().flatten().for_each(|deal| deal.id += by);
         self
     }
 
-    /// How many records there are.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.partitions.iter().map(Vec::len).sum()
     }
 
-    /// The data as a source.
+    /// Returns the data as a source.
     pub fn source(&self) -> Deals {
         Deals::new(self)
     }
 
-    /// What the epochs make of it.
+    /// Computes the history of a source that read the data in these epochs.
     pub fn history(&self, source: u16, steps: &[Step]) -> History<Deal> {
         oracle::history(source, &self.partitions, |deal| deal.at_ms, self.disorder as i64, steps)
     }
 
-    /// Random epochs over all of it: partitions that are found late, rest, wake and end. Some scripts stop before
-    /// the end.
+    /// Generates random epochs over the data: partitions are found late, become idle, are active again and end. Some
+    /// scripts stop before the end.
     pub fn script(&self, random: &mut Rng) -> Script {
         let whole = random.u8(0..4) > 0;
         let count = self.partitions.len() as u32;
@@ -123,7 +123,7 @@ impl Data {
                     let take = if final_epoch { *left } else { random.u64(0..=12).min(*left) };
                     *left -= take;
                     acts = acts.take(id, take);
-                    // Something that has not ended must be left for partitions still to be found.
+                    // A partition that has not ended must be left until all partitions are found.
                     if *left == 0 && epoch >= last && (final_epoch || random.bool()) {
                         acts = acts.end(id);
                         *ended = true;
@@ -135,7 +135,7 @@ impl Data {
             });
         }
         if whole {
-            // Whatever was passed over in the last epoch.
+            // The rest of the data.
             script = script.epoch(|mut acts| {
                 for id in (0..count).filter(|id| !ended[*id as usize]) {
                     acts = acts.take(id, left[id as usize]).end(id);
@@ -147,7 +147,7 @@ impl Data {
     }
 }
 
-/// The seeds of a test, or the one that was asked for.
+/// Returns the seeds of a test, or the one in `TIDEGATE_SEED`.
 pub fn seeds(default: u64) -> Vec<u64> {
     let asked = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     match asked("TIDEGATE_SEED") {
@@ -156,7 +156,7 @@ pub fn seeds(default: u64) -> Vec<u64> {
     }
 }
 
-/// Checks every seed; the first that fails, or hangs, fails the test.
+/// Runs a check for every seed; fails at the first that fails, panics or hangs.
 pub fn for_seeds(default: u64, check: fn(u64) -> Result<(), String>) {
     for seed in seeds(default) {
         let result = within(Duration::from_secs(60), move || check(seed));
@@ -166,7 +166,8 @@ pub fn for_seeds(default: u64, check: fn(u64) -> Result<(), String>) {
     }
 }
 
-/// What `act` answers, or `None` if it takes too long or panics: the test then fails rather than hangs.
+/// Returns the result of `act`; `None` if it takes longer than `limit` or panics, so that a test fails rather than
+/// hangs.
 pub fn within<T: Send + 'static>(limit: Duration, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = mpsc::channel();
     std::thread::spawn(move || answer.send(act()));

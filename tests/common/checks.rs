@@ -1,6 +1,6 @@
-//! Runs of one query that shows everything a window can, and their comparison with the oracle.
+//! Runs of one query that uses all outputs of a windowed step, and their comparison with the oracle.
 //!
-//! Checks answer with a `Result`, so that a test of deliberate faults can see them fail.
+//! Checks return a `Result`, so that a test of deliberate faults can see them fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -19,7 +19,7 @@ use super::cases::{Data, Deal};
 use super::oracle::{self, Judged, Row, Shown, Windows};
 use super::turns::Deals;
 
-/// An accumulator of a user: which ids there were, as bits, and how many.
+/// A user-defined accumulator: the set of ids.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Seen(BTreeSet<u32>);
 
@@ -29,18 +29,18 @@ impl Accumulator for Seen {
     }
 }
 
-/// Count, sum, min, max, first, last, own accumulator, decimal sum.
+/// Count, sum, min, max, first, last, user-defined accumulator, decimal sum.
 pub type Totals = (i64, i128, i64, i64, u32, u32, Seen, Decimal);
 
-/// How often all open windows are shown, in event time.
+/// Period of `every`, in milliseconds of event time.
 pub const PERIOD: i64 = 25;
 
-/// A value of a deal that is not in the order of its place.
+/// Returns a value of a deal whose order differs from the order of the deals.
 fn scrambled(deal: &Deal) -> u32 {
     deal.id ^ 0x15
 }
 
-/// The oracle's totals, from scratch.
+/// Computes the totals from scratch, for the oracle.
 pub fn totals(records: &[&Judged<Deal>]) -> Totals {
     let amounts = || records.iter().map(|record| record.data.amount);
     let sum = amounts().map(i128::from).sum::<i128>();
@@ -59,7 +59,7 @@ pub fn totals(records: &[&Judged<Deal>]) -> Totals {
     )
 }
 
-/// Windows of any kind.
+/// Returns random windows of any kind.
 pub fn any_windows(random: &mut Rng) -> Windows {
     let late = *random.choice(&[0i64, 0, 5, 40, 300]).unwrap();
     match random.u8(0..10) {
@@ -82,8 +82,7 @@ pub fn any_windows(random: &mut Rng) -> Windows {
     }
 }
 
-/// Windows that do not overlap, windows that do and are kept for late records, sessions, so many records each, and windows that
-/// begin together.
+/// Tumbling windows, sliding windows with allowed lateness, sessions, count windows, and cumulative windows.
 pub const KINDS: [Windows; 5] = [
     Windows::Tumbling { size: 20, offset: 0 },
     Windows::Sliding { size: 50, slide: 20, offset: 7, late: 30 },
@@ -92,12 +91,12 @@ pub const KINDS: [Windows; 5] = [
     Windows::Cumulative { size: 60, step: 20, late: 0 },
 ];
 
-/// Which of them a test has, the data say: by how many deals there are.
+/// Chooses windows by the number of deals in the data.
 pub fn windows_of(data: &Data) -> Windows {
     KINDS[data.len() % KINDS.len()]
 }
 
-/// The engine's window for the oracle's.
+/// Converts the oracle's windows to the engine's.
 pub fn window(windows: Windows) -> Window {
     match windows {
         Windows::Global => Window::global(),
@@ -112,12 +111,12 @@ pub fn window(windows: Windows) -> Window {
     }
 }
 
-/// A length of time.
+/// Converts milliseconds to a duration.
 pub fn millis(millis: i64) -> Duration {
     Duration::from_millis(millis.unsigned_abs())
 }
 
-/// Everything that a windowed step shows, captured.
+/// All outputs of a windowed step, captured.
 #[derive(Clone, Default)]
 pub struct Views {
     pub closed: Captured<Row<Totals>>,
@@ -129,7 +128,7 @@ pub struct Views {
 }
 
 impl Views {
-    /// Windows a stream, and captures all views of it.
+    /// Adds a windowed step to a stream, and captures all of its outputs.
     pub fn of(&self, stream: Stream<'_, Deal>, windows: Windows) {
         let windowed = stream.key_by(|deal| deal.key).window(window(windows)).allowed_lateness(millis(windows.late()));
         let step = windowed.aggregate("totals", |each| {
@@ -171,7 +170,7 @@ pub fn run(data: &Data, windows: Windows, run: Run) -> Result<(Views, Outcome), 
     Ok((views, outcome.map_err(|error| error.to_string())?))
 }
 
-/// Rows by epoch, as the oracle has them: each row as often as it is there.
+/// Returns rows by epoch, as the oracle has them: each row repeated by its count. Fails on a negative count.
 fn repeated<D: Record>(captured: &Captured<D>) -> Result<BTreeMap<u64, Vec<D>>, String> {
     let repeat = |(row, count): (D, isize)| match usize::try_from(count) {
         Ok(count) => Ok(vec![row; count]),
@@ -207,7 +206,7 @@ pub fn compare_rows<D: Record>(
     Ok(())
 }
 
-/// Compares the rows that there are at the end of every epoch.
+/// Compares the contents of a collection at the end of every epoch.
 pub fn compare_live<D: Record>(
     what: &str,
     captured: &Captured<D>,
@@ -230,7 +229,7 @@ pub fn compare_live<D: Record>(
     }
 }
 
-/// Compares all views of a step with what the oracle says.
+/// Compares all outputs of a step with the oracle's.
 pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), String> {
     compare_rows("closed rows", &views.closed, &expected.closed)?;
     compare_live("live rows", &views.live, &expected.live)?;
@@ -239,13 +238,13 @@ pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), Stri
     compare_rows("late records", &views.late, &expected.late)
 }
 
-/// The oracle's views, given what a journal says that the epochs took.
+/// Computes the expected outputs from the data and the epochs of the journal.
 pub fn expected(data: &Data, windows: Windows, outcome: &Outcome) -> Shown<Totals, Deal> {
     let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
     oracle::windowed(&history, windows, |deal| deal.key, totals)
 }
 
-/// The account: every record that was read was counted, late or rejected. There is one step, and nothing before it.
+/// Checks that every record read was counted, late or rejected: the query has a single step.
 pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome) -> Result<(), String> {
     let summary = &outcome.report.summary;
     let (source, step) = (&summary.sources[0], &summary.steps[0]);
@@ -259,7 +258,7 @@ pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome)
     same("counted + late + rejected", &(step.counted + step.late + source.rejected), &source.read)
 }
 
-/// Runs data at some pace, and compares everything with the oracle.
+/// Runs data in the epochs of `how`, and compares everything with the oracle.
 pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, String> {
     let (views, outcome) = run(data, windows, how)?;
     let expected = expected(data, windows, &outcome);
@@ -269,8 +268,8 @@ pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, Str
     Ok(outcome)
 }
 
-/// What the data alone decide, without any epochs: final results and late records of a run in which every partition was
-/// there from the start and came to its end.
+/// Computes what the data alone determine, without any epochs: final results and late records of a run in which every
+/// partition was found at the start and ended.
 pub fn by_data(data: &Data, windows: Windows) -> Shown<Totals, Deal> {
     let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
         partition: partition as u32,
@@ -282,14 +281,14 @@ pub fn by_data(data: &Data, windows: Windows) -> Shown<Totals, Deal> {
     oracle::windowed(&data.history(0, &[all]), windows, |deal| deal.key, totals)
 }
 
-/// All rows of all epochs, sorted.
+/// Returns the rows of all epochs, sorted.
 pub fn flat<D: Ord + Clone>(by_epoch: &BTreeMap<u64, Vec<D>>) -> Vec<D> {
     let mut rows = by_epoch.values().flatten().cloned().collect::<Vec<_>>();
     rows.sort();
     rows
 }
 
-/// Runs data at some pace, and compares final results and late records with what the data alone decide.
+/// Runs data in the epochs of `how`, and compares final results and late records with what the data alone determine.
 pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String> {
     let (views, _) = run(data, windows, how)?;
     let expected = by_data(data, windows);
@@ -325,21 +324,22 @@ impl Source for SlowToOpen {
     }
 }
 
-/// Partition 0 is far ahead of partition 1, which a worker reads that is slow to begin: no record is late for that.
+/// Checks that no record is late because a worker starts slowly: partition 0 is far ahead of partition 1, which the
+/// slow worker reads.
 pub fn check_slow_start(how: Run) -> Result<(), String> {
     let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
     let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0, turns: Vec::new() };
     let (views, source) = (Views::default(), SlowToOpen(data.source()));
     let shown = views.clone();
     let windows = Windows::Tumbling { size: 1000, offset: 0 };
-    // With nothing allowed in flight, the first epoch is full at once, and holds a part of partition 0.
+    // With no in-flight budget the first epoch is full at once, and holds a part of partition 0.
     let run = how.workers(2).clock().in_flight(0).run(move |flow| shown.of(flow.read("deals", &source), windows));
     run.map_err(|error| error.to_string())?;
     same("late records", &views.late.all(), &Vec::new())?;
     same("closed rows", &views.closed.all(), &flat(&by_data(&data, windows).closed))
 }
 
-/// Nothing is shown before it is on record, however long syncs take.
+/// Checks that nothing is published before its epoch is synced, even if syncs are slow.
 pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
     let (sync, source) = (SlowSync::new(15), data.source());
     let watched = sync.clone();
@@ -351,7 +351,7 @@ pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
     run.map(drop).map_err(|error| error.to_string())
 }
 
-/// Options with a drift that pauses partitions all the time.
+/// Returns options with a `max_drift` so small that partitions are paused all the time.
 pub fn small_drift(drift: u64) -> Options {
     Options { max_drift: Duration::from_millis(drift), ..Options::default() }
 }

@@ -1,4 +1,4 @@
-//! Drives a source's reader without an engine: polls it, binds epochs, keeps what it took.
+//! Drives a source's reader without an engine: polls it, commits epochs, and keeps the records.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -21,7 +21,7 @@ pub struct Tick {
     pub at_ms: i64,
 }
 
-/// One worker's reader of a source, with all that it took so far.
+/// One worker's reader of a source, with everything it has read.
 pub struct Driven<D: Record> {
     pub reader: Box<dyn Reader<D>>,
     pub intake: Intake<D>,
@@ -32,7 +32,7 @@ pub struct Driven<D: Record> {
     pub bindings: Vec<(Epoch, Binding)>,
 }
 
-/// How the only worker of a test opens its sources.
+/// Returns the context in which the only worker of a test opens its sources.
 pub fn place(options: Options) -> Place {
     Place { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
 }
@@ -51,7 +51,7 @@ impl<D: Record> Driven<D> {
         Ok(Driven { reader, intake, view, epoch: Epoch(2), events, rejects, bindings })
     }
 
-    /// Polls once; answers how many records came.
+    /// Polls once; returns the number of records.
     pub fn poll(&mut self, budget: usize) -> Result<usize> {
         self.reader.poll(self.epoch, budget, &mut self.intake)?;
         Ok(self.keep())
@@ -65,12 +65,15 @@ impl<D: Record> Driven<D> {
         count
     }
 
-    /// Ends the epoch and begins the next.
+    /// Commits the epoch's input and begins the next epoch.
     pub fn bind(&mut self) -> Binding {
         self.try_bind().unwrap()
     }
 
-    /// Ends the epoch and begins the next, unless the source has failed.
+    /// Commits the epoch's input and begins the next epoch.
+    ///
+    /// # Errors
+    /// Fails if the source has failed.
     pub fn try_bind(&mut self) -> Result<Binding> {
         let begun = Instant::now();
         let binding = loop {
@@ -85,7 +88,7 @@ impl<D: Record> Driven<D> {
         Ok(binding)
     }
 
-    /// Polls and binds until `enough`, for a minute at most.
+    /// Polls and commits epochs until `enough` returns `true`; panics after a minute.
     pub fn until(&mut self, mut enough: impl FnMut(&mut Self) -> bool) -> Result<()> {
         let begun = Instant::now();
         while !enough(self) {
@@ -101,29 +104,29 @@ impl<D: Record> Driven<D> {
         Ok(())
     }
 
-    /// Polls and binds until so many records were accepted.
+    /// Polls and commits epochs until `count` records were accepted.
     pub fn until_events(&mut self, count: usize) -> Result<()> {
         self.until(|driven| driven.events.len() >= count)
     }
 
-    /// Polls and binds until the source has ended.
+    /// Polls and commits epochs until the source has ended.
     pub fn until_ended(&mut self) -> Result<()> {
         self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.mark.ended))
     }
 
-    /// Polls and binds for some time.
+    /// Polls and commits epochs for `time`.
     pub fn for_a_while(&mut self, time: Duration) -> Result<()> {
         let begun = Instant::now();
         self.until(|_| begun.elapsed() >= time)
     }
 
-    /// Goes on from a snapshot.
+    /// Resumes from a snapshot.
     pub fn resume(&mut self, epoch: Epoch, places: &[Resumed]) -> Result<()> {
         self.epoch = Epoch(epoch.0 + 2);
         self.reader.resume(epoch, places, &mut self.intake)
     }
 
-    /// Repeats an epoch of a journal.
+    /// Replays an epoch of a journal.
     pub fn replay(&mut self, epoch: Epoch, bounds: &[Bound]) -> Result<()> {
         let begun = Instant::now();
         while !self.reader.replay(epoch, bounds, &mut self.intake)? {
@@ -136,7 +139,7 @@ impl<D: Record> Driven<D> {
         Ok(())
     }
 
-    /// Partition and offset of each accepted record, in the order in which they were taken.
+    /// Returns partition and offset of each accepted record, in the order of reading.
     pub fn places(&self) -> Vec<(u32, u64)> {
         self.events.iter().map(|event| (event.origin.partition, event.origin.offset)).collect()
     }

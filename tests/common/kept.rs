@@ -1,4 +1,5 @@
-//! A query with every kind of cut and of sink that there is without a broker, whose files are on the disk of its state.
+//! A query with every kind of checkpointed operator and of sink that needs no broker; its files are on the disk of its
+//! state.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
 use super::cases::{Data, Deal};
 use super::checks::{self, small_drift};
 
-/// The rows of windows that have closed, as CSV.
+/// The rows of closed windows, as CSV.
 pub const CLOSED: &str = "out/closed.csv";
 /// All changes of a window that stays open, as NDJSON.
 pub const EVER: &str = "out/ever.ndjson";
-/// Where the state is.
+/// The state directory.
 pub const STATE: &str = "state";
 
 /// A window's row.
@@ -42,8 +43,8 @@ pub struct Ever {
     pub greatest: u32,
 }
 
-/// Deals in a few partitions, so many in all, some late and one impossible: enough of everything in little. There are a few
-/// more, by the seed, as their number says what windows there are: see [`checks::windows_of`].
+/// Generates `records` deals, rounded, in two partitions, some late and one with an impossible time: a little of
+/// everything. The seed changes the number slightly, because it selects the windows: see [`checks::windows_of`].
 pub fn steady(seed: u64, records: u32) -> Data {
     let kinds = checks::KINDS.len() as u32;
     let records = records / kinds * kinds + seed as u32 % kinds;
@@ -58,21 +59,21 @@ pub fn steady(seed: u64, records: u32) -> Data {
     Data { partitions, disorder: 5, turns: Vec::new() }
 }
 
-/// An empty disk with a directory for results.
+/// Creates an empty disk with a directory for results.
 pub fn new_disk() -> CrashingDisk {
     let disk = CrashingDisk::new();
     disk.put(Path::new("out/note"), b"");
     disk
 }
 
-/// A run with its state on a disk. It reads on only when all that it has read is shown, so that it cannot be over before
-/// there was a snapshot.
+/// Prepares a run with its state on a disk. It reads on only when everything it has read is published, so that it
+/// cannot end before the first snapshot.
 pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> Run {
     let disk: Arc<dyn Disk> = disk.shared();
     Run::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
 }
 
-/// Sees what a sink is given, and what it is given again: an epoch that is repeated has to be as it was.
+/// Checks at a sink that a replayed epoch has the same rows as before.
 #[derive(Clone)]
 pub struct Seen<D>(Arc<Mutex<ByEpoch<D>>>);
 
@@ -104,27 +105,27 @@ impl<D: Record> Seen<D> {
     }
 }
 
-/// All that the query shows, apart from its files.
+/// All outputs of the query except for its files.
 #[derive(Clone, Default)]
 pub struct Kept {
     pub closed: Captured<Closed>,
     pub ever: Captured<Ever>,
     pub live: Captured<Closed>,
-    /// Windows of the rows of windows: a cut behind a cut.
+    /// Windows over the rows of windows: a checkpointed operator behind another.
     pub chained: Captured<(i64, u8, i64, u32)>,
-    /// What state by key, with timers, lets through.
+    /// Output of keyed state with timers.
     pub distinct: Captured<Deal>,
     pub late: Captured<Deal>,
     pub rejects: Captured<Rejected>,
-    /// As often as they come: the closed rows, and the live ones.
+    /// The closed rows and the live rows, as sinks got them.
     pub seen_closed: Seen<Closed>,
     pub seen_live: Seen<Closed>,
 }
 
-/// Rows with how often they are there.
+/// Rows with their counts.
 pub type Sums<D> = BTreeMap<D, isize>;
 
-/// What there is in the end: of a collection that is what is left of it.
+/// Final contents of all outputs: of a collection, the rows that remain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
     pub closed: Sums<Closed>,
@@ -184,7 +185,7 @@ impl Kept {
         outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
     }
 
-    /// What a run without state, and without files, comes to.
+    /// Returns the results of a run without state and without files.
     pub fn plain(data: &Data) -> Result<End, String> {
         let plain = Kept::default();
         let outcome = Run::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
@@ -192,7 +193,7 @@ impl Kept {
         Ok(plain.captured())
     }
 
-    /// A copy that goes its own way.
+    /// Returns an independent copy.
     pub fn fork(&self) -> Kept {
         Kept {
             closed: self.closed.fork(),
@@ -219,7 +220,7 @@ impl Kept {
         }
     }
 
-    /// Whether both the files and what was captured are what there has to be in the end.
+    /// Checks that the files and the captured outputs have the expected contents.
     pub fn check(&self, disk: &CrashingDisk, expected: &End) -> Result<(), String> {
         let captured = self.captured();
         same("closed rows", &captured.closed, &expected.closed)?;
@@ -236,7 +237,7 @@ impl Kept {
     }
 }
 
-/// The contents of both files, for comparing them byte by byte.
+/// Returns the contents of both files, to be compared byte by byte.
 pub fn files(disk: &CrashingDisk) -> [Option<Vec<u8>>; 2] {
     [CLOSED, EVER].map(|path| disk.bytes(Path::new(path)))
 }
@@ -266,7 +267,7 @@ fn closed_file(disk: &CrashingDisk) -> Result<Sums<Closed>, String> {
     Ok(sums)
 }
 
-/// What a log of changes comes to, each of which must take back what there was.
+/// Returns the sum of a log of changes, in which each row must be retracted before the next of its key.
 fn ever_file(disk: &CrashingDisk) -> Result<Sums<Ever>, String> {
     #[derive(Deserialize)]
     struct Line {
@@ -308,7 +309,7 @@ fn same<D: Record>(what: &str, got: &Sums<D>, expected: &Sums<D>) -> Result<(), 
     Err(format!("{what} differ: there are {other:?}, and should be {lacks:?}"))
 }
 
-/// The kind of a file of a state or beside it, by its name.
+/// Returns the kind of a file of the state or beside it, by its name.
 pub fn kind_of(path: &Path) -> &'static str {
     let text = path.display().to_string();
     let has = |part: &str| text.contains(part);
@@ -328,7 +329,7 @@ pub fn kind_of(path: &Path) -> &'static str {
     }
 }
 
-/// The paths of all files of the state and of the results.
+/// Returns the paths of all files of the state and of the results.
 pub fn all_files(disk: &CrashingDisk) -> Vec<PathBuf> {
     disk.paths().into_iter().filter(|path| path != Path::new("out/note")).collect()
 }

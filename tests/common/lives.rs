@@ -1,4 +1,5 @@
-//! Lives of a state on a disk that crashes: each goes on with what survived the one before, perhaps on other workers.
+//! Incarnations of a state on a disk that crashes: each recovers from what survived the previous one, perhaps on
+//! another number of workers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,18 +15,18 @@ use super::cases::{Data, Deal};
 use super::checks::{self, Views, small_drift};
 use super::tables::Tables;
 
-/// How many lives crash at most.
+/// Maximum number of incarnations that crash.
 const LIVES: usize = 12;
 
-/// Everything that the query of these tests shows.
+/// All outputs of the query of these tests.
 #[derive(Clone, Default)]
 pub struct Results {
     pub views: Views,
-    /// What other aggregates show, as text.
+    /// The results of other aggregates, as text.
     pub others: Captured<(i64, u8, String)>,
-    /// Windows of the results of windows: a cut behind a cut.
+    /// Windows over the results of windows: a checkpointed operator behind another.
     pub chained: Captured<(i64, u8, i64, u32)>,
-    /// Tables of the records and of the results, and what is joined with them.
+    /// Tables of the records and of the results, and joins with them.
     pub tables: Tables,
 }
 
@@ -70,7 +71,7 @@ impl Results {
         outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
     }
 
-    /// Whether both have shown the same in the end, each row once.
+    /// Compares the final results of two runs, each row once.
     pub fn check_equal(&self, what: &str, expected: &Results) -> Result<(), String> {
         rows(what, "closed rows", &self.views.closed, &expected.views.closed)?;
         rows(what, "late records", &self.views.late, &expected.views.late)?;
@@ -82,12 +83,12 @@ impl Results {
         rows(what, "chained rows", &self.chained, &expected.chained)?;
         rows(what, "tables", &self.tables.last, &expected.tables.last)?;
         rows(what, "tables of results", &self.tables.last_results, &expected.tables.last_results)?;
-        // What is joined depends on what is in which epoch: it is compared with what the same epochs had.
+        // Joins depend on which records share an epoch: they are compared with a computation over the same epochs.
         self.tables.check(true).map_err(|why| format!("{what}: {why}"))
     }
 }
 
-/// Whether all rows that are shown every so often are the live ones of that epoch.
+/// Checks that the rows of `every` are the live rows of their epoch.
 fn every_is_live(views: &Views) -> Result<(), String> {
     let (live, mut now) = (views.live.epochs(), BTreeMap::<_, isize>::new());
     let mut epochs = live.into_iter().peekable();
@@ -122,7 +123,7 @@ fn rows<D: Record>(what: &str, name: &str, got: &Captured<D>, expected: &Capture
     Err(format!("{what}: {name} differ: there are {other:?}, and should be {lacks:?}"))
 }
 
-/// A run on a disk, on random workers and at a random pace.
+/// Prepares a run with its state on a disk, with a random number of workers and random epochs.
 pub fn on(disk: &CrashingDisk, random: &mut Rng, run: Run) -> Run {
     let disk: Arc<dyn Disk> = disk.shared();
     run.workers(random.usize(1..=3)).seed(random.u64(..)).state(&disk, "state")

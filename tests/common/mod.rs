@@ -1,5 +1,5 @@
-//! What the tests of the engine in memory share: the oracle, made-up data, and checks that compare the two. A crate of its
-//! own, so that the queries in it are compiled once.
+//! Shared code of the tests of the engine in memory: the oracle, random data, and checks that compare the two. It is a
+//! crate of its own, so that its queries are compiled once.
 #![allow(
     dead_code,
     unreachable_pub,

@@ -1,8 +1,8 @@
-//! What windows must show, computed from scratch out of the data and what each epoch took of it.
+//! Reference implementation of windows: computes their outputs from the data and the input of each epoch, from scratch.
 //!
-//! It is written from the definitions of the words watermark, floor, idle, late and closed, and shares no code with the engine:
-//! everything is recomputed from all records, with plain vectors and 128-bit integers. Times are `i64` milliseconds;
-//! [`NEVER`] is before all events, [`OVER`] after all.
+//! It is written from the definitions of watermark, activation watermark, idle, late and closed, and shares no code
+//! with the engine: everything is recomputed from all records, with plain vectors and 128-bit integers. Times are `i64`
+//! milliseconds; [`NEVER`] is before all events, [`OVER`] after all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -14,7 +14,7 @@ pub const NEVER: i64 = i64::MIN;
 /// After every event.
 pub const OVER: i64 = i64::MAX;
 
-/// What one epoch took of one partition, and how the partition was at the epoch's end.
+/// Input of one epoch from one partition, and the state of the partition at the epoch's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Took {
     pub partition: u32,
@@ -24,14 +24,14 @@ pub struct Took {
     pub ended: bool,
 }
 
-/// What an epoch took, from the partitions in which something changed.
+/// Input of an epoch, from the partitions in which something changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub epoch: u64,
     pub took: Vec<Took>,
 }
 
-/// What a journal says that the epochs took of a source. Its watermarks are not looked at.
+/// Returns the input of a source by epoch, as in a journal. The journal's watermarks are ignored.
 pub fn steps(journal: &[Frame], source: &str) -> Vec<Step> {
     let took = |frame: &Frame| {
         let mine = frame.bounds.iter().filter(|bound| bound.source == source);
@@ -40,20 +40,21 @@ pub fn steps(journal: &[Frame], source: &str) -> Vec<Step> {
     journal.iter().map(|frame| Step { epoch: frame.epoch.0, took: took(frame) }).collect()
 }
 
-/// A record of a stream, with all that decides whether it is late.
+/// A record of a stream, with everything that determines its lateness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged<D> {
     pub data: D,
     pub time: i64,
     /// Source, partition, offset.
     pub place: (u16, u32, u64),
-    /// Its own partition's watermark just before it.
+    /// Watermark of its own partition just before it.
     pub mark: i64,
-    /// Its partition's floor.
+    /// Activation watermark of its partition: the stream's watermark at the epoch before the partition was found or
+    /// last woke from idle.
     pub floor: i64,
     /// The epoch that took it.
     pub epoch: u64,
-    /// The epoch in which its partition was found late, or last woke from idle; of results of windows, in which their
+    /// Epoch in which its partition was found late, or last woke from idle; for results of windows, in which their
     /// stream did. `None` if that never happened.
     pub woke: Option<u64>,
 }
@@ -65,18 +66,18 @@ impl<D> Judged<D> {
     }
 }
 
-/// Tells whether a stream may hold back what it is combined with.
+/// Tells if a stream may hold back the watermark of a stream combined from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// Some partition is awake, or none has been found.
+    /// Some partition is active, or none has been found.
     Awake,
     /// All partitions are idle, or have ended; not all have ended.
     Idle,
-    /// All have ended. With where they had come.
+    /// All have ended. With the greatest watermark that was reached.
     Ended(i64),
 }
 
-/// A stream: its records, and its watermark, and whether it rests, at every epoch that took anything.
+/// A stream: its records, its watermark and its activity at every epoch with input.
 #[derive(Clone, Debug)]
 pub struct History<D> {
     pub records: Vec<Judged<D>>,
@@ -85,12 +86,12 @@ pub struct History<D> {
     pub rests: BTreeMap<u64, Rest>,
 }
 
-/// The value at the last epoch that has one, up to this one.
+/// Returns the value at the last epoch that has one, up to and including this one.
 fn at<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
     all.range(..=epoch).next_back().map_or(or, |at| *at.1)
 }
 
-/// The value at the last epoch before this one.
+/// Returns the value at the last epoch before this one.
 fn before<V: Copy>(all: &BTreeMap<u64, V>, epoch: u64, or: V) -> V {
     epoch.checked_sub(1).map_or(or, |epoch| at(all, epoch, or))
 }
@@ -105,12 +106,12 @@ struct Partition {
     woke: Option<u64>,
 }
 
-/// `true` if a record may have this time: the years 1 to 9998.
+/// Returns `true` if a record may have this time: the years 1 to 9998.
 fn may_be(time: i64) -> bool {
     (-62_135_596_800_000..=253_370_764_799_999).contains(&time)
 }
 
-/// Follows a source through its epochs, by the definitions.
+/// Computes the history of a source through its epochs, by the definitions.
 pub fn history<D: Clone>(
     source: u16,
     partitions: &[Vec<D>],
@@ -125,7 +126,8 @@ pub fn history<D: Clone>(
     for step in steps {
         let before = watermark;
         for took in &step.took {
-            // A partition that is found, or wakes, has the stream's watermark of the epoch before as its floor.
+            // A partition that is found, or woken from idle, has the stream's watermark of the epoch before as its
+            // activation watermark.
             let woke = (step.epoch > first).then_some(step.epoch);
             let found = Partition { mark: NEVER, floor: before, next: 0, idle: false, ended: false, woke };
             let now = known.entry(took.partition).or_insert(found);
@@ -159,7 +161,7 @@ pub fn history<D: Clone>(
             watermark = OVER;
             Rest::Ended(reached)
         } else {
-            // Nothing is left to wait for.
+            // No active partition holds the watermark back.
             watermark = watermark.max(greatest);
             Rest::Idle
         };
@@ -169,8 +171,9 @@ pub fn history<D: Clone>(
     history
 }
 
-/// The history of both streams: at every epoch the lesser watermark of those that are awake. A record whose partition woke has
-/// the watermark of both at the epoch before as its floor, if that is greater than the one it has.
+/// Combines two streams: the watermark at every epoch is the lesser one of those that are active. A record whose
+/// partition was woken has the combined watermark of the epoch before as its activation watermark, if that is greater
+/// than its own.
 pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
     let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
     let (mut watermark, mut watermarks, mut rests) = (NEVER, BTreeMap::new(), BTreeMap::new());
@@ -197,7 +200,7 @@ pub fn concat<D: Clone>(left: &History<D>, right: &History<D>) -> History<D> {
 }
 
 impl<D> History<D> {
-    /// Every record changed into any number of records.
+    /// Maps every record to any number of records.
     pub fn flat_map<D2>(&self, change: impl Fn(&D) -> Vec<D2>) -> History<D2> {
         let changed = |record: &Judged<D>| change(&record.data).into_iter().map(|data| record.with(data)).collect();
         History {
@@ -208,16 +211,16 @@ impl<D> History<D> {
         }
     }
 
-    /// The stream of the final results of a window over this one.
+    /// Returns the stream of the final results of a window over this one.
     pub fn closed<V: Clone>(&self, shown: &Shown<V, D>, late: i64) -> History<Row<V>> {
         let rows = shown.closed.iter().flat_map(|(epoch, rows)| rows.iter().map(move |row| (*epoch, row.clone())));
         let record = |(epoch, row): (u64, Row<V>)| {
             let time = row.1 - 1;
-            // A row that a stream shows at an epoch after one at which it was idle.
+            // The last epoch up to this one before which the stream was idle.
             let woke = self.rests.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
             Judged { time, place: (0, 0, 0), mark: time, floor: NEVER, epoch, woke, data: row }
         };
-        // Rows are still to come from as far back as windows are kept for.
+        // Rows may still come as late as the allowed lateness.
         let behind = |(epoch, mark): (&u64, &i64)| match *mark {
             NEVER | OVER => (*epoch, *mark),
             mark => (*epoch, mark - late),
@@ -236,7 +239,7 @@ impl<D> History<D> {
     }
 }
 
-/// Which windows there are. `late`: how long after its end a window takes late records.
+/// Windows of a step. `late` is the allowed lateness.
 #[derive(Clone, Copy, Debug)]
 pub enum Windows {
     Tumbling { size: i64, offset: i64 },
@@ -249,7 +252,7 @@ pub enum Windows {
 }
 
 impl Windows {
-    /// Start and end of every window that a time is in.
+    /// Returns start and end of every window that contains a time.
     pub fn of(self, time: i64) -> Vec<(i64, i64)> {
         let time = i128::from(time);
         let found: Vec<(i128, i128)> = match self {
@@ -262,7 +265,7 @@ impl Windows {
             }
             Windows::Sliding { size, slide, offset, .. } => {
                 let (size, slide, offset) = (i128::from(size), i128::from(slide), i128::from(offset));
-                // Every window that could cover the time, tried one by one.
+                // Every window that could contain the time, tried one by one.
                 let about = (time - offset).div_euclid(slide);
                 let starts = (about - size / slide - 2..=about + 2).map(|number| number * slide + offset);
                 starts
@@ -277,7 +280,7 @@ impl Windows {
                 ends.filter(|end| *end > time).map(|end| (start, end)).collect()
             }
         };
-        // What would end after all time ends with it: that is one window.
+        // Windows that would end after all times end with them, as one window.
         let within = |(start, end)| if end < i128::from(OVER) { (start as i64, end as i64) } else { (OVER, OVER) };
         let mut windows: Vec<_> = found.into_iter().map(within).collect();
         windows.dedup();
@@ -288,7 +291,7 @@ impl Windows {
         if let Windows::Tumbling { offset, .. } = self { offset } else { 0 }
     }
 
-    /// How long after its end a window takes late records.
+    /// Returns the allowed lateness.
     pub fn late(self) -> i64 {
         match self {
             Windows::Tumbling { .. } | Windows::Global => 0,
@@ -301,7 +304,7 @@ impl Windows {
 /// A row: start and end of its window, key, value.
 pub type Row<V> = (i64, i64, u8, V);
 
-/// What a windowed step must show.
+/// Expected outputs of a windowed step.
 #[derive(Clone, Debug)]
 pub struct Shown<V, D> {
     /// Final results, at the epoch that closes their window, sorted.
@@ -314,13 +317,13 @@ pub struct Shown<V, D> {
     pub late: BTreeMap<u64, Vec<D>>,
     /// Records that were on time.
     pub counted: usize,
-    /// The stream's watermark at every epoch that took anything.
+    /// The stream's watermark at every epoch with input.
     pub watermarks: BTreeMap<u64, i64>,
 }
 
 impl<V: Clone, D> Shown<V, D> {
-    /// The rows of all open windows, at epochs whose watermark has come past a multiple of a period. There is none before the
-    /// first watermark, and none when the stream is over.
+    /// Returns the rows of all open windows, at epochs whose watermark has passed a multiple of a period. There is none
+    /// before the first watermark, and none when the stream has ended.
     pub fn every(&self, period: i64) -> BTreeMap<u64, Vec<Row<V>>> {
         let mut all = BTreeMap::new();
         for ((_, before), (epoch, now)) in self.watermarks.iter().zip(self.watermarks.iter().skip(1)) {
@@ -333,7 +336,7 @@ impl<V: Clone, D> Shown<V, D> {
     }
 }
 
-/// Windows a stream, from scratch at every epoch.
+/// Computes the outputs of a windowed step, from scratch at every epoch.
 pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
     stream: &History<D>,
     windows: Windows,
@@ -348,7 +351,7 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
     let over = |end: i64| if end == OVER { OVER } else { end + windows.late() };
     let mut counted = 0;
     for record in &stream.records {
-        // A record is late for a window, or is not; it is late as such if it is late for all.
+        // A record can be late for some of its windows; it goes to the late output if it is late for all.
         let open = windows.of(record.time).into_iter().filter(|(_, end)| over(*end) > record.mark.max(record.floor));
         let open: Vec<_> = open.collect();
         if open.is_empty() {
@@ -378,7 +381,7 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
             } else if over(end) <= watermark {
                 closed.entry(epoch).or_default().push(row.clone());
             }
-            // The rows of all time are shown when the stream is over, and stay.
+            // The rows of the global window are published when the stream has ended, and stay.
             if over(end) > watermark || end == OVER {
                 live.entry(epoch).or_default().push(row);
             }
@@ -389,7 +392,8 @@ pub fn windowed<D: Clone + Ord, V: Clone + Ord + Debug>(
     Shown { closed, live, fired, late, counted, watermarks: stream.watermarks.clone() }
 }
 
-/// The windows of some records: sessions, which are those of a key that are less than a gap apart, or so many records each.
+/// Returns the windows of some records: sessions, in which records of a key are less than a gap apart, or count
+/// windows.
 fn windows_of<'a, D>(
     records: impl Iterator<Item = &'a Judged<D>>,
     windows: Windows,
@@ -419,7 +423,7 @@ fn windows_of<'a, D>(
     all
 }
 
-/// Windows that the records' own times make, from scratch at every epoch.
+/// Computes the outputs of sessions and count windows, from scratch at every epoch.
 fn by_time<D: Clone + Ord, V: Clone + Ord + Debug>(
     stream: &History<D>,
     windows: Windows,

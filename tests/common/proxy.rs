@@ -1,8 +1,8 @@
-//! A proxy between clients and a broker, which understands Kafka's requests as far as it needs to hold one of them back:
-//! their length, and the key of the API. It is where a broker started with `--proxied` says that it is.
+//! A proxy between clients and a broker that can hold back one Kafka request. It parses only the length and the API key
+//! of requests. A broker started with `--proxied` advertises the proxy's address.
 //!
-//! A request that is held is taken from its connection, which breaks; it reaches the broker only when the test delivers
-//! it, over a connection of its own, as a packet does that was lost in a network for a while.
+//! A request that is held is removed from its connection, which breaks. It reaches the broker only when the test
+//! delivers it, over a connection of its own, like a packet that was delayed in a network.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The key of a request's API.
+/// API keys of requests.
 pub const PRODUCE: i16 = 0;
 pub const END_TXN: i16 = 26;
 
@@ -30,10 +30,10 @@ pub struct Proxy {
 struct Shared {
     /// The port of the broker.
     broker: AtomicU16,
-    /// `true` while the network is down: nobody gets through.
+    /// `true` while the network is down: no connection is made.
     is_down: AtomicBool,
     links: Mutex<Vec<TcpStream>>,
-    /// The API of which the next request is to be held.
+    /// API key of the next request to hold.
     wanted: Mutex<Option<i16>>,
     held: Mutex<Option<Vec<u8>>>,
 }
@@ -60,7 +60,7 @@ impl Proxy {
         Proxy { servers: format!("127.0.0.1:{port}"), port, shared }
     }
 
-    /// The ports of a broker behind it, as the broker's script takes them.
+    /// Returns the ports of a broker behind the proxy, in the format of the broker's script.
     pub fn ports(&self) -> String {
         format!("{}:{}", self.shared.broker.load(Ordering::SeqCst), self.port)
     }
@@ -88,7 +88,7 @@ impl Proxy {
         *self.shared.wanted.lock().unwrap() = Some(api);
     }
 
-    /// `true` if a request is held.
+    /// Returns `true` if a request is held.
     pub fn holds(&self) -> bool {
         self.shared.held.lock().unwrap().is_some()
     }
@@ -102,7 +102,7 @@ impl Proxy {
         }
     }
 
-    /// Delivers the request that is held; answers what the broker says to it, without the length.
+    /// Delivers the held request; returns the broker's answer, without the length.
     pub fn deliver(&self) -> Vec<u8> {
         let request = self.shared.held.lock().unwrap().take().expect("a request is held");
         let mut broker = self.shared.connect().unwrap();
@@ -149,7 +149,7 @@ impl Shared {
         });
     }
 
-    /// Takes a request that is to be held.
+    /// Takes a request if it is to be held; returns `true` if it was taken.
     fn takes(&self, request: &[u8]) -> bool {
         let api = i16::from_be_bytes([request[4], request[5]]);
         let mut wanted = self.wanted.lock().unwrap();
@@ -168,7 +168,7 @@ impl Shared {
     }
 }
 
-/// A request or an answer, with its length before it; `None` at the end.
+/// Reads a request or an answer, with its length before it; `None` at the end.
 fn frame(from: &mut TcpStream) -> Option<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length).ok()?;

@@ -1,6 +1,6 @@
-//! Runs programs as their users do: arguments in; exit code, standard output and standard error out.
+//! Runs programs as users do: arguments in; exit code, standard output and standard error out.
 //!
-//! No program outlives its test, nor a time limit: one that hangs is killed, and the test fails with what it had said.
+//! No program outlives its test, nor a time limit: a program that hangs is killed, and the test fails with its output.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a program may take, unless a test says otherwise.
+/// Default time limit of a program.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
-/// How a program ended.
+/// Exit status and output of a program.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
@@ -28,12 +28,12 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Whether it was killed.
+    /// Returns `true` if it was killed by SIGKILL.
     pub fn was_killed(&self) -> bool {
         self.status.signal() == Some(Signal::SIGKILL as i32)
     }
 
-    /// Fails unless it ended with this exit code, and without a word of a panic.
+    /// Fails unless the program ended with this exit code and did not panic.
     #[track_caller]
     pub fn code(&self, code: i32) -> &Self {
         assert_eq!(self.status.code(), Some(code), "{:?}; standard error:\n{}", self.status, self.stderr);
@@ -42,8 +42,8 @@ impl Ended {
         self
     }
 
-    /// The one line that says why it failed, after `error: `. It must be the only one, and for people: no value in the
-    /// form that programmers see.
+    /// Returns the line of the error, after `error: `. It must be the only one, and contain no values in the format of
+    /// `Debug`.
     #[track_caller]
     pub fn error(&self, code: i32) -> &str {
         self.code(code);
@@ -56,7 +56,7 @@ impl Ended {
         said
     }
 
-    /// The numbers of the first line of standard error with this beginning, in their order.
+    /// Returns the numbers in the first line of standard error with this beginning.
     #[track_caller]
     pub fn figures(&self, beginning: &str) -> Vec<u64> {
         let line = self.stderr.lines().find(|line| line.starts_with(beginning));
@@ -70,7 +70,7 @@ impl Ended {
     }
 }
 
-/// A program that is running.
+/// A running program.
 pub struct Running {
     child: Child,
     name: String,
@@ -78,7 +78,7 @@ pub struct Running {
     stderr: Option<Pipe>,
 }
 
-/// Starts a program with arguments; `adjust` may change the command before that.
+/// Starts a program with arguments; `adjust` may change the command before.
 pub fn start_with<A: AsRef<OsStr>>(
     program: impl AsRef<Path>,
     arguments: impl IntoIterator<Item = A>,
@@ -106,13 +106,13 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoItera
 }
 
 impl Running {
-    /// Waits until it ends by itself.
+    /// Waits until the program ends by itself.
     #[track_caller]
     pub fn end(self) -> Ended {
         self.end_within(LIMIT)
     }
 
-    /// Waits until it ends by itself, for so long at most.
+    /// Waits until the program ends by itself, within a limit.
     #[track_caller]
     pub fn end_within(self, limit: Duration) -> Ended {
         let name = self.name.clone();
@@ -121,7 +121,7 @@ impl Running {
         ended
     }
 
-    /// Waits until it ends, by itself or by a kill.
+    /// Waits until the program ends, by itself or by a kill.
     #[track_caller]
     pub fn end_or_killed(self) -> Ended {
         self.wait_within(LIMIT)
@@ -144,7 +144,7 @@ impl Running {
         Ended { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
     }
 
-    /// Waits until something holds, checking that the program lives meanwhile.
+    /// Waits until `holds` returns a value; fails if the program ends before.
     #[track_caller]
     pub fn until<T>(&mut self, what: &str, mut holds: impl FnMut(&Self) -> Option<T>) -> T {
         let begun = Instant::now();
@@ -160,24 +160,24 @@ impl Running {
         }
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// The greatest amount of memory that it has had so far, in bytes; 0 when it has ended.
+    /// Returns the peak memory of the process so far, in bytes; 0 when it has ended.
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10)
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits until it hears a signal: before that it would end by it.
+    /// Waits until the process handles a signal, which would kill it before.
     #[track_caller]
     pub fn hears(&mut self, signal: Signal) -> &mut Self {
         let status = format!("/proc/{}/status", self.child.id());
@@ -189,17 +189,17 @@ impl Running {
         self
     }
 
-    /// Whether it has not ended.
+    /// Returns `true` while the process runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Kills it, unless it has ended.
+    /// Kills the process, unless it has ended.
     pub fn kill(&mut self) {
         let _ended = self.child.kill();
     }
 
-    /// Kills it after a while, unless it has ended before; how it ended.
+    /// Kills the process after a while, unless it has ended before; returns how it ended.
     #[track_caller]
     pub fn killed_after(mut self, moment: Duration) -> Ended {
         let begun = Instant::now();
@@ -210,14 +210,14 @@ impl Running {
         self.end_or_killed()
     }
 
-    /// What it has said on standard error so far.
+    /// Returns standard error so far.
     pub fn stderr(&self) -> String {
         let said = self.stderr.as_ref().map(|pipe| pipe.read.lock().unwrap().clone()).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
     }
 }
 
-/// Ends it the hard way, if a failed test leaves it running.
+/// Kills the process, if a failed test leaves it running.
 impl Drop for Running {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
@@ -227,7 +227,7 @@ impl Drop for Running {
     }
 }
 
-/// Reads what a program says, so that it never waits for us.
+/// Drains an output of a program, so that the program never blocks on it.
 struct Pipe {
     read: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
@@ -252,7 +252,7 @@ impl Pipe {
     }
 }
 
-/// Whether a text is in an error line, said as a failure that shows both.
+/// Fails unless all these texts are in an error line; the failure shows both.
 #[track_caller]
 pub fn says(error: &str, parts: &[&str]) {
     for part in parts {

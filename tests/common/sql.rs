@@ -1,6 +1,6 @@
-//! Every query of the project, and what SQLite answers to the same question.
+//! Every query of the project, and the same question in SQL, for SQLite.
 //!
-//! It gets the rows of the input, numbered, and nothing that Tidegate computed: which of them are late is said in SQL, too.
+//! SQLite gets the rows of the input, numbered, and nothing that Tidegate computed: lateness is expressed in SQL, too.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -12,24 +12,24 @@ use rusqlite::types::ValueRef;
 
 use super::transactions::{COLUMNS, DISORDER_MS, Transaction, rfc3339, rows_of, wild};
 
-/// A query, and how to ask SQLite for the same.
+/// A query, and the same question in SQL.
 pub struct Query {
     pub program: &'static str,
-    /// The columns of its output, as they are called there.
+    /// Names of the columns of its output.
     pub columns: &'static [&'static str],
-    /// Its answer; `{late}` is the allowed lateness.
+    /// SQL of its results; `{late}` stands for the allowed lateness.
     sql: String,
-    /// How long its windows are and how often there is one, in milliseconds: those of a record begin and end at multiples of that.
-    /// `None` if records are late by their own time.
+    /// Size and slide of its windows in milliseconds, which are aligned to multiples of the slide; `None` if lateness
+    /// is judged by a record's own time.
     windows: Option<(i64, i64)>,
-    /// Whether it shows changes, with a last column `diff`.
+    /// `true` if the output is a changelog, with a last column `diff`.
     pub changes: bool,
 }
 
 const TOTALS: &str = "COUNT(*) AS count, SUM(amount_cents) AS sum_cents, MIN(amount_cents) AS min_cents, \
                       MAX(amount_cents) AS max_cents";
 
-/// Rows with the end of each window that they are in time for.
+/// SQL of rows with the end of each window for which they are on time.
 fn placed((size, slide): (i64, i64)) -> String {
     let last = size / slide - 1;
     format!(
@@ -39,7 +39,7 @@ fn placed((size, slide): (i64, i64)) -> String {
     )
 }
 
-/// Rows that are in time, numbered by how often their account had been silent for so long.
+/// SQL of rows that are on time, numbered by session: a new one begins after a silence of at least `gap`.
 fn sessions(gap: i64) -> String {
     let order = "(PARTITION BY account ORDER BY at_ms, partition, n)";
     format!(
@@ -120,17 +120,17 @@ pub fn queries() -> Vec<Query> {
 }
 
 impl Query {
-    /// Whether any record can be late for it.
+    /// Returns `true` if a record can be late for the query.
     pub fn judges(&self) -> bool {
         self.program != env!("CARGO_BIN_EXE_balances")
     }
 
-    /// What it must answer.
+    /// Computes the expected results.
     pub fn answer(&self, database: &Connection, lateness: i64) -> Vec<Vec<String>> {
         ask(database, &self.sql.replace("{late}", &lateness.to_string()), self.columns)
     }
 
-    /// The records that are late for all of their windows.
+    /// Computes the records that are late for all of their windows.
     pub fn late(&self, database: &Connection, lateness: i64) -> Vec<Vec<String>> {
         let is_late = match self.windows {
             Some((size, slide)) => format!("at_ms / {slide} * {slide} + {size} + {lateness} <= mark"),
@@ -139,7 +139,7 @@ impl Query {
         ask(database, &format!("SELECT {} FROM judged WHERE {is_late}", COLUMNS.join(", ")), &COLUMNS)
     }
 
-    /// What it has answered: of changes, what is there after all of them.
+    /// Reads the results of a run; changes are added up.
     pub fn answered(&self, out: &Path) -> Vec<Vec<String>> {
         if !self.changes {
             return rows_of(out, self.columns);
@@ -158,7 +158,7 @@ impl Query {
     }
 }
 
-/// A database with the rows of some partitions, numbered, and with what each is judged by: how far its partition had come.
+/// Creates a database with the numbered rows of some partitions, and the watermark of each row's partition before it.
 pub fn database<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>) -> Connection {
     let mut database = Connection::open_in_memory().unwrap();
     let table = "CREATE TABLE transactions (partition INTEGER, n INTEGER, id INTEGER, account TEXT, merchant TEXT, amount_cents INTEGER, \
@@ -184,7 +184,7 @@ pub fn database<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>) -> 
     database
 }
 
-/// The rows of an answer as texts: times as the queries write them. Fails unless its columns are these.
+/// Returns the rows of a result as texts, times in the format of the queries. Fails unless these are its columns.
 fn ask(database: &Connection, sql: &str, columns: &[&str]) -> Vec<Vec<String>> {
     let mut statement = database.prepare(sql).unwrap_or_else(|error| panic!("{error} in {sql}"));
     assert_eq!(statement.column_names().collect::<Vec<_>>(), columns);
@@ -201,7 +201,7 @@ fn ask(database: &Connection, sql: &str, columns: &[&str]) -> Vec<Vec<String>> {
     rows.unwrap().map(|row: rusqlite::Result<Vec<String>>| row.unwrap()).collect()
 }
 
-/// Wild rows whose sums SQLite can compute, which has no integers of more than 64 bits.
+/// Generates wild rows whose sums fit into SQLite's integers of 64 bits.
 pub fn rows(seed: u64, count: usize) -> Vec<Transaction> {
     let mut rows = wild(seed, count);
     rows.iter_mut().for_each(|row| row.amount_cents %= 1_000_000_000_000);

@@ -1,7 +1,7 @@
-//! A query that shows what tables can do, and its comparison with a naive computation at every epoch.
+//! A query with everything that tables can do, and its comparison with a naive computation at every epoch.
 //!
-//! The computation starts from what the run itself showed of its records and of its windows' results, epoch by epoch; so it
-//! holds for any epochs, and over several lives of a state.
+//! The computation starts from what the run itself published of its records and of its windows' results, epoch by
+//! epoch; so it holds for any epochs, and over several incarnations of a state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,27 +13,27 @@ use tidegate::{Record, Stream, Window};
 
 use super::cases::{Data, Deal};
 
-/// A window's result: its end, its key, how many records, the last one's id.
+/// A window's result: its end, its key, the number of records, the last one's id.
 pub type Counted = (i64, u8, i64, u32);
 
-/// The size of the windows behind the join.
+/// The size of the windows behind the join, in milliseconds.
 const BEHIND: i64 = 60;
 
-/// What a record says of its key: it deletes it now and then.
+/// Returns the value that a record gives its key; `None` deletes the key.
 fn said(deal: &Deal) -> Option<u32> {
     (deal.amount % 3 != 0).then_some(deal.id)
 }
 
-/// Everything that the query shows.
+/// All outputs of the query.
 #[derive(Clone, Default)]
 pub struct Tables {
-    /// The records, as they are.
+    /// The records, unchanged.
     pub deals: Captured<Deal>,
-    /// Results of windows, as they are.
+    /// Results of windows, unchanged.
     pub results: Captured<Counted>,
-    /// The last of each key, as an id.
+    /// The last id of each key.
     pub last: Captured<(u8, u32)>,
-    /// How many keys have an id of that remainder.
+    /// Number of keys by the remainder of their id.
     pub counts: Captured<(u32, i64)>,
     /// The last result of each key.
     pub last_results: Captured<(u8, Counted)>,
@@ -41,9 +41,9 @@ pub struct Tables {
     pub both: Captured<(u8, u32, i64)>,
     /// Results with the last id of their key.
     pub joined: Captured<(Counted, u32)>,
-    /// Results with the last ids of the keys of their remainder, of which there may be none or several.
+    /// Results with the last ids of the keys of their remainder: none, one or several.
     pub left: Captured<(Counted, Option<u32>)>,
-    /// Windows of `joined`, by their end: how many results, and the sum of the ids that they met.
+    /// Windows of `joined`, by their end: the number of results, and the sum of the joined ids.
     pub behind: Captured<(i64, u8, i64, i64)>,
 }
 
@@ -73,8 +73,8 @@ impl Tables {
             .write("behind", &self.behind);
     }
 
-    /// Compares everything with what the records and the windows' results make of it, at every epoch; `complete` says
-    /// that all windows have closed.
+    /// Compares all outputs at every epoch with the computation from the records and the windows' results; `complete`
+    /// if all windows have closed.
     pub fn check(&self, complete: bool) -> Result<(), String> {
         let (deals, results) = (self.deals.epochs(), self.results.epochs());
         let mut naive = Naive::default();
@@ -104,7 +104,7 @@ impl Tables {
         self.check_behind(complete)
     }
 
-    /// The windows behind the join count what came out of it, once.
+    /// Checks that the windows behind the join count each joined row once.
     fn check_behind(&self, complete: bool) -> Result<(), String> {
         let mut expected = BTreeMap::<(i64, u8), (i64, i64)>::new();
         for (((end, key, ..), id), times) in self.joined.epochs().into_values().flatten() {
@@ -123,7 +123,7 @@ impl Tables {
         if differs { Err(format!("rows behind a join:\n     got {got:?}\nexpected {whole:?}")) } else { Ok(()) }
     }
 
-    /// Whether the other run has shown the same at every epoch.
+    /// Checks that another run has published the same at every epoch.
     pub fn check_equal(&self, other: &Tables) -> Result<(), String> {
         same("records", &self.deals, &other.deals)?;
         same("results", &self.results, &other.results)?;
@@ -150,7 +150,8 @@ pub fn run(data: &Data, run: Run) -> Result<(Tables, Outcome), String> {
     Ok((tables, outcome.map_err(|error| error.to_string())?))
 }
 
-/// Runs data at some pace, and compares everything with the naive computation, and the figures with what was shown.
+/// Runs data in the epochs of `how`, and compares everything with the naive computation, and the metrics of tables with
+/// the outputs.
 pub fn check_tables(data: &Data, how: Run) -> Result<Outcome, String> {
     let (tables, outcome) = run(data, how)?;
     tables.check(outcome.report.ending == Ending::Complete)?;
@@ -168,7 +169,7 @@ expected {expected:?}"
     Ok(outcome)
 }
 
-/// What there is, from all records so far.
+/// State of the naive computation, from all records so far.
 #[derive(Default)]
 struct Naive {
     deals: BTreeMap<u8, BTreeMap<(i64, u32), Option<u32>>>,
@@ -225,7 +226,7 @@ impl Naive {
     }
 }
 
-/// A collection, epoch by epoch.
+/// Contents of a collection, advanced epoch by epoch.
 struct Sum<D> {
     left: BTreeMap<Epoch, Vec<(D, isize)>>,
     now: Multiset<D>,
@@ -236,7 +237,7 @@ impl<D: Record> Sum<D> {
         Sum { left: captured.epochs(), now: Multiset::new() }
     }
 
-    /// Compares what there is at an epoch, and that what was shown there was a change.
+    /// Advances to an epoch, and compares the contents.
     fn check(&mut self, epoch: Epoch, what: &str, expected: &Multiset<D>) -> Result<(), String> {
         while let Some(changes) = self.left.first_entry().filter(|changes| *changes.key() <= epoch) {
             for (row, diff) in changes.remove() {
@@ -253,7 +254,7 @@ impl<D: Record> Sum<D> {
 }
 
 impl<D> Sum<D> {
-    /// Nothing has changed at epochs that had nothing.
+    /// Checks that no change is left at epochs without records.
     fn check_over(&self, what: &str) -> Result<(), String> {
         match self.left.first_key_value() {
             None => Ok(()),
@@ -262,7 +263,7 @@ impl<D> Sum<D> {
     }
 }
 
-/// Compares what was shown at an epoch.
+/// Compares the rows of an epoch.
 fn at<D: Record>(
     epoch: Epoch,
     what: &str,

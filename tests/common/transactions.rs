@@ -1,5 +1,5 @@
-//! Made-up transactions, the files that hold them, and what `account_totals` has to say of them: computed here from the
-//! rows themselves, with nothing of the engine.
+//! Generated transactions, files of them, and the results that `account_totals` must have: computed here from the
+//! transactions, without the engine.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
@@ -9,13 +9,13 @@ use std::path::Path;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// The columns of a transaction, in the order in which a file usually has them.
+/// Columns of a transaction, in the usual order.
 pub const COLUMNS: [&str; 6] = ["id", "account", "merchant", "amount_cents", "currency", "at_ms"];
 
-/// The columns of `account_totals`.
+/// Columns of the result of `account_totals`.
 pub const TOTALS: [&str; 7] = ["window_start", "window_end", "account", "count", "sum_cents", "min_cents", "max_cents"];
 
-/// How long `account_totals`'s windows are, and how far records may be behind unless a flag says otherwise.
+/// Size of the windows of `account_totals`, and the default of `--out-of-order`.
 pub const SIZE_MS: i64 = 10_000;
 pub const DISORDER_MS: i64 = 2_000;
 
@@ -38,7 +38,7 @@ impl Transaction {
         Transaction { id, account, merchant, amount_cents, currency, at_ms }
     }
 
-    /// Its value in a column, as text; what stands in a column that it does not have is of no interest to anybody.
+    /// Returns the value of a column, as text; an arbitrary text for a column that a transaction does not have.
     pub fn column(&self, name: &str) -> String {
         match name {
             "id" => self.id.to_string(),
@@ -52,7 +52,7 @@ impl Transaction {
     }
 }
 
-/// Names that a careless reader or writer of CSV, JSON or text breaks.
+/// Names that break careless readers and writers of CSV, JSON or text.
 pub const NAMES: [&str; 14] = [
     "plain",
     "with, comma",
@@ -70,8 +70,8 @@ pub const NAMES: [&str; 14] = [
     "NULL",
 ];
 
-/// Transactions with everything that is allowed to happen: disorder, late records, equal times, times on the borders of
-/// windows, long silences, all kinds of names, amounts up to the ends of their range.
+/// Generates transactions with disorder, late records, equal times, times on window borders, long silences, all kinds
+/// of names, and amounts up to the ends of their range.
 pub fn wild(seed: u64, count: usize) -> Vec<Transaction> {
     let mut rng = Rng::with_seed(seed);
     let mut now = START_MS;
@@ -108,14 +108,14 @@ pub fn wild(seed: u64, count: usize) -> Vec<Transaction> {
     (0..count as u64).map(transaction).collect()
 }
 
-/// Transactions none of which is late: times only grow.
+/// Generates transactions none of which is late: times only grow.
 pub fn tidy(seed: u64, count: usize) -> Vec<Transaction> {
     let mut rows = wild(seed, count);
     rows.sort_by_key(|row| row.at_ms);
     rows
 }
 
-/// A window's total of an account, as `account_totals` writes it.
+/// Totals of an account in a window, as `account_totals` writes them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Total {
     pub start_ms: i64,
@@ -127,7 +127,7 @@ pub struct Total {
 }
 
 impl Total {
-    /// Its fields as they are written.
+    /// Returns the fields as they are written.
     pub fn fields(&self) -> [String; 7] {
         let Total { start_ms, account, count, sum_cents, min_cents, max_cents } = self;
         [
@@ -142,25 +142,25 @@ impl Total {
     }
 }
 
-/// What is to come out.
+/// Expected results.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
-    /// By window, then account.
+    /// Ordered by window, then account.
     pub totals: Vec<Total>,
-    /// In the order in which they came.
+    /// In the order in which they were read.
     pub late: Vec<Transaction>,
     pub counted: u64,
 }
 
 impl Expected {
-    /// The totals as rows of text.
+    /// Returns the totals as rows of text.
     pub fn rows(&self) -> Vec<Vec<String>> {
         self.totals.iter().map(|total| total.fields().to_vec()).collect()
     }
 }
 
-/// The totals of partitions, each of which is read from its beginning to its end. A record is late for its window if
-/// that had ended by the greatest time before it in its own partition, less the disorder.
+/// Computes the results for partitions that are read from beginning to end. A record is late for its window if the
+/// greatest time before it in its own partition, minus the disorder, had reached the window's end.
 pub fn expected<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>, disorder_ms: i64) -> Expected {
     let mut expected = Expected::default();
     let mut totals = BTreeMap::<(i64, String), Total>::new();
@@ -193,36 +193,36 @@ pub fn expected<'a>(partitions: impl IntoIterator<Item = &'a [Transaction]>, dis
     expected
 }
 
-/// The totals of one file.
+/// Computes the results for one file.
 pub fn expected_of(rows: &[Transaction]) -> Expected {
     expected([rows], DISORDER_MS)
 }
 
-/// A time as results have it, by a library that the engine does not use for this.
+/// Formats a time as results have it, by a library that the engine does not use for this.
 pub fn rfc3339(ms: i64) -> String {
     let origin = jiff::civil::datetime(1970, 1, 1, 0, 0, 0, 0);
     let time = origin.checked_add(jiff::SignedDuration::from_millis(ms)).unwrap();
     time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
-/// A field as CSV has it: in quotes only where it must be.
+/// Formats a CSV field, in quotes only if they are needed.
 pub fn quoted(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.into() }
 }
 
-/// A line of CSV.
+/// Formats a line of CSV.
 pub fn csv_line<S: AsRef<str>>(fields: impl IntoIterator<Item = S>) -> String {
     let fields: Vec<String> = fields.into_iter().map(|field| quoted(field.as_ref())).collect();
     fields.join(",") + "\n"
 }
 
-/// A CSV file with these columns, in this order.
+/// Formats a CSV file with these columns, in this order.
 pub fn csv_of(rows: &[Transaction], columns: &[&str]) -> String {
     let lines = rows.iter().map(|row| csv_line(columns.iter().map(|name| row.column(name))));
     std::iter::once(csv_line(columns)).chain(lines).collect()
 }
 
-/// A file with a JSON object a line.
+/// Formats a file with one JSON object a line.
 pub fn ndjson_of(rows: &[Transaction]) -> String {
     rows.iter().map(json_of).map(|line| line + "\n").collect()
 }
@@ -231,7 +231,7 @@ pub fn json_of(row: &Transaction) -> String {
     serde_json::to_string(row).unwrap()
 }
 
-/// Rows that were written as JSON, as texts. Fails unless they have these fields.
+/// Parses rows that were written as JSON into texts. Fails unless they have exactly these fields.
 #[track_caller]
 pub fn of_json(texts: &[String], columns: &[&str]) -> Vec<Vec<String>> {
     let field = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -243,8 +243,8 @@ pub fn of_json(texts: &[String], columns: &[&str]) -> Vec<Vec<String>> {
     texts.iter().map(row).collect()
 }
 
-/// The records of a CSV file that was written for us, header first. Fails unless its bytes are the ones that must be
-/// there: `\n` at the end of each line, and quotes only where they are needed.
+/// Reads the records of a CSV file that Tidegate wrote, header first. Fails unless each line ends in `\n`, and quotes
+/// are only where they are needed.
 #[track_caller]
 pub fn read_csv(path: &Path) -> Vec<Vec<String>> {
     parse_csv(&std::fs::read_to_string(path).unwrap())
@@ -255,8 +255,8 @@ pub fn parse_csv(text: &str) -> Vec<Vec<String>> {
     whole_records(text).unwrap_or_else(|again| panic!("not as it has to be written:\n{text}\nbut\n{again}"))
 }
 
-/// The records of a text, if it is as it has to be written; else how it would have to be. A file that is being written
-/// to may end within a record when it is looked at.
+/// Parses the records of a text if it is written as [`read_csv`] requires; otherwise returns the text as it should be.
+/// A file that is being written may end within a record.
 pub fn whole_records(text: &str) -> Result<Vec<Vec<String>>, String> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let records = reader.records().map(|record| record.unwrap().iter().map(String::from).collect());
@@ -265,7 +265,7 @@ pub fn whole_records(text: &str) -> Result<Vec<Vec<String>>, String> {
     if again == text { Ok(records) } else { Err(again) }
 }
 
-/// The rows of a CSV file that was written for us, under this header.
+/// Reads the rows of a CSV file that Tidegate wrote. Fails unless this is its header.
 #[track_caller]
 pub fn rows_of(path: &Path, header: &[&str]) -> Vec<Vec<String>> {
     let mut records = read_csv(path);
@@ -274,7 +274,7 @@ pub fn rows_of(path: &Path, header: &[&str]) -> Vec<Vec<String>> {
     records
 }
 
-/// Fails unless the rows are these, in whatever order; says which are missing and which are too many.
+/// Fails unless the rows are the expected ones, in any order; the message lists missing and excess rows.
 #[track_caller]
 pub fn same_rows(found: &[Vec<String>], expected: &[Vec<String>]) {
     let mut counts = BTreeMap::<&[String], i64>::new();
@@ -293,7 +293,7 @@ pub fn same_rows(found: &[Vec<String>], expected: &[Vec<String>]) {
     );
 }
 
-/// Fails unless each window's rows are together and sorted by account, as rows that are shown in one epoch have to be.
+/// Fails unless each window's rows are together and sorted by account, as rows published in one epoch must be.
 #[track_caller]
 pub fn sorted_by_window(rows: &[Vec<String>]) {
     for pair in rows.windows(2) {

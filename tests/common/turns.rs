@@ -1,9 +1,9 @@
 //! A source whose partitions are read in turns: while one is read, the others are idle; between turns, all are.
 //!
-//! A turn begins when all that was read before is shown, and so on record: a crash cannot lose a turn and keep a later one.
-//! Whatever is read in a turn happened after everything of the turns before. So no record is late by the floor of a partition
-//! that woke, and what windows show in the end is a function of the data, though partitions fall silent and wake all the
-//! time: it can be compared over crashes and numbers of workers.
+//! A turn begins when everything read before is published, and so committed: a crash cannot lose a turn and keep a
+//! later one. Whatever is read in a turn happened after everything of the turns before. So no record is late by the
+//! activation watermark of a partition that woke, and the final results of windows are a function of the data, although
+//! partitions become idle and wake all the time: they can be compared over crashes and numbers of workers.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,17 +16,18 @@ use tidegate::time::Epoch;
 
 use super::cases::{Data, Deal};
 
-/// A turn: of which partition, up to which of its records.
+/// A turn of a partition, up to record number `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     pub partition: u32,
     pub end: u64,
-    /// Polls in vain before it begins.
+    /// Number of polls without records before it begins.
     pub pause: u32,
 }
 
 impl Data {
-    /// About so many deals in two or three partitions that take turns, some late and one impossible.
+    /// Generates about `records` deals in two or three partitions that take turns, some late and one with an impossible
+    /// time.
     pub fn in_turns(seed: u64, records: u32) -> Data {
         let mut random = Rng::with_seed(seed);
         let count = 2 + seed as usize % 2;
@@ -69,7 +70,8 @@ pub struct Deals {
     read: Arc<Mutex<Read>>,
 }
 
-/// The next offset of each partition, and the greatest epoch in which anything was: a worker that is in an earlier one waits.
+/// The next offset of each partition, and the greatest epoch that has read anything: a worker in an earlier epoch
+/// waits.
 struct Read {
     next: Vec<u64>,
     last: Epoch,
@@ -123,9 +125,9 @@ impl Source for Deals {
 struct TurnReader {
     of: Deals,
     mine: Vec<(u32, Option<Slot>)>,
-    /// The rest of each turn's pause.
+    /// Remaining pause of each turn.
     pauses: Vec<u32>,
-    /// All sinks have shown everything through this epoch.
+    /// Epoch through which all sinks have published.
     shown: Epoch,
 }
 
@@ -141,7 +143,7 @@ impl TurnReader {
         }
     }
 
-    /// The turn in which a partition is read that was read up to `next`, if it may be read now.
+    /// Returns the turn in which a partition that was read up to `next` may be read now, if any.
     fn turn(&mut self, epoch: Epoch, id: u32, next: u64) -> Option<Turn> {
         let at = self.of.turns.iter().position(|turn| turn.partition == id && turn.end > next)?;
         let read = self.of.read.lock().unwrap();

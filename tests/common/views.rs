@@ -1,7 +1,8 @@
-//! A query whose results can be read while it runs, readers that do so all the time, and what they have to be answered.
+//! A query with views, readers that read them all the time while it runs, and a check of the answers.
 //!
-//! What is right at an epoch is computed from the records that the run itself showed up to it; so it holds for any epochs,
-//! and over several lives of a state. What was answered is kept as text, and compared when all lives are over.
+//! The correct contents at an epoch are computed from the records that the run itself published up to it; so the check
+//! holds for any epochs, and over several incarnations of a state. Answers are kept as text, and compared when all
+//! incarnations are over.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,12 +23,12 @@ use super::cases::{Data, Deal};
 use super::checks::small_drift;
 use super::lives::on;
 
-/// How many lives crash at most.
+/// Maximum number of incarnations that crash.
 const LIVES: usize = 8;
-/// The size of the windows of the view `open`.
+/// The size of the windows of the view `open`, in milliseconds.
 const SIZE: i64 = 50;
 
-/// What there is of a key.
+/// Row of a key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Sum {
     key: u8,
@@ -35,12 +36,12 @@ struct Sum {
     sum: i128,
 }
 
-/// A holder of a key, who gives what the next one gets.
+/// Returns the holder of a key: each amount moves from one holder to the next.
 fn holder(key: u8) -> String {
     format!("k{}", key % 4)
 }
 
-/// What is taken back is taken back at the odd epoch behind: no view is to show what is there between.
+/// Moves retractions to the odd epoch behind: no view may publish the state between the two.
 fn retracted_behind<D: Record>(rows: VecCollection<'_, u64, D>) -> VecCollection<'_, u64, D> {
     let behind = |(row, epoch, diff): (D, u64, isize)| (row, if diff < 0 { epoch | 1 } else { epoch }, diff);
     rows.inner.map(behind).as_collection()
@@ -49,16 +50,16 @@ fn retracted_behind<D: Record>(rows: VecCollection<'_, u64, D>) -> VecCollection
 /// The views of the query.
 const VIEWS: [&str; 5] = ["sums", "balances", "remainders", "by remainder", "open"];
 
-/// Rows of a view as texts, without their counts; each with its key as text, and its count.
+/// Rows of a view: the row as text without its count, the key as text, the count.
 type Texts = Vec<(String, String, isize)>;
 
-/// What a view held at the epochs at which it changed.
+/// Contents of a view at the epochs at which it changed.
 type History = BTreeMap<u64, Texts>;
 
-/// An open window's row: its end, its key, how many records.
+/// An open window's row: its end, its key, the number of records.
 type OpenRow = (i64, u8, i64);
 
-/// What the query shows of itself, for computing what is right.
+/// Outputs of the query from which the correct contents are computed.
 #[derive(Clone, Default)]
 struct Shown {
     deals: Captured<Deal>,
@@ -70,7 +71,7 @@ impl Shown {
         let (source, own, readers) = (data.source(), self.clone(), readers.clone());
         move |flow| {
             let readers = readers.clone();
-            // Also where an epoch is read, so that there are answers in the midst of one.
+            // Also in the middle of an epoch, so that some answers are given within one.
             let deals = flow.read("deals", &source).inspect(move |deal| readers.look(u64::from(deal.id)));
             deals.clone().write("deals", &own.deals);
             let sums = deals.clone().key_by(|deal| deal.key).window(Window::global());
@@ -94,7 +95,7 @@ impl Shown {
         }
     }
 
-    /// What is right for each view, epoch by epoch.
+    /// Computes the correct contents of each view, epoch by epoch.
     fn histories(&self) -> BTreeMap<&'static str, History> {
         let mut histories = BTreeMap::<_, History>::new();
         let (mut sums, mut balances) = (BTreeMap::<u8, Sum>::new(), BTreeMap::<String, i128>::new());
@@ -132,11 +133,11 @@ impl Shown {
     }
 }
 
-/// What somebody was told: rows with counts, of one epoch.
+/// An answer of a view: rows with counts, of one epoch.
 #[derive(Clone, Debug)]
 struct Told {
     epoch: Epoch,
-    /// Each row without its count, with it.
+    /// Each row as text without its count, and the count.
     rows: Vec<(String, isize)>,
 }
 
@@ -153,7 +154,7 @@ impl Told {
     }
 }
 
-/// A reading of a view.
+/// A read of a view.
 #[derive(Clone, Debug)]
 struct Reading {
     view: &'static str,
@@ -161,7 +162,7 @@ struct Reading {
     result: Result<Told, Refusal>,
 }
 
-/// What a subscriber was told, in order.
+/// A message to a subscriber.
 #[derive(Clone, Debug)]
 enum Heard {
     State(Told),
@@ -170,7 +171,7 @@ enum Heard {
     End(End),
 }
 
-/// Who reads the views of one life.
+/// Readers of the views of one incarnation.
 #[derive(Clone)]
 struct Readers {
     views: Arc<Views>,
@@ -178,13 +179,13 @@ struct Readers {
     readings: Arc<Mutex<Vec<Reading>>>,
 }
 
-/// What one life has told its readers.
+/// All answers of one incarnation.
 struct Life {
     readings: Vec<Reading>,
     heard: Vec<(&'static str, Option<String>, Vec<Heard>)>,
 }
 
-/// A key that may be asked for, most of which there are.
+/// Returns a random key, which mostly exists.
 fn any_key(view: &str, random: &mut Rng) -> String {
     match view {
         "balances" => holder(random.u8(0..5)),
@@ -208,7 +209,7 @@ impl Readers {
         readings.push(Reading { view, key, result });
     }
 
-    /// Reads until the life is over.
+    /// Reads until the incarnation is over.
     fn read(&self, seed: u64) {
         let mut number = seed << 32;
         while !self.over.load(Ordering::Acquire) {
@@ -218,7 +219,7 @@ impl Readers {
         }
     }
 
-    /// Subscribes as soon as the view answers, and listens until it is told that nothing comes any more.
+    /// Subscribes as soon as the view answers, and listens until the subscription ends.
     fn listen(&self, view: &str, key: Option<&str>, seed: u64) -> Vec<Heard> {
         let mut random = Rng::with_seed(seed);
         let mut subscription = loop {
@@ -235,7 +236,7 @@ impl Readers {
         heard
     }
 
-    /// Runs one life with readers on other threads.
+    /// Runs one incarnation with readers on other threads.
     fn life(self, seed: u64, run: impl FnOnce() -> Result<Ending, String>) -> (Result<Ending, String>, Life) {
         let mut random = Rng::with_seed(seed);
         std::thread::scope(|scope| {
@@ -255,7 +256,7 @@ impl Readers {
     }
 }
 
-/// What a subscription tells next, if it has anything to tell.
+/// Waits for the next message of a subscription; `None` after `most`.
 fn hear(subscription: &mut Subscription, most: Duration) -> Option<Heard> {
     Some(match subscription.wait(most)? {
         Update::State(answer) => Heard::State(Told::new(answer).unwrap()),
@@ -265,7 +266,7 @@ fn hear(subscription: &mut Subscription, most: Duration) -> Option<Heard> {
     })
 }
 
-/// What is right of a view at an epoch.
+/// Returns the correct rows of a view at an epoch.
 fn right(history: &History, epoch: Epoch, key: Option<&str>) -> Vec<(String, isize)> {
     let texts = history.range(..=epoch.0).next_back().map(|(_, texts)| texts);
     let asked = texts.into_iter().flatten().filter(|(_, own, _)| key.is_none_or(|key| key == own));
@@ -278,7 +279,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: &T, expected: &T) -> Re
 }
 
 impl Life {
-    /// Whether all that was told is right; answers the last epoch that a reader was told of.
+    /// Checks all answers; returns the last epoch that a reader got.
     fn check(&self, histories: &BTreeMap<&'static str, History>) -> Result<Option<Epoch>, String> {
         let empty = History::new();
         let of = |view: &str| histories.get(view).unwrap_or(&empty);
@@ -296,7 +297,7 @@ impl Life {
         Ok(last)
     }
 
-    /// The greatest epoch that it had to come to before it answered.
+    /// Returns the greatest epoch that had to be replayed before views answered.
     fn needed(&self) -> Option<Epoch> {
         let refused = self.readings.iter().filter_map(|reading| match reading.result {
             Err(Refusal::NotReady { needs, .. }) => needs,
@@ -305,7 +306,7 @@ impl Life {
         refused.max()
     }
 
-    /// The first epoch that it answered with.
+    /// Returns the first epoch of an answer.
     fn first(&self) -> Option<Epoch> {
         let told = self.readings.iter().filter_map(|reading| reading.result.as_ref().ok());
         let states = self.heard.iter().filter_map(|(_, _, heard)| match heard.first() {
@@ -316,7 +317,7 @@ impl Life {
     }
 }
 
-/// Whether a subscriber was told everything, once, and nothing else; answers the last epoch that it was told of.
+/// Checks that a subscriber got every change once and nothing else; returns the last epoch that it got.
 fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]) -> Result<Option<Epoch>, String> {
     let (mut now, mut told) = (BTreeMap::<String, isize>::new(), None);
     for (at, news) in heard.iter().enumerate() {
@@ -333,7 +334,7 @@ fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]
                     *now.entry(row.clone()).or_default() += diff;
                 }
                 now.retain(|_, count| *count != 0);
-                // Nothing of the epochs between may be missed: an epoch comes by itself.
+                // No epoch between the two may have changed anything: its change would have come by itself.
                 let between = history.range(told.map_or(0, |Epoch(told)| told + 1)..epoch.0 & !1);
                 let before = told.map(|told| right(history, told, key));
                 if let Some((other, _)) =
@@ -356,7 +357,8 @@ fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]
     Ok(told)
 }
 
-/// Runs a query over some data without a crash; every answer has to be right, and the last ones those of all records.
+/// Runs the query over some data without a crash; every answer has to be correct, and the last ones have to contain all
+/// records.
 pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
     let (shown, readers) = (Shown::default(), Readers::new(&run));
     let (views, query) = (Arc::clone(&readers.views), shown.query(data, &readers));
@@ -382,10 +384,10 @@ pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a query over random data through crashes to the end: in each life views answer when what was on record is in them
-/// again, with what is right, and never with less than was answered in a life before.
+/// Runs the query over random data through crashes to the end. In each incarnation views answer once they contain
+/// everything that was committed, with correct contents, and never with less than an earlier incarnation answered.
 ///
-/// Answers how many lives had to come to something before they answered.
+/// Returns the number of incarnations whose views refused to answer before the replay had reached an epoch.
 pub fn check_views_over_lives(seed: u64, run: impl Fn() -> Run) -> Result<usize, String> {
     let mut random = Rng::with_seed(seed);
     let (data, shown) = (Data::random(&mut random, 200), Shown::default());
@@ -416,7 +418,7 @@ pub fn check_views_over_lives(seed: u64, run: impl Fn() -> Run) -> Result<usize,
                 "life {number} answers as of epoch {first}, and what happened at {seen} was answered before"
             ));
         }
-        // Where nothing happened, an epoch need not be on record, and another life may have it or not.
+        // An epoch without records need not be in the journal, and the next incarnation may not have it.
         let happened = told.and_then(|told| records.range(..=told).next_back().map(|(epoch, _)| *epoch));
         seen = seen.max(happened);
     }

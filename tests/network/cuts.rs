@@ -1,4 +1,4 @@
-//! Processes that are cut off from each other: while the job runs, and at every stage of coming together.
+//! Processes that are cut off from each other: while the job runs, and at every stage of joining.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,11 +20,11 @@ use super::{Cluster, Limits, SLACK, end_within, stop};
 const ROUNDS: u64 = 8;
 const AT_A_TIME: usize = 4;
 
-/// A cut between two processes: `(one, other, direction that is cut, or both)`, the fate of bytes there, and the
-/// processes that may be named as missing.
+/// A cut between two processes: both processes, the direction (`None` for both), the fate of bytes there, and the
+/// processes that may be reported as missing.
 type Cut = (usize, usize, Option<Toward>, Fate, &'static [usize]);
 
-/// Cuts that last while a job of three processes runs: all of them end, and say who is missing.
+/// Runs a job of three processes with a cut while it runs: all of them end, and report which process is missing.
 #[track_caller]
 fn all_end_after(cut: Cut) {
     let (one, other, toward, fate, missing) = cut;
@@ -112,7 +112,7 @@ fn why_names_two_processes_that_do_not_hear_each_other() {
     cluster.check();
 }
 
-/// A job that would run for ever, as one process of those at these addresses.
+/// Runs a job that does not end by itself, as one process of those at these addresses.
 fn endless(process: usize, addresses: Vec<String>, limits: Limits) -> tidegate::Result<tidegate::job::Report> {
     let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     let cluster = tidegate::job::Cluster::new(process, addresses).unwrap().patience(limits.join, limits.heartbeat);
@@ -140,7 +140,7 @@ fn a_process_0_that_accepts_and_is_silent_is_named_when_the_join_timeout_is_over
 fn planned(seed: u64) -> (usize, usize, Plan) {
     let mut random = Rng::with_seed(seed);
     let (one, other) = [(1, 0), (2, 0), (2, 1)][random.usize(0..3)];
-    // Most are of the first bytes, in which processes come together.
+    // Most plans concern the first bytes, in which processes join.
     let after = match random.u8(0..4) {
         0 => random.usize(0..100),
         1 => random.usize(0..2_000),
@@ -157,7 +157,7 @@ fn planned(seed: u64) -> (usize, usize, Plan) {
     (one, other, plan)
 }
 
-/// Runs the job of a seed; answers how long it took to end by itself, if it did.
+/// Runs the job of a seed; returns the time until it ended by itself, or `None` if it went on.
 fn round(seed: u64) -> Option<Duration> {
     let (one, other, plan) = planned(seed);
     let place = format!("seed {seed}, {one} to {other}: {plan:?}");
@@ -166,7 +166,7 @@ fn round(seed: u64) -> Option<Duration> {
     let Limits { join, heartbeat } = Limits::SHORT;
     let (begun, mut all) = (Instant::now(), cluster.start_all());
     let mut ended = false;
-    // A job that has come together and shows results for so long goes on.
+    // A job that has joined and publishes results for this long goes on.
     let mut shown_since = None;
     while !ended && shown_since.is_none_or(|since: Instant| since.elapsed() < heartbeat + Duration::from_secs(3)) {
         assert!(begun.elapsed() < join + 2 * heartbeat + SLACK, "{place}: it neither ends nor goes on: {}", said(&all));

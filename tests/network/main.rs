@@ -1,9 +1,10 @@
-//! Processes of a job are cut off from each other, stopped, and met by strangers: everything goes on, or ends with exit code
-//! 1 and one line that names who is missing, within the times that docs/operations.md states.
+//! Processes of a job are cut off from each other, suspended, and contacted by strangers: everything goes on, or ends
+//! with exit code 1 and one line that names the missing process, within the times that
+//! docs/operations.md states.
 //!
-//! Each connection of two processes goes through a [`proxy`]. Limits are short here (`--join-timeout`,
-//! `--heartbeat-timeout`); `NETWORK_ROUNDS=80` runs so many seeded faults instead of a few, `NETWORK_SEED=17` the one of
-//! that seed, and `NETWORK_PAUSES=real` stops processes for 25, 35 and 60 s at the limits that users have.
+//! Each connection of two processes goes through a [`proxy`]. Timeouts are short here (`--join-timeout`,
+//! `--heartbeat-timeout`). `NETWORK_ROUNDS=80` runs 80 seeded faults instead of a few, `NETWORK_SEED=17` the one of
+//! that seed, and `NETWORK_PAUSES=real` suspends processes for 25, 35 and 60 s with the default timeouts.
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 #![allow(missing_docs, unreachable_pub, reason = "this program is one test")]
 
@@ -35,7 +36,7 @@ use transactions::{COLUMNS, Transaction, csv_of, same_rows};
 
 const TOTALS: &str = env!("CARGO_BIN_EXE_account_totals");
 
-/// The limits of a job, as it is told.
+/// Join timeout and heartbeat timeout of a job.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub join: Duration,
@@ -57,14 +58,14 @@ pub struct Cluster {
     rows: Vec<Transaction>,
     /// Number of rows written to the file.
     written: usize,
-    /// By process that connects, and process that it connects to.
+    /// Proxies by the process that connects, and the process that it connects to.
     ways: Vec<(usize, usize, Proxy)>,
     /// Further arguments of all processes.
     pub more: String,
 }
 
 impl Cluster {
-    /// A job with a plan for the connections of some processes, by who connects to whom.
+    /// Prepares a job with a plan for the connections of some processes, by the process that connects and its target.
     pub fn new(seed: u64, processes: usize, limits: Limits, plan: impl Fn(usize, usize) -> Option<Plan>) -> Cluster {
         let (folder, rows) = (tempfile::tempdir().unwrap(), rows(seed, 8_000));
         fs::write(folder.path().join("in.csv"), csv_of(&[], &COLUMNS)).unwrap();
@@ -75,7 +76,7 @@ impl Cluster {
         cluster
     }
 
-    /// Gives each process an address, and a file of hosts in which the others are behind proxies.
+    /// Gives each process an address, and a hostfile in which the others are behind proxies.
     pub fn new_hosts(&mut self, plan: impl Fn(usize, usize) -> Option<Plan>) {
         let own: Vec<_> = (0..self.processes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         fs::write(self.path("hosts"), own.join("\n")).unwrap();
@@ -100,13 +101,13 @@ impl Cluster {
         self.folder.path().join(name)
     }
 
-    /// The way between two processes.
+    /// Returns the proxy between two processes.
     pub fn way(&self, one: usize, other: usize) -> &Proxy {
         let (dialer, acceptor) = (one.max(other), one.min(other));
         &self.ways.iter().find(|way| (way.0, way.1) == (dialer, acceptor)).unwrap().2
     }
 
-    /// Writes more rows to the input.
+    /// Appends more rows to the input.
     pub fn write(&mut self, count: usize) {
         let all = csv_of(&self.rows[self.written..self.written + count], &COLUMNS);
         let (_header, lines) = all.split_once('\n').unwrap();
@@ -114,7 +115,7 @@ impl Cluster {
         fs::OpenOptions::new().append(true).open(self.path("in.csv")).unwrap().write_all(lines.as_bytes()).unwrap();
     }
 
-    /// Starts one process, which goes by a file of hosts.
+    /// Starts one process with a hostfile.
     pub fn start_by(&self, process: usize, hosts: &str, more: &str) -> Running {
         let Limits { join, heartbeat } = self.limits;
         let line = format!(
@@ -142,13 +143,13 @@ impl Cluster {
         fs::metadata(self.path("out.csv")).map_or(0, |file| file.len())
     }
 
-    /// Waits until there are more results than so many bytes.
+    /// Waits until the results are longer than `shown` bytes.
     #[track_caller]
     pub fn until_more_than(&self, all: &mut [Running], shown: u64) {
         all[0].until("more results", |_| (self.shown() > shown).then_some(()));
     }
 
-    /// Runs the job to the end of its input on a sound network, and checks its results.
+    /// Runs the job to the end of its input on a network without faults, and checks its results.
     #[track_caller]
     pub fn check(&mut self) {
         self.new_hosts(|_, _| None);
@@ -165,7 +166,7 @@ impl Cluster {
     }
 }
 
-/// A port that nobody listens at and that is given to nobody else here: it is not one of those that connections get.
+/// Returns a free port that no other test of this program gets, outside the range of ports of outgoing connections.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
@@ -177,7 +178,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Stops a job that goes on, cleanly.
+/// Stops a running job cleanly.
 #[track_caller]
 pub fn stop(all: Vec<Running>) {
     all[0].signal(Signal::SIGTERM);

@@ -1,6 +1,6 @@
-//! Processes that are stopped for a while, one of them and all of them: a machine that sleeps, a frozen container.
+//! Processes that are suspended for a while, one of them and all of them: a sleeping machine, a frozen container.
 //!
-//! Silence counts only while a process runs and listens, so a pause of all of them, however long, is none.
+//! Silence counts only while a process runs and listens, so a pause of all of them, however long, has no effect.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::run::{Running, says};
 use super::{Cluster, Limits, SLACK, end_within, stop};
 
-/// Pauses that are shorter and longer than the heartbeat timeout, and the limits: short ones, or those of users.
+/// Returns pauses that are shorter and longer than the heartbeat timeout, and the limits: short ones, or the defaults.
 fn sizes() -> (Duration, Vec<Duration>, Limits) {
     let seconds = Duration::from_secs;
     match std::env::var("NETWORK_PAUSES").as_deref() {
@@ -83,7 +83,7 @@ fn all_processes_that_pause_together_go_on_however_long_that_was() {
 fn processes_that_pause_while_they_come_together_go_on() {
     let limits = Limits { join: Duration::from_secs(5), heartbeat: Duration::from_secs(5) };
     let mut cluster = Cluster::new(6, 3, limits, |_, _| None);
-    // Process 2 is yet to come.
+    // Process 2 has not started yet.
     let mut all = vec![cluster.start(0), cluster.start(1)];
     std::thread::sleep(Duration::from_millis(500));
     signal(&all, Signal::SIGSTOP);

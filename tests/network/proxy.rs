@@ -1,7 +1,7 @@
-//! A network between processes that does what networks do: it loses bytes in one direction or both, stands still, closes.
+//! A simulated network between processes: it loses bytes in one direction or both, stalls, and closes connections.
 //!
-//! A [`Proxy`] stands between a process that connects and the one that it connects to. What it does is changed at any time
-//! for all of its connections, or planned for the moment at which so many bytes have passed one of them.
+//! A [`Proxy`] stands between a process that connects and its target. Its behaviour can be changed at any time for all
+//! of its connections, or planned for the moment at which so many bytes have passed one of them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Longest time between two looks at what is to be done.
+/// Polling interval of changes.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Fate of bytes.
@@ -17,9 +17,9 @@ const TICK: Duration = Duration::from_millis(10);
 pub enum Fate {
     /// They arrive.
     Pass,
-    /// They wait, and arrive when they may, as over a network that is off for a while.
+    /// They wait, and arrive later, as over a network that is down for a while.
     Wait,
-    /// They vanish, and so do all that follow on their connection: nobody is told.
+    /// They vanish, and so do all later ones on their connection, without an error.
     Vanish,
     /// The connection is closed in both directions.
     Close,
@@ -42,18 +42,18 @@ pub struct Plan {
     pub after: usize,
     pub fate: Fate,
     pub both: bool,
-    /// Number of connections that it is for, from the first one on.
+    /// Number of connections with this fault, from the first one on.
     pub connections: usize,
 }
 
-/// Fates by direction, as they are now.
+/// Current fates by direction.
 #[derive(Clone, Copy, Debug)]
 struct Now {
     to_acceptor: Fate,
     to_dialer: Fate,
 }
 
-/// A way from one process to another.
+/// A proxy from one process to another.
 pub struct Proxy {
     address: SocketAddr,
     now: Arc<Mutex<Now>>,
@@ -61,7 +61,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A way to an address, with a plan for its connections.
+    /// Starts a proxy to an address, with a plan for its connections.
     pub fn to(target: &str, plan: Option<Plan>) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -76,7 +76,7 @@ impl Proxy {
                     std::thread::sleep(TICK);
                     continue;
                 };
-                // Whoever is not there yet, or no more, closes.
+                // If the target does not listen, the connection is closed.
                 let Ok(acceptor) = TcpStream::connect(&target) else { continue };
                 let plan = plan.filter(|plan| connections < plan.connections);
                 connections += 1;
@@ -90,7 +90,7 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Changes what becomes of bytes in a direction, or in both.
+    /// Changes the fate of bytes in a direction, or in both.
     pub fn set(&self, toward: Option<Toward>, fate: Fate) {
         let mut now = self.now.lock().unwrap();
         if toward != Some(Toward::Dialer) {
@@ -108,9 +108,9 @@ impl Drop for Proxy {
     }
 }
 
-/// Carries what goes over one connection, in both directions.
+/// Forwards one connection in both directions.
 fn carry(dialer: &TcpStream, acceptor: &TcpStream, plan: Option<Plan>, now: &Arc<Mutex<Now>>, over: &Arc<AtomicBool>) {
-    // By direction: how many bytes have passed.
+    // Number of bytes that have passed, by direction.
     let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     for toward in [Toward::Acceptor, Toward::Dialer] {
         let (from, to) = match toward {
@@ -164,10 +164,10 @@ impl Way {
             }
             let most = bytes.len().min(most);
             match from.read(&mut bytes[..most]) {
-                // An end vanishes as bytes do.
+                // The end of a stream vanishes like bytes.
                 Ok(0) if fate == Fate::Vanish => std::thread::sleep(TICK),
                 Ok(0) => break,
-                // What was decided before the bytes came may hold no more.
+                // The fate may have changed while the bytes were awaited.
                 Ok(read) => match self.fate().0 {
                     _ if fate == Fate::Vanish => vanished = true,
                     Fate::Vanish => vanished = true,

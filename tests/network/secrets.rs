@@ -1,5 +1,5 @@
-//! The secret of the processes: who does not know it takes no part in the job and ends nothing; who speaks another version
-//! is told so.
+//! The cluster secret: a process that does not know it cannot join and ends no job; one of another version gets an
+//! error that says so.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use super::{Cluster, Limits, end_within, stop};
 
 const LIMITS: Limits = Limits { join: Duration::from_secs(60), heartbeat: Duration::from_secs(30) };
 
-/// A job of which all processes know a secret, and the flag for it.
+/// Prepares a job all processes of which know a secret; also returns the flag for it.
 fn with_secret(seed: u64, processes: usize, limits: Limits) -> (Cluster, String) {
     let cluster = Cluster::new(seed, processes, limits, |_, _| None);
     write_secret(&cluster.path("secret"), "the secret of this job");
@@ -26,7 +26,7 @@ fn write_secret(path: &Path, text: &str) {
     file.write_all(text.as_bytes()).unwrap();
 }
 
-/// Connects to an address as soon as somebody listens there.
+/// Connects to an address as soon as a process listens there.
 fn reach(address: &str, running: &mut Running) -> TcpStream {
     let stream = running.until("a connection", |_| TcpStream::connect(address).ok());
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -91,16 +91,16 @@ fn a_process_of_version_2_is_told_that_it_is_of_another_version_and_ends_nothing
     let mut cluster = Cluster::new(11, 2, LIMITS, |_, _| None);
     let mut first = cluster.start_by(0, "hosts", "");
     let mut old = reach(&cluster.address(0), &mut first);
-    // As version 2 begins: its greeting, of process 1, and a message.
+    // A process of version 2 begins with its greeting, as process 1, and a message.
     old.write_all(b"TGPROC\0\x02\0\x01\0\0\0\0\0\0\0\0\0\0\0").unwrap();
     old.write_all(&[5, 0, 0, 0, 1, 2, 1, 0, 0]).unwrap();
     let mut answer = Vec::new();
     old.read_to_end(&mut answer).unwrap();
-    // Its answer: the length, refused, by process 0, for the user to mend, and why.
+    // The answer: length, refused, by process 0, wrong usage, and the reason.
     assert_eq!(answer[..4], u32::try_from(answer.len() - 4).unwrap().to_le_bytes());
     assert_eq!(answer[4..7], [3, 0, 1]);
     says(&String::from_utf8_lossy(&answer[8..]), &["process 0 speaks version 4", "this one speaks 2"]);
-    // Later versions begin as all do, and learn this one's number.
+    // Later versions begin the same way, and learn this one's number.
     let mut new = reach(&cluster.address(0), &mut first);
     new.write_all(b"TGPROC\0\x09 and whatever follows").unwrap();
     let mut answer = Vec::new();

@@ -1,4 +1,4 @@
-//! Strangers who know the port of a process: they delay nobody past the handshake's limit, and end no job.
+//! Strangers that connect to the port of a process: they delay no process beyond the handshake timeout, and end no job.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,13 +12,13 @@ use super::{Cluster, Limits, stop};
 /// Handshake timeout of a connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Behaviour of a stranger, repeated on connections of its own.
+/// Behaviour of a stranger, repeated on new connections.
 #[derive(Clone, Copy, Debug)]
 enum Stranger {
     Silent,
     Garbage,
     Http,
-    /// A byte a second, of what a process would say at first.
+    /// A byte per second of a process's first message.
     Slow,
     /// Three hundred connections.
     Many,
@@ -26,7 +26,8 @@ enum Stranger {
 
 const ALL: [Stranger; 5] = [Stranger::Silent, Stranger::Garbage, Stranger::Http, Stranger::Slow, Stranger::Many];
 
-/// Comes to an address until it is told to end, from when somebody listens there.
+/// Starts a stranger that connects as soon as a process listens, until `over` is set; returns the number of its
+/// connections.
 fn come(stranger: Stranger, address: String, over: Arc<AtomicBool>) -> JoinHandle<u64> {
     std::thread::spawn(move || {
         let mut connections = 0;
@@ -77,7 +78,7 @@ fn strangers_on_the_ports_delay_nobody_past_the_handshakes_limit_and_end_no_job(
         let visits = visits.map(|(stranger, process)| come(stranger, cluster.address(process), Arc::clone(&over)));
         let visits: Vec<_> = visits.collect();
         if !visits.is_empty() {
-            // They are there first.
+            // The strangers connect first.
             std::thread::sleep(Duration::from_millis(500));
         }
         all.push(cluster.start(2));

@@ -1,11 +1,11 @@
-//! The programs that the demo runs: this executable again, under another name or with another command.
+//! The programs that the demo runs: this executable, under another name or with another command.
 //!
-//! * When the demo is gone, however it ended, the program stops: it is an [`Offspring`].
-//! * What a program says goes to its log.
+//! * When the demo is gone, even if killed, the program stops: it is an [`Offspring`].
+//! * Output of a program goes to its log file.
 //!
-//! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches the demo
-//! alone, as programs are in process groups of their own, so that they are stopped in order; a program that ends before
-//! it is asked to is a failure.
+//! Invariants: no program outlives the demo for more than a few seconds; a signal from the keyboard reaches only the
+//! demo, because programs are in process groups of their own, so that they are stopped in order; a program that ends
+//! before it is asked to is a failure.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,10 +20,10 @@ use crate::cli::note;
 use crate::cli::parent::Offspring;
 use crate::error::{Error, Result};
 
-/// How long a program may take to stop cleanly.
+/// Time for a program to stop cleanly.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How many of the last lines of a log are told.
+/// Number of lines at the end of a log that are printed after a failure.
 const LAST_LINES: usize = 8;
 
 fn not_started(name: &str, error: std::io::Error) -> Error {
@@ -39,13 +39,14 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Starts this executable as `called`, the first word of a command line, with these arguments; `name` is for people.
+    /// Starts this executable with `called` as program name and these arguments; `name` is used in messages. The log
+    /// file is replaced.
     pub(super) fn start(name: &'static str, called: &str, arguments: &[OsString], log: &Path) -> Result<Self> {
         let output = File::create(log).map_err(|error| not_started(name, error).at(log.display()))?;
         Program::with_log(name, called, arguments, log, output)
     }
 
-    /// Likewise, one that was killed: what it says goes behind what it had said.
+    /// Restarts a program that was killed: its output is appended to the log.
     pub(super) fn start_again(name: &'static str, called: &str, arguments: &[OsString], log: &Path) -> Result<Self> {
         let output = File::options().append(true).open(log);
         let output = output.map_err(|error| not_started(name, error).at(log.display()))?;
@@ -60,17 +61,17 @@ impl Program {
         Ok(Program { name, running, log: log.to_owned() })
     }
 
-    /// Ends it as a crash would.
+    /// Kills the program with SIGKILL and waits for it.
     pub(super) fn kill(&mut self) {
         self.running.kill();
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status; `None` while the program runs.
     fn ended(&mut self) -> Option<ExitStatus> {
         self.running.ended().ok().flatten()
     }
 
-    /// Fails if it has ended, which it may not by itself.
+    /// Fails if the program has ended.
     pub(super) fn check(&mut self) -> Result<()> {
         match self.ended() {
             None => Ok(()),
@@ -78,17 +79,17 @@ impl Program {
         }
     }
 
-    /// Asks it to stop, as somebody else would.
+    /// Asks the program to stop, by SIGTERM.
     pub(super) fn ask_to_stop(&mut self) {
         if self.ended().is_none() {
             self.running.signal(Signal::SIGTERM);
         }
     }
 
-    /// Waits until it has stopped as asked, cleanly.
+    /// Waits until the program has stopped cleanly; fails after [`GRACE`].
     pub(super) fn wait(&mut self) -> Result<()> {
         match self.ended_within(GRACE) {
-            // Without an exit code: it was asked before it was ready to hear it.
+            // Killed by the signal: it came before the program listened for it.
             Some(status) if status.code() == Some(143) || status.signal() == Some(Signal::SIGTERM as i32) => Ok(()),
             Some(status) => Err(self.failed("did not stop cleanly", &status.to_string())),
             None => Err(self.failed("does not stop", &format!("it was asked {} s ago", GRACE.as_secs()))),
@@ -103,13 +104,13 @@ impl Program {
         self.ended()
     }
 
-    /// The error for what went wrong with it, after the last of what it said.
+    /// Prints the end of the program's log, and returns the error.
     fn failed(&self, what: &str, because: &str) -> Error {
         self.tell();
         Error::new(format!("{} {what}", self.name)).because(because).help(format!("see {}", self.log.display()))
     }
 
-    /// Shows the last of what it said.
+    /// Prints the last lines of the program's log.
     pub(super) fn tell(&self) {
         let said = std::fs::read(&self.log).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);

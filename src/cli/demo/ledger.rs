@@ -1,14 +1,14 @@
-//! What the demo produced, and whether the files say the same.
+//! The transactions that the demo produced, and the comparison of the files with them.
 //!
-//! * The [`Ledger`] can name every transaction that was produced. It keeps the clock's time of each and makes the rest
-//!   again, as a generator's transactions depend on that, the seed and their number alone.
+//! * The [`Ledger`] can reproduce every transaction that was produced: it keeps the clock time of each, and the rest
+//!   depends only on that, the seed and the transaction's number.
 //! * **Closing** transactions come last, one in each partition, so far ahead in event time that every window of the
 //!   others closes. Their own windows stay open.
-//! * [`Totals`] are computed here from transactions one by one, with nothing of the engine.
+//! * [`Totals`] are computed here from transactions one by one, without the engine.
 //!
-//! Invariants: the clock's times do not go back, and a transaction is less than [`DISORDER`] behind them; so none is
-//! late in its partition, and the totals of a closed window are those of all its transactions. The watermark of every
-//! partition ends [`DISORDER`] before the closing transactions, which have the greatest event time of all; so that
+//! Invariants: the clock times do not go back, and a transaction is less than [`DISORDER`] behind its clock time; so
+//! none is late in its partition, and the totals of a closed window are those of all its transactions. The watermark of
+//! every partition ends [`DISORDER`] before the closing transactions, which have the greatest event time of all; this
 //! decides which windows have closed.
 
 use std::collections::BTreeMap;
@@ -24,16 +24,16 @@ use crate::time::EventTime;
 /// The length of the query's windows, in milliseconds.
 const WINDOW_MS: i64 = 10_000;
 
-/// How far the watermark is behind, in milliseconds.
+/// Distance of the watermark from the greatest event time, in milliseconds.
 const DISORDER_MS: i64 = DISORDER.as_millis() as i64;
 
 /// The account of closing transactions.
 const CLOSING: &str = "demo-end";
 
-/// How many differences are told one by one.
+/// Maximum number of differences that are listed individually.
 const TOLD: u64 = 5;
 
-/// What was produced, in order; a transaction's id is its place.
+/// All produced transactions, in order; a transaction's id is its index.
 #[derive(Debug)]
 pub(super) struct Ledger {
     generator: Generator,
@@ -47,12 +47,12 @@ impl Ledger {
         Ledger { generator, clock_ms: Vec::new(), greatest_ms: i64::MIN, closing: 0 }
     }
 
-    /// How many there are.
+    /// Returns the number of transactions, closing ones included.
     pub(super) fn count(&self) -> u64 {
         self.clock_ms.len() as u64 + self.closing
     }
 
-    /// One more, made up at `now_ms`.
+    /// Generates one more transaction, at clock time `now_ms`.
     pub(super) fn next(&mut self, now_ms: i64) -> Transaction {
         let transaction = self.generator.at_time(self.count(), now_ms);
         self.clock_ms.push(now_ms);
@@ -60,14 +60,14 @@ impl Ledger {
         transaction
     }
 
-    /// The closing transactions, one for each partition; none comes after them.
+    /// Returns the closing transactions, one for each partition; must be called last.
     pub(super) fn close(&mut self, partitions: usize) -> Vec<Transaction> {
         let first = self.count();
         self.closing = partitions as u64;
         (first..self.count()).filter_map(|id| self.get(id)).collect()
     }
 
-    /// The transaction with this id, if it was produced.
+    /// Returns the transaction with this id; `None` if it was not produced.
     fn get(&self, id: u64) -> Option<Transaction> {
         match self.clock_ms.get(usize::try_from(id).ok()?) {
             Some(now_ms) => Some(self.generator.at_time(id, *now_ms)),
@@ -83,7 +83,7 @@ impl Ledger {
         }
     }
 
-    /// The totals of what was produced.
+    /// Computes the totals of closed windows from what was produced.
     pub(super) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for transaction in (0..self.count()).filter_map(|id| self.get(id)) {
@@ -93,12 +93,12 @@ impl Ledger {
     }
 }
 
-/// The end of the window that an event time is in.
+/// Returns the end of the window that contains an event time, in milliseconds.
 fn window_end(at_ms: i64) -> i64 {
     (at_ms.div_euclid(WINDOW_MS) + 1) * WINDOW_MS
 }
 
-/// What an account moved in a window.
+/// Totals of one account in one window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Total {
     count: u64,
@@ -131,20 +131,20 @@ impl Totals {
         *total = Total { count: total.count + 1, sum: total.sum + i128::from(cents), least, greatest };
     }
 
-    /// Those of windows that have closed, once all has been added.
+    /// Keeps the totals of closed windows; to be called when all transactions were added.
     fn closed(mut self) -> Self {
         let watermark = self.greatest_ms.map_or(i64::MIN, |greatest| greatest - DISORDER_MS);
         self.rows.retain(|(end, _), _| *end <= watermark);
         self
     }
 
-    /// How many rows they are.
+    /// Returns the number of rows.
     pub(super) fn rows(&self) -> u64 {
         self.rows.len() as u64
     }
 }
 
-/// What differs between a file and what should be in it.
+/// Differences between a file and what should be in it.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
     pub(super) count: u64,
@@ -160,7 +160,7 @@ impl Differences {
     }
 }
 
-/// The rows of a CSV file; one that cannot be read is a difference.
+/// Reads the rows of a CSV file; a row that cannot be parsed is a difference.
 fn read<T: for<'de> Deserialize<'de>>(
     path: &Path,
     differences: &mut Differences,
@@ -177,7 +177,7 @@ fn read<T: for<'de> Deserialize<'de>>(
     Ok(())
 }
 
-/// Compares a copy of the topic with what was produced; answers what differs, and the totals of what is in the copy.
+/// Compares a copy of the topic with what was produced; returns the differences, and the totals of what is in the copy.
 pub(super) fn compare_copy(path: &Path, ledger: &Ledger) -> Result<(Differences, Totals)> {
     let (mut differences, mut totals) = (Differences::default(), Totals::default());
     let mut times = vec![0_u32; usize::try_from(ledger.count()).unwrap_or(usize::MAX)];

@@ -1,5 +1,5 @@
-//! Shows how far the demo is, on standard error: two live lines on a terminal, else a line every two seconds. What the
-//! programs have done is read from the files that they write.
+//! Shows the demo's progress on standard error: two live lines on a terminal, else a line every two seconds. The
+//! programs' progress is read from the files that they write.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,7 +11,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{log, note};
 
-/// Follows the lines of a file that grows, from its first on; it need not be there yet.
+/// Reads the lines of a growing file from its first line on; the file need not exist yet.
 #[derive(Debug)]
 struct Follow {
     path: PathBuf,
@@ -24,12 +24,12 @@ impl Follow {
         Follow { path, file: None, bytes: Vec::new() }
     }
 
-    /// Gives the whole lines that have come since the last call.
+    /// Passes on the complete lines that were added since the last call.
     fn lines(&mut self, mut each: impl FnMut(&str)) {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
         }
-        // What cannot be read now can be later; nothing but the display depends on it.
+        // An error is ignored: the next call reads again, and only the display depends on it.
         let Some(Ok(_)) = self.file.as_mut().map(|file| file.read_to_end(&mut self.bytes)) else { return };
         let end = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         for line in self.bytes.drain(..end).as_slice().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -38,7 +38,7 @@ impl Follow {
     }
 }
 
-/// What is known of the programs' work, and where it is shown.
+/// Progress of the programs, and the display of it.
 #[derive(Debug)]
 pub(super) struct View {
     bar: Option<ProgressBar>,
@@ -48,9 +48,9 @@ pub(super) struct View {
     copy: Follow,
     totals: Follow,
     log: Follow,
-    /// Lines of the copy, its header included.
+    /// Number of lines of the copy, its header included.
     copied: u64,
-    /// Lines of the result, its header included.
+    /// Number of lines of the result, its header included.
     rows: u64,
     windows: BTreeSet<String>,
     watermark: String,
@@ -59,7 +59,7 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Begins to show how so many transactions come along.
+    /// Starts the display of the progress towards `length` transactions.
     pub(super) fn start(length: u64, copy: &Path, totals: &Path, log: &Path) -> Self {
         let template = "{bar:30} {human_pos} of {human_len} {prefix}\n{wide_msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -80,12 +80,12 @@ impl View {
         }
     }
 
-    /// How many rows the copy and the result have.
+    /// Returns the numbers of rows of the copy and of the result.
     pub(super) fn rows(&self) -> (u64, u64) {
         (self.copied.saturating_sub(1), self.rows.saturating_sub(1))
     }
 
-    /// Looks at the files ten times a second, and shows what there is when it is time.
+    /// Reads the files at most ten times a second, and updates the display when it is due.
     pub(super) fn look(&mut self, sent: u64) {
         let every = Duration::from_millis(if self.bar.is_some() { 250 } else { 2_000 });
         if self.looked.is_some_and(|looked| looked.elapsed() < Duration::from_millis(100)) {
@@ -135,7 +135,7 @@ impl View {
         }
     }
 
-    /// Takes the live lines away.
+    /// Removes the live lines.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -143,12 +143,12 @@ impl View {
     }
 }
 
-/// The watermark that a query's line of progress tells.
+/// Returns the watermark in a query's line of progress.
 fn watermark_in(line: &str) -> Option<&str> {
     Some(line.split_once("; watermark ")?.1.split_once(';')?.0)
 }
 
-/// The hours, minutes, seconds and tenths of a time; other texts as they are.
+/// Returns the hours, minutes, seconds and tenths of a time; other texts unchanged.
 fn time_of_day(time: &str) -> &str {
     time.split_once('T').and_then(|(_, rest)| rest.get(..10)).unwrap_or(time)
 }

@@ -1,4 +1,4 @@
-//! `tidegate snapshot export`: a savepoint, or rows of a snapshot as CSV or JSON.
+//! `tidegate snapshot export`: exports a snapshot as a savepoint, or its rows as CSV or JSON.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,19 +17,19 @@ use crate::durable::savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 
-/// How many bytes are written at a time.
+/// Minimum number of bytes per write.
 const PIECE: usize = 1 << 18;
 
 /// Flags of `tidegate snapshot export`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "A savepoint is one snapshot in a directory of its own, with copies of all its files, verified.
-A query begins a new state with it, on any number of workers:
+A query starts a new state from it, on any number of workers:
   my_query … --state new-state/ --from-savepoint savepoint/ --out new.csv
-Its outputs must be new, and get what comes after the savepoint's epoch: results up to it are in
-the outputs of the old state, which go on belonging to that one.
+Its outputs must be new, and get the results after the savepoint's epoch. Earlier results are in the
+outputs of the old state, and stay there.
 
-With --csv or --ndjson rows are written instead: one for each part of a key, see `inspect`. They
-have the epochs after which and up to which the part changed; nested values of CSV are JSON.
+With --csv or --ndjson rows are written instead: one for each part of a key, see `inspect`. Columns
+from and to are the epochs after which and up to which the part changed. Nested values of CSV are JSON.
 
 Examples:
   tidegate snapshot export state/ savepoint/
@@ -38,11 +38,11 @@ pub struct ExportArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// Where the savepoint is to be: a directory that is empty or not there
+    /// Directory of the savepoint, which must be empty or missing
     #[arg(value_name = "DIR", required_unless_present_any = ["csv", "ndjson"], conflicts_with_all = ["csv", "ndjson"])]
     pub to: Option<PathBuf>,
 
-    /// Write rows to this CSV file instead; one that is there is replaced
+    /// Write rows to this CSV file instead; an existing file is replaced
     #[arg(long, value_name = "FILE", conflicts_with = "ndjson")]
     pub csv: Option<PathBuf>,
 
@@ -50,16 +50,16 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     pub ndjson: Option<PathBuf>,
 
-    /// The step whose rows are written; not needed if there is only one
+    /// Step whose rows are written; not needed if there is only one
     #[arg(long, value_name = "S", conflicts_with = "to")]
     pub step: Option<String>,
 
-    /// The snapshot of this epoch, instead of the newest one
+    /// Epoch of the snapshot [default: the newest]
     #[arg(long, value_name = "E")]
     pub epoch: Option<u64>,
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate snapshot export`; returns the exit code.
 pub(super) fn export(args: &ExportArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     match (&args.to, &args.csv, &args.ndjson) {
@@ -129,7 +129,7 @@ fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result
     Ok(())
 }
 
-/// A file that takes another one's place when it is whole.
+/// A file that is written beside its path and renamed when it is complete.
 struct Out {
     disk: Arc<dyn Disk>,
     path: PathBuf,
@@ -156,7 +156,7 @@ impl Out {
         move |why| disk_error("cannot write the rows", path.display(), why)
     }
 
-    /// Writes what is pending, and what a CSV writer has.
+    /// Writes all pending bytes, those of a CSV writer included.
     fn take(&mut self, csv: &mut Option<csv::Writer<Vec<u8>>>) -> Result<()> {
         if let Some(writer) = csv.take() {
             self.pending.append(&mut writer.into_inner().map_err(|why| self.failed(why))?);
@@ -180,7 +180,7 @@ impl Out {
     }
 }
 
-/// One that was not finished goes.
+/// Removes an incomplete file.
 impl Drop for Out {
     fn drop(&mut self) {
         if self.file.is_some() {
@@ -189,7 +189,7 @@ impl Drop for Out {
     }
 }
 
-/// The names of the columns.
+/// Returns the names of the columns.
 fn columns(form: &Form) -> Vec<String> {
     let mut names = Vec::new();
     if form.windowed {
@@ -214,7 +214,7 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
     }
 }
 
-/// What is in the columns.
+/// Returns the values of the columns, in the order of [`columns`].
 fn cells(form: &Form, window: Option<Value>, key: &Value, part: &Part) -> Vec<Value> {
     let mut cells = Vec::new();
     if form.windowed {

@@ -1,4 +1,4 @@
-//! `tidegate snapshot inspect`: what a snapshot consists of, or the rows of one of its steps.
+//! `tidegate snapshot inspect`: shows the contents of a snapshot, or the rows of one of its steps.
 
 use std::io::{IsTerminal, Write, stdout};
 use std::path::PathBuf;
@@ -14,18 +14,18 @@ use crate::durable::codec::Value;
 use crate::durable::manifest::Manifest;
 use crate::error::Result;
 
-/// How many rows are shown unless it is said otherwise, where people look.
+/// Default number of rows on a terminal.
 const SHOWN: u64 = 100;
 
 /// Flags of `tidegate snapshot inspect`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Rows are JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
-each segment in which it changed; the part says after which epoch and up to which one. Only
-the query knows how parts add up. What is dead by the snapshot's watermark is left out.
+    after_help = "Output is JSON, one key a line: the end of its window, the key, and its parts. A key has a part in
+each segment in which it changed, with the epochs after which and up to which it changed. Only
+the query can combine parts. What is expired by the snapshot's watermark is left out.
 
-Rows that were written by the abomonation codec cannot be shown: only their program knows them.
-Of types that hold themselves some levels are shown.
+The rows of the abomonation codec cannot be shown: only the query can decode them. Recursive types
+are shown to a limited depth.
 
 Examples:
   tidegate snapshot inspect state/                        sources, steps and sinks
@@ -37,23 +37,23 @@ pub struct InspectArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// The step whose rows are shown
+    /// Step whose rows are shown
     pub step: Option<String>,
 
-    /// Only rows of this key: its text, or as JSON if it is no text
+    /// Show only rows of this key: its text, or its JSON if it is no text
     #[arg(long, value_name = "TEXT", requires = "step")]
     pub key: Option<String>,
 
-    /// The snapshot of this epoch, instead of the newest one
+    /// Epoch of the snapshot [default: the newest]
     #[arg(long, value_name = "E")]
     pub epoch: Option<u64>,
 
-    /// At most so many keys [default: 100 on a terminal, else all]
+    /// Maximum number of keys [default: 100 on a terminal, else all]
     #[arg(long, value_name = "N", requires = "step")]
     pub limit: Option<u64>,
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate snapshot inspect`; returns the exit code.
 pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     let Some(name) = &args.step else {
@@ -63,7 +63,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
     let mut rows = with_snapshot(&dir, args.epoch, |manifest| Rows::open(&dir, step(manifest, Some(name))?))?;
     let limit = args.limit.unwrap_or(if stdout().is_terminal() { SHOWN } else { u64::MAX });
     let (mut shown, mut out) = (0, stdout().lock());
-    // Not in between rows.
+    // On a terminal the bar would stand between the rows.
     let bar = if stdout().is_terminal() { ProgressBar::hidden() } else { bytes_bar() };
     bar.set_length(rows.progress().1);
     while let Some(row) = rows.next()? {
@@ -77,7 +77,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
             note(format_args!("there are more; --limit N shows N of them"));
             break;
         }
-        // Nobody may be reading any more; that is no reason to fail.
+        // Nobody may be reading any more, which is no error.
         if writeln!(out, "{}", line(row)?).is_err() {
             break;
         }
@@ -90,7 +90,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// A row as a line.
+/// Formats a row as a line of JSON.
 fn line(row: Row) -> Result<String> {
     let parts = row.parts.into_iter().map(|part| {
         let mut fields =
@@ -110,8 +110,8 @@ fn line(row: Row) -> Result<String> {
 
 fn overview(manifest: &Manifest) {
     let Manifest { job, epoch, incarnation, made_ms, query, .. } = manifest;
-    let ended = if manifest.ended { "; the job has come to its end" } else { "" };
-    say(format_args!("job {job}, epoch {}, made by life {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
+    let ended = if manifest.ended { "; the job is complete" } else { "" };
+    say(format_args!("job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
     say(format_args!("program {}", query.build));
     for (flag, value) in &query.flags {
         say(format_args!("  {flag} {value}"));
@@ -142,7 +142,8 @@ fn overview(manifest: &Manifest) {
         }
     }
     for sink in &manifest.sinks {
-        let shown = sink.shown.map_or("nothing shown yet".into(), |shown| format!("shown through epoch {}", shown.0));
+        let shown =
+            sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
         let live = if sink.on_change { ", a live collection" } else { "" };
         say(format_args!("sink {}: {shown}{live}", sink.name));
     }

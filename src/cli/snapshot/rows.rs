@@ -1,9 +1,10 @@
-//! The rows of one step of a snapshot, without its types: in the order of their keys, the parts of a key side by side.
+//! The rows of one step of a snapshot, read without its types: in the order of their keys, with all parts of a key
+//! together.
 //!
-//! * A **row** is shown as a window, a key and a value where it is a pair of (end of a window, key) and value, as rows of
-//!   windowed steps are; as key and value where it is another pair; else all of it is the key.
-//! * A **part** is what one segment has of a key. What is dead by the snapshot's watermark is left out, as it is when a
-//!   job goes on from the snapshot.
+//! * A **row** is shown as window, key and value if it is a pair of (end of a window, key) and value, as the rows of
+//!   windowed steps are; as key and value if it is any other pair; otherwise all of it is the key.
+//! * A **part** is a key's value in one segment. As in a job that resumes from the snapshot, rows that are expired by
+//!   the snapshot's watermark are left out.
 //!
 //! Invariant: one block of each segment is in memory at a time.
 
@@ -16,26 +17,26 @@ use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::time::{Epoch, EventTime};
 
-/// A key, with what segments have of it.
+/// A key with its parts in all segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
-    /// The end of its window.
+    /// The end of the window; `None` if the step has no windows.
     pub(super) window: Option<EventTime>,
     pub(super) key: Value,
     pub(super) parts: Vec<Part>,
 }
 
-/// What one segment has of a key.
+/// A key's value in one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
-    /// It changed after this epoch …
+    /// Epoch after which the value changed, excluded.
     pub(super) from: Epoch,
-    /// … and up to this one.
+    /// Epoch up to which the value changed, included.
     pub(super) to: Epoch,
     pub(super) value: Value,
 }
 
-/// What the rows of a step consist of.
+/// Layout of the rows of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Form {
     pub(super) windowed: bool,
@@ -54,7 +55,7 @@ impl Form {
         }
     }
 
-    /// Window, key and value of a row.
+    /// Splits a row into window, key and value.
     fn split(&self, row: Value) -> (Option<EventTime>, Value, Value) {
         let (first, value) = match row {
             Value::List(pair) if self.value != Schema::Unit => match <[Value; 2]>::try_from(pair) {
@@ -84,12 +85,12 @@ fn pair(schema: &Schema) -> Option<[&Schema; 2]> {
     }
 }
 
-/// The rows of a step.
+/// Cursor over the rows of a step.
 #[derive(Debug)]
 pub(super) struct Rows {
     closed: EventTime,
     segments: Vec<Segment>,
-    /// How many bytes of them have been read.
+    /// Number of bytes read so far.
     read: u64,
 }
 
@@ -98,7 +99,7 @@ struct Segment {
     info: SegmentInfo,
     reader: SegmentReader,
     form: Form,
-    /// The next block.
+    /// Index of the next block.
     block: usize,
     rows: VecDeque<(Option<EventTime>, Value, Value)>,
 }
@@ -107,7 +108,7 @@ impl Rows {
     /// Opens the segments of a step.
     ///
     /// # Errors
-    /// When one cannot be read, or is damaged.
+    /// Fails if one cannot be read, or is damaged.
     pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<Rows> {
         let mut segments = Vec::new();
         for info in step.segments.iter().filter(|info| !info.is_dead(step.closed)) {
@@ -119,20 +120,20 @@ impl Rows {
         Ok(Rows { closed: step.closed, segments, read: 0 })
     }
 
-    /// What the rows consist of; `None` if there are none.
+    /// Returns the layout of the rows; `None` if the step has no segments.
     pub(super) fn form(&self) -> Option<&Form> {
         self.segments.last().map(|segment| &segment.form)
     }
 
-    /// How many bytes have been read, and how many there are.
+    /// Returns the number of bytes read so far, and that of all segments.
     pub(super) fn progress(&self) -> (u64, u64) {
         (self.read, self.segments.iter().map(|segment| segment.info.bytes).sum())
     }
 
-    /// The next key, in order.
+    /// Returns the next key, in order; `None` at the end.
     ///
     /// # Errors
-    /// When a block is damaged, or cannot be told without its type.
+    /// Fails if a block is damaged, or cannot be decoded without its types.
     pub(super) fn next(&mut self) -> Result<Option<Row>> {
         for segment in &mut self.segments {
             self.read += segment.fill(self.closed)?;
@@ -151,7 +152,7 @@ impl Rows {
 }
 
 impl Segment {
-    /// Has a row ready, if there is one; answers how many bytes were read for that.
+    /// Reads blocks until a row is pending or the segment is at its end; returns the number of bytes read.
     fn fill(&mut self, closed: EventTime) -> Result<u64> {
         let mut read = 0;
         while self.rows.is_empty() && self.block < self.reader.blocks().len() {
@@ -164,10 +165,10 @@ impl Segment {
     }
 }
 
-/// The step of a snapshot with this name; without one, the only step there is.
+/// Returns the step of a snapshot with this name; without a name, its only step.
 ///
 /// # Errors
-/// When there is no such step, or there are several to choose from.
+/// Fails if there is no such step, or several to choose from.
 pub(super) fn step<'m>(manifest: &'m Manifest, name: Option<&str>) -> Result<&'m StepState> {
     let names: Vec<&str> = manifest.steps.iter().map(|step| step.name.as_str()).collect();
     let known = || if names.is_empty() { "there are none".into() } else { format!("there are {}", names.join(", ")) };
@@ -182,7 +183,7 @@ pub(super) fn step<'m>(manifest: &'m Manifest, name: Option<&str>) -> Result<&'m
     }
 }
 
-/// A value as a cell of a table, or to be compared with what was typed.
+/// Formats a value as a cell of a table, and for comparison with a key that was typed.
 pub(super) fn text_of(value: &Value) -> Result<String> {
     Ok(match value {
         Value::Nothing => String::new(),
@@ -190,14 +191,14 @@ pub(super) fn text_of(value: &Value) -> Result<String> {
         Value::Time(time) => time.to_string(),
         Value::Variant(_, name, body) if **body == Value::Nothing => name.clone(),
         value => match json(value)? {
-            // Numbers that are texts in JSON are none in a table.
+            // JSON has wide integers as strings; a table has them as numbers.
             text if matches!(value, Value::Wide(_) | Value::WideNatural(_)) => text.trim_matches('"').to_owned(),
             text => text,
         },
     })
 }
 
-/// A value in JSON.
+/// Formats a value as JSON.
 pub(super) fn json(value: &Value) -> Result<String> {
     serde_json::to_string(value).map_err(|why| Error::new("cannot write a value as JSON").because(why))
 }

@@ -1,4 +1,4 @@
-//! `tidegate snapshot verify`: whether every file that counts is as it was written.
+//! `tidegate snapshot verify`: verifies that every file that counts is as it was written.
 
 use std::path::PathBuf;
 
@@ -16,13 +16,13 @@ use crate::sink::published_in;
 /// Flags of `tidegate snapshot verify`.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "Checked are the identity of the state, the claims of its lives, the snapshots that count, every
-segment that they name, block by block, and the journal; and that together they can be gone
-on from. Every bad file is named on standard error. A torn tail of the journal is what a
-process was writing when it ended: it never counts. It is damage if a result that came of it
-was published, which the output alone can tell: name results files with --output.
+    after_help = "Verifies the identity of the state, the claims of its incarnations, the snapshots that count, every
+segment that they name, block by block, and the journal; and that a job can resume from them.
+Every bad file is named on standard error. A torn tail of the journal is what a process was
+writing when it ended, and is ignored. It is damage if a result that depends on it was
+published, which only the output can tell: name results files with --output.
 
-Exit codes: 0 all is as it was written, 1 something is not.
+Exit codes: 0 everything is as it was written, 1 something is not.
 
 Examples:
   tidegate snapshot verify state/
@@ -33,12 +33,16 @@ pub struct VerifyArgs {
     /// The state directory, or a savepoint
     pub state: PathBuf,
 
-    /// A results file of the state, CSV or NDJSON: checks that the journal has all that was published in it. Repeatable
+    /// Results file of the state, CSV or NDJSON: verify that the journal has everything that was published in it. Can
+    /// be given several times
     #[arg(long = "output", value_name = "FILE")]
     pub outputs: Vec<PathBuf>,
 }
 
-/// The results files, as the next start would find them.
+/// Reads the positions of results files, as recovery does.
+///
+/// # Errors
+/// Fails if a file is no results file of this state.
 fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
     let mut outputs = Vec::new();
     for file in files {
@@ -56,7 +60,7 @@ fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
     Ok(outputs)
 }
 
-/// Runs the command; answers its exit code.
+/// Runs `tidegate snapshot verify`; returns the exit code.
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     let bar = bytes_bar();

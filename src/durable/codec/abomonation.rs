@@ -1,19 +1,20 @@
 //! Rows as they lie in memory, by the `abomonation` crate: read in place, without decoding.
 //!
-//! A block is an array of rows, and behind it what the rows own, such as the bytes of strings, in the order of the rows.
-//! To open it is to make the rows' pointers point into the block. Rows in place are only lent, as `&T`, and never
-//! dropped; [`Codec::decode`] clones them.
+//! A block is an array of rows, followed by the data that the rows own, such as the bytes of strings, in the order of
+//! the rows. Opening it relocates the rows' pointers into the block. Rows in place are only borrowed, as `&T`, and
+//! never dropped; [`Codec::decode`] clones them.
 //!
-//! The crate is unmaintained, and has a soundness advisory (RUSTSEC-2021-0120): in general it reads padding, trusts bytes
-//! and ignores alignment. What this module does about it:
-//! * **Bytes** are what this very program wrote: the reader has verified the block's checksum and length, and the
-//!   [fingerprint](Codec::fingerprint) says which executable wrote it (its digest, so also which compiler and which
-//!   layout), for which machine, and with which type name, size and alignment.
-//! * **Alignment** of the array is checked here. What rows own must not need any: that is the promise of [`InPlace`].
-//! * **Padding** between the fields of a row, and what the variant of an enum does not use, *is* read, by who compresses
-//!   and checksums the block; Rust calls such bytes uninitialised. They pass through [`std::hint::black_box`], so that
-//!   the compiler cannot reason from it, and never come back as a value. This is the one thing that remains against the
-//!   rules, and why this codec is never the default.
+//! The crate is unmaintained, and has a soundness advisory (RUSTSEC-2021-0120): in general it reads padding, trusts
+//! bytes and ignores alignment. Mitigations in this module:
+//! * **Bytes** were written by this very program: the reader has verified the block's checksum and length, and the
+//!   [fingerprint](Codec::fingerprint) covers the executable that wrote it (its digest, so also the compiler and the
+//!   layout), the machine's architecture, and the type's name, size and alignment.
+//! * **Alignment** of the array is checked here. Data that rows own must not need any: that is the contract of
+//!   [`InPlace`].
+//! * **Padding** between the fields of a row, and unused bytes of an enum's variant, *are* read when the block is
+//!   compressed and checksummed; Rust calls such bytes uninitialised. They pass through [`std::hint::black_box`], so
+//!   that the compiler cannot reason from it, and are never read as a value. This is the one remaining violation of
+//!   Rust's rules, and the reason why this codec is never the default.
 //!
 //! All `unsafe` of Tidegate is in this file. Its tests run under Miri, which finds no fault but that one:
 //! `cargo +nightly miri test --lib --features abomonation codec::abomonation`.
@@ -26,7 +27,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-/// The crate whose trait says what a type owns.
+/// The crate whose trait describes the data that a type owns.
 pub use ::abomonation as raw;
 
 use crate::durable::codec::{AlignedBytes, Codec, CodecId, Draft, Kept, Rows, fingerprint};
@@ -34,25 +35,25 @@ use crate::error::{Error, Result};
 use crate::record::{Origin, Real};
 use crate::time::{Epoch, EventTime, Span};
 
-/// A type whose values can be read in place. Structs get it by [`in_place!`](crate::in_place).
+/// A type whose values can be read in place; for structs, implemented by [`in_place!`](crate::in_place).
 ///
 /// # Safety
-/// Its implementation of [`raw::Abomonation`] writes everything that a value points to and makes every pointer anew; what
-/// it points to has an alignment of 1 (texts and bytes, not a `Vec<u64>`); and it cannot be changed through a shared
+/// The implementation of [`raw::Abomonation`] must write everything that a value points to and restore every pointer.
+/// Pointees must have an alignment of 1 (texts and bytes, not a `Vec<u64>`), and must not be mutable through a shared
 /// reference (no `Cell`).
 pub unsafe trait InPlace: raw::Abomonation {}
 
-/// The codec, of one program: only the executable that wrote a file can read it.
+/// The abomonation codec of one program: only the executable that wrote a file can read it.
 #[derive(Clone, Copy, Debug)]
 pub struct Abomonation {
     build: u64,
 }
 
 impl Abomonation {
-    /// The codec of the program that is running, told by a digest of its executable file.
+    /// The codec of the running program, identified by a digest of its executable file.
     ///
     /// # Errors
-    /// When the executable cannot be read.
+    /// Fails if the executable cannot be read.
     pub fn of_this_program() -> Result<Self> {
         static BUILD: OnceLock<u64> = OnceLock::new();
         if let Some(&build) = BUILD.get() {
@@ -67,7 +68,7 @@ impl Abomonation {
 }
 
 fn digest_of_executable() -> std::io::Result<u64> {
-    // On Linux this is the file that runs, even if another has taken its name.
+    // On Linux this is the running file, even if another file has taken its name since.
     let running = File::open("/proc/self/exe");
     let mut file = running.or_else(|_| std::env::current_exe().and_then(File::open))?;
     let (mut piece, mut length, mut checksum) = (vec![0; 1 << 18], 0, crc32fast::Hasher::new());
@@ -116,15 +117,16 @@ impl<T: InPlace + Clone + Send + 'static> Codec<T> for Abomonation {
     }
 }
 
-/// Rows that lie in a block.
+/// The rows of a block, read in place.
 pub(super) struct InBlock<T> {
-    /// Holds what `rows` points to, and is not touched while that is in use.
+    /// Memory that `rows` points into; not modified while `rows` is in use.
     block: AlignedBytes,
     rows: NonNull<[T]>,
 }
 
 impl<T: InPlace> InBlock<T> {
-    /// Makes the rows' pointers point into the block, whose bytes must be what [`Codec::encode`] wrote: see the module.
+    /// Relocates the rows' pointers into the block, whose bytes must be the output of [`Codec::encode`]: see the
+    /// module.
     fn new(mut block: AlignedBytes, rows: u32) -> std::result::Result<Self, String> {
         let (bytes, rows) = (block.as_mut_slice(), rows as usize);
         let length = size_of::<T>().checked_mul(rows).filter(|length| *length <= bytes.len());
@@ -149,7 +151,7 @@ impl<T: InPlace> InBlock<T> {
         Ok(InBlock { block, rows: NonNull::slice_from_raw_parts(first, rows) })
     }
 
-    /// The bytes, to be written over.
+    /// Returns the block's buffer for reuse.
     fn into_bytes(self) -> AlignedBytes {
         self.block
     }
@@ -168,7 +170,7 @@ impl<T> fmt::Debug for InBlock<T> {
     }
 }
 
-/// Lets values of a struct be read in place: all its fields are named, and each can be read in place.
+/// Makes a struct readable in place: all its fields are listed, and each must be readable in place.
 ///
 /// ```
 /// # #[cfg(feature = "abomonation")] mod m {
@@ -212,27 +214,27 @@ macro_rules! in_place {
     };
 }
 
-/// For [`in_place!`](crate::in_place): what a field owns.
+/// Used by [`in_place!`](crate::in_place): writes the data that a field owns.
 ///
 /// # Safety
-/// As [`raw::Abomonation::entomb`].
+/// See [`raw::Abomonation::entomb`].
 #[doc(hidden)]
 pub unsafe fn entomb<T: InPlace, W: std::io::Write>(field: &T, write: &mut W) -> std::io::Result<()> {
     // SAFETY: the caller's promise.
     unsafe { field.entomb(write) }
 }
 
-/// For [`in_place!`](crate::in_place): makes a field's pointers anew.
+/// Used by [`in_place!`](crate::in_place): restores a field's pointers.
 ///
 /// # Safety
-/// As [`raw::Abomonation::exhume`].
+/// See [`raw::Abomonation::exhume`].
 #[doc(hidden)]
 pub unsafe fn exhume<'a, T: InPlace>(field: &mut T, bytes: &'a mut [u8]) -> Option<&'a mut [u8]> {
     // SAFETY: the caller's promise.
     unsafe { field.exhume(bytes) }
 }
 
-/// Types that own nothing.
+/// Implements [`InPlace`] for types that own nothing.
 macro_rules! plain {
     ($($name:ty),*) => { $(
         // SAFETY: a value is its bytes.
@@ -281,7 +283,7 @@ unsafe impl<T: InPlace, E: InPlace> InPlace for std::result::Result<T, E> {}
 // SAFETY: it owns nothing.
 unsafe impl<T> InPlace for PhantomData<T> {}
 
-/// Tuples, of parts that can be read in place.
+/// Implements [`InPlace`] for tuples of parts that can be read in place.
 macro_rules! tuples {
     ($($first:ident $($rest:ident)*)?) => { $(
         // SAFETY: it owns what its parts own.
@@ -341,7 +343,7 @@ mod tests {
                 assert_eq!(moved.as_slice(), rows, "seed {seed}");
                 CODEC.decode(block(&rows), rows.len() as u32, &mut read).unwrap()
             };
-            // What was cloned owes nothing to the block.
+            // Cloned rows do not refer to the block.
             drop(bytes);
             assert_eq!(read, rows, "seed {seed}");
         }

@@ -1,12 +1,12 @@
-//! How rows become the bytes of a segment's blocks, and back.
+//! Codecs: how rows are encoded in the blocks of a segment.
 //!
 //! * A **row** is one `(data, diff)` of a durable arrangement, of a type that the codec knows.
 //! * A **block** is some tens of kilobytes of rows, the unit that is compressed, checksummed, read and held in memory.
-//! * A [`Coding`] is what a file says of its rows: codec, type, and a **fingerprint** of what else must be equal for the
-//!   bytes to mean the same.
+//! * A [`Coding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else that must
+//!   be equal for the bytes to mean the same.
 //!
-//! [`Postcard`] writes with serde and reads anywhere. `Abomonation` (behind the cargo feature of that name) writes rows
-//! as they lie in memory, and reads them in place: for scans and compaction, by the very same program.
+//! [`Postcard`] encodes with serde and is readable by any build. `Abomonation` (behind the cargo feature of that name)
+//! writes rows as they lie in memory, and reads them in place: for scans and compaction, by the very same program.
 //!
 //! Invariant: a codec is only ever given bytes whose checksum, length and coding have been verified. It does no I/O.
 
@@ -25,14 +25,14 @@ pub use abomonation::Abomonation;
 pub use postcard::Postcard;
 pub use schema::{Schema, Value};
 
-/// Names a codec in a file.
+/// A codec's number in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CodecId(pub u8);
 
 impl CodecId {
     /// [`Postcard`].
     pub const POSTCARD: CodecId = CodecId(1);
-    /// `Abomonation`, which a program has if it was built with the feature `abomonation`.
+    /// `Abomonation`, available if the program was built with the cargo feature `abomonation`.
     pub const ABOMONATION: CodecId = CodecId(2);
 }
 
@@ -46,24 +46,24 @@ impl fmt::Display for CodecId {
     }
 }
 
-/// What a file says of its rows, and what must be equal for them to be read.
+/// A file's description of how its rows are encoded; rows are read only where it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coding {
     /// The codec.
     pub codec: CodecId,
-    /// See [`Codec::fingerprint`].
+    /// The fingerprint, see [`Codec::fingerprint`].
     pub fingerprint: u64,
-    /// The rows' type, for people.
+    /// The name of the rows' type, for users.
     pub rows: String,
-    /// What the rows consist of, to be shown to people; [`Schema::Unknown`] where the codec does not say.
+    /// The structure of the rows, used to display them; [`Schema::Unknown`] if the codec does not provide it.
     pub schema: Schema,
 }
 
 impl Coding {
-    /// Decides whether rows that were `written` so can be read as this says.
+    /// Checks that rows of coding `written` can be read with this coding.
     ///
     /// # Errors
-    /// Fails if not, without a place: that it is another codec, another type, or another shape of the type, and what to do.
+    /// Fails if they cannot: names the difference (codec, type or shape of the type) and the remedy, but no file.
     pub fn accepts(&self, written: &Coding) -> Result<()> {
         if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
@@ -92,25 +92,25 @@ impl Coding {
     }
 }
 
-/// Writes and reads the rows of blocks.
+/// Encodes and decodes the rows of blocks.
 ///
-/// What goes wrong is said in words, without a place: who holds the file adds that.
+/// Errors are plain texts without a place; the caller, which has the file, adds it.
 pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
-    /// Its name in files.
+    /// The codec's number in files.
     fn id(&self) -> CodecId;
 
-    /// Of all that must be equal for bytes to mean the same rows.
+    /// A hash of everything that must be equal for bytes to mean the same rows.
     fn fingerprint(&self) -> u64;
 
-    /// Whether rows of this type can be read back at all: to be asked before a state is made of them.
+    /// Checks that rows of this type can be read back at all; called before a state is written with them.
     ///
     /// # Errors
-    /// Why they cannot.
+    /// Fails with the reason if they cannot.
     fn check(&self) -> std::result::Result<(), String> {
         Ok(())
     }
 
-    /// What rows consist of, if the codec can say that.
+    /// The structure of the rows; [`Schema::Unknown`] if the codec does not provide it.
     fn schema(&self) -> Schema {
         Schema::Unknown
     }
@@ -118,52 +118,52 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// Adds a row to a block.
     ///
     /// # Errors
-    /// When the row's type refuses; the draft may then hold a part of the row.
+    /// Fails if the row's type cannot be serialised; the draft may then hold a part of the row.
     fn encode(&self, row: &T, draft: &mut Draft) -> std::result::Result<(), String>;
 
-    /// Makes the rows of a block readable, in place if the codec can.
+    /// Opens a block of `rows` rows for reading, in place if the codec can.
     ///
     /// # Errors
-    /// When the bytes are not exactly so many rows.
+    /// Fails if the bytes are not exactly that many rows.
     fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<Rows<T>, String>;
 
-    /// Adds the rows of a block to `out`.
+    /// Decodes the `rows` rows of a block and appends them to `out`; returns the block's buffer for reuse.
     ///
     /// # Errors
-    /// When the bytes are not exactly so many rows; `out` may then hold some.
+    /// Fails if the bytes are not exactly that many rows; `out` may then hold some of them.
     fn decode(&self, block: AlignedBytes, rows: u32, out: &mut Vec<T>) -> std::result::Result<AlignedBytes, String>;
 
-    /// Decides whether it can read rows that were `written` so, by this version of the program or an earlier one.
+    /// Checks that this codec can read rows of coding `written`, including codings of earlier versions of the program.
     ///
     /// # Errors
-    /// Fails as [`Coding::accepts`] does.
+    /// Fails like [`Coding::accepts`].
     fn reads(&self, written: &Coding) -> Result<()> {
         self.coding().accepts(written)
     }
 
-    /// What a file says of rows that it writes.
+    /// The coding of rows that this codec writes.
     fn coding(&self) -> Coding {
         let rows = std::any::type_name::<T>().to_owned();
         Coding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
     }
 }
 
-/// A block that is being written: codecs that keep rows of equal size beside what the rows own write two parts.
+/// A block under construction. A codec that separates fixed-size rows from the data they own writes both parts.
 #[derive(Debug, Default)]
 pub struct Draft {
-    /// The first part.
+    /// The first part of the block.
     pub head: Vec<u8>,
-    /// What goes behind the last byte of the first part.
+    /// The second part, placed after the first.
     pub tail: Vec<u8>,
 }
 
 impl Draft {
-    /// Bytes so far.
+    /// The bytes so far, of both parts.
     pub fn length(&self) -> usize {
         self.head.len() + self.tail.len()
     }
 
-    /// The block, and begins an empty one.
+    /// Returns the block, and starts an empty one.
     pub fn take(&mut self) -> Vec<u8> {
         let room = self.head.capacity();
         let mut block = std::mem::replace(&mut self.head, Vec::with_capacity(room));
@@ -171,14 +171,14 @@ impl Draft {
         block
     }
 
-    /// Drops what was added since it had these lengths.
+    /// Truncates both parts to earlier lengths.
     pub(crate) fn cut(&mut self, (head, tail): (usize, usize)) {
         self.head.truncate(head);
         self.tail.truncate(tail);
     }
 }
 
-/// Bytes that begin at a multiple of [`AlignedBytes::ALIGNMENT`], so that rows can be read where they lie.
+/// Bytes whose start is aligned to [`AlignedBytes::ALIGNMENT`], so that rows can be read in place.
 #[derive(Debug, Default)]
 pub struct AlignedBytes {
     bytes: Vec<u8>,
@@ -187,17 +187,17 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// As much as any of Rust's own types wants.
+    /// The alignment in bytes: the greatest of any primitive type of Rust.
     pub const ALIGNMENT: usize = 16;
 
-    /// So many zeros.
+    /// A buffer of `length` zeros.
     pub fn zeroed(length: usize) -> Self {
         let mut aligned = AlignedBytes::default();
         aligned.resize(length);
         aligned
     }
 
-    /// Has so many bytes from now on, whatever they are.
+    /// Sets the length; the contents are unspecified afterwards.
     pub fn resize(&mut self, length: usize) {
         if self.bytes.len() < length + Self::ALIGNMENT {
             self.bytes.resize(length + Self::ALIGNMENT, 0);
@@ -207,24 +207,24 @@ impl AlignedBytes {
         self.length = length;
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[self.start..self.start + self.length]
     }
 
-    /// Moves them to where they are not aligned.
+    /// Shifts the start by one byte, so that it is not aligned.
     #[cfg(all(test, feature = "abomonation"))]
     fn shift(&mut self) {
         self.start += 1;
     }
 
-    /// The bytes, to be written.
+    /// Returns the bytes, to be overwritten.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.length]
     }
 }
 
-/// The rows of one block, to be read.
+/// The readable rows of one block.
 pub struct Rows<T>(Kept<T>);
 
 enum Kept<T> {
@@ -234,12 +234,12 @@ enum Kept<T> {
 }
 
 impl<T> Rows<T> {
-    /// Rows that have memory of their own.
+    /// Rows decoded into memory of their own.
     pub fn decoded(rows: Vec<T>) -> Self {
         Rows(Kept::Decoded(rows))
     }
 
-    /// The rows, in the order in which they were written.
+    /// Returns the rows, in the order in which they were written.
     pub fn as_slice(&self) -> &[T] {
         match &self.0 {
             Kept::Decoded(rows) => rows,
@@ -255,7 +255,7 @@ impl<T> fmt::Debug for Rows<T> {
     }
 }
 
-/// A type is not followed any further.
+/// The error by which a probe stops following a type.
 #[derive(Debug)]
 struct Stop;
 
@@ -273,9 +273,9 @@ impl serde::de::Error for Stop {
     }
 }
 
-/// Of words, in order: the same on every machine and for ever, as it is written to files.
+/// Hashes a list of words: the result is written to files, so it must be equal on every machine and in every version.
 ///
-/// Source: Fowler, Noll and Vo, FNV-1a with 64 bits; each word is closed by a byte that no UTF-8 text has.
+/// Algorithm: FNV-1a with 64 bits, by Fowler, Noll and Vo; each word is closed by a byte that occurs in no UTF-8 text.
 pub fn fingerprint<'a>(words: impl IntoIterator<Item = &'a str>) -> u64 {
     let bytes = words.into_iter().flat_map(|word| word.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

@@ -1,8 +1,8 @@
-//! Rows by serde, in the `postcard` format: small, and read by any program that has the same types.
+//! Rows serialised with serde in the `postcard` format: compact, and readable by any program with the same types.
 //!
-//! A block is its rows, one behind the other. The format does not describe itself, so what guards it is the checksum of
-//! the block and the fingerprint of the type: its shape as serde sees it. Where the code of a type lies (its module, its
-//! crate, the compiler's name for it) is no part of that.
+//! A block is its rows, one after the other. The format does not describe itself; it is protected by the checksum of
+//! the block and the fingerprint of the type, which is a hash of its shape as serde sees it. The type's module, crate
+//! and compiler name are no part of the fingerprint, so types can be moved.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,7 +11,7 @@ use crate::durable::codec::shape::shape_of;
 use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Draft, Rows, Schema, fingerprint};
 use crate::error::Error;
 
-/// The codec that every row type has.
+/// The default codec, for all row types that serde can serialise.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Postcard;
 
@@ -22,13 +22,13 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
 
     fn fingerprint(&self) -> u64 {
         let shape = shape_of::<T>();
-        // What is behind a value that the type refuses is in no shape: names stand for it.
+        // The shape lacks everything behind a value that the type refuses; type names stand in for it.
         let names = if shape.is_whole { String::new() } else { without_paths(std::any::type_name::<T>()) };
         fingerprint(["shape", &shape.text, &names])
     }
 
     fn reads(&self, written: &Coding) -> Result<(), Error> {
-        // Fingerprints of earlier versions had the type's name in them, which is in the file.
+        // Fingerprints of earlier versions included the type's name, which the file records.
         let earlier = || fingerprint([&*written.rows, &*shape_of::<T>().text]);
         if written.codec == CodecId::POSTCARD && written.fingerprint == earlier() {
             return Ok(());
@@ -66,7 +66,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     }
 }
 
-/// A type's name without the modules that its parts lie in.
+/// A type's name without module paths.
 fn without_paths(name: &str) -> String {
     let is_of_path = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | ':');
     let parts = name.split_inclusive(|letter| !is_of_path(letter));
@@ -74,7 +74,7 @@ fn without_paths(name: &str) -> String {
 }
 
 fn decode<T: DeserializeOwned>(mut bytes: &[u8], rows: u32, out: &mut Vec<T>) -> Result<(), String> {
-    // A row may have no bytes at all, but then it needs no room either.
+    // A row may take no bytes at all; it then needs no memory either.
     out.reserve((rows as usize).min(bytes.len()));
     for number in 0..rows {
         let (row, rest) = postcard::take_from_bytes(bytes)
@@ -88,7 +88,7 @@ fn decode<T: DeserializeOwned>(mut bytes: &[u8], rows: u32, out: &mut Vec<T>) ->
     Ok(())
 }
 
-/// Serialises to the end of a vector.
+/// Serialisation target that appends to a vector.
 struct Behind<'a>(&'a mut Vec<u8>);
 
 impl postcard::ser_flavors::Flavor for Behind<'_> {
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(Codec::<All>::open(&Postcard, aligned(&draft.take()), 1).unwrap().as_slice(), [row]);
     }
 
-    /// Types of one name in two modules.
+    /// Two types of one name in different modules.
     mod here {
         #[derive(serde::Serialize, serde::Deserialize)]
         pub(super) struct Row(pub(super) u8, pub(super) i64);
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_behind_a_refused_value_is_told_apart_by_names() {
-        /// Has no value that a shape asks for.
+        /// A type that refuses every value that the shape offers.
         #[derive(serde::Serialize)]
         struct Refuses;
         impl<'de> serde::Deserialize<'de> for Refuses {
@@ -244,7 +244,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
-            // Either is right: what is looked for is a panic.
+            // Either result is fine; the test looks for panics.
             let _unverified = Codec::<Row>::open(&Postcard, aligned(&bytes), random.u32(..5));
         }
     }

@@ -1,11 +1,11 @@
-//! The schema of a type: enough to read its values where the type is not known, to show them to people.
+//! The schema of a type: enough to decode and display its values without the type.
 //!
-//! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, and with it a tool
-//! makes [`Value`]s of them. It is found as [shapes](super::shape) are, by asking the type for values and noting down
-//! what it asks for; enums are asked again and again until every variant has been seen wherever it can stand.
+//! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, with which a tool
+//! decodes them to [`Value`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe that
+//! records its requests; enums are probed repeatedly until every variant has been seen at every position.
 //!
-//! A type that holds itself is followed a few levels deep and then [`Schema::Cut`]; values that go deeper cannot be
-//! shown, and are an error that says so. What nobody knows stays [`Schema::Unknown`]: it is never guessed.
+//! A recursive type is followed a few levels deep and ends in [`Schema::Cut`]; values that are nested deeper cannot be
+//! displayed, which is reported as an error. An unknown part stays [`Schema::Unknown`]: it is never guessed.
 
 use std::collections::BTreeMap;
 
@@ -20,33 +20,33 @@ use super::Stop;
 use crate::record::Real;
 use crate::time::EventTime;
 
-/// How deep options and collections have something in them.
+/// Depth up to which options and collections are given an element.
 const FILLED: usize = 16;
-/// How deep a type is followed.
+/// Depth up to which a type is followed.
 const DEEPEST: usize = 64;
-/// How often a name may stand within itself.
+/// Maximum nesting of a type name within itself.
 const NESTED: usize = 3;
-/// How often a type is asked at most.
+/// Maximum number of passes over a type.
 const PASSES: usize = 512;
-/// For how many things that have parts it is asked in one go.
+/// Maximum number of nested requests that are answered in one pass.
 const REQUESTS: usize = 20_000;
 
-/// The name and the fields of sums in halves.
+/// The type name and the fields of 128-bit sums that are stored as two halves.
 const HALVES: (&str, &[&str]) = ("WideSum", &["high", "low"]);
 
-/// What values of a type consist of, in the order in which they are written.
+/// The structure of a type's values, in the order in which they are serialised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Schema {
-    /// Nobody knows.
+    /// An unknown structure.
     #[default]
     Unknown,
-    /// The type holds itself, and is not followed any further.
+    /// A recursive type beyond the depth that is followed.
     Cut,
     /// `bool`.
     Bool,
-    /// A signed integer of so many bits.
+    /// A signed integer of this many bits.
     Signed(u8),
-    /// An unsigned integer of so many bits.
+    /// An unsigned integer of this many bits.
     Unsigned(u8),
     /// `f32`.
     Single,
@@ -58,19 +58,19 @@ pub enum Schema {
     Text,
     /// Bytes.
     Bytes,
-    /// Nothing.
+    /// No data.
     Unit,
     /// An [`EventTime`].
     Time,
-    /// A signed integer of 128 bits in two halves, the upper one first: how sums are kept.
+    /// A signed integer of 128 bits as two halves, the upper one first: the stored form of sums.
     Halves,
-    /// Something or nothing.
+    /// An optional value.
     Option(Box<Schema>),
-    /// Any number of one kind.
+    /// A sequence of values of one type.
     List(Box<Schema>),
-    /// Keys with values.
+    /// A map from keys to values.
     Map(Box<Schema>, Box<Schema>),
-    /// One of each, in order.
+    /// A fixed number of values, each of its own type.
     Tuple(Vec<Schema>),
     /// A struct: its name, and its fields in order.
     Struct(String, Vec<(String, Schema)>),
@@ -79,7 +79,7 @@ pub enum Schema {
 }
 
 impl Schema {
-    /// The schema of a type.
+    /// The schema of a type, found by probing it.
     pub fn of<T: DeserializeOwned>() -> Schema {
         let (mut schema, mut candidates) = (Schema::Unknown, BTreeMap::new());
         for _ in 0..PASSES {
@@ -95,7 +95,7 @@ impl Schema {
         schema
     }
 
-    /// Whether there is something in it that has not been asked for.
+    /// `true` if a part of it is still unknown, so that another pass may complete it.
     fn is_open(&self) -> bool {
         match self {
             Schema::Unknown => true,
@@ -107,10 +107,10 @@ impl Schema {
         }
     }
 
-    /// Reads a value in the `postcard` format, and moves `bytes` behind it.
+    /// Reads a value in the `postcard` format, and advances `bytes` past it.
     ///
     /// # Errors
-    /// When the bytes are no such value, or the schema does not say what they are.
+    /// Fails if the bytes are no such value, or if the schema is unknown or cut at that place.
     pub fn read(&self, bytes: &mut &[u8]) -> Result<Value, String> {
         Ok(match self {
             Schema::Unknown => return Err("nobody knows what a part of its type is".into()),
@@ -163,17 +163,17 @@ fn take<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, String> {
 
 fn many<V>(bytes: &mut &[u8], mut one: impl FnMut(&mut &[u8]) -> Result<V, String>) -> Result<Vec<V>, String> {
     let count: u64 = take(bytes)?;
-    // Elements may have no bytes at all; so many of them are nothing that a state would have.
+    // Elements may take no bytes at all, but no state has this many of them.
     if count > bytes.len() as u64 && count > 1 << 16 {
         return Err(format!("{count} elements in {} bytes", bytes.len()));
     }
     (0..count).map(|_| one(bytes)).collect()
 }
 
-/// A value whose type is not known here. Ordered as the types that it comes from are, if they derive their order.
+/// A value decoded by a schema. Values are ordered like the types that they come from, if those derive their order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
-    /// Nothing: `()` and `None`.
+    /// `()` or `None`.
     Nothing,
     /// `bool`.
     Bool(bool),
@@ -181,7 +181,7 @@ pub enum Value {
     Integer(i64),
     /// An unsigned integer of up to 64 bits.
     Natural(u64),
-    /// `i128`; in JSON it is text, as few who read JSON have such numbers.
+    /// `i128`; in JSON it is text, as few readers of JSON support such numbers.
     Wide(i128),
     /// `u128`; in JSON it is text.
     WideNatural(u128),
@@ -199,7 +199,7 @@ pub enum Value {
     Fields(Vec<(String, Value)>),
     /// Keys with values.
     Map(Vec<(Value, Value)>),
-    /// A variant of an enum: its number, its name, what it holds.
+    /// A variant of an enum: its number, its name, its contents.
     Variant(u32, String, Box<Value>),
 }
 
@@ -237,18 +237,19 @@ impl Serialize for Value {
     }
 }
 
-/// What is known of a pass over a type.
+/// The state of one pass over a type.
 #[derive(Default)]
 struct Asked {
     depth: usize,
     requests: usize,
-    /// The names that the request is within.
+    /// The type names that enclose the current request, outermost first.
     names: Vec<&'static str>,
-    /// Within how many names that stand too deep in themselves it is: there, the shortest way out is looked for.
+    /// Number of enclosing names that are nested too deep; above 0, the probe takes the shortest way out of the
+    /// recursion.
     escaping: usize,
-    /// The variants that may lead out, by their enum's name.
+    /// By enum name: the variant tried next as a way out of the recursion.
     candidates: BTreeMap<&'static str, usize>,
-    /// Whether something is now known to be avoided by the next pass.
+    /// `true` if this pass found a variant that the next pass avoids.
     blamed: bool,
 }
 
@@ -269,14 +270,14 @@ impl Asked {
     }
 }
 
-/// Answers one request, and notes it down.
+/// A deserializer that answers one request of a type and records it.
 struct Probe<'s> {
     into: &'s mut Schema,
     asked: &'s mut Asked,
 }
 
 impl<'s> Probe<'s> {
-    /// Follows what has a name, unless that stands in itself too deep.
+    /// Follows a named type; beyond [`NESTED`] levels of the same name its schema is cut.
     fn named<V>(self, name: &'static str, go: impl FnOnce(Probe<'_>) -> Result<V, Stop>) -> Result<V, Stop> {
         let Probe { into, asked } = self;
         let deep = asked.names.iter().filter(|other| **other == name).count() >= NESTED;
@@ -298,7 +299,7 @@ impl<'s> Probe<'s> {
         asked.within(|asked| go(Probe { into, asked }))
     }
 
-    /// The parts of a tuple.
+    /// Records a tuple and returns its elements.
     fn tuple(self, length: usize) -> Elements<'s> {
         if !matches!(self.into, Schema::Tuple(parts) if parts.len() == length) {
             *self.into = Schema::Tuple(vec![Schema::Unknown; length]);
@@ -310,7 +311,7 @@ impl<'s> Probe<'s> {
         Elements { parts: parts.into_iter(), asked: self.asked }
     }
 
-    /// The fields of a struct.
+    /// Records a struct and returns its fields.
     fn fields(self, name: &str, names: &[&str]) -> Elements<'s> {
         if !matches!(self.into, Schema::Struct(_, fields) if fields.len() == names.len()) {
             *self.into = Schema::Struct(name.to_owned(), unknown(names));
@@ -327,7 +328,7 @@ fn unknown(names: &[&str]) -> Vec<(String, Schema)> {
     names.iter().map(|name| ((*name).to_owned(), Schema::Unknown)).collect()
 }
 
-/// Requests that are answered by one value.
+/// Implements requests that are answered with a constant.
 macro_rules! values {
     ($($request:ident $visit:ident $value:expr, $schema:expr;)*) => { $(
         fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
@@ -359,7 +360,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
         deserialize_string visit_str "1", Schema::Text;
         deserialize_bytes visit_bytes b"1", Schema::Bytes;
         deserialize_byte_buf visit_bytes b"1", Schema::Bytes;
-        // Only a format that describes itself can answer what comes next.
+        // Only a self-describing format can answer this request.
         deserialize_any visit_str "1", Schema::Cut;
     }
 
@@ -492,7 +493,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 }
 
-/// What a collection, a tuple or a struct has.
+/// The elements of a collection or tuple, or the fields of a struct.
 struct Elements<'s> {
     parts: std::vec::IntoIter<&'s mut Schema>,
     asked: &'s mut Asked,
@@ -572,7 +573,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
 mod tests {
     use super::*;
 
-    /// The value as it is shown, in JSON; what cannot be shown, as its error.
+    /// The value in JSON as displayed; the error if it cannot be displayed.
     fn shown<T: Serialize + DeserializeOwned>(value: &T) -> String {
         let bytes = postcard::to_stdvec(value).unwrap();
         let mut rest = &bytes[..];
@@ -670,7 +671,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
-            // Either is right: what is looked for is a panic.
+            // Either result is fine; the test looks for panics.
             let _unverified = schema.read(&mut &bytes[..]);
         }
     }

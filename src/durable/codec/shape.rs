@@ -1,12 +1,12 @@
-//! The shape of a type, as serde sees it: what a format that does not describe itself depends on.
+//! The shape of a type, as serde sees it: everything that a format which does not describe itself depends on.
 //!
-//! A type is asked for a value by a deserializer that notes down what the type asks for, and answers with some value of
-//! that kind: 1, "1", one element, `Some`. Names of structs, fields and variants are part of the shape, so that two
-//! fields of one type that have changed places are noticed.
+//! A type is deserialised from a probe that records the type's requests, and answers each with some value of the
+//! requested kind: 1, "1", one element, `Some`. Names of structs, fields and variants are part of the shape, so that
+//! two fields of one type that have changed places are noticed.
 //!
-//! An enum is asked once for each of its variants. What is below many options and collections is left out, so that types
-//! that hold themselves come to an end; and where a type refuses the value that it gets, what is behind that is left
-//! out. So a shape is a function of the type, and types of equal shape are most likely read alike.
+//! An enum is probed once for each of its variants. Recursion ends because everything below many options and
+//! collections is left out; everything behind a value that the type refuses is left out, too. So a shape is a function
+//! of the type, and types of equal shape are most likely decoded alike.
 
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
@@ -16,25 +16,25 @@ use serde::de::{
 use super::Stop;
 use crate::time::EventTime;
 
-/// How deep options and collections have something in them.
+/// Depth up to which options and collections are given an element.
 const FILLED: usize = 8;
-/// How deep a shape is followed.
+/// Depth up to which a type is followed.
 const DEEPEST: usize = 40;
-/// How long its text may become.
+/// Length in bytes at which the text of a shape is cut off.
 const LONGEST: usize = 1 << 16;
 
 /// The shape of a type.
 pub(super) struct Shape {
-    /// It, as a text.
+    /// The shape, as a text.
     pub(super) text: String,
-    /// Whether the type asks what comes next, as untagged enums do. Only a format that describes itself
-    /// has an answer.
+    /// `true` if the type asks the format for whatever comes next, as untagged enums do. Only a self-describing format
+    /// can answer that.
     pub(super) asks: bool,
-    /// `false` if a part of it is left out: behind a value that the type refuses, or for its length.
+    /// `false` if a part is left out: behind a value that the type refuses, or because the text became too long.
     pub(super) is_whole: bool,
 }
 
-/// The shape of a type.
+/// Probes a type for its shape.
 pub(super) fn shape_of<T: DeserializeOwned>() -> Shape {
     let mut seen = Seen { text: String::new(), asks: false, depth: 0, variant: 0, most: 1 };
     let mut refused = false;
@@ -50,19 +50,19 @@ pub(super) fn shape_of<T: DeserializeOwned>() -> Shape {
     Shape { text: seen.text, asks: seen.asks, is_whole }
 }
 
-/// What a type has asked for so far.
+/// The requests of a type so far.
 struct Seen {
     text: String,
     asks: bool,
     depth: usize,
-    /// Which variant enums are asked for.
+    /// The variant with which enums are answered in this pass.
     variant: usize,
-    /// How many variants the largest enum has.
+    /// The greatest number of variants of an enum so far.
     most: usize,
 }
 
 impl Seen {
-    /// Notes what is within something.
+    /// Records the requests inside something named `what`.
     fn within<V>(&mut self, what: &str, within: impl FnOnce(&mut Seen) -> Result<V, Stop>) -> Result<V, Stop> {
         self.depth += 1;
         if self.depth > DEEPEST || self.text.len() > LONGEST {
@@ -76,16 +76,16 @@ impl Seen {
         Ok(value)
     }
 
-    /// How many elements collections are given.
+    /// The number of elements that a collection is given: 0 or 1.
     fn filled(&self) -> usize {
         usize::from(self.depth < FILLED)
     }
 }
 
-/// Answers one request.
+/// A deserializer that answers one request and records it.
 struct Probe<'s>(&'s mut Seen);
 
-/// Requests that are answered by one value.
+/// Implements requests that are answered with a constant.
 macro_rules! values {
     ($($request:ident $visit:ident $value:expr;)*) => { $(
         fn $request<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stop> {
@@ -142,7 +142,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Stop> {
-        // As it was before it had a name: files have fingerprints of shapes.
+        // Recorded as before the newtype had a name: files contain fingerprints of shapes.
         if name == EventTime::TYPE {
             return visitor.visit_newtype_struct(self);
         }
@@ -313,7 +313,7 @@ mod tests {
         assert!(!shape_of::<(String, Vec<Total>)>().asks);
     }
 
-    /// The shapes of a type of this name, as it might change between runs.
+    /// The shapes of variations of a type named `Row`, as it might change between runs.
     macro_rules! shapes {
         ($($body:item)*) => { [$({
             #[derive(Deserialize)]
@@ -369,7 +369,7 @@ mod tests {
             assert!(shape.len() < 2 * LONGEST, "{}", shape.len());
         }
         assert!(text_of::<Term>().contains("1/2 Number:newtype{visit_u8 }"));
-        // A type that refuses what it gets.
+        // A type that refuses the value that it is given.
         assert_eq!(text_of::<(u8, std::net::IpAddr, u8)>().matches('\n').count(), 2);
         assert!(text_of::<(u8, std::num::NonZeroU8)>().ends_with("visit_u8 }\n"));
     }

@@ -1,13 +1,14 @@
-//! Ends of the journals of an incarnation, worker by worker: the proof that a sink keeps with what it has published.
+//! The ends of an incarnation's journals, one for each worker: the proof that a sink keeps with the output it
+//! published.
 //!
 //! A worker that has nothing to commit in an epoch writes no frame. So a frame that is missing at the end of a journal
-//! cannot be told from one that was never written, unless somebody else knows of it. A sink knows: with the last epoch
-//! that it publishes it keeps, for each worker, the last epoch at or before that one for which the worker has written a
-//! frame. A recovery refuses a journal that does not have those frames.
+//! cannot be told from one that was never written, unless it is recorded elsewhere. Sinks record it: with the last epoch
+//! that a sink publishes it keeps, for each worker, the last epoch at or before that one for which the worker has
+//! written a frame. Recovery refuses a journal that lacks one of those frames.
 //!
-//! Invariants: the end of a worker never goes back; a frame is synced before any sink publishes an epoch whose ends name
-//! it. The workers of an incarnation all write a frame for its first epoch, so each has an end as soon as an epoch of the
-//! incarnation is published.
+//! Invariants: the end of a worker never goes back; a frame is synced before any sink publishes an epoch whose ends
+//! name it. The workers of an incarnation all write a frame for its first epoch, so each has an end as soon as an epoch
+//! of the incarnation is published.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,13 +38,15 @@ impl From<WorkerEnd> for (u32, u32, Epoch) {
     }
 }
 
-/// The last frames of all workers that have written one, by worker. In text formats: a list of `[process, worker, epoch]`.
+/// The last frames of all workers that have written one, by worker.
+///
+/// Text formats write a list of `[process, worker, epoch]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JournalEnds(Vec<WorkerEnd>);
 
 impl JournalEnds {
-    /// Takes in that a worker has written a frame.
+    /// Records that a worker has written a frame.
     pub fn note(&mut self, end: WorkerEnd) {
         match self.0.binary_search_by_key(&end.worker, |known| known.worker) {
             Ok(at) => self.0[at].epoch = self.0[at].epoch.max(end.epoch),
@@ -51,7 +54,7 @@ impl JournalEnds {
         }
     }
 
-    /// The end of each worker, by worker.
+    /// Iterates over the ends, in order of workers.
     pub fn iter(&self) -> impl Iterator<Item = &WorkerEnd> {
         self.0.iter()
     }

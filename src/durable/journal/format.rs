@@ -1,19 +1,19 @@
-//! What the files of a journal look like.
+//! The file format of the journal.
 //!
-//! A process writes one file after another: [`FileId`] is its name. A file is a header and then frames:
+//! A process writes one file after another, each named by its [`FileId`]. A file is a header followed by frames:
 //!
 //! ```text
-//! header  as in `sealed`: state, file, workers of the life, length and last epoch of the file before
+//! header  as in `sealed`: state, file, workers of the incarnation, length and last epoch of the previous file
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! Records that bounds of the frame keep by value follow in the body: a list of (number of the bound, its values), in
+//! Records that are kept by value follow in the body: a list of (index of the `Bound` in the frame, its values), in
 //! postcard.
 //!
-//! `synced` is the length of this file that was known to be on the disk for good when the frame was written. So it tells
-//! a torn tail, behind which nothing can have been built on, from damage.
+//! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,
+//! on which nothing can have been built, from damage.
 //!
-//! Invariants: a frame's checksum covers its place and the name of its file too, so that old bytes on a disk are no
-//! frame of this file; a header is synced, and the file's name too, before a frame is written.
+//! Invariants: a frame's checksum also covers its position and the name of its file, so that stale bytes on a disk are
+//! no frame of this file; a header and the file's name are synced before a frame is written.
 
 use std::fmt;
 
@@ -25,34 +25,34 @@ use crate::durable::sealed::{Broken, Kind};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// Kind of a journal's files. Version 1 differs only in that its frames keep no values.
+/// The envelope of journal files. Version 1 differs only in that its frames keep no values.
 pub(in crate::durable) const KIND: Kind = Kind { magic: *b"TGJOURN", version: 2, name: "journal" };
 
-/// Reads the header that a file begins with, and its length.
+/// Reads the header of a file; returns it with its length in bytes.
 pub(super) fn read_header(bytes: &[u8]) -> std::result::Result<(Header, usize), Broken> {
     match KIND.open_first(bytes) {
         Err(Broken::Version(1)) => Kind { version: 1, ..KIND }.open_first(bytes),
         header => header,
     }
 }
-/// How a frame begins.
+/// The first bytes of a frame.
 pub(super) const MARKER: [u8; 4] = *b"\xf7TG\xe1";
-/// How many bytes a frame has before its body.
+/// Length in bytes of a frame's fixed part, which precedes its body.
 pub(super) const BEFORE_BODY: usize = 20;
 
-/// Names a file of the journal.
+/// The identity of a journal file, from which its name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileId {
-    /// The life that wrote it.
+    /// The incarnation that wrote it.
     pub incarnation: u64,
-    /// The process of that life.
+    /// The process of that incarnation.
     pub process: u32,
-    /// Which of that process's files, from 0.
+    /// The number of the file among that process's files, from 0.
     pub number: u64,
 }
 
 impl FileId {
-    /// The file of this name, if a file of the journal can have it.
+    /// Parses a file name; `None` if it is not the name of a journal file.
     pub fn parse(name: &str) -> Option<FileId> {
         let mut parts = name.strip_suffix(".journal")?.split('-');
         let id = FileId {
@@ -60,7 +60,7 @@ impl FileId {
             process: parts.next()?.parse().ok()?,
             number: parts.next()?.parse().ok()?,
         };
-        // Each has one name only.
+        // Each file has exactly one valid name: no leading zeros or signs.
         (parts.next().is_none() && id.to_string() == name).then_some(id)
     }
 }
@@ -71,40 +71,40 @@ impl fmt::Display for FileId {
     }
 }
 
-/// What a file says of itself.
+/// The header of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// The state that it is part of.
+    /// The state that the file belongs to.
     pub state: StateId,
-    /// The file.
+    /// The file's identity.
     pub file: FileId,
-    /// How many workers the life has, in all its processes.
+    /// Number of workers of the incarnation, in all its processes.
     pub workers: u32,
-    /// The file before it.
+    /// The previous file of the process; `None` in its first file.
     pub before: Option<Before>,
 }
 
-/// What a file says of the one before it.
+/// A file's record of the previous file of the same process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
-    /// How long it is; all of that is synced.
+    /// The length of the previous file in bytes, all of it synced.
     pub length: u64,
-    /// The greatest epoch in it and in those before it.
+    /// The greatest epoch in that file and all files before it; `None` if they have no frame.
     pub last: Option<Epoch>,
 }
 
-/// A frame as it is in a file.
+/// A frame as read from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Whose it is.
+    /// The worker that wrote it.
     pub worker: u32,
-    /// What it says.
+    /// The decoded frame.
     pub frame: Frame,
-    /// Where it ends.
+    /// The position after its last byte in the file.
     pub end: u64,
 }
 
-/// What the checksums of a file's frames begin with.
+/// The initial value of the checksums of a file's frames: a hash of the state's and the file's identity.
 pub(super) fn salt(state: StateId, file: FileId) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     for word in [state.0, file.incarnation, u64::from(file.process), file.number] {
@@ -113,7 +113,7 @@ pub(super) fn salt(state: StateId, file: FileId) -> u32 {
     sum.finalize()
 }
 
-/// The body of a frame.
+/// Encodes the body of a frame.
 pub(super) fn body_of(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     let cannot = |why: postcard::Error| Error::new("cannot write a frame of the journal").because(why);
     let body = postcard::to_extend(&(worker, frame), Vec::with_capacity(64)).map_err(cannot)?;
@@ -122,7 +122,7 @@ pub(super) fn body_of(worker: u32, frame: &Frame) -> Result<Vec<u8>> {
     if kept.is_empty() { Ok(body) } else { postcard::to_extend(&kept, body).map_err(cannot) }
 }
 
-/// Reads the body of a frame: the worker, and the frame. `None` if it makes no sense.
+/// Decodes the body of a frame to the worker and the frame; `None` if it is malformed.
 pub(super) fn read_body(body: &[u8]) -> Option<(u32, Frame)> {
     let ((worker, mut frame), rest): ((u32, Frame), _) = postcard::take_from_bytes(body).ok()?;
     if !rest.is_empty() {
@@ -137,9 +137,9 @@ pub(super) fn read_body(body: &[u8]) -> Option<(u32, Frame)> {
     Some((worker, frame))
 }
 
-/// Adds a frame that will be at `position` in its file.
+/// Appends an encoded frame to `bytes`; `position` is its position in the file.
 pub(super) fn put(bytes: &mut Vec<u8>, salt: u32, position: u64, synced: u64, body: &[u8]) {
-    // A frame describes what one worker took from its partitions in a tenth of a second.
+    // A frame describes the input that one worker took in a tenth of a second.
     let length = u32::try_from(body.len()).unwrap_or_else(|_| panic!("a frame of {} bytes", body.len()));
     bytes.extend_from_slice(&MARKER);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -148,7 +148,7 @@ pub(super) fn put(bytes: &mut Vec<u8>, salt: u32, position: u64, synced: u64, bo
     bytes.extend_from_slice(body);
 }
 
-/// A frame that is as it was written: what it says was synced, and its body.
+/// Returns the synced length and the body of the frame at `position`; `None` if there is no intact frame.
 pub(super) fn frame_at(bytes: &[u8], salt: u32, position: usize) -> Option<(u64, &[u8])> {
     let (before, rest) = bytes.get(position..)?.split_at_checked(BEFORE_BODY)?;
     let word = |at: usize| u32::from_le_bytes([before[at], before[at + 1], before[at + 2], before[at + 3]]);

@@ -1,14 +1,14 @@
-//! The journal: the log that binds each epoch to its inputs.
+//! The journal: the durable log that commits the input of each epoch.
 //!
-//! * A [`Bound`] says what one epoch took from one partition: up to which offset, and with which watermark and flags.
-//! * A [`Check`] in it tells later whether the partition is still the one that it was.
-//! * A [`Frame`] is all that one worker bound to one epoch. Workers with nothing to bind append nothing, but for the
-//!   first epoch of a life, to which every worker appends a frame.
-//! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is whole.
-//! * [`FileJournal`] keeps frames in files, [`JournalFile`] reads those back, [`FileId`] names them.
+//! * A [`Bound`] is the progress of one partition in one epoch: offset, watermark and flags after the epoch's records.
+//! * A [`Check`] in it verifies later that the partition still has the same content.
+//! * A [`Frame`] is all the input that one worker committed to one epoch. A worker without input appends nothing,
+//!   except for the first epoch of an incarnation, for which every worker appends a frame.
+//! * [`JournalEnds`] are the last frames of all workers: kept by sinks, they prove that a journal is complete.
+//! * [`FileJournal`] writes frames to files, [`JournalFile`] reads those back, [`FileId`] names them.
 //!
-//! Invariants: a worker appends the frames of its epochs in order; a worker's capability for an epoch outlives the sync
-//! of its frame for that epoch; equal frames give equal output, on any number of workers.
+//! Invariants: a worker appends the frames of its epochs in order; a worker keeps its capability for an epoch until its
+//! frame for that epoch is synced; equal frames give equal output, on any number of workers.
 
 mod ends;
 mod format;
@@ -33,105 +33,105 @@ use crate::error::Result;
 use crate::metrics::SyncMetrics;
 use crate::time::{Epoch, EventTime};
 
-/// What an epoch took from a partition.
+/// The progress of a partition in one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Bound {
     /// The name under which the flow reads the source.
     pub source: String,
-    /// The partition.
+    /// The partition's number in its source.
     pub partition: u32,
-    /// Where reading began, if the partition was found in this epoch.
+    /// The offset at which reading began, if the partition was found in this epoch.
     pub found_at: Option<u64>,
-    /// The offset of the first record that the epoch did not take.
+    /// The offset of the first record after the epoch.
     pub next: u64,
     /// The partition's watermark after the epoch's records.
     pub watermark: EventTime,
-    /// Whether the partition is idle at the end of the epoch.
+    /// `true` if the partition is idle at the end of the epoch.
     pub idle: bool,
-    /// The offset at which the partition ends for this job, where that was fixed.
+    /// The offset at which the job stops reading the partition; `None` if none was fixed.
     pub until: Option<u64>,
-    /// Whether it has reached that offset.
+    /// `true` if the partition has reached that offset.
     pub ended: bool,
-    /// What the partition is known again by; `None` if nothing was taken of it, or its kind of source has no such thing.
+    /// A checksum that identifies the partition on recovery; `None` if no record was read, or if the kind of source has
+    /// none.
     pub check: Option<Check>,
-    /// The records themselves, of a source that may not have them any more when the epoch is replayed; `None` of all others.
-    /// They are in the journal alone, in no manifest.
+    /// The records themselves, if the source may not have them any more on replay; `None` for all other sources. They
+    /// are in the journal only, in no manifest.
     #[serde(skip)]
     pub values: Option<Vec<Value>>,
 }
 
-/// A record that is kept by value.
+/// A record that the journal keeps by value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Value {
-    /// Its offset.
+    /// The record's offset.
     pub offset: u64,
     /// Write time, in milliseconds since the Unix epoch; `None` if unknown.
     pub stamped: Option<i64>,
-    /// Its bytes; `None` if it has none.
+    /// The payload; `None` if the record has none.
     pub payload: Option<Vec<u8>>,
 }
 
-/// A checksum of something that a partition has before a bound's `next`, from `at` on: of bytes of a file, of a record of
-/// a topic. A partition that has something else there is not the one that was read.
+/// A checksum of content at offset `at`, before a bound's `next`: of bytes of a file, or of a record of a topic. A
+/// partition with other content there is not the one that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Check {
     /// The offset.
     pub at: u64,
-    /// The checksum: CRC-32.
+    /// The CRC-32 checksum.
     pub sum: u32,
 }
 
-/// What one worker bound to one epoch.
+/// The input that one worker committed to one epoch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
     /// The epoch.
     pub epoch: Epoch,
-    /// What it took, from the partitions in which something changed.
+    /// The progress of the partitions that changed.
     pub bounds: Vec<Bound>,
 }
 
-/// Where frames go. Shared by the workers of a process.
+/// A log of frames, shared by the workers of a process.
 pub trait Journal: Send + Sync {
-    /// Takes a frame of `worker`, without waiting for the disk. The first epoch of a life is bound by all its workers,
-    /// even to nothing: what the life binds counts only then.
+    /// Queues a frame of `worker`, without waiting for the disk. Every worker must append a frame, even an empty one,
+    /// for the first epoch of an incarnation: until all have, recovery ignores the incarnation's own input.
     ///
     /// # Errors
-    /// When the journal can take no more.
+    /// Fails if the journal has failed before, or if the frame cannot be encoded.
     fn append(&self, worker: usize, frame: Frame) -> Result<()>;
 
-    /// The greatest epoch of `worker` whose frame, and all before it, are on record for good; `None` before the first.
+    /// The greatest epoch of `worker` whose frame, and all before it, are durable; `None` before the first.
     fn synced(&self, worker: usize) -> Option<Epoch>;
 
-    /// Has `thread` woken, by unparking it, whenever [`Journal::synced`] of `worker` has changed, and when the journal
-    /// has failed.
+    /// Registers `thread` to be unparked whenever [`Journal::synced`] of `worker` changes, and when the journal fails.
     fn wake(&self, _worker: usize, _thread: Thread) {}
 
-    /// Whether it still takes frames.
+    /// Checks that the journal has not failed.
     ///
     /// # Errors
-    /// What it failed with.
+    /// Fails with the error that the journal failed with.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Says that no epoch up to `through` will be replayed, so that what binds only those can go.
+    /// Allows the journal to drop input of epochs up to `through`, which will not be replayed.
     fn cut(&self, _through: Epoch) {}
 
-    /// Where it counts what its syncs cost.
+    /// The metrics of the journal's syncs.
     fn syncs(&self) -> Arc<SyncMetrics> {
         Arc::default()
     }
 
-    /// Puts all frames on record for good and takes no more.
+    /// Makes all frames durable and accepts no more.
     ///
     /// # Errors
-    /// Fails with what the journal failed with, now or before.
+    /// Fails with the journal's failure, now or before.
     fn close(&self) -> Result<()> {
         self.check()
     }
 }
 
-/// A journal that holds what it is told in memory: at once "synced", and gone with the process.
+/// A journal in memory: frames count as synced at once, and are lost with the process.
 #[derive(Debug, Default)]
 pub struct MemoryJournal {
     inner: Mutex<Inner>,
@@ -145,12 +145,12 @@ struct Inner {
 }
 
 impl MemoryJournal {
-    /// A journal that only acknowledges: for a job without state, where nothing would read the frames.
+    /// A journal that only acknowledges frames: for a job without state, where nothing would read them.
     pub fn forgetful() -> Self {
         MemoryJournal { forgetful: true, ..MemoryJournal::default() }
     }
 
-    /// The frames so far, of all workers, by epoch; those of one epoch as one frame, bounds sorted.
+    /// Returns the frames so far, of all workers, in order of epochs; those of one epoch merged, with bounds sorted.
     pub fn frames(&self) -> Vec<Frame> {
         let mut by_epoch = std::collections::BTreeMap::<Epoch, Vec<Bound>>::new();
         for frame in &self.inner.lock().unwrap_or_else(PoisonError::into_inner).frames {

@@ -1,29 +1,29 @@
-//! Reads a file of the journal: what is good of it, and how much of it must be.
+//! Reads a file of the journal: which part of it is intact, and which part is known to have been synced.
 //!
-//! Nothing is decided here: whether what is not good is a torn tail or damage depends on what others say of the file,
-//! too. That is for [`recovery`](crate::durable::recovery).
+//! Nothing is decided here. Whether the rest is a torn tail or damage also depends on other files and on sinks: see
+//! [`recovery`](crate::durable::recovery).
 
 use super::format::{BEFORE_BODY, Entry, FileId, Header, KIND, MARKER, frame_at, read_body, read_header, salt};
 use crate::durable::StateId;
 use crate::durable::sealed::Broken;
 use crate::error::{Error, Result};
 
-/// A file of the journal, as it was found.
+/// The contents of a journal file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalFile {
-    /// Which.
+    /// The file's identity.
     pub id: FileId,
-    /// Its header; `None` if that is not good, and then nothing is.
+    /// Its header; `None` if that is not intact, and then no frame is.
     pub header: Option<Header>,
-    /// The frames up to the first that is not good.
+    /// The frames before the first that is not intact.
     pub entries: Vec<Entry>,
-    /// Where the header ends.
+    /// Length of the header in bytes.
     pub begin: u64,
-    /// How many bytes are good.
+    /// Length of the intact part in bytes.
     pub good: u64,
-    /// How many bytes were synced, by what the frames behind the good ones say.
+    /// Number of bytes that were synced, according to frames behind the intact part; 0 if there are none.
     pub known: u64,
-    /// How many bytes there are.
+    /// Length of the file in bytes.
     pub found: u64,
 }
 
@@ -31,7 +31,7 @@ impl JournalFile {
     /// Reads the bytes of the file `id` of the state `state`.
     ///
     /// # Errors
-    /// If it was written in another format, or is another file than its name says.
+    /// Fails if the file was written in another format, or if its header names another state or another file.
     pub fn read(state: StateId, id: FileId, bytes: &[u8]) -> Result<JournalFile> {
         let mut file = JournalFile {
             id,
@@ -61,7 +61,7 @@ impl JournalFile {
             Err(Broken::Damaged(_)) => {}
         }
         file.good = at as u64;
-        // Whatever is good behind what is not says how far the file was synced.
+        // Intact frames behind the first bad one tell how far the file was synced.
         while let Some(next) = bytes.get(at + 1..).and_then(|rest| memchr::memmem::find(rest, &MARKER)) {
             at += 1 + next;
             if let Some((synced, _)) = frame_at(bytes, salt, at) {

@@ -1,13 +1,14 @@
 //! The journal in files: one thread of the process writes and syncs for all its workers.
 //!
-//! * **Group commit**: the thread takes all frames that wait, appends them in one write, syncs, and then tells each
-//!   worker how far it is. What comes meanwhile waits for the next round.
-//! * When a file has become longer than [`Place::limit`], the next round begins a new one. Its header says how long the
-//!   old one is, which is all synced by then.
-//! * **Cutting** removes whole files, oldest first, and never the one that is being written.
+//! * **Group commit**: the thread takes all queued frames, appends them in one write, syncs, and then tells each worker
+//!   up to which epoch its frames are durable. Frames queued meanwhile wait for the next round.
+//! * When a file has reached [`Place::limit`], the next round begins a new one. Its header records the length of the
+//!   old file, which is all synced by then.
+//! * **Truncating** the journal removes whole files, oldest first, and never the one that is being written.
 //!
-//! Invariants: a worker's frames are written in the order of its epochs; what is told to be synced is, and so is the
-//! name of its file; after a failure nothing more is written, as nobody knows what is on the disk then.
+//! Invariants: a worker's frames are written in the order of its epochs; an epoch is reported as synced only when its
+//! frame and the name of its file are; after a failure nothing more is written, as the state of the disk is then
+//! unknown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,31 +29,31 @@ use crate::metrics::SyncMetrics;
 use crate::thread::{self, Handle, Role};
 use crate::time::Epoch;
 
-/// Where a journal is written, and by whom.
+/// The place and the owner of a journal.
 #[derive(Clone)]
 pub struct Place {
     /// The disk.
     pub disk: Arc<dyn Disk>,
-    /// The directory of the journal, which is there.
+    /// The directory of the journal, which must exist.
     pub directory: PathBuf,
     /// The state.
     pub state: StateId,
-    /// The life that writes.
+    /// The incarnation that writes.
     pub incarnation: u64,
-    /// The process of that life.
+    /// The process of that incarnation.
     pub process: u32,
-    /// How many workers the life has, in all its processes.
+    /// Number of workers of the incarnation, in all its processes.
     pub workers: usize,
-    /// How many bytes a file may have before the next one is begun.
+    /// Length in bytes after which the next file is begun.
     pub limit: u64,
-    /// Files of earlier lives that this process removes when they are cut off.
+    /// Files of earlier incarnations that this process removes once no replay needs them.
     pub inherited: Vec<Accepted>,
     /// Asked before anything is written or removed.
     pub still_current: StillCurrent,
 }
 
 impl Place {
-    /// How many bytes a file may have unless one says otherwise.
+    /// The default length after which a new file is begun: 1 MiB.
     pub const LIMIT: u64 = 1 << 20;
 }
 
@@ -66,25 +67,25 @@ impl fmt::Debug for Place {
     }
 }
 
-/// A journal in files.
+/// A journal that is written to files.
 #[derive(Debug)]
 pub struct FileJournal {
     shared: Arc<Shared>,
     thread: Mutex<Option<Handle>>,
 }
 
-/// What workers and the writing thread share.
+/// State shared by the workers and the writing thread.
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Something is in the queue.
+    /// Notified when there is work in the queue.
     ready: Condvar,
     /// For each worker, one more than its greatest epoch that is synced; 0 if there is none.
     synced: Vec<AtomicU64>,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     threads: Mutex<BTreeMap<usize, Thread>>,
-    /// What has been written, and how long that took.
+    /// The number, bytes and duration of syncs.
     syncs: Arc<SyncMetrics>,
 }
 
@@ -93,13 +94,13 @@ struct Queue {
     waiting: Vec<Waiting>,
     /// The last epoch that each worker has appended.
     appended: Vec<Option<Epoch>>,
-    /// The first epoch of the life, when a worker has bound it.
+    /// The first epoch of the incarnation, once a worker has committed it.
     first: Option<Epoch>,
     cut: Option<Epoch>,
     closing: bool,
 }
 
-/// A frame that waits to be written.
+/// A frame in the queue.
 #[derive(Debug)]
 struct Waiting {
     worker: usize,
@@ -112,13 +113,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FileJournal {
-    /// Begins the first file of a process of a life, and the thread that writes.
+    /// Creates the first file of a process of an incarnation, and starts the writing thread.
     ///
     /// # Errors
-    /// If the disk does not let it, or the process has begun it already.
+    /// Fails if a disk operation fails, or if the process has a journal of this incarnation already.
     pub fn begin(place: Place) -> Result<FileJournal> {
         let (journal, writer) = FileJournal::prepare(place)?;
-        // Workers would wait in vain for a thread that has panicked.
+        // Without this, workers would wait for ever for a thread that has panicked.
         let shared = Arc::clone(&journal.shared);
         let told = move |error| shared.fail(error);
         let thread = thread::start_telling(Role::Journal, Role::Journal.name(), told, move || writer.run())?;
@@ -126,7 +127,7 @@ impl FileJournal {
         Ok(journal)
     }
 
-    /// A journal, and who writes it, before there is a thread.
+    /// A journal and its writer, before the thread is started.
     pub(in crate::durable) fn prepare(place: Place) -> Result<(FileJournal, Writer)> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue { appended: vec![None; place.workers], ..Queue::default() }),
@@ -141,7 +142,7 @@ impl FileJournal {
         Ok((FileJournal { shared, thread: Mutex::default() }, writer))
     }
 
-    /// Has the thread write and sync all that waits, and end.
+    /// Has the thread write and sync all queued frames, and waits for its end.
     fn end(&self) {
         locked(&self.shared.queue).closing = true;
         self.shared.ready.notify_one();
@@ -152,7 +153,7 @@ impl FileJournal {
     }
 }
 
-/// For a journal that its owner fails to close: what fails now is not told.
+/// Ends a journal that its owner did not close; failures of this last write are not reported.
 impl Drop for FileJournal {
     fn drop(&mut self) {
         self.end();
@@ -168,7 +169,7 @@ impl Journal for FileJournal {
         let mut queue = locked(&self.shared.queue);
         assert!(queue.appended[worker] < Some(epoch), "a worker binds its epochs in order, each once");
         if queue.appended[worker].is_none() {
-            // What a life bound counts only if none of its workers misses there.
+            // Input of an incarnation counts only if all its workers have a frame for its first epoch.
             assert_eq!(*queue.first.get_or_insert(epoch), epoch, "all workers bind the first epoch of a life");
         }
         queue.appended[worker] = Some(epoch);
@@ -212,7 +213,7 @@ impl Journal for FileJournal {
 }
 
 impl Shared {
-    /// Waits for something to do.
+    /// Waits for work, and takes all of it.
     fn take(&self) -> Queue {
         let mut queue = locked(&self.queue);
         while queue.waiting.is_empty() && queue.cut.is_none() && !queue.closing {
@@ -222,14 +223,14 @@ impl Shared {
         Queue { waiting, cut, closing: queue.closing, ..Queue::default() }
     }
 
-    /// Keeps what failed first, and wakes all, who will ask.
+    /// Keeps the first failure, and wakes all workers, which then check for it.
     fn fail(&self, why: Error) {
         locked(&self.failure).get_or_insert(why);
         self.failed.store(true, Ordering::Release);
         locked(&self.threads).values().for_each(Thread::unpark);
     }
 
-    /// Tells workers how far they are.
+    /// Reports to workers up to which epoch their frames are synced, and wakes them.
     fn publish(&self, written: &[Waiting]) {
         let mut news = BTreeMap::new();
         for frame in written {
@@ -243,19 +244,19 @@ impl Shared {
     }
 }
 
-/// The thread that writes.
+/// The work of the writing thread.
 pub(in crate::durable) struct Writer {
     place: Place,
     shared: Arc<Shared>,
     file: Box<dyn DiskFile>,
     id: FileId,
     salt: u32,
-    /// How long the file is; all of that is synced.
+    /// Length of the file in bytes, all of it synced.
     length: u64,
     /// The greatest epoch in the file and in those of this process before it.
     last: Option<Epoch>,
-    /// The files before, oldest first, each with the greatest epoch in it and before it. Those of a life's process are
-    /// removed in their order.
+    /// The earlier files, oldest first, each with the greatest epoch in it and in files before it. Files of one process
+    /// of an incarnation are removed in their order.
     old: BTreeMap<FileId, Option<Epoch>>,
 }
 
@@ -279,7 +280,7 @@ impl Writer {
         }
     }
 
-    /// Waits for something to do and does it. Whether there may be more.
+    /// Waits for work and does it; returns `false` after the journal was closed or has failed.
     pub(in crate::durable) fn step(&mut self) -> bool {
         let work = self.shared.take();
         if let Err(why) = self.round(&work) {
@@ -302,7 +303,8 @@ impl Writer {
             self.cut(through)?;
         }
         if work.closing {
-            // A frame without content: what is before it is known to be synced, whatever becomes of the file.
+            // A closing frame without content proves that everything before it was synced, even if the file is damaged
+            // later.
             let mut bytes = Vec::new();
             put(&mut bytes, self.salt, self.length, self.length, &[]);
             self.write(&bytes)?;
@@ -367,12 +369,12 @@ impl Writer {
                 _ => self.old.remove(&id),
             };
         }
-        // That they are gone need not survive a crash.
+        // The removals need not survive a crash.
         Ok(())
     }
 }
 
-/// Makes a file with its header for good, under its name.
+/// Creates a journal file with its header durably; returns it with its length.
 fn begin_file(place: &Place, file: FileId, before: Option<Before>) -> Result<(Box<dyn DiskFile>, u64)> {
     let workers = u32::try_from(place.workers).map_err(|_| Error::usage("there cannot be so many workers"))?;
     let header = KIND.seal(&Header { state: place.state, file, workers, before })?;

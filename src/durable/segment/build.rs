@@ -1,4 +1,4 @@
-//! Rows become raw blocks: the part of writing a segment that is done on the worker's thread, in bounded pieces.
+//! Builds raw blocks from rows: the part of writing a segment that runs on the worker's thread, in bounded pieces.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use crate::durable::codec::{AlignedBytes, Codec, Draft};
 use crate::error::{Error, Result};
 use crate::time::EventTime;
 
-/// Bytes at which a block is full.
+/// Length in bytes, and number of rows, at which a block is full.
 const BLOCK: usize = 1 << 16;
-/// Bytes that a block never reaches: `lz4` and the format count them in 32 bits, with room to spare.
+/// Upper bound of a block's length in bytes, exclusive: `lz4` and the format count it in 32 bits.
 pub(super) const MOST: usize = 1 << 30;
 
-/// The rows of a block, not yet compressed.
+/// A block of rows, not yet compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawBlock {
     pub(super) bytes: Vec<u8>,
@@ -22,18 +22,18 @@ pub struct RawBlock {
 }
 
 impl RawBlock {
-    /// How many rows it has.
+    /// The number of rows.
     pub fn rows(&self) -> u32 {
         self.rows
     }
 
-    /// How much memory it takes.
+    /// The memory that it takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 }
 
-/// Makes raw blocks of the rows of one segment.
+/// Builds the raw blocks of one segment.
 pub struct BlockBuilder<T> {
     codec: Arc<dyn Codec<T>>,
     draft: Draft,
@@ -43,16 +43,16 @@ pub struct BlockBuilder<T> {
 }
 
 impl<T: 'static> BlockBuilder<T> {
-    /// A builder of rows that are written by `codec`.
+    /// A builder for rows that are encoded by `codec`.
     pub fn new(codec: Arc<dyn Codec<T>>) -> Self {
         BlockBuilder { codec, draft: Draft::default(), rows: 0, least: EventTime::MAX, greatest: EventTime::MIN }
     }
 
-    /// Adds a row of the window that ends at `window`; returns a block when one is full. Rows come in strictly ascending
-    /// order of their keys.
+    /// Adds a row of the window that ends at `window`; returns a block when one is full. Rows must be added in strictly
+    /// ascending order of their keys.
     ///
     /// # Errors
-    /// When the row's type refuses to be written, or could not be read back, or a row is larger than a gigabyte.
+    /// Fails if the row cannot be serialised, if it could not be read back, or if the block would reach a gigabyte.
     #[inline]
     pub fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
         let before = (self.draft.head.len(), self.draft.tail.len());
@@ -70,11 +70,12 @@ impl<T: 'static> BlockBuilder<T> {
         self.rows += 1;
         self.least = self.least.min(window);
         self.greatest = self.greatest.max(window);
-        // Rows of no bytes at all are counted too.
+        // Rows may take no bytes at all, so they are counted too.
         Ok(if self.draft.length() >= BLOCK || self.rows as usize >= BLOCK { self.take() } else { None })
     }
 
-    /// Reads the first row of a block, as a state that cannot be read would only be noticed when it is needed.
+    /// Checks that the first row of a block can be read back: otherwise an unreadable state would be noticed only on
+    /// recovery.
     #[cold]
     fn read_back(&mut self) -> Result<()> {
         let Draft { head, tail } = &self.draft;
@@ -88,7 +89,7 @@ impl<T: 'static> BlockBuilder<T> {
         Err(unwritable(format!("it could not be read back: {why}")).help("see how its type is serialised"))
     }
 
-    /// The rows since the last full block, if there are any. The builder is then as new.
+    /// Returns the rows since the last full block, and resets the builder; `None` if there are no rows.
     pub fn finish(&mut self) -> Option<RawBlock> {
         self.take()
     }

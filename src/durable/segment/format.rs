@@ -1,4 +1,4 @@
-//! How a segment's bytes lie.
+//! The file format of segments.
 //!
 //! ```text
 //! start    8  magic "TIDE-SEG"
@@ -15,9 +15,9 @@
 //!          8  magic "SEG-EDIT"
 //! ```
 //!
-//! Integers outside postcard are little-endian; checksums are CRC-32, a block's of its stored bytes. Where blocks lie is
-//! not written but follows from their lengths, so they neither overlap nor leave gaps, and must end where the footer
-//! begins. The version decides how all that follows is read, so it is looked at first.
+//! Integers outside postcard are little-endian; checksums are CRC-32, a block's of its stored bytes. Positions of
+//! blocks are not stored but follow from their lengths, so they neither overlap nor leave gaps, and must end where the
+//! footer begins. The version decides how everything after it is decoded, so it is checked first.
 
 use std::path::Path;
 
@@ -33,32 +33,32 @@ const MAGIC: [u8; 8] = *b"TIDE-SEG";
 const END_MAGIC: [u8; 8] = *b"SEG-EDIT";
 /// The version that this program writes.
 pub(super) const VERSION: u8 = 2;
-/// The version before there were schemas, which it reads too.
+/// The version before schemas, which is still read.
 const WITHOUT_SCHEMA: u8 = 1;
-/// Bytes of the start.
+/// Length of the start in bytes.
 pub(super) const START: usize = 17;
-/// Bytes of the end.
+/// Length of the end in bytes.
 pub(super) const END: usize = 24;
-/// Bytes of a checksum.
+/// Length of a checksum in bytes.
 pub(super) const CHECKSUM: usize = 4;
-/// How many raw bytes an lz4 block can at most have for each stored one.
+/// Maximum number of raw bytes that a stored byte of an lz4 block can expand to.
 const MOST_RATIO: u64 = 256;
 
-/// The first thing that a segment says of itself.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header {
     first: FirstHeader,
     schema: Schema,
 }
 
-/// A header without a schema.
+/// The header of version 1, without a schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FirstHeader {
     codec: u8,
     fingerprint: u64,
     rows: String,
     label: Label,
-    /// The version of the program, for people.
+    /// The version of the program that wrote it, for users.
     program: String,
 }
 
@@ -82,13 +82,13 @@ impl Header {
 /// One block of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockInfo {
-    /// Bytes in the file.
+    /// Length in the file, in bytes.
     pub stored: u32,
-    /// Bytes when they are no longer compressed.
+    /// Length after decompression, in bytes.
     pub raw: u32,
-    /// How many rows it has.
+    /// Number of rows.
     pub rows: u32,
-    /// Of the stored bytes.
+    /// CRC-32 of the stored bytes.
     pub(super) checksum: u32,
     /// The least window end of a row.
     pub least: EventTime,
@@ -96,7 +96,7 @@ pub struct BlockInfo {
     pub greatest: EventTime,
 }
 
-/// The last thing that a segment says of itself.
+/// The footer of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Footer {
     pub(super) blocks: Vec<BlockInfo>,
@@ -111,7 +111,7 @@ impl Footer {
         Footer { blocks, rows, least, greatest }
     }
 
-    /// Whether it fits a file in which so many bytes are between header and footer.
+    /// Checks that it is consistent, and fits a file with `between` bytes between header and footer.
     pub(super) fn check(&self, between: u64) -> std::result::Result<(), String> {
         if totals(&self.blocks) != (self.rows, self.least, self.greatest) {
             return Err("the totals in its footer are not those of its blocks".into());
@@ -143,7 +143,7 @@ fn totals(blocks: &[BlockInfo]) -> (u64, EventTime, EventTime) {
     (blocks.iter().map(|block| u64::from(block.rows)).sum(), least, greatest)
 }
 
-/// Start and header.
+/// Encodes start and header.
 pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>> {
     let body = encode(header)?;
     let mut bytes = MAGIC.to_vec();
@@ -156,7 +156,7 @@ pub(super) fn encode_header(header: &Header) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Footer and end, and the footer's checksum.
+/// Encodes footer and end; also returns the footer's checksum.
 pub(super) fn encode_footer(footer: &Footer) -> Result<(Vec<u8>, u32)> {
     let mut bytes = encode(footer)?;
     let (length, checksum) = (bytes.len(), crc32fast::hash(&bytes));
@@ -175,7 +175,7 @@ fn too_large(why: impl std::fmt::Display) -> Error {
     Error::new("cannot describe a segment").because(why)
 }
 
-/// The version, and the length of the header, of a file's first bytes, which may be fewer than [`START`] if the file is shorter.
+/// Decodes a file's first bytes, fewer than [`START`] if the file is shorter; returns version and header length.
 pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<(u8, u32)> {
     if !bytes.starts_with(&MAGIC) {
         return Err(damaged(path, "it does not begin as a segment does"));
@@ -200,7 +200,7 @@ pub(super) fn decode_start(bytes: &[u8], path: &Path) -> Result<(u8, u32)> {
     Ok((version, u32::from_le_bytes(*length)))
 }
 
-/// The header, of its bytes and checksum.
+/// Decodes the header from its bytes and checksum.
 pub(super) fn decode_header(version: u8, bytes: &[u8], path: &Path) -> Result<Header> {
     let parts = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(|| damaged(path, "it ends within its header"))?;
     if crc32fast::hash(parts.0) != u32::from_le_bytes(*parts.1) {
@@ -212,7 +212,7 @@ pub(super) fn decode_header(version: u8, bytes: &[u8], path: &Path) -> Result<He
     decode(parts.0, path, "header")
 }
 
-/// The length and the checksum of the footer, of a file's last bytes.
+/// Decodes a file's last bytes; returns length and checksum of the footer.
 pub(super) fn decode_end(bytes: &[u8; END], path: &Path) -> Result<(u64, u32)> {
     if !bytes.ends_with(&END_MAGIC) {
         return Err(damaged(path, "it does not end as a segment does: it is cut, or something is behind it"));
@@ -227,7 +227,7 @@ fn part<const N: usize>(bytes: &[u8; END], at: usize) -> [u8; N] {
     std::array::from_fn(|byte| bytes[at + byte])
 }
 
-/// The footer, of its bytes.
+/// Decodes the footer.
 pub(super) fn decode_footer(bytes: &[u8], checksum: u32, path: &Path) -> Result<Footer> {
     if crc32fast::hash(bytes) != checksum {
         return Err(damaged(path, "the checksum of its footer is wrong"));
@@ -243,7 +243,7 @@ fn decode<V: DeserializeOwned>(bytes: &[u8], path: &Path, what: &str) -> Result<
     }
 }
 
-/// A file is refused.
+/// The error for a damaged file.
 pub(super) fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
     let error = Error::new("a segment is damaged").at(path.display()).because(why);
     error.help("restore the file from a copy, or go back to a snapshot without it")

@@ -1,20 +1,23 @@
-//! Segments: immutable files of the consolidated rows that one durable arrangement gained in an interval of epochs.
+//! Segments: immutable files of consolidated rows of one durable arrangement, from an interval of epochs.
 //!
-//! * A **row** is one `(data, diff)`, of a type that a [`codec`](crate::durable::codec) writes. Rows of a segment are in
-//!   strictly ascending order of their keys; the rows of one key in all segments of a step add up to what the step has.
-//! * Rows belong to a **window**, by its end; the least and the greatest are on record, so that what is dead by the
-//!   watermark can go unread. Rows of no window belong to [`EventTime::MAX`], which never dies.
-//! * A [`RawBlock`] is made of rows on the worker's thread, in bounded pieces, by a [`BlockBuilder`]; a
+//! * A **row** is one `(data, diff)`, of a type that a [`codec`](crate::durable::codec) encodes. Rows of a segment are
+//!   in strictly ascending order of their keys; the sum of a key's rows in all segments of a step is the step's state.
+//! * Rows belong to a **window**, identified by its end; a segment records the least and the greatest, so that segments
+//!   that have expired by the watermark need not be read. Rows without a window belong to [`EventTime::MAX`], which
+//!   never expires.
+//! * A [`RawBlock`] is built from rows on the worker's thread, in bounded pieces, by a [`BlockBuilder`]; a
 //!   [`SegmentWriter`] compresses and writes blocks on another thread; a [`SegmentReader`] reads one block at a time.
-//! * A [`SegmentInfo`] is what a manifest names. A file that no manifest names is nothing, whatever it holds.
+//! * A [`SegmentInfo`] is a manifest's reference to a segment. A file that no manifest names is ignored, whatever it
+//!   holds.
 //!
 //! Invariants:
-//! * Every byte of a file is under a checksum that is verified before the byte means anything. A file that is damaged,
-//!   cut, of another format or of other rows is refused by an error that names it; it is never read in part.
-//! * A file is written once, under a name that it has for ever, and is on disk with its name before it is spoken of.
-//! * No memory is asked for on the word of bytes that are not yet verified, nor for more than one block at a time.
+//! * Every byte of a file is covered by a checksum that is verified before the byte is used. A file that is damaged,
+//!   truncated, of another format or of other rows is refused by an error that names it; it is never read in part.
+//! * A file is written once, under a name that never changes, and is durable with its name before anything refers to
+//!   it.
+//! * No memory is allocated because of bytes that are not yet verified, nor for more than one block at a time.
 //!
-//! How the bytes lie is drawn in `format.rs`.
+//! `format.rs` describes the file format.
 
 mod build;
 mod format;
@@ -33,28 +36,28 @@ pub use format::BlockInfo;
 pub use reader::{SegmentReader, verify};
 pub use writer::SegmentWriter;
 
-/// What a segment's rows are of.
+/// The origin of a segment's rows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Label {
-    /// The step whose arrangement they are of.
+    /// The step that the rows belong to.
     pub step: String,
-    /// The life that wrote them.
+    /// The incarnation that wrote the segment.
     pub incarnation: u64,
-    /// The worker that wrote them, or had them written.
+    /// The worker that wrote the segment, or had it written.
     pub worker: u32,
-    /// Which of that worker's files of that life, so that each has a name of its own.
+    /// Number of the file among that worker's files in that incarnation, which makes its name unique.
     pub number: u64,
-    /// The rows changed after this epoch …
+    /// The rows changed after this epoch.
     pub from: Epoch,
-    /// … up to this one. What other segments of the step hold may lie between the two, after a merge.
+    /// The rows changed up to this epoch. After a merge, other segments of the step may have rows of the same interval.
     pub to: Epoch,
 }
 
 impl Label {
-    /// What the sum of segments, at least one, is of, when it is written by that worker as that file.
+    /// The label of the merge of these segments, written by `worker` as file `number`.
     ///
     /// # Panics
-    /// When there are none.
+    /// Panics if `segments` is empty.
     pub fn of_sum(segments: &[SegmentInfo], incarnation: u64, worker: u32, number: u64) -> Label {
         let (first, rest) = segments.split_first().unwrap_or_else(|| panic!("a sum of no segments has no label"));
         let from = rest.iter().fold(first.from, |from, segment| from.min(segment.from));
@@ -62,7 +65,7 @@ impl Label {
         Label { step: first.step.clone(), incarnation, worker, number, from, to }
     }
 
-    /// The name of the file: unique in a state directory, and safe whatever the step is called.
+    /// The name of the file: unique in a state directory, and valid whatever the name of the step.
     pub fn file_name(&self) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
         let step: String = if self.step.is_empty() { "_" } else { &self.step }.chars().take(32).map(safe).collect();
@@ -72,52 +75,52 @@ impl Label {
     }
 }
 
-/// How the names of segments end.
+/// Suffix of segment files.
 const EXTENSION: &str = ".segment";
 
-/// Whether a file of this name is a segment, whole or not.
+/// `true` if a file of this name is a segment, complete or not.
 pub fn is_segment(name: &str) -> bool {
     name.ends_with(EXTENSION)
 }
 
-/// What a manifest names: one segment, and enough of it to decide whether it must be read.
+/// A manifest's reference to a segment, with enough details to decide if it must be read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SegmentInfo {
     /// The file's name in the state's directory of segments.
     pub file: String,
-    /// The step whose rows it has.
+    /// The step that the rows belong to.
     pub step: String,
-    /// The epoch after which they changed.
+    /// The rows changed after this epoch.
     pub from: Epoch,
-    /// The epoch up to which they changed.
+    /// The rows changed up to this epoch.
     pub to: Epoch,
-    /// How many there are.
+    /// Number of rows.
     pub rows: u64,
-    /// The length of the file.
+    /// Length of the file in bytes.
     pub bytes: u64,
     /// The least window end of a row; [`EventTime::MAX`] if there are none.
     pub least: EventTime,
     /// The greatest window end of a row; [`EventTime::MIN`] if there are none.
     pub greatest: EventTime,
-    /// How large it is, in powers of [`FACTOR`]: see [`crate::durable::compaction`].
+    /// The level of the file's length, in powers of [`FACTOR`]: see [`crate::durable::compaction`].
     pub level: u8,
-    /// The checksum of its footer, which has those of its blocks: no other file passes for this one.
+    /// The checksum of its footer, which has the checksums of its blocks: no other file is mistaken for this one.
     pub checksum: u32,
 }
 
 impl SegmentInfo {
-    /// Whether no row of it is of a window that ends after `dead`.
+    /// `true` if no row belongs to a window that ends after `dead`.
     pub fn is_dead(&self, dead: EventTime) -> bool {
         self.greatest <= dead
     }
 }
 
-/// How much larger the files of a level are than those of the one below.
+/// Ratio of the file lengths of a level to those of the level below.
 pub const FACTOR: u64 = 4;
-/// The length of the largest files of level 0.
+/// Maximum file length of level 0, in bytes.
 const SMALLEST: u64 = 4096;
 
-/// The level of a file of so many bytes.
+/// Returns the level of a file of `bytes` bytes.
 pub(in crate::durable) fn level_of(bytes: u64) -> u8 {
     let (mut level, mut most) = (0, SMALLEST);
     while most < bytes {

@@ -1,4 +1,4 @@
-//! A segment is read: block by block, each verified before it means anything.
+//! Reads a segment block by block; each block is verified before it is used.
 
 use std::any::TypeId;
 use std::io;
@@ -10,7 +10,7 @@ use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, dam
 use crate::durable::segment::{Label, SegmentInfo};
 use crate::error::{Error, Result};
 
-/// Reads one segment, whose header and footer are verified.
+/// A reader of one segment, whose header and footer are verified.
 #[derive(Debug)]
 pub struct SegmentReader {
     path: PathBuf,
@@ -19,19 +19,19 @@ pub struct SegmentReader {
     coding: Coding,
     info: SegmentInfo,
     blocks: Vec<BlockInfo>,
-    /// Where each block begins.
+    /// Position of each block in the file.
     positions: Vec<u64>,
-    /// Who is known to be able to read the rows: asking takes a while.
+    /// The row type and codec that were accepted last: the check takes a while.
     accepted: Option<(TypeId, CodecId)>,
     stored: Vec<u8>,
     raw: AlignedBytes,
 }
 
 impl SegmentReader {
-    /// Opens a file, and verifies all of it but its blocks.
+    /// Opens a segment, and verifies everything except its blocks.
     ///
     /// # Errors
-    /// When it cannot be read, is damaged, or was written in another version of the format.
+    /// Fails if the file cannot be read, is damaged, or has another format version.
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let file = disk.open(path).map_err(|why| unreadable(path, &why))?;
         let length = file.length().map_err(|why| unreadable(path, &why))?;
@@ -77,10 +77,10 @@ impl SegmentReader {
         })
     }
 
-    /// Opens the file that a manifest names, which must be the very one.
+    /// Opens the segment that a manifest names, and verifies that the file is that segment.
     ///
     /// # Errors
-    /// As [`SegmentReader::open`]; and when the file is not the one that was named.
+    /// Fails like [`SegmentReader::open`], and if the file is not the named segment.
     pub fn open_named(disk: &dyn Disk, directory: &Path, named: &SegmentInfo) -> Result<Self> {
         let path = directory.join(&named.file);
         let reader = SegmentReader::open(disk, &path)?;
@@ -90,30 +90,30 @@ impl SegmentReader {
         Ok(reader)
     }
 
-    /// What its rows are of.
+    /// The origin of the rows.
     pub fn label(&self) -> &Label {
         &self.label
     }
 
-    /// What a manifest says of it.
+    /// The segment's description, as a manifest stores it.
     pub fn info(&self) -> &SegmentInfo {
         &self.info
     }
 
-    /// How its rows were written.
+    /// The coding of the rows.
     pub fn coding(&self) -> &Coding {
         &self.coding
     }
 
-    /// Its blocks, in the order of their rows.
+    /// The blocks, in the order of their rows.
     pub fn blocks(&self) -> &[BlockInfo] {
         &self.blocks
     }
 
-    /// Whether its rows can be read by `codec`.
+    /// Checks that `codec` can decode the rows.
     ///
     /// # Errors
-    /// When they were written by another codec or as another type.
+    /// Fails if they were written by another codec or as another type.
     pub fn accept<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
         codec.reads(&self.coding).map_err(|refused| refused.at(self.path.display()))
     }
@@ -127,10 +127,10 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// Shows each row of a block, in order and in place where the codec can.
+    /// Calls `each` for every row of a block, in order; rows are read in place if the codec can.
     ///
     /// # Errors
-    /// When the block is damaged, or the rows are not the codec's.
+    /// Fails if the block is damaged, or if the rows do not match the codec.
     pub fn scan_block<T: 'static>(
         &mut self,
         block: usize,
@@ -141,10 +141,10 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// The rows of a block, in order and in place where the codec can.
+    /// Returns the rows of a block, in order; they are read in place if the codec can.
     ///
     /// # Errors
-    /// When the block is damaged, or the rows are not the codec's.
+    /// Fails if the block is damaged, or if the rows do not match the codec.
     pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<Rows<T>> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
@@ -152,10 +152,10 @@ impl SegmentReader {
         opened.map_err(|why| self.refuse(block, why))
     }
 
-    /// Adds the rows of a block to `out`, in order; when it fails, `out` is as it was.
+    /// Appends the rows of a block to `out`, in order; on failure `out` is unchanged.
     ///
     /// # Errors
-    /// When the block is damaged, or the rows are not the codec's.
+    /// Fails if the block is damaged, or if the rows do not match the codec.
     pub fn read_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>, out: &mut Vec<T>) -> Result<()> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
@@ -172,10 +172,10 @@ impl SegmentReader {
         }
     }
 
-    /// The rows of a block as values, for who does not know their type.
+    /// Returns the rows of a block as values, for callers that do not know their type.
     ///
     /// # Errors
-    /// When the block is damaged, or its rows cannot be told without their type.
+    /// Fails if the block is damaged, or if its rows cannot be decoded without their type.
     pub fn values(&mut self, block: usize) -> Result<Vec<Value>> {
         let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
         if self.coding.codec != CodecId::POSTCARD {
@@ -221,16 +221,16 @@ impl SegmentReader {
         }
     }
 
-    /// The error that refuses a block.
+    /// The error for a damaged block.
     pub(in crate::durable) fn refuse(&self, block: usize, why: impl std::fmt::Display) -> Error {
         damaged(&self.path, format!("block {block} of {}: {why}", self.blocks.len()))
     }
 }
 
-/// Verifies every checksum of a file, without knowing its rows.
+/// Verifies every checksum of a segment, without decoding its rows.
 ///
 /// # Errors
-/// As [`SegmentReader::open`]; and when a block is damaged.
+/// Fails like [`SegmentReader::open`], and if a block is damaged.
 pub fn verify(disk: &dyn Disk, path: &Path) -> Result<SegmentInfo> {
     let mut reader = SegmentReader::open(disk, path)?;
     for block in 0..reader.blocks.len() {
@@ -243,7 +243,7 @@ fn read(file: &dyn DiskFile, path: &Path, position: u64, bytes: &mut [u8]) -> Re
     file.read_at(position, bytes).map_err(|why| unreadable(path, &why))
 }
 
-/// So many bytes, which are known to be in the file.
+/// Reads `length` bytes, which must be in the file.
 fn read_some(file: &dyn DiskFile, path: &Path, position: u64, length: u64) -> Result<Vec<u8>> {
     let length = usize::try_from(length).map_err(|why| damaged(path, why))?;
     let mut bytes = vec![0; length];

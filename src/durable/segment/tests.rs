@@ -1,7 +1,7 @@
-//! A segment is read as it was written, or refused by its name.
+//! Segments are read as they were written, or refused by an error that names them.
 //!
-//! They try every byte and every length of small files rather than some, for both codecs, because one byte outside the
-//! checksums would be enough to read wrong state without a word.
+//! The tests try every byte and every length of small files rather than some, for both codecs, because one byte outside
+//! the checksums would be enough to read wrong state unnoticed.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use crate::error::Result;
 
 pub(in crate::durable) type Row = ((EventTime, String), (i64, (i128, i64)));
 
-/// All codecs that this build has.
+/// All codecs of this build.
 pub(in crate::durable) fn codecs() -> Vec<Arc<dyn Codec<Row>>> {
     let mut codecs: Vec<Arc<dyn Codec<Row>>> = vec![Arc::new(Postcard)];
     #[cfg(feature = "abomonation")]
@@ -43,7 +43,7 @@ pub(in crate::durable) fn random_rows(random: &mut fastrand::Rng, count: usize, 
     rows.into_iter().collect()
 }
 
-/// Writes rows as a segment; a block has so many rows, or as many as fit.
+/// Writes rows as a segment; a block has `rows_of_block` rows, or as many as fit.
 pub(in crate::durable) fn write(
     disk: &Arc<dyn Disk>,
     directory: &Path,
@@ -103,7 +103,7 @@ fn small(place: &Place, codec: &Arc<dyn Codec<Row>>) -> (PathBuf, Vec<u8>, Vec<R
     (path, bytes, rows)
 }
 
-/// The file is refused by its name, by who reads its rows and by who only verifies it.
+/// Checks that reading and verifying the file fail with errors that name it; returns the error of reading.
 fn refused(path: &Path, codec: &dyn Codec<Row>, what: &dyn std::fmt::Display) -> String {
     let said = read(path, codec).map(|rows| rows.len()).expect_err(&format!("{what}: it was read")).to_string();
     let verified = verify(&OsDisk, path).expect_err(&format!("{what}: it was verified")).to_string();
@@ -231,7 +231,7 @@ fn a_file_of_another_version_is_refused_with_that_version() {
     assert!(refused(&path, &**codec, &"missing").starts_with("cannot read a segment"));
 }
 
-/// A segment as version 1 of the format has it: two blocks, of which the first is compressed.
+/// A segment in version 1 of the format: two blocks, of which the first is compressed.
 const VERSION_1: &str = "\
     544944452d53454701660000003940dbfa01c3fddda7848286c1c00148282874696465676174653a3a74696d653a3a45 \
     76656e7454696d652c20616c6c6f633a3a737472696e673a3a537472696e67292c20286936342c2028693132382c2069 \
@@ -281,7 +281,7 @@ fn rows_of_another_type_or_codec_are_refused() {
 
 #[test]
 fn rows_that_could_not_be_read_back_are_not_written() {
-    /// Writes two numbers, or one if the second is 0, and reads two.
+    /// Serialises two numbers, or one if the second is 0, and deserialises two.
     #[derive(Clone, serde::Serialize, serde::Deserialize)]
     struct Pair(u8, #[serde(skip_serializing_if = "is_zero")] u8);
     fn is_zero(number: &u8) -> bool {
@@ -307,7 +307,7 @@ fn only_the_very_file_that_was_named_is_read() {
     let taken = write(&place.disk, place.directory.path(), &label(1), codec, &rows, 7).unwrap_err().to_string();
     assert!(taken.contains("never written over") && taken.contains(path.to_str().unwrap()), "{taken}");
 
-    // A file of equal length and totals, whole in itself, under the same name.
+    // A valid file of equal length and totals, under the same name.
     let mut others = rows.clone();
     others[4].1.0 ^= 1;
     fs::remove_file(&path).unwrap();
@@ -339,7 +339,7 @@ fn a_footer_that_cannot_be_is_refused_before_memory_is_asked_for() {
     ] {
         assert!(check(wrong, 20).unwrap_err().contains("block 0 cannot be"), "{wrong:?}");
     }
-    // Totals that are not the sum, under a right checksum.
+    // Totals that are not the sum, with a valid checksum.
     let (bytes, checksum) = format::encode_footer(&Footer::new(vec![block])).unwrap();
     let mut bytes = bytes[..bytes.len() - format::END].to_vec();
     let rows = bytes.len() - 3;
@@ -394,7 +394,7 @@ fn a_segment_is_spoken_of_only_when_file_and_name_are_on_disk() {
     }
 }
 
-/// The operating system's disk, whose writing acts are told, and fail from one of them on.
+/// The operating system's disk; its writing operations are recorded, and fail from one of them on.
 #[derive(Debug)]
 pub(in crate::durable) struct Failing {
     acts: Arc<Acts>,

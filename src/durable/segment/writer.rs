@@ -1,4 +1,4 @@
-//! Raw blocks become a file: the part of writing a segment that waits for the disk, done on a thread of its own.
+//! Writes raw blocks to a segment file: the part of writing a segment that waits for the disk, on a thread of its own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::durable::segment::format::{self, BlockInfo, Footer, Header};
 use crate::durable::segment::{Label, RawBlock, SegmentInfo};
 use crate::error::{Error, Result};
 
-/// Writes one segment. If it is dropped before [`SegmentWriter::finish`], it leaves a file that is none.
+/// Writes one segment. Dropped before [`SegmentWriter::finish`], it leaves an incomplete file that nothing refers to.
 #[derive(Debug)]
 pub struct SegmentWriter {
     disk: Arc<dyn Disk>,
@@ -28,10 +28,10 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Begins the segment of a label, whose rows are written as `coding` says.
+    /// Creates the file of a segment, with rows encoded by `coding`.
     ///
     /// # Errors
-    /// When the file cannot be made, or a file has its name.
+    /// Fails if the file cannot be created, or if a file of that name exists.
     pub fn create(disk: &Arc<dyn Disk>, directory: &Path, label: &Label, coding: &Coding) -> Result<Self> {
         let name = label.file_name();
         let path = directory.join(&name);
@@ -63,14 +63,14 @@ impl SegmentWriter {
         }
     }
 
-    /// Adds a block.
+    /// Compresses and appends a block.
     ///
     /// # Errors
-    /// When it cannot be written; the segment is then lost.
+    /// Fails if it cannot be written; the segment is then unusable.
     pub fn append(&mut self, block: &RawBlock) -> Result<()> {
         self.compressed.resize(get_maximum_output_size(block.bytes.len()), 0);
         let compressed = compress_into(&block.bytes, &mut self.compressed).map_err(|why| failed(&self.path, why))?;
-        // Equal lengths mean that it is not compressed.
+        // Equal lengths mark a block that is not compressed.
         let stored = self.compressed.get(..compressed).filter(|stored| stored.len() < block.bytes.len());
         let stored = stored.unwrap_or(&block.bytes);
         let count = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|why| failed(&self.path, why));
@@ -87,10 +87,10 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Makes the segment whole and durable: file, then name.
+    /// Completes the segment and makes it durable: first the file, then its name.
     ///
     /// # Errors
-    /// When it cannot be written or synced; the segment is then lost.
+    /// Fails if it cannot be written or synced; its file is then removed as far as possible.
     pub fn finish(mut self) -> Result<SegmentInfo> {
         let finished = self.complete();
         if finished.is_err() {
@@ -108,9 +108,9 @@ impl SegmentWriter {
         Ok(footer.info(&self.label, self.name.clone(), self.length + bytes.len() as u64, checksum))
     }
 
-    /// Gives up, and removes what there is of the file as far as that can be done.
+    /// Removes the unfinished file, as far as possible.
     pub fn abandon(self) {
-        // What stays is named by no manifest.
+        // A file that stays is named by no manifest.
         let _what_stays_is_harmless = self.disk.remove(&self.path);
     }
 }

@@ -1,14 +1,15 @@
-//! Where a state goes on from, case by case.
+//! Recovery decisions, case by case.
 //!
-//! A case is written as what was found, one thing an item, and what is decided of it in words, or the refusal:
+//! A case is a list of what was found, separated by semicolons, and the decision or the refusal as a text:
 //!
-//! * `claim 2 from 6-1 names 4-1 counts 1-0-0:3` – life 2 went on from a manifest, knew others, and counted frames.
-//! * `1-0-0 workers 2 = 0@2 1@2` – a file of the journal, and the frames in it: worker and epoch. Also `known 2`: how
-//!   many frames it knows to be synced; `after 3/8`: the file before has so many frames and its last epoch;
+//! * `claim 2 from 6-1 names 4-1 counts 1-0-0:3` – incarnation 2 resumed from a manifest, knew others, and counted
+//!   frames.
+//! * `1-0-0 workers 2 = 0@2 1@2` – a journal file, and the frames in it: worker and epoch. Also `known 2`: number of
+//!   its frames that are known to be synced; `after 3/8`: number of frames and last epoch of the previous file;
 //!   `headless`; `damaged`; `whole`: it ends with its last frame.
 //! * `manifest 6-1 out 4 step t segment a ended damaged` – a manifest with a sink, a step, a segment.
-//! * `out 7 changing` – the sink `out` has shown that epoch; it holds a collection. `out -`: it is new.
-//!   `out 7 by 2 knows 0/0@6 1/1@7` – incarnation 2 wrote to it, with the ends of journals: process, worker and epoch.
+//! * `out 7 changing` – the sink `out` has published that epoch; it holds a collection. `out -`: it is new. `out 7 by 2
+//!   knows 0/0@6 1/1@7` – incarnation 2 wrote to it, with the ends of journals: process, worker and epoch.
 
 use super::*;
 use crate::durable::journal::{Before, Entry, Header};
@@ -19,7 +20,7 @@ use crate::error::Error;
 
 const STATE: StateId = StateId(1);
 
-/// Where a file with so many frames ends.
+/// Length of a file with `frames` frames.
 fn length(frames: u64) -> u64 {
     100 + 10 * frames
 }
@@ -187,7 +188,7 @@ fn list(of: impl IntoIterator<Item = impl ToString>) -> String {
     if words.is_empty() { "nothing".into() } else { words.join(" ") }
 }
 
-/// What is decided, in words.
+/// The decision as a text.
 fn told(case: &Case, query: &QueryPrint, accept_changed_query: bool) -> String {
     let found = Found {
         incarnation: 9,
@@ -257,14 +258,14 @@ fn a_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
     );
     check("claim 1; 1-0-0", "from nothing, replay nothing, count nothing, last 0, obsolete 1-0-0");
     check("claim 1; 1-0-0 headless", "from nothing, replay nothing, count nothing, last 0, obsolete 1-0-0");
-    // Nothing of it can have been shown.
+    // Nothing of it can have been published.
     check("claim 1; 1-0-0 workers 2 = 0@2; out 2", "an output is ahead of the state (output out)…");
-    // The next life begins from nothing too, and its own first epoch counts.
+    // The next incarnation starts from the beginning too, and its own first epoch counts.
     check(
         "claim 2 last 4; 1-0-0 workers 2 = 0@2; 2-0-0 workers 2 = 0@6 1@6",
         "from nothing, replay 6, count 2-0-0:2, last 6, obsolete 1-0-0",
     );
-    // So it is with a life that goes on from others: it may have new partitions too.
+    // The same holds for an incarnation that resumes: it may find new partitions, too.
     check(
         "claim 2 counts 1-0-0:1/2; 1-0-0 = 0@2; 2-0-0 workers 2 = 1@6 1@8",
         "from nothing, replay 2, count 1-0-0:1, last 8, obsolete 2-0-0",
@@ -277,7 +278,7 @@ fn a_life_counts_when_all_its_workers_have_bound_its_first_epoch() {
         "claim 1; manifest 4-1; 1-0-0 workers 2 = 1@6",
         "from 4-1, replay nothing, count nothing, last 6, obsolete 1-0-0",
     );
-    // A manifest at or after it has it whole.
+    // A manifest at or after the first epoch includes all of it.
     check("claim 1; manifest 4-1; 1-0-0 workers 2 = 0@4 1@6", "from 4-1, replay 6, count 1-0-0:2, last 6");
     check("claim 1; manifest 4-1; 1-0-1 after 2/4 workers 2 = 1@6", "from 4-1, replay 6, count 1-0-1:1, last 6");
 }
@@ -291,7 +292,7 @@ fn the_newest_manifest_is_gone_on_from() {
         "claim 1; manifest 8-1; manifest 4-1 damaged",
         "from 8-1, replay nothing, count nothing, last 8, obsolete m4-1",
     );
-    // What life 1 wrote after life 2 had read does not count.
+    // Files that incarnation 1 wrote after incarnation 2 had read the directory do not count.
     check(
         "claim 2 from 4-1; manifest 4-1; manifest 8-1",
         "from 4-1, replay nothing, count nothing, last 8, obsolete m8-1",
@@ -329,7 +330,7 @@ fn of_older_lives_what_the_claim_counts_of_the_latest_all() {
     );
     check("claim 2 counts 1-0-0:1/2; 1-0-0 damaged", "a file of the journal is damaged; restore…");
     check("claim 2 counts 1-0-0:3/6 from 8-1; manifest 8-1", "from 8-1, replay nothing, count nothing, last 8");
-    // That life 5 had begun and never claimed anything is no matter; that its claim is gone, is.
+    // An incarnation 5 that began without a claim is fine; one whose claim is lost is refused.
     check(
         "claim 2; 5-0-0 = 0@2",
         "the claim of a life of the state is missing (lives/5.claim): that life wrote 5-0-0.journal; restore…",
@@ -418,7 +419,6 @@ fn no_sink_is_behind_or_ahead() {
     check("claim 1; manifest 6-1 ended out 6; out 4", "an output is behind the state (output out)…");
 }
 
-/// A changed query, with what is found, and what is said of it; `accepted` where it is let go on.
 #[track_caller]
 #[test]
 fn what_a_sink_knows_of_journals_is_in_them() {
@@ -427,7 +427,7 @@ fn what_a_sink_knows_of_journals_is_in_them() {
         &format!("{journals}; out 4 by 1 knows 0/0@4 1/1@4"),
         "from nothing, replay 2 4, count 1-0-0:2 1-1-0:2, last 4",
     );
-    // A worker that had nothing to commit has no frame.
+    // A worker without input has no frame.
     check(&format!("{journals}; out 8 by 1 knows 0/0@4 1/1@4"), "an output is ahead of the state…");
     let lost = |end: &str, expected: &str| check(&format!("{journals}; out 4 by 1 knows {end}"), expected);
     lost(
@@ -445,9 +445,9 @@ fn what_a_sink_knows_of_journals_is_in_them() {
         "0/0@4 1/1@4 2/2@4",
         "a file of the journal is missing (journal/1-2-0.journal): worker 2 has committed epoch 4…",
     );
-    // The snapshot has it.
+    // The snapshot includes it.
     check(&format!("{journals}; manifest 6-1 out 4; out 4 by 1 knows 0/0@6 1/1@4"), "from 6-1…");
-    // The claim has proved what counts of earlier incarnations; a sink that was begun since knows of none.
+    // The claim proves what counts of earlier incarnations; a sink that was created since knows none of their frames.
     let later = "claim 2 counts 1-0-0:2/4; 1-0-0 = 0@2 0@4; 2-0-0 workers 2 = 0@6";
     check(&format!("{later}; out 4 by 1 knows 0/0@4 1/1@4"), "from nothing, replay 2 4…");
     check(&format!("{later}; out 4 by 2"), "from nothing, replay 2 4…");
@@ -458,6 +458,7 @@ fn what_a_sink_knows_of_journals_is_in_them() {
     );
 }
 
+/// Checks the decision for a changed query, and that it resumes with `--accept-changed-query` only if `accepted`.
 fn check_changed(found: &str, change: impl Fn(&mut QueryPrint), expected: &str, accepted: bool) {
     let mut query = print();
     change(&mut query);
@@ -492,7 +493,7 @@ fn a_changed_query_does_not_replay() {
         query.steps.retain(|step| step.kind == "source");
     };
     said(another, "the program is another build (b2, was b1), the step aggregate t is gone");
-    // Nothing is replayed: it may have changed.
+    // Nothing is replayed, so the query may have changed.
     let stopped = "claim 1; manifest 2-1 out 2; 1-0-0 = 0@2";
     check_changed(&format!("{stopped}; out 2"), another, "from 2-1", true);
     check_changed(

@@ -1,4 +1,4 @@
-//! What the journal says is synced is read back, and what is not good is told to be torn or damaged.
+//! Journal files: synced frames are read back, and everything else is recognised as torn or damaged.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::{FileJournal, Header, Journal, KIND, Value};
 use crate::durable::sealed::Kind;
 
-/// Appends, and waits until it is synced: a commit of its own.
+/// Appends a frame and waits until it is synced, so that it is a group commit of its own.
 fn commit(journal: &FileJournal, worker: usize, frame: Frame) {
     let epoch = frame.epoch;
     journal.append(worker, frame).unwrap();
@@ -23,7 +23,8 @@ fn wait_for(mut what: impl FnMut() -> bool) {
     }
 }
 
-/// A life that bound six epochs on two workers, each in a commit of its own, and is gone without closing its journal.
+/// An incarnation that committed six epochs on two workers, each in its own group commit, and did not close its
+/// journal.
 fn six_epochs() -> (MemoryDisk, StateDir, Vec<u8>) {
     let (disk, state) = new_state();
     let (claim, _) = begin_life(&state);
@@ -61,12 +62,12 @@ fn a_tail_torn_at_any_byte_is_cut() {
         torn.resize(length + zeros, 0);
         let file = JournalFile::read(state.id(), first_file(1), &torn).unwrap();
         let expected = whole.entries.iter().take_while(|entry| entry.end <= length as u64).count();
-        // Zeros are what a frame may end with.
+        // A frame may end with zeros.
         assert!(file.entries.len() >= expected && file.entries[..] == whole.entries[..file.entries.len()]);
         let kept = file.entries.last().map(|entry| (entry.end, entry.frame.epoch));
         survey.journals.insert(file.id, Ok(file));
         let decision = decided(&survey, 2, None).unwrap();
-        // The first epoch counts when both workers have bound it.
+        // The first epoch counts once both workers have committed it.
         let Some((end, last)) = kept.filter(|(end, _)| *end >= whole.entries[1].end) else {
             assert!(decision.replay.is_empty() && decision.accepted.is_empty());
             continue;
@@ -93,7 +94,7 @@ fn a_flipped_bit_below_what_was_synced_is_damage_and_above_a_torn_tail() {
             Ok(decision) => {
                 assert!(at as u64 >= last, "bit {bit} of byte {at} went unseen");
                 assert_eq!((decision.accepted[0].length, decision.last_epoch), (last, Epoch(8)));
-                // Where it was shown, it is missed.
+                // If the epoch was published, its loss is noticed.
                 let error = decided(&survey, 2, Some(11)).unwrap_err();
                 assert!(error.to_string().contains("is ahead of the state"), "{error}");
             }
@@ -139,7 +140,7 @@ fn what_a_claim_counts_must_be_there() {
         let error = decided(&state.survey().unwrap(), 3, None).unwrap_err().to_string();
         assert!(error.starts_with("the journal is damaged (journal/1-0-0.journal): life 2 counts"), "{error}");
     }
-    // What an older life adds later does not count.
+    // Anything that an older incarnation appends later does not count.
     let mut more = bytes.clone();
     more.extend_from_slice(&bytes);
     disk.set(&path, &more);
@@ -176,7 +177,7 @@ fn what_is_told_to_be_synced_survives_a_loss_of_power() {
                         std::thread::park_timeout(Duration::from_secs(20));
                     }
                     told.fetch_add(1, Ordering::Relaxed);
-                    // What would survive a loss of power now.
+                    // The files that would survive a loss of power now.
                     let files = disk.paths().into_iter().filter_map(|path| {
                         let id = FileId::parse(path.file_name()?.to_str()?)?;
                         JournalFile::read(state, id, &disk.safe(&path)?).ok()
@@ -200,7 +201,7 @@ fn what_is_told_to_be_synced_survives_a_loss_of_power() {
     assert!(decision.accepted.len() > 3, "it went over several files");
 }
 
-/// A journal of so many epochs, in files of about two.
+/// A journal of these epochs, in files of about two.
 fn in_many_files(state: &StateDir, claim: &Claim, epochs: std::ops::RangeInclusive<u64>) -> FileJournal {
     let journal = FileJournal::begin(Place { limit: 150, ..state.place(claim, 0, 1) }).unwrap();
     for epoch in epochs {
@@ -210,7 +211,7 @@ fn in_many_files(state: &StateDir, claim: &Claim, epochs: std::ops::RangeInclusi
 }
 
 fn numbers(state: &StateDir) -> Vec<(u64, u64)> {
-    // To survey it would write anew what is being removed meanwhile.
+    // `survey` would copy files that are being removed meanwhile.
     let seen = state.look(true).unwrap();
     seen.journals.keys().map(|id| (id.incarnation, id.number)).collect()
 }
@@ -233,7 +234,7 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     );
     let left = numbers(&state);
     assert_eq!(left, all[all.len() - left.len()..]);
-    // With the manifest, what was cut is missed.
+    // Without the manifest, the removed files are missed.
     state.disk().remove(&state.manifests().join("12-1.manifest")).unwrap();
     let error = decided(&state.survey().unwrap(), 2, None).unwrap_err().to_string();
     assert!(error.starts_with("a file of the journal is missing (journal/1-0-"), "{error}");
@@ -243,7 +244,7 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     assert_eq!(numbers(&state), all[all.len() - 1..]);
     drop(journal);
 
-    // The next life removes what it has inherited, when that is cut off.
+    // The next incarnation removes inherited files once they are superfluous.
     let (claim, decision) = begin_life(&state);
     assert!(decision.replay.is_empty());
     let journal = in_many_files(&state, &claim, 501..=505);
@@ -316,7 +317,7 @@ fn a_journal_that_has_failed_takes_no_more_and_says_why() {
 #[test]
 fn frames_of_another_file_or_place_are_none() {
     let (_directory, state, bytes) = six_epochs();
-    // The name of a state is a random number, whose length in bytes differs now and then.
+    // The id of a state is a random number, whose encoded length differs now and then.
     let mut others = std::iter::repeat_with(|| six_epochs().2);
     let other = others.find(|other| other.len() == bytes.len()).unwrap();
     let read = |bytes: &[u8]| JournalFile::read(state.id(), first_file(1), bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of the files that bind a job's life, on a disk that can lose power.
+//! Tests of a state's files, on a disk that can lose power.
 
 mod decide;
 mod journal;
@@ -18,7 +18,7 @@ use super::{Published, StateId, StillCurrent};
 use crate::error::Result;
 use crate::time::{Epoch, EventTime};
 
-/// What an epoch took from a partition: up to `next`.
+/// The progress of a partition that was read up to `next`.
 fn bound(partition: u32, next: u64) -> Bound {
     Bound {
         source: "s".into(),
@@ -74,18 +74,18 @@ fn sink(name: &str, shown: Option<u64>) -> SinkFound {
     SinkFound { name: name.into(), published: shown.map(|epoch| published(epoch, 0, [])), on_change: false }
 }
 
-/// Makes a sink's report of what is published; the ends are of worker and epoch, all of process 0.
+/// A sink's report of what it has published; `ends` are those of the journals.
 fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = WorkerEnd>) -> Published {
     Published { incarnation, epoch: Epoch(epoch), ends: ends.into_iter().collect() }
 }
 
-/// Decides for life `incarnation`, with one sink `out`.
+/// Decides for incarnation `incarnation`, with one sink `out`.
 fn decided(survey: &Survey, incarnation: u64, shown: Option<u64>) -> Result<Decision> {
     let (sinks, query) = (&[sink("out", shown)], &print());
     decide(&Found { incarnation, survey, sinks, query, accept_changed_query: false, accept_changed_sources: false })
 }
 
-/// Begins a life, whatever was shown.
+/// Starts an incarnation with a new sink.
 fn begin_life(state: &StateDir) -> (Claim, Decision) {
     let number = state.begin().unwrap();
     let decision = decided(&state.survey().unwrap(), number, None).unwrap();
@@ -100,7 +100,7 @@ fn first_file(incarnation: u64) -> FileId {
     FileId { incarnation, process: 0, number: 0 }
 }
 
-/// Epochs with how far each took the partitions.
+/// Epochs, each with the partitions' next offsets.
 fn short(frames: &[Frame]) -> Vec<(u64, Vec<(u32, u64)>)> {
     let bounds = |frame: &Frame| frame.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
     frames.iter().map(|frame| (frame.epoch.0, bounds(frame))).collect()

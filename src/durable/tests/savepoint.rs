@@ -1,4 +1,4 @@
-//! A savepoint is whole or none, and a state begins with one whole or stays new, wherever power is lost.
+//! Savepoints and states restored from them are complete or do not exist, wherever power is lost.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn with_snapshot() -> (MemoryDisk, StateDir, ManifestId) {
 
 fn no_matter(_: u64) {}
 
-/// What a new query with one new sink would go on from.
+/// The manifest from which a new query with one new sink would resume.
 fn goes_on(state: &StateDir) -> Option<Manifest> {
     let number = state.begin().unwrap();
     decided(&state.survey().unwrap(), number, None).unwrap().base
@@ -58,7 +58,7 @@ fn a_savepoint_whose_making_is_cut_off_is_none() {
         match (&exported, &opened) {
             (Ok(manifest), Ok(opened)) => assert_eq!(opened.manifest(), manifest),
             (Ok(_), Err(error)) => panic!("after {acts} acts it is said to be made, and is not: {error}"),
-            // What came last is there, and was not said to be.
+            // The last file exists, although its creation was not confirmed.
             (Err(_), Ok(opened)) => {
                 let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
                 assert_eq!((opened.manifest().id(), check(&joined, &[], &mut |_, _| {}).unwrap().wrong), (id, vec![]));
@@ -84,7 +84,7 @@ fn a_savepoint_is_made_whatever_the_job_removes_meanwhile() {
     let joined = StateDir::join(Arc::new(disk.clone()), "save").unwrap();
     let checked = check(&joined, &[], &mut |_, _| {}).unwrap();
     assert_eq!((checked.wrong, checked.segments), (vec![], 2));
-    // A snapshot whose segments are gone leaves nothing that could be taken for a savepoint.
+    // Exporting a snapshot whose segments are gone leaves nothing that could be taken for a savepoint.
     export(&state, id, Path::new("other"), &mut no_matter).unwrap_err();
     assert!(!disk.paths().iter().any(|path| path.starts_with("other")));
 }

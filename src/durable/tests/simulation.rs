@@ -1,9 +1,9 @@
-//! Lives of a state, one after another and sometimes two at once, on a disk that fails and loses power by chance: what
-//! could have been shown is never lost, and nothing that was bound is bound again otherwise.
+//! Simulation of incarnations of a state, one after another and sometimes two at once, on a disk that fails and loses
+//! power at random: nothing that may have been published is lost, and no epoch is committed twice with different input.
 //!
-//! A worker of a life binds epochs to the partitions it has; an epoch is complete when every worker has come past it and
-//! what it bound is synced. The sink shows complete epochs for the life that fenced it last. Everything is done on one
-//! thread, so that a seed repeats it.
+//! A worker of an incarnation commits epochs of the partitions that it reads; an epoch is complete when every worker
+//! has passed it and its input is synced. The sink publishes complete epochs of the incarnation that fenced it last.
+//! Everything runs on one thread, so that a seed can be replayed.
 
 use std::collections::BTreeMap;
 
@@ -14,51 +14,51 @@ use crate::durable::journal::{FileJournal, Journal, Writer};
 
 const PARTITIONS: u32 = 4;
 
-/// Frames by epoch.
+/// Committed input by epoch.
 type History = BTreeMap<Epoch, Vec<Bound>>;
 
-/// What is outside of all lives.
+/// The world outside of all incarnations.
 struct World {
     disk: MemoryDisk,
     random: Rng,
-    /// The life that fenced the sink last.
+    /// The incarnation that fenced the sink last.
     fence: u64,
     shown: Option<Epoch>,
-    /// What could have been shown, or was replayed by a life that could show it.
+    /// Input that may have been published, or was replayed by an incarnation that could publish it.
     settled: History,
-    /// Counts what has happened, so that it is known to have.
+    /// Counts events by name, to prove that the simulation covers them.
     seen: BTreeMap<&'static str, usize>,
 }
 
 struct Process {
     journal: FileJournal,
     writer: Writer,
-    /// There are frames that it has not written.
+    /// `true` if it has frames to write.
     behind: bool,
 }
 
 struct Worker {
     process: usize,
-    /// How many of the proposed epochs it has come past.
+    /// Number of proposed epochs that it has passed.
     past: usize,
-    /// The epochs to which it bound something.
+    /// The epochs for which it wrote a frame.
     bound: Vec<Epoch>,
 }
 
-/// A life that has a claim.
+/// An incarnation that has a claim.
 struct Running {
     state: StateDir,
     claim: Claim,
     processes: Vec<Process>,
     workers: Vec<Worker>,
     proposed: Vec<Epoch>,
-    /// What its workers have bound.
+    /// The input that its workers have committed.
     bound: History,
-    /// Where its workers are in the partitions.
+    /// The current offsets of the partitions.
     next: BTreeMap<u32, u64>,
-    /// Where they were at its start.
+    /// The offsets at the start of the incarnation.
     start: BTreeMap<u32, u64>,
-    /// How many of the proposed epochs are complete.
+    /// Number of proposed epochs that are complete.
     complete: usize,
 }
 
@@ -76,7 +76,7 @@ impl World {
         *self.seen.entry(what).or_default() += 1;
     }
 
-    /// Begins a life, and checks that nothing that could have been shown is lost.
+    /// Starts an incarnation, and checks that nothing that may have been published is lost.
     fn recover(&mut self) -> Result<Running> {
         let state = StateDir::open(Arc::new(self.disk.clone()), "state", true)?;
         let incarnation = state.begin()?;
@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// A worker comes past its epoch, and hands the journal what it bound to it.
+    /// Has a worker pass its epoch, and append the epoch's input to the journal.
     fn bind(&mut self, life: &mut Running) -> Result<()> {
         let workers = life.workers.len();
         let index = self.random.usize(..workers);
@@ -176,7 +176,7 @@ impl World {
         Ok(())
     }
 
-    /// A process writes its journal.
+    /// Has a process write its journal.
     fn sync(&mut self, life: &mut Running) -> Result<()> {
         let index = self.random.usize(..life.processes.len());
         let process = &mut life.processes[index];
@@ -186,7 +186,7 @@ impl World {
         process.journal.check()
     }
 
-    /// What is complete is settled, if the life could show it, and maybe shown.
+    /// Settles complete epochs if the incarnation may publish them, and publishes some.
     fn show(&mut self, life: &mut Running) {
         let is_complete = |life: &Running, epoch: Epoch| {
             life.workers.iter().enumerate().all(|(index, worker)| {
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// The life writes a manifest at what is complete.
+    /// Has the incarnation write a manifest at the last complete epoch.
     fn snapshot(&mut self, life: &mut Running) -> Result<()> {
         let Some(epoch) = life.complete.checked_sub(1).map(|last| life.proposed[last]) else { return Ok(()) };
         let mut manifest = manifest(life.state.id(), life.claim.incarnation, epoch.0);
@@ -299,7 +299,7 @@ fn simulate(seed: u64, seen: &mut BTreeMap<&'static str, usize>) {
                 }
             }
         }
-        // Sometimes the life goes on beside the next one.
+        // Sometimes the incarnation runs on beside the next one.
         if ended || world.random.u8(..4) > 0 {
             lives.clear();
             let power = world.random.bool();

@@ -1,4 +1,4 @@
-//! Who has a state, and that an older life does no harm to a later one.
+//! Ownership of a state: locks, and an older incarnation does no harm to a later one.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -29,7 +29,7 @@ fn segment(file: &str, bytes: u64) -> SegmentInfo {
     }
 }
 
-/// A manifest that names segments, which are made.
+/// A manifest that names these segments, which are created.
 fn snapshot(state: &StateDir, incarnation: u64, epoch: u64, segments: &[&str]) -> Manifest {
     for name in segments {
         state.disk().replace(&state.segments().join(name), b"rows").unwrap();
@@ -58,7 +58,7 @@ fn a_state_keeps_its_identity_and_is_locked_for_life() {
     );
     let second = StateDir::open(shared.clone(), "state", true).unwrap();
     assert_eq!(second.id(), id);
-    // The first one's end does not free it.
+    // The end of the first holder does not unlock it.
     drop(state);
     assert!(StateDir::open(shared.clone(), "state", false).is_err());
     drop(second);
@@ -137,7 +137,7 @@ fn of_those_who_begin_at_once_each_has_a_number_and_the_last_one_stays() {
         }
     });
     let (numbers, claimed) = (numbers.into_inner().unwrap(), claimed.into_inner().unwrap());
-    // Who sees a later record after making its own takes the next number: there may be gaps.
+    // A process that sees a later record after making its own takes the next number, so there may be gaps.
     assert_eq!(numbers.len(), 8);
     let (first, last) = (*numbers.first().unwrap(), *numbers.last().unwrap());
     assert_eq!(claimed.iter().max(), Some(&last));
@@ -159,7 +159,7 @@ fn who_has_been_overtaken_claims_nothing_and_nobody_claims_twice() {
     assert_eq!(state.claim(&decision, &print()).unwrap(), None);
     let error = joined(&state).claim(&later, &print()).unwrap_err().to_string();
     assert!(error.starts_with("cannot claim the state (state)"), "{error}");
-    // Overtaken while it writes its claim.
+    // The incarnation is overtaken while it writes its claim.
     let (disk, state) = new_state();
     let first = state.begin().unwrap();
     let decision = decided(&state.survey().unwrap(), first, None).unwrap();
@@ -210,7 +210,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
         disk.set(&path, &bytes);
     }
     assert_eq!(decided(&state.survey().unwrap(), 2, Some(8)).unwrap().base.unwrap().epoch, Epoch(8));
-    // Under another name, or of another state.
+    // The manifest under another name, and in another state.
     let bytes = disk.read(&PathBuf::from("state/manifests/8-1.manifest")).unwrap();
     let read = |state, epoch| Manifest::read(state, ManifestId { epoch: Epoch(epoch), incarnation: 1 }, &bytes);
     assert!(read(state.id(), 8).is_ok());
@@ -290,7 +290,7 @@ fn only_what_nothing_names_is_removed() {
     let kept = state.collect_garbage(&claim, 2, &[]).unwrap();
     assert_eq!((kept.oldest, kept.removed), (Some(Epoch(4)), 1));
     assert_eq!(names(&state, "manifests"), ["4-1.manifest", "6-1.manifest"]);
-    // Not yet named is not superfluous.
+    // A segment that is not yet named is not superfluous.
     assert_eq!(
         names(&state, "segments"),
         ["t-1-life1.segment", "t-2-life1.segment", "t-3-life1.segment", "t-4-life1.segment"]
@@ -298,7 +298,7 @@ fn only_what_nothing_names_is_removed() {
     state.collect_garbage(&claim, 1, &[]).unwrap();
     assert_eq!(names(&state, "segments"), ["t-3-life1.segment", "t-4-life1.segment"]);
 
-    // What a life has left behind goes with the next one.
+    // Files that an incarnation left behind are removed by the next one.
     let old = state.disk().write_beside(&state.segments().join("t-5-life1.segment"), b"rows").unwrap();
     let old = format!("segments/{}", old.file_name().unwrap().to_str().unwrap());
     let (claim, decision) = begin_life(&state);
@@ -309,7 +309,7 @@ fn only_what_nothing_names_is_removed() {
     assert_eq!(names(&state, "segments"), ["t-3-life1.segment", "t-6-life2.segment", "t-7-life3.segment"]);
     assert_eq!(names(&state, "manifests"), ["8-2.manifest"]);
 
-    // Records of lives do not become more and more, and numbers are not used again.
+    // Records of incarnations do not accumulate, and numbers are not used again.
     for _ in 0..40 {
         let (claim, decision) = begin_life(&state);
         state.collect_garbage(&claim, 1, &decision.obsolete).unwrap();
@@ -319,13 +319,13 @@ fn only_what_nothing_names_is_removed() {
     assert!((state.still_current(2))().is_err());
 }
 
-/// What the second life has, in words; the first one was overtaken at some moment.
+/// The outcome of recovery as a text.
 fn state_of(state: &StateDir) -> String {
     let decision = decided(&state.survey().unwrap(), 99, None).unwrap();
     format!("from {:?}, replay {:?}", decision.base.map(|base| base.epoch.0), short(&decision.replay))
 }
 
-/// A life is overtaken between its last question, whether it is current, and the act that it had asked for.
+/// An incarnation is overtaken between its last check for being current and the operation that follows the check.
 #[test]
 fn one_act_too_late_does_no_harm() {
     type Act = fn(&StateDir, &Claim, FileJournal) -> bool;
@@ -338,7 +338,7 @@ fn one_act_too_late_does_no_harm() {
         }),
     ];
     for (name, act) in acts {
-        // With any number of listings of `lives` before.
+        // It is overtaken after any of its listings of `lives`.
         for skip in 0..4 {
             let (disk, state) = new_state();
             let (claim, _) = begin_life(&state);
@@ -368,7 +368,7 @@ fn one_act_too_late_does_no_harm() {
             let (before, later) = seen.lock().unwrap().take().unwrap();
             assert_eq!(state_of(&state), before, "{name}, {skip}");
             assert_eq!(before, "from Some(4), replay [(6, [(0, 6)]), (8, [(0, 8)])]");
-            // It is over, and sees it.
+            // The older incarnation notices that it was overtaken.
             assert!(write(&state, &snapshot(&state, 1, 8, &[])).is_err());
             assert!(state.collect_garbage(&claim, 1, &["lives/2.claim".into()]).is_err());
             assert_eq!(state_of(&state), before, "{name}, {skip}");
@@ -404,7 +404,7 @@ fn a_state_whose_lock_file_was_removed_is_still_in_use() {
         let state = open(false).unwrap();
         let (claim, _) = begin_life(&state);
         for _ in 0..2 {
-            // Once it is gone, then there is one that nobody has locked or signed.
+            // `LOCK` is removed first, and then replaced by a file that is neither locked nor signed.
             let _may_be_gone = disk.remove(&path.join("LOCK"));
             let error = open(false).unwrap_err().to_string();
             let holder = format!("process {} on ", std::process::id());
@@ -437,8 +437,8 @@ fn an_earlier_life_asks_before_it_appends_to_its_journal() {
     assert_eq!(disk.read(&path_of(first_file(1))).unwrap(), before);
 }
 
-/// As after a failed sync in the life before: what is read may be in the system's memory alone, and no sync of the same file
-/// changes that.
+/// After a failed sync in the older incarnation, bytes that can be read may be in memory only, and no sync of the same
+/// file changes that.
 #[test]
 fn a_journal_that_is_accepted_is_written_anew() {
     let (disk, state) = new_state();
@@ -448,11 +448,11 @@ fn a_journal_that_is_accepted_is_written_anew() {
     assert!(writer.step());
     let mut old = disk.open(&path_of(first_file(1))).unwrap();
     let (before, found) = (old.length().unwrap(), state.survey().unwrap());
-    // Whatever becomes of the old file now.
+    // The old file no longer matters.
     old.cut(0).unwrap();
     let file = found.journals[&first_file(1)].as_ref().unwrap();
     assert_eq!((file.good, disk.safe(&path_of(first_file(1))).unwrap().len() as u64), (before, before));
-    // One that an earlier life has claimed was written anew then.
+    // A file that an earlier incarnation has claimed was copied then, and is not copied again.
     begin_life(&state);
     let mut copy = disk.open(&path_of(first_file(1))).unwrap();
     state.survey().unwrap();

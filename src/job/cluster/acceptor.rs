@@ -1,8 +1,9 @@
-//! Takes the connections of other processes, among those of strangers.
+//! Accepts the connections of other processes, and refuses those of strangers.
 //!
-//! All who have connected are heard at the same time, none for longer than a handshake may take, and at most [`MOST`]: when
-//! one more comes, one of those has to go who have not greeted as processes do. So who knows the port and says nothing, or
-//! something else, or little by little, delays nobody. Strangers are logged once, and counted.
+//! All callers are served concurrently, none for longer than the handshake timeout, and at most [`MOST`] at a time:
+//! when one more connects, the oldest caller without a valid greeting is refused to make room. So a stranger who knows
+//! the port, and sends nothing, garbage or single bytes, delays nobody. The first refusal is logged, further ones are
+//! counted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,21 +23,21 @@ const IDLE: Duration = Duration::from_millis(20);
 /// Maximum number of connections accepted per poll.
 const AT_ONCE: usize = 256;
 
-/// A process that has proved who it is.
+/// A process that has passed the handshake.
 pub(super) struct Arrival {
     pub(super) process: usize,
     pub(super) wire: Wire,
-    /// The query that it would run, and how; `None` on connections of the dataflow.
+    /// The process's configuration; `None` on connections of the dataflow.
     pub(super) hello: Option<Box<Hello>>,
 }
 
-/// Hears those who connect.
+/// Acceptor of connections, and of the handshakes under way.
 pub(super) struct Acceptor {
     listener: Arc<TcpListener>,
     terms: Terms,
     callers: VecDeque<(SocketAddr, Caller)>,
     refused: u64,
-    /// `true` once it was told that nobody can be taken in.
+    /// `true` once a failure to accept connections was logged.
     failed: bool,
 }
 
@@ -45,7 +46,7 @@ impl Acceptor {
         Acceptor { listener, terms, callers: VecDeque::new(), refused: 0, failed: false }
     }
 
-    /// Takes in who has connected, hears all, and answers who has arrived; it does not wait.
+    /// Accepts new connections, advances all handshakes, and returns the processes that have passed; it does not block.
     pub(super) fn poll(&mut self) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         for (address, caller) in std::mem::take(&mut self.callers) {
@@ -84,7 +85,7 @@ impl Acceptor {
             Progress::Waits => {
                 self.callers.push_back((address, caller));
                 if self.callers.len() > MOST {
-                    self.let_go("more have connected than are heard at a time");
+                    self.let_go("too many connections at a time");
                 }
             }
             Progress::Refused(why) => self.refuse(address, &why),
@@ -95,7 +96,7 @@ impl Acceptor {
         }
     }
 
-    /// Lets one go: who has said nothing that a process says, before who has, and of those who has waited longest.
+    /// Refuses one caller: the oldest without a valid greeting, or else the oldest.
     fn let_go(&mut self, why: &str) {
         let mute = self.callers.iter().position(|(_, caller)| !caller.has_greeted());
         if let Some((address, _)) = self.callers.remove(mute.unwrap_or(0)) {
@@ -103,7 +104,7 @@ impl Acceptor {
         }
     }
 
-    /// Lets somebody go, as nobody can be taken in: this process may have no more open files than it has.
+    /// Refuses one caller after a failure to accept: this process may be out of file descriptors.
     fn make_room(&mut self, why: &io::Error) {
         if !std::mem::replace(&mut self.failed, true) {
             tracing::warn!("cannot take in a connection of another process: {why}; it is tried again");

@@ -7,10 +7,11 @@
 //! | proof | dialer | acceptor | HMAC over greeting and challenge 32 |
 //! | verdict | acceptor | dialer | accepted 1, HMAC over the same, for the other end 32 |
 //!
-//! A connection to process 0 goes on with its [`Hello`], and is answered by a [`Reply`]. Both ends have a limit for all of
-//! it, [`HANDSHAKE`], counted while they run. Without a secret the same is sent, and proves only that both ends are there.
+//! A connection to process 0 continues with its [`Hello`], which a [`Reply`] answers. Both ends bound the whole
+//! handshake by [`HANDSHAKE`], counted while they run. Without a secret the same bytes are sent, and prove only that
+//! both ends are there.
 //!
-//! A peer of another version learns this one's version from the first bytes of any answer; versions 2 and 3, which know
+//! A peer of another version learns this one's version from the first bytes of any answer; versions 2 and 3, which have
 //! no challenge, are answered in their own format.
 
 use std::io;
@@ -38,7 +39,7 @@ const LONGEST_REST: u64 = 2 << 20;
 
 /// First bytes of every connection: name and version of the protocol.
 const MAGIC: [u8; 8] = *b"TGPROC\0\x04";
-/// The versions that know no challenge.
+/// The oldest and the newest of the versions without a challenge.
 const OLDEST: u8 = 2;
 const BEFORE_CHALLENGES: u8 = 3;
 
@@ -50,7 +51,7 @@ const VERDICT: usize = 1 + PROOF;
 /// Purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Messages to process 0 and from it.
+    /// Control messages to and from process 0.
     Control,
     /// The dataflow.
     Data,
@@ -100,7 +101,7 @@ impl Greeting {
     }
 }
 
-/// The version that somebody speaks, by the first bytes; `None` for who is no process of a job.
+/// Returns the version that a peer speaks, from its first bytes; `None` if it is no process of a job.
 fn version(first: &[u8]) -> Option<u8> {
     let (name, version) = first.get(..8)?.split_at(7);
     (name == &MAGIC[..7]).then_some(version[0])
@@ -113,23 +114,23 @@ fn other_version(version: u8) -> String {
 /// Answer of process 0 to a [`Hello`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// The process has come, and waits for the others.
+    /// The process is accepted, and waits for the others.
     Welcome,
-    /// Another one of its number is there.
+    /// Another process of its number is connected.
     IsThere,
     /// The processes cannot run together.
     Refused(Told),
 }
 
-/// Why a process is missed of whose number another one is there.
+/// Reason why a process is refused while another one of its number is connected.
 pub(super) const IS_THERE: &str = "another process of this number is there";
 
-/// Why a process was not reached.
+/// Failure of an attempt to reach a process.
 #[derive(Debug)]
 pub(super) enum Missed {
-    /// It may be reached later.
+    /// A retry may succeed.
     Now(String),
-    /// It is of no use to try again.
+    /// A retry is of no use.
     Finally(Error),
 }
 
@@ -149,7 +150,7 @@ fn invalid(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 
-/// Connects to an address.
+/// Connects to the first of an address's hosts that accepts.
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in address.to_socket_addrs()? {
@@ -161,7 +162,7 @@ fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Waits for something on a connection, for as long as a handshake may take.
+/// Polls a connection until `look` returns a value; fails after [`HANDSHAKE`].
 fn wait<T>(time: &mut RunningTime, mut look: impl FnMut() -> io::Result<Option<T>>) -> io::Result<T> {
     loop {
         if let Some(come) = look()? {
@@ -186,7 +187,7 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Connects, and has both ends prove that they know the secret.
+    /// Connects, and lets both ends prove that they know the secret.
     pub(super) fn dial(&self) -> Result<Wire, Missed> {
         let mut wire = Wire::blocking(connect(self.address)?)?;
         let mut time = RunningTime::start();
@@ -217,7 +218,7 @@ impl Call<'_> {
                 let error = error.because("this process has none");
                 return Err(Missed::Finally(error.help("give all processes the same --cluster-secret-file")));
             }
-            // Whoever it is may be replaced by a process of ours.
+            // It may be a stranger, in whose place a process of this job may answer later.
             (true, false) => return Err(invalid("it has no secret, and this process has one").into()),
             _ => {}
         }
@@ -236,7 +237,7 @@ impl Call<'_> {
     }
 }
 
-/// Says what this process would run; answers the connection if process 0 takes it.
+/// Sends this process's configuration, and returns the connection if process 0 accepts it.
 pub(super) fn introduce(mut wire: Wire, hello: &Hello) -> Result<Wire, Missed> {
     wire.send(hello, HANDSHAKE)?;
     match wait(&mut RunningTime::start(), || wire.receive())? {
@@ -246,7 +247,7 @@ pub(super) fn introduce(mut wire: Wire, hello: &Hello) -> Result<Wire, Missed> {
     }
 }
 
-/// Whom an acceptor takes.
+/// Conditions under which an acceptor accepts a caller.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
     pub(super) own: usize,
@@ -255,7 +256,7 @@ pub(super) struct Terms {
     pub(super) secret: Option<Secret>,
 }
 
-/// Somebody who has connected and has yet to prove who it is. Nothing here waits.
+/// A caller that has connected and not yet passed the handshake. Nothing here blocks.
 pub(super) struct Caller {
     wire: Wire,
     time: RunningTime,
@@ -272,20 +273,20 @@ enum Stage {
     Hello {
         from: usize,
     },
-    /// Nothing: it has been refused, for a reason that has not been asked for yet, and is read to its end so that what it was
-    /// answered reaches it.
+    /// Nothing: it was refused, for a reason that has not been taken yet. Its bytes are read until it closes, so that
+    /// the answer reaches it.
     End(Option<String>),
 }
 
 /// State of a caller's handshake.
 pub(super) enum Progress {
-    /// More is to come of it.
+    /// More bytes are needed.
     Waits,
-    /// It has proved that it is this process, which runs this if the connection is to process 0.
+    /// It has passed the handshake as this process, with its configuration on a connection to process 0.
     Arrived(usize, Option<Box<Hello>>),
-    /// It is none of ours, and why.
+    /// It was refused, with the reason.
     Refused(String),
-    /// It has been refused before, and is gone.
+    /// It was refused before, and is gone.
     Gone,
 }
 
@@ -298,17 +299,17 @@ impl Caller {
         self.wire
     }
 
-    /// `true` if it has begun as a process of this job does.
+    /// `true` if it has sent a valid greeting.
     pub(super) fn has_greeted(&self) -> bool {
         matches!(self.stage, Stage::Proof { .. } | Stage::Hello { .. })
     }
 
-    /// Why it has been refused, when that is asked for the first time.
+    /// Returns the reason of its refusal, once.
     pub(super) fn refused(&mut self) -> Option<String> {
         if let Stage::End(why) = &mut self.stage { why.take() } else { None }
     }
 
-    /// Takes what has come of it.
+    /// Processes the bytes that have arrived.
     pub(super) fn advance(&mut self, terms: &Terms) -> Progress {
         let advanced = loop {
             match self.step(terms) {
@@ -325,7 +326,7 @@ impl Caller {
         }
     }
 
-    /// Takes the next part of what it says: `None` while that has not come, `Waits` if another one may follow.
+    /// Processes the caller's next message: `None` while it is incomplete, `Waits` if another one may follow.
     fn step(&mut self, terms: &Terms) -> io::Result<Option<Progress>> {
         match &self.stage {
             Stage::Greeting => {
@@ -375,7 +376,7 @@ impl Caller {
         Ok(Some(Progress::Waits))
     }
 
-    /// Asks who has greeted for a proof, if it may be one of ours.
+    /// Sends a challenge, if the greeting is meant for this process.
     fn challenge(&mut self, greeting: [u8; GREETING], terms: &Terms) -> io::Result<()> {
         let said = Greeting::read(&greeting);
         if said.purpose != terms.purpose || said.to as usize != terms.own || said.number != terms.number {
@@ -394,7 +395,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Says no more.
+    /// Refuses the caller: sends no more.
     fn end(&mut self, why: String) -> io::Result<()> {
         self.stage = Stage::End(Some(why));
         self.wire.finish()
@@ -406,7 +407,8 @@ fn answer_for(version: u8, own: usize) -> io::Result<Vec<u8>> {
     if !(OLDEST..=BEFORE_CHALLENGES).contains(&version) {
         return Ok(MAGIC.to_vec());
     }
-    // As those versions read it: the fourth kind of answer, the process that says it, whether it is for the user, and the text.
+    // In the format of those versions: the variant of the answer, the process that sends it, whether it is a usage
+    // error, and the text.
     let why = format!(
         "process {own} speaks version {} of what processes say to each other, this one speaks {version}: \
          start all with one program",

@@ -1,10 +1,11 @@
-//! Time as it passes for a process that runs, and silence measured by it.
+//! Running time, and the silence of connections measured by it.
 //!
-//! A process may be stopped for a while, alone or with all others: by a signal, with its container, as its machine sleeps.
-//! Meanwhile it hears nobody, and nobody was silent. So limits count only the time in which the waiting thread itself ran:
-//! it looks at the clock often, and of a longer gap between two looks only [`LONGEST_GAP`] counts.
+//! A process may be stopped for a while, alone or with all others: by a signal, with its container, or when its machine
+//! sleeps. It receives nothing in that time, although no peer was silent. So timeouts count only the time in which the
+//! waiting thread itself ran: it reads the clock often, and of a longer gap between two readings only [`LONGEST_GAP`]
+//! counts.
 //!
-//! Invariant: a connection is silent for a time only if its reader has waited for bytes through all of it.
+//! Invariant: a connection counts as silent only for the time in which its reader has waited for bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +15,11 @@ use std::time::{Duration, Instant};
 pub(super) const POLL: Duration = Duration::from_millis(250);
 /// Heartbeat interval of each process on each connection.
 pub(super) const SIGN: Duration = Duration::from_millis(500);
-/// The most that counts of a gap between two looks: less than any heartbeat timeout without two signs.
+/// Maximum time that counts of a gap between two readings of the clock. A gap and two missed heartbeats together do not
+/// exceed the shortest `--heartbeat-timeout`, 2 s.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
-/// Time that has passed while the thread that asks for it ran.
+/// Time that has passed while the calling thread ran.
 #[derive(Debug)]
 pub(super) struct RunningTime {
     longest_gap: Duration,
@@ -26,17 +28,17 @@ pub(super) struct RunningTime {
 }
 
 impl RunningTime {
-    /// Starts now, for a thread that looks several times a second.
+    /// Starts now, for a thread that reads the clock several times a second.
     pub(super) fn start() -> Self {
         RunningTime::with_gaps_of(LONGEST_GAP)
     }
 
-    /// Starts now, for a thread that looks at least that often.
+    /// Starts now, for a thread that reads the clock at least once in `longest_gap`.
     pub(super) fn with_gaps_of(longest_gap: Duration) -> Self {
         RunningTime { longest_gap, looked: Instant::now(), counted: Duration::ZERO }
     }
 
-    /// Looks at the clock; answers the time that counts since the start.
+    /// Reads the clock, and returns the counted time since the start.
     pub(super) fn elapsed(&mut self) -> Duration {
         self.elapsed_at(Instant::now())
     }
@@ -74,13 +76,13 @@ impl HeartbeatMonitor {
         HeartbeatMonitor { time: RunningTime::start(), silence, timeout }
     }
 
-    /// Notes that bytes have come.
+    /// Notes that bytes have arrived.
     pub(super) fn heard(&mut self) {
         self.time = RunningTime::start();
         self.silence.set(Duration::ZERO);
     }
 
-    /// Notes that the reader has waited in vain; an error if that has been so for longer than the timeout.
+    /// Notes that the reader has waited in vain. Fails if the connection has been silent for longer than the timeout.
     pub(super) fn unheard(&mut self) -> Result<(), String> {
         let silent = self.time.elapsed();
         self.silence.set(silent);
@@ -88,7 +90,7 @@ impl HeartbeatMonitor {
     }
 }
 
-/// Why a process is missed that has been silent.
+/// Returns the reason for which a silent process is given up.
 pub(super) fn unheard_for(timeout: Duration) -> String {
     format!("nothing was heard of it for {} s", timeout.as_secs_f64())
 }

@@ -1,14 +1,14 @@
 //! A connection of the dataflow.
 //!
-//! timely ends a process by panics when a connection breaks. A [`Link`] says first that the other process is gone, and then
-//! never returns: the thread that sends or receives by it sleeps until the process ends. So nothing is printed but the one
-//! line of the job's own failure, and no worker goes on with half of what was sent.
+//! timely ends a process by panics when a connection breaks. A [`Link`] reports the loss of the other process first,
+//! and then never returns: the thread that sends or receives through it sleeps until the process ends. So nothing is
+//! printed but the one line of the job's own failure, and no worker continues with a part of the data.
 //!
-//! A panic of timely on a thread that reads or writes here fails the job all the same: see [`adopt`].
+//! A panic of timely on a thread that reads or writes here still fails the job: see [`adopt`].
 //!
 //! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`SIGN`], a heartbeat,
-//! which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So a connection
-//! that brings nothing is noticed even when there is nothing to bring, and one that ends without [`END`] is lost.
+//! which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So the loss of
+//! an idle connection is noticed, too, and a connection that closes without [`END`] is lost.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -29,7 +29,7 @@ const END: u8 = 2;
 const HEADER: usize = 5;
 /// Maximum number of timely's bytes in a frame.
 const LONGEST: usize = 1 << 30;
-/// Frames of which less than that is left to read are read by way of a buffer, with those that follow.
+/// Frames with fewer bytes left than this are read through a buffer, together with the frames that follow.
 const BUFFER: usize = 1 << 14;
 /// Write timeout of a heartbeat; a full connection needs none.
 const SIGNING: Duration = Duration::from_millis(1);
@@ -37,7 +37,7 @@ const SIGNING: Duration = Duration::from_millis(1);
 /// The sending half of a connection.
 pub(super) struct Sender {
     stream: TcpStream,
-    /// `true` when nothing follows. Held while a frame is sent, so that frames stay whole.
+    /// `true` once the last frame is sent. Locked while a frame is sent, so that frames stay whole.
     ended: Mutex<bool>,
 }
 
@@ -66,7 +66,7 @@ impl Sender {
         Ok(bytes.len())
     }
 
-    /// Sends a sign of life, unless something else is being sent.
+    /// Sends a heartbeat, unless something else is being sent.
     pub(super) fn sign(&self) {
         let ended = match self.ended.try_lock() {
             Ok(ended) => ended,
@@ -74,14 +74,14 @@ impl Sender {
             Err(TryLockError::WouldBlock) => return,
         };
         if !*ended {
-            // Who does not take it is missed by its own signs.
+            // A peer that receives nothing stops sending its own heartbeats, and is missed by them.
             let _ = self.stream.set_write_timeout(Some(SIGNING));
             let _ = (&self.stream).write(&[SIGN]);
             let _ = self.stream.set_write_timeout(None);
         }
     }
 
-    /// Says that nothing follows.
+    /// Sends the last frame.
     fn end(&self) -> io::Result<()> {
         let mut ended = self.ended();
         if !std::mem::replace(&mut *ended, true) {
@@ -123,7 +123,7 @@ impl Link {
         Arc::clone(&self.silence)
     }
 
-    /// Says that the other process is gone, and sleeps.
+    /// Reports the loss of the other process, and sleeps.
     fn lost(&self, why: &str) -> ! {
         self.side.lost_link(self.process, why);
         loop {
@@ -177,7 +177,7 @@ impl Stream for Link {
         if let Err(why) = self.sender.end() {
             self.lost(&why.to_string());
         }
-        // All has been sent: that the other end is closed already is its own affair.
+        // All has been sent: it does not matter whether the other end has closed already.
         let _ = self.sender.stream.shutdown(how);
         Ok(())
     }
@@ -202,7 +202,8 @@ impl Receiver {
         Receiver { stream, monitor, buffer: Vec::new(), taken: 0, held: 0, left: 0, ended: false }
     }
 
-    /// Reads bytes of timely's, at least one; none at the end. An error says why the other process is lost.
+    /// Reads bytes of timely's, at least one; none at the end. Fails with the reason for which the other process is
+    /// lost.
     fn read(&mut self, into: &mut [u8]) -> Result<usize, String> {
         while !self.ended {
             let waiting = &self.buffer[self.taken..self.held];
@@ -234,7 +235,7 @@ impl Receiver {
         Ok(0)
     }
 
-    /// Reads further into the buffer.
+    /// Reads more bytes into the buffer.
     fn fill(&mut self) -> Result<(), String> {
         self.buffer.resize(BUFFER, 0);
         self.buffer.copy_within(self.taken..self.held, 0);
@@ -244,7 +245,7 @@ impl Receiver {
     }
 }
 
-/// Waits for bytes, for as long as the other process may be silent.
+/// Waits for bytes, for at most the heartbeat timeout.
 fn receive(stream: &mut TcpStream, monitor: &mut HeartbeatMonitor, into: &mut [u8]) -> Result<usize, String> {
     loop {
         match stream.read(into) {
@@ -327,7 +328,7 @@ mod tests {
     fn a_connection_that_is_full_takes_no_sign_and_keeps_its_frames_whole() {
         let (sender, mut receiver) = pair();
         sender.stream.set_write_timeout(Some(Duration::from_millis(1))).unwrap();
-        // Fills it by signs alone, as no frame may be cut.
+        // Fills it with heartbeats alone, as no frame may be cut.
         let begun = std::time::Instant::now();
         let filling = vec![SIGN; 1 << 20];
         while (&sender.stream).write(&filling).is_ok() {}

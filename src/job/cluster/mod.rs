@@ -1,22 +1,24 @@
-//! The processes of a job: how they find each other, agree, and learn what becomes of the others.
+//! The processes of a job: how they connect, agree on what to run, and detect failures of each other.
 //!
-//! * [`Cluster`]: where the processes are, and which of them this is.
-//! * [`handshake`], [`secret`], [`acceptor`]: who connects proves first who it is, and strangers are let go.
-//! * [`gather`](Cluster::gather): every process comes to process 0 and says what it would run. Process 0 compares, begins
-//!   the life of the state alone, and tells all of them to begin, or why not.
-//! * [`connect`](Gathered::connect): then every two processes connect, for the dataflow. A number that process 0 has drawn
-//!   keeps out who belongs to an earlier attempt.
-//! * [`side::Side`]: the connections to process 0 stay, beside the dataflow: who has failed says so there, who dies is
-//!   missed there, and the end of the job is agreed there.
+//! * [`Cluster`]: the addresses of the processes, and the number of this one.
+//! * [`handshake`], [`secret`], [`acceptor`]: every connection starts with mutual authentication; strangers are
+//!   refused.
+//! * [`gather`](Cluster::gather): every process connects to process 0 and sends its configuration. Process 0 compares
+//!   the configurations, starts the incarnation of the state alone, and tells all processes to start, or why not.
+//! * [`connect`](Gathered::connect): then every two processes connect, for the dataflow. A number drawn by process 0
+//!   keeps out processes of an earlier attempt.
+//! * [`side::Side`]: the connections to process 0 stay open beside the dataflow: they report failures, detect dead
+//!   processes, and agree on the end of the job.
 //! * [`link::Link`]: a connection of the dataflow, which notices that the other end is gone before the dataflow does.
-//! * [`heartbeat`]: signs of life on all of these connections, and silence, by the time in which this process ran.
+//! * [`heartbeat`]: heartbeats on all of these connections, and silence, measured by the time in which this process
+//!   ran.
 //!
-//! The state needs no other agreement than this: all that processes share is in the directory of the state, and in the
-//! progress of the dataflow.
+//! The state needs no other agreement than this: all that processes share is in the state directory, and in the
+//! progress tracking of the dataflow.
 //!
 //! Invariants: no process runs a query that another one does not; no record is read before all processes are connected;
-//! a process that has lost another one ends, with one line that names the one that was lost first; nothing here waits for
-//! another process without a limit, or without signs of life of it.
+//! a process that has lost another one ends, with one line that names the one that was lost first; every wait for
+//! another process is bounded by a timeout, or by its heartbeats.
 
 mod acceptor;
 mod handshake;
@@ -52,19 +54,19 @@ use crate::error::{Error, Kind, Result};
 use crate::job::Stop;
 use crate::thread::{self, Failure, Role};
 
-/// How long a process waits between two attempts.
+/// Pause between two attempts to reach a process.
 const BETWEEN: Duration = Duration::from_millis(20);
-/// A process that has come and has been silent for longer gives way to another one of its number.
+/// Silence after which a connected process is replaced by another one of its number.
 const GIVES_WAY: Duration = SIGN.saturating_mul(4);
-/// The port of process 0, and those of the others after it, where no file says otherwise.
+/// Port of process 0 without a host file; process `p` has the port `FIRST_PORT + p`.
 const FIRST_PORT: u16 = 2101;
 
-/// The processes of a job, and which of them this is.
+/// The processes of a job, and the number of this one.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     process: usize,
     addresses: Vec<String>,
-    /// Where this process listens, if that is open already.
+    /// Socket that this process listens on, if it is open already.
     listener: Option<Arc<TcpListener>>,
     patience: Duration,
     silence: Duration,
@@ -72,10 +74,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Process `process`, from 0, of those at these addresses, each `HOST:PORT`.
+    /// Makes this process number `process`, counted from 0, of those at these addresses, each `HOST:PORT`.
     ///
     /// # Errors
-    /// If there is no such process.
+    /// Fails if there is no such process.
     pub fn new(process: usize, addresses: Vec<String>) -> Result<Self> {
         if process >= addresses.len() {
             let error = Error::usage(format!("there is no process {process} of {}", addresses.len()));
@@ -85,7 +87,8 @@ impl Cluster {
         Ok(Cluster { process, addresses, listener: None, patience, silence, secret: None })
     }
 
-    /// As many processes as are asked for, at free ports of this machine, all in this one: for tests.
+    /// Creates `processes` processes at free ports of this machine, all within this operating system process: for
+    /// tests.
     pub(crate) fn within(processes: usize) -> Result<Vec<Self>> {
         let cannot = |why: io::Error| Error::new("cannot listen on this machine").because(why);
         let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").map_err(cannot)).collect();
@@ -99,20 +102,20 @@ impl Cluster {
         all.collect()
     }
 
-    /// Process `process` of `processes` on this machine, at ports from 2101 on.
+    /// Makes this process number `process` of `processes` on this machine, at ports from 2101 on.
     ///
     /// # Errors
-    /// If there is no such process.
+    /// Fails if there is no such process.
     pub fn on_this_machine(process: usize, processes: usize) -> Result<Self> {
         let ports = (FIRST_PORT..).take(processes);
         Cluster::new(process, ports.map(|port| format!("127.0.0.1:{port}")).collect())
     }
 
-    /// Process `process` of the first `processes` of a file that has an address a line, `HOST:PORT`; lines that are empty
-    /// or begin with `#` are left out.
+    /// Makes this process number `process` of the first `processes` of a file with one address `HOST:PORT` per line.
+    /// Empty lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// If the file cannot be read, has too few addresses or one that is none, or there is no such process.
+    /// Fails if the file cannot be read, has too few addresses or an invalid one, or there is no such process.
     pub fn from_hostfile(process: usize, processes: usize, path: &Path) -> Result<Self> {
         let place = || path.display();
         let text = std::fs::read_to_string(path);
@@ -132,39 +135,39 @@ impl Cluster {
         Cluster::new(process, addresses)
     }
 
-    /// How long a process waits for the others to come, one minute unless it is said; and after how long without a sign of
-    /// one it is taken for lost, half a minute.
+    /// Sets the connect timeout, for which a process waits for the others to start (one minute by default), and the
+    /// heartbeat timeout, after which a silent process is taken for lost (30 s by default).
     #[must_use]
     pub fn patience(mut self, patience: Duration, silence: Duration) -> Self {
         (self.patience, self.silence) = (patience, silence);
         self
     }
 
-    /// Has all processes prove to each other that they know a secret, at least 16 bytes, before anything else is said. It
-    /// keeps out who can reach the ports of the processes and does not know it; what goes over the network is not encrypted.
+    /// Requires all processes to prove to each other that they know a secret of at least 16 bytes, before anything else
+    /// is sent. It keeps out strangers who can reach the ports of the processes; the network traffic is not encrypted.
     ///
     /// # Errors
-    /// Fails if it is too short.
+    /// Fails if the secret is too short.
     pub fn secret(mut self, secret: &[u8]) -> Result<Self> {
         self.secret = Some(Secret::new(secret)?);
         Ok(self)
     }
 
-    /// As [`secret`](Cluster::secret), read from a file; white space at its ends is not part of it.
+    /// Like [`secret`](Cluster::secret), read from a file; white space at its ends is not part of it.
     ///
     /// # Errors
-    /// Fails if it cannot be read, or is too short.
+    /// Fails if the file cannot be read, or the secret is too short.
     pub fn secret_file(mut self, path: &Path) -> Result<Self> {
         self.secret = Some(Secret::from_file(path)?);
         Ok(self)
     }
 
-    /// Which process this is, from 0.
+    /// Returns the number of this process, from 0.
     pub fn process(&self) -> usize {
         self.process
     }
 
-    /// How many there are.
+    /// Returns the number of processes.
     pub fn processes(&self) -> usize {
         self.addresses.len()
     }
@@ -173,11 +176,11 @@ impl Cluster {
         &self.addresses[process]
     }
 
-    /// Has all processes come to process 0, which compares what they say; `None` if the job was asked to stop meanwhile.
-    /// For process 0 it is for [`Gathered::begin`] or [`Gathered::refuse`] to say how that went on.
+    /// Gathers all processes at process 0, which compares their configurations; `None` if a stop was requested
+    /// meanwhile. Process 0 must continue with [`Gathered::begin`], [`Gathered::ended`] or [`Gathered::refuse`].
     ///
     /// # Errors
-    /// If one does not come, or would run something else.
+    /// Fails if a process does not connect within the connect timeout, or has another configuration.
     pub(crate) fn gather(&self, hello: &Hello, stop: &Stop, failure: &Arc<Failure>) -> Result<Option<Gathered>> {
         let own = self.address(self.process);
         let listener = self.listener.clone().map_or_else(|| TcpListener::bind(own).map(Arc::new), Ok);
@@ -205,7 +208,7 @@ impl Cluster {
         }
     }
 
-    /// Process 0: receives the others; `false` if the job was asked to stop.
+    /// Process 0: accepts the other processes; `false` if a stop was requested.
     fn receive_all(&self, gathered: &Gathered, own: &Hello, stop: &Stop) -> Result<bool> {
         let side = gathered.side()?;
         let mut acceptor = Acceptor::new(Arc::clone(&gathered.listener), self.terms(Purpose::Control, 0));
@@ -234,7 +237,7 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Process 0: receives one who has come.
+    /// Process 0: checks a process's configuration, and accepts or refuses the process.
     fn receive(&self, arrival: Arrival, own: &Hello, side: &Arc<Side>) -> Result<()> {
         let Arrival { process, mut wire, hello: Some(hello) } = arrival else { return Ok(()) };
         if let Err(error) = own.check(&hello, self.processes()) {
@@ -244,14 +247,15 @@ impl Cluster {
         let is_heard = u128::from(side.silent_ms(process)) < GIVES_WAY.as_millis();
         let is_there = side.is_there(process) && is_heard;
         let reply = if is_there { Reply::IsThere } else { Reply::Welcome };
-        // Who is gone again may come again.
+        // A process that is gone already may connect again.
         if wire.send(&reply, HANDSHAKE).is_ok() && !is_there { side.attach(process, wire) } else { Ok(()) }
     }
 
-    /// Another process: comes to process 0; `false` if it was asked to stop before that.
+    /// Other processes: connects to process 0; `false` if a stop was requested before.
     fn come(&self, gathered: &Gathered, hello: &Hello, stop: &Stop) -> Result<bool> {
         let call = self.call(Purpose::Control, 0, 0);
-        // Another one of its number may be this one's connection before, of which process 0 has yet to learn that it is gone.
+        // The other process of this number may be an earlier connection of this one, whose end process 0 has yet to
+        // notice.
         let told_first = Cell::new(None::<Instant>);
         let come = || match call.dial().and_then(|wire| introduce(wire, hello)) {
             Err(Missed::Now(why)) if why == handshake::IS_THERE => {
@@ -271,7 +275,7 @@ impl Cluster {
         gathered.side()?.attach(0, wire).map(|()| true)
     }
 
-    /// Reaches another process, which may have yet to start, by attempts; `None` if it need not be reached any more.
+    /// Reaches another process, which may have yet to start, by repeated attempts; `None` if `is_over` holds before.
     fn reach<T>(
         &self,
         process: usize,
@@ -286,7 +290,7 @@ impl Cluster {
                 Err(Missed::Finally(error)) => return Err(error),
                 Err(Missed::Now(why)) => why,
             };
-            // What the other process has said of late says more than that it has closed the connection since.
+            // A recent answer of the other process tells more than that its connection has closed since.
             if !why.contains("(os error") {
                 told = Some((Instant::now(), why.clone()));
             }
@@ -310,7 +314,7 @@ impl Cluster {
         Terms { own: self.process, purpose, number, secret: self.secret.clone() }
     }
 
-    /// The failure of a job that has lost a process, as process `by` has seen.
+    /// Returns the failure of a job that has lost a process, as process `by` has noticed.
     fn gone(&self, process: usize, by: usize, why: &str) -> Error {
         let error = match process {
             lost if lost == self.process => Error::new(format!("process {lost} was taken for lost, which is this one")),
@@ -321,7 +325,7 @@ impl Cluster {
     }
 }
 
-/// As in "process 1 of 3, at 10.0.0.2:2101".
+/// Formats as in "process 1 of 3, at 10.0.0.2:2101".
 impl fmt::Display for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {} of {}, at {}", self.process, self.processes(), self.address(self.process))
@@ -334,21 +338,21 @@ fn is_loopback(address: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// What a process would run.
+/// A process's configuration, which must agree with that of process 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) process: usize,
     pub(crate) processes: usize,
-    /// Its workers.
+    /// Number of its worker threads.
     pub(crate) threads: usize,
     pub(crate) job: String,
-    /// Whether it keeps state.
+    /// `true` if it keeps durable state.
     pub(crate) keeps: bool,
     pub(crate) query: QueryPrint,
 }
 
 impl Hello {
-    /// Whether another process would run the same.
+    /// Checks that another process has the same configuration.
     fn check(&self, other: &Hello, processes: usize) -> Result<()> {
         let place = format!("process {}", other.process);
         let differs = |why: String| {
@@ -377,22 +381,22 @@ impl Hello {
     }
 }
 
-/// Decision of process 0, sent to all processes that have come, if they can run together.
+/// Decision of process 0, sent to all processes that are connected, if they can run together.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Answer {
-    /// To connect, with this number, and to run as this life of the state; and whether process 0 keeps views.
+    /// Start: the number for the dataflow's connections, the incarnation of the state, and whether process 0 has views.
     Begin { number: u64, life: Option<u64>, views: bool },
-    /// The state has ended: there is nothing to run.
+    /// The state is complete: there is nothing to run.
     Ended,
-    /// Process 0 was asked to stop before anything began.
+    /// Process 0 was asked to stop before the start.
     Stopped,
 }
 
-/// What a process fails with, for the others.
+/// The failure of a process, as sent to the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
     process: usize,
-    /// Whether it is for who started it to mend.
+    /// `true` for a usage error.
     usage: bool,
     why: String,
 }
@@ -402,7 +406,7 @@ impl Told {
         Told { process, usage: error.kind() == Kind::Usage, why: error.to_string() }
     }
 
-    /// What a process fails with that is told this.
+    /// Returns the error with which a process that receives this fails.
     fn error(&self) -> Error {
         if self.usage {
             return Error::usage(&self.why);
@@ -411,18 +415,19 @@ impl Told {
     }
 }
 
-/// How process 0 has decided.
+/// The decision of process 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decided {
-    /// To run, as this life of the state if there is one, and with views if process 0 keeps them.
+    /// Run, as this incarnation of the state if there is one, and with views if process 0 has them.
     Run { number: u64, life: Option<u64>, views: bool },
-    /// The state has ended.
+    /// The state is complete.
     Ended,
-    /// The job was asked to stop before anything began.
+    /// A stop was requested before the start.
     Stopped,
 }
 
-/// Processes that have come together. When this is dropped before they are connected, the others miss this one, or hear why.
+/// Processes that have gathered. If this is dropped before they are connected, the other processes end with this one's
+/// failure, or take this one for lost.
 pub(crate) struct Gathered {
     cluster: Cluster,
     listener: Arc<TcpListener>,
@@ -435,22 +440,23 @@ impl Gathered {
         self.side.as_ref().ok_or_else(|| Error::new("the processes are connected already"))
     }
 
-    /// Process 0: has all begin, as this life of the state if there is one, and with views if they are wanted.
+    /// Process 0: tells all to start, as this incarnation of the state if there is one, and with views if they are
+    /// wanted.
     ///
     /// # Errors
-    /// Fails if one is gone since it has come.
+    /// Fails if a process is gone meanwhile.
     pub(crate) fn begin(&mut self, life: Option<u64>, views: bool) -> Result<Decided> {
         let number = u64::from_le_bytes(random()?);
         self.answer(Answer::Begin { number, life, views })?;
         Ok(Decided::Run { number, life, views })
     }
 
-    /// Process 0: tells all that the state has ended.
+    /// Process 0: tells all that the state is complete.
     pub(crate) fn ended(&mut self) -> Result<()> {
         self.answer(Answer::Ended)
     }
 
-    /// Tells all why nothing begins: with what failed first.
+    /// Tells all processes that the start has failed, and returns the first failure.
     pub(crate) fn refuse(&self, error: Error) -> Error {
         self.failure.set(error.clone());
         if let Some(side) = &self.side {
@@ -467,7 +473,8 @@ impl Gathered {
         Ok(())
     }
 
-    /// Another process: waits for what process 0 decides, which may take as long as a recovery, if it gives signs of life.
+    /// Other processes: waits for the decision of process 0. It may take as long as a recovery, while process 0 sends
+    /// heartbeats.
     pub(crate) fn decided(&mut self, stop: &Stop) -> Result<Decided> {
         let side = self.side()?;
         match (side.answered(), self.failure.get()) {
@@ -480,17 +487,17 @@ impl Gathered {
         }
     }
 
-    /// Connects every two processes.
+    /// Connects every two processes; `None` if a stop was requested.
     ///
     /// # Errors
-    /// If one is gone, or does not come.
+    /// Fails if a process is gone, or does not connect.
     pub(crate) fn connect(mut self, number: u64, stop: &Stop) -> Result<Option<Mesh>> {
         let streams = match self.streams(number, stop) {
             Ok(Some(streams)) => streams,
             Ok(None) => return Ok(None),
             Err(error) => return Err(self.refuse(error)),
         };
-        // All who should be here are: nobody is listened to any more.
+        // All processes are connected: the listener is closed.
         self.cluster.listener = None;
         let (process, side) = (self.cluster.process, Arc::clone(self.side()?));
         let timeout = self.cluster.silence;
@@ -508,7 +515,7 @@ impl Gathered {
         }
     }
 
-    /// The connections to all others; `None` if the job was asked to stop.
+    /// Returns the connections to all other processes; `None` if a stop was requested.
     fn streams(&self, number: u64, stop: &Stop) -> Result<Option<Vec<Option<TcpStream>>>> {
         let (own, processes) = (self.cluster.process, self.cluster.processes());
         let mut streams: Vec<Option<TcpStream>> = (0..processes).map(|_| None).collect();
@@ -533,7 +540,7 @@ impl Gathered {
             if stop.is_asked() {
                 return Ok(None);
             }
-            // Who is dialed is named by who dials.
+            // The thread that dials a lower-numbered process reports its absence.
             if missing > own && time.elapsed() > self.cluster.patience {
                 return Err(self.cluster.gone(missing, own, "it does not connect"));
             }
@@ -550,7 +557,7 @@ impl Drop for Gathered {
     }
 }
 
-/// Dials all processes before this one, each on a thread of its own, until this is dropped.
+/// Dials all processes with lower numbers, each on a thread of its own, until this is dropped.
 struct Dialing {
     reached: mpsc::Receiver<(usize, Result<TcpStream>)>,
     over: Arc<AtomicBool>,
@@ -566,11 +573,11 @@ impl Dialing {
                 let call = cluster.call(Purpose::Data, process, number);
                 let reached = cluster.reach(process, &|| over.load(Ordering::Acquire), || call.dial());
                 if let Some(reached) = reached.transpose() {
-                    // Nobody may wait for it any more.
+                    // The receiver may be gone already.
                     let _ = tell.send((process, reached.map(wire::Wire::into_stream)));
                 }
             };
-            // It ends by itself when nobody waits for it any more.
+            // The thread ends by itself once this is dropped.
             drop(thread::start(Role::Dial, &format!("dial process {process}"), dial)?);
         }
         Ok(dialing)
@@ -586,13 +593,13 @@ impl Drop for Dialing {
 /// Connected processes.
 pub(crate) struct Mesh {
     pub(crate) process: usize,
-    /// To each other process, for the dataflow.
+    /// The connection to each other process, for the dataflow.
     pub(crate) links: Vec<Option<Link>>,
     pub(crate) side: Arc<Side>,
 }
 
 impl Mesh {
-    /// What this process's workers are built with, and the threads that send and receive for them.
+    /// Returns the builders of this process's workers, and the threads that send and receive for them.
     pub(crate) fn builders(self, threads: usize) -> Result<(Vec<AllocatorBuilder>, Connections)> {
         let Hooks { refill, spill, .. } = Hooks::default();
         let within = ProcessBuilder::new_typed_vector(threads, refill, spill);
@@ -607,8 +614,8 @@ impl Mesh {
 pub(crate) struct Connections(CommsGuard);
 
 impl Connections {
-    /// Returns when all has been sent and received; at once when the job fails, as a thread whose other end is gone waits
-    /// for ever.
+    /// Waits until all has been sent and received; returns at once when the job fails, as a thread whose other end is
+    /// gone waits for ever.
     pub(crate) fn finish(self, failure: &Failure) {
         let Ok(ending) = thread::start(Role::Connections, Role::Connections.name(), move || drop(self.0)) else {
             return;

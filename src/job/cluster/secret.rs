@@ -1,10 +1,10 @@
-//! The secret that all processes of a job share, and how a connection proves that both its ends know it.
+//! The secret that all processes of a job share, and the proofs of a connection's ends that they know it.
 //!
-//! Neither end shows the secret: each computes HMAC-SHA-256, keyed with it, over all that was said before on the connection,
-//! numbers that either end has drawn for it among that, and over which end it is. So a proof is of use on no other
+//! The secret is never sent. Each end computes HMAC-SHA-256, keyed with the secret, over the greeting and the
+//! challenge, which hold a nonce of either end, and over the end that it is. So a proof is valid on no other
 //! connection, for no other process and in no other direction. Proofs are compared in constant time.
 //!
-//! It does not encrypt: who can read or change what goes over the network is not kept out by it.
+//! Nothing is encrypted: the secret does not protect against an attacker who can read or change the network traffic.
 
 use std::fmt;
 use std::fs;
@@ -28,7 +28,7 @@ const OTHERS: u32 = 0o077;
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(Arc<[u8]>);
 
-/// The secret itself is never shown.
+/// Never prints the secret.
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
@@ -38,14 +38,14 @@ impl fmt::Debug for Secret {
 /// An end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It has connected.
+    /// The end that has connected.
     Dialer,
-    /// It listened.
+    /// The end that has listened.
     Acceptor,
 }
 
 impl Secret {
-    /// A secret of at least 16 bytes; white space at its ends is not part of it.
+    /// Creates a secret of at least 16 bytes; white space at its ends is not part of it.
     pub(crate) fn new(bytes: &[u8]) -> Result<Self> {
         let bytes = bytes.trim_ascii();
         if bytes.len() < SHORTEST {
@@ -66,13 +66,13 @@ impl Secret {
         Secret::new(&bytes).map_err(|error| error.at(path.display()))
     }
 
-    /// A new secret, as text.
+    /// Returns a new random secret, as text.
     pub(crate) fn random() -> Result<String> {
         Ok(random::<32>()?.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 
-/// Bytes that nobody can guess.
+/// Returns cryptographically random bytes.
 pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|why| Error::new("cannot draw random numbers").because(why))?;
@@ -81,7 +81,7 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
 
 fn keyed(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> Hmac<Sha256> {
     let key = secret.map_or(&[][..], |secret| &secret.0);
-    // A key of any length will do.
+    // HMAC accepts keys of any length.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| Hmac::new(&Default::default()));
     mac.update(match end {
         End::Dialer => b"tidegate processes: dialer",
@@ -94,12 +94,12 @@ fn keyed(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> Hmac<Sha256> {
     mac
 }
 
-/// The proof of one end, after greeting and challenge. Without a secret anybody can make it.
+/// Returns the proof of one end, over greeting and challenge. Without a secret anybody can compute it.
 pub(super) fn proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2]) -> [u8; PROOF] {
     keyed(secret, end, said).finalize().into_bytes().into()
 }
 
-/// `true` if the proof of the other end is right.
+/// `true` if the proof of the other end is valid.
 pub(super) fn is_proof(secret: Option<&Secret>, end: End, said: [&[u8]; 2], proof: &[u8; PROOF]) -> bool {
     keyed(secret, end, said).verify_slice(proof).is_ok()
 }
@@ -123,7 +123,7 @@ mod tests {
         ] {
             assert!(!is_proof(secret, end, said, &made), "{secret:?} {end:?}");
         }
-        // By another program's HMAC.
+        // Computed with another HMAC implementation.
         let hex: String = made.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "71e7e0367baeb5c76b8eb6104f5c25351f69d7f48f59265b40d6ef647f068a66");
     }

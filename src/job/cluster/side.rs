@@ -1,19 +1,22 @@
-//! What processes tell each other beside the dataflow.
+//! The control channel of a process: messages between processes beside the dataflow.
 //!
-//! Every process has a connection to process 0 from when it has come, which passes on what the others have to know:
+//! Every process keeps a connection to process 0 from the handshake on. Process 0 passes on what concerns the others:
 //!
-//! * what process 0 **decides** when all have come;
-//! * who **fails** says why; all others then end with that line;
-//! * who **dies** is missed: by process 0 here, and by all others on their links. What was missed first counts. As a
-//!   failure and the end of the connection may be seen in either order, a process waits a moment for the reason;
-//! * who is **silent** for too long, here or on a link, is taken for dead: its machine may be off, or the network to it;
-//! * at the **end**, every process tells process 0 what it has done, when all its files are closed; process 0 then closes
-//!   the state, and says that it is over.
+//! * the **decision** of process 0 when all processes are connected;
+//! * **failures**: a process that fails reports why, and all others end with that error;
+//! * **losses**: a process that dies is noticed by process 0 here, and by all others on their links. The first loss
+//!   noticed counts. As a failure report and the end of the connection may arrive in either order, a process waits a
+//!   moment for the report;
+//! * **silence**: a process that sends nothing for the heartbeat timeout, here or on a link, is taken for dead: its
+//!   machine or its network may be down;
+//! * the **end**: every process sends its counters to process 0 once all its files are closed; process 0 then closes
+//!   the state, and tells all that the job is over.
 //!
-//! Each connection has two threads. One sends: what is to be said, and a sign of life now and then; it alone waits when the
-//! other end takes nothing, and of what this process is at only the newest is sent then. One reads, and measures silence.
+//! Each connection has two threads. One sends queued messages and a heartbeat at intervals; only this thread blocks
+//! when the other end reads nothing, and only the newest status is sent then. The other one reads, and measures
+//! silence.
 //!
-//! Invariant: the first failure of a process is what it ends with, and what all others hear of.
+//! Invariant: a process ends with its first failure, and all others hear of that one.
 
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
@@ -31,54 +34,55 @@ use crate::metrics::Summary;
 use crate::status::{Board, ConnectionStatus, ProcessStatus};
 use crate::thread::{self, Failure, Handle, Role};
 
-/// How often what is to be told, and who is missed, is looked at.
+/// Interval at which failures and losses are checked.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a process that has lost another waits for the reason.
+/// Time that a process which has lost another waits for a failure report.
 const GRACE: Duration = Duration::from_millis(500);
 /// Maximum time to send and read the last messages.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What is said.
+/// A message on a control channel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Word {
-    /// The process is there, and at this.
+    /// Heartbeat, with the process's status once its workers have started.
     Alive(Option<Box<ProcessStatus>>),
     /// Decision of process 0.
     Answer(Answer),
-    /// A process has failed, and with what.
+    /// The failure of a process.
     Failed(Told),
-    /// A process is gone, who has seen that, and how.
+    /// The loss of a process, the process that has noticed it, and the cause.
     Lost { process: usize, by: usize, why: String },
-    /// The process has done its part.
+    /// The process has finished, with these counters.
     Done(Summary),
     /// The job is over.
     Over,
 }
 
-/// The connections of a process beside the dataflow.
+/// The control channel of a process.
 pub(crate) struct Side {
     cluster: Cluster,
     failure: Arc<Failure>,
-    /// By process: all others in process 0, process 0 in the others; nobody is spoken to who has not come.
+    /// By process number: all others in process 0, only process 0 in the others. Messages are queued only for connected
+    /// ones.
     peers: Vec<Peer>,
     state: Mutex<State>,
     changed: Condvar,
     threads: Mutex<Vec<Handle>>,
-    /// Where this process's workers say what they are at, once they have begun.
+    /// The status of this process's workers, once they have started.
     board: OnceLock<Arc<Board>>,
-    /// The connections of the dataflow, once there are.
+    /// The connections of the dataflow, once there are any.
     links: OnceLock<Vec<DataConnection>>,
 }
 
-/// A connection of the dataflow, as it is watched.
+/// A connection of the dataflow, as watched here.
 struct DataConnection {
     process: usize,
-    /// Gives signs of life.
+    /// Sends heartbeats.
     sender: Arc<Sender>,
     silence: Arc<Silence>,
 }
 
-/// Another process, as it is spoken to.
+/// Another process, as seen by this one.
 #[derive(Default)]
 struct Peer {
     silence: Arc<Silence>,
@@ -103,17 +107,17 @@ struct Outbox {
 }
 
 struct State {
-    /// `true` in process 0 until all have come: who goes may come again.
+    /// `true` in process 0 until all are connected: until then a process that disconnects may connect again.
     gathers: bool,
     /// Decision of process 0.
     answer: Option<Answer>,
     /// Last reported status of each process.
     at: Vec<ProcessStatus>,
-    /// What each that is done has done.
+    /// The counters of each process that has finished.
     done: Vec<Option<Summary>>,
-    /// Who is missed: how that was seen, and when.
+    /// A lost process, the cause, and the time at which it was noticed.
     missed: Option<(usize, String, Instant)>,
-    /// Why the job fails, if another process or the loss of one is the reason.
+    /// The message that tells why the job fails, if another process or the loss of one is the reason.
     reason: Option<Word>,
     told: bool,
     over: bool,
@@ -135,7 +139,7 @@ impl State {
         }
     }
 
-    /// Takes what a process says that it is at.
+    /// Stores the status that a process has reported.
     fn put(&mut self, status: ProcessStatus) {
         if let Some(known) = self.at.get_mut(status.process) {
             *known = status;
@@ -149,7 +153,7 @@ impl State {
 }
 
 impl Side {
-    /// Begins to watch; nobody has come yet.
+    /// Creates the channel and starts its watching thread; no process is connected yet.
     pub(super) fn begin(cluster: &Cluster, failure: Arc<Failure>) -> Result<Arc<Self>> {
         let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
         let side = Arc::new(Side {
@@ -172,12 +176,12 @@ impl Side {
         Ok(())
     }
 
-    /// Keeps a thread that is waited for in the end.
+    /// Keeps a thread, to be joined at the end.
     fn keep(&self, thread: Handle) {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
-    /// Speaks with a process that has come, instead of by the connection that it had before, if it had one.
+    /// Starts the threads of a process's connection, which replaces its earlier one, if it had any.
     pub(super) fn attach(self: &Arc<Self>, process: usize, wire: Wire) -> Result<()> {
         let cannot = |why: io::Error| Error::new("cannot listen to the other processes").because(why);
         let (sender, kept) = (wire.sender().map_err(cannot)?, wire.sender().map_err(cannot)?);
@@ -199,7 +203,7 @@ impl Side {
         let own = Arc::clone(self);
         let name = format!("to process {process}");
         let (from, mut last) = (self.cluster.process(), last);
-        // It is the one that would say so, if it were another thread that panics.
+        // This thread sends the reports of failures, so it reports its own panic by itself.
         let told = move |error: Error| {
             let word = Word::Failed(Told::new(from, &error));
             let _ = encoded(&word).and_then(|bytes| last.write_all(&bytes));
@@ -210,8 +214,8 @@ impl Side {
         Ok(())
     }
 
-    /// Forgets a connection, so that the process may come again; the state is locked meanwhile, so that it does not count
-    /// as gathered.
+    /// Closes a connection, so that the process may connect again. The caller holds the state's lock, so that the
+    /// process does not count as gathered meanwhile.
     fn detach(&self, (process, attempt): (usize, u64)) {
         let mut outbox = self.peers[process].outbox();
         if outbox.attempt == attempt {
@@ -223,17 +227,17 @@ impl Side {
         }
     }
 
-    /// `true` if a process has come and is not known to be gone.
+    /// `true` if a process is connected.
     pub(super) fn is_there(&self, process: usize) -> bool {
         self.peers[process].outbox().open
     }
 
-    /// Returns the milliseconds since anything was heard of a process that has come.
+    /// Returns the milliseconds since anything was received from a connected process.
     pub(super) fn silent_ms(&self, process: usize) -> u64 {
         self.peers[process].silence.millis()
     }
 
-    /// Process 0: all have come; who goes now is lost. `false` if one has gone already.
+    /// Process 0: `true` if all are connected; a process that disconnects from then on is lost.
     pub(super) fn is_gathered(&self) -> bool {
         let mut state = self.state();
         let all = (1..self.peers.len()).all(|process| self.is_there(process));
@@ -241,13 +245,13 @@ impl Side {
         all
     }
 
-    /// Process 0: says what it has decided.
+    /// Process 0: sends its decision.
     pub(super) fn answer(&self, answer: Answer) {
         self.tell(&Word::Answer(answer));
     }
 
-    /// Another process: waits for what process 0 decides, or for a failure: then nothing. A process that is asked to stop
-    /// waits all the same, as process 0 may have begun with it.
+    /// Other processes: waits for the decision of process 0; `None` after a failure. A stop request does not end the
+    /// wait, as process 0 may have started the job already.
     pub(super) fn answered(&self) -> Option<Answer> {
         let mut state = self.state();
         loop {
@@ -263,13 +267,13 @@ impl Side {
         matches!(self.state().reason, Some(Word::Lost { .. }))
     }
 
-    /// Has signs of life given on these connections too, and tells of their silence.
+    /// Sends heartbeats on the connections of the dataflow, too, and reports their silence.
     pub(super) fn connected(&self, links: &[Option<Link>]) {
         let links = links.iter().enumerate().filter_map(|(process, link)| {
             let link = link.as_ref()?;
             Some(DataConnection { process, sender: link.sender(), silence: link.silence() })
         });
-        // A job has one life.
+        // Set once: a job runs one incarnation.
         let _ = self.links.set(links.collect());
     }
 
@@ -281,13 +285,13 @@ impl Side {
         self.cluster.process() == 0
     }
 
-    /// Has what this process is at told with its signs of life.
+    /// Sends this process's status with its heartbeats from now on.
     pub(crate) fn tell_of(&self, board: Arc<Board>) {
-        // It is told once: a job has one life.
+        // Set once: a job runs one incarnation.
         let _ = self.board.set(board);
     }
 
-    /// What is known of those whom this process has a connection to.
+    /// Returns the last status of each process that this one has a control connection to.
     pub(crate) fn others(&self) -> Vec<ProcessStatus> {
         let state = self.state();
         let others = (0..self.peers.len()).filter(|process| (*process == 0) != self.is_first());
@@ -307,7 +311,7 @@ impl Side {
         &self.failure
     }
 
-    /// Says that a connection beside the dataflow is lost.
+    /// Notes that a control connection is lost.
     fn lost(&self, of: (usize, u64), why: &str) {
         let state = self.state();
         if state.gathers {
@@ -317,7 +321,7 @@ impl Side {
         self.lost_link(of.0, why);
     }
 
-    /// Says that another process is gone.
+    /// Notes that another process is lost.
     pub(super) fn lost_link(&self, process: usize, why: &str) {
         let mut state = self.state();
         if state.closing.is_none() && !state.over && state.missed.is_none() {
@@ -326,7 +330,7 @@ impl Side {
         }
     }
 
-    /// Hears what another process says, until its connection ends.
+    /// Receives the messages of another process, until its connection ends.
     fn listen(&self, of: (usize, u64), mut wire: Wire, mut monitor: HeartbeatMonitor) {
         loop {
             thread::turn();
@@ -377,7 +381,7 @@ impl Side {
         self.changed.notify_all();
     }
 
-    /// Sends what is to be said to another process, and signs of life, until nothing more is to come.
+    /// Sends queued messages and heartbeats to another process, until the channel is closed.
     fn speak(&self, of: (usize, u64), mut stream: TcpStream) {
         let (peer, mut signed) = (&self.peers[of.0], None::<Instant>);
         loop {
@@ -407,13 +411,13 @@ impl Side {
         }
     }
 
-    /// Returns this process's status; `None` before its workers have begun.
+    /// Returns this process's status; `None` before its workers have started.
     fn status(&self) -> Option<Box<ProcessStatus>> {
         let board = self.board.get()?;
         Some(Box::new(ProcessStatus { connections: self.connections(), ..board.status() }))
     }
 
-    /// Gives signs of life on the dataflow's connections, misses who is gone, and tells of failures.
+    /// Sends heartbeats on the dataflow's connections, and reports losses and failures, until the channel is closed.
     fn watch(&self) {
         let mut signed = Instant::now();
         let mut state = self.state();
@@ -442,7 +446,7 @@ impl Side {
         }
     }
 
-    /// Tells those who have come; who cannot be told is missed anyway.
+    /// Queues a message for all connected processes; a process that cannot be reached is missed anyway.
     fn tell(&self, word: &Word) {
         for peer in &self.peers {
             let mut outbox = peer.outbox();
@@ -453,7 +457,7 @@ impl Side {
         }
     }
 
-    /// Tells why the job fails, if it does, once.
+    /// Sends the reason of the job's failure, if it has failed, once.
     fn tell_failure(&self) {
         let Some(error) = self.failure.get() else { return };
         let mut state = self.state();
@@ -466,7 +470,7 @@ impl Side {
         self.tell(&word);
     }
 
-    /// Process 0: what all other processes have done, when all are done; nothing if the job fails.
+    /// Process 0: waits for the counters of all other processes; `None` if the job fails.
     pub(crate) fn all_done(&self) -> Option<Vec<Summary>> {
         let mut state = self.state();
         loop {
@@ -480,8 +484,8 @@ impl Side {
         }
     }
 
-    /// Another process: says what this one has done, and returns when the job is over or has failed. One that has failed
-    /// has not done its part.
+    /// Other processes: sends this process's counters, and waits until the job is over or has failed. A failed process
+    /// sends none.
     pub(crate) fn done(&self, summary: Summary) {
         if self.failure.get().is_some() {
             return;
@@ -493,8 +497,8 @@ impl Side {
         }
     }
 
-    /// Closes the connections; process 0 says first that the job is over. A failure is told if it has not been. What has
-    /// been told is still sent and read, within a second.
+    /// Closes the connections; process 0 first tells all that the job is over, or any process reports its failure.
+    /// Queued messages are still sent and read, for at most [`FAREWELL`].
     pub(crate) fn close(&self) {
         match self.failure.get() {
             Some(_) => self.tell_failure(),

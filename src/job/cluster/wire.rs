@@ -1,7 +1,7 @@
-//! Messages between processes: each is its length and then what `postcard` makes of it. A connection begins with the
-//! [`handshake`](super::handshake), whose parts have fixed lengths.
+//! Framed messages between processes: a length of 4 bytes, then the message in `postcard`. A connection begins with the
+//! [`handshake`](super::handshake), whose messages have fixed lengths.
 //!
-//! A [`Wire`] reads no further than the part or message that is asked for, as other bytes may follow it.
+//! A [`Wire`] consumes no bytes beyond the requested message, as bytes of another format may follow it.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,22 +12,22 @@ use serde::de::DeserializeOwned;
 
 use super::heartbeat::POLL;
 
-/// How many bytes a message has at most.
+/// Maximum size of a message, in bytes.
 const LONGEST: usize = 64 << 20;
 /// Number of bytes read at a time.
 const PIECE: usize = 1 << 16;
 
-/// One end of a connection by which messages go.
+/// A connection that carries messages.
 pub(super) struct Wire {
     stream: TcpStream,
-    /// What has come and is no whole message yet.
+    /// Bytes received and not consumed yet.
     buffer: Vec<u8>,
     /// Number of bytes received.
     received: u64,
 }
 
 impl Wire {
-    /// Reads wait for [`POLL`] at most.
+    /// Creates a blocking connection; reads wait for at most [`POLL`].
     pub(super) fn blocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(POLL))?;
@@ -35,25 +35,25 @@ impl Wire {
         Ok(Wire { stream, buffer: Vec::new(), received: 0 })
     }
 
-    /// Neither reads nor writes wait.
+    /// Creates a nonblocking connection.
     pub(super) fn nonblocking(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Wire { stream, buffer: Vec::new(), received: 0 })
     }
 
-    /// Has reads wait from now on, for [`POLL`] at most.
+    /// Makes the connection blocking; reads wait for at most [`POLL`].
     pub(super) fn into_blocking(self) -> io::Result<Self> {
         let Wire { stream, buffer, received } = self;
         Ok(Wire { buffer, received, ..Wire::blocking(stream)? })
     }
 
-    /// The connection, for other bytes than messages.
+    /// Returns the connection, for bytes other than messages.
     pub(super) fn into_stream(self) -> TcpStream {
         self.stream
     }
 
-    /// Another handle of it, to send by.
+    /// Returns another handle of the connection, for sending.
     pub(super) fn sender(&self) -> io::Result<TcpStream> {
         self.stream.try_clone()
     }
@@ -63,7 +63,7 @@ impl Wire {
         self.received
     }
 
-    /// Sends the parts of a handshake; `within` bounds a write that waits.
+    /// Sends bytes of a handshake; `within` bounds a write that blocks.
     pub(super) fn put(&mut self, bytes: &[u8], within: Duration) -> io::Result<()> {
         self.stream.set_write_timeout(Some(within))?;
         let written = self.stream.write_all(bytes);
@@ -71,23 +71,23 @@ impl Wire {
         written
     }
 
-    /// Ends what is sent by this end.
+    /// Closes the sending half.
     pub(super) fn finish(&self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Sends a message; `within` bounds a write that waits.
+    /// Sends a message; `within` bounds a write that blocks.
     pub(super) fn send(&mut self, message: &impl Serialize, within: Duration) -> io::Result<()> {
         self.put(&encoded(message)?, within)
     }
 
-    /// The first bytes that have not been taken, without taking them; `None` while there are fewer.
+    /// Returns the next bytes without consuming them; `None` while there are fewer.
     pub(super) fn peek<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
         self.read_to(N)?;
         Ok(self.buffer.first_chunk().copied())
     }
 
-    /// Takes the next part of a handshake; `None` while it has not come.
+    /// Consumes the next bytes of a handshake; `None` while there are fewer.
     pub(super) fn take<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
         let taken = self.peek()?;
         if taken.is_some() {
@@ -96,14 +96,14 @@ impl Wire {
         Ok(taken)
     }
 
-    /// Reads once and forgets what has come; `false` at the end of the connection.
+    /// Reads once and discards the bytes; `false` at the end of the connection.
     pub(super) fn skip(&mut self) -> bool {
         let open = self.read_to(PIECE).is_ok();
         self.buffer.clear();
         open
     }
 
-    /// Takes the next message of at most `longest` bytes; `None` while it has not come.
+    /// Consumes the next message of at most `longest` bytes; `None` while it is incomplete.
     pub(super) fn receive_at_most<T: DeserializeOwned>(&mut self, longest: usize) -> io::Result<Option<T>> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         self.read_to(4)?;
@@ -119,12 +119,12 @@ impl Wire {
         Ok(Some(message))
     }
 
-    /// Takes the next message; `None` while it has not come.
+    /// Consumes the next message; `None` while it is incomplete.
     pub(super) fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         self.receive_at_most(LONGEST)
     }
 
-    /// Reads once, towards so many bytes in the buffer, unless they are there.
+    /// Reads once if the buffer has fewer than `length` bytes.
     fn read_to(&mut self, length: usize) -> io::Result<()> {
         let held = self.buffer.len();
         if held >= length {
@@ -145,12 +145,12 @@ impl Wire {
     }
 }
 
-/// `true` for errors that say that nothing has come yet.
+/// `true` for errors that mean that nothing has arrived yet.
 pub(super) fn is_wait(why: &io::Error) -> bool {
     matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-/// A message, as it is sent.
+/// Encodes a message, with its length.
 pub(super) fn encoded(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let invalid = |why: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, why.to_string());
     let mut bytes = postcard::to_extend(message, vec![0; 4]).map_err(|why| invalid(&why))?;

@@ -1,5 +1,5 @@
-//! The driver of merges keeps up: however many workers and steps write segments, those that a manifest names stay few,
-//! rows are written about once a level, and no file is left that nothing names.
+//! Tests of the driver of merges: with many workers and steps the segments of a manifest stay few, rows are written
+//! about once a level, and no file is left that nothing names.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A row: its window's end and key, and a count.
 type Row = ((i64, u32), i64);
 
-/// A life whose snapshots are made by hand.
+/// An incarnation whose snapshots are taken by hand.
 struct Driven {
     disk: MemoryDisk,
     dir: Arc<StateDir>,
@@ -64,12 +64,12 @@ impl Driven {
         }
     }
 
-    /// Makes a snapshot of the parts, and returns the segments that its manifest names.
+    /// Takes a snapshot of the acknowledgements, and returns the segments that its manifest names.
     #[track_caller]
     fn snapshot(&self, epoch: Epoch, parts: Vec<Part>) -> Vec<SegmentInfo> {
         self.snapshots.make(epoch, parts);
         self.wait("committed", || self.snapshots.committed() == epoch);
-        // What nothing names any more goes after that.
+        // Files that nothing names any more are removed after that.
         let (done, is_done) = channel();
         self.snapshots.manifests.ask(move || done.send(()).unwrap());
         is_done.recv_timeout(LIMIT).unwrap();
@@ -96,7 +96,7 @@ impl Driven {
         manifests.flat_map(|manifest| manifest.segments().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
-    /// Has the segments of a step merged for real.
+    /// Registers a real merge for the segments of a step.
     fn merge_for_real(&self, step: &str) {
         let (disk, segments) = (self.disk.shared(), self.dir.segments());
         let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
@@ -126,7 +126,7 @@ fn label(step: &str, worker: u32, epoch: u64) -> Label {
     Label { step: step.into(), incarnation: 1, worker, number: epoch, from: Epoch(epoch - 2), to: Epoch(epoch) }
 }
 
-/// Writes a segment, in blocks of so many rows.
+/// Writes a segment, in blocks of `of_block` rows.
 fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_block: usize) -> SegmentInfo {
     let mut writer = SegmentWriter::create(&disk.shared(), directory, label, &codec().coding()).unwrap();
     for rows in rows.chunks(of_block) {
@@ -139,7 +139,7 @@ fn write(disk: &MemoryDisk, directory: &Path, label: &Label, rows: &[Row], of_bl
     writer.finish().unwrap()
 }
 
-/// A segment that is only spoken of.
+/// Returns the description of a segment without a file.
 fn spoken_of(label: &Label, bytes: u64) -> SegmentInfo {
     let mut level = 0;
     while 4096 * FACTOR.pow(level) < bytes {
@@ -162,7 +162,7 @@ fn spoken_of(label: &Label, bytes: u64) -> SegmentInfo {
 const STEPS: [&str; 3] = ["a", "b", "c"];
 const WORKERS: u32 = 8;
 
-/// As the one of a job with state for an hour at a snapshot a second, whose merges are short.
+/// The load of a job with state over an hour, at a snapshot a second, with short merges.
 #[test]
 fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
     let driven = Driven::start();
@@ -184,13 +184,13 @@ fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
         let named = driven.snapshot(Epoch(epoch), parts);
         for (most, step) in most.iter_mut().zip(STEPS) {
             *most = (*most).max(named.iter().filter(|segment| segment.step == step).count());
-            // Fewer than are merged of each of ten levels, and what has just been written.
+            // Fewer than a merge needs, on each of ten levels, and those just written.
             assert!(*most <= 10 * (FEWEST - 1) + WORKERS as usize, "epoch {epoch}: {most} segments of step {step}");
         }
         driven.wait_for_merges();
     }
     let amplification = driven.metrics.snapshots.merged.get() as f64 / taken as f64;
-    // 1.1 GB a step, in segments of 12 kB: nine levels above theirs at most.
+    // 1.1 GB a step, in segments of 12 kB: at most nine levels above theirs.
     assert!((2.0..9.0).contains(&amplification), "{amplification}");
 }
 
@@ -206,7 +206,7 @@ fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that
         closed = EventTime::from_millis(number as i64 - 1);
         let mut parts = Vec::new();
         for (step, worker) in STEPS.iter().flat_map(|step| (0..4).map(move |worker| (*step, worker))) {
-            // Rows of the next windows, which die soon, and of one that never does.
+            // Rows of the next windows, which expire soon, and of one that never does.
             let mut rows = BTreeMap::<(i64, u32), i64>::new();
             for _ in 0..random.usize(1..12) {
                 let window = if random.bool() { number as i64 + random.i64(0..4) } else { i64::MAX };
@@ -218,7 +218,7 @@ fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that
             parts.push(Part::Cut(step.into(), closed, Some(segment)));
         }
         named = driven.snapshot(Epoch(epoch), parts);
-        // Now and then the next snapshot comes while merges are under way.
+        // At times the next snapshot comes while merges are under way.
         if random.u8(..3) > 0 {
             driven.wait_for_merges();
         }
@@ -246,7 +246,7 @@ fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that
     assert_eq!(driven.files(), driven.named());
 }
 
-/// A merge that says when it begins, and waits to be let go on.
+/// Registers a merge that reports its start, and waits for a signal before it returns.
 fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
     let (begun, has_begun) = channel();
     let (go_on, may_go_on) = channel();
@@ -262,7 +262,7 @@ fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
     (has_begun, go_on)
 }
 
-/// A part that has a segment with the rows of one window.
+/// Returns an acknowledgement with a segment of one window's row.
 fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> Part {
     let rows = [((window, worker), 1)];
     let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, epoch), &rows, 5);
@@ -277,7 +277,7 @@ fn when_inputs_of_a_merge_die_meanwhile_it_takes_the_place_of_the_others_and_lea
         let window = |worker| if worker == 0 || all_die { 10 } else { 100 };
         driven.snapshot(Epoch(2), (0..4).map(|worker| part(&driven, (worker, 2), window(worker), 0)).collect());
         has_begun.recv_timeout(LIMIT).unwrap();
-        // Window 10 closes: its segments die while they are merged.
+        // Window 10 closes: its segments expire while they are merged.
         driven.snapshot(Epoch(4), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
         go_on.send(()).unwrap();
         driven.wait_for_merges();
@@ -334,7 +334,7 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
     let (disk, segments, begun) = (driven.disk.shared(), driven.dir.segments(), Mutex::new(begun));
     let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
         begun.lock().unwrap().send(()).unwrap();
-        // One that would go on for ever, as one of many gigabytes seems to.
+        // A merge that would go on for ever, like one of many gigabytes.
         loop {
             let merged = merge(&disk, &segments, &group.inputs, label, &merging(closed, give_up))?;
             let Merged::Segment(done) = merged else { return Ok(merged) };

@@ -1,15 +1,15 @@
-//! The commit file beside a results file: up to where that file is shown, and by whom.
+//! The commit file beside a results file: records how far that file is published, and by which incarnation.
 //!
-//! * A [`Commit`] is one line of JSON: the state, the sink and the life that wrote it, the last epoch that is shown, the
-//!   length of the results file up to there and the CRC-32 of those bytes, and at last its own CRC-32. It is called
-//!   `<results file>.commit-<incarnation>`.
-//! * The **newest** one, of the greatest incarnation, counts; the next writer removes the others.
+//! * A [`Commit`] is one line of JSON: the state, the sink and the incarnation that wrote it, the last published epoch,
+//!   the length of the results file up to there and the CRC-32 of those bytes, and finally its own CRC-32. Its file is
+//!   called `<results file>.commit-<incarnation>`.
+//! * The **newest** commit, of the greatest incarnation, is valid; the next writer removes the others.
 //!
-//! Invariants: a commit file is swapped in whole, and is there for good when that is said to be done. It is written
-//! under a temporary name that has the incarnation in it; between that and the swap the writer asks whether its life is
-//! still the current one. A later life, once it has been claimed, removes the temporary files of earlier ones, and
-//! reads the newest commit only then. So whatever an earlier life still does when it wakes, it has either been seen or
-//! it comes to nothing: its swap was before the removal, or finds nothing to swap in, or is never tried.
+//! Invariants: a commit file is swapped in whole, and is durable when the call returns. It is written under a temporary
+//! name that contains the incarnation; between that and the swap the writer checks that its incarnation is still the
+//! current one. A later incarnation, once it has been claimed, removes the temporary files of earlier ones, and reads
+//! the newest commit only then. So whatever an earlier incarnation still does when it wakes has either been seen or has
+//! no effect: its swap was before the removal, or finds nothing to swap in, or is never tried.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,41 +23,41 @@ use crate::durable::{Life, Published, StateId, reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
-/// The version of the format.
+/// Version of the format.
 const FORMAT: u32 = 2;
-/// The first version that had no ends of journals.
+/// Version that had no ends of journals; it can still be read.
 const WITHOUT_ENDS: u32 = 1;
-/// What stands between what the checksum covers and the checksum.
+/// Text between the checksummed part of a line and the checksum.
 const CHECK: &str = ",\"check\":\"";
 const END: &str = "\"}\n";
 
-/// Up to where a results file is shown, and by whom.
+/// Progress of publishing a results file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commit {
     pub(super) state: StateId,
     pub(super) sink: String,
     pub(super) incarnation: u64,
-    /// The last epoch that is shown; `None` before the first.
+    /// Last published epoch; `None` before the first.
     pub(super) epoch: Option<Epoch>,
-    /// How many bytes are shown.
+    /// Number of bytes that are published.
     pub(super) length: u64,
-    /// The CRC-32 of those bytes.
+    /// CRC-32 of those bytes.
     pub(super) checksum: u32,
-    /// Which process wrote it.
+    /// Id of the process that wrote the commit.
     pub(super) process: u32,
-    /// The ends of the incarnation's journals at the epoch.
+    /// Ends of the incarnation's journals at the epoch.
     pub(super) ends: JournalEnds,
 }
 
 impl Commit {
-    /// Returns what the commit records as published; `None` if nothing is.
+    /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
     pub(super) fn published(&self) -> Option<Published> {
         let ends = self.ends.clone();
         self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
     }
 }
 
-/// How a commit looks in its file.
+/// JSON form of a commit in its file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
@@ -74,7 +74,7 @@ struct Line {
     journal: JournalEnds,
 }
 
-/// What can be said of a line of any format.
+/// Fields that every version of the format has.
 #[derive(Deserialize)]
 struct Format {
     tidegate: String,
@@ -102,7 +102,7 @@ impl Commit {
         Ok(line)
     }
 
-    /// Reads a line, or says why it is none.
+    /// Parses a line, or returns the reason why it is not a commit.
     fn from_line(bytes: &[u8]) -> std::result::Result<Commit, String> {
         let damaged = |_| String::from("it is damaged");
         let text = std::str::from_utf8(bytes).map_err(|_| "it is damaged")?;
@@ -131,7 +131,7 @@ impl Commit {
     }
 }
 
-/// The commit files of one results file.
+/// Commit files of one results file.
 #[derive(Clone, Debug)]
 pub(super) struct Commits {
     disk: Arc<dyn Disk>,
@@ -143,12 +143,12 @@ impl Commits {
         Commits { disk: Arc::clone(disk), results: results.to_owned() }
     }
 
-    /// The commit file of a life.
+    /// Returns the path of an incarnation's commit file.
     pub(super) fn path(&self, incarnation: u64) -> PathBuf {
         self.beside(&format!(".commit-{incarnation}"))
     }
 
-    /// Where a life writes the results file anew, before it takes the old one's place.
+    /// Returns the path of the copy of the results file that an incarnation makes before it replaces the file.
     pub(super) fn path_of_copy(&self, incarnation: u64) -> PathBuf {
         self.beside(&format!(".copy-{incarnation}.temporary"))
     }
@@ -163,14 +163,14 @@ impl Commits {
         Error::new(format!("cannot {what} the commit file of the results")).at(self.results.display()).because(why)
     }
 
-    /// What stands behind the results file's name in the names beside it, for names that go on with `kind`.
+    /// Lists the files beside the results file whose names begin with its name and `kind`, without that prefix.
     fn names(&self, kind: &str) -> Result<Vec<String>> {
         let listed = self.disk.list(parent(&self.results)).map_err(|why| self.failed("find", why))?;
         let prefix = self.results.file_name().unwrap_or_default().to_string_lossy().into_owned() + kind;
         Ok(listed.iter().filter_map(|name| name.strip_prefix(&prefix)).map(str::to_owned).collect())
     }
 
-    /// The lives that left a commit file, in order.
+    /// Returns the incarnations that have a commit file, in order.
     fn lives(&self) -> Result<Vec<u64>> {
         let names = self.names(".commit-")?;
         let mut lives: Vec<u64> = names.iter().filter_map(|rest| number(rest)).collect();
@@ -178,25 +178,26 @@ impl Commits {
         Ok(lives)
     }
 
-    /// The newest commit.
+    /// Returns the newest commit; `None` if there is none.
     ///
     /// # Errors
-    /// When it is damaged, or cannot be read.
+    /// Fails if it is damaged, or cannot be read.
     pub(super) fn newest(&self) -> Result<Option<Commit>> {
         let Some(newest) = self.lives()?.pop() else { return Ok(None) };
         let path = self.path(newest);
         let bytes = self.disk.read(&path).map_err(|why| self.failed("read", why))?;
         match Commit::from_line(&bytes) {
             Ok(commit) if commit.incarnation == newest => Ok(Some(commit)),
-            Ok(commit) => Err(refused(&path, format!("it is of life {}", commit.incarnation))),
+            Ok(commit) => Err(refused(&path, format!("it is of incarnation {}", commit.incarnation))),
             Err(why) => Err(refused(&path, why)),
         }
     }
 
-    /// Swaps in a commit, for good.
+    /// Swaps in a commit, durably.
     ///
     /// # Errors
-    /// When the disk fails, or a later life has begun. After a failure of the disk it may be there all the same.
+    /// Fails if the disk fails, or if a later incarnation has started. After a failure of the disk the commit may exist
+    /// nevertheless.
     pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
@@ -204,10 +205,10 @@ impl Commits {
         replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 
-    /// Removes what a life, or one before it, had begun to write and not swapped in.
+    /// Removes the temporary files that incarnations up to `through` did not swap in.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// Fails if the disk fails.
     pub(super) fn remove_temporaries(&self, through: u64) -> Result<()> {
         for kind in [".commit-", ".copy-"] {
             for rest in self.names(kind)? {
@@ -220,21 +221,21 @@ impl Commits {
         Ok(())
     }
 
-    /// Removes the commit files of lives before this one.
+    /// Removes the commit files of incarnations before this one.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// Fails if the disk fails.
     pub(super) fn remove_before(&self, incarnation: u64) -> Result<()> {
         let lives = self.lives()?;
         lives.into_iter().filter(|life| *life < incarnation).try_for_each(|life| self.remove(&self.path(life)))
     }
 
-    /// Removes all commit files, for good.
+    /// Removes all commit files, durably.
     ///
     /// # Errors
-    /// When the disk fails.
+    /// Fails if the disk fails.
     pub(super) fn remove_all(&self) -> Result<()> {
-        // The newest goes last, so that no older one ever counts again.
+        // The newest one is removed last, so that no older one becomes valid again.
         for life in self.lives()? {
             self.remove(&self.path(life))?;
             self.disk.sync_directory(parent(&self.results)).map_err(|why| self.failed("remove", why))?;
@@ -251,13 +252,13 @@ impl Commits {
 }
 
 fn refused(path: &Path, why: String) -> Error {
-    Error::new("cannot go by the commit file of the results")
+    Error::new("cannot use the commit file of the results")
         .at(path.display())
         .because(why)
-        .help("restore it, or move it and the results file away and begin anew, with a new state directory")
+        .help("restore it, or move it and the results file away and start with a new state directory")
 }
 
-/// A number without a sign or leading zeros: no other file name stands for it.
+/// Parses a number without a sign or leading zeros: no two file names have the same one.
 fn number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number: &u64| number.to_string() == text)
 }

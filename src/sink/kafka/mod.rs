@@ -1,13 +1,14 @@
 //! Kafka topics as sinks: each row is one JSON message.
 //!
-//! * [`Output`]: the sink. Changes of a collection carry their difference as a field `diff` of the row's object; a row
-//!   that is no JSON object is written as `{"row": …, "diff": …}`.
-//! * [`Publisher`]: sends any messages to a topic, for whoever produces.
+//! * [`Output`] is the sink. Changes of a collection carry their difference in a field `diff` of the row's object; a
+//!   change whose row is no JSON object is written as `{"row": …, "diff": …}`.
+//! * [`Publisher`] sends arbitrary messages to a topic, for any producer.
 //!
-//! Invariants: an epoch is shown only when the brokers have acknowledged every message of it. Within an epoch retractions
-//! are sent first, so the last message of a key is its newest row. Without a state an epoch is shown *at least* once:
-//! after a crash its messages may be sent again, so nothing is said to have been shown. With a state it is shown once: to
-//! readers of committed messages, in one transaction with a record of its number in the progress topic.
+//! Invariants: an epoch is published only when the brokers have acknowledged all of its messages. Within an epoch
+//! retractions are sent first, so the last message of a key is its newest row. Without a state an epoch is published
+//! *at least* once: after a crash its messages may be sent again, and the sink reports nothing as published. With a
+//! state it is published exactly once to readers of committed messages: in one transaction with a record of its number
+//! in the progress topic.
 
 mod progress;
 mod publisher;
@@ -34,11 +35,11 @@ use crate::time::Epoch;
 pub use publisher::Publisher;
 use transactions::Transactions;
 
-/// Gives a row's key.
+/// Function that returns a row's key.
 type KeyOf<D> = Arc<dyn Fn(&D) -> String + Send + Sync>;
 
-/// A topic that results go to, as JSON messages. With a state, readers of committed messages see each epoch once; how far
-/// it is shown is said by the topic `<topic>-tidegate-progress`, which is made if it is missing.
+/// A topic to write rows to, as JSON messages. With a state, readers of committed messages see each epoch exactly once.
+/// The topic `<topic>-tidegate-progress` records how far it is published; it is created if it is missing.
 pub struct Output<D> {
     target: Target,
     create: Option<u32>,
@@ -47,27 +48,28 @@ pub struct Output<D> {
 }
 
 impl<D> Output<D> {
-    /// A topic at `brokers` (`HOST:PORT[,HOST:PORT…]`).
+    /// Names a topic at `brokers` (`HOST:PORT[,HOST:PORT…]`).
     pub fn json(brokers: &str, topic: &str) -> Self {
         Output { target: Target::new(brokers, topic), create: None, key_of: None, told: Arc::default() }
     }
 
-    /// Sets a property of librdkafka; those that correctness needs as they are are refused when it is opened.
+    /// Sets a property of librdkafka. Properties that correctness depends on are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
         self.target.properties.insert(key.to_owned(), value.to_owned());
         self
     }
 
-    /// Gives each message a key: messages with equal keys go to one partition, in order. Of a collection with one row a key,
-    /// the last message of a key is its newest row, or, with a `diff` of -1, says that there is none any more.
+    /// Sets the key of each message: messages with equal keys go to one partition, in order. If a collection has one
+    /// row per key, the last message of a key is its newest row; a last message with a `diff` of -1 means that the key
+    /// has no row.
     #[must_use]
     pub fn key_by(mut self, key: impl Fn(&D) -> String + Send + Sync + 'static) -> Self {
         self.key_of = Some(Arc::new(key));
         self
     }
 
-    /// Creates the topic with so many partitions if it is missing, which is an error otherwise.
+    /// Creates the topic with `partitions` partitions if it is missing. Without this, a missing topic is an error.
     #[must_use]
     pub fn create(mut self, partitions: u32) -> Self {
         self.create = Some(partitions);
@@ -90,7 +92,7 @@ impl<D: Record> Sink<D> for Output<D> {
     fn check(&self, _rows: Rows) -> Result<()> {
         if progress::is_name(&self.target.topic) {
             let error = Error::usage(format!("the topic {} cannot be an output", self.target.topic));
-            let why = "a topic of such a name keeps how far an output is shown";
+            let why = "topics with such names record how far an output is published";
             return Err(error.at(&self.target.brokers).because(why).help("name another topic"));
         }
         Ok(())
@@ -117,7 +119,7 @@ impl<D: Record> Sink<D> for Output<D> {
     }
 }
 
-/// How messages are sent.
+/// Delivery guarantee of the messages.
 enum Way {
     AtLeastOnce(Box<Publisher>),
     Once(Box<Transactions>),
@@ -202,7 +204,7 @@ impl<D: Record> Writer<D> for KafkaWriter<D> {
 /// Writes a row with its difference.
 fn write_change<D: Serialize>(message: &mut Vec<u8>, row: &D, diff: isize) -> serde_json::Result<()> {
     serde_json::to_writer(&mut *message, row)?;
-    // Most rows are objects, whose text can be continued; the fields keep their order.
+    // Most rows are objects, whose text can be extended; their fields keep their order.
     if message.first() == Some(&b'{') && message.len() > 2 {
         message.pop();
         write!(message, ",\"diff\":{diff}}}").map_err(serde_json::Error::io)

@@ -1,11 +1,11 @@
-//! The progress topic of an output topic: which epochs of which sinks are shown in it.
+//! The progress topic of an output topic: records which epochs of which sinks are published in it.
 //!
 //! * It is called `<output topic>-tidegate-progress`, has one partition and is compacted: brokers keep the last record
 //!   of each key. A record's key is the state's id and the sink's name, its value a [`Progress`] as JSON.
-//! * A record is sent in the transaction of the rows that it tells of: so both are there, or neither is.
+//! * A record is sent in the transaction of the rows that it covers: either both are visible, or neither is.
 //!
-//! Invariant: progress is read only by a producer that has fenced all earlier ones of its state and sink, when all that
-//! those had sent is decided; what is read is the last there is, and stays so until that producer writes.
+//! Invariant: progress is read only by a producer that has fenced all earlier ones of its state and sink, after all of
+//! their transactions are decided. So the last record read is the last one there is, until that producer writes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,15 +23,15 @@ use crate::error::{Error, Result};
 use crate::source::kafka::client::{Target, is_group_refusal, is_transient, not_made, said};
 use crate::time::Epoch;
 
-/// The version of the format.
+/// Version of the format.
 const FORMAT: u32 = 2;
-/// The version that had no ends of journals.
+/// Version that had no ends of journals; it can still be read.
 const WITHOUT_ENDS: u32 = 1;
 
 /// Suffix of a progress topic's name.
 const SUFFIX: &str = "-tidegate-progress";
 
-/// What the topic is created with: parts that are small enough to be compacted soon, and read at once.
+/// Settings of the topic: its segments are small, so that they are compacted early and read fast.
 pub(super) const SETTINGS: &[(&str, &str)] = &[("cleanup.policy", "compact"), ("segment.bytes", "16777216")];
 
 const DEFAULTS: &[(&str, &str)] =
@@ -45,36 +45,37 @@ const NEEDED: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
 ];
 
-/// How long the brokers may take to answer.
+/// Longest wait for an answer of the brokers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a wait for others' transactions is before it is told.
+/// Waits for transactions of others longer than this are logged.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 
-/// How long others' transactions may hold the topic: more than brokers let any take, by default.
+/// Longest wait for transactions of others in the topic: more than the transaction timeout that brokers allow by
+/// default.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(16 * 60);
 
-/// What is shown of a sink.
+/// Published progress of a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
-    /// The life of the state that wrote it.
+    /// Incarnation of the state that wrote it.
     pub(super) incarnation: u64,
-    /// The last epoch that is shown; `None` before the first.
+    /// Last published epoch; `None` before the first.
     pub(super) epoch: Option<Epoch>,
-    /// An offset that the output topic has reached, for each partition that anything was sent to.
+    /// Offset that the output topic has reached, for each partition that anything was sent to.
     pub(super) ends: BTreeMap<i32, i64>,
-    /// The ends of the incarnation's journals at the epoch.
+    /// Ends of the incarnation's journals at the epoch.
     pub(super) journal: JournalEnds,
 }
 
 /// Contents of a progress topic for one key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
-    /// The last progress of the key.
+    /// Last progress of the key; `None` if there is none.
     pub(super) last: Option<Progress>,
-    /// The topic's first offset. Compaction keeps the beginning, so it is 0 unless records were removed.
+    /// First offset of the topic. Compaction keeps the beginning, so it is 0 unless records were removed.
     pub(super) low: i64,
-    /// The offset at which the topic ends.
+    /// Offset at which the topic ends.
     pub(super) end: i64,
 }
 
@@ -90,7 +91,7 @@ struct Value {
     journal: JournalEnds,
 }
 
-/// What can be said of a value of any format.
+/// Fields that every version of the format has.
 #[derive(Deserialize)]
 struct Format {
     tidegate: String,
@@ -109,7 +110,7 @@ impl Progress {
         })
     }
 
-    /// Reads a value, or says why it is none.
+    /// Parses a value, or returns the reason why it is not a progress record.
     fn from_value(value: &[u8]) -> std::result::Result<Self, String> {
         let no = |_| String::from("it is not what Tidegate writes");
         let Format { tidegate, format } = serde_json::from_slice(value).map_err(no)?;
@@ -122,24 +123,24 @@ impl Progress {
         Ok(Progress { incarnation, epoch: epoch.map(Epoch), ends, journal })
     }
 
-    /// Returns what the progress records as published; `None` if nothing is.
+    /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
     pub(super) fn published(&self) -> Option<Published> {
         let ends = self.journal.clone();
         self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
     }
 }
 
-/// The key of a sink of a state.
+/// Returns the key of a state's sink.
 pub(super) fn key(state: StateId, sink: &str) -> String {
     format!("{state}/{sink}")
 }
 
-/// `true` for the names of progress topics.
+/// `true` for the name of a progress topic.
 pub(super) fn is_name(topic: &str) -> bool {
     topic.ends_with(SUFFIX)
 }
 
-/// The progress topic of an output topic.
+/// Returns the progress topic of an output topic.
 pub(super) fn topic_of(output: &Target) -> Target {
     let topic = format!("{}{SUFFIX}", output.topic);
     Target { topic, ..output.clone() }
@@ -148,18 +149,18 @@ pub(super) fn topic_of(output: &Target) -> Target {
 fn consumer(target: &Target, isolation: &str) -> Result<BaseConsumer> {
     let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
     let mut target = target.clone();
-    // It is for what is sent.
+    // Transaction properties are for producers only.
     target.properties.retain(|key, _| !key.starts_with("transaction"));
     let config: ClientConfig = target.configure(DEFAULTS, &needed)?;
     config.create().map_err(|error| not_made(&target, &error))
 }
 
-/// The first offset of a partition, and where it ends for this consumer.
+/// Returns the first offset of a partition, and its end at this consumer's isolation level.
 fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64, i64)> {
     let begun = Instant::now();
     loop {
         match consumer.fetch_watermarks(&target.topic, partition, Duration::from_secs(3)) {
-            // Without a broker's answer the library leaves −1.
+            // Without an answer of the broker, the library returns −1.
             Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
             Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
                 return Err(unreadable(target, &said(&error)));
@@ -170,21 +171,21 @@ fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64
     }
 }
 
-/// The error of brokers that do not answer for now.
+/// Returns the error for brokers that do not answer at the moment.
 fn unanswered(target: &Target, why: &str) -> Error {
     unreadable(target, why).passing()
 }
 
 fn unreadable(target: &Target, why: &str) -> Error {
-    Error::new("cannot read how far results are shown").at(target.describe()).because(why)
+    Error::new("cannot read how far results are published").at(target.describe()).because(why)
 }
 
-/// Reads the last progress of a key. All that was sent under it has to be decided.
+/// Reads the last progress of a key. All transactions under that key must have been decided.
 ///
 /// # Errors
-/// When the topic cannot be read to its end, or the record is none of ours.
+/// Fails if the topic cannot be read to its end, or if the record is not Tidegate's.
 pub(super) fn read(target: &Target, key: &str) -> Result<Found> {
-    // The end of all there is: a reader of what is committed stops at the first transaction that is open.
+    // End of all records: a reader of committed ones stops at the first open transaction.
     let (low, end) = ends(&consumer(target, "read_uncommitted")?, target, 0)?;
     if low == end {
         return Ok(Found { last: None, low, end });
@@ -208,7 +209,7 @@ pub(super) fn read(target: &Target, key: &str) -> Result<Found> {
     Ok(Found { last: last_of(&consumer, target, key, end)?, low, end })
 }
 
-/// The last progress of a key before the partition's end.
+/// Returns the last progress of a key before the partition's end; `None` if there is none.
 fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Result<Option<Progress>> {
     let mut last = None;
     let mut heard = Instant::now();
@@ -224,9 +225,9 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
                     return Ok(last);
                 }
             }
-            // All was decided before it was assigned, so this is the end of all.
+            // Everything was decided before the partition was assigned, so this is the end of all records.
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
-            // Nothing is asked of a group here, so what may not be asked of it does not matter.
+            // No group is used here, so a refusal of the group does not matter.
             Some(Err(error))
                 if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
             {
@@ -238,10 +239,10 @@ fn last_of(consumer: &BaseConsumer, target: &Target, key: &str, end: i64) -> Res
     }
 }
 
-/// Refuses a topic that ends before what was sent to it: it is not the one that it was.
+/// Verifies that an output topic reaches as far as what was sent to it; if not, it was recreated or has lost records.
 ///
 /// # Errors
-/// When it does, or cannot be asked.
+/// Fails if the topic ends earlier, or does not answer.
 pub(super) fn check_output(output: &Target, progress: &Progress) -> Result<()> {
     if progress.ends.is_empty() {
         return Ok(());

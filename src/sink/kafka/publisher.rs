@@ -1,9 +1,9 @@
-//! Sends messages to a topic, and knows of each what became of it; with an id for transactions, in transactions.
+//! Sends messages to a topic and tracks their delivery; with a transactional id, in transactions.
 //!
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
-//! all in-sync replicas; the first failure is kept and every later call returns it. Of the producers with one id for
-//! transactions only the one that was opened last can still send or commit anything. An error that passes, by
-//! [`Error::passes`], leaves it open what became of the transaction: a new producer of the same id settles it.
+//! all in-sync replicas; the first failure is kept, and every later call returns it. Of the producers with one
+//! transactional id only the one that was opened last can send or commit. After an error that passes (see
+//! [`Error::passes`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,64 +21,65 @@ use crate::source::kafka::client::{
 };
 
 const DEFAULTS: &[(&str, &str)] = &[
-    // Batches fill while others are on their way, so that waiting for more gains little.
+    // Batches fill while others are in flight, so waiting longer gains little.
     ("linger.ms", "1"),
-    // What is too big is for the broker to say.
+    // The broker decides which messages are too large.
     ("message.max.bytes", "1000000000"),
     ("queue.buffering.max.messages", "200000"),
     ("queue.buffering.max.kbytes", "131072"),
-    // Where Java clients put the same key.
+    // Partitions are those that Java clients choose for the same key.
     ("partitioner", "murmur2_random"),
     ("reconnect.backoff.max.ms", "1000"),
 ];
 
-/// In transactions brokers often ask to come again at once: the end of the last one is still under way.
+/// Further defaults for transactions, with short retries: brokers often reject the first request of a transaction for a
+/// moment, because the end of the last one is in progress.
 const DEFAULTS_OF_TRANSACTIONS: &[(&str, &str)] =
     &[("retry.backoff.ms", "2"), ("retry.backoff.max.ms", "10"), ("transaction.timeout.ms", "120000")];
 
 const NEEDED: &[(&str, &str)] =
     &[("enable.idempotence", "true"), ("acks", "all"), ("allow.auto.create.topics", "false")];
 
-/// How long a wait for the broker is before it is told.
+/// Waits for the broker longer than this are logged.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the broker may take to end what an earlier producer with the same id had begun.
+/// Longest wait for the broker to end the transaction of an earlier producer with the same id.
 const INIT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long it may take to abort a transaction that is not wanted: the broker aborts it later in any case.
+/// Longest wait for an abort of a transaction. The broker aborts it later in any case.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Maximum number of the client library's events handled at once.
+/// Largest number of the client library's events that are served at once.
 const EVENTS: usize = 256;
 
-/// How often it is asked whether the transaction can still succeed, while messages are not acknowledged.
+/// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
 const DOUBT: Duration = Duration::from_millis(100);
 
-/// Sends messages to one topic.
+/// Producer of messages to one topic.
 pub struct Publisher {
     producer: BaseProducer<Reports>,
     target: Target,
     partitions: usize,
     created: bool,
     waiting_told: bool,
-    /// How long a transaction may take, if messages are sent in transactions.
+    /// Transaction timeout; `None` if messages are not sent in transactions.
     limit: Option<Duration>,
-    /// Since when there is a transaction.
+    /// Start of the open transaction; `None` if none is open.
     begun: Option<Instant>,
     /// Value of the producer's `doubts` when the transaction began.
     doubts: u64,
     /// `true` if a transaction of this producer was ever in doubt.
     doubtful: bool,
-    /// Asked during long waits; an error ends them.
+    /// Called during long waits; an error ends them.
     still_current: Option<StillCurrent>,
 }
 
 impl Publisher {
-    /// Connects to `brokers` and finds the topic; creates it, with `create` partitions, if it is missing and that is
-    /// given. `properties` are librdkafka's.
+    /// Connects to `brokers` and finds the topic. If it is missing, it is created with `create` partitions if that is
+    /// `Some`. `properties` are librdkafka's.
     ///
     /// # Errors
-    /// When no broker is there, the topic is not, or a property cannot be set.
+    /// Fails if no broker is reachable, if the topic is missing and not to be created, or if a property cannot be set.
     pub fn open<'a>(
         brokers: &str,
         topic: &str,
@@ -96,11 +97,11 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// A producer for messages in transactions under this id: ends what any other producer of this id has begun, and
-    /// keeps it from everything from now on. The topic is looked for: it may be missing only if it `may_be_new`.
+    /// Creates a producer of transactions with this transactional id. It ends the open transaction of any other
+    /// producer of this id, and fences that producer. The topic may be missing only if `may_be_new` is `true`.
     ///
     /// # Errors
-    /// Fails if no broker is there, or the brokers do not let it begin transactions.
+    /// Fails if no broker is reachable, if the topic is missing, or if the brokers do not allow transactions.
     pub(super) fn transactional(target: Target, id: &str, may_be_new: bool) -> Result<Self> {
         let mut publisher = Publisher::with(target, Some(id))?;
         let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_PATIENCE };
@@ -133,14 +134,14 @@ impl Publisher {
     fn with(target: Target, id: Option<&str>) -> Result<Self> {
         if target.properties.contains_key("transactional.id") {
             let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
-            return Err(error.help("leave the property away"));
+            return Err(error.help("remove the property"));
         }
         let (config, reports) = match id {
             None => (target.configure(DEFAULTS, NEEDED)?, Reports::default()),
             Some(id) => {
                 let needed = [NEEDED, &[("transactional.id", id)]].concat();
                 let mut config = target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
-                // The lines that tell of doubt: see `reports`.
+                // Its lines report doubt: see `reports`.
                 config.set("debug", "broker").set_log_level(RDKafkaLogLevel::Debug);
                 (config, Reports::keeping_ends())
             }
@@ -163,21 +164,21 @@ impl Publisher {
         })
     }
 
-    /// Asks the brokers for the topic; for so long again if they do not know it.
+    /// Asks the brokers for the topic; while they do not know it, asks again for up to `patience`.
     fn look(&self, patience: Duration) -> Result<Lookup> {
         let words = &self.producer.context().words;
         find_topic_within(self.producer.client(), &self.target, words, || self.serve_events(), patience)
     }
 
-    /// Checks that the brokers are where they say.
+    /// Checks that the topic's leaders answer at their advertised addresses.
     fn reach(&self) -> Result<()> {
         reach(self.producer.client(), &self.target, &self.producer.context().words, || self.serve_events())
     }
 
-    /// Finds the topic, or creates it with so many partitions if it is missing and may be created.
+    /// Finds the topic. If it is missing, it is created with `create` partitions if that is `Some`.
     ///
     /// # Errors
-    /// Fails if it is missing, or cannot be created.
+    /// Fails if the topic is missing and not to be created, or cannot be created.
     pub(super) fn find(&mut self, create: Option<u32>) -> Result<()> {
         if self.partitions > 0 {
             return Ok(());
@@ -187,52 +188,53 @@ impl Publisher {
         self.reach()
     }
 
-    /// Ends long waits when this returns an error.
+    /// Sets a check that ends long waits when it returns an error.
     pub(super) fn wait_while(&mut self, still_current: StillCurrent) {
         self.still_current = Some(still_current);
     }
 
-    /// `true` if a topic at the same brokers is there.
+    /// `true` if a topic at the same brokers exists.
     pub(super) fn is_there(&self, topic: &Target) -> Result<bool> {
         let words = &self.producer.context().words;
         let found = find_topic(self.producer.client(), topic, words, || self.serve_events())?;
         Ok(matches!(found, Lookup::There(_)))
     }
 
-    /// Makes sure that a topic at the same brokers is there; `settings` are the topic's.
+    /// Creates a topic at the same brokers if it is missing, with these settings.
     pub(super) fn prepare(&self, topic: &Target, partitions: u32, settings: &[(&str, &str)]) -> Result<()> {
         let config = topic.configure(DEFAULTS, NEEDED)?;
         find_or_create(&self.producer, &config, topic, Some(partitions), settings).map(drop)
     }
 
-    /// How many partitions the topic has, and whether it was created just now.
+    /// Returns the number of the topic's partitions, and `true` if this producer created the topic.
     pub fn partitions(&self) -> (usize, bool) {
         (self.partitions, self.created)
     }
 
-    /// How many messages have been acknowledged so far.
+    /// Returns the number of messages acknowledged so far.
     pub fn delivered(&self) -> u64 {
         self.producer.context().delivered()
     }
 
-    /// Sends a message, without waiting for its acknowledgement; waits while too many are on their way. Messages with
-    /// equal keys go to one partition, in order. `at_ms` is its time stamp; without one it is now.
+    /// Sends a message without waiting for its acknowledgement; waits while too many are in flight. Messages with equal
+    /// keys go to one partition, in order. `at_ms` is the message's timestamp in milliseconds since 1970; `None` stands
+    /// for now.
     ///
     /// # Errors
-    /// When the message cannot be sent, or one before it was not delivered.
+    /// Fails if the message cannot be sent, or if an earlier one was not delivered.
     pub fn send(&mut self, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
         self.post(None, None, key, payload, at_ms)
     }
 
-    /// Sends a message to this partition, whatever its key; else as [`Publisher::send`].
+    /// Sends a message to this partition, whatever its key; otherwise like [`Publisher::send`].
     ///
     /// # Errors
-    /// As [`Publisher::send`], and when there is no such partition.
+    /// Fails as [`Publisher::send`] does, and if there is no such partition.
     pub fn send_to(&mut self, partition: u32, key: Option<&[u8]>, payload: &[u8], at_ms: Option<i64>) -> Result<()> {
         self.post(None, Some(partition as i32), key, payload, at_ms)
     }
 
-    /// Sends a message to partition 0 of another topic; else as [`Publisher::send`].
+    /// Sends a message to partition 0 of another topic; otherwise like [`Publisher::send`].
     pub(super) fn send_aside(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Result<()> {
         self.post(Some(topic), Some(0), Some(key), payload, None)
     }
@@ -269,10 +271,10 @@ impl Publisher {
         }
     }
 
-    /// Takes note of acknowledgements that have come.
+    /// Processes the acknowledgements that have arrived.
     ///
     /// # Errors
-    /// When a message was not delivered.
+    /// Fails if a message was not delivered.
     pub fn serve(&mut self) -> Result<()> {
         self.producer.poll(Duration::ZERO);
         self.check()
@@ -281,7 +283,7 @@ impl Publisher {
     /// Waits until every message sent so far has been acknowledged.
     ///
     /// # Errors
-    /// When one was not delivered.
+    /// Fails if a message was not delivered.
     pub fn settle(&mut self) -> Result<()> {
         let mut since = None;
         while self.producer.in_flight_count() > 0 {
@@ -289,12 +291,12 @@ impl Publisher {
             self.check()?;
         }
         if std::mem::take(&mut self.waiting_told) {
-            tracing::info!("the messages to {} were taken", self.target.describe());
+            tracing::info!("{} has accepted the messages", self.target.describe());
         }
         self.check()
     }
 
-    /// Waits a little for acknowledgements; tells, once, if it has been waiting for long.
+    /// Waits a moment for acknowledgements; logs, once, a wait that is long.
     fn wait(&mut self, waiting: &mut Option<Waiting>) -> Result<()> {
         let before = self.delivered();
         // Never the library's `flush`, which sleeps in steps of 100 ms.
@@ -308,7 +310,7 @@ impl Publisher {
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
             let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
-            tracing::warn!("{} takes no messages, waiting{why}", self.target.describe());
+            tracing::warn!("{} accepts no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
         if now - *asked > DOUBT {
@@ -322,21 +324,21 @@ impl Publisher {
         Ok(())
     }
 
-    /// Asks whether it is still to wait.
+    /// Checks that waiting may go on.
     fn ask(&self) -> Result<()> {
         self.still_current.as_ref().map_or(Ok(()), |still_current| still_current())
     }
 
-    /// Takes in the library's events that have come so far.
+    /// Serves the library's events that have arrived so far.
     fn serve_events(&self) {
-        // Each call takes in one; without any it returns at once.
+        // Each call serves one event; without any it returns at once.
         (0..EVENTS).for_each(|_| self.producer.poll(Duration::ZERO));
     }
 
-    /// Begins a transaction, unless there is one.
+    /// Begins a transaction, unless one is open.
     ///
     /// # Errors
-    /// When another producer of the same id was opened, or an earlier transaction was not ended.
+    /// Fails if another producer of the same id was opened, or if an earlier transaction was not ended.
     pub(super) fn begin(&mut self) -> Result<()> {
         if self.begun.is_none() {
             self.producer.begin_transaction().map_err(|error| self.failed("begin a transaction", &error))?;
@@ -352,9 +354,9 @@ impl Publisher {
         self.begun.is_some()
     }
 
-    /// `true` if there was doubt in any transaction: a request of it may still be on its way.
+    /// `true` if any transaction was in doubt: one of its requests may still be in flight.
     pub(super) fn is_doubtful(&mut self) -> bool {
-        // What happens between two transactions is of no request that could matter.
+        // Requests between two transactions cannot cause harm.
         if self.is_in_transaction() {
             self.serve_events();
             self.doubtful |= self.producer.context().doubts() != self.doubts;
@@ -362,11 +364,12 @@ impl Publisher {
         self.doubtful
     }
 
-    /// Commits the transaction: what was sent in it is there, at once and for good. All of it has to be acknowledged.
+    /// Commits the transaction: its messages become visible, atomically and durably. All of them must have been
+    /// acknowledged.
     ///
     /// # Errors
-    /// When another producer of the same id was opened, or the brokers do not take it; it is then not known whether it
-    /// is committed.
+    /// Fails if another producer of the same id was opened, or if the brokers do not accept the commit; it is then
+    /// unknown whether the transaction is committed.
     pub(super) fn commit(&mut self) -> Result<()> {
         let since = Instant::now();
         loop {
@@ -381,18 +384,18 @@ impl Publisher {
             self.ask()?;
             if !std::mem::replace(&mut self.waiting_told, true) {
                 let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
-                tracing::warn!("{} takes no transaction, waiting{why}", self.target.describe());
+                tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
             }
         }
         if std::mem::take(&mut self.waiting_told) {
-            tracing::info!("the transaction of {} was taken", self.target.describe());
+            tracing::info!("{} has accepted the transaction", self.target.describe());
         }
         self.is_doubtful();
         self.begun = None;
         Ok(())
     }
 
-    /// Aborts the transaction, if there is one, so that readers need not wait until the brokers do.
+    /// Aborts the transaction, if one is open, so that readers need not wait for its timeout.
     pub(super) fn abort(&mut self) {
         if self.begun.take().is_none() || self.producer.client().fatal_error().is_some() {
             return;
@@ -402,29 +405,29 @@ impl Publisher {
         while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_PATIENCE {
             self.producer.poll(Duration::from_millis(1));
         }
-        // If it fails, the brokers abort it when its time is over, or when the next producer of its id is opened.
+        // If it fails, the brokers abort the transaction at its timeout, or when the next producer of its id is opened.
         let _aborted = self.producer.abort_transaction(ABORT_PATIENCE);
     }
 
-    /// The offset behind the last acknowledged message, for each partition of a topic.
+    /// Returns the offset after the last acknowledged message of each partition of a topic.
     pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.producer.context().ends(topic)
     }
 
-    /// Tells of offsets that a topic has reached: a message that gets a smaller one is an error.
+    /// Sets offsets that a topic is known to have reached: a message that gets a smaller one is an error.
     pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         self.producer.context().expect(topic, ends);
     }
 
-    /// `true` if another producer of the same id was opened, or the brokers have ended the transaction by themselves.
+    /// `true` if another producer of the same id was opened, or if the brokers have ended the transaction.
     pub(super) fn is_fenced(&self) -> bool {
         self.producer.client().fatal_error().is_some_and(|(code, _)| is_fenced(code))
     }
 
-    /// Why the transaction that is under way can no longer be committed, if it cannot.
+    /// Returns the reason why the open transaction can no longer be committed; `None` if it can, or if none is open.
     fn is_hopeless(&self) -> Option<Error> {
         self.begun?;
-        // What it answers in the middle of a transaction says what became of that one, and changes nothing.
+        // Within a transaction this call changes nothing, and returns the state of the transaction.
         match self.producer.begin_transaction() {
             Err(KafkaError::Transaction(error)) if error.is_fatal() || error.txn_requires_abort() => {
                 Some(self.failed("send messages in a transaction", &KafkaError::Transaction(error)))
@@ -433,7 +436,7 @@ impl Publisher {
         }
     }
 
-    /// Says why a transaction failed.
+    /// Returns the error of a failed transaction.
     fn failed(&self, to: &str, error: &KafkaError) -> Error {
         let fatal = self.producer.client().fatal_error().map(|(code, _)| code);
         let code = fatal.or_else(|| error.rdkafka_error_code());
@@ -451,7 +454,7 @@ impl Publisher {
         if code.is_some_and(lasts) { failed } else { failed.passing() }
     }
 
-    /// Fails if a message was not delivered, or a topic has lost messages.
+    /// Fails if a message was not delivered, or if a topic has lost messages.
     fn check(&self) -> Result<()> {
         if let Some(lost) = self.producer.context().lost() {
             return Err(self.gone(&lost));
@@ -460,7 +463,7 @@ impl Publisher {
         if failed == 0 {
             return Ok(());
         }
-        // Of a transaction that has failed, this says more than what it did to messages.
+        // The failure of a transaction says more than its effect on messages.
         if !first.as_ref().and_then(|first| first.code).is_some_and(lasts) {
             self.is_hopeless().map_or(Ok(()), Err)?;
         }
@@ -483,28 +486,28 @@ impl Publisher {
         })
     }
 
-    /// The error of a topic that has lost messages.
+    /// Returns the error for a topic that has lost messages.
     fn gone(&self, Lost { topic, partition, offset, end }: &Lost) -> Error {
         let place = Target { topic: topic.clone(), ..self.target.clone() };
         let why = format!("partition {partition} ended at offset {offset}, and had reached {end}");
         lost_records(&place, &why)
     }
 
-    /// A cause, with what the library said last of its connections, which names the address.
+    /// Adds the library's last connection error, which contains the address, to a cause.
     fn with_last_words(&self, why: &str) -> String {
         self.producer.context().words.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
     }
 }
 
-/// The error of a topic that is not what it was.
+/// Returns the error for a topic that was recreated or has lost records.
 pub(super) fn lost_records(topic: &Target, why: &str) -> Error {
     Error::new("cannot go on with the topic")
         .at(topic.describe())
         .because(why)
-        .help("it was made anew or lost records: begin anew, with a new state directory, or name another topic")
+        .help("it was recreated or has lost records: start with a new state directory, or name another topic")
 }
 
-/// `true` if sending the same again has the same outcome.
+/// `true` if sending the same message again has the same outcome.
 fn lasts(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -544,22 +547,22 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     })
 }
 
-/// How long nothing has come.
+/// State of a wait during which nothing has arrived.
 struct Waiting {
     since: Instant,
-    /// When it was last asked whether anything can come.
+    /// Time of the last check that the transaction can still succeed.
     asked: Instant,
     /// Time of the last check whether to keep waiting.
     told: Instant,
 }
 
-/// Whether an error says that another producer of the same id was opened.
+/// `true` if an error means that another producer of the same id was opened.
 fn is_fenced(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
     matches!(code, Fenced | ProducerFenced | InvalidProducerEpoch)
 }
 
-/// What the library says of an error of a transaction, which it words best itself.
+/// Formats an error; the library words those of transactions best itself.
 fn told(error: &KafkaError) -> String {
     match error {
         KafkaError::Transaction(error) => error.string(),

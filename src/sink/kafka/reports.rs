@@ -1,9 +1,9 @@
 //! Events of a producer's client library: deliveries, the offsets that topics have reached, and lost connections.
 //!
-//! * **Doubt**: a connection was lost, or a request timed out. The request may still be on its way, so a broker may take
-//!   it much later, after it has been sent again and answered. The library retries in silence; its log lines `FAIL` and
-//!   `REQTMOUT` come before the retry is sent, so a caller that has drained the events of a finished call knows of all
-//!   doubt there was in it.
+//! * **Doubt**: a connection was lost, or a request timed out. The request may still be in flight, so a broker may
+//!   receive it much later, after it was sent again and answered. The library retries silently. Its log lines `FAIL`
+//!   and `REQTMOUT` come before the retry is sent, so a caller that has drained the events of a finished call knows all
+//!   doubt in it.
 //!
 //! Invariants: the first failed delivery is kept; an offset of a topic never goes back, or the topic counts as lost.
 
@@ -26,9 +26,9 @@ pub(super) struct Reports {
     delivered: AtomicU64,
     failed: AtomicU64,
     first: Mutex<Option<Failure>>,
-    /// Offsets that were reached, of the topics for which they are kept.
+    /// Offsets that were reached in each topic; `None` if they are not tracked.
     reached: Option<Mutex<Reached>>,
-    /// Lost connections and requests that timed out.
+    /// Number of lost connections and of requests that timed out.
     doubts: AtomicU64,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Failure {
     pub(super) because: String,
 }
 
-/// For each topic and partition, the offset behind the last acknowledged message.
+/// Offset after the last acknowledged message, by topic and partition.
 #[derive(Debug, Default)]
 struct Reached {
     ends: BTreeMap<String, BTreeMap<i32, i64>>,
@@ -57,7 +57,7 @@ pub(super) struct Lost {
 }
 
 impl Reports {
-    /// Keeps the offsets that are reached in every topic that is sent to.
+    /// Creates a context that tracks the offsets reached in every topic that is sent to.
     pub(super) fn keeping_ends() -> Self {
         Reports { reached: Some(Mutex::default()), ..Reports::default() }
     }
@@ -81,12 +81,12 @@ impl Reports {
         self.doubts.load(Ordering::Relaxed)
     }
 
-    /// The offset behind the last acknowledged message, for each partition of a topic.
+    /// Returns the offset after the last acknowledged message of each partition of a topic.
     pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.reached().and_then(|reached| reached.ends.get(topic).cloned()).unwrap_or_default()
     }
 
-    /// Tells of offsets that a topic has reached before.
+    /// Sets offsets that a topic is known to have reached.
     pub(super) fn expect(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         let Some(mut reached) = self.reached() else { return };
         let known = reached.ends.entry(topic.to_owned()).or_default();
@@ -96,7 +96,7 @@ impl Reports {
         }
     }
 
-    /// The first partition that went back, if one did.
+    /// Returns the first partition whose offsets went back; `None` if there is none.
     pub(super) fn lost(&self) -> Option<Lost> {
         self.reached()?.lost.clone()
     }
@@ -107,7 +107,7 @@ impl Reports {
 
     fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
         self.delivered.fetch_add(1, Ordering::Relaxed);
-        // A duplicate that the broker does not remember any more is acknowledged without an offset.
+        // A duplicate that the broker no longer remembers is acknowledged without an offset.
         let Some(mut reached) = self.reached().filter(|_| offset >= 0) else { return };
         if !reached.ends.contains_key(topic) {
             reached.ends.insert(topic.to_owned(), BTreeMap::new());

@@ -1,6 +1,6 @@
-//! Finding and creating topics that are written to.
+//! Finds and creates topics that are written to.
 //!
-//! Invariant: a topic is created only where the caller says that it may be.
+//! Invariant: a topic is created only if the caller allows it.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::source::kafka::admin::{administrator, wait_for};
 use crate::source::kafka::client::{Lookup, Target, find_topic, in_words, look, no_topic, said};
 
-/// Maximum time for the brokers to say whether a topic exists, before it is created.
+/// Longest wait for the brokers to report whether a topic exists, before it is created.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Finds a topic, or creates it; how many partitions it has, and whether it was created.
+/// Finds a topic, or creates it. Returns its number of partitions, and `true` if it was created.
 pub(super) fn find_or_create(
     producer: &BaseProducer<Reports>,
     config: &ClientConfig,
@@ -33,7 +33,8 @@ pub(super) fn find_or_create(
             Lookup::Unknown(similar) => Err(no_topic(target, &similar)),
         };
     };
-    // To create one that is there does no harm, so that it is asked for once and not for as long as it may be unknown.
+    // Creating an existing topic does no harm, so the brokers are asked only once, not for as long as a topic may be
+    // unknown.
     let unknown = matches!(look(producer.client(), &target.topic, PATIENCE), Ok(Some(Lookup::Unknown(_))));
     let created = unknown && create_topic(target, config, wanted, settings)?;
     match find()? {
@@ -46,7 +47,7 @@ pub(super) fn find_or_create(
     }
 }
 
-/// Creates the topic, with as many replicas as the brokers have for their default; whether it was not there yet.
+/// Creates the topic, with the brokers' default number of replicas. Returns `false` if it existed already.
 fn create_topic(target: &Target, config: &ClientConfig, partitions: u32, settings: &[(&str, &str)]) -> Result<bool> {
     let failed = |because: String| {
         Error::new(format!("cannot create the topic {}", target.topic)).at(&target.brokers).because(because)

@@ -1,19 +1,21 @@
-//! A topic as the sink of a job with state: what is shown at once is one transaction.
+//! A topic as the sink of a job with a state: whatever is published at once is one transaction.
 //!
-//! Its id is that of the state and the sink, so to open it fences whatever process wrote under it before: what that one
-//! had not committed is aborted, and it can neither send nor commit from then on. Only then is it read what is shown.
+//! The transactional id is derived from the state and the sink, so opening the producer fences any process that wrote
+//! under it before: its uncommitted messages are aborted, and it can no longer send or commit. The published progress
+//! is read only after that.
 //!
-//! **Doubt.** A request that was sent again after a lost connection or a time-out can still reach a broker much later. The
-//! protocol's first version tells transactions of one producer apart by nothing: such a request to commit would commit half
-//! of the *next* transaction. So after any doubt the producer is opened anew before the next transaction: the brokers give
-//! it a new epoch and refuse what comes late from the old one. Progress is then read, and says whether a commit in doubt
-//! took place; if not, the messages, which are kept until then, are sent again. A broker that is away is waited for, for as
-//! long as the life is the current one.
+//! **Doubt.** A request that was sent again after a lost connection or a time-out can still reach a broker much later.
+//! The first version of the protocol does not tell a producer's transactions apart: such a request to commit would
+//! commit a part of the *next* transaction. So after any doubt the producer is opened anew before the next transaction:
+//! the brokers give it a new producer epoch and refuse delayed requests of the old one. Progress is then read, and
+//! shows whether a commit in doubt took place; if not, the messages, which are kept until then, are sent again. A
+//! broker that is unreachable is waited for as long as the incarnation is the current one.
 //!
-//! Invariants: the record of an epoch's number is committed with its rows, or not at all. A life begins with a record of
-//! its own, so a copy of the state's directory that begins the same life again is found out. Whoever opens the producer
-//! anew goes on only if the last progress is what it left there, so of two processes that fence each other one gives up.
-//! After an error nothing is sent any more: what was committed is known only to the topic, and asked by the next life.
+//! Invariants: the record of an epoch's number is committed with its rows, or not at all. An incarnation begins with a
+//! record of its own, so a copy of the state directory that starts the same incarnation again is detected. A process
+//! that opens the producer anew goes on only if the last progress is what it left there, so of two processes that fence
+//! each other one gives up. After an error nothing more is sent: only the topic knows what was committed, and the next
+//! incarnation reads it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,28 +32,28 @@ use crate::time::Epoch;
 /// Number of consecutive failures of a transaction, none of them in doubt, after which the sink fails.
 const ATTEMPTS: usize = 3;
 
-/// Pause before brokers that cannot be reached are tried again.
+/// Pause before unreachable brokers are tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Shows epochs in transactions.
+/// Publishes epochs in transactions.
 pub(super) struct Transactions {
     publisher: Publisher,
     output: Target,
     progress: Target,
     key: String,
-    /// The last progress that is known to be committed; the progress that is being committed.
+    /// Last progress that is known to be committed; `attempt` is the one being committed.
     found: Option<Progress>,
     attempt: Option<Progress>,
     /// `true` if records were removed from the progress topic.
     truncated: bool,
     life: Option<Life>,
-    /// The last epoch that was begun.
+    /// Last epoch that was written.
     last: Option<Epoch>,
-    /// The messages of the transaction that is open.
+    /// Messages of the open transaction.
     outbox: Outbox,
-    /// Why the transaction that is open has to be made again.
+    /// Error for which the open transaction has to be repeated; `None` if it need not be.
     spoilt: Option<Error>,
-    /// Whether anything is to be shown.
+    /// `true` if there is anything to publish.
     unshown: bool,
     /// `true` if something failed for good.
     broken: bool,
@@ -61,7 +63,7 @@ pub(super) struct Transactions {
 #[derive(Default)]
 struct Outbox {
     bytes: Vec<u8>,
-    /// Of each message, the lengths of its key and of all of it.
+    /// Length of each message's key, and total length of key and payload.
     lengths: Vec<(Option<usize>, usize)>,
 }
 
@@ -82,7 +84,7 @@ impl Outbox {
         })
     }
 
-    /// Forgets the messages; keeps no more room than is usual.
+    /// Drops the messages, and all but the usual capacity.
     fn clear(&mut self) {
         self.bytes.clear();
         self.lengths.clear();
@@ -92,12 +94,13 @@ impl Outbox {
 }
 
 impl Transactions {
-    /// Fences those before it, reads what is shown, and makes sure that both topics are there. The output topic is created
-    /// only if nothing is shown in it.
+    /// Fences earlier producers, reads the published progress, and makes sure that both topics exist. The output topic
+    /// is created only if nothing was published in it.
     pub(super) fn open(output: &Target, create: Option<u32>, state: StateId, sink: &str) -> Result<Self> {
         let (progress, key) = (progress::topic_of(output), progress::key(state, sink));
         let mut publisher = Publisher::transactional(output.clone(), &id_of(&key), create.is_some())?;
-        // Created at once if it seems to be missing, which does no harm: a topic is not read before that is certain.
+        // Created at once if it seems to be missing, which is harmless: a topic is not read before its existence is
+        // certain.
         publisher.prepare(&progress, 1, progress::SETTINGS)?;
         let found = progress::read(&progress, &key)?;
         let is_shown = found.last.as_ref().is_some_and(|last| !last.ends.is_empty());
@@ -128,7 +131,7 @@ impl Transactions {
         })
     }
 
-    /// What is shown, as the topics know it.
+    /// Returns what is published, according to the topics.
     pub(super) fn shown(&mut self) -> Result<Option<Published>> {
         if let Some(progress) = &self.found {
             progress::check_output(&self.output, progress)?;
@@ -136,7 +139,7 @@ impl Transactions {
         Ok(self.found.as_ref().and_then(Progress::published))
     }
 
-    /// Begins a life, and puts that on record.
+    /// Starts an incarnation, and commits a record of it.
     pub(super) fn begin(&mut self, life: &Life) -> Result<()> {
         if let Some(found) = self.found.as_ref().filter(|found| found.incarnation >= life.incarnation) {
             let (theirs, ours) = (found.incarnation, life.incarnation);
@@ -155,13 +158,13 @@ impl Transactions {
         self.show(&JournalEnds::default())
     }
 
-    /// Begins an epoch, and a transaction if there is none.
+    /// Starts an epoch, and a transaction unless one is open.
     pub(super) fn next(&mut self, epoch: Epoch) -> Result<()> {
         if self.life.is_none() {
             return Err(self.bug("a topic was to be written to before it was begun"));
         }
         if self.last.is_some_and(|last| last >= epoch) {
-            return Err(self.bug(&format!("epoch {epoch} was to be shown again, or out of order")));
+            return Err(self.bug(&format!("epoch {epoch} was to be published again, or out of order")));
         }
         self.usable()?;
         if !self.unshown {
@@ -176,7 +179,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// Sends a message of the epoch that was begun.
+    /// Sends a message of the current epoch.
     pub(super) fn send(&mut self, key: Option<&[u8]>, payload: &[u8]) -> Result<()> {
         self.outbox.push(key, payload);
         if self.spoilt.is_none()
@@ -199,7 +202,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// Commits the transaction, making it again for as long as that may help.
+    /// Commits the transaction, repeating it as long as that may succeed.
     fn commit_at_last(&mut self, journal: &JournalEnds) -> Result<()> {
         let mut failed = 0;
         loop {
@@ -224,11 +227,11 @@ impl Transactions {
     }
 
     fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
-        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was to be shown before it was begun")) };
+        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was published before it was begun")) };
         self.settle_doubt()?;
         self.publisher.begin()?;
-        // Acknowledgements that have not come yet are not waited for, which would take half as long again: only of the
-        // first messages, so that the topic is known by where it ends from then on.
+        // Pending acknowledgements are not waited for, which would take half as long again. Only those of the first
+        // messages are: from then on the topic is identified by its end offsets.
         let mut ends = self.found.iter().flat_map(|found| found.ends.clone()).collect::<BTreeMap<_, _>>();
         if ends.is_empty() && !self.outbox.lengths.is_empty() {
             self.publisher.settle()?;
@@ -248,7 +251,7 @@ impl Transactions {
         self.publisher.commit()
     }
 
-    /// Before a transaction: opens the producer anew if there was doubt in the one before.
+    /// Opens the producer anew before a transaction if the one before was in doubt.
     fn settle_doubt(&mut self) -> Result<()> {
         if self.publisher.is_in_transaction() || !self.publisher.is_doubtful() {
             return Ok(());
@@ -256,11 +259,12 @@ impl Transactions {
         self.reopen(None).map(drop)
     }
 
-    /// Opens the producer anew, waiting for brokers that are away. Answers `true` if the progress that was being committed
-    /// is.
+    /// Opens the producer anew, waiting for unreachable brokers. Returns `true` if the progress that was being
+    /// committed is committed.
     ///
     /// # Errors
-    /// Fails if the life is not the current one, somebody else has shown anything, or a topic is not what it was.
+    /// Fails if the incarnation is no longer the current one, if another process has published anything, or if a topic
+    /// is missing or has lost records.
     fn reopen(&mut self, why: Option<Error>) -> Result<bool> {
         let Some(life) = self.life.clone() else {
             return Err(self.bug("a topic was to be opened before it was begun"));
@@ -293,13 +297,13 @@ impl Transactions {
             Some(fenced) => fenced,
             None if theirs => Error::new("cannot go on with the topic")
                 .at(self.output.describe())
-                .because("a later life of the state wrote to it")
+                .because("a later incarnation of the state wrote to it")
                 .help("leave the state to that process, or end it and start again"),
             None => lost_records(&self.progress, "its last record of this output is not the one that was committed"),
         })
     }
 
-    /// A new producer, with what is committed now that it has fenced the one before.
+    /// Creates a new producer, which fences the one before, and reads the committed progress.
     fn open_anew(&self) -> Result<(Publisher, progress::Found)> {
         let publisher = Publisher::transactional(self.output.clone(), &id_of(&self.key), true)?;
         for topic in [&self.output, &self.progress] {
@@ -315,7 +319,7 @@ impl Transactions {
         Ok((publisher, found))
     }
 
-    /// Takes note that the transaction that is open has to be made again, unless that would not help.
+    /// Notes that the open transaction has to be repeated; fails if repeating cannot help.
     fn spoil(&mut self, error: Error) -> Result<()> {
         if !error.passes() {
             return Err(self.give_up(error));
@@ -324,11 +328,11 @@ impl Transactions {
         Ok(())
     }
 
-    /// At the end: what was shown is still there.
+    /// Verifies, at the end of a job, that the published rows are still in the topic.
     pub(super) fn finish(&mut self) -> Result<()> {
         match &self.found {
             Some(progress) if !self.broken => match progress::check_output(&self.output, progress) {
-                // All of it is committed; brokers that are away now say nothing against that.
+                // Everything is committed; brokers that are unreachable now do not disprove it.
                 Err(error) if error.passes() => Ok(()),
                 checked => checked,
             },
@@ -344,7 +348,7 @@ impl Transactions {
         Ok(())
     }
 
-    /// After a failure: nothing more is sent.
+    /// Stops sending after a failure: aborts the transaction, and lets every later call fail.
     pub(super) fn give_up(&mut self, error: Error) -> Error {
         self.broken = true;
         self.publisher.abort();
@@ -362,22 +366,22 @@ impl Drop for Transactions {
     }
 }
 
-/// The id of a sink's producers.
+/// Returns the transactional id of a sink's producers.
 fn id_of(key: &str) -> String {
     format!("tidegate-{key}")
 }
 
-/// Tells a producer what its topics have reached.
+/// Sets the offsets that a producer's topics are known to have reached.
 fn expect(publisher: &Publisher, (output, progress): (&Target, &Target), found: &progress::Found) {
     publisher.expect(&output.topic, &found.last.iter().flat_map(|last| last.ends.clone()).collect());
     publisher.expect(&progress.topic, &[(0, found.end)].into());
 }
 
-/// The error of a topic that results were shown in, and that is not there any more.
+/// Returns the error for a topic in which results were published and that no longer exists.
 fn gone(topic: &Target) -> Error {
     no_topic(topic, &[])
         .because("results were shown in it, and it was deleted")
-        .help("begin anew, with a new state directory, or name another topic")
+        .help("start with a new state directory, or name another topic")
 }
 
 #[cfg(test)]

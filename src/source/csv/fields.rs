@@ -1,25 +1,25 @@
-//! A row's fields, decoded by position.
+//! Decodes the fields of a row by position.
 //!
-//! A [`Row`] is decoded into a struct by giving its fields' columns in the order of the struct's fields, which needs no
-//! comparison of names. Only what is common is decoded here; at anything else, and at any doubt, decoding gives up with
-//! [`Unsure`], and the caller lets the `csv` crate decide.
+//! A [`Row`] is decoded into a struct by visiting its columns in the order of the struct's fields, without comparing
+//! names. Only common cases are decoded here; in all others, and in any doubt, decoding fails with [`Unsure`], and the
+//! caller lets the `csv` crate decide.
 //!
-//! Invariant: what is decoded here is what the `csv` crate decodes.
+//! Invariant: whatever is decoded here, the `csv` crate decodes to the same.
 
 use std::fmt;
 
 use serde::de::{self, IntoDeserializer, Visitor};
 
-/// The fields of a row.
+/// Fields of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row<'a> {
     bytes: &'a [u8],
-    /// The same bytes, if they are known to be UTF-8.
+    /// The same bytes as text; `None` if they are not known to be UTF-8.
     text: Option<&'a str>,
     places: &'a [(u32, u32)],
 }
 
-/// It is not decoded here; nothing is said about whether it can be decoded.
+/// The row cannot be decoded by position; the `csv` crate may still decode it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unsure;
 
@@ -42,19 +42,19 @@ impl<'a> Row<'a> {
         Row { bytes, text, places }
     }
 
-    /// How many fields there are.
+    /// Returns the number of fields.
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// The fields, in order.
+    /// Iterates over the fields in order.
     pub(super) fn fields(&self) -> impl Iterator<Item = &'a [u8]> {
         let bytes = self.bytes;
         self.places.iter().map(move |(start, end)| &bytes[*start as usize..*end as usize])
     }
 
-    /// Decodes a struct whose fields are in these columns.
+    /// Decodes a struct from these columns, one for each of its fields.
     #[inline]
     pub(super) fn decode<T: de::DeserializeOwned>(&self, columns: &[usize]) -> Result<T, Unsure> {
         T::deserialize(Positional { row: *self, columns: columns.iter() })
@@ -117,7 +117,7 @@ impl<'de> de::SeqAccess<'de> for Positional<'_, '_> {
     }
 }
 
-/// One field.
+/// A field of a row.
 #[derive(Clone, Copy)]
 struct Field<'a> {
     bytes: &'a [u8],
@@ -138,7 +138,7 @@ impl<'a> Field<'a> {
         self.text()?.parse().map_err(|_| Unsure)
     }
 
-    /// The field as an integer, if it is written in the plainest way.
+    /// Returns the field as an integer; fails unless it is an optional `-` and digits only.
     #[inline]
     fn signed(self) -> Result<i64, Unsure> {
         match self.bytes {
@@ -149,7 +149,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// The value of one to nineteen decimal digits and nothing else; so many always fit.
+/// Returns the value of 1 to 19 decimal digits, which always fit; `None` if there is anything else.
 #[inline]
 fn digits_of(bytes: &[u8]) -> Option<u64> {
     if bytes.is_empty() || bytes.len() > 19 {
@@ -170,7 +170,8 @@ fn digits_of(bytes: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// The value of eight decimal digits: neighbours are combined to pairs, pairs to fours, fours to all eight.
+/// Returns the value of eight decimal digits, `None` if a byte is no digit. Neighbours are combined to pairs, pairs to
+/// fours, fours to all eight.
 ///
 /// Source: Daniel Lemire, "Quickly parsing eight digits" (2018).
 #[inline]
@@ -268,7 +269,7 @@ impl<'de> de::Deserializer<'de> for Field<'_> {
         visitor.visit_enum(self.text()?.into_deserializer())
     }
 
-    /// Infers what the field is, by the same trials in the same order as the `csv` crate.
+    /// Infers the type of the field, with the same trials in the same order as the `csv` crate.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unsure> {
         if let Some(value) = digits_of(self.bytes) {
             return visitor.visit_u64(value);

@@ -1,21 +1,21 @@
-//! Where rows and fields of CSV begin and end.
+//! Finds the beginnings and ends of CSV rows and fields.
 //!
-//! The grammar is that of the `csv` crate: a quote opens a quoted field only where a field begins; in a quoted field two
-//! quotes stand for one, and after the closing quote everything up to the delimiter stands for itself. A row ends with
-//! `\n` or `\r`; rows without a byte are no rows, so `\r\n` ends one. A field with something behind its closing quote, or
-//! without one, is split so, and told as [`Misquoted`].
+//! The grammar is that of the `csv` crate. A quote opens a quoted field only at the beginning of a field; in a quoted
+//! field two quotes stand for one, and after the closing quote everything up to the delimiter stands for itself. A row
+//! ends with `\n` or `\r`; empty rows are skipped, so `\r\n` ends one row. A field with text behind its closing quote,
+//! or without a closing quote, is split likewise and reported as [`Misquoted`].
 //!
-//! Bytes are looked at eight at a time, as most fields are short. It does not know what fields mean.
+//! Bytes are scanned eight at a time, as most fields are short. The module does not know what fields mean.
 
 use super::fields::Row;
 use crate::source::file::dispenser::Within;
 
-/// Whether a byte ends a row.
+/// `true` if the byte ends a row.
 fn ends_row(byte: u8) -> bool {
     matches!(byte, b'\n' | b'\r')
 }
 
-/// Where the next row begins, if there is one.
+/// Returns the position of the next row's first byte; `None` if there is no further row.
 #[inline]
 pub(super) fn begin(bytes: &[u8], mut from: usize) -> Option<usize> {
     while ends_row(*bytes.get(from)?) {
@@ -24,9 +24,9 @@ pub(super) fn begin(bytes: &[u8], mut from: usize) -> Option<usize> {
     Some(from)
 }
 
-/// The position after the last complete row of bytes that begin at a row.
+/// Returns the position after the last complete row of bytes that begin at a row; `None` if no row is complete.
 ///
-/// Only quotes need to be looked at. Outside of a quoted field, one opens a field if it stands where a field can begin,
+/// Only quotes are examined. Outside of a quoted field, a quote opens a field if it stands where a field can begin,
 /// which the byte before it tells.
 pub(super) fn last_end(bytes: &[u8]) -> Option<usize> {
     let (mut outside, mut at, mut end) = (0, 0, None);
@@ -42,8 +42,8 @@ pub(super) fn last_end(bytes: &[u8]) -> Option<usize> {
     last_break(bytes, outside, bytes.len()).or(end)
 }
 
-/// The position after the last end of a row between two positions that are outside of quoted fields. A `\r` that is the
-/// last of all bytes does not count: a `\n` may follow.
+/// Returns the position after the last row end between two positions that are outside of quoted fields. A `\r` that is
+/// the very last byte does not count: a `\n` may follow.
 fn last_break(bytes: &[u8], from: usize, to: usize) -> Option<usize> {
     let at = from + memchr::memrchr2(b'\n', b'\r', &bytes[from..to])?;
     if bytes[at] == b'\r' && at + 1 == bytes.len() {
@@ -52,7 +52,8 @@ fn last_break(bytes: &[u8], from: usize, to: usize) -> Option<usize> {
     Some(at + 1)
 }
 
-/// The quote that closes a quoted field whose text begins at `from`: the first that is not one of two.
+/// Returns the position of the quote that closes a quoted field whose text begins at `from`: the first that is not
+/// doubled.
 fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
     loop {
         let quote = from + memchr::memchr(b'"', &bytes[from..])?;
@@ -63,8 +64,9 @@ fn closing_quote(bytes: &[u8], mut from: usize) -> Option<usize> {
     }
 }
 
-/// The position behind the end of the row that `within` says where `bytes` are in: the byte after the first line break
-/// outside of quotes. `None` if it goes on.
+/// Returns the position in `bytes` after the end of the row, which is the byte after the first line break outside of
+/// quotes. `within` is the state of the scan at the first byte. `None` if the row goes on; `within` is then the state
+/// after the last byte.
 pub(super) fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
@@ -99,17 +101,17 @@ pub(super) enum Misquoted {
 /// Splits rows into fields.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
-    /// Where the fields of the last row are: in the bytes it was split from, or in `plain`.
+    /// Start and end of each field of the last row, in the bytes it was split from or in `plain`.
     fields: Vec<(u32, u32)>,
-    /// The fields of a row that had to be rewritten to get rid of its quotes.
+    /// Unquoted fields of a row that had to be copied.
     plain: Vec<u8>,
     rewritten: bool,
-    /// The first field whose quotes are wrong, and what is wrong with them.
+    /// First field with wrong quotes, and its fault.
     misquoted: Option<(usize, Misquoted)>,
 }
 
 impl Splitter {
-    /// Splits the row that begins at `start`: the position after its last byte.
+    /// Splits the row that begins at `start`. Returns the position after its last byte.
     #[inline]
     pub(super) fn split(&mut self, bytes: &[u8], start: usize) -> usize {
         self.fields.clear();
@@ -137,7 +139,8 @@ impl Splitter {
         }
     }
 
-    /// The fields of the row that was split last, from the same bytes; `text` are these bytes if they are UTF-8.
+    /// Returns the fields of the row that was split last. `bytes` must be the same bytes; `text` is the same as UTF-8,
+    /// if it is.
     #[inline]
     pub(super) fn row<'a>(&'a self, bytes: &'a [u8], text: Option<&'a str>) -> Row<'a> {
         if self.rewritten {
@@ -147,13 +150,13 @@ impl Splitter {
         }
     }
 
-    /// The first fault in the quotes of the row that was split last, with the number of its field.
+    /// Returns the first fault in the quotes of the row that was split last, with the index of its field.
     #[inline]
     pub(super) fn misquoted(&self) -> Option<(usize, Misquoted)> {
         self.misquoted
     }
 
-    /// Splits a row with doubled, unclosed or misplaced quotes, a byte at a time.
+    /// Splits a row with doubled, unclosed or misplaced quotes, one byte at a time.
     #[cold]
     fn rewrite(&mut self, bytes: &[u8], start: usize) -> usize {
         self.fields.clear();
@@ -178,8 +181,8 @@ impl Splitter {
         }
     }
 
-    /// Copies the text of a quoted field, each two quotes as one: the position after the closing quote, and what is wrong if
-    /// there is no closing quote, or if there is text behind it.
+    /// Copies the text of a quoted field, doubled quotes as one. Returns the position after the closing quote, and the
+    /// fault that the field has if the closing quote is missing or text follows it.
     fn rewrite_quoted(&mut self, bytes: &[u8], from: usize) -> (usize, Option<Misquoted>) {
         let closed = closing_quote(bytes, from);
         let end = closed.unwrap_or(bytes.len());
@@ -194,16 +197,17 @@ impl Splitter {
     }
 }
 
-/// The closing quote of a field that opens with the quote at `from`, if nothing else is special about it.
+/// Returns the position of the closing quote of a field that opens with the quote at `from`; `None` if the field has
+/// doubled, unclosed or misplaced quotes.
 #[inline]
 fn simply_quoted(bytes: &[u8], from: usize) -> Option<usize> {
     let closed = from + 1 + memchr::memchr(b'"', &bytes[from + 1..])?;
     matches!(bytes.get(closed + 1), None | Some(b',' | b'\n' | b'\r')).then_some(closed)
 }
 
-/// The first delimiter or end of a row from `from` on, or the end of all.
+/// Returns the position of the first delimiter or row end from `from` on, or the end of `bytes`.
 ///
-/// A byte of `x ^ pattern` is zero where `x` has the byte looked for; the usual trick marks the zero bytes, and the
+/// A byte of `x ^ pattern` is zero where `x` has the byte looked for; the usual bit trick marks the zero bytes, and the
 /// lowest mark is exact (Hacker's Delight, 6-1).
 #[inline]
 fn field_end(bytes: &[u8], mut from: usize) -> usize {
@@ -228,7 +232,7 @@ fn field_end(bytes: &[u8], mut from: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// All rows of a text with their places, by this module.
+    /// Splits a text into rows with their positions, by this module.
     fn rows_of(bytes: &[u8]) -> Vec<(usize, Vec<Vec<u8>>)> {
         let (mut splitter, mut from, mut rows) = (Splitter::default(), 0, Vec::new());
         while let Some(at) = begin(bytes, from) {
@@ -238,13 +242,13 @@ mod tests {
         rows
     }
 
-    /// All rows of a text, by the csv crate.
+    /// Splits a text into rows, by the csv crate.
     fn rows_of_the_crate(bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
         reader.byte_records().map(|row| row.unwrap().iter().map(<[u8]>::to_vec).collect()).collect()
     }
 
-    /// Small texts that are mostly made of what is special.
+    /// Returns a short text made mostly of special characters.
     fn adversarial(rng: &mut fastrand::Rng) -> Vec<u8> {
         let pieces: [&[u8]; 12] =
             [b"\"", b"\"", b"\"\"", b",", b",", b"\n", b"\r", b"\r\n", b"ab", b"\xff\xfe", b"0123456789abcdef", b" "];
@@ -304,7 +308,7 @@ mod tests {
             let (mut cut, after) = (rows_of(&text[..end.unwrap_or(0)]), rows_of(&text[end.unwrap_or(0)..]));
             cut.extend(after.into_iter().map(|(at, row)| (at + end.unwrap_or(0), row)));
             assert_eq!(cut, whole, "seed {seed}: {shown}, of which {seen} are seen");
-            // It is the last such place: what is left of the bytes seen is one row that may go on.
+            // No later place would do: the rest of the seen bytes is at most one row that may go on.
             let left = rows_of(&text[end.unwrap_or(0)..seen]);
             assert!(left.len() <= 1, "seed {seed}: {shown}, of which {seen} are seen, cut at {end:?}");
         }

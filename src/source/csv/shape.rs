@@ -1,13 +1,13 @@
-//! How a record type's fields are found in a header.
+//! Matches the fields of a record type with the columns of a header.
 //!
-//! A type tells what it needs by being decoded from **pretended** rows: rows with the header's columns, and values made
-//! up for whatever type is asked for. A column is missing if decoding complains that it is, though all columns of the
-//! header are there; so renamed, optional and defaulted fields are what `serde` says they are. Where made-up values do
-//! not please a type, nothing is said about it: its rows are rejected one by one if need be.
+//! The fields that a type needs are found by decoding it from **trial rows**: rows with the header's columns, and
+//! values made up for the types that are asked for. A column is missing if decoding reports a missing field; so
+//! renamed, optional and defaulted fields are what `serde` says they are. If a type accepts none of the made-up values,
+//! nothing is known about it, and its rows are rejected one by one where they do not decode.
 //!
-//! A type can be decoded **by position** if it is a struct of scalars whose fields are all in the header, and which asks
-//! for exactly as many values as it has names (a field with aliases has several).
-//! It does not look at a file's rows.
+//! A type can be decoded **by position** if it is a struct of scalars whose fields are all in the header, and if it
+//! asks for exactly as many values as it has names (a field with aliases has several names). The module does not look
+//! at a file's rows.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,10 +16,10 @@ use csv::ByteRecord;
 use serde::de::value::BorrowedBytesDeserializer;
 use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 
-/// For each field of `T`, in its order, its column; `None` if `T` cannot be decoded by position.
+/// Returns the column of each field of `T`, in the order of fields; `None` if `T` cannot be decoded by position.
 ///
 /// # Errors
-/// Says which columns the header lacks, or has twice.
+/// Fails with the names of columns that the header lacks, or has twice.
 pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
     let Some(tries) = settle::<T>(header)? else { return Ok(None) };
     let names = Cell::new(None);
@@ -33,8 +33,11 @@ pub(super) fn order<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<V
     Ok((decoded.is_ok() && asked.get() == fields.len()).then_some(columns))
 }
 
-/// Decodes `T` from a pretended row of the header's columns: which value pleased it in each column. `None` if it cannot
-/// be told.
+/// Decodes `T` from trial rows with the header's columns. Returns, for each column, the number of the made-up value
+/// that was accepted; `None` if no combination was found.
+///
+/// # Errors
+/// Fails with the names of columns that the header lacks, or has twice.
 fn settle<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>, String> {
     let mut names: Vec<Vec<u8>> = header.iter().map(<[u8]>::to_vec).collect();
     let mut tries = vec![0; names.len()];
@@ -63,10 +66,10 @@ fn settle<T: DeserializeOwned>(header: &ByteRecord) -> Result<Option<Vec<usize>>
     Err(format!("the csv header lacks the {columns} {}", missing.join(", ")))
 }
 
-/// How many values are made up for a column, one after the other, until one pleases.
+/// Number of values that are tried for a column, one after the other.
 const VALUES: usize = 10;
 
-/// Texts that well-known types can be read from.
+/// Texts from which well-known types can be decoded.
 const TEXTS: [&str; VALUES] = [
     "0",
     "a",
@@ -80,12 +83,12 @@ const TEXTS: [&str; VALUES] = [
     "true",
 ];
 
-/// Why a pretended row was not decoded.
+/// Error of decoding a trial row.
 #[derive(Debug)]
 enum Complaint {
     Missing(&'static str),
     Twice(&'static str),
-    /// The type wants what no single field of a row can be.
+    /// The type asks for something that no single field of a row can be.
     Nested,
     Other,
 }
@@ -112,12 +115,12 @@ impl de::Error for Complaint {
     }
 }
 
-/// A row that is not there.
+/// A trial row.
 #[derive(Clone, Copy)]
 enum Pretended<'a> {
-    /// Learns the names of a struct's fields.
+    /// Collects the names of a struct's fields.
     Names(&'a Cell<Option<&'static [&'static str]>>),
-    /// Has columns with names; `at` is the one that is being decoded.
+    /// Has named columns; `at` is the column being decoded.
     Columns { names: &'a [Vec<u8>], tries: &'a [usize], at: &'a Cell<usize> },
     /// Has values in the order of a struct's fields, and counts how many are asked for.
     Values { tries: &'a [usize], asked: &'a Cell<usize> },
@@ -196,7 +199,7 @@ impl<'de, 'a: 'de> de::MapAccess<'de> for Columns<'a> {
     }
 }
 
-/// A made-up value of whatever type is asked for; the number says which.
+/// A made-up value of whatever type is asked for; the number selects one of [`VALUES`] candidates.
 #[derive(Clone, Copy)]
 struct Value(usize);
 

@@ -1,4 +1,5 @@
-//! Rows decode to what the `csv` crate decodes them to, whatever the record type; headers are judged by trying.
+//! Rows decode to what the `csv` crate decodes them to, whatever the record type; the accepted headers follow from the
+//! type.
 
 use std::fmt::Debug;
 
@@ -117,7 +118,7 @@ fn decode_by_the_crate<T: Record>(file: &[u8]) -> Vec<Option<T>> {
     rows.collect()
 }
 
-/// Compares on files whose rows hold, at random, what is likely and what is odd.
+/// Compares both ways of decoding on random files with usual and odd values.
 fn check<T: Record>(columns: &[&str], likely: &[&[u8]], by_position: bool) {
     for seed in 0..400 {
         let mut rng = fastrand::Rng::with_seed(seed);

@@ -1,18 +1,21 @@
-//! Cuts a file into chunks of whole records, deals them out to workers, and carries the watermark along.
+//! Splits a file into chunks of whole records, deals them out to workers, and carries the watermark along.
 //!
 //! * A [`Chunk`] is dealt to one worker, in the epoch in which the worker asked.
-//! * Its [`Summary`] is what parsing it showed: the greatest watermark of its own records, and its lines.
-//! * A [`Carry`] is what holds just before a chunk: the combination of the summaries of all chunks before it.
+//! * Its [`Summary`] is the result of parsing it: the greatest watermark of its own records, and its number of lines.
+//! * A [`Carry`] is the watermark and line number just before a chunk: the summaries of all chunks before it combined.
 //!
 //! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
-//! owner has closed gets no more chunks; the carry of a chunk is set once, when all before it have been summed up; an
-//! epoch is bound when all its chunks have been summed up. A record longer than [`Sizes::longest`] is a chunk of its own,
-//! of which only the beginning is held: it is rejected, and reading goes on behind it.
-//! A followed file is the one that was opened: when another one has its path, all of the old one is read, and then the job
-//! fails. It is **idle** when its length was looked at throughout the idle time, did not change, and everything of it is
-//! bound; it is idle until it has more. In epochs of a journal it is idle where the journal says so.
-//! The clock is read only to look at the length of a followed file not too often, and to judge idleness. It does not know
-//! record types, nor what an event is.
+//! owner has closed gets no more chunks; the carry of a chunk is set once, when all chunks before it have been summed
+//! up; an epoch is committed when all its chunks have been summed up. A record longer than [`Sizes::longest`] is a
+//! chunk of its own, of which only the beginning is held: it is rejected, and reading goes on after it.
+//!
+//! A followed file is the one that was opened: when its path names another file, all of the old one is read, and then
+//! the job fails. It is **idle** when its length was polled throughout the idle timeout and did not change, and
+//! everything in it is committed; it stays idle until it grows. In replayed epochs it is idle where the journal says
+//! so.
+//!
+//! The clock is read only to limit how often the length of a followed file is polled, to judge idleness, and to time
+//! how long its path has named another file. The module knows neither record types nor events.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -30,21 +33,22 @@ use crate::time::{Epoch, EventTime};
 
 use super::Format;
 
-/// How many bytes are held at a time.
+/// Limits of the bytes that are held in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// How much of a file is read at a time: small enough for a chunk and its records to stay in a core's cache, large
-    /// enough for the lock and the system call to cost nothing.
+    /// Number of bytes to read at a time: small enough for a chunk and its records to stay in a core's cache, large
+    /// enough for the lock and the system call to cost little.
     pub block: usize,
-    /// A record of more bytes than this, its end included, is rejected: it would have to be held in memory whole.
+    /// Length in bytes of the longest record that is accepted, line end included: a record must be held in memory
+    /// whole.
     pub longest: usize,
-    /// Lets what chunks showed wait at random, as if their workers were slow.
+    /// Seed of random delays before summaries are processed, as if workers were slow.
     #[cfg(test)]
     pub slow: Option<u64>,
 }
 
 impl Sizes {
-    /// The sizes for files whose longest record has so many bytes.
+    /// Sets the length of the longest record; 0 is taken as 1. A block is never longer.
     #[must_use]
     pub fn with_longest(mut self, longest: u64) -> Self {
         self.longest = usize::try_from(longest).unwrap_or(usize::MAX).max(1);
@@ -64,62 +68,63 @@ impl Default for Sizes {
     }
 }
 
-/// The default length of the longest record of a file, in bytes.
+/// Default length of the longest record of a file, in bytes.
 pub const LONGEST: usize = 16 << 20;
 
-/// Bytes that are kept of a record that is too long.
+/// Number of bytes that are kept of a record that is too long.
 const KEPT: usize = 1 << 10;
 
-/// How many bytes before a position a file is known again by.
+/// Number of bytes before a position that a file's fingerprint covers.
 const CHECKED: u64 = 4 << 10;
 
-/// How often the length of a followed file is looked at.
+/// Interval at which the length of a followed file is polled.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A gap between looks at a file's length after which the time spent at its end counts from anew: nobody was looking.
+/// Longest pause between two polls of a file's length that still counts as continuous; after a longer one the idle
+/// timeout starts anew.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Time for which the path of a followed file may name no file, or another one, before that is an error: editors and
+/// Time for which the path of a followed file may name no file, or another one, before the job fails: editors and
 /// rotations take a moment.
 const GONE: Duration = Duration::from_secs(2);
 
-/// What holds just before a chunk.
+/// Watermark and line number just before a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carry {
-    /// The partition's watermark.
+    /// Watermark of the partition.
     pub watermark: EventTime,
-    /// How many lines end between where reading began and it.
+    /// Number of lines that end between the position where reading began and the chunk.
     pub lines: u64,
 }
 
-/// What a worker found in a chunk.
+/// Result of parsing a chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Summary {
-    /// The watermark after its records, from its records alone.
+    /// Watermark after its records, computed from its records alone.
     pub watermark: EventTime,
-    /// How many lines end in it.
+    /// Number of lines that end in it.
     pub lines: u64,
 }
 
-/// A piece of the file with whole records.
+/// A piece of the file that consists of whole records.
 #[derive(Debug)]
 pub struct Chunk {
-    /// Which one, counted from 0.
+    /// Number of the chunk, counted from 0.
     pub index: u64,
-    /// The epoch it belongs to.
+    /// Epoch of its records.
     pub epoch: Epoch,
-    /// The position of its first byte.
+    /// Position of its first byte.
     pub start: u64,
-    /// How many bytes at its beginning belong to no record: the header.
+    /// Number of bytes at its beginning that belong to no record: the header.
     pub skip: usize,
-    /// Its bytes.
+    /// Bytes of the chunk.
     pub bytes: Vec<u8>,
-    /// The length of its only record, if that is too long; `bytes` are then the first of it.
+    /// Length of its only record, if that is too long; `bytes` then holds only the beginning.
     pub too_long: Option<u64>,
-    /// What holds before it, once that is known.
+    /// Watermark and line number before it, once they are known.
     pub carry: Arc<OnceLock<Carry>>,
 }
 
-/// A piece that was cut off the unread rest of a file.
+/// Bytes of the next chunk, split off the unread rest of the file.
 #[derive(Debug)]
 struct Cut {
     bytes: Vec<u8>,
@@ -135,79 +140,79 @@ struct Scan {
     state: Within,
 }
 
-/// The state of a scan within a record, as far as a [`Format`] needs it to find the record's end.
+/// State of a scan within a record, as far as a [`Format`] needs it to find the record's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Within {
     /// At the beginning of a field.
     FieldStart,
-    /// In a field without quotes, or behind its quotes.
+    /// In a field without quotes, or after its quotes.
     Plain,
     /// Between quotes.
     Quoted,
-    /// Behind a quote between quotes: the closing one, or the first of two.
+    /// After a quote between quotes: the closing one, or the first of two.
     Quote,
 }
 
-/// The progress of reading a file, for who watches the job.
+/// Progress of reading a file, for monitoring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The position behind what was dealt.
+    /// Position after the chunks that were dealt.
     pub next: u64,
-    /// The file's length when it was last looked at, or the end that is fixed.
+    /// Length of the file when it was last polled, or the fixed end.
     pub end: u64,
-    /// The watermark behind the chunks that are summed up.
+    /// Watermark after the chunks that are summed up.
     pub watermark: EventTime,
-    /// `true` if the end that is fixed was reached.
+    /// `true` if the fixed end was reached.
     pub ended: bool,
-    /// `true` if the file is idle, and so holds no watermark.
+    /// `true` if the file is idle and does not hold the watermark back.
     pub idle: bool,
-    /// The position of the last record, if it has no end yet.
+    /// Position of the last record if it is incomplete; `None` otherwise.
     pub partial: Option<u64>,
 }
 
-/// What a worker gets when it asks for a chunk.
+/// Answer to a worker that asks for a chunk.
 #[derive(Debug)]
 pub enum Dealt {
-    /// A chunk.
+    /// The next chunk.
     Chunk(Chunk),
-    /// None yet: others are in a later epoch.
+    /// No chunk: the worker's epoch is behind that of the others.
     Behind,
-    /// None: there is nothing more at the moment, or for good.
+    /// No chunk: there is nothing more at the moment, or for good.
     Nothing,
 }
 
-/// Where the partition is at the end of an epoch.
+/// State of the partition at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// The position after the epoch's records.
+    /// Position after the epoch's records.
     pub next: u64,
-    /// The watermark after them.
+    /// Watermark after them.
     pub watermark: EventTime,
-    /// Where the file ends for this job, if that is fixed.
+    /// Position at which the file ends for this job; `None` if no end is fixed.
     pub until: Option<u64>,
-    /// Whether that was reached.
+    /// `true` if that end was reached.
     pub ended: bool,
-    /// `true` if it is idle: at its end, and silent for long enough.
+    /// `true` if the file is idle.
     pub idle: bool,
-    /// What the file is known again by.
+    /// Fingerprint of the file before `next`; `None` if nothing was read.
     pub check: Option<Check>,
-    /// Where reading began, in the epoch in which it did.
+    /// Position where reading began; `Some` in the first committed epoch only.
     pub found_at: Option<u64>,
-    /// Whether any of this is news.
+    /// `true` if this differs from the epoch before.
     pub changed: bool,
 }
 
-/// What the workers of a run share of a file.
+/// State of a run's file that the workers share.
 #[derive(Debug)]
 pub struct Shared<F: Format> {
     state: Mutex<Dispenser>,
     layout: OnceLock<F::Layout>,
-    /// How many lines end before the place where reading began; counted when first asked for.
+    /// Number of lines that end before the position where reading began; counted when first asked for.
     lines_before: OnceLock<u64>,
     abandoned: AtomicBool,
 }
 
-/// A chunk that was dealt and is not summed up, or one before it is not.
+/// A dealt chunk that is not summed up yet, or that follows one that is not.
 #[derive(Debug)]
 struct Pending {
     epoch: Epoch,
@@ -216,17 +221,17 @@ struct Pending {
     carry: Arc<OnceLock<Carry>>,
 }
 
-/// Tells when a followed file has been at its end for long enough to be idle.
+/// Tracks how long a followed file has been at its end, to judge whether it is idle.
 #[derive(Debug)]
 struct Quiet {
     after: Duration,
-    /// The first look since which it has been at its end, with this length, looked at without a pause.
+    /// Time and file length of the first poll of the current stay at the end; `None` while there is more to deal.
     since: Option<(Instant, u64)>,
     looked: Option<Instant>,
 }
 
 impl Quiet {
-    /// Takes in a look at the file's length, at a time when nothing is left to deal.
+    /// Notes a poll of the file's length at a time when nothing is left to deal.
     fn at_end(&mut self, looked: Instant, length: u64) {
         let paused = self.looked.is_none_or(|last| looked.saturating_duration_since(last) > PAUSE);
         if paused || self.since.is_none_or(|(_, known)| known != length) {
@@ -235,12 +240,12 @@ impl Quiet {
         self.looked = Some(looked);
     }
 
-    /// Takes in that there was more.
+    /// Notes that the file had more to deal.
     fn moved(&mut self) {
         (self.since, self.looked) = (None, None);
     }
 
-    /// `true` if the file was quiet throughout the idle time.
+    /// `true` if the file was at its end throughout the idle timeout.
     fn is_idle(&self) -> bool {
         let Some(((since, _), looked)) = self.since.zip(self.looked) else { return false };
         looked.saturating_duration_since(since) >= self.after
@@ -252,52 +257,52 @@ struct Dispenser {
     sizes: Sizes,
     path: PathBuf,
     file: File,
-    /// The file's length when it was last looked at.
+    /// Length of the file when it was last polled.
     length: u64,
     looked: Instant,
-    /// The end that a run until the end will have, if no journal says otherwise.
+    /// End of a run that stops at the end, unless the journal has one.
     end_at_start: Option<u64>,
     until: Option<u64>,
-    /// Where the next chunk begins.
+    /// Position where the next chunk begins.
     position: u64,
-    /// How many bytes at the file's beginning hold no records; `None` before enough of it was there to tell.
+    /// Number of bytes at the file's beginning that hold no records; `None` while it is unknown.
     head: Option<u64>,
-    /// The length at which the rest of the file was no complete record yet.
+    /// File length at which the rest of the file held no complete record.
     partial_at: Option<u64>,
-    /// The search for the end of a record that is too long and has none yet.
+    /// Search for the end of a record that is too long and still incomplete.
     scan: Option<Scan>,
-    /// The moment since which the path has not named the file that is open.
+    /// Time since which the path has not named the open file.
     gone_since: Option<Instant>,
-    /// Chunks belong to this epoch or a later one.
+    /// Least epoch that a new chunk may have.
     least_epoch: Epoch,
-    /// The last epoch that was repeated from a journal, or the snapshot's.
+    /// Epoch of the snapshot, or the last epoch that was replayed from the journal.
     repeated: Option<Epoch>,
     quiet: Quiet,
-    /// The idle flags of epochs that are repeated from a journal.
+    /// Idle flags of epochs that are being replayed.
     repeated_idle: VecDeque<(Epoch, bool)>,
-    /// Watermarks that a journal has for positions.
+    /// Watermarks that the journal has for positions, to be compared.
     expected: VecDeque<(u64, EventTime)>,
     dealt: u64,
     pending: VecDeque<Pending>,
-    /// What holds after the chunks that are summed up.
+    /// Watermark and line number after the chunks that are summed up.
     carry: Carry,
-    /// The ends of epochs whose chunks are summed up, but not bound: position and watermark.
+    /// Ends of epochs whose chunks are summed up but not committed: position and watermark.
     ends: VecDeque<(Epoch, u64, EventTime)>,
-    /// Where reading began: at the file's beginning, or where a snapshot has it.
+    /// Position where reading began: 0, or that of the snapshot.
     found_at: u64,
-    /// The position and the watermark after the chunks that are bound.
+    /// Position and watermark after the chunks that are committed.
     bound: (u64, EventTime),
-    /// What was last said when an epoch was bound.
+    /// Share that was returned when the last epoch was committed.
     said: Option<Share>,
     failure: Option<Error>,
     spare: Vec<Vec<u8>>,
 }
 
 impl<F: Format> Shared<F> {
-    /// Opens the file for a run, and reads its head if it is there.
+    /// Opens the file for a run, and reads its header if it is there.
     ///
     /// # Errors
-    /// When it cannot be read, or cannot give records of type `T`.
+    /// Fails if the file cannot be read, or cannot give records of type `T`.
     pub fn open<T: Record>(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
         let shared = Shared {
             state: Mutex::new(Dispenser::open(path, until_end, sizes)?),
@@ -309,7 +314,7 @@ impl<F: Format> Shared<F> {
         Ok(shared)
     }
 
-    /// Sets after how long at its end, without more, a followed file is idle; never unless it is said.
+    /// Sets the idle timeout of a followed file. Without it, the file never becomes idle.
     #[must_use]
     pub fn idle_after(self, after: Duration) -> Self {
         self.lock().quiet.after = after;
@@ -320,7 +325,8 @@ impl<F: Format> Shared<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that a reader has gone. A worker may be done before another has begun, but only if all is read.
+    /// Notes that a reader was dropped, which abandons the run unless all chunks have been dealt: a worker may be
+    /// done before another has begun.
     pub fn abandon(&self) {
         let state = self.lock();
         if state.until.is_none_or(|until| state.position < until) {
@@ -328,17 +334,17 @@ impl<F: Format> Shared<F> {
         }
     }
 
-    /// Whether a reader has gone before the end.
+    /// `true` if a reader was dropped before all chunks were dealt.
     pub fn abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// The file's layout; there is one before the first chunk is dealt.
+    /// Returns the file's layout; never `None` once a chunk has been dealt.
     pub fn layout(&self) -> Option<&F::Layout> {
         self.layout.get()
     }
 
-    /// Reads the file's head, unless that was done or there is not enough of it yet.
+    /// Reads the file's header, unless that is done or the header is incomplete.
     fn lay_out<T: Record>(&self, state: &mut Dispenser) -> Result<()> {
         if state.head.is_some() || state.length == 0 || state.partial_at == Some(state.length) {
             return Ok(());
@@ -353,7 +359,7 @@ impl<F: Format> Shared<F> {
                 F::lay_out::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
             {
                 state.head = Some(head as u64);
-                // Set once: the head is read under the lock, and only while it is unknown.
+                // Set once: the header is read under the lock, and only while it is unknown.
                 let _ = self.layout.set(layout);
                 return Ok(());
             }
@@ -368,7 +374,8 @@ impl<F: Format> Shared<F> {
     /// Deals the next chunk to a worker that is in `epoch`.
     ///
     /// # Errors
-    /// When the file cannot be read, has become shorter, or has a record that is too long.
+    /// Fails if the file cannot be read, has become shorter, was moved or removed while it was followed, has an
+    /// unusable or too long header, or is not the one that the journal was written from.
     pub fn deal<T: Record>(&self, epoch: Epoch) -> Result<Dealt> {
         let state = &mut *self.lock();
         state.go_live()?;
@@ -410,7 +417,7 @@ impl<F: Format> Shared<F> {
         Ok(Dealt::Chunk(chunk))
     }
 
-    /// Returns the progress of reading the file, for who watches the job.
+    /// Returns the progress of reading the file, for monitoring.
     pub fn progress(&self) -> Progress {
         let state = self.lock();
         let (end, ended) = (state.until.unwrap_or(state.length), state.said.is_some_and(|said| said.ended));
@@ -419,7 +426,7 @@ impl<F: Format> Shared<F> {
         Progress { next: state.position, end, watermark: state.carry.watermark, ended, idle, partial }
     }
 
-    /// Counts the lines that end in a record that is too long.
+    /// Counts the lines that end in `length` bytes from position `from` on: those of a record that is too long.
     ///
     /// # Errors
     /// Fails if the file cannot be read.
@@ -432,17 +439,17 @@ impl<F: Format> Shared<F> {
         self.lock().found_at == 0
     }
 
-    /// Whether every chunk that there will ever be has been dealt.
+    /// `true` if the end is fixed and all chunks before it have been dealt.
     pub fn exhausted(&self) -> bool {
         let state = self.lock();
         state.until.is_some_and(|until| state.position >= until)
     }
 
-    /// Makes ready to read on behind a snapshot at `epoch`. All workers ask for it before anything else; the first one's
-    /// word holds for all.
+    /// Restores the position of a snapshot at `epoch`. Every worker calls it before anything else; only the first call
+    /// has an effect.
     ///
     /// # Errors
-    /// When the file cannot be read, or is not the one that the snapshot was taken of.
+    /// Fails if the file cannot be read, or is not the one that the snapshot was taken of.
     pub fn resume(&self, epoch: Epoch, bound: &Bound) -> Result<()> {
         let state = &mut *self.lock();
         if state.repeated.is_none() {
@@ -452,10 +459,11 @@ impl<F: Format> Shared<F> {
         Ok(())
     }
 
-    /// Deals the next chunk of what a journal's epoch took. [`Dealt::Nothing`] when all of it has been dealt.
+    /// Deals the next chunk of an epoch that is replayed from the journal; [`Dealt::Nothing`] once all of it has been
+    /// dealt.
     ///
     /// # Errors
-    /// As for [`Shared::deal`], and when the file is not the one that the journal was written from.
+    /// Fails as [`Shared::deal`] does, and if the file is not the one that the journal was written from.
     pub fn deal_again<T: Record>(&self, epoch: Epoch, bound: &Bound) -> Result<Dealt> {
         let state = &mut *self.lock();
         state.check()?;
@@ -465,16 +473,16 @@ impl<F: Format> Shared<F> {
         self.deal_until::<T>(state, epoch, bound.next, true)
     }
 
-    /// Says that a journal's epoch took nothing of the file.
+    /// Replays an epoch of the journal that took nothing from the file.
     pub fn pass_again(&self, epoch: Epoch) {
         let state = &mut *self.lock();
         state.repeated = state.repeated.max(Some(epoch));
     }
 
-    /// Takes in what a chunk's worker found in it.
+    /// Stores the result of parsing a chunk.
     ///
     /// # Errors
-    /// When that shows that the file is not the one that the journal was written from.
+    /// Fails if the result shows that the file is not the one that the journal was written from.
     pub fn sum_up(&self, index: u64, summary: Summary) -> Result<()> {
         let mut state = self.lock();
         let first = state.dealt - state.pending.len() as u64;
@@ -487,7 +495,7 @@ impl<F: Format> Shared<F> {
         state.check()
     }
 
-    /// Goes over what chunks showed, at random times.
+    /// Processes the recorded summaries at random times.
     #[cfg(test)]
     pub fn dawdle(&self) {
         let state = &mut *self.lock();
@@ -500,15 +508,16 @@ impl<F: Format> Shared<F> {
         }
     }
 
-    /// Gives a chunk's buffer back.
+    /// Takes back the buffer of a chunk.
     pub fn reuse(&self, bytes: Vec<u8>) {
         self.lock().keep(bytes);
     }
 
-    /// Ends an epoch: no more chunks for it. What it took, once that is known and the owner is `ready`.
+    /// Closes an epoch: it gets no more chunks. Returns what it took; `None` while some of its chunks are not summed
+    /// up, or while the owner is not `ready`.
     ///
     /// # Errors
-    /// When the file turned out not to be the one that the journal was written from.
+    /// Fails if the file is not the one that the journal was written from, or cannot be read for its fingerprint.
     pub fn bind(&self, epoch: Epoch, ready: bool) -> Result<Option<Share>> {
         let state = &mut *self.lock();
         state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
@@ -522,10 +531,10 @@ impl<F: Format> Shared<F> {
         state.bind(epoch).map(Some)
     }
 
-    /// How many lines of the file end before the place where reading began.
+    /// Returns the number of lines that end before the position where reading began.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub fn lines_before(&self) -> Result<u64> {
         if let Some(lines) = self.lines_before.get() {
             return Ok(*lines);
@@ -537,10 +546,10 @@ impl<F: Format> Shared<F> {
     }
 }
 
-/// What a file has beyond the end of a state that took all up to there; `None` if it has not grown.
+/// Describes what a file has beyond the end of a state; `None` if it has not grown.
 ///
 /// # Errors
-/// When it is not there, or not the one that the state was written from.
+/// Fails if the file does not exist, or is not the one that the state was written from.
 pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option<String>> {
     let mut file = Dispenser::open(path, false, sizes)?;
     let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
@@ -549,7 +558,7 @@ pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option
     Ok((file.length > end).then(|| format!("it has {} bytes more, from offset {end} on", file.length - end)))
 }
 
-/// A number of bytes, for people.
+/// Formats a number of bytes for people.
 pub fn in_words(bytes: usize) -> String {
     bytesize::ByteSize::b(bytes as u64).display().iec().to_string()
 }
@@ -557,7 +566,7 @@ pub fn in_words(bytes: usize) -> String {
 impl Dispenser {
     fn open(path: &Path, until_end: bool, sizes: Sizes) -> Result<Self> {
         let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
-        // Looked at before it is opened: opening a pipe would wait until somebody writes to it.
+        // The type is checked before opening: opening a pipe would block until another process writes to it.
         let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
         if !found.is_file() {
             return Err(refused(&"it is not a regular file").help("write it to a file first"));
@@ -594,7 +603,7 @@ impl Dispenser {
         })
     }
 
-    /// Keeps a buffer for later, unless it held an exceptional record.
+    /// Keeps a buffer for reuse, unless it held an exceptionally long record.
     fn keep(&mut self, mut bytes: Vec<u8>) {
         if bytes.capacity() <= 2 * self.sizes.block {
             bytes.clear();
@@ -606,7 +615,7 @@ impl Dispenser {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// From now on what is read is news: if the job is to stop at an end that no journal has, this is it.
+    /// Ends replay: what is read from now on is new. Fixes the end at which the job stops, if the journal has none.
     fn go_live(&mut self) -> Result<()> {
         if self.until.is_none() {
             self.until = self.end_at_start;
@@ -614,7 +623,7 @@ impl Dispenser {
         self.check()
     }
 
-    /// Looks at the file's length, if it was not looked at just now.
+    /// Polls the file's length: always if `now`, else only if nothing is left to deal and the last poll is old enough.
     fn look(&mut self, now: bool) -> Result<()> {
         if !now && (self.position < self.length && self.partial_at.is_none() || self.looked.elapsed() < LOOK) {
             return Ok(());
@@ -625,14 +634,14 @@ impl Dispenser {
         if self.length < self.position {
             return Err(self.shorter(self.position));
         }
-        // What was written to the old file before it was moved is read first.
+        // Whatever was written to the old file before it was moved is read first.
         if now || self.position < self.length && self.partial_at != Some(self.length) {
             return Ok(());
         }
         self.check_path(&found)
     }
 
-    /// Refuses to follow a file on when its path has named another one, or none, for a while.
+    /// Fails if the path of a followed file has named another file, or none, for longer than [`GONE`].
     fn check_path(&mut self, opened: &std::fs::Metadata) -> Result<()> {
         let why = match self.path.metadata() {
             Ok(found) if (found.dev(), found.ino()) == (opened.dev(), opened.ino()) => {
@@ -673,7 +682,7 @@ impl Dispenser {
         error.help("files that are read may only grow; restore it, or start without the old state")
     }
 
-    /// Reads exactly `count` bytes that were there before.
+    /// Reads exactly `count` bytes, which the file is known to have had.
     fn read(&mut self, from: u64, count: usize) -> Result<Vec<u8>> {
         let mut bytes = self.spare.pop().unwrap_or_default();
         self.read_into(&mut bytes, from, count)?;
@@ -687,7 +696,8 @@ impl Dispenser {
         if read < count { Err(self.shorter(from + count as u64)) } else { Ok(()) }
     }
 
-    /// How much to read when so much was too little for a record.
+    /// Returns the next larger number of bytes to read when `size` bytes do not hold the whole header; fails if it may
+    /// not be larger.
     fn grow(&self, position: u64, size: usize) -> Result<usize> {
         if size < self.sizes.longest {
             return Ok((size * 2).min(self.sizes.longest));
@@ -697,8 +707,8 @@ impl Dispenser {
         Err(error.help("look for a quote that is never closed, or for lines that do not end; --max-record allows more"))
     }
 
-    /// The bytes of the next chunk, and how many of them are the head. `None` if no record is complete before `limit`;
-    /// if that is the `last` of the file, records end there.
+    /// Returns the next chunk; `None` if no record is complete before `limit`. If `last`, the file ends at `limit`, and
+    /// so does its last record.
     fn cut<F: Format>(&mut self, head: u64, limit: u64, last: bool) -> Result<Option<Cut>> {
         let (rest, mut size) = (usize::try_from(limit - self.position).unwrap_or(usize::MAX), self.sizes.block);
         let mut bytes = self.spare.pop().unwrap_or_default();
@@ -721,7 +731,7 @@ impl Dispenser {
             }
             if size >= self.sizes.longest {
                 let Some(length) = self.long::<F>(limit, last)? else { return Ok(None) };
-                // Its end may be one that is only seen with the byte behind it.
+                // The end of the record may be one that shows only with the byte after it.
                 let fits = length <= bytes.len() as u64;
                 bytes.truncate(if fits { length as usize } else { KEPT });
                 bytes.shrink_to_fit();
@@ -731,7 +741,7 @@ impl Dispenser {
         }
     }
 
-    /// The length of the next record, which is too long to be held: `None` if it has no end before `limit`.
+    /// Returns the length of the next record, which is too long to be held; `None` if it has no end before `limit`.
     fn long<F: Format>(&mut self, limit: u64, last: bool) -> Result<Option<u64>> {
         let start = self.position;
         let known = self.scan.take().filter(|scan| scan.start == start && scan.at <= limit);
@@ -760,7 +770,7 @@ impl Dispenser {
         Ok(None)
     }
 
-    /// Refuses a file that cannot be the one that a bound speaks of.
+    /// Verifies that the file can be the one that `bound` was written from: by its length and its fingerprint.
     fn recognize(&mut self, bound: &Bound) -> Result<()> {
         let end = bound.next.max(bound.until.unwrap_or(0));
         if end > self.length {
@@ -781,7 +791,7 @@ impl Dispenser {
         Err(error.help("restore the file, or start without the old state; files that are read may only grow"))
     }
 
-    /// What is to be known again: the bytes in between.
+    /// Computes the fingerprint of the bytes from `at` to `end`.
     fn sum(&mut self, at: u64, end: u64) -> Result<Check> {
         let (mut position, mut sum) = (at, crc32fast::Hasher::new());
         while position < end {
@@ -794,7 +804,7 @@ impl Dispenser {
         Ok(Check { at, sum: sum.finalize() })
     }
 
-    /// Makes ready to read on where a snapshot has the file.
+    /// Restores the position of a snapshot.
     fn resume(&mut self, bound: &Bound) -> Result<()> {
         self.recognize(bound)?;
         let &Bound { next, watermark, idle, until, ended, check, .. } = bound;
@@ -804,7 +814,7 @@ impl Dispenser {
         Ok(())
     }
 
-    /// Makes ready to repeat an epoch of a journal.
+    /// Prepares the replay of an epoch of the journal.
     fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
         self.recognize(bound)?;
         self.until = bound.until;
@@ -815,7 +825,7 @@ impl Dispenser {
         Ok(())
     }
 
-    /// Moves the carry over all chunks that are summed up.
+    /// Moves the carry over the leading chunks that are summed up.
     fn advance(&mut self) {
         while let Some(&Pending { epoch, end, summary: Some(summary), .. }) = self.pending.front() {
             self.pending.pop_front();
@@ -835,7 +845,7 @@ impl Dispenser {
         }
     }
 
-    /// Compares the watermark at a position with what the journal has there.
+    /// Compares the watermark at a position with the journal's.
     fn compare(&mut self, position: u64) {
         while let Some((_, watermark)) = self.expected.pop_front_if(|(next, _)| *next <= position) {
             if watermark != self.carry.watermark && self.failure.is_none() {
@@ -865,7 +875,7 @@ impl Dispenser {
         Ok(Share { found_at, changed: before != Some(share), ..share })
     }
 
-    /// Judges whether the file is idle at the end of an epoch that took everything before `next`.
+    /// `true` if the file is idle at the end of an epoch that took everything before `next`.
     fn is_idle(&mut self, epoch: Epoch, next: u64) -> bool {
         let mut repeated = None;
         while let Some((_, idle)) = self.repeated_idle.pop_front_if(|(of, _)| *of <= epoch) {

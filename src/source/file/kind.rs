@@ -1,11 +1,11 @@
-//! Known kinds of files that are neither CSV nor NDJSON in UTF-8, told by their first bytes.
+//! Detects, by their first bytes, common kinds of files that are neither CSV nor NDJSON in UTF-8.
 
 use crate::error::{Error, Result};
 
-/// Bytes that are enough to tell a file's kind.
+/// Number of bytes that suffice to detect a file's kind.
 pub(super) const ENOUGH: usize = 6;
 
-/// First bytes, kinds, and remedies.
+/// First bytes, description and remedy of each kind.
 const KINDS: &[(&[u8], &str, &str)] = &[
     (b"\x1f\x8b", "is compressed (gzip)", "unpack it first: gzip -dc FILE > UNPACKED"),
     (b"\x28\xb5\x2f\xfd", "is compressed (zstd)", "unpack it first: zstd -dc FILE > UNPACKED"),
@@ -21,11 +21,11 @@ const KINDS: &[(&[u8], &str, &str)] = &[
 /// Refuses a file whose first bytes show that it is of another kind.
 ///
 /// # Errors
-/// Names the kind, and how to convert it.
+/// Fails with the kind of the file, and how to convert it.
 pub(super) fn check(bytes: &[u8]) -> Result<()> {
     let bytes = &bytes[..bytes.len().min(ENOUGH)];
     let known = KINDS.iter().find(|(begins, ..)| bytes.starts_with(begins)).map(|(_, is, help)| (*is, *help));
-    // Without a mark, Latin letters have a zero byte each.
+    // UTF-16 without a byte order mark: Latin letters have a zero byte each.
     let wide = matches!(bytes, [first, 0, second, 0, ..] | [0, first, 0, second, ..] if *first != 0 && *second != 0);
     let known = known
         .or(wide.then_some(("is text in UTF-16", "convert it first: iconv -f UTF-16LE -t UTF-8 FILE > CONVERTED")));

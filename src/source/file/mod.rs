@@ -1,26 +1,26 @@
 //! Files as sources: one file is one partition, however many workers parse it side by side.
 //!
-//! * A [`Format`] says where records end and how one is decoded; it is all that differs between kinds of files.
+//! * A [`Format`] finds the ends of records and decodes them; nothing else differs between kinds of files.
 //! * An [`Input`] is the source: the file's path, the event time of its records, their disorder.
-//! * The [`dispenser`] cuts the file into **chunks** of whole records and hands them out in order, each to the worker
+//! * The [`dispenser`] splits the file into **chunks** of whole records and hands them out in order, each to the worker
 //!   that asks and in that worker's epoch. It also carries the watermark from chunk to chunk.
-//! * A [`reader`] belongs to one worker: it parses its chunks, and gives their records on when the watermark before
+//! * A [`reader`] belongs to one worker: it parses its chunks, and passes their records on once the watermark before
 //!   them is known.
-//! * [`pieces`] read the same formats without a job, from a pipe too.
+//! * [`pieces`] read the same formats without a job, also from a pipe.
 //!
-//! A record's offset is the position of its first byte; the partition begins at byte 0, so what stands before the first
-//! record (a byte order mark, a header) is a part of its first chunk that holds no records. Worker 0 is the **owner**:
-//! it alone binds the partition and speaks for its watermark.
+//! A record's offset is the position of its first byte. The partition begins at byte 0, so a byte order mark or a
+//! header before the first record belongs to the first chunk and holds no records. Worker 0 is the **owner**: it alone
+//! commits the partition's progress and reports its watermark.
 //!
-//! Invariants: chunks are whole records and cover the file without gap or overlap; the epochs of successive chunks never
-//! go back; an event's mark is the watermark just before it as if one thread had read the file from its first byte on.
-//! So what a file gives is a function of its bytes alone, and each epoch's share of it of the epoch's end alone.
-//! A state knows a file again by the last few KiB before the place that it came to, as well as by its length; a change
-//! further before is not noticed.
+//! Invariants: chunks are whole records and cover the file without gap or overlap; the epochs of successive chunks
+//! never go back; an event's watermark is the one just before it as if one thread had read the file from its first byte
+//! on. So the records and watermarks of a file are a function of its bytes alone, and an epoch's share of them is a
+//! function of the position at which the epoch ends. A state recognises a file by its length and by a checksum of the
+//! last few KiB before the position that was reached; a change further before is not noticed.
 //!
 //! All workers that open an input must be threads of one process: workers of several processes would each read the
-//! whole file. Partitions are not paused for being ahead of the stream (`--max-drift`): the file is the only partition
-//! of its stream. Nothing here knows timely, nor the journal's files.
+//! whole file. Watermark alignment (`--max-drift`) does not pause a file, as it is the only partition of its stream.
+//! Nothing here knows timely, nor the journal's files.
 
 pub mod dispenser;
 mod kind;
@@ -42,36 +42,39 @@ use crate::source::{Elsewhere, Place, Reader, Source, TimeOf};
 use dispenser::{Shared, Sizes, Within};
 use reader::FileReader;
 
-/// What some programs write before UTF-8 text. It is no part of a record.
+/// UTF-8 byte order mark, which some programs write at the beginning of a file. It belongs to no record.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A kind of file: where records end, and how one is decoded.
+/// A kind of file: finds the ends of records and decodes them.
 pub trait Format: Send + Sync + 'static {
-    /// Names it, for people and in states: "csv file".
+    /// Name of the format for people and in states, such as "csv file".
     const NAME: &'static str;
 
-    /// What the beginning of a file says about the rest of it, and how a record type is found in it.
+    /// Information from the beginning of a file that is needed to decode records of one type.
     type Layout: fmt::Debug + Send + Sync + 'static;
 
-    /// What one worker keeps between chunks, to allocate less.
+    /// Buffers that a worker reuses between chunks.
     type Scratch: Default;
 
-    /// Reads what stands before the first record: the layout, and how many bytes that took. `bytes` are the first of
-    /// the file, `whole` if there are no more. `None` if more are needed to tell, never when they are whole.
+    /// Reads the bytes before the first record. Returns the layout and the number of these bytes. `bytes` are the first
+    /// ones of the file; `whole` is `true` if there are no more. `None` if more bytes are needed, which never happens
+    /// if `whole` is `true`.
     ///
     /// # Errors
-    /// When files like this cannot give records of type `T`.
+    /// Fails if files like this cannot give records of type `T`.
     fn lay_out<T: Record>(bytes: &[u8], whole: bool) -> Result<Option<(Self::Layout, usize)>>;
 
-    /// The position after the last complete record of bytes that begin at a record; `None` if there is none.
+    /// Returns the position after the last complete record of bytes that begin at a record; `None` if no record is
+    /// complete.
     fn last_end(bytes: &[u8]) -> Option<usize>;
 
-    /// The position in `bytes` behind the end of the record that `within` says where they are in; `None` if it goes on, and
-    /// `within` is then where it does. For records that are too long to be held.
+    /// Returns the position in `bytes` after the end of the record. `within` is the state of the scan at the first
+    /// byte. `None` if the record goes on; `within` is then the state after the last byte. Used for records that are
+    /// too long to be held in memory.
     fn end_of(within: &mut Within, bytes: &[u8]) -> Option<usize>;
 
-    /// Decodes bytes of whole records: for each record its place in them, without what ends it, and the record or why
-    /// it is none.
+    /// Decodes bytes that are whole records. `take` gets each record's range in the bytes, without the line end, and
+    /// the record or the reason for rejecting it.
     fn parse<T: Record>(
         layout: &Self::Layout,
         scratch: &mut Self::Scratch,
@@ -80,12 +83,12 @@ pub trait Format: Send + Sync + 'static {
     );
 }
 
-/// Stands for the record type of an [`Input`] whose event time has not been given yet.
+/// Record type of an [`Input`] that has no event time yet.
 #[derive(Debug)]
 pub enum Untimed {}
 
-/// A file to read records from. [`event_time`](Input::event_time) says what a record is and when it happened, and so
-/// makes it a [`Source`].
+/// A file to read records from. [`event_time`](Input::event_time) sets the record type and its event time, which makes
+/// it a [`Source`].
 ///
 /// The same value may be used for several runs, one after the other: each reads the file from its beginning.
 pub struct Input<F: Format, T = Untimed> {
@@ -98,7 +101,7 @@ pub struct Input<F: Format, T = Untimed> {
     format: PhantomData<fn() -> F>,
 }
 
-/// A run of which some workers have opened the file, but not all.
+/// A run whose file some workers have opened, but not all.
 struct Opening<F: Format> {
     job: String,
     opened: Vec<bool>,
@@ -106,12 +109,12 @@ struct Opening<F: Format> {
 }
 
 impl<F: Format> Input<F> {
-    /// The file at `path`; nothing is opened yet.
+    /// Creates an input from the file at `path`; nothing is opened yet.
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self::of(path.as_ref().to_owned(), None, (None, None))
     }
 
-    /// What a record is, and when it happened in milliseconds since 1970.
+    /// Sets the record type, and the function that returns a record's event time in milliseconds since 1970.
     #[must_use]
     pub fn event_time<T: Record>(self, time_of: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Input<F, T> {
         Input::of(self.path, Some(Arc::new(time_of)), (self.out_of_order, self.idle_after))
@@ -128,15 +131,15 @@ impl<F: Format, T> Input<F, T> {
         Input { path, time_of, out_of_order, idle_after, sizes, opening, format: PhantomData }
     }
 
-    /// How far records may be behind the greatest event time before them.
+    /// Sets the allowed disorder: how far an event time may be behind the greatest one before it.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
         self
     }
 
-    /// Sets the time that a followed file is at its end, without more, before it no longer holds the watermark back: before it is
-    /// idle. Without it, the job's `idle_timeout` holds.
+    /// Sets the idle timeout: a followed file that is at its end for this long without growing no longer holds the
+    /// watermark back. Without it, the job's `idle_timeout` holds.
     #[must_use]
     pub fn idle_after(mut self, silence: Duration) -> Self {
         self.idle_after = Some(silence);
@@ -151,9 +154,11 @@ impl<F: Format, T> fmt::Debug for Input<F, T> {
 }
 
 impl<F: Format, T: Record> Input<F, T> {
-    /// What the workers of a process share: made by the first that opens, given up here when the last has it.
+    /// Returns the state that the workers of a process share. The first worker creates it; once the last one has it,
+    /// the input forgets it.
     ///
-    /// A worker that opens twice, or one of another job, shows that an earlier run never came to be: it begins anew.
+    /// A second call by the same worker, or one of another job, shows that an earlier run failed to start: the state is
+    /// created anew.
     fn join(&self, at: &Place) -> Result<Arc<Shared<F>>> {
         let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
         let joins = |of: &Opening<F>| {
@@ -175,7 +180,7 @@ impl<F: Format, T: Record> Input<F, T> {
     }
 }
 
-// So that an input without `event_time` is told that it is no source, rather than that `Untimed` is not a record.
+// Makes rustc report an input without `event_time` as no source, rather than `Untimed` as no record.
 #[diagnostic::do_not_recommend]
 impl<F: Format, T: Record> Source for Input<F, T> {
     type Item = T;
@@ -201,7 +206,7 @@ impl<F: Format, T: Record> Source for Input<F, T> {
     }
 
     fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
-        // Its bytes are dealt out to the threads of one process: other machines may not have it.
+        // The file is read by the threads of one process only: other machines may not have it.
         if !at.is_in_first_process() {
             return Ok(Box::new(Elsewhere));
         }

@@ -1,6 +1,6 @@
-//! Records of a format from any reader, a piece at a time: for programs that read a file, or a pipe, without a job.
+//! Reads records of a format from any reader, for programs that read a file or a pipe without a job.
 //!
-//! Invariant: what is a record, and what is rejected and why, is as for a file that a job reads.
+//! Invariant: records are found, accepted and rejected as in a file that a job reads.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
@@ -11,34 +11,34 @@ use crate::record::Record;
 use super::dispenser::{LONGEST, Within, in_words};
 use super::{Format, kind};
 
-/// Bytes that are read at a time.
+/// Number of bytes to read at a time.
 const BLOCK: usize = 256 << 10;
 
-/// A record of type `T`, or why it is none.
+/// A record of type `T`, or the reason for rejecting it.
 pub type Parsed<T> = std::result::Result<T, String>;
 
-/// Reads whole records of a format.
+/// Iterates over the records of a format in a reader.
 #[derive(Debug)]
 pub struct Pieces<F: Format, R, T> {
     reader: R,
     layout: Option<F::Layout>,
     scratch: F::Scratch,
-    /// Bytes that were read and are not parsed.
+    /// Bytes that were read but not parsed.
     bytes: Vec<u8>,
-    /// The number of bytes that were parsed, and of the lines that end in them.
+    /// Number of bytes that were parsed, and of the lines that end in them.
     parsed: (u64, u64),
-    /// Set while the rest of a record that is too long is passed over.
+    /// State of the scan for the end of a record that is too long; `None` otherwise.
     within: Option<Within>,
     is_over: bool,
-    /// Each with its line, from 1.
+    /// Parsed records with their lines, from 1.
     records: VecDeque<(u64, Parsed<T>)>,
 }
 
 impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
-    /// Reads records from `reader`.
+    /// Creates a reader of records, and reads their header.
     ///
     /// # Errors
-    /// Fails if it cannot be read, or is of another format.
+    /// Fails if `reader` fails, or if its bytes are of another format.
     pub fn new(reader: R) -> Result<Self> {
         let (scratch, records) = (F::Scratch::default(), VecDeque::new());
         let mut pieces = Pieces {
@@ -68,7 +68,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         Ok(pieces)
     }
 
-    /// The next record with its line, from 1; `None` at the end.
+    /// Returns the next record with its line, from 1; `None` at the end.
     ///
     /// # Errors
     /// Fails if the input cannot be read.
@@ -89,7 +89,7 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         self.parsed.0
     }
 
-    /// Parses the records that are whole, or reads more.
+    /// Parses the complete records, or reads more bytes if there are none.
     fn parse_more(&mut self) -> Result<()> {
         if let Some(within) = &mut self.within {
             match F::end_of(within, &self.bytes) {
@@ -127,14 +127,14 @@ impl<F: Format, R: Read, T: Record> Pieces<F, R, T> {
         Ok(())
     }
 
-    /// Drops the first bytes.
+    /// Drops the first `count` bytes, which are parsed.
     fn pass(&mut self, count: usize) {
         self.parsed.0 += count as u64;
         self.parsed.1 += memchr::memchr_iter(b'\n', &self.bytes[..count]).count() as u64;
         self.bytes.drain(..count);
     }
 
-    /// Reads what is there, as much as a block: of a pipe, records are given on as they come.
+    /// Reads once, at most a block: the records of a pipe are returned as they arrive.
     fn fill(&mut self) -> Result<()> {
         let had = self.bytes.len();
         self.bytes.resize(had + BLOCK, 0);
@@ -169,7 +169,7 @@ mod tests {
         found
     }
 
-    /// Gives a few bytes at a time, and says how many it has given.
+    /// A reader that returns three bytes at a time, and counts them.
     struct Slow<'a>(&'a [u8], &'a std::cell::Cell<usize>);
 
     impl Read for Slow<'_> {

@@ -1,14 +1,15 @@
-//! One worker's reader of a file: parses the chunks it is dealt, and gives their records on in order.
+//! One worker's reader of a file: parses the chunks that it is dealt, and passes their records on in order.
 //!
-//! A chunk is parsed as soon as it is dealt, with marks that count from its own first record; it is **held** until what
-//! holds before it is known, then its marks are raised to that. A reader holds few chunks, and never waits.
+//! A chunk is parsed as soon as it is dealt, with watermarks that count from its own first record. It is **held** until
+//! the watermark before it is known; then its events' watermarks are raised to that one. A reader holds few chunks, and
+//! never waits.
 //!
-//! With `--max-ahead`, event times are judged by the greatest one before them: a chunk is judged when what holds before
-//! it is known, and only then summed up. Such chunks are parsed side by side, and judged one after the other.
+//! With `--max-ahead`, an event time is compared with the greatest one before it: a chunk is checked when the watermark
+//! before it is known, and summed up only then. Such chunks are parsed in parallel, but checked one after the other.
 //!
-//! Invariants: held chunks are given on in the order in which they were dealt, so in order of epochs; an epoch is not
-//! bound while a chunk of it is held; the events of one poll are of one epoch.
-//! It does not know where chunks end, nor what a record looks like in bytes.
+//! Invariants: held chunks are passed on in the order in which they were dealt, and so in order of epochs; an epoch is
+//! not committed while a chunk of it is held; the events of one poll are of one epoch. The module does not know where
+//! chunks end, nor the bytes of a record.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -25,13 +26,13 @@ use crate::time::{Epoch, EventTime};
 use super::Format;
 use super::dispenser::{Chunk, Dealt, Progress, Share, Shared, Summary};
 
-/// The one partition of a file.
+/// Number of a file's only partition.
 const PARTITION: u32 = 0;
 
-/// How many chunks a reader holds at most while it lacks what is before them.
+/// Largest number of chunks that a reader holds while the watermark before them is unknown.
 const AHEAD: usize = 4;
 
-/// Reads one worker's share of a file.
+/// Reads one worker's chunks of a file.
 pub struct FileReader<F: Format, T> {
     shared: Arc<Shared<F>>,
     scratch: F::Scratch,
@@ -40,20 +41,21 @@ pub struct FileReader<F: Format, T> {
     spare: Vec<Event<T>>,
 }
 
-/// A chunk that was parsed, and not yet given on whole.
+/// A parsed chunk that has not been passed on.
 struct Held<T> {
     chunk: Chunk,
-    /// Its events that were not given on; their marks count from the chunk's beginning until it is settled.
+    /// Its events; until the chunk is settled, their watermarks count from the chunk's beginning.
     events: Vec<Event<T>>,
     rejects: Vec<Reject>,
-    /// The end of each event's record in the chunk, and the number of their bytes; kept until they are judged.
+    /// End of each event's record in the chunk, and total bytes of these records; `None` if event times need no check,
+    /// or are checked.
     unjudged: Option<(Vec<usize>, u64)>,
-    /// The first record of those with the greatest event time: the time, and its offset.
+    /// Greatest event time, and offset of the first record that has it.
     peak: Option<(EventTime, u64)>,
     settled: bool,
 }
 
-/// A record of a chunk that cannot be used: where it is in the chunk, the watermark before it, and why.
+/// A record of a chunk that cannot be used: its range in the chunk, the watermark before it, and the reason.
 struct Reject {
     place: Range<usize>,
     mark: EventTime,
@@ -61,7 +63,7 @@ struct Reject {
 }
 
 impl<F: Format, T> FileReader<F, T> {
-    /// The reader of one worker, of what it shares with the others.
+    /// Creates the reader of one worker; `owner` is `true` for the worker that commits the partition's progress.
     pub fn new(shared: Arc<Shared<F>>, owner: bool) -> Self {
         FileReader { shared, scratch: F::Scratch::default(), owner, held: VecDeque::new(), spare: Vec::new() }
     }
@@ -142,7 +144,7 @@ impl<F: Format, T: Record> FileReader<F, T> {
         self.shared.sum_up(chunk.index, Summary { watermark, lines })
     }
 
-    /// Judges the records of the first held chunk by the greatest event time before each, and sums the chunk up.
+    /// Checks the event times of the first held chunk, and sums the chunk up.
     fn judge(&mut self, intake: &mut Intake<T>) -> Result<()> {
         let Some(held) = self.held.front_mut() else { return Ok(()) };
         let Some(carry) = held.chunk.carry.get().copied() else { return Ok(()) };
@@ -153,8 +155,8 @@ impl<F: Format, T: Record> FileReader<F, T> {
         self.shared.sum_up(held.chunk.index, Summary { watermark, lines })
     }
 
-    /// Gives on the events of the first held chunk, if what is before it is known: the epoch they are of. A chunk is given
-    /// whole: moving part of it would cost more than it helps.
+    /// Passes on the events of the first held chunk if the watermark before it is known, and returns their epoch. A
+    /// chunk is passed on whole: moving part of it would cost more than it gains.
     fn give(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
         #[cfg(test)]
         self.shared.dawdle();
@@ -183,15 +185,16 @@ impl<F: Format, T: Record> FileReader<F, T> {
         Ok(Some(epoch))
     }
 
-    /// Whether nothing of the epoch, or of one before, is held.
+    /// `true` if no chunk of the epoch, or of an earlier one, is held.
     fn clear(&self, epoch: Epoch) -> bool {
         self.held.front().is_none_or(|held| held.chunk.epoch > epoch)
     }
 }
 
 impl<T: Record> Held<T> {
-    /// Rejects the records whose event time is too far ahead of the greatest one before them; the watermark after the others.
-    /// `ends` are where the events' records end in the chunk, `watermark` is what holds before it.
+    /// Rejects records whose event time is too far ahead of the greatest one before them. `ends` are the ends of the
+    /// events' records in the chunk, `watermark` is the one before the chunk. Returns the watermark after the remaining
+    /// events.
     fn judge(&mut self, ends: &[usize], watermark: EventTime, intake: &Intake<T>) -> EventTime {
         let (start, disorder) = (self.chunk.start, intake.disorder());
         let mut clock = PartitionClock::new(watermark, disorder);
@@ -220,10 +223,11 @@ impl<T: Record> Held<T> {
         clock.watermark()
     }
 
-    /// Raises its marks to the watermark before it, and gives its rejected records on; `lines` end before it.
+    /// Raises its events' watermarks to the one before the chunk, and passes its rejected records on; `lines` end
+    /// before the chunk.
     fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut Intake<T>) -> Result<()> {
         self.settled = true;
-        // Marks never go back, so those below the watermark are the first ones.
+        // Watermarks never go back, so those below `watermark` are the first ones.
         for event in self.events.iter_mut().take_while(|event| event.mark < watermark) {
             event.mark = watermark;
         }
@@ -246,7 +250,7 @@ impl<T: Record> Held<T> {
 
 impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
     fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<T>) -> Result<()> {
-        // Of a stream with one partition the floor is never above the partition's own watermark.
+        // In a stream with one partition, the activation watermark is never above the partition's own watermark.
         let Some(place) = places.iter().find(|place| place.bound.partition == PARTITION) else { return Ok(()) };
         intake.begin(epoch);
         self.shared.resume(epoch, &place.bound)
@@ -290,7 +294,8 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         let values = None;
         let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
         let bounds = if changed { vec![bound] } else { Vec::new() };
-        // One that wakes needs no floor: of a stream with one partition it is never above the partition's own watermark.
+        // A file that wakes needs no activation watermark: in a stream with one partition it is never above the
+        // partition's own.
         Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))
     }
 

@@ -1,8 +1,9 @@
-//! Workers that read a file side by side, in any interleaving, give what one thread gives that reads it naively.
+//! Workers that read a file in parallel, in any interleaving, read what one thread with a naive reader reads.
 //!
-//! A [`Case`] is a file's bytes and what a naive reading of them gives. It is read by simulated workers in random turns,
-//! and by threads; then the bounds of that reading are repeated by another number of workers. Blocks of a few bytes make
-//! many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the seed, which repeats the run.
+//! A [`Case`] is a file's bytes and what a naive reader finds in them. It is read by simulated workers in random turns,
+//! and by threads; then another number of workers replays the committed epochs of that reading. Blocks of a few bytes
+//! make many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the
+//! seed, which repeats the run.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -29,12 +30,12 @@ struct Row {
     at_ms: i64,
 }
 
-/// What a naive reader finds: where each record is, and what it decodes to.
+/// Records that a naive reader finds: the range of each, and what it decodes to.
 type Naive = Vec<(Range<usize>, Option<Row>)>;
 
 const DISORDER: Duration = Duration::from_millis(40);
 
-/// What is known of a record once it was read: its time and data if it is accepted, its line if it is rejected.
+/// Result of reading a record: its time and data if it was accepted, its line if it was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Outcome {
     offset: u64,
@@ -49,7 +50,7 @@ struct Case {
     options: Options,
     file: tempfile::NamedTempFile,
     expected: Vec<Outcome>,
-    /// The watermark before each byte at which a record begins, and at the end.
+    /// Length of the file in bytes.
     length: u64,
 }
 
@@ -113,7 +114,7 @@ impl Case {
         clock.watermark()
     }
 
-    /// Checks what was read against the naive reading, and that each epoch took the piece that it says it took.
+    /// Checks the result of a run against the naive reader's, and that each epoch took the records of its range.
     fn check(&self, run: &Run, what: &str) {
         let at = format!("seed {}, {what}", self.seed);
         let mut all: Vec<Outcome> = Vec::new();
@@ -148,14 +149,14 @@ fn input<F: Format>(path: &Path, block: usize) -> Input<F, Row> {
     input
 }
 
-/// What was read: by epoch, and what was bound to epochs.
+/// Result of a run: records by epoch, and committed progress by epoch.
 #[derive(Default)]
 struct Run {
     epochs: BTreeMap<u64, Vec<Outcome>>,
     bounds: BTreeMap<u64, Bound>,
 }
 
-/// One simulated worker.
+/// A simulated worker.
 struct Worker {
     reader: Box<dyn Reader<Row>>,
     intake: Intake<Row>,
@@ -163,7 +164,7 @@ struct Worker {
     to_bind: VecDeque<Epoch>,
     bound: Option<Epoch>,
     ended: bool,
-    /// Where it is to go on before it does anything else; others may be ahead of it then.
+    /// Position to resume from before anything else; other workers may be ahead by then.
     resume: Option<(Epoch, Resumed)>,
     journal: VecDeque<(Epoch, Vec<Bound>)>,
 }
@@ -244,7 +245,7 @@ fn until_end() -> Options {
     Options { until_end: true, ..Options::default() }
 }
 
-/// Lets the workers take random turns until the file has ended and all of it is bound.
+/// Lets the workers take random turns until the file has ended and all of it is committed.
 fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
     let (mut rng, mut run, mut now) = (fastrand::Rng::with_seed(seed), Run::default(), first);
     let (advances, mut end) = (rng.usize(2..40), None);
@@ -272,7 +273,7 @@ fn in_turns(workers: &mut [Worker], seed: u64, first: Epoch) -> Run {
     run
 }
 
-/// Lets each worker run on a thread of its own.
+/// Runs each worker on a thread of its own.
 fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Run {
     let seed = case.seed;
     let (now, last, done) = (AtomicU64::new(2), AtomicU64::new(u64::MAX), AtomicBool::new(false));
@@ -286,7 +287,7 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Ru
             worker.poll(rng.usize(1..50), &mut run);
             worker.turn_to(Epoch(now.load(Ordering::SeqCst).min(worker.epoch.0 + 2)));
             worker.bind(&mut run);
-            // Whoever waits for another thread lets it run: there may be fewer cores than threads.
+            // A thread that waits for another one yields to it: there may be fewer cores than threads.
             std::thread::yield_now();
             if at == 0 && worker.ended && !done.swap(true, Ordering::SeqCst) {
                 last.store(worker.bound.unwrap().0, Ordering::SeqCst);
@@ -307,7 +308,7 @@ fn on_threads<F: Format>(input: &Input<F, Row>, count: usize, case: &Case) -> Ru
     })
 }
 
-/// Reads a case in every way, and compares.
+/// Reads a case in every way, and compares the results.
 fn check<F: Format>(case: &Case) {
     let mut rng = fastrand::Rng::with_seed(case.seed);
     let input = case.input::<F>(rng.usize(1..200));
@@ -327,9 +328,9 @@ fn check<F: Format>(case: &Case) {
     go_on::<F>(case, recorded, &mut rng);
 }
 
-/// Lives one after the other, each on another number of workers: each goes on from a random snapshot of what was read
-/// before it, repeats some epochs that follow in the journal, and reads on. What comes behind the end that was fixed
-/// before is for none of them.
+/// Runs incarnations one after the other, each on another number of workers. Each one resumes from a random snapshot of
+/// what was read before it, replays some epochs of the journal after it, and reads on. None of them reads what is
+/// appended after the end was fixed.
 fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
     for (life, count) in [1, 2, 4, 1].into_iter().enumerate() {
         let bounds: Vec<_> = recorded.bounds.iter().map(|(epoch, bound)| (Epoch(*epoch), bound.clone())).collect();
@@ -365,7 +366,7 @@ fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
     }
 }
 
-/// Repeats some of what was recorded on another number of workers, and reads on.
+/// Replays some of the recorded epochs on another number of workers, and reads on.
 fn repeat<F: Format>(case: &Case, recorded: &Run, count: usize, frames: usize) {
     let input = case.input::<F>(1 + case.seed as usize % 70);
     let journal: VecDeque<_> =
@@ -389,7 +390,7 @@ fn repeat<F: Format>(case: &Case, recorded: &Run, count: usize, frames: usize) {
     }
 }
 
-/// The csv crate, one record after the other. It may place a record at the line ends before it.
+/// Reads records with the csv crate, one after the other. The crate may count the line ends before a record to it.
 fn naive_csv(bytes: &[u8]) -> Naive {
     let mut reader = ::csv::ReaderBuilder::new().flexible(true).from_reader(bytes);
     let header = reader.byte_headers().unwrap().clone();
@@ -416,7 +417,7 @@ enum Quotes {
     Unclosed,
 }
 
-/// Looks at the quotes of a row, a byte at a time.
+/// Judges the quotes of a row, a byte at a time.
 fn quotes(row: &[u8]) -> Quotes {
     let (mut at, mut good) = (0, true);
     while at < row.len() {
@@ -439,7 +440,7 @@ fn quotes(row: &[u8]) -> Quotes {
     if good { Quotes::Good } else { Quotes::TextBehind }
 }
 
-/// Some cases bound records, some judge times that are far ahead.
+/// Returns a case's options: some limit the length of records, some reject event times that are far ahead.
 fn options_of(seed: u64) -> Options {
     match seed % 5 {
         1 => Options { max_ahead_in_files: true, max_ahead: Duration::from_millis(30), ..until_end() },
@@ -468,7 +469,7 @@ fn random_time(rng: &mut fastrand::Rng, at: usize) -> i64 {
     }
 }
 
-/// A text for a field of CSV: plain, quoted, or spoilt.
+/// Returns a text for a field of CSV: plain, quoted, or with a fault.
 fn random_text(rng: &mut fastrand::Rng) -> Vec<u8> {
     let texts: [&[u8]; 14] = [
         b"acct-1",
@@ -592,7 +593,7 @@ fn check_quickly<F: Format>(case: &Case) {
     }
 }
 
-/// One worker of one input, driven by hand.
+/// A single worker of an input, driven by hand.
 struct Alone {
     worker: Worker,
     run: Run,
@@ -609,7 +610,7 @@ impl Alone {
         Alone { worker: Worker::new::<Ndjson>(&input(path, 100), 0, 1, options, Epoch(2)), run: Run::default() }
     }
 
-    /// The ids read in about so many milliseconds.
+    /// Returns the ids that are read within about `millis` milliseconds.
     fn ids(&mut self, millis: u64) -> Vec<u64> {
         let before: usize = self.run.epochs.values().map(Vec::len).sum();
         let end = std::time::Instant::now() + Duration::from_millis(millis);
@@ -618,7 +619,7 @@ impl Alone {
         all.map(|outcome| outcome.accepted.as_ref().map_or(0, |(_, row)| row.id)).collect()
     }
 
-    /// As `ids`, but waits until there are so many.
+    /// Returns the next `count` ids; fails if they take longer than 20 seconds.
     fn next_ids(&mut self, count: usize) -> Vec<u64> {
         let (begun, mut ids) = (std::time::Instant::now(), Vec::new());
         while ids.len() < count {
@@ -730,7 +731,7 @@ fn a_followed_file_that_is_moved_is_read_to_its_end_and_then_the_job_fails() {
         std::fs::write(&path, line(1)).unwrap();
         let mut alone = Alone::new(&path, &Options::default());
         assert_eq!(alone.ids(1), [1]);
-        // An editor puts the same file back; that is no other one.
+        // An editor may move a file and put the same one back: that is no other file.
         std::fs::rename(&path, &moved).unwrap();
         assert_eq!(alone.ids(100), [0; 0]);
         std::fs::rename(&moved, &path).unwrap();
@@ -840,7 +841,7 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
     assert_eq!(outcomes, [(50, 0), (50, 0), (50, 4)]);
 }
 
-/// A file of two lines that one worker read to the end, and what it bound.
+/// Returns a file of two lines that one worker has read to the end, and the progress that it committed.
 fn ended() -> (tempfile::NamedTempFile, Bound) {
     let file = file_of(&(line(1) + &line(2)));
     let mut alone = Alone::new(file.path(), &until_end());
@@ -891,7 +892,7 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
             assert!(error.starts_with(&why) && error.contains("restore the file"), "{error}");
         }
     }
-    // What was still to be read is missed as well.
+    // Records that the state was still to read are missed as well.
     std::fs::write(file.path(), line(1)).unwrap();
     let half = Bound { next: line(1).len() as u64, check: None, ended: false, ..bound };
     let error = Alone::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();

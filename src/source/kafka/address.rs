@@ -1,7 +1,8 @@
-//! Topics as sources and sinks name them, to find a job that reads what it writes.
+//! Addresses of topics, to detect a job that reads what it writes.
 //!
-//! Invariant: two addresses are the same only if their topics have one name and their brokers are of one cluster: they
-//! name a broker alike, or the brokers say so. Brokers that cannot be asked are taken for different ones.
+//! Invariant: two addresses are the same only if their topics have the same name and their brokers belong to one
+//! cluster: both lists name the same broker, or the brokers report the same cluster id. Brokers that do not answer
+//! count as different ones.
 
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::Target;
 
-/// Maximum time for brokers to name their cluster.
+/// Longest wait for brokers to report their cluster id.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A topic at brokers, as a source reads it or a sink writes it.
+/// Address of a topic that a source reads or a sink writes: its brokers and its name.
 #[derive(Clone, Debug)]
 pub struct Address(Target);
 
@@ -21,12 +22,12 @@ impl Address {
         Address(target.clone())
     }
 
-    /// The topic and where it is, for people.
+    /// Describes the topic and its brokers for people.
     pub(crate) fn describe(&self) -> String {
         self.0.describe()
     }
 
-    /// `true` if both are one topic.
+    /// `true` if both are addresses of one topic.
     pub(crate) fn is_same_as(&self, other: &Address) -> bool {
         self.0.topic == other.0.topic && (self.names_a_broker_of(other) || self.is_in_cluster_of(other))
     }
@@ -43,7 +44,7 @@ impl Address {
         self.cluster().is_some_and(|cluster| Some(cluster) == other.cluster())
     }
 
-    /// The id of the cluster, as its brokers say.
+    /// Asks the brokers for the id of their cluster; `None` if they do not answer.
     fn cluster(&self) -> Option<String> {
         let mut target = self.0.clone();
         target.properties.retain(|key, _| !key.starts_with("transaction"));

@@ -1,4 +1,4 @@
-//! Administrators' questions to brokers, with answers that are waited for.
+//! Blocking administrative requests to brokers.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use rdkafka::config::ClientConfig;
 use super::client::{Target, not_made};
 use crate::error::Result;
 
-/// Makes an administrator with the connection's properties of another client.
+/// Creates an admin client with the connection properties of another client.
 ///
 /// # Errors
 /// Fails if the client library refuses the properties.
 pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>> {
     let mut admin_config = ClientConfig::new();
-    // Of the properties only those of the connection mean something to an administrator.
+    // An admin client takes the connection properties only.
     for (key, value) in config.config_map() {
         if ["bootstrap.", "security.", "sasl.", "ssl.", "client."].iter().any(|prefix| key.starts_with(prefix)) {
             admin_config.set(key, value);
@@ -28,7 +28,7 @@ pub(crate) fn administrator(target: &Target, config: &ClientConfig) -> Result<Ad
     admin_config.create().map_err(|error| not_made(target, &error))
 }
 
-/// Wakes a thread that waits for a future.
+/// Waker that unparks the thread that waits for a future.
 struct Unpark(Thread);
 
 impl Wake for Unpark {
@@ -37,7 +37,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a future on this thread.
+/// Blocks this thread until a future is ready.
 pub(crate) fn wait_for<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);

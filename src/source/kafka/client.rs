@@ -1,5 +1,5 @@
-//! What readers and publishers of topics share: properties, what the client library says in people's words, and
-//! questions to brokers that have an answer within a bounded time.
+//! Common parts of topic readers and publishers: client properties, readable errors of the client library, and requests
+//! to brokers that are answered within a bounded time.
 //!
 //! Invariant: nothing here waits longer than its deadline, whatever the brokers do.
 
@@ -15,13 +15,13 @@ use rdkafka::metadata::MetadataTopic;
 
 use crate::error::{Error, Result};
 
-/// How long a broker may take to be there when something is opened.
+/// Longest wait for a broker when a source or sink is opened.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a topic that is said not to exist is asked for again: brokers learn of a new topic with a delay.
+/// Time for which a topic that is reported missing is asked for again: brokers learn of a new topic with a delay.
 pub(crate) const UNKNOWN_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Brokers, a topic, and what a user set of the client library's properties.
+/// A topic, its brokers, and the client properties that the user has set.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) brokers: String,
@@ -34,15 +34,15 @@ impl Target {
         Target { brokers: brokers.to_owned(), topic: topic.to_owned(), properties: BTreeMap::new() }
     }
 
-    /// The topic and where it is, for people.
+    /// Describes the topic and its brokers for people.
     pub(crate) fn describe(&self) -> String {
         format!("topic {} at {}", self.topic, self.brokers)
     }
 
-    /// The client's configuration: what the user set wins over `defaults`, but not over `needed`.
+    /// Returns the client's configuration. The user's properties override `defaults`, but not `needed`.
     ///
     /// # Errors
-    /// When the user set a property of `needed` to something else.
+    /// Fails if the user set a property of `needed` to another value.
     pub(crate) fn configure(&self, defaults: &[(&str, &str)], needed: &[(&str, &str)]) -> Result<ClientConfig> {
         let mut config = ClientConfig::new();
         let brokers = ("bootstrap.servers", self.brokers.as_str());
@@ -62,7 +62,7 @@ impl Target {
                 Some((_, needed)) => {
                     let error = Error::usage(format!("the Kafka property {key} cannot be {value}"));
                     let because = format!("{name} has to be {needed} here");
-                    return Err(error.at(self.describe()).because(because).help("leave the property away"));
+                    return Err(error.at(self.describe()).because(because).help("remove the property"));
                 }
                 None => {
                     config.set(name, value);
@@ -75,24 +75,24 @@ impl Target {
     }
 }
 
-/// What the library says about an error, without its names for it.
+/// Formats an error of the library without its constant's name.
 pub(crate) fn said(error: &KafkaError) -> String {
     let code = match error {
-        // Not among those that the library tells the code of.
+        // The library does not return the code of this variant.
         KafkaError::AdminOp(code) => Some(*code),
         error => error.rdkafka_error_code(),
     };
     code.map_or_else(|| error.to_string(), in_words)
 }
 
-/// What an error code means.
+/// Describes an error code in words.
 pub(crate) fn in_words(code: RDKafkaErrorCode) -> String {
     let text = code.to_string();
     let words = text.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
     words.map_or_else(|| text.clone(), |words| words.strip_prefix("Local: ").unwrap_or(words).to_owned())
 }
 
-/// The error of a client that could not be made.
+/// Returns the error for a client that could not be created.
 pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, description, key, value) => {
@@ -101,14 +101,14 @@ pub(crate) fn not_made(target: &Target, error: &KafkaError) -> Error {
             Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let error = Error::new("cannot make a Kafka client").at(target.describe()).because(without_codes(why));
-            error.help("check --kafka-config, and that the files that it names are there")
+            let error = Error::new("cannot create a Kafka client").at(target.describe()).because(without_codes(why));
+            error.help("check --kafka-config, and that the files that it names exist")
         }
-        error => Error::new("cannot make a Kafka client").at(target.describe()).because(said(error)),
+        error => Error::new("cannot create a Kafka client").at(target.describe()).because(said(error)),
     }
 }
 
-/// A reason without OpenSSL's codes: of "error:0A000086:SSL routines::certificate verify failed" the words.
+/// Removes OpenSSL's codes from a reason: "error:0A000086:SSL routines::…" becomes "SSL routines: …".
 fn without_codes(reason: &str) -> String {
     let mut words = String::new();
     let mut rest = reason;
@@ -126,7 +126,7 @@ fn without_codes(reason: &str) -> String {
     (words + rest).replace("::", ": ")
 }
 
-/// Whether an error is one that passes when the brokers are reachable again.
+/// `true` if an error goes away once the brokers are reachable again.
 pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -139,7 +139,7 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
             | Code::TimedOutQueue
             | Code::Resolve
             | Code::NodeUpdate
-            // A broker that metadata names no more: its questions are asked of another.
+            // A broker that the metadata no longer names: another one takes its requests.
             | Code::BrokerDestroy
             | Code::DestroyBroker
             | Code::WaitingForCoordinator
@@ -162,13 +162,13 @@ pub(crate) fn is_transient(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Whether an error says that the topic, or a partition of it, is not there.
+/// `true` if an error reports that the topic, or a partition of it, does not exist.
 pub(crate) fn is_unknown(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicId)
 }
 
-/// Whether an error says that the user may not do this.
+/// `true` if an error reports that the user is not authorised.
 pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
@@ -181,15 +181,15 @@ pub(crate) fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// `true` if an error says that the user may not use a consumer group. Groups are only for lag monitors here.
+/// `true` if an error reports that the user may not use a consumer group. Groups serve only lag monitors here.
 pub(crate) fn is_group_refusal(code: RDKafkaErrorCode) -> bool {
     code == RDKafkaErrorCode::GroupAuthorizationFailed
 }
 
-/// Groups of which it was told that they may not be used.
+/// Groups that were reported as not usable.
 static TOLD_GROUPS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Warns, once, that a group may not be used.
+/// Warns, once per group, that the group may not be used.
 pub(crate) fn tell_of_group(group: &str) {
     if TOLD_GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned()) {
         tracing::warn!(
@@ -199,11 +199,11 @@ pub(crate) fn tell_of_group(group: &str) {
     }
 }
 
-/// What the library reported last, while nothing could be asked.
+/// Last error that the library reported, to explain a request that failed or had no answer.
 #[derive(Debug, Default)]
 pub(crate) struct LastWords {
     last: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    /// The last reason that has an address which a broker has advertised.
+    /// Last reason that contains an address which a broker has advertised.
     of_advertised: Mutex<Option<String>>,
 }
 
@@ -216,18 +216,19 @@ impl LastWords {
             *self.of_advertised.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
         }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // "All brokers are down" says less than why the last of them is.
+        // "All brokers are down" is less helpful than the cause of the last failed connection.
         if code != RDKafkaErrorCode::AllBrokersDown || last.is_none() {
             *last = Some((code, words));
         }
     }
 
-    /// The cause of the last failed connection, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9 failed: …".
+    /// Returns the cause of the last failed connection, with its address: "127.0.0.1:9/1: Connect to ipv4#127.0.0.1:9
+    /// failed: …".
     pub(crate) fn reason(&self) -> Option<String> {
         self.get().map(|(_, reason)| reason)
     }
 
-    /// The cause of the last failed connection to an address that a broker has advertised, with that address.
+    /// Returns the address of the last failed connection to an address that a broker has advertised, and the cause.
     fn reason_of_advertised(&self) -> Option<(String, String)> {
         let reason = self.of_advertised.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         advertised_in(&reason).map(|address| (address, reason))
@@ -238,12 +239,12 @@ impl LastWords {
     }
 }
 
-/// What a topic is found to be.
+/// Result of looking a topic up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// It is there, with these partitions.
+    /// The topic exists, with these partitions.
     There(Vec<u32>),
-    /// The brokers know no such topic; the names of those that they know.
+    /// The brokers know no such topic; contains similar names that they know.
     Unknown(Vec<String>),
 }
 
@@ -269,11 +270,11 @@ pub(crate) fn look<C: ClientContext>(
     }
 }
 
-/// Finds the partitions of a topic, asking again while the brokers need a moment. `served` is called in between: it
-/// serves the client's events.
+/// Finds the partitions of a topic, and retries transient errors. `served` is called in between to serve the client's
+/// events.
 ///
 /// # Errors
-/// When no broker is there, or they do not let us ask.
+/// Fails if no broker is reachable, or if the brokers refuse the request.
 pub(crate) fn find_topic<C: ClientContext>(
     client: &Client<C>,
     target: &Target,
@@ -283,10 +284,11 @@ pub(crate) fn find_topic<C: ClientContext>(
     find_topic_within(client, target, words, served, UNKNOWN_PATIENCE)
 }
 
-/// As [`find_topic`], asking for so long again for a topic that is said not to exist.
+/// Finds the partitions of a topic as [`find_topic`] does. A topic that is reported missing is asked for again for
+/// `unknown_patience`.
 ///
 /// # Errors
-/// As [`find_topic`].
+/// Fails as [`find_topic`] does.
 pub(crate) fn find_topic_within<C: ClientContext>(
     client: &Client<C>,
     target: &Target,
@@ -327,7 +329,7 @@ fn refused(target: &Target, because: &str) -> Error {
     Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
 }
 
-/// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if they name none, or do not answer.
+/// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if there is no leader, or no answer.
 pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, partition: u32) -> Option<String> {
     let metadata = client.fetch_metadata(Some(topic), Duration::from_secs(2)).ok()?;
     let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
@@ -336,15 +338,15 @@ pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, parti
     Some(format!("{}:{}", leader.host(), leader.port()))
 }
 
-/// The error for a partition whose leader cannot be reached, though other brokers can: it names the address that was tried,
-/// which is often one that brokers advertise and that only they can reach.
+/// Returns the error for a partition whose leader cannot be reached, though other brokers can. It names the address
+/// that was tried, which is often one that the brokers advertise and that only they can reach.
 pub(crate) fn no_leader<C: ClientContext>(
     client: &Client<C>,
     target: &Target,
     partition: u32,
     words: &LastWords,
 ) -> Error {
-    // The brokers cannot be asked where none of them is reachable at the address that it advertises.
+    // There is no answer if no broker is reachable at the address that it advertises.
     let leader = leader_of(client, &target.topic, partition).map(|address| (address, words.reason()));
     let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
     let Some((address, reason)) = leader.or_else(advertised) else {
@@ -354,7 +356,7 @@ pub(crate) fn no_leader<C: ClientContext>(
     unreachable_leader(target, partition, &address, reason)
 }
 
-/// The error for a partition whose leader cannot be reached at this address.
+/// Returns the error for a partition whose leader cannot be reached at this address.
 fn unreachable_leader(target: &Target, partition: u32, address: &str, reason: Option<String>) -> Error {
     let place = format!("{}, partition {partition}", target.describe());
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
@@ -365,7 +367,8 @@ fn unreachable_leader(target: &Target, partition: u32, address: &str, reason: Op
     ))
 }
 
-/// The address in a reason of the library, if it is one that a broker has advertised: "127.0.0.1:9/1: Connect to …".
+/// Extracts the address from a reason of the library: "127.0.0.1:9/1: Connect to …". `None` if no broker has advertised
+/// it.
 fn advertised_in(reason: &str) -> Option<String> {
     let (address, rest) = reason.split_once(": ")?.0.rsplit_once('/')?;
     let is_number = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
@@ -380,11 +383,11 @@ fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error 
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").passing()
 }
 
-/// Checks that the leaders of a topic's partitions answer at the addresses that they advertise, which need not be those
-/// that were given. `served` serves the client's events.
+/// Checks that the leaders of a topic's partitions answer at the addresses that they advertise, which may differ from
+/// the given ones. `served` is called in between to serve the client's events.
 ///
 /// # Errors
-/// Fails if one does not within [`PATIENCE`]: names its address and the cause.
+/// Fails if a leader does not answer within [`PATIENCE`], with its address and the cause.
 pub(crate) fn reach<C: ClientContext>(
     client: &Client<C>,
     target: &Target,
@@ -392,16 +395,16 @@ pub(crate) fn reach<C: ClientContext>(
     served: impl Fn(),
 ) -> Result<()> {
     let begun = Instant::now();
-    // Who cannot be asked for the topic again has answered when it was found.
+    // The topic was found before, so a broker has answered then.
     let Ok(metadata) = client.fetch_metadata(Some(&target.topic), PATIENCE) else { return Ok(()) };
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-    // A partition without a leader has -1; it is for the one who sends to wait for it.
+    // A partition without a leader has −1; the sender waits for one.
     let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
     for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
         loop {
             let code = match client.fetch_watermarks(&target.topic, partition, Duration::from_secs(2)) {
                 Ok((low, _)) if low >= 0 => break,
-                // Without a broker's answer the library leaves −1.
+                // Without an answer of the broker, the library returns −1.
                 Ok(_) => Some(RDKafkaErrorCode::OperationTimedOut),
                 Err(error) => error.rdkafka_error_code(),
             };
@@ -410,7 +413,7 @@ pub(crate) fn reach<C: ClientContext>(
                 break;
             }
             if begun.elapsed() >= PATIENCE {
-                // Brokers that could be asked again need not be the one that is missing.
+                // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
                 return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).passing());
@@ -420,7 +423,7 @@ pub(crate) fn reach<C: ClientContext>(
     Ok(())
 }
 
-/// The error for a topic that is not there.
+/// Returns the error for a topic that does not exist.
 pub(crate) fn no_topic(target: &Target, similar: &[String]) -> Error {
     let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", target.topic);
     if !similar.is_empty() {
@@ -443,7 +446,7 @@ fn is_similar(a: &str, b: &str) -> bool {
     !a.is_empty() && !b.is_empty() && (a.contains(&b) || b.contains(&a) || edits(&a, &b) <= 2)
 }
 
-/// The number of single-character edits between two words (Levenshtein's distance).
+/// Returns the number of single-character edits between two words (Levenshtein distance).
 fn edits(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -1,7 +1,8 @@
-//! A broker inside this process, in memory: for demonstrations and quick tests.
+//! An in-memory broker inside this process, for demonstrations and quick tests.
 //!
-//! It is librdkafka's mock cluster. It keeps about 5 MiB of a partition and drops what is older; it takes transactions
-//! but does not honour them; what it holds is gone with it. It is no basis for a claim about what survives.
+//! It is librdkafka's mock cluster. It keeps about 5 MiB of a partition and drops older records; it accepts
+//! transactions without isolating them; its records are lost with it. Nothing about durability can be concluded from
+//! it.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -18,19 +19,19 @@ enum Order {
     Reachable(bool, Reply),
 }
 
-/// A running broker in memory; it ends when dropped.
+/// A running in-memory broker; it stops when dropped.
 pub struct EmbeddedBroker {
     servers: String,
     orders: Option<Sender<Order>>,
-    // The cluster stays on one thread, as the library does not say that it may be moved.
+    // The cluster stays on one thread, as the library does not promise that it may be moved.
     thread: Option<Handle>,
 }
 
 impl EmbeddedBroker {
-    /// Starts one, on a free port of 127.0.0.1.
+    /// Starts a broker on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When the library cannot.
+    /// Fails if the library cannot start it.
     pub fn start() -> Result<Self> {
         let (orders, inbox) = channel();
         let (ready, started) = channel();
@@ -40,23 +41,23 @@ impl EmbeddedBroker {
         Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Where it listens: `HOST:PORT`, as for `--brokers`.
+    /// Returns the broker's address, `HOST:PORT`, as for `--brokers`.
     pub fn servers(&self) -> &str {
         &self.servers
     }
 
-    /// Creates a topic with so many partitions.
+    /// Creates a topic with `partitions` partitions, at most 10,000.
     ///
     /// # Errors
-    /// When the library cannot.
+    /// Fails if the library cannot create it.
     pub fn create_topic(&self, topic: &str, partitions: u32) -> Result<()> {
         self.order(|reply| Order::Create(topic.to_owned(), partitions.min(10_000) as i32, reply))
     }
 
-    /// Makes it reachable, or not, as if the network to it were cut.
+    /// Makes the broker reachable, or unreachable as if its network were cut.
     ///
     /// # Errors
-    /// When the library cannot.
+    /// Fails if the library cannot.
     pub fn reachable(&self, reachable: bool) -> Result<()> {
         self.order(|reply| Order::Reachable(reachable, reply))
     }

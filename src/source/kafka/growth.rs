@@ -1,8 +1,8 @@
-//! Asks whether a topic has more than a state that has ended took: it took all up to the ends that were fixed, and is
-//! never read on.
+//! Checks a topic for data beyond an ended state, which has taken all up to the ends that were fixed and is never
+//! continued.
 //!
-//! Offsets do not tell, as what is behind an end may be the markers of transactions: a partition has grown if a record
-//! comes, or if retention has removed what was behind the end. Nothing here is kept open.
+//! Offsets do not show it, as only transaction markers may follow an end: a partition has grown if a record arrives
+//! from after its end, or if retention has removed what was after it. The client is not kept open.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use super::reader::{another, check_end, connect, is_as_checked, no_partition, of
 use crate::durable::journal::{Bound, Check};
 use crate::error::Result;
 
-/// A partition that is asked for records.
+/// A partition whose records are read.
 struct Asked {
-    /// What the state did not take begins here.
+    /// Offset at which the records begin that the state did not take.
     end: u64,
-    /// What the partition is to be known again by, until that has come.
+    /// Fingerprint to be verified by the first message; `None` once it is verified, or if there is none.
     check: Option<Check>,
 }
 
-/// What came since: see [`crate::source::Source::grown_since`].
+/// Describes the data that has arrived since: see [`crate::source::Source::grown_since`].
 pub(super) fn grown_since(target: &Target, job: &str, bounds: &[Bound]) -> Result<Option<String>> {
     let (consumer, ids) = connect(target, job)?;
     if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {

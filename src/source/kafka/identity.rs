@@ -1,10 +1,10 @@
-//! Tells a topic from every other one, the next of its name included.
+//! Identity of a topic: tells it from every other one, also from a later topic of the same name.
 //!
-//! * A topic's **id** is given to it by the brokers when it is created. The client library tells it in its log alone, when
-//!   it hears of one that is new to it; so that is listened to. Brokers older than Kafka 2.8, and some that only speak its
-//!   protocol, give none.
-//! * Without an id a topic is known by the **last record** that was taken of each partition: its timestamp and its value.
-//!   Retention may have removed it; then nothing is said against the topic.
+//! * A topic's **id** is assigned by the brokers when it is created. The client library reports it only in its log,
+//!   when the id is new to it; so the log is parsed. Brokers older than Kafka 2.8, and some that only speak its
+//!   protocol, assign no id.
+//! * Without an id a topic is identified by the **last record** that was taken of each partition: its timestamp and
+//!   value. If retention has removed that record, the topic is accepted.
 //! * A **compacted** topic loses records between others: what was read of it once cannot be read again.
 //!
 //! Invariant: nothing here waits longer than its deadline.
@@ -25,41 +25,41 @@ use super::reader::{another, connect, is_as_checked, no_partition, offsets};
 use crate::durable::journal::Check;
 use crate::error::{Error, Result};
 
-/// Maximum time for the brokers to report a topic's settings.
+/// Longest wait for the brokers to report a topic's settings.
 const SETTINGS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Prefix of an embedded broker's cluster id, and the maximum time to learn that id: it comes with the partitions.
+/// Prefix of an embedded broker's cluster id, and longest wait for that id, which arrives with the partitions.
 const EMBEDDED: &str = "mockCluster";
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The contexts of the client library's log that have topics' ids.
+/// Contexts of the client library's log that contain the ids of topics.
 pub(super) const LOGGED: &str = "metadata";
 
-/// The id of a topic, if a line of the client library's log tells it.
+/// Extracts a topic's new id from a line of the client library's log; `None` if the line is about something else.
 pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
     // "Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to pEBvHAhMRHKzo8Un_mF0Dw"
     let (before, rest) = line.split_once(" changed id from ")?;
     let named = before.strip_suffix(topic).is_some_and(|before| before.ends_with("Topic "));
     let (_, id) = rest.split_once(" to ")?;
     let id = id.trim();
-    // Zero is no id.
+    // An id of zeros means that there is none.
     let is_one = !id.is_empty() && !id.trim_end_matches('=').chars().all(|letter| letter == 'A');
     (named && is_one).then_some(id)
 }
 
-/// The error for a topic that has become another one under its name while it was read.
+/// Returns the error for a topic that was deleted and created again under its name while it was read.
 pub(super) fn made_again(target: &Target) -> Error {
     Error::new(format!("the topic {} was deleted and created again while it was read", target.topic))
         .at(&target.brokers)
         .because("its new records may be at offsets that were read before")
-        .help("start anew, without the old state and with new outputs")
+        .help("start again with a new --state and new outputs")
 }
 
-/// Reads the last records that were taken once more, with a client of its own, and compares them: `Some` error if there is
-/// another record in the place of one, or none.
+/// Reads once more the last records that were taken, with a client of its own, and compares them. Returns an error if
+/// another record, or none, is in the place of one; `None` if all are the same.
 ///
 /// # Errors
-/// Fails if the topic cannot be read now.
+/// Fails if the topic cannot be read at the moment.
 pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)]) -> Result<Option<Error>> {
     let (consumer, ids) = connect(target, job)?;
     let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
@@ -83,16 +83,16 @@ pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)
     })
 }
 
-/// Refuses a topic that is compacted. Where the brokers do not tell, it is read, with a warning.
+/// Refuses a compacted topic. If the brokers do not tell, the topic is read, with a warning.
 ///
 /// # Errors
-/// Fails if it is compacted.
+/// Fails if the topic is compacted.
 pub(super) fn refuse_compacted<C: ClientContext>(
     client: &Client<C>,
     target: &Target,
     config: &ClientConfig,
 ) -> Result<()> {
-    // It answers no administrator, and compacts nothing.
+    // An embedded broker answers no admin client, and compacts nothing.
     let is_embedded = |cluster: &String| cluster.starts_with(EMBEDDED);
     if client.fetch_cluster_id(EMBEDDED_PATIENCE).as_ref().is_some_and(is_embedded) {
         return Ok(());

@@ -1,18 +1,18 @@
 //! Kafka topics as sources. With `sink/kafka`, the only part of Tidegate that knows the Kafka client library.
 //!
-//! * A [`Topic`] is a source: a topic at some brokers, and how a message becomes a record.
-//! * The **end** of a partition is its last stable offset: what is before it is decided, what is after it may belong to
-//!   a transaction that is still open. It never goes back.
-//! * A **marker** is an offset that a transaction's end takes up and no record has.
+//! * A [`Topic`] is a source: a topic at some brokers, whose messages are decoded to records.
+//! * The **end** of a partition is its last stable offset: records before it are committed or aborted, records after it
+//!   may belong to an open transaction. It never goes back.
+//! * A **marker** is an offset that the end of a transaction takes up and that no record has.
 //!
 //! Invariants: only committed records are read, at offsets that this module names itself (never at those that a
 //! consumer group stored); a partition's records are taken in order, each once; a start is an offset, not a word like
-//! "latest", so that it can be journalled. Group offsets are written for people's lag monitors, after the results were
-//! shown, and never read back. A topic is known by its id: one that is deleted and created again ends the job
-//! that reads it, and is no source of its state. A topic is read on behind a state only if the last record that the state
-//! took of each partition is still the one that it was, or retention has removed it.
+//! "latest", so that it can be journalled. Group offsets are committed for lag monitors, after the results were
+//! published, and are never read back. A topic is known by its id: one that is deleted and created again fails the job
+//! that reads it, and is not the source that a state was read from. A state continues with a topic only if the last
+//! record that it took of each partition is still the same, or was removed by retention.
 //!
-//! It does not know what an epoch is good for, nor who drives it.
+//! The module knows neither the purpose of epochs nor its caller.
 
 mod address;
 pub(crate) mod admin;
@@ -38,18 +38,18 @@ use client::Target;
 pub use embedded::EmbeddedBroker;
 use rdkafka::consumer::Consumer;
 
-/// Where reading begins in partitions that are there when a job starts for the first time. Partitions that are added to
-/// the topic later are read from their first record.
+/// Start of reading in the partitions that exist when a job first starts. Partitions that are added to the topic later
+/// are read from their first record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// At the first record that the topic still has.
+    /// The first record that the topic still has.
     #[default]
     Earliest,
-    /// Behind the last record that is committed.
+    /// After the last committed record.
     Latest,
 }
 
-/// A topic of JSON messages, once its records' type and event time are known: see [`Topic::json`].
+/// A topic of JSON messages to read records from: see [`Topic::json`].
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
@@ -75,21 +75,22 @@ pub struct Topic<T> {
     records: PhantomData<fn() -> T>,
 }
 
-/// A topic of JSON messages whose records' event time is still to be told.
+/// A topic of JSON messages without a record type and event time yet.
 #[derive(Clone, Debug)]
 pub struct Untimed {
     target: Target,
 }
 
 impl Topic<()> {
-    /// A topic whose messages are JSON; `brokers` are `HOST:PORT[,HOST:PORT…]`.
+    /// Names a topic of JSON messages; `brokers` are `HOST:PORT[,HOST:PORT…]`.
     pub fn json(brokers: &str, topic: &str) -> Untimed {
         Untimed { target: Target::new(brokers, topic) }
     }
 }
 
 impl Untimed {
-    /// Says what a message is parsed as, and when such a record happened, in milliseconds since 1970.
+    /// Sets the record type that messages are decoded to, and the function that returns a record's event time in
+    /// milliseconds since 1970.
     pub fn event_time<T: Record>(self, time: impl Fn(&T) -> i64 + Send + Sync + 'static) -> Topic<T> {
         Topic {
             target: self.target,
@@ -105,33 +106,34 @@ impl Untimed {
 }
 
 impl<T: Record> Topic<T> {
-    /// How far records may be behind the greatest event time of their partition.
+    /// Sets the allowed disorder: how far an event time may be behind the greatest one of its partition.
     #[must_use]
     pub fn out_of_order(mut self, disorder: Duration) -> Self {
         self.out_of_order = Some(disorder);
         self
     }
 
-    /// Sets the time that a partition is at its end, without records, before it no longer holds the watermark back: before it is
-    /// idle.
-    /// Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and is combined with
-    /// others; records of a partition that pauses for longer than that are late for windows that have closed meanwhile.
+    /// Sets the idle timeout: a partition that is at its end for this long without records no longer holds the
+    /// watermark back. Without it, the job's `idle_timeout` holds. Make it short for a topic that is mostly quiet and
+    /// is combined with others. Records of a partition that pauses for longer are late for windows that have closed
+    /// meanwhile.
     #[must_use]
     pub fn idle_after(mut self, silence: Duration) -> Self {
         self.idle_after = Some(silence);
         self
     }
 
-    /// Where to begin when the job starts for the first time.
+    /// Sets the start of reading when the job first starts.
     #[must_use]
     pub fn from(mut self, start: Start) -> Self {
         self.start = start;
         self
     }
 
-    /// Whether to read only what is committed when the job starts, partitions of then, and to stop the job when that has
-    /// been read (of all sources, if there are several). Unlike a job that runs until the end of its sources, it is not
-    /// over then: no window closes by it, and started again it reads on, to the end of that time.
+    /// Makes the job read only the records that are committed when an incarnation starts, of the partitions that exist
+    /// then, and stop when they have been read (in every source of the job), if `stop` is `true`. Unlike a job that
+    /// runs until the end of its sources, it has not ended then: no window closes because of it, and the next start
+    /// reads on, to the end at that time.
     #[must_use]
     pub fn stop_at_end(mut self, stop: bool) -> Self {
         self.stops_at_end = stop;
@@ -139,15 +141,15 @@ impl<T: Record> Topic<T> {
     }
 
     /// Accepts a compacted topic, if `true`; by default it is refused. Compaction removes a record once a later one of
-    /// its key comes, so two jobs may read different records. The records that this job reads are kept by value in the
-    /// state's journal, so that it recovers with exactly those.
+    /// its key arrives, so two jobs may read different records. The records that this job reads are kept by value in
+    /// the state's journal, so that it recovers with exactly those.
     #[must_use]
     pub fn compacted(mut self, compacted: bool) -> Self {
         self.compacted = compacted;
         self
     }
 
-    /// Sets a property of librdkafka (TLS, SASL, sizes, …). Properties that correctness needs as they are, such as
+    /// Sets a property of librdkafka (TLS, SASL, sizes, …). Properties that correctness depends on, such as
     /// `isolation.level`, are refused when the topic is opened.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {

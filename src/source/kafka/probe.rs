@@ -1,7 +1,8 @@
-//! Reads a few messages of a topic, with a client that reads nothing else: `read_each(&consumer, &target, &from, |id, message|
-//! …)` asks of each message, and of the end of each partition, whether more of that partition is wanted.
+//! Reads a few messages of a topic, with a client that reads nothing else: the closure of `read_each(&consumer,
+//! &target, &from, |id, message| …)` decides, at each message and at the end of each partition, whether to read more of
+//! that partition.
 //!
-//! Invariant: it waits for no message longer than [`OFFSETS_PATIENCE`].
+//! Invariant: no message is waited for longer than [`OFFSETS_PATIENCE`].
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,21 +16,21 @@ use super::reader::{OFFSETS_PATIENCE, judge, list};
 use super::report::Listener;
 use crate::error::{Error, Result};
 
-/// What is wanted next of a partition.
+/// Decision after a message of a partition.
 pub(super) enum Next<T> {
-    /// Its next message.
+    /// Read the partition's next message.
     More,
-    /// Nothing.
+    /// Read no more of the partition.
     Enough,
-    /// Nothing of any partition: this is the answer.
+    /// Stop reading altogether, with this result.
     Answer(T),
 }
 
-/// Reads partitions from these offsets on, until there is an answer or enough of each. `take` gets the id of a partition and
-/// its next message; `None` stands for its end.
+/// Reads partitions from these offsets on, until `take` returns an answer or wants no more of any partition. `take`
+/// gets the id of a partition and its next message, or `None` at its end. Returns `None` if there was no answer.
 ///
 /// # Errors
-/// Fails if the topic cannot be read now, or as `take` does.
+/// Fails if the topic cannot be read at the moment, or if `take` fails.
 pub(super) fn read_each<T>(
     consumer: &BaseConsumer<Listener>,
     target: &Target,
@@ -43,7 +44,7 @@ pub(super) fn read_each<T>(
     while let Some(id) = wanted.first() {
         if heard.elapsed() > OFFSETS_PATIENCE {
             let place = format!("{}, partition {id}", target.describe());
-            return Err(Error::new("a partition's records do not come").at(place).help("check the brokers"));
+            return Err(Error::new("a partition's records do not arrive").at(place).help("check the brokers"));
         }
         let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
         let (id, message) = match &polled {

@@ -1,18 +1,19 @@
 //! Reads one worker's partitions of a topic.
 //!
-//! * A [`Feed`] is one partition: it has a queue of its own, which the client library fills up to a limit. A partition
-//!   that should rest is simply not taken from: nothing of it is lost or fetched twice.
-//! * A record that is taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
-//! * A topic is **known again** by its id, and by the last record that was taken of each partition: its timestamp and its
-//!   value (see `identity`). One that was deleted and made anew under the same name has another id, and another record there,
-//!   or none.
-//! * The end of a partition, where it has one, is **confirmed** when the topic was asked for after the partition was read to
-//!   it, and was still the same. No epoch with an end that is not confirmed is bound.
-//! * Of a compacted topic what is read is kept **by value** in the journal, and replayed from there.
+//! * A [`Feed`] is one partition with a queue of its own, which the client library fills up to a limit. A paused
+//!   partition is simply not taken from: none of its records is lost or fetched twice.
+//! * A record that was taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
+//! * A topic is **verified** by its id, and by the last record that was taken of each partition: its timestamp and
+//!   value (see `identity`). One that was deleted and created again under the same name has another id, and another
+//!   record there, or none.
+//! * A partition's end, if it has one, is **confirmed** when the topic was asked for after the partition was read to
+//!   its end, and was still the same. No epoch with an unconfirmed end is committed.
+//! * Records of a compacted topic are kept **by value** in the journal, and replayed from there.
 //!
-//! Invariants: an offset below the intake's next one is never taken again; an end of a partition that a feed sees lies
-//! at or past every offset that was asked for when the reader was opened, and every offset in a journal, as the last
-//! stable offset never goes back; each call of `poll` reads the clock once, and only to judge idleness.
+//! Invariants: an offset below the intake's next one is never taken again; the end of a partition that a queue reports
+//! is at or past the end found when the reader was opened, and at or past every offset in a journal, as the last stable
+//! offset never goes back; the clock is read only to judge idleness and for deadlines, never to decide the contents of
+//! an epoch.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -38,40 +39,41 @@ use crate::record::Record;
 use crate::source::{Binding, Found, Intake, Note, Place, Polled, Reader, Resumed, Slot};
 use crate::time::Epoch;
 
-/// A gap between polls after which time spent at a partition's end counts from anew: nobody was listening.
+/// Longest pause between polls for which idleness goes on counting: after a longer one a partition's idle timeout
+/// starts anew.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How many records a call of `replay` takes at most.
+/// Largest number of records that a call of `replay` takes.
 const REPLAY_BUDGET: usize = 50_000;
 
-/// How many epochs' offsets are kept for monitors until they are shown.
+/// Largest number of unpublished epochs whose offsets are kept for lag monitors.
 const UNSHOWN: usize = 10_000;
 
-/// How long a partition's broker may take to tell its offsets, or to bring a record that is there.
+/// Longest wait for the offsets of a partition, or for a record that exists.
 pub(super) const OFFSETS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Interval at which the last records of a topic without an id are read again, to see whether it is the same.
+/// Interval at which the last records of a topic without an id are read again, to verify that it is the same topic.
 const DOUBT: Duration = Duration::from_secs(30);
 
-/// Maximum time for the brokers to confirm an end.
+/// Longest wait for the brokers to confirm an end.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
 
 const MADE_ANEW: &str = "was the topic deleted and created again? then start with a new --state";
 
 const DEFAULTS: &[(&str, &str)] = &[
-    // A full queue is looked at again after this; by default a second later.
+    // Pause before a full queue is filled again; by default a second.
     ("fetch.queue.backoff.ms", "2"),
-    // A request that leaves out a partition whose queue is full waits so long if the others have nothing new; the queue
-    // should hold more than is read meanwhile.
+    // A fetch that leaves out a partition with a full queue waits for so long if the others have nothing new. A queue
+    // should hold more than is read in that time.
     ("fetch.wait.max.ms", "50"),
-    // Of each partition's queue, as each has its own.
+    // Limits of each partition's queue, as each has its own.
     ("queued.min.messages", "50000"),
     ("queued.max.messages.kbytes", "8192"),
-    // A record greater than this still comes, alone.
+    // A larger record is still fetched, alone.
     ("fetch.message.max.bytes", "1048576"),
     ("receive.message.max.bytes", "1000000000"),
     ("reconnect.backoff.max.ms", "1000"),
-    // A record that was damaged on its way is an error, not a record.
+    // A record that was damaged on its way is an error.
     ("check.crcs", "true"),
 ];
 
@@ -82,7 +84,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("isolation.level", "read_committed"),
     ("auto.offset.reset", "error"),
     ("allow.auto.create.topics", "false"),
-    // Idleness is judged by it.
+    // Idleness is judged by statistics.
     ("statistics.interval.ms", "500"),
 ];
 
@@ -94,38 +96,38 @@ pub(super) struct Manner {
     pub(super) compacted: bool,
 }
 
-/// A record that was taken from its queue before its epoch came.
+/// A record that was taken from its queue before its epoch was replayed.
 struct Held {
     offset: u64,
     stamped: Option<i64>,
     payload: Option<Vec<u8>>,
 }
 
-/// One partition.
+/// A partition that this worker reads.
 struct Feed {
     id: u32,
-    /// Where it begins, unless a journal says otherwise.
+    /// Offset at which reading begins, unless a journal has one.
     start: u64,
-    /// Its first offset when the reader was opened.
+    /// First offset when the reader was opened.
     low: u64,
-    /// Where it ended then.
+    /// End when the reader was opened.
     end: u64,
     slot: Option<Slot>,
-    /// It is read up to its end of then, in a job that stops there.
+    /// `true` once it is read up to `end`, in a job that stops there.
     caught_up: bool,
     queue: PartitionQueue<Listener>,
     held: Option<Held>,
-    /// The broker has reported its end, and no record came since.
+    /// `true` if the broker has reported the end, and no record has arrived since.
     at_end: bool,
-    /// Since when it has been at its end, its broker answering and no transaction open.
+    /// Time since which it has been at its end, with its broker answering and no open transaction.
     quiet_since: Option<Instant>,
-    /// A report came that was not yet weighed.
+    /// `true` if idleness was not judged since the last statistics.
     weigh: bool,
-    /// The moment since which its broker has not answered.
+    /// Time since which its broker has not answered; `None` if it answers.
     unheard_since: Option<Instant>,
-    /// Behind the transaction markers that followed the last record that was taken.
+    /// Position after the transaction markers that follow the last record that was taken.
     position: Option<u64>,
-    /// The offset that was last committed for monitors.
+    /// Group offset that was committed last, for lag monitors.
     committed: u64,
 }
 
@@ -135,10 +137,10 @@ impl Feed {
     }
 }
 
-/// What came of taking from a feed.
+/// Result of taking records from a feed.
 enum Taken {
     Records(usize),
-    /// There was less than asked for.
+    /// Fewer records than asked for were there.
     Empty(usize),
 }
 
@@ -149,37 +151,37 @@ struct Confirmed {
     ends: usize,
     /// Number of ends when the pending confirmation was requested; `None` if none is pending.
     asked: Option<usize>,
-    /// The epoch that cannot be bound before the answer, and since when.
+    /// Epoch that cannot be committed before the answer, and the time since when.
     waiting: Option<(Epoch, Instant)>,
     /// Time of the last comparison of records, of a topic without an id.
     compared: Option<Instant>,
 }
 
-/// A reader of a topic: see the module.
+/// A worker's reader of a topic: see the module.
 pub(super) struct KafkaReader<T> {
     consumer: Arc<BaseConsumer<Listener>>,
     target: Target,
-    /// This worker, and how many there are.
+    /// Index of this worker, and number of workers.
     share: (usize, usize),
     until_end: bool,
     stops_at_end: bool,
     by_value: bool,
-    /// The topic's id; `None` if the brokers give none.
+    /// Id of the topic; `None` if the brokers assign none.
     id: Option<String>,
     confirmed: Confirmed,
     idle_timeout: Duration,
     feeds: Vec<Feed>,
-    /// Some feeds are not yet in the intake.
+    /// `true` if some feeds are not in the intake yet.
     unfound: bool,
-    /// There is a state that knows the topic: a partition that it does not name was added later.
+    /// `true` if a state knows the topic: a partition that it does not name was added later.
     known: bool,
     turn: usize,
     watch: Watch,
     last_poll: Option<Instant>,
     outage: Option<Outage>,
-    /// What was last heard of the partitions.
+    /// Last statistics of the partitions.
     heard: Report,
-    /// For monitors: per epoch the offsets it came to.
+    /// Next offsets of the partitions after each committed but unpublished epoch, for lag monitors.
     bound: VecDeque<(Epoch, Vec<(u32, u64)>)>,
     records: PhantomData<fn() -> T>,
 }
@@ -224,24 +226,24 @@ impl<T: Record> KafkaReader<T> {
         })
     }
 
-    /// Takes in what the watch has noticed.
+    /// Processes the observations of the watch.
     fn hear(&mut self) -> Result<()> {
         let news: Vec<News> = self.watch.news().collect();
         for news in news {
             match news {
                 News::Gone => {
                     let error = Error::new(format!("the topic {} was deleted while it was read", self.target.topic));
-                    return Err(error.at(&self.target.brokers).help("start anew, without the old state"));
+                    return Err(error.at(&self.target.brokers).help("start again with a new --state"));
                 }
                 News::Other(error) => return Err(error),
                 News::Back => self.confirmed.compared = None,
                 News::Confirmed => {
-                    // What the client library logged before it answered is to be heard first.
+                    // The log lines that the client library wrote before the answer are served first.
                     self.serve(Instant::now())?;
                     self.confirmed.ends = self.confirmed.asked.take().unwrap_or(self.confirmed.ends);
                     self.confirmed.compared = Some(Instant::now());
                 }
-                // What comes after the end that was fixed is not for this run.
+                // This run reads nothing after the end that was fixed.
                 News::Partition(..) if self.until_end || self.stops_at_end => {}
                 News::Partition(id, low) => {
                     self.feeds.push(new_feed(&self.consumer, &self.target, id, (low, low, low))?);
@@ -252,7 +254,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(())
     }
 
-    /// Gives the intake the partitions that it does not follow yet.
+    /// Adds the partitions that the intake does not track yet.
     fn find(&mut self, epoch: Epoch, intake: &mut Intake<T>) -> Result<()> {
         if !self.unfound {
             return Ok(());
@@ -264,7 +266,7 @@ impl<T: Record> KafkaReader<T> {
         let mut assigned = Vec::new();
         for feed in &mut self.feeds {
             if let Some(slot) = feed.slot {
-                // Where earlier lives were to go on for ever, the end at this start holds.
+                // If earlier incarnations had no end, the end at this start holds.
                 if self.until_end {
                     intake.limit(slot, feed.end);
                 }
@@ -288,7 +290,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(())
     }
 
-    /// Lets the client library fetch partitions, each from an offset on.
+    /// Starts to fetch partitions, each from an offset on.
     fn assign(&self, partitions: &[(u32, u64)]) -> Result<()> {
         if partitions.is_empty() {
             return Ok(());
@@ -297,9 +299,9 @@ impl<T: Record> KafkaReader<T> {
         list.map_err(|error| Error::new("cannot read").at(self.target.describe()).because(said(&error)))
     }
 
-    /// Serves what the client library has to say apart from records.
+    /// Serves the events of the client library other than records.
     fn serve(&mut self, now: Instant) -> Result<()> {
-        // Counted, as a poll also answers nothing when it has served an event.
+        // Counted, because a poll also returns nothing when it has served an event.
         let mut silent = 0;
         while silent < SILENT_POLLS {
             let polled = self.consumer.poll(Duration::ZERO);
@@ -307,10 +309,10 @@ impl<T: Record> KafkaReader<T> {
             let error = match polled {
                 None => continue,
                 Some(Err(error)) => error,
-                // It cannot be, and would be a record lost.
+                // Impossible, and would lose a record.
                 Some(Ok(message)) => {
                     let place = format!("{}, partition {}", self.target.describe(), message.partition());
-                    return Err(Error::new("a record came outside of its partition's queue").at(place));
+                    return Err(Error::new("a record arrived outside of its partition's queue").at(place));
                 }
             };
             match error.rdkafka_error_code() {
@@ -384,7 +386,7 @@ impl<T: Record> KafkaReader<T> {
                 break Taken::Records(taken);
             }
             if let Some(until) = intake.until(slot).filter(|_| feed.at_end) {
-                // What is left before it are markers.
+                // Only transaction markers are left before it.
                 intake.skip_to(slot, until);
                 intake.end(slot);
             }
@@ -399,7 +401,8 @@ impl<T: Record> KafkaReader<T> {
                     feed.quiet_since = None;
                     let (offset, stamped) = place(&message);
                     if is_for_later(offset) {
-                        // What is left before it are markers. It is not kept: nothing more is read in this life.
+                        // Only transaction markers are left before it. The record is not kept: this incarnation reads
+                        // nothing more.
                         feed.caught_up = true;
                     } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
                         taken += 1;
@@ -415,7 +418,7 @@ impl<T: Record> KafkaReader<T> {
                 }
             }
         };
-        // Of the last one only, so that it costs nothing.
+        // Computed from the last record only, so that it costs little.
         if let Some(message) = last.filter(|_| !self.by_value) {
             let (offset, stamped) = place(&message);
             intake.remember(slot, check(offset, stamped, message.payload()));
@@ -423,7 +426,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(all)
     }
 
-    /// Takes records of all feeds, in turns.
+    /// Takes records of all feeds in turns. Returns `true` if the budget was used up.
     fn take_in_turns(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<T>, now: Instant) -> Result<bool> {
         let count = self.feeds.len();
         let share = (budget / count.max(1)).max(1);
@@ -460,14 +463,14 @@ impl<T: Record> KafkaReader<T> {
         Ok(left == 0)
     }
 
-    /// Lets the client library fetch no more of a partition that is read to its end; if it will not, that costs only memory.
+    /// Stops fetching a partition that is read to its end. A failure is ignored: it costs only memory.
     fn rest(&self, at: usize) {
         if let Ok(list) = list(&self.target.topic, &[(self.feeds[at].id, 0)]) {
             let _ = self.consumer.pause(&list);
         }
     }
 
-    /// Takes what a journal's epoch took from one partition; answers whether that is all taken.
+    /// Replays one partition's records of an epoch of the journal. Returns `true` once all of them are taken.
     fn repeat(
         &mut self,
         epoch: Epoch,
@@ -489,7 +492,7 @@ impl<T: Record> KafkaReader<T> {
                     intake.keep_values(slot);
                 }
                 self.feeds[at].slot = Some(slot);
-                // What is replayed by value comes a second time, and is not taken.
+                // Records that are replayed by value are fetched again, but not taken.
                 self.assign(&[(bound.partition, from.max(low))])?;
                 slot
             }
@@ -501,7 +504,7 @@ impl<T: Record> KafkaReader<T> {
         while intake.next(slot) < bound.next {
             let feed = &mut self.feeds[at];
             if feed.at_end && feed.held.is_none() {
-                // Everything committed was delivered: what is left are markers.
+                // All committed records were delivered: only transaction markers are left.
                 intake.skip_to(slot, bound.next);
                 break;
             }
@@ -547,7 +550,8 @@ impl<T: Record> KafkaReader<T> {
         Ok(true)
     }
 
-    /// Takes what a journal's epoch took from one partition and has by value; answers whether that is all taken.
+    /// Replays one partition's records of an epoch of the journal that has them by value. Returns `true` once all of
+    /// them are taken.
     fn repeat_values(
         &mut self,
         epoch: Epoch,
@@ -572,7 +576,7 @@ impl<T: Record> KafkaReader<T> {
         Ok(true)
     }
 
-    /// Has the topic asked for if an end was reached since that was done last; answers whether all ends are confirmed.
+    /// Requests a confirmation if an end was reached since the last request. Returns `true` if all ends are confirmed.
     fn confirm(&mut self, intake: &Intake<T>) -> bool {
         let is_over = |feed: &Feed| feed.caught_up || feed.slot.is_some_and(|slot| intake.ended(slot));
         let ends = self.feeds.iter().filter(|feed| is_over(feed)).count();
@@ -586,7 +590,7 @@ impl<T: Record> KafkaReader<T> {
         ends <= self.confirmed.ends
     }
 
-    /// Gives the offsets of the oldest unshown epoch over to the next one.
+    /// Merges the offsets of the oldest unpublished epoch into the next one.
     fn forget_oldest(&mut self) {
         let oldest = self.bound.pop_front();
         if let (Some((_, offsets)), Some((_, next))) = (oldest, self.bound.front_mut()) {
@@ -598,7 +602,7 @@ impl<T: Record> KafkaReader<T> {
         }
     }
 
-    /// The feed of a partition that a state names, if it is this worker's.
+    /// Returns the index of the feed of a partition that a state names; `None` if another worker reads it.
     fn feed_of(&self, partition: u32) -> Result<Option<usize>> {
         if partition as usize % self.share.1 != self.share.0 {
             return Ok(None);
@@ -609,7 +613,7 @@ impl<T: Record> KafkaReader<T> {
         Err(no_partition(&self.target, partition))
     }
 
-    /// Refuses a topic that no longer has the records from an offset on.
+    /// Fails if retention has removed the records from an offset on.
     fn check_start(&self, feed: &Feed, from: u64) -> Result<()> {
         if from >= feed.low {
             return Ok(());
@@ -620,7 +624,7 @@ impl<T: Record> KafkaReader<T> {
         Err(error.help("start with a new --state, or keep records longer"))
     }
 
-    /// Reads a record that a state has taken once more: see the module.
+    /// Verifies a partition by reading once more the last record that the state has taken: see the module.
     fn recognize(&mut self, at: usize, expected: Check) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -628,7 +632,7 @@ impl<T: Record> KafkaReader<T> {
             let feed = &self.feeds[at];
             match feed.queue.poll(Duration::from_millis(20)) {
                 None if begun.elapsed() > OFFSETS_PATIENCE => {
-                    let error = Error::new("a record that is there does not come");
+                    let error = Error::new("an existing record does not arrive");
                     let place = format!("{}, partition {}, offset {}", self.target.describe(), feed.id, expected.at);
                     return Err(error.at(place).help("check the brokers"));
                 }
@@ -659,7 +663,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
                 intake.keep_values(slot);
             }
             self.feeds[at].slot = Some(slot);
-            // Retention may have removed what the topic would be known again by, and of an ended partition what follows.
+            // Retention may have removed the record that identifies the topic and, of an ended partition, all that
+            // follows.
             let low = self.feeds[at].low;
             let check = bound.check.filter(|check| !self.by_value && (low..bound.next).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
@@ -703,7 +708,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             let now = Instant::now();
             let (_, since) = *self.confirmed.waiting.get_or_insert((epoch, now));
             if now - since > CONFIRM_PATIENCE {
-                let error = Error::new("the brokers do not say whether the topic is still the one that was read");
+                let error = Error::new("the brokers do not confirm that the topic is still the one that was read");
                 return Err(error.at(self.target.describe()).help("check the brokers, and start again"));
             }
             return Ok(None);
@@ -724,7 +729,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         self.hear()?;
         self.serve(Instant::now())?;
         if self.confirmed.waiting.is_some() {
-            return Ok(false); // The epoch before is not bound yet, and must not see what comes.
+            return Ok(false); // The epoch before is not committed yet, and must not get later records.
         }
         intake.begin(epoch);
         self.known |= !bounds.is_empty();
@@ -752,7 +757,8 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         if !self.consumer.context().has_group() {
             return;
         }
-        // When all that was taken is shown, what is left are markers: they would count as lag for ever.
+        // When everything that was taken is published, only transaction markers are left; they would count as lag for
+        // ever.
         if self.bound.is_empty() {
             for feed in self.feeds.iter().filter(|feed| feed.at_end) {
                 if let Some(position) = feed.position.filter(|position| *position > feed.committed) {
@@ -770,7 +776,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
                 feed.committed = *offset;
             }
         }
-        // Only monitors read these; the next call brings newer ones.
+        // For lag monitors only; a failure is ignored, as the next call commits later offsets.
         let committed = list(&self.target.topic, &offsets);
         let _ = committed.and_then(|offsets| self.consumer.commit(&offsets, CommitMode::Async));
     }
@@ -788,7 +794,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
     }
 }
 
-/// Names a topic with this id, whatever its name and its brokers' address.
+/// Returns the identity of a topic with this id, which does not depend on its name or its brokers' address.
 pub(super) fn identity(id: &str) -> String {
     format!("topic {id}")
 }
@@ -802,7 +808,7 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
             config.set(key, &name);
         }
     }
-    // The topic's id is heard of in the log alone: see `Listener`, which shows nothing of it.
+    // The topic's id is reported only in the log, which `Listener` parses and does not print.
     let logged = config.get("debug").map_or(LOGGED.to_owned(), |debug| format!("{debug},{LOGGED}"));
     config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
@@ -810,7 +816,7 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
     let listener = Listener::new(&target.topic, &group, Duration::from_millis(wait));
     let consumer = config.create_with_context(listener).map_err(|error| client::not_made(target, &error))?;
     let consumer: Arc<BaseConsumer<Listener>> = Arc::new(consumer);
-    // Counted, as a poll also answers nothing when it has served an event.
+    // Counted, because a poll also returns nothing when it has served an event.
     let served = || (0..100).for_each(|_| Listener::pass(&consumer));
     match find_topic(consumer.client(), target, &consumer.context().words, served)? {
         Lookup::There(ids) => {
@@ -821,12 +827,12 @@ pub(super) fn connect(target: &Target, job: &str) -> Result<(Arc<BaseConsumer<Li
     }
 }
 
-/// The first offset and the end of a partition.
+/// Returns the first offset and the end of a partition.
 pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u32) -> Result<(u64, u64)> {
     let begun = Instant::now();
     loop {
         match consumer.fetch_watermarks(&target.topic, id as i32, Duration::from_secs(3)) {
-            // Without a broker's answer the library leaves −1.
+            // Without an answer of the broker, the library returns −1.
             Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
             Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
                 let error = Error::new("cannot ask for the ends of a partition").because(said(&error));
@@ -835,7 +841,7 @@ pub(super) fn offsets(consumer: &BaseConsumer<Listener>, target: &Target, id: u3
             _ if begun.elapsed() > OFFSETS_PATIENCE => {
                 return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
             }
-            // What the library has to say of the broker is served.
+            // Serves what the library reports of the broker.
             _ => {
                 (0..100).for_each(|_| Listener::pass(consumer));
                 std::thread::sleep(Duration::from_millis(100));
@@ -850,7 +856,7 @@ fn new_feed(
     id: u32,
     (start, low, end): (u64, u64, u64),
 ) -> Result<Feed> {
-    // The queue is made before the partition is assigned, so that no record goes to the common one.
+    // The queue is created before the partition is assigned, so that no record goes to the common one.
     let queue = consumer.split_partition_queue(&target.topic, id as i32);
     let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
     Ok(Feed {
@@ -883,13 +889,13 @@ pub(super) fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
     (message.offset().max(0) as u64, message.timestamp().to_millis())
 }
 
-/// `true` if a message is the record of a check.
+/// `true` if a message is the record of a fingerprint.
 pub(super) fn is_as_checked(message: &BorrowedMessage<'_>, expected: Check) -> bool {
     let (offset, stamped) = place(message);
     check(offset, stamped, message.payload()) == expected
 }
 
-/// What a partition is known again by: a record of it.
+/// Computes a partition's fingerprint from one of its records.
 pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> Check {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
@@ -897,20 +903,20 @@ pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -
     Check { at: offset, sum: sum.finalize() }
 }
 
-/// The error for a topic without a partition that a state names.
+/// Returns the error for a topic without a partition that a state names.
 pub(super) fn no_partition(target: &Target, partition: u32) -> Error {
     let place = format!("{}, partition {partition}", target.describe());
     Error::new("a partition that the state names is not there").at(place).help(MADE_ANEW)
 }
 
-/// The error for a topic that has another record than the state took, or none.
+/// Returns the error for a topic that has another record than the state took, or none.
 pub(super) fn another(target: &Target, partition: u32, check: Check) -> Error {
     let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
     let error = Error::new("a record is not the one that the state has counted").at(place);
     error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
 }
 
-/// Refuses a partition that does not reach as far as a state has it, or was to take of it.
+/// Fails if a partition ends before what a state has taken, or was to take, of it.
 pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> {
     let named = bound.next.max(bound.until.unwrap_or(0));
     if named <= end {
@@ -921,7 +927,7 @@ pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> 
     Err(error.at(format!("{}, partition {}", target.describe(), bound.partition)))
 }
 
-/// Offers a record of a journal's epoch to the intake; answers whether it was taken.
+/// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
 fn again<T: Record + DeserializeOwned>(
     epoch: Epoch,
     slot: Slot,
@@ -936,7 +942,7 @@ fn again<T: Record + DeserializeOwned>(
     Ok(taken)
 }
 
-/// Offers a record to the intake; answers whether it was taken.
+/// Offers a record to the intake. Returns `true` if it was taken.
 fn offer<T: Record + DeserializeOwned>(
     epoch: Epoch,
     slot: Slot,
@@ -962,7 +968,8 @@ fn offer<T: Record + DeserializeOwned>(
     Ok(true)
 }
 
-/// Says that a partition is idle, if it has been quiet for long enough up to a report that came since.
+/// Marks a partition as idle if it was quiet throughout the idle timeout, up to statistics that arrived since the last
+/// call.
 fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration, intake: &mut Intake<T>) {
     if !std::mem::take(&mut feed.weigh) || !feed.at_end {
         return;
@@ -972,12 +979,12 @@ fn weigh<T: Record>(feed: &mut Feed, slot: Slot, now: Instant, timeout: Duration
     }
 }
 
-/// Decides whether an error that came instead of a record ends the job.
+/// Fails if an error that came instead of a record ends the job.
 pub(super) fn judge(target: &Target, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
-        // Offsets are not kept for monitors then; records come all the same.
+        // Group offsets are then not committed for lag monitors; records arrive all the same.
         Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
-        // Whether a topic is gone for good, the watch finds out.
+        // The watch finds out whether a topic is gone for good.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
         Some(code) => Err(failed(target, Some(partition), code)),
         None => Err(Error::new("cannot read").at(target.describe()).because(said(error))),

@@ -1,5 +1,5 @@
-//! What the client library reports about itself twice a second: whether a partition's broker answers, and whether a
-//! transaction is open on it. Idleness is decided by it, never the contents of an epoch.
+//! Statistics and events of the client library, which reports twice a second whether a partition's broker answers and
+//! whether a transaction is open on it. They decide idleness, never the contents of an epoch.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,75 +16,75 @@ use super::client::{LastWords, is_group_refusal, tell_of_group};
 use super::identity::id_in;
 use crate::source::Note;
 
-/// A broker that is asked for records answers within `fetch.wait.max.ms`; one that has been silent for so much longer
-/// is not heard.
+/// Silence beyond `fetch.wait.max.ms` after which a broker counts as not answering: one that is asked for records
+/// answers within that time.
 const SILENCE: Duration = Duration::from_millis(1500);
 
-/// After how many polls that served no line of the log there is none left: a poll also answers nothing when it has served an
-/// event.
+/// Number of successive polls without a line of the log after which none is left. A poll also returns nothing when it
+/// has served an event.
 pub(super) const SILENT_POLLS: u32 = 4;
-/// A broker that has not answered for less than this is no cause of anything: brokers and networks take a moment now and
-/// then, and a partition that was just assigned is not fetched at once.
+/// Outage of a broker that is too short to be noted: brokers and networks pause now and then, and a partition that was
+/// just assigned is not fetched at once.
 pub(super) const NOTED: Duration = Duration::from_secs(2);
 
-/// Listens to what a consumer says.
+/// Context of a consumer: collects its statistics, log lines and errors.
 #[derive(Debug)]
 pub(super) struct Listener {
     pub(super) topic: String,
     group: String,
     pub(super) words: LastWords,
-    /// How long a broker may say nothing.
+    /// Longest silence of a broker that counts as answering.
     silence: Duration,
     report: Mutex<Option<Report>>,
-    /// The topic's id, as the client library heard of it last.
+    /// Id of the topic that the client library reported last; `None` if it reported none.
     id: Mutex<Option<String>>,
-    /// The client library has logged something.
+    /// `true` if the client library has logged a line since the last check.
     logged: AtomicBool,
-    /// The group may not be used.
+    /// `true` if the consumer group may not be used.
     ungrouped: AtomicBool,
 }
 
-/// What was last heard of the topic.
+/// Last statistics of the topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
     partitions: BTreeMap<u32, Heard>,
-    /// A broker that leads partitions which we read, and does not answer.
+    /// Address of a broker that leads a partition being read and does not answer.
     pub(super) silent: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Heard {
-    /// Its broker answers.
+    /// `true` if the partition's broker answers.
     answers: bool,
-    /// It is fetched: its end is known to be the end.
+    /// `true` if the partition is being fetched, so that its end is known.
     fetched: bool,
-    /// No broker leads it.
+    /// `true` if no broker leads the partition.
     orphaned: bool,
     open: bool,
-    /// The offset to be fetched next, if all before it was taken from the queue.
+    /// Offset to be fetched next; `None` if earlier records wait in the queue, or if it is unknown.
     drained: Option<u64>,
-    /// The offset behind the last record that can be read, if it was heard.
+    /// Last stable offset: the offset after the last record that can be read; `None` if it is unknown.
     end: Option<u64>,
 }
 
 impl Report {
-    /// Whether a partition's broker answers, and has no transaction open on it.
+    /// `true` if a partition's broker answers, and no transaction is open on the partition.
     pub(super) fn is_calm(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_some_and(|heard| heard.answers && heard.fetched && !heard.open)
     }
 
-    /// `true` if a partition's broker answers, as far as anything was heard of it.
+    /// `true` if a partition's broker answers, or if nothing was reported of the partition yet.
     pub(super) fn answers(&self, partition: u32) -> bool {
         self.partitions.get(&partition).is_none_or(|heard| heard.answers)
     }
 
-    /// The offset that is fetched next of a partition, if nothing before it waits in its queue. It is behind transaction
-    /// markers, which are never taken.
+    /// Returns the offset to be fetched next of a partition; `None` if earlier records wait in its queue. It is past
+    /// transaction markers, which no poll returns.
     pub(super) fn drained(&self, partition: u32) -> Option<u64> {
         self.partitions.get(&partition)?.drained
     }
 
-    /// Says what was heard of a partition; its broker has not answered for `silence`.
+    /// Returns the monitoring data of a partition whose broker has not answered for `silence`.
     pub(super) fn note(&self, partition: u32, position: Option<u64>, silence: Option<Duration>) -> Note {
         let heard = self.partitions.get(&partition);
         let note = heard.and_then(|heard| match (silence.is_some_and(|silence| silence >= NOTED), heard.open) {
@@ -112,18 +112,19 @@ impl Listener {
         }
     }
 
-    /// Takes note that the group whose offsets tell monitors how far it reads may not be used.
+    /// Notes that the consumer group, whose offsets are for lag monitors, may not be used.
     pub(super) fn lose_group(&self) {
         self.ungrouped.store(true, Ordering::Relaxed);
         tell_of_group(&self.group);
     }
 
-    /// `true` if the group may be used, as far as was heard.
+    /// `true` unless it was reported that the consumer group may not be used.
     pub(super) fn has_group(&self) -> bool {
         !self.ungrouped.load(Ordering::Relaxed)
     }
 
-    /// Serves one event of a consumer that is asked for nothing but events, and drops it; the library tells some once only.
+    /// Serves one event of a consumer that fetches nothing. An error that the group may not be used is kept, because
+    /// the library reports it only once.
     pub(super) fn pass(consumer: &BaseConsumer<Listener>) {
         if let Some(Err(error)) = consumer.poll(Duration::ZERO)
             && error.rdkafka_error_code().is_some_and(is_group_refusal)
@@ -132,17 +133,17 @@ impl Listener {
         }
     }
 
-    /// The report that came since the last call, if one did.
+    /// Returns the statistics that arrived since the last call; `None` if there are none.
     pub(super) fn take(&self) -> Option<Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The id that the topic has, as far as was heard; `None` if the brokers give none.
+    /// Returns the last reported id of the topic; `None` if the brokers assign none.
     pub(super) fn id(&self) -> Option<String> {
         self.id.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Serves what the client library has to say of a topic of which nothing is read yet.
+    /// Serves all events of a consumer that fetches nothing yet.
     pub(super) fn drain(consumer: &BaseConsumer<Listener>) {
         let mut silent = 0;
         while silent < SILENT_POLLS {
@@ -151,7 +152,7 @@ impl Listener {
         }
     }
 
-    /// `true` if the client library has logged something since the last call.
+    /// `true` if the client library has logged a line since the last call.
     pub(super) fn has_logged(&self) -> bool {
         self.logged.swap(false, Ordering::Relaxed)
     }
@@ -200,13 +201,14 @@ impl ClientContext for Listener {
 
 impl ConsumerContext for Listener {}
 
-/// A broker that does not answer, as one reader sees it. It is told once, however many readers of this process see it.
+/// A broker that does not answer, as seen by one reader. It is logged once, however many readers of this process see
+/// it.
 #[derive(Debug)]
 pub(super) struct Outage {
     broker: String,
 }
 
-/// By how many readers brokers are missed.
+/// Number of readers that miss each broker.
 static MISSED: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 impl Outage {
@@ -258,7 +260,7 @@ struct BrokerStatistics {
     name: String,
     nodeid: i32,
     state: String,
-    /// Microseconds since the broker last said anything; −1 if it never did.
+    /// Microseconds since the broker's last response; −1 if there was none.
     #[serde(default)]
     rxidle: i64,
 }
@@ -276,10 +278,10 @@ struct PartitionStatistics {
     fetch_state: String,
     hi_offset: i64,
     ls_offset: i64,
-    /// The offset to fetch next; negative before it is known.
+    /// Offset to fetch next; negative while it is unknown.
     #[serde(default)]
     next_offset: i64,
-    /// The number of records that wait in the partition's queue.
+    /// Number of records in the partition's queue.
     #[serde(default)]
     fetchq_cnt: i64,
 }
@@ -312,7 +314,7 @@ mod tests {
             assert_eq!(report.answers(0), state == "UP" && rxidle == 400_000, "{state} {rxidle}");
             let [moment, long] = [NOTED / 2, NOTED].map(|silence| report.note(0, None, Some(silence)));
             assert_eq!((long.end, long.note.as_deref()), (Some(ls), Some("its broker does not answer")));
-            // Of a moment nothing is said, but for a transaction that is open.
+            // A short outage is not noted, an open transaction is.
             assert_eq!(moment.note.is_some(), ls == 9);
         }
     }

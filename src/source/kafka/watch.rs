@@ -1,6 +1,6 @@
-//! Watches a topic from a thread of its own, as questions to brokers make one wait: for partitions that are added to
-//! it, for its end, and for another topic in its place. That it asks at all has the client library log the topic's id if
-//! that is a new one; of a topic without an id it compares records, when it is asked to.
+//! Watches a topic from a thread of its own, because requests to brokers block: for added partitions, for its deletion,
+//! and for another topic in its place. Each request makes the client library log the topic's id if that is a new one;
+//! of a topic without an id, records are compared on request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,35 +16,35 @@ use crate::durable::journal::Check;
 use crate::error::{Error, Result};
 use crate::thread::{self, Handle, Role};
 
-/// How often the brokers are asked.
+/// Interval between requests to the brokers.
 const INTERVAL: Duration = Duration::from_secs(3);
 
-/// After how long they are asked again where they did not know.
+/// Interval between retries of a request that the brokers could not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often in a row a topic has to be unknown to be taken as deleted.
+/// Number of successive answers that call a topic unknown before it is taken as deleted.
 const UNKNOWN_TIMES: u32 = 3;
 
-/// Records to be compared: of which partitions, and what they were.
+/// Partitions and the fingerprints of the records to be compared.
 type Records = Vec<(u32, Check)>;
 
-/// What was noticed.
+/// An observation of the watch.
 #[derive(Debug)]
 pub(super) enum News {
-    /// A partition was added to the topic, and its first record is at this offset.
+    /// A partition was added to the topic; its first record is at this offset.
     Partition(u32, u64),
-    /// The topic is there no more.
+    /// The topic no longer exists.
     Gone,
-    /// It was not there for a moment, and is again.
+    /// The topic was missing for a moment, and exists again.
     Back,
-    /// It was asked for since [`Watch::confirm`]: what the client library logged of it is there to be heard, and the records
-    /// that were to be compared are as they were.
+    /// The topic was asked for since [`Watch::confirm`], and the records to be compared are unchanged. All that the
+    /// client library logged of the topic is ready to be served.
     Confirmed,
-    /// It has other records than were taken of it.
+    /// The topic has other records than were taken.
     Other(Error),
 }
 
-/// A running watch; it ends when dropped.
+/// A running watch; it stops when dropped.
 pub(super) struct Watch {
     news: Receiver<News>,
     orders: Sender<Records>,
@@ -53,7 +53,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches for what is not in `known`; only partitions that are `mine` are reported.
+    /// Starts a watch for partitions that are not in `known`; only those that are `mine` are reported.
     pub(super) fn start(
         consumer: Arc<BaseConsumer<Listener>>,
         (target, job): (&Target, &str),
@@ -69,14 +69,15 @@ impl Watch {
         Ok(Watch { news, orders, stop, thread })
     }
 
-    /// Has the topic asked for, and these records of it compared; the answer is [`News::Confirmed`], or why not.
+    /// Requests a check of the topic, and a comparison of these records. The answer is [`News::Confirmed`] or
+    /// [`News::Other`].
     pub(super) fn confirm(&self, records: Records) {
-        // It hears nothing more once it has told that the topic is gone.
+        // Fails only if the thread has ended.
         let _ = self.orders.send(records);
         self.thread.thread().unpark();
     }
 
-    /// What was noticed since the last call.
+    /// Returns the observations since the last call.
     pub(super) fn news(&self) -> impl Iterator<Item = News> + '_ {
         self.news.try_iter()
     }
@@ -84,7 +85,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // Not joined: it may be waiting for a broker that is not there.
+        // Not joined: it may be waiting for a broker that is not reachable.
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
     }
@@ -125,7 +126,7 @@ fn run(
                 }
                 continue;
             }
-            // Not known at the moment; the readers notice an outage themselves.
+            // Unknown at the moment; the readers detect an outage themselves.
             Ok(None) | Err(_) => continue,
         };
         if std::mem::take(&mut unknown) > 0 && sender.send(News::Back).is_err() {
@@ -134,7 +135,7 @@ fn run(
         if let Some(records) = order.take() {
             let compared = if records.is_empty() { Ok(None) } else { compare_records(target, job, &records) };
             let Ok(other) = compared else {
-                order = Some(records); // The brokers are away again.
+                order = Some(records); // The brokers are unreachable again.
                 continue;
             };
             if sender.send(other.map_or(News::Confirmed, News::Other)).is_err() {

@@ -1,4 +1,4 @@
-//! Of statuses made by hand: what is named, what is not, and in which order.
+//! Tests on hand-made statuses: which causes are named, which are not, and in which order.
 
 use super::super::{ConnectionStatus, FrontStatus, SinkStatus, SnapshotStatus, StepStatus, StreamStatus};
 use super::*;
@@ -12,7 +12,7 @@ fn partition(number: u32, watermark: i64) -> PartitionStatus {
     PartitionStatus { source: "t".into(), partition: number, watermark, next: 5, ..PartitionStatus::default() }
 }
 
-/// Two processes with a worker each, of which all is well: partition 0 is at 100, partition 1 at 120.
+/// A healthy job of two processes with a worker each: partition 0 is at 100, partition 1 at 120.
 fn well() -> JobStatus {
     let process = |number: usize, watermark| ProcessStatus {
         process: number,

@@ -1,4 +1,4 @@
-//! All values, in the order in which their records stood.
+//! All values, in the order of their records.
 
 use std::collections::BTreeMap;
 use std::iter::repeat_n;
@@ -10,8 +10,8 @@ use crate::record::{Event, Record};
 use crate::stream::aggregate::extremes::{Standing, standing};
 use crate::stream::aggregate::{Accumulator, Aggregate};
 
-/// What [`Collect`] keeps: how often each value stood where. Mostly once: only several values made of one record share a
-/// place.
+/// The accumulator of [`Collect`]: values by their records' positions, each with its multiplicity. That is mostly 1:
+/// only several values made of one record share a position.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Collected<V: Ord> {
     values: BTreeMap<(Standing, V), u64>,

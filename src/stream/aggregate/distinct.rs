@@ -1,4 +1,4 @@
-//! Distinct values, exact: all of them are kept, once each, in a sorted set. For very many of them there is
+//! Distinct values, exactly: all of them are kept, once each, in a sorted set. For very many values there is
 //! [`ApproxCountDistinct`](super::ApproxCountDistinct).
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::record::{Event, Record};
 use crate::stream::aggregate::{Accumulator, Aggregate};
 
-/// What [`CountDistinct`] and [`Distinct`] keep: every value, once.
+/// The accumulator of [`CountDistinct`] and [`Distinct`]: every distinct value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Kinds<V: Ord> {
     values: BTreeSet<V>,

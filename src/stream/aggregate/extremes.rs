@@ -1,8 +1,8 @@
-//! Extremes: the value at an end of an order. [`Min`] and [`Max`] go by the value itself, [`First`] and [`Last`] by when
-//! and where the record stood, [`ArgMin`] and [`ArgMax`] by another value of the record.
+//! Extremes: the value at an end of an order. [`Min`] and [`Max`] order by the value itself, [`First`] and [`Last`]
+//! by the record's position, [`ArgMin`] and [`ArgMax`] by another value of the record.
 //!
-//! Invariant: the orders are total. Where a record stood breaks ties: event time, source, partition, offset; several
-//! values made of one record stand at one place, and there the value itself decides.
+//! Invariant: the orders are total. The position of a record breaks ties: event time, source, partition, offset.
+//! Several values made of one record share its position, and are ordered by the value itself.
 
 use std::cmp::Ordering;
 
@@ -71,10 +71,10 @@ extreme!(
     Max, Greatest, >
 );
 
-/// When and where a record stood: event time, then source, partition and offset.
+/// The position of a record: event time, then source, partition and offset.
 pub(super) type Standing = (EventTime, (u16, u32, u64));
 
-/// When and where an event's record stood.
+/// Returns the position of an event's record.
 #[inline]
 pub(super) fn standing<D>(event: &Event<D>) -> Standing {
     (event.time, event.origin.place())
@@ -187,14 +187,14 @@ macro_rules! extreme_by {
 extreme_by!(
     /// See [`Each::arg_min`](super::Each::arg_min).
     ArgMin,
-    /// What [`ArgMin`] keeps: the value, and what makes its record the one.
+    /// The accumulator of [`ArgMin`]: the value, with the key and the position that select its record.
     LeastBy,
     Ordering::Less
 );
 extreme_by!(
     /// See [`Each::arg_max`](super::Each::arg_max).
     ArgMax,
-    /// What [`ArgMax`] keeps: the value, and what makes its record the one.
+    /// The accumulator of [`ArgMax`]: the value, with the key and the position that select its record.
     GreatestBy,
     Ordering::Greater
 );

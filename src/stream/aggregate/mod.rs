@@ -1,32 +1,33 @@
-//! Aggregates: what a window keeps of its records, and what it shows of that.
+//! Aggregates: the accumulators that windows keep of their records, and the values computed from them.
 //!
-//! * [`Aggregate`]: how an event becomes a **part**, what is sent to the worker that has the key; how parts add up to
-//!   an **accumulator**; and the **value** that is shown.
-//! * [`Each`]: what the closure of `aggregate` gets, to name aggregates with: `|each| (each.count(), each.sum(|t| …))`.
+//! * [`Aggregate`]: turns an event into a **part**, which is sent to the worker of the key, adds parts up to an
+//!   **accumulator**, and computes the **value** that is emitted.
+//! * [`Each`]: the argument of the closure of `aggregate`, which names aggregates:
+//!   `|each| (each.count(), each.sum(|t| …))`.
 //!
-//! | what it says | its aggregates | what is kept |
+//! | result | aggregates | state |
 //! | --- | --- | --- |
-//! | how much | [`Count`], [`Sum`], [`Mean`] | one exact sum |
-//! | how it is spread | [`Variance`], [`SampleVariance`], [`StdDev`], [`SampleStdDev`] | two exact sums |
-//! | where most of it lies | [`Quantile`], [`Quantiles`] | counts of ranges of numbers, as many as occur |
-//! | the ends | [`Min`], [`Max`], [`First`], [`Last`], [`ArgMin`], [`ArgMax`] | one value |
-//! | more of the ends | [`Top`], [`Bottom`] | so many values |
-//! | how many kinds | [`CountDistinct`], [`Distinct`] | every kind |
-//! | about how many kinds | [`ApproxCountDistinct`] | 16 KiB at most |
-//! | everything | [`Collect`] | every value |
-//! | your own | [`Merge`], [`Aggregate`] | what you say |
+//! | amount | [`Count`], [`Sum`], [`Mean`] | one exact sum |
+//! | spread | [`Variance`], [`SampleVariance`], [`StdDev`], [`SampleStdDev`] | two exact sums |
+//! | distribution | [`Quantile`], [`Quantiles`] | a histogram of the numbers that occur |
+//! | extremes | [`Min`], [`Max`], [`First`], [`Last`], [`ArgMin`], [`ArgMax`] | one value |
+//! | several extremes | [`Top`], [`Bottom`] | up to n values |
+//! | distinct values | [`CountDistinct`], [`Distinct`] | every distinct value |
+//! | distinct values, approximately | [`ApproxCountDistinct`] | 16 KiB at most |
+//! | all values | [`Collect`] | every value |
+//! | custom | [`Merge`], [`Aggregate`] | your own type |
 //!
-//! Invariant: `merge` is *exactly* commutative and associative, so that what is kept is a function of the parts as a
-//! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed in
-//! 128 bits and their squares in 192, decimals in integer and fraction; ties of `first`, `last` and their like are broken
-//! by where the record stood (and by the value, for several made of one record); sketches are of the kind that forgets in
-//! which order it was filled; and floating-point numbers are compared but never summed.
+//! Invariant: `merge` is *exactly* commutative and associative, so an accumulator is a function of the parts as a
+//! multiset. Then a row is a function of the records alone, not of workers, epochs or crashes. So integers are summed
+//! in 128 bits and their squares in 192, decimals as integer and fraction; ties of `first`, `last` and the like are
+//! broken by the record's position (and by the value, for several made of one record); sketches are of a kind whose
+//! result does not depend on the order of insertion; and floating-point numbers are compared but never summed.
 //!
-//! Values that are equal must be the same value, as with everything that derives its order: of two equal ones, it is
-//! nobody's promise which is kept.
+//! Values that are equal must be the same value, as with every type that derives its order: it is unspecified which
+//! of two equal values is kept.
 //!
-//! The path of an accumulator's type within the crate is part of what a snapshot's rows are checked by: a type that is
-//! moved to another module cannot read its old rows any more. That is why those of sums and extremes are in this file.
+//! The names of an accumulator's types and fields are part of the fingerprint of a snapshot's rows: renaming them
+//! makes old rows unreadable. The module that a type is in is not part of it.
 
 mod collect;
 mod distinct;
@@ -56,8 +57,8 @@ pub use sketch::{ApproxCountDistinct, Sketch};
 pub use spread::{Moments, SampleStdDev, SampleVariance, StdDev, Variance};
 pub use sums::{Mean, Sum, Summable};
 
-/// What adds up. `merge` must be exactly commutative and associative; together with the count of records that the
-/// engine keeps beside it, it makes a semigroup of differential dataflow.
+/// A value that can be merged with others of its kind. `merge` must be exactly commutative and associative; with the
+/// count of records that the engine keeps beside it, it is a semigroup of differential dataflow.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say how two of it are merged",
     label = "not an `Accumulator`",
@@ -65,11 +66,11 @@ pub use sums::{Mean, Sum, Summable};
     note = "for an aggregate of your own, implement `tidegate::stream::aggregate::Accumulator` for a type of your own"
 )]
 pub trait Accumulator: Record {
-    /// Adds what `other` holds.
+    /// Adds `other` to this accumulator.
     fn merge(&mut self, other: &Self);
 }
 
-/// What a window keeps of its records and shows of them.
+/// A function of a window's records, computed from an accumulator.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an aggregate of `{D}` records",
     label = "not an aggregate",
@@ -77,37 +78,37 @@ pub trait Accumulator: Record {
     note = "a tuple has up to eight aggregates, and tuples can be nested; what is computed from them belongs behind `.on_close()`, in `.map(…)`"
 )]
 pub trait Aggregate<D>: 'static {
-    /// What of a record is sent to the worker that has its key.
+    /// The part of a record that is sent to the worker of its key.
     type Part: Record;
-    /// What is kept.
+    /// The accumulator.
     type Sum: Accumulator;
-    /// What is shown.
+    /// The emitted value.
     type Value: Record;
 
-    /// What this aggregate needs of a record.
+    /// Extracts the part of a record that this aggregate needs.
     fn part(&self, event: &Event<D>) -> Self::Part;
 
-    /// What one record makes.
+    /// Creates the accumulator of one record.
     fn lift(&self, part: Self::Part) -> Self::Sum;
 
-    /// Adds a record: as merging what it makes, but cheaper.
+    /// Adds a record: equivalent to merging its accumulator, but cheaper.
     #[inline]
     fn absorb(&self, sum: &mut Self::Sum, part: Self::Part) {
         sum.merge(&self.lift(part));
     }
 
-    /// Whether it can be computed at all: asked once, when the query is built.
+    /// Checks the aggregate's parameters; called when the query is built.
     ///
     /// # Errors
-    /// What makes no sense, such as a quantile above 1.
+    /// Fails if a parameter is invalid, such as a quantile above 1.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 
-    /// What is shown of `count` records, at least one.
+    /// Computes the value of `count` records, at least one.
     ///
     /// # Errors
-    /// When the value cannot be told, as a sum beyond its type's range.
+    /// Fails if the value cannot be computed, such as a sum beyond its type's range.
     fn value(&self, count: i64, sum: &Self::Sum) -> Result<Self::Value>;
 }
 
@@ -136,8 +137,8 @@ impl<D> Aggregate<D> for Count {
     }
 }
 
-/// A sum of integers: 128 bits and how often they overflowed, so that the order of the terms never matters. Its order
-/// as a value means nothing; it is kept in halves so that rows are not padded to sixteen bytes.
+/// A sum of integers of up to 64 bits, in 128 bits, which cannot overflow. Its order as a value has no meaning; it is
+/// kept in two halves so that rows are not padded to sixteen bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WideSum {
     high: i64,
@@ -147,7 +148,7 @@ pub struct WideSum {
 #[cfg(feature = "abomonation")]
 crate::in_place!(WideSum { high, low });
 
-/// A sum of 128-bit integers: 128 bits, and how often they wrapped.
+/// A sum of 128-bit integers: 128 bits, and how often they wrapped, so that the order of the terms does not matter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WrappingSum {
     wraps: i64,
@@ -157,13 +158,14 @@ pub struct WrappingSum {
 #[cfg(feature = "abomonation")]
 crate::in_place!(WrappingSum { wraps, low });
 
-/// A sum of decimals, exact: whole units, and 10^-28ths of one in 0 ≤ fraction < 10^28. The least and the greatest
-/// [`Decimal`](crate::Decimal) are below 10^29, so more than 10^9 of them can be added before `units` could overflow.
+/// An exact sum of decimals: whole units, and 10^-28ths of one, with 0 ≤ fraction < 10^28. The magnitude of every
+/// [`Decimal`](crate::Decimal) is below 10^29, so more than 10^9 of them can be added before `units` could wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DecimalSum {
     units: i128,
     fraction: i128,
-    /// What did not fit into `units`, in halves of its range; never zero if the sum is out of range for good.
+    /// The number of times that `units` wrapped, negative if downwards; zero exactly if the units of the sum are in the
+    /// range of `i128`.
     wraps: i64,
 }
 

@@ -1,18 +1,19 @@
-//! Quantiles of integers: a histogram of ranges that are as wide as the numbers are large.
+//! Quantiles of integers: a histogram whose ranges are as wide as the numbers are large.
 //!
-//! * The **range** of a number says its sign and its first eight binary digits. So ranges get wider as numbers get
-//!   larger, and each number is within 1/256 of the middle of its range; those from −255 to 255 have a range each. This
-//!   is the log-linear layout of HdrHistogram (G. Tene) with eight digits; of DDSketch (Masson, Rim, Lee, "DDSketch: a
-//!   fast and fully-mergeable quantile sketch with relative-error guarantees", 2019) it has the guarantee, and of both
-//!   the merging: counts are added up. No ranges are ever put together to save room, so nothing depends on an order.
-//! * The **rank** of the quantile q of n numbers is q·n rounded up, at least 1: the quantile is the number that stands
-//!   there in ascending order ("nearest rank"). There is always a number that is the quantile; the median of 1 and 2 is 1.
+//! * The **range** of a number consists of its sign and its first eight binary digits. So ranges get wider as numbers
+//!   get larger, and each number is within 1/256 of the middle of its range; those from −255 to 255 have a range
+//!   each. This is the log-linear layout of HdrHistogram (G. Tene) with eight digits, and gives the error guarantee
+//!   of DDSketch (Masson, Rim, Lee, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error
+//!   guarantees", 2019). As in both, merging adds up counts. Ranges are never joined to save space, so nothing
+//!   depends on an order.
+//! * The **rank** of the quantile q of n numbers is q·n rounded up, at least 1: the quantile is the number at that
+//!   rank in ascending order ("nearest rank"). The quantile is always one of the numbers; the median of 1 and 2 is 1.
 //!
-//! Invariant: what is kept is a function of the numbers as a multiset: how many there are in each range, the least and
-//! the greatest. The range in which the rank lies is found exactly, so the only error is within the range.
+//! Invariant: the accumulator is a function of the numbers as a multiset: the count of each range, the least and the
+//! greatest number. The range that contains the rank is found exactly, so the only error is within the range.
 //!
-//! A histogram has as many ranges as numbers fall in: 128 for each doubling of the numbers at most, at some 10 bytes
-//! each; of all numbers that there are, 14,592.
+//! A histogram has as many ranges as numbers fall in: at most 128 for each doubling of the numbers, at some 10 bytes
+//! each; 14,592 for all 64-bit numbers.
 
 use std::collections::BTreeMap;
 
@@ -22,30 +23,30 @@ use crate::error::{Error, Result};
 use crate::record::Event;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 
-/// Into how many ranges a doubling is divided, as a power of two.
+/// The number of ranges of a doubling, as a power of two.
 const DIGITS: u32 = 7;
-/// Quantiles are taken to so many parts.
+/// The resolution of quantiles: they are rounded to multiples of 1 / `PARTS`.
 const PARTS: u32 = 1_000_000_000;
 
-/// What [`Quantile`] and [`Quantiles`] keep: how many numbers are in each range, and the ends.
+/// The accumulator of [`Quantile`] and [`Quantiles`]: a histogram, and the least and the greatest number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ranges {
     least: i64,
     greatest: i64,
-    /// By range; ranges are in the order of their numbers.
+    /// The count of each range; ranges are in the order of their numbers.
     counts: BTreeMap<i16, u64>,
 }
 
-/// The range of a number.
+/// Returns the range of a number.
 fn range_of(number: i64) -> i16 {
     let size = number.unsigned_abs();
     let wider = (u64::BITS - size.leading_zeros()).saturating_sub(DIGITS + 1);
-    // Sizes with the same number of digits have 128 ranges; what is below 128 has its own, in front of them.
+    // Magnitudes with the same number of digits have 128 ranges; those below 128 have one each, in front of them.
     let range = (u64::from(wider) << DIGITS) + (size >> wider);
     if number < 0 { -(range as i16) } else { range as i16 }
 }
 
-/// The middle of a range, rounded towards zero.
+/// Returns the middle of a range, rounded towards zero.
 fn middle_of(range: i16) -> i128 {
     let size = u128::from(range.unsigned_abs());
     let wider = (size >> DIGITS).saturating_sub(1);
@@ -65,11 +66,11 @@ impl Ranges {
         *self.counts.entry(range_of(number)).or_default() += 1;
     }
 
-    /// The number at a quantile, given in [`PARTS`].
+    /// Returns the number at a quantile, which is given in [`PARTS`].
     fn at(&self, parts: u32) -> i64 {
         let count = self.counts.values().map(|count| u128::from(*count)).sum::<u128>();
         let rank = (u128::from(parts) * count).div_ceil(u128::from(PARTS)).max(1);
-        // The ends are known better than by their ranges.
+        // The least and the greatest number are known exactly.
         if rank == 1 {
             return self.least;
         }
@@ -96,8 +97,8 @@ impl Accumulator for Ranges {
     }
 }
 
-/// A quantile in [`PARTS`], so that 0.07 of 100 numbers is the seventh, not the eighth: as a binary fraction it is a
-/// little more than 0.07.
+/// Converts a quantile to [`PARTS`], so that 0.07 of 100 numbers is the seventh, not the eighth: as a binary fraction
+/// it is a little more than 0.07.
 fn parts_of(quantile: f64) -> u32 {
     (quantile * f64::from(PARTS)).round() as u32
 }
@@ -164,7 +165,7 @@ quantiles!(
 mod tests {
     use super::*;
 
-    /// The numbers around the borders of ranges, and random ones of every size.
+    /// Returns the numbers around the borders of ranges, and random ones of every magnitude.
     fn numbers() -> Vec<i64> {
         let mut random = fastrand::Rng::with_seed(1);
         let mut numbers = (-2000..2000).collect::<Vec<i64>>();

@@ -6,7 +6,7 @@
 //! Invariant: the quotient is rounded once, to nearest, ties to even, as IEEE 754 rounds one division. The result neither
 //! overflows nor is subnormal: a quotient that is not zero lies between 2^-192 and 2^384.
 
-/// The integers up to this one are all exact as `f64`.
+/// All integers up to this one are exact as `f64`.
 const EXACT: u128 = 1 << f64::MANTISSA_DIGITS;
 
 /// The magnitude of a numerator, most significant part first.
@@ -20,7 +20,7 @@ impl From<u128> for Wide {
 }
 
 impl Wide {
-    /// `self` · `factor` + `term`; the caller knows that it fits.
+    /// Returns `self` · `factor` + `term`, which must fit.
     pub(super) fn times_plus(self, factor: u128, term: u128) -> Wide {
         let Wide([high, middle, low]) = self;
         let (low, carry) = low.carrying_mul(factor, term);
@@ -30,7 +30,7 @@ impl Wide {
         Wide([high, middle, low])
     }
 
-    /// `self` − `term`, of which `self` is the greater.
+    /// Returns `self` − `term`, which must not be negative.
     pub(super) fn minus(self, term: u128) -> Wide {
         let Wide([high, middle, low]) = self;
         let (low, borrow) = low.borrowing_sub(term, false);
@@ -38,7 +38,7 @@ impl Wide {
         Wide([high - u128::from(borrow), middle, low])
     }
 
-    /// The number of bits without leading zeros.
+    /// Returns the number of bits without leading zeros.
     fn bits(self) -> i32 {
         let Wide([high, middle, low]) = self;
         let bits = |part: u128| (u128::BITS - part.leading_zeros()) as i32;
@@ -49,13 +49,13 @@ impl Wide {
         }
     }
 
-    /// The bit of weight 2^`at`; 0 for negative weights.
+    /// Returns the bit of weight 2^`at`; 0 for negative weights.
     fn bit(self, at: i32) -> u128 {
         let Ok(at) = usize::try_from(at) else { return 0 };
         self.0[2 - at / 128] >> (at % 128) & 1
     }
 
-    /// `true` if a bit below weight 2^`at` is set.
+    /// Returns `true` if a bit below weight 2^`at` is set.
     fn has_bits_below(self, at: i32) -> bool {
         let Wide([high, middle, low]) = self;
         let below = |part: u128, at: i32| at > 0 && (at >= 128 || part << (128 - at) != 0) && part != 0;
@@ -63,7 +63,8 @@ impl Wide {
     }
 }
 
-/// The `f64` nearest to `numerator` / (`factor` · `scale`), neither of which is 0; `scale` is less than 2^64 · 2^63.
+/// Returns the `f64` nearest to `numerator` / (`factor` · `scale`), neither of which is 0; `scale` is less than 2^64
+/// · 2^63.
 pub(super) fn nearest_quotient(numerator: Wide, factor: u128, scale: u128) -> f64 {
     let (low, high) = factor.carrying_mul(scale, 0);
     debug_assert!(high < 1 << 64 && (high, low) != (0, 0), "a denominator has 192 bits and is not 0");

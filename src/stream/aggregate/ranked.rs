@@ -1,8 +1,8 @@
-//! The few greatest and the few least values.
+//! The n greatest and the n least values.
 //!
-//! How many goes into what is kept: an accumulator that is merged must know where to stop. Of two that were made for
-//! different numbers, as in a window that was begun by an earlier version of the program, the lesser number holds, since
-//! what the other left out nobody knows.
+//! The limit n is part of the accumulator: a merge must know it. If two accumulators have different limits, as in a
+//! window that was begun by an earlier version of the program, the lesser limit applies, since the values that the
+//! other one dropped are unknown.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,8 @@ macro_rules! ranked {
         }
 
         impl<V: Record> $sum<V> {
-            /// Where a value goes: behind those that are better or equal; or `None` if there is no room for it.
+            /// Returns the index at which to insert a value: after those that are better or equal; `None` if there is
+            /// no room for it.
             fn place(&self, value: &V) -> Option<usize> {
                 let has_room = (self.values.len() as u64) < self.most;
                 if !has_room && self.values.last().is_none_or(|last| !(value $better last)) {
@@ -36,7 +37,7 @@ macro_rules! ranked {
                 Some(self.values.partition_point(|kept| !(value $better kept)))
             }
 
-            /// Makes it one for so many values at most.
+            /// Lowers the limit to `most` values.
             fn limit(&mut self, most: u64) {
                 if most < self.most {
                     self.most = most;
@@ -56,7 +57,7 @@ macro_rules! ranked {
             fn merge(&mut self, other: &Self) {
                 self.limit(other.most);
                 for value in &other.values {
-                    // The rest is no better.
+                    // The remaining values are no better.
                     let Some(place) = self.place(value) else { break };
                     self.put(place, value.clone());
                 }
@@ -101,12 +102,12 @@ macro_rules! ranked {
 ranked!(
     /// See [`Each::top`](super::Each::top).
     Top,
-    /// What [`Top`] keeps: so many values at most, greatest first.
+    /// The accumulator of [`Top`]: at most `most` values, greatest first.
     Highest, >
 );
 ranked!(
     /// See [`Each::bottom`](super::Each::bottom).
     Bottom,
-    /// What [`Bottom`] keeps: so many values at most, least first.
+    /// The accumulator of [`Bottom`]: at most `most` values, least first.
     Lowest, <
 );

@@ -1,26 +1,26 @@
-//! About how many distinct values, in bounded space: HyperLogLog.
+//! The approximate number of distinct values, in bounded space: HyperLogLog.
 //!
-//! * A value's **hash** is SipHash-1-3, with a key of zeros, of the bytes that `postcard` writes it as: the same in every
-//!   process, on every machine and in every build, as a sketch that was kept in a snapshot must go on in the next
-//!   program. (What `std::hash` gives promises none of that.) It is made where the record is read, so nothing else of the
-//!   value travels.
-//! * Of up to 1024 distinct hashes the sketch keeps them all, in order, and counts them. That is exact but for two values
-//!   with one hash, which among so many has a chance of less than one in 10^13.
-//! * Of more it keeps 2^14 **registers** of one byte, and each has the greatest **rank** of the hashes that belong to it:
-//!   a hash's first 14 bits say which register, and the rank is the place of the first one among the other 50 bits.
+//! * A value's **hash** is SipHash-1-3, with a key of zeros, of its `postcard` encoding: equal in every process, on
+//!   every machine and in every build, as the next program must continue a sketch that was kept in a snapshot.
+//!   (`std::hash` guarantees none of that.) It is computed where the record is read, so the value itself is not sent.
+//! * Up to 1024 distinct hashes are kept, in order, and counted. That is exact except for two values with one hash,
+//!   which has a chance of less than one in 10^13 among so many.
+//! * For more hashes, 2^14 **registers** of one byte each hold the greatest **rank** of the hashes that belong to
+//!   them: a hash's first 14 bits select the register, and the rank is the position of the first one among the other
+//!   50 bits.
 //!
-//! Invariant: a sketch is a function of the *set* of hashes, which form it has included. So merging is exactly
-//! commutative, associative and idempotent, and equal sets give equal bytes.
+//! Invariant: a sketch, its form included, is a function of the *set* of hashes. So merging is exactly commutative,
+//! associative and idempotent, and equal sets give equal bytes.
 //!
 //! The estimate is the improved raw estimator of O. Ertl, "New cardinality estimation algorithms for HyperLogLog
-//! sketches", 2017 (arXiv:1702.01284, algorithm 6). It looks at the registers only, has no tables of measured bias, is
-//! good over the whole range, and is computed with nothing but sums, products, quotients and square roots, which are
-//! equal on all machines (logarithms are not). Its relative standard error is 1.04 / √2^14 = 0.81 %.
+//! sketches", 2017 (arXiv:1702.01284, algorithm 6). It uses the registers only, has no tables of measured bias, is
+//! accurate over the whole range, and is computed with nothing but sums, products, quotients and square roots, which
+//! are equal on all machines (logarithms are not). Its relative standard error is 1.04 / √2^14 = 0.81 %.
 //!
-//! There are crates for HyperLogLog. What they keep beside the registers makes equal sets unequal: floating-point sums
-//! and historic estimates kept from insertion to insertion (`hyperloglockless`, `datasketches`), short lists in the order
-//! of arrival (`cardinality-estimator`), buffers that are emptied now and then (`hyperloglogplus`); or it is only the
-//! registers, 16 KiB of them for a single value (`hyperloglog`, `simple_hll`). What remains of them is this file.
+//! Existing crates for HyperLogLog do not meet the invariant. Some keep more than the registers, which makes equal
+//! sets unequal: floating-point sums and historic estimates kept from insertion to insertion (`hyperloglockless`,
+//! `datasketches`), short lists in the order of arrival (`cardinality-estimator`), buffers that are emptied now and
+//! then (`hyperloglogplus`). Others keep only the registers, 16 KiB for a single value (`hyperloglog`, `simple_hll`).
 
 use std::f64::consts::LN_2;
 use std::hash::Hasher;
@@ -33,21 +33,21 @@ use crate::error::{Error, Result};
 use crate::record::Event;
 use crate::stream::aggregate::{Accumulator, Aggregate};
 
-/// How many bits of a hash say which register.
+/// The number of a hash's bits that select the register.
 const PRECISION: u32 = 14;
 const REGISTERS: usize = 1 << PRECISION;
-/// The greatest rank: of a hash whose other bits are all zero.
+/// The greatest rank: that of a hash whose other bits are all zero.
 const LAST_RANK: usize = 64 - PRECISION as usize + 1;
-/// How many hashes are kept as they are.
+/// The maximum number of hashes that are kept as they are.
 const FEW: usize = 1024;
 const HASH: usize = size_of::<u64>();
 
-/// What [`ApproxCountDistinct`] keeps: a set of hashes, if there are few, or registers.
+/// The accumulator of [`ApproxCountDistinct`]: a set of hashes, if there are few, or registers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sketch {
-    /// Whether there was a value that could not be written, and so has no hash.
+    /// `true` if a value could not be serialized, and so has no hash.
     unwritten: bool,
-    /// The hashes in order, upper byte first; or, if there are exactly so many bytes, the registers.
+    /// The hashes in order, big-endian; or the registers, if there are exactly [`REGISTERS`] bytes.
     bytes: Vec<u8>,
 }
 
@@ -64,7 +64,7 @@ impl Sketch {
         self.bytes.len() == REGISTERS
     }
 
-    /// The hashes, if there are no registers.
+    /// Returns the hashes; meaningless if there are registers.
     fn hashes(&self) -> &[[u8; HASH]] {
         self.bytes.as_chunks().0
     }
@@ -83,7 +83,7 @@ impl Sketch {
         self.settle();
     }
 
-    /// Makes registers of the hashes if they are too many.
+    /// Replaces the hashes by registers if there are too many.
     fn settle(&mut self) {
         if self.hashes().len() > FEW {
             let many = mem::replace(&mut self.bytes, vec![0; REGISTERS]);
@@ -97,7 +97,7 @@ impl Sketch {
         }
     }
 
-    /// About how many hashes there were.
+    /// Estimates the number of distinct hashes.
     fn estimate(&self) -> i64 {
         if !self.has_registers() {
             return self.hashes().len() as i64;
@@ -110,16 +110,16 @@ impl Sketch {
     }
 }
 
-/// Tells its register of a hash.
+/// Raises the register of a hash to its rank.
 #[inline]
 fn raise(registers: &mut [u8], hash: u64) {
     let register = &mut registers[(hash >> (64 - PRECISION)) as usize];
-    // The one behind the last bit makes an end.
+    // The bit set after the last one bounds the rank.
     let rank = ((hash << PRECISION) | (1 << (PRECISION - 1))).leading_zeros() as u8 + 1;
     *register = rank.max(*register);
 }
 
-/// About how many hashes there were, by how many registers have each rank.
+/// Estimates the number of distinct hashes from how many registers have each rank.
 fn estimate(having: [f64; LAST_RANK + 1]) -> f64 {
     let registers = REGISTERS as f64;
     let mut sum = registers * tau(1.0 - having[LAST_RANK] / registers);
@@ -130,7 +130,7 @@ fn estimate(having: [f64; LAST_RANK + 1]) -> f64 {
     registers * registers / (2.0 * LN_2 * sum)
 }
 
-/// x + Σ x^(2^k) 2^(k−1) over k ≥ 1: what registers that are still zero contribute.
+/// x + Σ x^(2^k) 2^(k−1) over k ≥ 1: the contribution of registers that are still zero.
 fn sigma(mut x: f64) -> f64 {
     if x >= 1.0 {
         return f64::INFINITY;
@@ -147,7 +147,7 @@ fn sigma(mut x: f64) -> f64 {
     }
 }
 
-/// (1 − x − Σ (1 − x^(2^−k))² 2^−k over k ≥ 1) / 3: what registers that can rise no more contribute.
+/// (1 − x − Σ (1 − x^(2^−k))² 2^−k over k ≥ 1) / 3: the contribution of registers that have the greatest rank.
 fn tau(mut x: f64) -> f64 {
     if x <= 0.0 || x >= 1.0 {
         return 0.0;
@@ -185,7 +185,7 @@ impl Accumulator for Sketch {
     }
 }
 
-/// Two sorted sets as one.
+/// Merges two sorted sets.
 fn union(a: &[[u8; HASH]], b: &[[u8; HASH]]) -> Vec<u8> {
     let mut all = Vec::with_capacity((a.len() + b.len()) * HASH);
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
@@ -204,12 +204,12 @@ fn union(a: &[[u8; HASH]], b: &[[u8; HASH]]) -> Vec<u8> {
     }
 }
 
-/// A value's hash; or nothing, if it cannot be written.
+/// Returns a value's hash; `None` if it cannot be serialized.
 fn hash_of<V: Serialize>(value: &V) -> Option<u64> {
     postcard::serialize_with_flavor(value, Hashing(SipHasher13::new())).ok()
 }
 
-/// Hashes what is written, without keeping it.
+/// Hashes what is serialized, without keeping it.
 struct Hashing(SipHasher13);
 
 impl postcard::ser_flavors::Flavor for Hashing {
@@ -258,9 +258,9 @@ impl<D, V: Serialize, F: Fn(&D) -> V + 'static> Aggregate<D> for ApproxCountDist
 
     fn value(&self, _count: i64, sum: &Sketch) -> Result<i64> {
         if sum.unwritten {
-            let failed = Error::new("cannot tell how many distinct values there are");
-            let failed = failed.because("one of them cannot be written by serde in the `postcard` format");
-            return Err(failed.help("count texts or integers made of the values"));
+            let failed = Error::new("cannot estimate the number of distinct values");
+            let failed = failed.because("one of them cannot be serialized in the `postcard` format");
+            return Err(failed.help("count strings or integers made from the values"));
         }
         Ok(sum.estimate())
     }
@@ -278,7 +278,7 @@ mod tests {
         sketch
     }
 
-    /// If this fails, sketches of older programs can be read but not gone on with.
+    /// A failure means that this program cannot continue the sketches of older ones, although it can read them.
     #[test]
     fn hashes_are_forever() {
         let of_record = hash_of(&("account-1", 42i64, Some(Real::new(0.5)), [1u8, 2]));
@@ -309,8 +309,8 @@ mod tests {
         assert!(filled(0..=FEW as u64).has_registers());
     }
 
-    /// The error is that of the theory: over many sets its square root of the mean square is about 0.81 %, and none is
-    /// off by more than five times that.
+    /// The error is that of the theory: over many sets the square root of its mean square is about 0.81 %, and none
+    /// is off by more than five times that.
     #[test]
     fn estimates_are_as_good_as_is_said() {
         let expected = 1.04 / (REGISTERS as f64).sqrt();

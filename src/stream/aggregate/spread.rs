@@ -1,10 +1,10 @@
-//! How integers are spread about their mean: variance and standard deviation.
+//! The spread of integers about their mean: variance and standard deviation.
 //!
-//! Sums of the numbers and of their squares are kept exactly, so the order of the terms does not matter and nothing is
-//! lost where large numbers lie close to each other. What is shown is computed from them once: the numerator
-//! n·Σx² − (Σx)² exactly, in 256 bits, divided by the exact denominator and rounded once. So a variance is the `f64`
-//! nearest to the exact one. A standard deviation is the square root of that, rounded once more: less than one unit in
-//! its last place from the exact one. Both are equal on every machine.
+//! Sums of the numbers and of their squares are kept exactly, so the order of the terms does not matter and no digits
+//! are lost if large numbers lie close to each other. Values are computed from them once: the numerator n·Σx² − (Σx)²
+//! exactly, in 256 bits, divided by the exact denominator and rounded once. So a variance is the `f64` nearest to the
+//! exact one. A standard deviation is the square root of that, rounded once more: less than one unit in its last
+//! place from the exact one. Both are equal on every machine.
 //!
 //! Invariant: with fewer than 2^63 numbers of 64 bits, Σx is below 2^126 and Σx² at most 2^189, so nothing overflows; and
 //! the numerator is never negative (Cauchy–Schwarz).
@@ -16,8 +16,8 @@ use crate::record::{Event, Real};
 use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, WideSum};
 
-/// What variances and standard deviations keep: the sum of the numbers, and that of their squares in three parts of 64
-/// bits.
+/// The accumulator of variances and standard deviations: the sum of the numbers, and that of their squares in three
+/// parts of 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Moments {
     sum: WideSum,
@@ -36,7 +36,7 @@ impl Moments {
         Moments { sum: WideSum::new(number.into()), high: 0, middle: (square >> 64) as u64, low: square as u64 }
     }
 
-    /// n·Σx² − (Σx)², of n numbers.
+    /// Returns n·Σx² − (Σx)², of n numbers.
     fn numerator(&self, count: i64) -> Wide {
         let (low, middle, high) = (u128::from(self.low), u128::from(self.middle), u128::from(self.high));
         let (low, carry) = (middle << 64 | low).carrying_mul(count.unsigned_abs().into(), 0);
@@ -47,13 +47,14 @@ impl Moments {
         Wide([0, high.wrapping_sub(less_high).wrapping_sub(borrow.into()), low])
     }
 
-    /// The mean square of the differences from the mean.
+    /// Returns the mean square of the differences from the mean.
     fn variance(&self, count: i64) -> f64 {
         let count_wide = u128::from(count.unsigned_abs());
         nearest_quotient(self.numerator(count), count_wide, count_wide)
     }
 
-    /// The sum of the squares of the differences from the mean, divided by one less than their number.
+    /// Returns the sum of the squares of the differences from the mean, divided by one less than their number; `None`
+    /// for one number.
     fn sample_variance(&self, count: i64) -> Option<f64> {
         let count_wide = u128::from(count.unsigned_abs());
         (count > 1).then(|| nearest_quotient(self.numerator(count), count_wide, count_wide - 1))

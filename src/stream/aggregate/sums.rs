@@ -5,7 +5,7 @@ use crate::record::{Decimal, Event, Real, Record};
 use crate::stream::aggregate::quotient::{Wide, nearest_quotient};
 use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, WrappingSum};
 
-/// What can be summed exactly.
+/// A number that can be summed exactly.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be summed exactly",
     label = "no exact sum of these",
@@ -13,27 +13,28 @@ use crate::stream::aggregate::{Accumulator, Aggregate, DecimalSum, WideSum, Wrap
     note = "a sum of floating-point numbers depends on the order of its terms, so `f64` and `tidegate::Real` have none"
 )]
 pub trait Summable: Record {
-    /// The sum as it is kept.
+    /// The accumulator of the sum.
     type Total: Accumulator;
-    /// The sum as it is shown.
+    /// The type of the emitted sum.
     type Shown: Record;
 
-    /// The sum of one number.
+    /// Returns the sum of this one number.
     fn total(self) -> Self::Total;
 
-    /// Adds a number.
+    /// Adds this number to a sum.
     #[inline]
     fn add_to(self, total: &mut Self::Total) {
         total.merge(&self.total());
     }
 
-    /// The sum, if the shown type holds it.
+    /// Returns the sum.
     ///
     /// # Errors
-    /// When it does not.
+    /// Fails if the emitted type cannot hold it.
     fn shown(total: &Self::Total) -> Result<Self::Shown>;
 
-    /// The exact sum divided by a count, rounded once: the `f64` nearest to the exact mean, of two the even one.
+    /// Returns the exact sum divided by a count, rounded once: the `f64` nearest to the exact mean, and of two
+    /// equally near the even one.
     fn ratio(total: &Self::Total, count: i64) -> f64;
 }
 
@@ -81,7 +82,7 @@ macro_rules! summable_integers {
 
 summable_integers!(i8, i16, i32, i64, u8, u16, u32, u64);
 
-/// A sum divided by a count, rounded once.
+/// Returns a sum divided by a count, rounded once.
 fn ratio_of(total: i128, count: i64) -> f64 {
     signed(total < 0, nearest_quotient(total.unsigned_abs().into(), count.unsigned_abs().into(), 1))
 }
@@ -119,7 +120,7 @@ impl Summable for i128 {
 }
 
 impl WrappingSum {
-    /// `true` if the sum is negative, and its absolute value.
+    /// Returns `true` if the sum is negative, and its absolute value.
     fn magnitude(&self) -> (bool, Wide) {
         let negative = self.wraps < 0 || self.wraps == 0 && self.low < 0;
         // 2^128 · wraps + low, with a low part that may be of the other sign.

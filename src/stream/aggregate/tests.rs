@@ -1,7 +1,7 @@
-//! The laws of all aggregates, on random records of adversarial values: what is kept is a function of the records as a
-//! multiset, and what is shown is what a naive computation on the sorted records shows.
+//! The laws of all aggregates, on random records of adversarial values: an accumulator is a function of the records
+//! as a multiset, and its value is that of a naive computation on the sorted records.
 //!
-//! `TIDEGATE_SEED=n` runs the one case of seed `n`; `TIDEGATE_CASES=n` runs so many. A seed that fails is printed.
+//! `TIDEGATE_SEED=n` runs the one case of seed `n`; `TIDEGATE_CASES=n` runs `n` cases. A seed that fails is printed.
 
 use std::cmp::Reverse;
 
@@ -16,7 +16,7 @@ use crate::durable::codec::{Codec, Postcard, Schema};
 use crate::record::{Decimal, Origin, Real};
 use crate::time::EventTime;
 
-/// What the records of the tests hold.
+/// The data of the tests' records.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 struct Deal {
     number: i64,
@@ -31,7 +31,7 @@ fn whole(deal: &Deal) -> Deal {
     deal.clone()
 }
 
-/// Records, few or many, with many ties: of values, of times, of places.
+/// Returns few or many records, with many ties of values, of times and of positions.
 fn deals(random: &mut Rng) -> Deals {
     let count = if random.u8(0..10) == 0 { random.usize(1000..1600) } else { random.usize(1..40) };
     let ends = [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX - 1, i64::MAX];
@@ -83,7 +83,7 @@ fn written<S: Accumulator>(sum: &S) -> Vec<u8> {
     postcard::to_allocvec(sum).unwrap()
 }
 
-/// Every sum is the same value, and would be written the same.
+/// Asserts that all sums are the same value, with the same serialization.
 fn same<S: Accumulator>(what: &str, a: &S, b: &S, seed: u64) {
     assert_eq!(a, b, "{what}, TIDEGATE_SEED={seed}");
     assert_eq!(written(a), written(b), "{what} as it is written, TIDEGATE_SEED={seed}");
@@ -97,8 +97,8 @@ fn seeds() -> Vec<u64> {
     }
 }
 
-/// Holds the laws for an aggregate, and compares what it shows with what is `expected` of the records in order of their
-/// places.
+/// Checks the laws for an aggregate, and compares its value with `expected` of the records in order of their
+/// positions.
 fn laws<A: Aggregate<Deal>>(build: impl Fn(Each<Deal>) -> A, expected: impl Fn(&[Event<Deal>]) -> A::Value) {
     let aggregate = build(Each::new());
     assert_eq!(aggregate.check(), Ok(()));
@@ -205,7 +205,7 @@ fn more_of_the_ends() {
     );
 }
 
-/// Where a program was changed while a window was open, fewer are known than are asked for.
+/// The lesser limit applies if it was changed while a window was open.
 #[test]
 fn those_of_two_numbers_of_ends_are_of_the_lesser() {
     for seed in seeds() {
@@ -268,7 +268,7 @@ fn about_how_many_kinds_of_values() {
     );
 }
 
-/// The number at a quantile that is given as a fraction.
+/// Returns the number at a quantile that is given as a fraction.
 fn ranked(numbers: &[i64], (part, of): (usize, usize)) -> i64 {
     numbers[(part * numbers.len()).div_ceil(of).max(1) - 1]
 }
@@ -303,7 +303,7 @@ fn quantiles_of_numbers() {
     }
 }
 
-/// The value that an aggregate shows of numbers.
+/// Returns the value of an aggregate of numbers.
 fn shown<A: Aggregate<Deal, Part = N>, N>(aggregate: &A, numbers: impl IntoIterator<Item = N>) -> A::Value {
     let (mut numbers, mut count) = (numbers.into_iter(), 1);
     let mut sum = aggregate.lift(numbers.next().unwrap());
@@ -343,7 +343,7 @@ fn means_are_the_nearest_numbers_to_exact_fractions() {
     }
 }
 
-/// n·Σx² − (Σx)², of n numbers.
+/// Returns n·Σx² − (Σx)², of n numbers.
 fn squares(numbers: &[i64]) -> BigInt {
     let sum = numbers.iter().copied().map(BigInt::from).sum::<BigInt>();
     let squares = numbers.iter().copied().map(|number| BigInt::from(number).pow(2)).sum::<BigInt>();
@@ -379,7 +379,7 @@ fn spreads_of_numbers() {
     };
     let nearest = |(squares, _): &(BigInt, usize), by: usize| {
         let exact = fraction(squares.clone(), by);
-        // What the library of fractions rounds to may be off; one of its neighbours is the nearest.
+        // The rounding of the fraction library may be off; one of its neighbours is the nearest.
         let near = exact.to_f64().unwrap();
         let off = |it: &f64| (BigRational::from_float(*it).unwrap() - &exact).abs();
         let all = [near, near.next_up(), near.next_down()];

@@ -1,22 +1,23 @@
-//! Windowed aggregates as a differential arrangement whose newest batch is hot.
+//! Windowed aggregates as a differential arrangement with a memtable.
 //!
-//! * A **row** is `((slot, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
-//!   consolidation does the aggregating. Keys are slot-major, and slots are ordered by their last window, so closing is the
-//!   scan of a prefix. For windows that do not overlap, a slot is a window; what a window shows that is covered by several
-//!   slots is their sum ([`super::slot`]).
-//! * The **hot** part is one hash map for each open slot: what has changed since the last seal.
+//! * A **row** is `((pane, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
+//!   consolidation does the aggregating. Keys are pane-major, and panes are ordered by their last window, so closing
+//!   scans a prefix. For windows that do not overlap, a pane is a window; the row of a window that is covered by
+//!   several panes is their sum ([`super::slot`]).
+//! * The **memtable** has one hash map for each open pane: the changes since the last seal.
 //! * A **seal** sorts the maps into one batch of the trace: the consolidated updates of (last seal, this one].
 //!
-//! Input is insert-only. A row is retracted once, when the last window of its slot closes: by adding its negated count, in
-//! the next batch, at the odd epoch behind the one that closed it. Rows born and closed between two seals never reach the
-//! trace: they would cancel in that batch.
+//! Input is insert-only. A row is retracted once, when the last window of its pane closes: by adding its negated
+//! count, in the next batch, at the odd epoch after the one that closed it. Rows that were inserted and closed
+//! between two seals never reach the trace: they would cancel out in that batch.
 //!
-//! A window **fires** when the watermark reaches its end, and **closes** when it is past that by the allowed lateness. What
-//! has fired and not closed may be corrected: `on_fire` shows the old row taken back and the new one.
+//! A window **fires** when the watermark reaches its end, and **closes** when it is past that by the allowed
+//! lateness. Rows that have fired but not closed may be corrected: `on_fire` retracts the old row and inserts the new
+//! one.
 //!
 //! Invariants, besides those of [`super::fold`]:
-//! * Every closed row is the sum of trace and maps. After all, counts of rows are ≥ 0; a zero count is no row.
-//! * Rows that a snapshot at epoch c has are one batch of the trace, through c. Counts are then ≥ 1.
+//! * Every closed row is the sum of trace and memtable. That sum has a count ≥ 0; a row of count zero does not exist.
+//! * Rows of a snapshot at epoch c are one batch of the trace, through c. Their counts are ≥ 1.
 
 mod rest;
 mod store;
@@ -41,12 +42,12 @@ use crate::stream::window::Interval;
 use crate::stream::{Failure, Fault};
 use crate::time::{EventTime, Span};
 
-/// A row's key: slot-major.
+/// The key of a row: pane-major.
 pub(crate) type Row<T, K> = (T, K);
 /// A row as snapshots keep it.
 pub(crate) type Saved<T, K, S> = (Row<T, K>, Counted<S>);
 
-/// An accumulator and how many records it holds; nothing when that is zero.
+/// An accumulator and the number of its records; zero records are no row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Counted<S> {
     pub(crate) count: i64,
@@ -57,7 +58,7 @@ pub(crate) struct Counted<S> {
 crate::in_place!(Counted<S> { count, sum });
 
 impl<S: Accumulator> Counted<S> {
-    /// What takes this row back: only its count matters.
+    /// Returns the difference that cancels this row: only its count matters.
     fn retraction(&self) -> Self {
         Counted { count: -self.count, sum: self.sum.clone() }
     }
@@ -78,7 +79,7 @@ impl<S: Accumulator> Semigroup for Counted<S> {
     }
 }
 
-/// What a step says of the values it shows, and of those that it cannot tell.
+/// Computes the values of windows' rows; a value that cannot be computed fails the job.
 pub(crate) struct Telling<A> {
     pub(crate) name: String,
     pub(crate) aggregate: Rc<A>,
@@ -86,7 +87,7 @@ pub(crate) struct Telling<A> {
 }
 
 impl<A> Telling<A> {
-    /// What is shown of a window's total; `None` if it cannot be told, which ends the job.
+    /// Returns the value of a window's total; `None` if it cannot be computed, which fails the job.
     pub(crate) fn value<D: 'static, S>(
         &self,
         window: Interval,
@@ -103,14 +104,14 @@ impl<A> Telling<A> {
     }
 }
 
-/// What one worker keeps of a windowed step.
+/// The state of a windowed step on one worker.
 pub(crate) struct Arranged<T: Slot, K: Record, D, A: Aggregate<D>> {
     store: Store<T, K, A::Sum>,
     telling: Telling<A>,
     wants: Wants,
     lateness: Span,
     forget_sealed: bool,
-    /// Windows that end here or before have fired.
+    /// Windows that end at or before this time have fired.
     fired: EventTime,
     data: std::marker::PhantomData<fn(D)>,
 }
@@ -132,7 +133,7 @@ impl<T: Slot, K: Record, D: 'static, A: Aggregate<D>> Arranged<T, K, D, A> {
         Arranged { store, telling, wants, lateness, forget_sealed, fired, data }
     }
 
-    /// What is shown of an open window.
+    /// Calls `each` with the current rows of an open window.
     fn show(&mut self, end: EventTime, mut each: impl FnMut(Shown<K, A::Value>)) {
         let (window, mut totals) = (self.store.windows.interval(end), self.store.window(end));
         for (key, total) in totals.drain() {

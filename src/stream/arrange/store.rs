@@ -1,6 +1,6 @@
-//! The rows of a windowed step on one worker: a differential arrangement whose newest batch is hot.
+//! The rows of a windowed step on one worker: a differential arrangement with a memtable.
 //!
-//! This is the only module that knows differential's trace types. The trace types used are public there:
+//! This is the only module that knows differential's trace types. Those that it uses are public there:
 //! `TraceAgent::new`, `TraceWriter`, `KeyBuilder`.
 
 use std::collections::hash_map::Entry;
@@ -29,16 +29,16 @@ use crate::stream::cut::RowsOut;
 use crate::stream::slot::{Slot, Windows};
 use crate::time::EventTime;
 
-/// How many emptied maps are kept.
+/// The number of emptied maps that are kept.
 const SPARE: usize = 16;
 
 type State<T, K, S> = KeySpine<Row<T, K>, u64, Counted<S>>;
 type Batch<T, K, S> = OrdKeyBatch<Vector<Update<T, K, S>>>;
 type Update<T, K, S> = ((Row<T, K>, ()), u64, Counted<S>);
-/// What one slot, or one window, holds by key.
+/// The rows of one pane, or of one window, by key.
 pub(super) type Hot<K, S> = HashMap<K, Counted<S>, FixedState>;
 
-/// Gives the rows of a batch out, those of windows that end at `closed` or before left out.
+/// Yields the rows of a batch, without those of panes whose last window ends at or before `closed`.
 pub(super) fn rows_of<T: Slot, K: Record, S: Accumulator>(
     batch: Rc<Batch<T, K, S>>,
     closed: EventTime,
@@ -62,17 +62,19 @@ pub(super) fn rows_of<T: Slot, K: Record, S: Accumulator>(
 
 /// The rows of one step on one worker.
 pub(super) struct Store<T: Slot, K: Record, S: Accumulator> {
-    /// Changes since the last seal, of slots still open.
+    /// The memtable: changes since the last seal, of open panes.
     hot: BTreeMap<T, Hot<K, S>>,
     /// Emptied maps: growing a new one costs more than filling it.
     spare: Vec<Hot<K, S>>,
-    /// How many rows the map has that was last added to: windows side by side have about as many.
+    /// The size of the map that was last added to, used as capacity of new maps: consecutive windows have about as
+    /// many rows.
     usual: usize,
-    /// Rows of the trace that have closed since the last seal, in order: windows close in order.
+    /// Retractions of the trace's rows that have closed since the last seal, in order: windows close in order.
     retracted: Vec<Update<T, K, S>>,
-    /// Open slots that have rows in the trace.
+    /// Open panes that have rows in the trace.
     sealed: BTreeSet<T>,
-    /// Windows that end here or before are closed; what the trace still has of them is in `retracted`.
+    /// Windows that end at or before this time are closed; the retractions of their rows in the trace are in
+    /// `retracted`.
     pub(super) closed: EventTime,
     pub(super) windows: Windows,
     trace: TraceAgent<State<T, K, S>>,
@@ -116,7 +118,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         let mut records = records.drain(..);
         while let Some(&(_, slot, _)) = records.as_slice().first() {
             debug_assert!(slot.first() > self.closed, "a record that is on time never touches a closed window");
-            // Neighbours are mostly of one slot: look the map up once a run.
+            // Neighbours are mostly of one pane: look the map up once a run.
             let map = self.hot.entry(slot).or_insert_with(|| {
                 let spare = self.spare.pop();
                 spare.unwrap_or_else(|| Hot::with_capacity_and_hasher(self.usual, FixedState::default()))
@@ -138,7 +140,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         }
     }
 
-    /// What the maps have of a row.
+    /// Returns what the memtable has of a window's row.
     pub(super) fn hot_row(&self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
         let mut total = None;
         let slots = self.hot.iter().filter(|(slot, _)| slot.has(*end));
@@ -146,7 +148,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         total
     }
 
-    /// Makes all changes through `epoch` one batch of the trace, and answers with it if there were any.
+    /// Moves all changes through `epoch` into one batch of the trace; returns the batch, if there were any.
     pub(super) fn seal(&mut self, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
         if epoch < self.lower {
             return None; // Nothing can have changed since.
@@ -163,7 +165,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         self.insert(rows, epoch)
     }
 
-    /// Adds sorted rows to the trace, as all there is through `epoch`.
+    /// Adds sorted rows to the trace, as its batch through `epoch`.
     fn insert(&mut self, rows: Vec<Update<T, K, S>>, epoch: u64) -> Option<Rc<Batch<T, K, S>>> {
         let (lower, upper) = (Antichain::from_elem(self.lower), Antichain::from_elem(epoch + 1));
         let batch: Option<Rc<Batch<T, K, S>>> =
@@ -179,7 +181,8 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         sealed
     }
 
-    /// Begins with what a snapshot at `epoch` has: rows of open windows, in no order. Answers with them, each once.
+    /// Loads the rows of a snapshot at `epoch`, which are of open panes and in no order. Returns them added up by
+    /// key.
     pub(super) fn load(&mut self, mut rows: Vec<Saved<T, K, S>>, epoch: u64) -> Vec<Saved<T, K, S>> {
         rows.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         rows.dedup_by(|next, row| {
@@ -201,7 +204,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         rows
     }
 
-    /// Calls `each` with the sum that the trace has of every row of slots up to `through`, in order.
+    /// Calls `each` with the trace's sum of every row of panes up to `through`, in order.
     fn scan_trace(&mut self, through: T, mut each: impl FnMut(&mut Self, &Row<T, K>, Counted<S>)) {
         if self.sealed.is_empty() && self.lower == 0 {
             return;
@@ -221,7 +224,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         }
     }
 
-    /// The sum that the trace has of one row that is still open.
+    /// Returns the trace's sum of one open window's row.
     pub(super) fn trace_row(&mut self, (end, key): &Row<EventTime, K>) -> Option<Counted<S>> {
         let slots: Vec<T> = self.sealed.iter().copied().filter(|slot| slot.has(*end)).collect();
         if slots.is_empty() {
@@ -240,12 +243,12 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         total.filter(|total| !total.is_zero())
     }
 
-    /// The ends of windows that hold something, after one time and not after another, in order.
+    /// Returns the ends of windows that have rows, after `after` and not after `through`, in order.
     pub(super) fn ends(&self, after: EventTime, through: EventTime) -> Vec<EventTime> {
         self.windows.ends_of_all(self.hot.keys().chain(&self.sealed).copied(), after, through)
     }
 
-    /// What an open window holds, by key; [`Store::give_back`] takes the map back.
+    /// Returns the rows of an open window, by key; [`Store::give_back`] takes the map back.
     pub(super) fn window(&mut self, end: EventTime) -> Hot<K, S> {
         let mut totals = self.spare.pop().unwrap_or_default();
         for map in self.hot.iter().filter(|(slot, _)| slot.has(end)).map(|(_, map)| map) {
@@ -265,7 +268,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         totals
     }
 
-    /// Takes back a map that is not needed any more.
+    /// Takes back a map that is no longer needed.
     pub(super) fn give_back(&mut self, mut map: Hot<K, S>) {
         map.clear();
         if self.spare.len() < SPARE {
@@ -273,12 +276,13 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         }
     }
 
-    /// How many rows the maps have of windows that end at `watermark` or before.
+    /// Returns the number of the memtable's rows of panes whose last window ends at or before `watermark`.
     pub(super) fn hot_through(&self, watermark: EventTime) -> usize {
         self.hot.range(..=T::last_until(watermark)).map(|(_, map)| map.len()).sum()
     }
 
-    /// Calls `each` with every row of windows that end at `watermark` or before, and forgets them.
+    /// Calls `each` with every row of windows that end at or before `watermark`, and removes the panes that have
+    /// closed.
     pub(super) fn close(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(EventTime, K, &Counted<S>)) {
         if T::RANGES {
             for end in self.ends(self.closed, watermark) {
@@ -292,7 +296,7 @@ impl<T: Slot, K: Record, S: Accumulator> Store<T, K, S> {
         }
     }
 
-    /// Calls `each` with every row of slots whose last window ends at `watermark` or before, and forgets them.
+    /// Calls `each` with every row of panes whose last window ends at or before `watermark`, and removes them.
     fn forget(&mut self, watermark: EventTime, epoch: u64, mut each: impl FnMut(T, K, &Counted<S>)) {
         let open =
             if watermark == EventTime::MAX { BTreeMap::new() } else { self.hot.split_off(&T::first_after(watermark)) };
@@ -341,7 +345,7 @@ fn add_to<K: Record, S: Accumulator>(totals: &mut Hot<K, S>, key: &K, part: &Cou
     }
 }
 
-/// What a step still holds when it ends is counted too: in = counted + late holds whenever a job stops.
+/// Counts the records that are still held: in = counted + late holds whenever a job stops.
 impl<T: Slot, K: Record, S: Accumulator> Drop for Store<T, K, S> {
     fn drop(&mut self) {
         let hot: i64 = self.hot.values().flat_map(HashMap::values).map(|total| total.count).sum();

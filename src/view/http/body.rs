@@ -1,4 +1,4 @@
-//! Bodies of answers: given to the client as it takes them.
+//! Bodies of answers, produced as the client reads them.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,15 +15,15 @@ use super::limits::PIECE;
 
 /// The content of an answer.
 pub(super) enum Content {
-    /// A complete text, with the right to send it if it is long.
+    /// A complete text, with a permit to send it if it is long.
     Text(Bytes, Option<Permit>),
-    /// A text that is made as it is sent: a piece that is there, and those to come, until there is none.
+    /// A text that is made while it is sent: its first piece, and an iterator of the others.
     Pieces(Option<Bytes>, Option<(Pieces, Permit)>),
     /// Server-sent events.
     Events(EventReader),
 }
 
-/// A body; when it is dropped, all of the answer is on its way, or given up.
+/// The body of an answer. When it is dropped, the answer is sent completely, or given up.
 pub(super) struct AnswerBody {
     content: Content,
     pulse: Pulse,
@@ -42,7 +42,7 @@ impl Drop for AnswerBody {
 }
 
 impl Content {
-    /// The next piece of a text, or of what is made as it is sent.
+    /// Returns the next piece.
     fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         match self {
             Content::Text(text, permit) => {
@@ -90,5 +90,5 @@ impl Body for AnswerBody {
     }
 }
 
-/// The error of what cannot fail.
+/// Error type of operations that cannot fail.
 pub(super) type Never = Infallible;

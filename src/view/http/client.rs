@@ -1,4 +1,4 @@
-//! A small HTTP client: one request, one answer, both with limits. It waits, and needs no other thread.
+//! A small blocking HTTP client: one request, one answer, both bounded in time and size.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::limits::ANSWER_BYTES;
 use crate::error::{Error, Result};
 
-/// Asks a server for a path: the status and the text of its answer.
+/// Sends a GET request; returns the status and the text of the answer.
 ///
 /// # Errors
-/// Fails if nobody answers there, if the whole answer is not there within `limit`, or if it is too long.
+/// Fails if no server answers, the answer is not complete within `limit`, or it is too long.
 pub(crate) fn get(address: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
     let failed = |why: &dyn fmt::Display| Error::new("cannot ask").at(format!("http://{address}{path}")).because(why);
     let until = Instant::now() + limit;
@@ -21,7 +21,7 @@ pub(crate) fn get(address: &str, path: &str, limit: Duration) -> Result<(u16, St
     Ok((status.ok_or_else(|| failed(&"the answer is not HTTP"))?, body.to_owned()))
 }
 
-/// Sends the request to the first address that takes a connection, and reads all that comes.
+/// Sends the request to the first address that accepts a connection, and reads the whole answer.
 fn ask(address: &str, path: &str, until: Instant, limit: Duration) -> io::Result<String> {
     let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"));
     let left = || Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero());
@@ -35,7 +35,7 @@ fn ask(address: &str, path: &str, until: Instant, limit: Duration) -> io::Result
             }
         };
         stream.set_write_timeout(Some(left().ok_or_else(late)?))?;
-        // In one piece: who answers before all of it has come has closed the connection to the rest.
+        // In one write: a server that answers before it has read all of the request closes the connection.
         let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;
         let (mut text, mut piece) = (Vec::new(), [0; 8 << 10]);
@@ -57,7 +57,7 @@ fn ask(address: &str, path: &str, until: Instant, limit: Duration) -> io::Result
     Err(last)
 }
 
-/// A text as part of a URL's query.
+/// Encodes a text as part of a URL's query.
 pub(crate) fn encoded(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// Answers one connection with a text, again and again until it is refused or has come `times` times.
+    /// Serves one connection: sends a text `times` times, or until the client closes the connection.
     fn server(text: &'static str, times: usize, pause: Duration) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,12 +1,12 @@
-//! Connections: their sockets, what each is at, and its time limits.
+//! Connections: their sockets, their states and their time limits.
 //!
-//! * A [`Pulse`] knows what a connection is at: it waits for a request, a header is on its way, a request is being
-//!   answered; and since when its client has not taken what waits for it.
-//! * A [`Socket`] moves bytes, and tells the pulse.
-//! * [`Connections`] are all that are open. For a new one beyond their limit, the one is closed that can best be spared.
+//! * A [`Pulse`] tracks the state of a connection: it waits for a request, receives a header, or answers a request; and
+//!   the time since which its client has not read what waits for it.
+//! * A [`Socket`] moves bytes, and updates the pulse.
+//! * [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
 //!
-//! Invariant: a connection is open only until its next deadline, unless its client keeps it alive by requests or by
-//! taking what it is sent.
+//! Invariant: a connection stays open only until its next deadline, unless its client extends that by requests or by
+//! reading its answers.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -32,24 +32,24 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing has come yet.
+    /// Nothing has been received yet.
     New,
-    /// A part of a request's header has come.
+    /// A part of a request's header has been received.
     Header,
     /// A request is being answered.
     Answering,
-    /// Answers were sent.
+    /// All answers so far have been sent.
     Idle,
 }
 
-/// A time in which bytes wait for the client. Each [`WRITE_BYTES`] that it takes begin a new term.
+/// A period in which bytes wait for the client. Whenever the client has read [`WRITE_BYTES`], a new period begins.
 #[derive(Clone, Copy, Debug)]
 struct Stall {
-    /// The end of the term.
+    /// The end of the period.
     until: Instant,
-    /// Bytes that were taken in this term.
+    /// Bytes read by the client in this period.
     taken: usize,
-    /// The last time that any was taken.
+    /// The last time that the client has read any.
     moved: Instant,
 }
 
@@ -74,17 +74,17 @@ impl Pulse {
         (state.phase, state.since) = (phase, Instant::now());
     }
 
-    /// Notes that a request is there.
+    /// Notes that a request has been received.
     pub(super) fn answering(&self) {
         self.enter(Phase::Answering);
     }
 
-    /// Notes that all of an answer is on its way.
+    /// Notes that an answer has been sent, or given up.
     pub(super) fn answered(&self) {
         self.enter(Phase::Idle);
     }
 
-    /// Notes that bytes have come.
+    /// Notes that bytes have been received.
     fn has_read(&self) {
         let mut state = locked(&self.0);
         match state.phase {
@@ -109,12 +109,12 @@ impl Pulse {
         }
     }
 
-    /// Notes that nothing waits for the client.
+    /// Notes that no bytes wait for the client.
     fn has_written_all(&self) {
         locked(&self.0).stall = None;
     }
 
-    /// The moment at which the connection has to be looked at again.
+    /// Returns the time at which the next limit passes; `None` if there is none.
     fn deadline(&self) -> Option<Instant> {
         let state = locked(&self.0);
         let phase = match state.phase {
@@ -198,7 +198,7 @@ impl hyper::rt::Write for Socket {
 
 /// Waits until the server ends.
 pub(super) async fn ended(mut over: watch::Receiver<bool>) {
-    // Without its other side it has ended, too.
+    // A dropped sender means that the server has ended, too.
     let _ = over.wait_for(|over| *over).await;
 }
 
@@ -221,7 +221,7 @@ async fn serve(socket: Socket, shared: Arc<Shared>, over: watch::Receiver<bool>)
             ends = true;
             connection.as_mut().graceful_shutdown();
         }
-        // An error is a client that is gone, or that does not speak HTTP, which hyper has told it.
+        // An error means that the client is gone, or does not speak HTTP, in which case hyper has answered it.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
@@ -241,16 +241,16 @@ async fn serve(socket: Socket, shared: Arc<Shared>, over: watch::Receiver<bool>)
     .await;
 }
 
-/// All connections that are open.
+/// All open connections.
 pub(super) struct Connections {
     most: usize,
     next: u64,
-    /// Sockets that are open: those of `open`, and of connections that are being closed.
+    /// Number of open sockets: those of `open`, and of connections that are being closed.
     sockets: usize,
     open: BTreeMap<u64, (Pulse, AbortHandle)>,
 }
 
-/// Takes a connection off the list when it is over.
+/// Guard that removes a connection from the list when it is dropped.
 struct Listed {
     id: u64,
     all: Arc<Mutex<Connections>>,
@@ -265,13 +265,13 @@ impl Drop for Listed {
 }
 
 impl Connections {
-    /// None yet, and no more than `most`.
+    /// Creates an empty list with room for `most` connections.
     pub(super) fn new(most: usize) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Connections { most, next: 0, sockets: 0, open: BTreeMap::new() }))
     }
 
-    /// Makes room for one more, if there is none, by closing the connection that has been spare for longest; returns
-    /// when its socket is closed. `false` if there is none to spare.
+    /// Makes room for one more connection, if there is none, by closing the one that has been expendable for longest;
+    /// returns when its socket is closed. Returns `false` if none is expendable.
     pub(super) async fn make_room(all: &Mutex<Self>) -> bool {
         loop {
             let is_full = {
@@ -288,12 +288,12 @@ impl Connections {
             if has_room {
                 return true;
             }
-            // What is closed is so when its task has had its turn.
+            // A closed connection's socket is dropped when its task runs next.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Closes the connection that has been spare for longest, if any is spare.
+    /// Closes the connection that has been expendable for longest; returns `false` if none is.
     pub(super) fn close_one(all: &Mutex<Self>) -> bool {
         let now = Instant::now();
         let mut own = locked(all);
@@ -307,7 +307,7 @@ impl Connections {
         true
     }
 
-    /// Serves one more; `alive` is dropped when it is over.
+    /// Serves one more connection; `alive` is dropped when it is over.
     pub(super) fn add(
         all: &Arc<Mutex<Self>>,
         stream: TcpStream,
@@ -323,7 +323,7 @@ impl Connections {
         let id = own.next;
         let serving = serve(socket, shared, over);
         let task = tokio::spawn(async move {
-            // Dropped in the end, after the socket.
+            // Dropped at the end, after the socket.
             let _open = (listed, alive);
             serving.await;
         });

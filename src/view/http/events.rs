@@ -1,10 +1,11 @@
-//! Streams of server-sent events: one side takes events from their source as they come, the other one is the body of an
-//! answer.
+//! Streams of server-sent events: one side takes events from their source as they arrive, the other one is the body of
+//! an answer.
 //!
-//! Events are taken from the source at once, so that nothing piles up there, and made to text. At most [`STREAM_BYTES`]
-//! of text wait for the reader; when there is more it is cut off: it still gets what waits, and then an `end` that
-//! tells it why. An event that is longer by itself is sent in pieces that are made as the reader takes them; few
-//! streams at a time may do that, and meanwhile the source has to keep what comes, with a limit of its own.
+//! Events are taken from the source at once, so that none pile up there, and encoded as text. At most [`STREAM_BYTES`]
+//! of text wait for the reader. If there is more the reader is cut off: it still gets the waiting text, and then an
+//! `end` event with the reason. A single event that exceeds the limit is sent in pieces that are made as the reader
+//! takes them. Few streams at a time may do that, and meanwhile the source has to keep new events, within a limit of
+//! its own.
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -28,14 +29,14 @@ use super::{Event, Events, Pieces, end_event};
 enum Message {
     /// Whole events.
     Text(Bytes),
-    /// A long event, in pieces, with its first part and the right to send it.
+    /// A long event in pieces: its first part, the others, and the permit to send it.
     Long(Option<Bytes>, Pieces, Permit),
 }
 
 /// The size of the part of a stream that waits for its reader.
 #[derive(Default)]
 struct Backlog {
-    /// Bytes of text, and one for a long event that is being sent.
+    /// Bytes of text, plus one for a long event that is being sent.
     bytes: AtomicUsize,
     shrunk: Notify,
 }
@@ -55,7 +56,7 @@ pub(super) struct EventReader {
 }
 
 impl EventReader {
-    /// The next bytes.
+    /// Returns the next bytes.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         loop {
             if let Some((first, pieces, _)) = &mut self.long {
@@ -87,12 +88,12 @@ struct Pump {
     messages: UnboundedSender<Message>,
     backlog: Arc<Backlog>,
     gate: Arc<Gate>,
-    /// The right to send long events, as long as it was not needed.
+    /// A permit to send the first event if it is long.
     permit: Option<Permit>,
     over: watch::Receiver<bool>,
 }
 
-/// Starts a stream. `slot` is given back when no event comes any more; `permit` is for its first event.
+/// Starts a stream. `slot` is returned when the stream ends; `permit` is for its first event.
 pub(super) fn start(
     events: Box<dyn Events>,
     gate: &Arc<Gate>,
@@ -111,13 +112,13 @@ pub(super) fn start(
 }
 
 impl Pump {
-    /// Takes events until there is none any more, the reader is gone or cut off, or the server ends.
+    /// Sends events until the last one, the reader is gone or cut off, or the server ends.
     async fn run(mut self, mut events: Box<dyn Events>) {
         loop {
             let Some(event) = self.next(&mut *events).await else { return };
             let last = event.last;
             let sent = self.send(event.pieces).await;
-            // Only the first event has a right to be long from the start.
+            // Only the first event has a permit in advance.
             self.permit = None;
             if let Err(reason) = sent {
                 return self.end(&reason);
@@ -129,7 +130,7 @@ impl Pump {
         }
     }
 
-    /// The next event; `None` if no other one is to be sent.
+    /// Returns the next event; `None` if the stream ends.
     async fn next(&self, events: &mut dyn Events) -> Option<Event> {
         let mut tick = pin!(sleep(PROGRESS));
         let mut gone = pin!(self.messages.closed());
@@ -146,7 +147,7 @@ impl Pump {
             let event = events.poll(context, is_due);
             if is_due && event.is_pending() {
                 tick.as_mut().reset(Instant::now() + PROGRESS);
-                // It is polled for its waker; it cannot be due again.
+                // Polled to register its waker; it cannot be due again.
                 let _ = tick.as_mut().poll(context);
             }
             event.map(Some)
@@ -154,7 +155,7 @@ impl Pump {
         event.await
     }
 
-    /// Gives an event to the reader; an error is why the reader is cut off.
+    /// Sends an event to the reader. Fails with the reason for which the reader is cut off.
     async fn send(&mut self, mut pieces: Pieces) -> Result<(), String> {
         let mut text = Vec::new();
         while text.len() <= STREAM_BYTES {
@@ -196,7 +197,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Tells the reader why no other event comes.
+    /// Sends the last event, with its reason.
     fn end(&self, reason: &dyn Display) {
         self.put(end_event(reason).into());
     }

@@ -1,4 +1,5 @@
-//! Gates: how many answers of a kind are made and sent at a time, and how many requests wait for their turn.
+//! Gates: limits on the answers of a kind that are made and sent at a time, and on the requests that wait for their
+//! turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::limits::TURN_TIME;
 
-/// The right to make and send an answer, given back when it is dropped.
+/// The permit to make and send an answer; returned when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
 
 /// A limit on answers of one kind.
@@ -16,11 +17,11 @@ pub(super) struct Gate {
     free: Arc<Semaphore>,
     waiting: AtomicUsize,
     most_waiting: usize,
-    /// A sentence for those who are turned away.
+    /// The message for requests that are refused.
     full: String,
 }
 
-/// Counts a request as waiting, as long as it is kept.
+/// Guard that counts a request as waiting until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -30,24 +31,25 @@ impl Drop for Waiting<'_> {
 }
 
 impl Gate {
-    /// A gate for `most` answers at a time, `what` for people, before which `most_waiting` requests may wait.
+    /// Creates a gate for `most` answers at a time and `most_waiting` waiting requests; `what` describes the answers in
+    /// messages.
     pub(super) fn new(most: usize, most_waiting: usize, what: &str) -> Self {
         let full = format!("{most} {what} already; ask again a little later");
         Gate { free: Arc::new(Semaphore::new(most)), waiting: AtomicUsize::new(0), most_waiting, full }
     }
 
-    /// Enters without waiting.
+    /// Takes a permit without waiting.
     ///
     /// # Errors
-    /// Fails if no place is free.
+    /// Fails if none is free.
     pub(super) fn enter_now(&self) -> Result<Permit, &str> {
         Arc::clone(&self.free).try_acquire_owned().map_err(|_| &*self.full)
     }
 
-    /// Enters when a place is free.
+    /// Takes a permit, waiting for a free one.
     ///
     /// # Errors
-    /// Fails if too many wait, or none became free within [`TURN_TIME`].
+    /// Fails if too many requests wait, or none became free within [`TURN_TIME`].
     pub(super) async fn enter(&self) -> Result<Permit, &str> {
         if let Ok(permit) = self.enter_now() {
             return Ok(permit);
@@ -60,7 +62,7 @@ impl Gate {
         self.enter_within(TURN_TIME).await
     }
 
-    /// Enters when a place is free, however many wait.
+    /// Takes a permit, however many requests wait.
     ///
     /// # Errors
     /// Fails if none became free within `limit`.

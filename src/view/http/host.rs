@@ -1,8 +1,8 @@
 //! Host names by which a server may be called.
 //!
-//! A page from elsewhere can make a browser call a server on this machine under a name of the page's own, by letting
-//! that name point to 127.0.0.1 (DNS rebinding), and could then read the answers. The `Host` of such a request is the
-//! page's name. So a request is answered only if its `Host` is an address in digits, which no other origin can have;
+//! A foreign web page can make a browser call a server on this machine under a name of the page's own, by letting that
+//! name resolve to 127.0.0.1 (DNS rebinding), and could then read the answers. The `Host` of such a request is the
+//! page's name. So a request is answered only if its `Host` is a numeric IP address, which no other origin can have;
 //! `localhost` or a name beneath it; the name that the server was told to listen at; or a name that was allowed.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -14,7 +14,7 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Allows the host of the address that a server listens at, and some more.
+    /// Allows the host of the address that a server listens at, and those in `more`.
     pub(super) fn new(address: &str, more: &[String]) -> Self {
         let own = host_of(address).into_iter().map(|(host, _)| host);
         let allowed = own.chain(more.iter().map(String::as_str)).map(|host| normal(host).to_ascii_lowercase());
@@ -38,19 +38,19 @@ impl Hosts {
     }
 }
 
-/// The host and the port of `HOST:PORT` or `HOST`.
+/// Splits `HOST:PORT` or `HOST` into host and port; `None` if it is invalid.
 fn host_of(host: &str) -> Option<(&str, Option<&str>)> {
     let after = host.rfind(']').map_or(0, |at| at + 1);
     let (name, port) = match host[after..].split_once(':') {
         Some((rest, port)) => (&host[..after + rest.len()], Some(port)),
         None => (host, None),
     };
-    // Characters that a name cannot have could stand for another one.
+    // Characters that no host name has could disguise another name.
     let fits = |c: char| c.is_ascii_alphanumeric() || "-._[]:*".contains(c);
     (!name.is_empty() && name.len() <= 255 && name.chars().all(fits)).then_some((name, port))
 }
 
-/// A name without the dot that may end it.
+/// Returns a name without its trailing dot.
 fn normal(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }

@@ -1,4 +1,4 @@
-//! Requests: refused, or passed on and answered when their turn comes.
+//! Requests: each is refused, or passed to the handler and answered when its turn comes.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::host::Hosts;
 use super::limits::{CONNECTIONS_FOR_A_STREAM, CONNECTIONS_FOR_A_TURN, DOCUMENTS, PIECE, ROWS, STREAMS};
 use super::{Answering, Asked, Kind, Make, Pieces, Reply};
 
-/// The part that all connections share.
+/// The state shared by all connections.
 pub(super) struct Shared {
     answering: Answering,
     hosts: Hosts,
@@ -28,7 +28,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Answers requests that name one of the hosts, on `connections` connections at most.
+    /// Creates a handler of requests that name one of the hosts, for at most `connections` connections.
     pub(super) fn new(answering: Answering, hosts: Hosts, connections: usize) -> Self {
         let waiting = connections / CONNECTIONS_FOR_A_TURN;
         let streams = STREAMS.min(connections / CONNECTIONS_FOR_A_STREAM);
@@ -94,7 +94,7 @@ pub(super) async fn respond(
     Ok(response)
 }
 
-/// The request as it is passed on, or the refusal of one that is not.
+/// Converts a request for the handler, or returns its refusal.
 fn asked(hosts: &Hosts, request: &Request<Incoming>) -> Result<Asked, Answer> {
     let (headers, uri) = (request.headers(), request.uri());
     let has_length = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
@@ -125,7 +125,7 @@ fn asked(hosts: &Hosts, request: &Request<Incoming>) -> Result<Asked, Answer> {
     Ok(Asked::new(uri.path(), uri.query().unwrap_or(""), events))
 }
 
-/// An answer that is there.
+/// Converts a complete answer.
 fn short(reply: Reply) -> Answer {
     match reply {
         Reply::Whole(status, kind, text) => {
@@ -137,7 +137,7 @@ fn short(reply: Reply) -> Answer {
     }
 }
 
-/// An answer that is made when its turn comes.
+/// Makes an answer when its turn comes.
 async fn later(shared: &Shared, kind: Kind, make: Make, over: watch::Receiver<bool>) -> Answer {
     let slot = match kind {
         Kind::Events => match shared.streams.enter_now() {
@@ -166,7 +166,7 @@ async fn later(shared: &Shared, kind: Kind, make: Make, over: watch::Receiver<bo
     }
 }
 
-/// An answer in pieces; as a whole, if it is short.
+/// Sends an answer in pieces; as a whole, if it is short.
 fn in_pieces(kind: &'static str, mut pieces: Pieces, permit: Permit) -> Answer {
     let answer = |content| Answer { status: 200, kind, content, close: false };
     let first = match pieces.next() {

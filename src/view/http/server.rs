@@ -1,7 +1,7 @@
-//! The server: one thread that takes connections and serves all of them.
+//! The server: one thread that accepts connections and serves all of them.
 //!
-//! A second thread makes those answers that take time, one after the other. The job starts the server and ends it; it
-//! never waits for more than [`END_TIME`] for it, and no failure of a client is one of the job's.
+//! A second thread makes the answers that take time, one after the other. The job starts the server and ends it; it
+//! waits for the server's end at most [`END_TIME`], and no failure of a client fails the job.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -26,12 +26,12 @@ use super::{Answering, Endpoint};
 use crate::error::{Error, Result};
 use crate::thread::{self, Handle, Role};
 
-/// Connections that the system keeps until they are taken.
+/// Maximum number of connections that the system queues until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Interval between lines about refused connections.
+/// Minimum interval between two log lines about refused connections.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
-/// A server at work; it ends when it is dropped.
+/// A running server; it ends when it is dropped.
 pub(crate) struct Server {
     address: SocketAddr,
     over: watch::Sender<bool>,
@@ -41,10 +41,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Listens at an address.
+    /// Starts a server at an address.
     ///
     /// # Errors
-    /// Fails if nobody can listen there.
+    /// Fails if it cannot listen there.
     pub(crate) fn start(endpoint: &Endpoint, answering: &Answering) -> Result<Self> {
         let cannot = |why: &dyn fmt::Display| {
             let error = Error::new("cannot serve HTTP").at(&endpoint.address).because(why);
@@ -62,7 +62,7 @@ impl Server {
         let (finished, done) = channel();
         let body = move || {
             runtime.block_on(serve(listener, shared, most, is_over));
-            // An answer that is still being made is left alone.
+            // An answer that is still being made is abandoned.
             runtime.shutdown_background();
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
@@ -70,7 +70,7 @@ impl Server {
         Ok(Server { address, over, done, thread: Some(thread) })
     }
 
-    /// The address that it listens at.
+    /// Returns the address that it listens at.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -89,14 +89,14 @@ impl Drop for Server {
     }
 }
 
-/// The greatest number of connections: [`CONNECTIONS`], or fewer where the process may have few descriptors, so that
-/// the job has enough.
+/// Returns the maximum number of connections: [`CONNECTIONS`], or fewer if the process may have few file descriptors,
+/// so that enough are left for the job.
 fn most_connections() -> usize {
     let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     usize::try_from(descriptors / DESCRIPTORS_FOR_ONE).unwrap_or(CONNECTIONS).clamp(1, CONNECTIONS)
 }
 
-/// Listens at the first of a name's addresses at which that is possible.
+/// Listens at the first of a host's addresses at which that is possible.
 fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
     let _inside = runtime.enter();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no such host");
@@ -104,7 +104,7 @@ fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
         let listen = || {
             let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             socket.set_reuseaddr(true)?;
-            // Connections inherit these.
+            // Connections inherit the buffer sizes.
             socket.set_send_buffer_size(SOCKET_BYTES)?;
             socket.set_recv_buffer_size(SOCKET_BYTES)?;
             socket.bind(place)?;
@@ -118,7 +118,7 @@ fn listen(runtime: &Runtime, address: &str) -> io::Result<TcpListener> {
     Err(last)
 }
 
-/// Logs a line, but not more than one a minute.
+/// Logs lines, at most one a minute.
 #[derive(Default)]
 struct Complaints {
     last: Option<Instant>,
@@ -133,7 +133,7 @@ impl Complaints {
     }
 }
 
-/// Takes connections until the server ends, then gives clients a moment to take what is left.
+/// Accepts connections until the server ends, then gives clients a moment to read the rest of their answers.
 async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: watch::Receiver<bool>) {
     let connections = Connections::new(most);
     let (alive, open) = watch::channel(());
@@ -152,7 +152,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
                 None => break,
                 Some(Ok((stream, _))) => {
                     if Connections::make_room(&connections).await {
-                        // Without it answers come later, that is all.
+                        // If it fails, answers only come later.
                         let _ = stream.set_nodelay(true);
                         Connections::add(&connections, stream, &shared, &over, open.clone());
                     } else {
@@ -165,25 +165,25 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, most: usize, over: wa
                 Some(Err(why)) => {
                     let spared = Connections::close_one(&connections);
                     let rest = if spared { "; the connection that can best be spared is closed" } else { "" };
-                    complaints.add(&format_args!("HTTP: connections cannot be taken: {why}{rest}"));
+                    complaints.add(&format_args!("HTTP: connections cannot be accepted: {why}{rest}"));
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
     }
     drop((listener, open));
-    // Those that are left are dropped with the runtime.
+    // The remaining connections are dropped with the runtime.
     let _ = tokio::time::timeout(GRACE, alive.closed()).await;
 }
 
-/// Tells a client that there is no room for it.
+/// Answers that there is no room for a connection.
 fn refuse(stream: TcpStream) {
     let refusal = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-    // A client that does not hear it sees its connection closed.
+    // A client that does not receive it sees its connection closed.
     let _ = stream.into_std().and_then(|mut stream| stream.write_all(refusal.as_bytes()));
 }
 
-/// `true` for an error of a connection that was gone before it was taken.
+/// `true` for the error of a connection that was gone before it was accepted.
 fn is_of_one(why: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(why.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)

@@ -1,4 +1,4 @@
-//! The promises of the server to its clients, and the limits of what they can take from it.
+//! Tests of the server's promises to its clients, and of its limits.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -27,7 +27,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends a text, and reads all that comes until the server closes the connection.
+/// Sends a text, and reads until the server closes the connection.
 fn exchange(address: SocketAddr, text: &str) -> String {
     let mut stream = connect(address);
     stream.write_all(text.as_bytes()).unwrap();
@@ -36,12 +36,12 @@ fn exchange(address: SocketAddr, text: &str) -> String {
 
 fn rest(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
-    // A connection that is reset has said what it has said.
+    // A reset connection may have delivered its answer before.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Reads until a text has come.
+/// Reads until a text has been received.
 fn until(stream: &mut TcpStream, text: &str) -> String {
     let (mut read, mut piece) = (String::new(), [0; 4096]);
     while !read.contains(text) {
@@ -52,7 +52,7 @@ fn until(stream: &mut TcpStream, text: &str) -> String {
     read
 }
 
-/// Events that a test gives; each is pending until one is given.
+/// A source of events that the test sends.
 struct Given(Receiver<Event>, Arc<std::sync::Mutex<Option<std::task::Waker>>>);
 
 impl Events for Given {
@@ -70,7 +70,7 @@ fn event(text: impl Into<String>) -> Event {
     Event { pieces: Box::new(std::iter::once(Ok(text.into().into_bytes()))), last: false }
 }
 
-/// The same text again and again.
+/// Returns the same piece `count` times.
 fn repeated(piece: usize, count: usize) -> Pieces {
     Box::new(std::iter::repeat_n("~".repeat(piece), count).map(|piece| Ok(piece.into_bytes())))
 }
@@ -171,7 +171,7 @@ fn a_long_answer_is_made_as_it_is_taken() {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let start = until(&mut stream, "\r\n\r\n");
     let mut before = 0;
-    // All that the system and the server hold of the answer, and no more, is made for a reader that waits.
+    // For a reader that waits, only as much of the answer is made as the system and the server buffer.
     loop {
         std::thread::sleep(Duration::from_millis(200));
         let made = MADE.load(Ordering::Relaxed);
@@ -183,7 +183,7 @@ fn a_long_answer_is_made_as_it_is_taken() {
     assert!(before < PIECES / 2, "{before} of {PIECES} pieces were made for a reader that took none");
     let answer = start + &rest(stream);
     assert_eq!((answer.matches('~').count(), answer.ends_with("0\r\n\r\n")), (PIECES * PIECE, true));
-    // An answer that fails in its middle is seen to be cut short.
+    // An answer that fails in the middle is visibly cut short.
     let answer = exchange(server.address(), "GET /?fails HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.ends_with("0\r\n\r\n"), "it has an end");
 }
@@ -223,7 +223,7 @@ fn a_slow_reader_of_events_is_cut_off_and_told() {
     let mut stream = connect(server.address());
     stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     until(&mut stream, "\r\n\r\n");
-    // It takes nothing, while far more comes than may wait for it; once it is cut off nobody takes any more.
+    // The reader takes nothing, while far more is sent than may wait for it; once it is cut off nobody takes any more.
     let mut sent = 0;
     let begun = Instant::now();
     while sender.send(event(format!("data: {}\n\n", "x".repeat(10_000)))).is_ok() {
@@ -234,7 +234,7 @@ fn a_slow_reader_of_events_is_cut_off_and_told() {
         std::thread::sleep(Duration::from_micros(200));
         assert!(begun.elapsed() < SOON, "after {sent} events it is not cut off");
     }
-    // It gets what waited for it, in order and whole, and why nothing else comes.
+    // It gets the events that waited, in order and whole, and the reason for the end.
     let text = rest(stream);
     assert!(text.contains("event: end\n") && text.contains("the reader is too slow: more than"), "it was not told");
     let got = text.matches("data: x").count();
@@ -288,7 +288,7 @@ fn streams_and_long_answers_have_a_limit_and_others_are_still_answered() {
     let begun = Instant::now();
     assert_eq!(ask("/healthz").0, 200);
     println!("{open} streams, {ROWS} long answers, and another one after {:?}", begun.elapsed());
-    // Who is gone makes room.
+    // Clients that are gone make room.
     drop((streams, rows));
     let begun = Instant::now();
     while ask("/events").0 != 200 || ask("/rows").0 != 200 {
@@ -314,7 +314,7 @@ fn connections_that_wait_make_room_for_new_ones() {
     for _ in 0..20 {
         assert_eq!(get(&address.to_string(), "/", SOON).unwrap(), (200, String::from("ok\n")));
     }
-    // The first ones were closed for that.
+    // The oldest ones were closed to make room.
     assert_eq!(idle[0].read(&mut [0; 8]).unwrap(), 0);
 }
 
@@ -340,7 +340,7 @@ fn the_server_ends_while_clients_do_what_they_like() {
     assert!(get(&address.to_string(), "/", Duration::from_millis(500)).is_err());
 }
 
-/// An answer that takes longer than the job may wait for it.
+/// The answer takes longer to make than the job waits for the server.
 #[test]
 fn the_server_ends_while_an_answer_is_being_made() {
     let server = server(|_| {

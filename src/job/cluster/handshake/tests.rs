@@ -1,4 +1,4 @@
-//! Two ends of a handshake, and what a stranger who has heard others can do with it.
+//! Tests of both ends of a handshake, and of a stranger who has recorded other connections.
 
 use std::net::TcpListener;
 
@@ -12,7 +12,7 @@ fn terms(purpose: Purpose, secret: Option<Secret>) -> Terms {
     Terms { own: 0, purpose, number: 7, secret }
 }
 
-/// Hears one caller to its end.
+/// Serves one caller until it is accepted or refused.
 fn heard(mut caller: Caller, terms: &Terms) -> Result<usize, String> {
     loop {
         let progress = caller.advance(terms);
@@ -28,7 +28,7 @@ fn heard(mut caller: Caller, terms: &Terms) -> Result<usize, String> {
     }
 }
 
-/// Has process 2 call process `to` by these terms; what either end comes to.
+/// Has process 2 call process `to`; returns the outcome at either end.
 fn call(to: usize, number: u64, own: Option<&Secret>, terms: Terms) -> (Result<(), String>, Result<usize, String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -81,7 +81,7 @@ fn what_was_heard_on_one_connection_proves_nothing_on_another() {
     let own = secret("0123456789abcdef");
     let terms = terms(Purpose::Data, own.clone());
     let greeting = Greeting { purpose: Purpose::Data, from: 2, to: 0, number: 7, secured: true, nonce: [5; NONCE] };
-    // One that is right, as a stranger may have heard it.
+    // Runs a valid handshake, of which a stranger may have recorded the bytes.
     let exchange = |answer: &dyn Fn(&[u8; CHALLENGE]) -> [u8; PROOF]| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut wire = Wire::blocking(TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
@@ -112,7 +112,7 @@ fn what_was_heard_on_one_connection_proves_nothing_on_another() {
 fn an_acceptor_that_cannot_prove_the_secret_is_not_taken() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    // It says yes to whatever comes, and sends back what it got for its own proof.
+    // The acceptor accepts anything, and reflects the caller's proof as its own.
     let impostor = std::thread::spawn(move || {
         let mut wire = Wire::blocking(listener.accept().unwrap().0).unwrap();
         let mut time = RunningTime::start();
