@@ -41,7 +41,7 @@ pub struct ManArgs {
     pub directory: PathBuf,
 }
 
-/// Writes the completion script of a command line to standard output; answers the exit code.
+/// Writes the completion script of a command line to standard output; returns the exit code.
 ///
 /// # Errors
 /// When standard output cannot be written to.
@@ -55,7 +55,7 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes the manual pages of a command line, one for each command; answers the exit code.
+/// Writes the manual pages of a command line, one for each command; returns the exit code.
 ///
 /// # Errors
 /// When the directory or a page cannot be written.
