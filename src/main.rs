@@ -9,9 +9,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tidegate::cli::consume::{ConsumeArgs, consume};
 use tidegate::cli::demo::{DemoArgs, demo};
+use tidegate::cli::manual::{CompletionsArgs, ManArgs, completions, man};
 use tidegate::cli::produce::{ProduceArgs, produce};
 use tidegate::cli::snapshot::{SnapshotArgs, snapshot};
 use tidegate::cli::up::{UpArgs, up};
@@ -97,6 +98,10 @@ enum Command {
     Why(WhyArgs),
     /// Runs all processes of a query on this machine, and restarts them when one fails
     Up(UpArgs),
+    /// Writes a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Writes manual pages, one for each command
+    Man(ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -115,6 +120,8 @@ fn main() -> ExitCode {
         Some(Command::Snapshot(args)) => snapshot(args),
         Some(Command::Up(args)) => up(args, |name| query(name).is_some()),
         Some(Command::Why(args)) => why_not(args),
+        Some(Command::Completions(args)) => completions(args, Tool::command()),
+        Some(Command::Man(args)) => man(args, Tool::command()),
         None => demo(&DemoArgs::default()),
     })
 }
@@ -135,7 +142,6 @@ fn become_query(name: &str, arguments: impl Iterator<Item = OsString>) -> ExitCo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound_and_the_demo_alone_is_the_demo_without_flags() {

@@ -26,7 +26,7 @@ use tidegate::{Job, Record, Result, State, Transaction, Window, kafka};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const MIB: u64 = 1 << 20;
-/// Memory of a process besides its state and its input in flight, as stated in the README.
+/// Memory of a process besides its state and its input in flight, as stated in docs/operations.md.
 const BASE: u64 = 96 * MIB;
 /// Bytes of memory for each byte that may be in flight.
 const FACTOR: u64 = 2;

@@ -105,7 +105,7 @@ fn topics_in_every_compression_are_read_over_tls_with_scram_and_access_control()
 }
 
 #[test]
-fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_readme_names() {
+fn a_state_goes_on_over_tls_into_a_topic_with_the_rights_that_the_manual_names() {
     let Some(secured) = Secured::shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     // Sums beyond 64 bits are integers in JSON too, but not all readers of JSON support them.

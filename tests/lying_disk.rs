@@ -133,11 +133,13 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
         let subject = Subject::new(200 + seed);
         let some = (seed as usize % stride()..).step_by(stride()).zip(losses());
         ended.extend(some.map_while(|(number, loss)| after_lost_sync(&subject, number, loss)));
-        // The last syncs too, when the job has published everything and closes its files.
-        let disk = new_disk();
-        assert_eq!(subject.run(&Kept::default(), &disk, 1), Ok(Ending::Complete));
-        let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
-        ended.extend(last.filter_map(|(number, loss)| after_lost_sync(&subject, number, loss)));
+        // In some runs the last syncs too, when the job has published everything and closes its files.
+        if seed < 2 {
+            let disk = new_disk();
+            assert_eq!(subject.run(&Kept::default(), &disk, 1), Ok(Ending::Complete));
+            let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
+            ended.extend(last.filter_map(|(number, loss)| after_lost_sync(&subject, number, loss)));
+        }
     }
     let exact = ended.iter().filter(|exact| **exact).count();
     assert!(ended.len() > 20 && exact * 10 > ended.len() * 7, "of {} lives {exact} came to exact results", ended.len());

@@ -289,12 +289,16 @@ fn a_damaged_file_is_named_whatever_it_is() {
 #[test]
 fn a_lost_end_of_a_journal_is_told_by_what_an_output_has_published() {
     let folder = Folder::new();
-    folder.append(&wild(37, 3_000));
+    let rows = wild(37, 6_000);
+    folder.append(&rows[..3_000]);
     let flags = "--ndjson {}/in.ndjson --epoch 10ms --snapshot-every 1h --out {}/out.csv --state {}/state -w 2";
     let mut running = start(ACCOUNT_TOTALS, folder.typed(flags));
-    let published =
-        |_: &Running| (fs::read(folder.path("out.csv")).is_ok_and(|rows| rows.len() > 10_000)).then_some(());
-    running.until("published results", published);
+    let longer = |than: u64| fs::metadata(folder.path("out.csv")).is_ok_and(|rows| rows.len() > than).then_some(());
+    running.until("results", |_| longer(10_000));
+    // An epoch's rows follow the record that the epoch before is published.
+    let before = fs::metadata(folder.path("out.csv")).unwrap().len();
+    folder.append(&rows[3_000..]);
+    running.until("more results", |_| longer(before));
     running.kill();
     running.end_or_killed();
     let verify = "verify {}/state --output {}/out.csv";

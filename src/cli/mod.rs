@@ -8,6 +8,7 @@ pub mod consume;
 pub mod demo;
 mod kill_at;
 mod log;
+pub mod manual;
 mod parent;
 pub mod produce;
 mod progress;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use signal_hook::low_level;
+use signal_hook::{flag, low_level};
 
 use crate::error::{Error, Result};
 use crate::job::{self, Watcher};
@@ -39,6 +39,9 @@ pub(super) struct Stop(Arc<Shared>);
 struct Shared {
     /// The exit code to stop with; 0 before a signal.
     code: AtomicU8,
+    /// The exit code of the last signal, set by its handler; 0 before a signal. A job that stops because another process
+    /// was asked to may end before the thread of this process has heard of its own signal.
+    delivered: Arc<AtomicUsize>,
     /// Time of the first signal.
     asked: OnceLock<Instant>,
     /// Number of startup phases of the command in progress.
@@ -71,10 +74,17 @@ impl Stop {
     /// Fails if the signal handlers or the thread cannot be set up.
     pub(super) fn listen() -> Result<Self> {
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !ignores(SIGHUP));
-        let signals = Signals::new(wanted.collect::<Vec<_>>());
-        let mut signals = signals.map_err(|why| Error::new("cannot listen for signals").because(why))?;
+        let wanted: Vec<_> = wanted.collect();
+        let cannot = |why: std::io::Error| Error::new("cannot listen for signals").because(why);
+        let delivered = Arc::<AtomicUsize>::default();
+        for signal in &wanted {
+            flag::register_usize(*signal, Arc::clone(&delivered), usize::from(code_of(*signal))).map_err(cannot)?;
+        }
+        let signals = Signals::new(&wanted);
+        let mut signals = signals.map_err(cannot)?;
         let shared = Arc::new(Shared {
             code: AtomicU8::new(0),
+            delivered,
             asked: OnceLock::new(),
             beginning: AtomicUsize::new(0),
             job: Mutex::new(None),
@@ -96,7 +106,9 @@ impl Stop {
     /// Returns the exit code to stop with after a signal, or after the failure of a thread of this program; else
     /// `None`.
     pub(super) fn asked(&self) -> Option<u8> {
-        match self.0.code.load(Ordering::Acquire) {
+        let heard = self.0.code.load(Ordering::Acquire);
+        let delivered = || u8::try_from(self.0.delivered.load(Ordering::Acquire)).unwrap_or(0);
+        match if heard > 0 { heard } else { delivered() } {
             0 => self.0.failure.get().map(Error::exit_code),
             code => Some(code),
         }
@@ -129,9 +141,7 @@ impl Shared {
     fn hear(&self, signal: i32) {
         let now = Instant::now();
         let first = *self.asked.get_or_init(|| now);
-        // SIGHUP counts as a request of a service manager.
-        let code = if signal == SIGINT { 130 } else { 143 };
-        let _ = self.code.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.code.compare_exchange(0, code_of(signal), Ordering::AcqRel, Ordering::Acquire);
         if now.duration_since(first) >= SAME {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
@@ -168,6 +178,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Returns the exit code of a clean stop by a signal. SIGHUP counts as a request of a service manager.
+fn code_of(signal: i32) -> u8 {
+    if signal == SIGINT { 130 } else { 143 }
 }
 
 /// Ends the process with an error at once, without waiting for a reader of standard error.

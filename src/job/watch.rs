@@ -315,9 +315,13 @@ impl Silence {
         if self.since.elapsed() < self.patience {
             return None;
         }
+        let why = why(&watch.status(), None);
+        // Causes are younger than the silence, in a job that has just started for one: none may last long enough yet.
+        if why.holds.is_empty() && self.since.elapsed() < self.patience.saturating_mul(LONGER) {
+            return None;
+        }
         let quiet = self.since.elapsed().as_secs();
         self.patience = self.patience.saturating_mul(LONGER);
-        let why = why(&watch.status(), None);
         let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
         Some(format!("nothing was shown for {quiet} s; {}{first}", why.summary))
     }

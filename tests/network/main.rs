@@ -1,5 +1,6 @@
 //! Processes of a job are cut off from each other, suspended, and contacted by strangers: everything goes on, or ends
-//! with exit code 1 and one line that names the missing process, within the times that the README states.
+//! with exit code 1 and one line that names the missing process, within the times that
+//! docs/operations.md states.
 //!
 //! Each connection of two processes goes through a [`proxy`]. Timeouts are short here (`--join-timeout`,
 //! `--heartbeat-timeout`). `NETWORK_ROUNDS=80` runs 80 seeded faults instead of a few, `NETWORK_SEED=17` the one of

@@ -206,7 +206,7 @@ fn damaged_claims_and_manifests_are_refused_by_their_names() {
         }
         let mut other = bytes.clone();
         other[7] = 77;
-        assert!(refused(&other).contains("was written in format 77, and this program knows format 1"));
+        assert!(refused(&other).contains("was written in format 77, and this program knows format 2"));
         disk.set(&path, &bytes);
     }
     assert_eq!(decided(&state.survey().unwrap(), 2, Some(8)).unwrap().base.unwrap().epoch, Epoch(8));
