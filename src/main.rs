@@ -40,8 +40,10 @@ mod velocity_alerts;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The queries that come along, by name.
-const QUERIES: [(&str, fn() -> ExitCode); 8] = [
+/// An included query: its name and its `main`.
+type Query = (&'static str, fn() -> ExitCode);
+
+const QUERIES: [Query; 8] = [
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
@@ -127,7 +129,7 @@ fn main() -> ExitCode {
 }
 
 /// The query of this name.
-fn query(name: &OsStr) -> Option<(&'static str, fn() -> ExitCode)> {
+fn query(name: &OsStr) -> Option<Query> {
     QUERIES.into_iter().find(|(known, _)| name == *known)
 }
 

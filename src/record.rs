@@ -7,6 +7,7 @@
 //! * [`Decimal`]: exact decimal numbers, of the `rust_decimal` crate.
 
 mod decimal;
+mod other_times;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

@@ -49,8 +49,17 @@ const INIT_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for an abort of a transaction. The broker aborts it later in any case.
 const ABORT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Pause before a call that failed is repeated: it may have failed at once.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Largest number of the client library's events that are served at once.
 const EVENTS: usize = 256;
+
+/// Pause between two looks for acknowledgements, and the time after which the pause is long: brokers that answer do so
+/// within a few milliseconds, and a commit waits for them.
+const SHORT_PAUSE: Duration = Duration::from_micros(200);
+const SHORT_WAIT: Duration = Duration::from_millis(100);
+const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval of checks that the transaction can still succeed, while messages are not acknowledged.
 const DOUBT: Duration = Duration::from_millis(100);
@@ -119,6 +128,7 @@ impl Publisher {
                 Ok(()) => return Ok(publisher),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() && begun.elapsed() < INIT_PATIENCE => {
                     publisher.serve_events();
+                    std::thread::sleep(RETRY_PAUSE);
                 }
                 Err(error) => {
                     let passes = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
@@ -299,14 +309,14 @@ impl Publisher {
     /// Waits a moment for acknowledgements; logs, once, a wait that is long.
     fn wait(&mut self, waiting: &mut Option<Waiting>) -> Result<()> {
         let before = self.delivered();
-        // Never the library's `flush`, which sleeps in steps of 100 ms.
-        self.producer.poll(Duration::from_millis(1));
+        self.serve_acknowledgements();
         let now = Instant::now();
         let Waiting { since, asked, told } = waiting.get_or_insert(Waiting { since: now, asked: now, told: now });
         if self.delivered() > before {
             *waiting = None;
             return Ok(());
         }
+        std::thread::sleep(if now - *since < SHORT_WAIT { SHORT_PAUSE } else { LONG_PAUSE });
         if now - *since > PATIENCE && !self.waiting_told {
             self.waiting_told = true;
             let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
@@ -327,6 +337,20 @@ impl Publisher {
     /// Checks that waiting may go on.
     fn ask(&self) -> Result<()> {
         self.still_current.as_ref().map_or(Ok(()), |still_current| still_current())
+    }
+
+    /// Serves acknowledgements until no more arrive.
+    ///
+    /// The library's own waits are not used: its `flush` sleeps in steps of 100 ms, and its `poll` with a time limit spins
+    /// through the last millisecond of the limit, and never returns before it.
+    fn serve_acknowledgements(&self) {
+        loop {
+            let before = self.delivered();
+            self.producer.poll(Duration::ZERO);
+            if self.delivered() == before {
+                return;
+            }
+        }
     }
 
     /// Serves the library's events that have arrived so far.
@@ -382,6 +406,7 @@ impl Publisher {
             self.doubtful = true;
             self.serve_events();
             self.ask()?;
+            std::thread::sleep(RETRY_PAUSE);
             if !std::mem::replace(&mut self.waiting_told, true) {
                 let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
                 tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
@@ -403,7 +428,8 @@ impl Publisher {
         self.producer.purge(PurgeConfig::default().queue().inflight());
         let since = Instant::now();
         while self.producer.in_flight_count() > 0 && since.elapsed() < ABORT_PATIENCE {
-            self.producer.poll(Duration::from_millis(1));
+            self.producer.poll(Duration::ZERO);
+            std::thread::sleep(SHORT_PAUSE);
         }
         // If it fails, the brokers abort the transaction at its timeout, or when the next producer of its id is opened.
         let _aborted = self.producer.abort_transaction(ABORT_PATIENCE);

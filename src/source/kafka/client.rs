@@ -427,6 +427,8 @@ pub(crate) fn reach<C: ClientContext>(
             if !code.is_some_and(is_transient) {
                 break;
             }
+            // The call may have failed at once.
+            std::thread::sleep(Duration::from_millis(50));
             if begun.elapsed() >= PATIENCE {
                 // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
