@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker::{Broker, committed, high_watermarks};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
+use nix::sys::time::TimeValLike;
 use proxy::{END_TXN, PRODUCE, Proxy};
 use run::{Running, start};
 use serde::{Deserialize, Serialize};
@@ -193,6 +195,13 @@ fn outage(network: &Network, for_ms: u64) {
     network.proxy.go_up();
 }
 
+/// Returns the time for which this thread has used a processor.
+fn processor_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+    let times = [usage.user_time(), usage.system_time()];
+    times.iter().map(|time| Duration::from_micros(time.num_microseconds() as u64)).sum()
+}
+
 #[test]
 fn an_outage_longer_than_brokers_wait_delays_results_and_no_more() {
     let Some(network) = Network::shared() else { return };
@@ -213,9 +222,11 @@ fn an_outage_longer_than_brokers_wait_delays_results_and_no_more() {
             std::thread::sleep(Duration::from_millis(3 * TRANSACTION_MS));
             network.proxy.go_up();
         });
-        let begun = Instant::now();
+        let (begun, used) = (Instant::now(), processor_time());
         show(&mut writer, 8);
-        assert!(begun.elapsed() > Duration::from_millis(2 * TRANSACTION_MS), "the network was not down");
+        let (took, used) = (begun.elapsed(), processor_time() - used);
+        assert!(took > Duration::from_millis(2 * TRANSACTION_MS), "the network was not down");
+        assert!(used * 4 < took, "a sink that waited for {took:?} used the processor for {used:?}");
     });
     show(&mut writer, 10);
     drop(writer);
