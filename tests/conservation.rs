@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Job, Stop};
+use tidegate::job::{Ending, Job, StopHandle};
 use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, Outcome, Run, Script};
@@ -88,7 +88,7 @@ fn what_is_written_in_order_has_every_record_once_in_the_order_of_its_partition(
 fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
     let records = |id: u64| (0..25).map(|value| (value, id)).collect::<Vec<_>>();
     let source = Records::new((0..3).map(records).collect(), |record: &(u64, u64)| record.0 as i64);
-    let job = Job::new("one").one_at_a_time(true);
+    let job = Job::new("one").synchronous(true);
     let (read, shown) = (job.metrics(), Arc::new(AtomicU32::new(0)));
     let counted = Arc::clone(&shown);
     let see = Observer::new(move |_, rows: &[((u64, u64), isize)]| {
@@ -104,7 +104,7 @@ fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
 fn check_stopped(seed: u64) -> Result<Ending, String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 400);
-    let (views, source, stop) = (Views::default(), data.source(), Stop::default());
+    let (views, source, stop) = (Views::default(), data.source(), StopHandle::default());
     let (shown, asked, left) = (views.clone(), stop.clone(), Arc::new(AtomicU32::new(random.u32(1..20))));
     let run = Run::new().workers(1 + seed as usize % 3).stop_by(&stop);
     let run = if seed.is_multiple_of(4) { run.clock().in_flight(5_000) } else { run.seed(seed) };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::durable::journal::{Bound, Frame};
-use tidegate::job::{Ending, Report, Stop};
+use tidegate::job::{Ending, RunReport, StopHandle};
 use tidegate::source::memory::Records;
 use tidegate::source::{Intake, Options, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use tidegate::testing::{Captured, CrashingDisk, Run, Script};
@@ -168,8 +168,8 @@ fn run_until(
     run: Run,
     query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     holds: impl Fn() -> bool,
-) -> Result<Report, Error> {
-    let stop = Stop::default();
+) -> Result<RunReport, Error> {
+    let stop = StopHandle::default();
     let running = run.clock().stop_by(&stop);
     let running = std::thread::spawn(move || running.run(query).map(|outcome| outcome.report));
     let begun = Instant::now();
@@ -453,7 +453,7 @@ fn idle_files_are_idle_again_in_a_replay() {
         let (own, ticks) = (shown.clone(), ticks(&path));
         move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
     };
-    let (stop, shown) = (Stop::default(), Shown::default());
+    let (stop, shown) = (StopHandle::default(), Shown::default());
     let (watched, stopping) = (shown.counts.clone(), stop.clone());
     let watcher = std::thread::spawn(move || {
         while watched.all().is_empty() {
@@ -479,7 +479,7 @@ fn idle_files_are_idle_again_in_a_replay() {
 }
 
 /// Runs one record through a window; returns the number of rows and the report.
-fn windowed(window: Window) -> tidegate::Result<(usize, Report)> {
+fn windowed(window: Window) -> tidegate::Result<(usize, RunReport)> {
     let source = Records::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
     let rows = Captured::<i64>::new();
     let own = rows.clone();

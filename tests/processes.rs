@@ -61,7 +61,7 @@ fn results_are_those_of_the_data_on_any_number_of_processes() {
 }
 
 /// Runs a job that does not end by itself, as one process of a cluster.
-fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::Report> {
+fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::RunReport> {
     let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     Job::new("endless").cluster(cluster).run(move |flow| {
         flow.read("records", &records).write("rows", &Observer::new(|_epoch, _rows| Ok(())));
@@ -72,7 +72,7 @@ fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::Report> {
 fn who_does_not_come_is_named() {
     let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
     let other = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
-    let patience = |cluster: Cluster| cluster.patience(Duration::from_millis(200), Duration::from_secs(1));
+    let patience = |cluster: Cluster| cluster.timeouts(Duration::from_millis(200), Duration::from_secs(1));
     let addresses = vec![free, other.clone()];
     let error = endless(patience(Cluster::new(0, addresses.clone()).unwrap())).unwrap_err();
     says(&error.to_string(), &["process 1 has not come", &other]);

@@ -4,7 +4,7 @@
 //! number of workers, which may crash again.
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Stop};
+use tidegate::job::{Ending, StopHandle};
 use tidegate::testing::{CrashingDisk, Run};
 
 use common::cases::{Data, for_seeds};
@@ -47,7 +47,7 @@ fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
         plain.run(&data, Run::new().seed(seed))?;
         let mut disk = disk;
         for _ in 0..100 {
-            let stop = Stop::default();
+            let stop = StopHandle::default();
             stop.stop();
             let ending = kept.run(&data, on(&disk, &mut random, Run::new().stop_by(&stop)))?;
             disk = disk.after_kill();

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::job::{Ending, Report, Stop};
+use tidegate::job::{Ending, RunReport, StopHandle};
 use tidegate::testing::CrashingDisk;
 
 use common::cases::{Data, for_seeds};
@@ -23,8 +23,8 @@ const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2,
 const LIVES: usize = 12;
 
 /// Runs an incarnation that is stopped when closed rows of so many epochs have been published in total, or at its end.
-fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<Report, String> {
-    let (stop, over) = (Stop::default(), Stop::default());
+fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<RunReport, String> {
+    let (stop, over) = (StopHandle::default(), StopHandle::default());
     let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
     let watcher = std::thread::spawn(move || {
         while !ended.is_asked() && watched.epochs().len() < epochs {
@@ -82,7 +82,7 @@ fn lives_on_any_numbers_of_workers_and_processes_come_to_the_results_of_one() {
 }
 
 /// Returns the number of rows that a step has loaded, and of records that it has counted, loaded rows included.
-fn of_step(report: &Report, name: &str) -> (u64, u64) {
+fn of_step(report: &RunReport, name: &str) -> (u64, u64) {
     let step = report.summary.steps.iter().find(|step| step.name == name).unwrap();
     (step.loaded, step.counted)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 use tidegate::Window;
 use tidegate::durable::disk::Disk;
-use tidegate::job::{Ending, Stop};
+use tidegate::job::{Ending, StopHandle};
 use tidegate::source::memory::Records;
 use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, Run, Script};
@@ -119,7 +119,7 @@ fn names_are_unique_among_all_steps_with_rows() {
 /// Runs a job with a table and several outputs of it, stopped when it sees the record of that id.
 fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
-    let stop = Stop::default();
+    let stop = StopHandle::default();
     let run = Run::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
     let run = run.state_options(|state| state.accept_changed_query(true)).run(move |flow| {
         let stop = stop.clone();

@@ -13,12 +13,12 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::job::{Cluster, Ending, Stop};
+use tidegate::job::{Cluster, Ending, StopHandle};
 use tidegate::source::memory::Records;
 use tidegate::stream::aggregate::Each;
 use tidegate::testing::{Captured, CrashingDisk, Run, Script};
 use tidegate::time::Epoch;
-use tidegate::view::{End, Refusal, Subscription, Update, Views};
+use tidegate::view::{Refusal, Subscription, SubscriptionEnd, ViewUpdate, Views};
 use tidegate::{Collection, Error, EventTime, Flow, Job, Stream, Window};
 
 use common::cases::{Data, for_seeds, within};
@@ -89,14 +89,14 @@ fn rows(rows: &[(&str, i64, isize)]) -> Rows {
 }
 
 /// Returns all messages of a subscription, without epochs, and the reason for its end.
-fn all(mut subscription: Subscription) -> (Vec<Rows>, End) {
+fn all(mut subscription: Subscription) -> (Vec<Rows>, SubscriptionEnd) {
     let mut heard = Vec::new();
     loop {
         match subscription.wait(Duration::ZERO) {
-            Some(Update::State(answer) | Update::Changes(answer)) => heard.push(answer.typed().unwrap()),
-            Some(Update::Progress(_)) => {}
-            Some(Update::End(end)) => {
-                assert!(matches!(subscription.wait(Duration::ZERO), Some(Update::End(again)) if again == end));
+            Some(ViewUpdate::State(answer) | ViewUpdate::Changes(answer)) => heard.push(answer.typed().unwrap()),
+            Some(ViewUpdate::Progress(_)) => {}
+            Some(ViewUpdate::End(end)) => {
+                assert!(matches!(subscription.wait(Duration::ZERO), Some(ViewUpdate::End(again)) if again == end));
                 return (heard, end);
             }
             None => panic!("there is nothing to hear after {heard:?}"),
@@ -109,24 +109,24 @@ fn a_subscriber_that_does_not_keep_up_is_cut_off_and_the_job_goes_on() {
     let takes = [1; 60];
     let first = rows(&[("a0", 0, 1), ("a1", 1, 1)]);
     let (heard, end) = all(subscribed(&takes, 100, None, 20));
-    assert_eq!((heard, end), (vec![first.clone()], End::Behind { most: 20 }));
+    assert_eq!((heard, end), (vec![first.clone()], SubscriptionEnd::Behind { most: 20 }));
     assert_eq!(end.to_string(), "the subscriber is too far behind: more than 20 changes waited for it");
     // 58 epochs with one change each.
     let (heard, end) = all(subscribed(&takes, 100, None, 2 * 58));
-    assert_eq!((heard.len(), end), (59, End::Over));
+    assert_eq!((heard.len(), end), (59, SubscriptionEnd::Over));
     assert_eq!(heard[..2], [first, rows(&[("a2", 2, 1)])]);
     // The changes of one key are few.
     let (heard, end) = all(subscribed(&takes, 20, Some("a1"), 20));
     let changes = [(1, 22), (22, 63)].map(|(was, is)| rows(&[("a1", was, -1), ("a1", is, 1)]));
-    assert_eq!((heard, end), ([vec![rows(&[("a1", 1, 1)])], changes.to_vec()].concat(), End::Over));
+    assert_eq!((heard, end), ([vec![rows(&[("a1", 1, 1)])], changes.to_vec()].concat(), SubscriptionEnd::Over));
 }
 
 #[test]
 fn one_epoch_waits_for_a_subscriber_however_much_it_changes() {
     let (heard, end) = all(subscribed(&[1, 1, 50], 100, None, 5));
-    assert_eq!((heard.len(), heard[1].len(), end), (2, 50, End::Over));
+    assert_eq!((heard.len(), heard[1].len(), end), (2, 50, SubscriptionEnd::Over));
     let (heard, end) = all(subscribed(&[1, 1, 50, 1], 100, None, 5));
-    assert_eq!((heard.len(), end), (1, End::Behind { most: 5 }));
+    assert_eq!((heard.len(), end), (1, SubscriptionEnd::Behind { most: 5 }));
 }
 
 /// Returns the sum of payments of each account.
@@ -309,7 +309,7 @@ fn views_come_and_go_between_lives() {
 fn after_one_is_over(window: Window) -> [Result<usize, Refusal>; 2] {
     let (few, many, disk) = (payments(3, 3), payments(1_000, 50), CrashingDisk::new());
     let life = |disk: &CrashingDisk, last: i64| {
-        let (shared, stop): (Arc<dyn Disk>, _) = (disk.shared(), Stop::default());
+        let (shared, stop): (Arc<dyn Disk>, _) = (disk.shared(), StopHandle::default());
         let run = Run::new().seed(5).in_flight(1).state(&shared, "state").stop_by(&stop);
         let (views, few, many) = (run.views(), few.clone(), many.clone());
         let outcome = run.run(move |flow| {
@@ -401,7 +401,7 @@ fn of_two(first: bool, second: bool) -> (Refusal, bool) {
     });
     let answers: Vec<_> = answers.collect();
     let answers: Vec<_> = answers.into_iter().map(|process| process.join().unwrap()).collect();
-    let elsewhere = Refusal::Elsewhere { view: "paid".into() };
+    let elsewhere = Refusal::OtherProcess { view: "paid".into() };
     (answers[1].clone().map_or(elsewhere, Result::unwrap_err), matches!(answers[0], Some(Ok(10))))
 }
 

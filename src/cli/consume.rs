@@ -23,7 +23,7 @@ use super::query::{AnySink, FileFormat, check_outputs};
 use super::run::{Moment, RunArgs, Show, Watch};
 use super::{Property, note, pairs, say};
 use crate::error::{Error, Result};
-use crate::job::Report;
+use crate::job::RunReport;
 use crate::metrics::Metrics;
 use crate::source::Options;
 use crate::source::generator::Transaction;
@@ -104,7 +104,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
     let rejects = rejects.map(|path| AnySink::file(path, FileFormat::Ndjson, &args.run));
     let name = format!("consume-{}", args.topic);
     let options = Options { max_ahead: Duration::MAX, ..Options::default() };
-    let job = args.run.job(&name)?.options(options).one_at_a_time(args.sync);
+    let job = args.run.job(&name)?.options(options).synchronous(args.sync);
     let metrics = job.metrics();
     let (report, code) = watch.run(job, progress, move |flow| {
         flow.read(MESSAGES, &topic).write_in_order(COPY, &out);
@@ -118,7 +118,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
 
 /// Prints the number of copied messages and the rate: of all processes in the first one, and in each of several its
 /// own.
-fn tell(args: &ConsumeArgs, report: &Report, metrics: &Metrics) {
+fn tell(args: &ConsumeArgs, report: &RunReport, metrics: &Metrics) {
     let took = metrics.working_for();
     let rate = |count: u64| (count as f64 / took.as_secs_f64().max(0.001)) as u64;
     let RunArgs { process, processes, .. } = args.run;

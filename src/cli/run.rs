@@ -17,7 +17,7 @@ use super::stop::Stop;
 use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Ending, Job, Report, State, Watcher};
+use crate::job::{Cluster, Ending, Job, RunReport, State, Watcher};
 use crate::metrics::{Metrics, Summary};
 use crate::status::why;
 use crate::stream::Flow;
@@ -192,7 +192,7 @@ impl RunArgs {
             (Some(file), processes) => Cluster::from_hostfile(self.process, processes, file)?,
             (None, processes) => Cluster::on_this_machine(self.process, processes)?,
         };
-        let cluster = cluster.patience(self.join_timeout, self.heartbeat_timeout);
+        let cluster = cluster.timeouts(self.join_timeout, self.heartbeat_timeout);
         self.cluster_secret_file.as_ref().map_or(Ok(cluster.clone()), |file| cluster.secret_file(file)).map(Some)
     }
 
@@ -208,7 +208,7 @@ impl RunArgs {
     pub(super) fn job(&self, name: &str) -> Result<Job> {
         let job = Job::new(name).workers(self.workers).epoch(self.epoch).in_flight(self.in_flight);
         let job = job.clock_behind(self.clock_behind);
-        let job = job.tell_when_quiet_for(self.tell_when_quiet).profile(self.profile);
+        let job = job.stall_report_after(self.tell_when_quiet).profile(self.profile);
         let job = match &self.http {
             Some(address) => self.http_host.iter().fold(job.http(address), |job, name| job.http_host(name)),
             None => job,
@@ -289,7 +289,7 @@ impl<'a> Watch<'a> {
         job: Job,
         line: Line,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
-    ) -> Result<(Report, u8)> {
+    ) -> Result<(RunReport, u8)> {
         self.stop.stops(job.stopper(), job.watcher(), self.args.processes == 1);
         let display = match self.args.progress {
             Show::Off => None,

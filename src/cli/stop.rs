@@ -49,7 +49,7 @@ struct Shared {
 
 /// A job that is asked to stop.
 struct Stoppable {
-    stopper: job::Stop,
+    stopper: job::StopHandle,
     watcher: Watcher,
     /// Time for a job that has not begun to notice the request by itself.
     grace: Duration,
@@ -110,7 +110,7 @@ impl Stop {
     }
 
     /// Sets the job to stop when the command is asked to stop; `alone` if no other process takes part in it.
-    pub(super) fn stops(&self, stopper: job::Stop, watcher: Watcher, alone: bool) {
+    pub(super) fn stops(&self, stopper: job::StopHandle, watcher: Watcher, alone: bool) {
         let grace = if alone { GRACE } else { TOGETHER };
         *self.0.job() = Some(Stoppable { stopper, watcher, grace });
     }

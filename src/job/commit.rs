@@ -61,7 +61,7 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Sn
 }
 
 /// The context of an incarnation's snapshots.
-pub(crate) struct Terms {
+pub(crate) struct SnapshotContext {
     pub(crate) job: String,
     pub(crate) query: QueryPrint,
     /// The claim of the incarnation, with the point that it resumed from.
@@ -73,7 +73,7 @@ pub(crate) struct Terms {
 
 /// Writer of the manifests of one incarnation, and driver of its merges.
 pub(crate) struct Snapshots {
-    terms: Terms,
+    terms: SnapshotContext,
     dir: Arc<StateDir>,
     journal: Arc<dyn Journal>,
     merges: Arc<Merges>,
@@ -86,7 +86,7 @@ pub(crate) struct Snapshots {
     last: AtomicU64,
     /// The time at which the epoch of the pending snapshot ended.
     ended_at: Mutex<Instant>,
-    kept: Mutex<Kept>,
+    live_segments: Mutex<LiveSegments>,
     /// `true` once the job ends: a merge gives up then.
     ending: AtomicBool,
     manifests: Background,
@@ -95,7 +95,7 @@ pub(crate) struct Snapshots {
 
 /// The segments in use, and the files to remove.
 #[derive(Default)]
-struct Kept {
+struct LiveSegments {
     /// The segments of each step that the next manifest names, apart from new ones.
     live: BTreeMap<String, Vec<SegmentInfo>>,
     /// By step, the end of the last windows that had expired as of the last manifest.
@@ -112,7 +112,7 @@ struct Kept {
 impl Snapshots {
     /// Starts the threads, with the segments of the manifest to resume from, if there is one.
     pub(crate) fn start(
-        terms: Terms,
+        terms: SnapshotContext,
         dir: Arc<StateDir>,
         journal: Arc<dyn Journal>,
         merges: Arc<Merges>,
@@ -122,7 +122,7 @@ impl Snapshots {
         let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
         let closed = steps.iter().map(|step| (step.name.clone(), step.closed)).collect();
         let live = steps.into_iter().map(|step| (step.name, step.segments)).collect();
-        let kept = Kept { live, closed, ..Kept::default() };
+        let kept = LiveSegments { live, closed, ..LiveSegments::default() };
         Ok(Arc::new(Snapshots {
             terms,
             dir,
@@ -133,7 +133,7 @@ impl Snapshots {
             cut: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
             ended_at: Mutex::new(Instant::now()),
-            kept: Mutex::new(kept),
+            live_segments: Mutex::new(kept),
             ending: AtomicBool::new(false),
             manifests: Background::start(Role::Manifests)?,
             merger: Background::start(Role::Merges)?,
@@ -210,12 +210,12 @@ impl Snapshots {
             self.cut.store(oldest.0 + 1, Ordering::Release);
         }
         self.kept().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
-        self.wake_merger();
+        self.start_merging();
         Ok(())
     }
 
     /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
-    fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut Kept) -> Manifest {
+    fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut LiveSegments) -> Manifest {
         let mut sources = BTreeMap::<String, (Vec<Bound>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
         let mut sinks = Vec::<SinkState>::new();
@@ -263,7 +263,7 @@ impl Snapshots {
     }
 
     /// Starts merging, unless the merging thread is at work already.
-    fn wake_merger(self: &Arc<Self>) {
+    fn start_merging(self: &Arc<Self>) {
         if !std::mem::replace(&mut self.kept().merging, true) {
             let own = Arc::clone(self);
             self.merger.ask(move || while own.merge_next() {});
@@ -274,7 +274,7 @@ impl Snapshots {
     fn merge_next(&self) -> bool {
         let chosen = {
             let mut kept = self.kept();
-            let chosen = kept.neediest(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
+            let chosen = kept.next_merge(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
             kept.merging = chosen.is_some();
             chosen
         };
@@ -304,15 +304,15 @@ impl Snapshots {
         Label::of_sum(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, LiveSegments> {
+        self.live_segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl LiveSegments {
     /// Returns the next merge: of the steps that have something to merge and are known to `merge`, the one with the
     /// most segments; its smallest first. With it the end of its last expired windows.
-    fn neediest<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
+    fn next_merge<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
         let mut steps: Vec<_> = self.live.iter().collect();
         steps.sort_by_key(|(_, live)| Reverse(live.len()));
         steps.into_iter().find_map(|(name, live)| {

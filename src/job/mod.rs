@@ -13,12 +13,12 @@
 
 mod cluster;
 mod commit;
+mod monitor;
 mod profile;
 mod prometheus;
-mod reading;
-pub(crate) mod state;
+pub(crate) mod start;
 mod state_options;
-mod watch;
+mod view_routes;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -33,15 +33,15 @@ use crate::durable::recovery::Found;
 use crate::durable::state::StateDir;
 use crate::durable::{Life, StateId};
 use crate::error::{Error, Result};
-use crate::job::cluster::{Decided, Gathered, Hello, Mesh};
+use crate::job::cluster::{Gathered, JoinRequest, Mesh, StartDecision};
+use crate::job::monitor::MonitorHandle;
 use crate::job::profile::Profile;
-use crate::job::state::{Beginning, Begun};
-use crate::job::watch::Watching;
-use crate::job::worker::Dry;
+use crate::job::start::{StartOutcome, StartedRun};
+use crate::job::worker::PlanBuild;
 use crate::metrics::{Metrics, Summary};
 use crate::sink::{Rows, Shard};
 use crate::source;
-use crate::status::Board;
+use crate::status::StatusBoard;
 use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
 use crate::thread::{Failure, guard};
 use crate::time::Epoch;
@@ -50,16 +50,16 @@ use crate::view::http::Endpoint;
 
 pub use cluster::Cluster;
 pub(crate) use cluster::secret::Secret;
+pub use monitor::Watcher;
 pub use profile::{JobProfile, StepProfile};
 pub use state_options::State;
-pub use watch::Watcher;
 pub(crate) use worker::Pace;
 
 /// Handle that asks a running job to stop; usable from any thread, such as a signal handler's.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct StopHandle(Arc<AtomicBool>);
 
-impl Stop {
+impl StopHandle {
     /// Asks the job to stop: it finishes and publishes its current epoch, and ends without firing open windows.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Release);
@@ -84,7 +84,7 @@ pub enum Ending {
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct RunReport {
     /// The way the run ended.
     pub ending: Ending,
     /// The counters of the run.
@@ -93,10 +93,10 @@ pub struct Report {
     pub profile: JobProfile,
 }
 
-impl Report {
+impl RunReport {
     /// Returns the report of a run that ended before it did any work.
     fn without_work(ending: Ending) -> Self {
-        Report { ending, summary: Summary::default(), profile: JobProfile::default() }
+        RunReport { ending, summary: Summary::default(), profile: JobProfile::default() }
     }
 }
 
@@ -128,7 +128,7 @@ pub struct Job {
     in_flight: u64,
     one_at_a_time: bool,
     options: source::Options,
-    stop: Stop,
+    stop: StopHandle,
     metrics: Arc<Metrics>,
     views: Arc<Views>,
     pub(crate) state: Option<State>,
@@ -139,7 +139,7 @@ pub struct Job {
     seals: Vec<Epoch>,
     fault: Option<Fault>,
     http: Endpoint,
-    quiet: Duration,
+    stall_report_after: Duration,
     watcher: Watcher,
     profile: Option<Arc<Profile>>,
 }
@@ -162,7 +162,7 @@ impl Job {
             in_flight: 64 << 20,
             one_at_a_time: false,
             options: source::Options::default(),
-            stop: Stop::default(),
+            stop: StopHandle::default(),
             metrics: Arc::default(),
             views: Arc::default(),
             state: None,
@@ -173,7 +173,7 @@ impl Job {
             seals: Vec::new(),
             fault: None,
             http: Endpoint::default(),
-            quiet: Duration::from_secs(30),
+            stall_report_after: Duration::from_secs(30),
             watcher: Watcher::default(),
             profile: None,
         }
@@ -185,7 +185,7 @@ impl Job {
     #[must_use]
     pub fn http(mut self, address: &str) -> Self {
         self.http.address = address.to_owned();
-        self.views.want();
+        self.views.enable();
         self
     }
 
@@ -198,7 +198,7 @@ impl Job {
         self
     }
 
-    /// Measures the time spent in each step; see [`Report::profile`]. It adds a cost to every activation of an
+    /// Measures the time spent in each step; see [`RunReport::profile`]. It adds a cost to every activation of an
     /// operator.
     #[must_use]
     pub fn profile(mut self, profile: bool) -> Self {
@@ -214,8 +214,8 @@ impl Job {
     /// Sets the time without output after which the job logs what holds it back; 30 s by default. Each further line
     /// follows after twice the previous time.
     #[must_use]
-    pub fn tell_when_quiet_for(mut self, quiet: Duration) -> Self {
-        self.quiet = quiet.max(Duration::from_millis(1));
+    pub fn stall_report_after(mut self, quiet: Duration) -> Self {
+        self.stall_report_after = quiet.max(Duration::from_millis(1));
         self
     }
 
@@ -254,7 +254,7 @@ impl Job {
     /// results of the previous one. Files are synced each time, also without state, so a writer to a source knows
     /// exactly what a crash can lose. Each record costs several disk syncs.
     #[must_use]
-    pub fn one_at_a_time(mut self, one_at_a_time: bool) -> Self {
+    pub fn synchronous(mut self, one_at_a_time: bool) -> Self {
         self.one_at_a_time = one_at_a_time;
         self
     }
@@ -284,7 +284,7 @@ impl Job {
     }
 
     /// Returns the handle that asks the job to stop.
-    pub fn stopper(&self) -> Stop {
+    pub fn stopper(&self) -> StopHandle {
         self.stop.clone()
     }
 
@@ -297,7 +297,7 @@ impl Job {
     /// views that nobody can read are not maintained. After the job has ended they answer with their last contents. In
     /// a job of several processes only process 0 holds them, and only if this is called there.
     pub fn views(&self) -> Arc<Views> {
-        self.views.want();
+        self.views.enable();
         Arc::clone(&self.views)
     }
 
@@ -312,7 +312,7 @@ impl Job {
         self
     }
 
-    pub(crate) fn stop_by(mut self, stop: Stop) -> Self {
+    pub(crate) fn stop_by(mut self, stop: StopHandle) -> Self {
         self.stop = stop;
         self
     }
@@ -368,8 +368,8 @@ impl Job {
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
         let views = Arc::clone(&self.views);
-        let dry = Dry { place: self.place(0), purpose, opened, shard, views, durable };
-        let dry = || timely::execute_directly(move |worker| worker::dry(worker, dry, &query));
+        let dry = PlanBuild { place: self.place(0), purpose, opened, shard, views, durable };
+        let dry = || timely::execute_directly(move |worker| worker::build_plan(worker, dry, &query));
         guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
@@ -397,24 +397,24 @@ impl Job {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
-        self.views.know(views.map(|step| step.name.clone()));
+        self.views.set_names(views.map(|step| step.name.clone()));
         if self.state.is_none() && self.cluster.is_none() {
             return Ok(None);
         }
-        state::print(&steps, &self.flags()).map(Some)
+        start::query_fingerprint(&steps, &self.flags()).map(Some)
     }
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
-    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<Beginning>> {
+    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<StartOutcome>> {
         let Some(options) = &self.state else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
-        let savepoint = state::savepoint(options, &dir)?;
+        let savepoint = start::savepoint(options, &dir)?;
         let mut incarnation = dir.begin()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
-        let print = &state::print(&steps, &self.flags())?;
+        let print = &start::query_fingerprint(&steps, &self.flags())?;
         let sinks = opened.shown();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
@@ -428,7 +428,7 @@ impl Job {
                 accept_changed_query,
                 accept_changed_sources,
             };
-            state::restore(&savepoint, &dir, incarnation, &found)?;
+            start::restore(&savepoint, &dir, incarnation, &found)?;
             incarnation = dir.begin()?;
         }
         let found = Found {
@@ -439,7 +439,7 @@ impl Job {
             accept_changed_query,
             accept_changed_sources,
         };
-        state::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
+        start::begin(options, &self.name, &dir, &found, self.all_workers(), (failure, &self.metrics)).map(Some)
     }
 
     /// Returns the settings outside the query that affect its output.
@@ -464,7 +464,7 @@ impl Job {
     /// # Errors
     /// Fails if the query is invalid, a source or sink fails, a computed value cannot be represented, the state cannot
     /// be resumed, or user code panics.
-    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
+    pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
         let views = Arc::clone(&self.views);
         let failure = Failure::within_current();
         let entered = failure.enter();
@@ -476,26 +476,26 @@ impl Job {
         failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<RunReport> {
         self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
-                None => return Ok(Report::without_work(Ending::Stopped)),
+                None => return Ok(RunReport::without_work(Ending::Stopped)),
                 gathered => gathered,
             },
         };
         let is_first = self.cluster.as_ref().is_none_or(|cluster| cluster.process() == 0);
         match gathered {
-            None => self.run_first(query, None, failure),
-            Some(gathered) if is_first => self.run_first(query, Some(gathered), failure),
-            Some(gathered) => self.run_along(&query, gathered, failure),
+            None => self.run_as_leader(query, None, failure),
+            Some(gathered) if is_first => self.run_as_leader(query, Some(gathered), failure),
+            Some(gathered) => self.run_as_follower(&query, gathered, failure),
         }
     }
 
-    fn hello(&self, cluster: &Cluster, print: &QueryPrint) -> Hello {
-        Hello {
+    fn hello(&self, cluster: &Cluster, print: &QueryPrint) -> JoinRequest {
+        JoinRequest {
             process: cluster.process(),
             processes: cluster.processes(),
             threads: self.workers,
@@ -506,95 +506,95 @@ impl Job {
     }
 
     /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_first(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<RunReport> {
         let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
             return match self.begin(&query, &opened, failure)? {
-                None => self.run_life(&query, None, opened, failure, None),
-                Some(Beginning::Begun(begun)) => self.run_life(&query, Some(*begun), opened, failure, None),
-                Some(Beginning::Ended(last)) => self.was_complete(query, *last),
+                None => self.run_incarnation(&query, None, opened, failure, None),
+                Some(StartOutcome::Started(begun)) => self.run_incarnation(&query, Some(*begun), opened, failure, None),
+                Some(StartOutcome::Complete(last)) => self.report_complete(query, *last),
             };
         };
         let begun = match self.begin(&query, &opened, failure) {
             Err(error) => return Err(gathered.refuse(error)),
-            Ok(Some(Beginning::Ended(last))) => {
-                let report = self.was_complete(query, *last).map_err(|error| gathered.refuse(error))?;
+            Ok(Some(StartOutcome::Complete(last))) => {
+                let report = self.report_complete(query, *last).map_err(|error| gathered.refuse(error))?;
                 return gathered.ended().map(|()| report);
             }
-            Ok(Some(Beginning::Begun(begun))) => Some(*begun),
+            Ok(Some(StartOutcome::Started(begun))) => Some(*begun),
             Ok(None) => None,
         };
-        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_wanted())?;
-        self.run_together(&query, (decided, gathered), begun, opened, failure)
+        let decided = gathered.begin(begun.as_ref().map(|begun| begun.life.incarnation), self.views.is_enabled())?;
+        self.connect_and_run(&query, (decided, gathered), begun, opened, failure)
     }
 
     /// Runs the query in a process other than process 0.
-    fn run_along(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<Report> {
+    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
-            (Decided::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
+            (StartDecision::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = state::join(options, life, process, self.all_workers(), failure);
+                let joined = start::join(options, life, process, self.all_workers(), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
         };
-        self.run_together(query, (decided, gathered), begun, Arc::default(), failure)
+        self.connect_and_run(query, (decided, gathered), begun, Arc::default(), failure)
     }
 
     /// Connects with the other processes, and runs the query.
-    fn run_together(
+    fn connect_and_run(
         self,
         query: &Query,
-        (decided, gathered): (Decided, Gathered),
-        begun: Option<Begun>,
+        (decided, gathered): (StartDecision, Gathered),
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
         failure: &Arc<Failure>,
-    ) -> Result<Report> {
+    ) -> Result<RunReport> {
         let number = match decided {
-            Decided::Run { number, views, .. } => {
+            StartDecision::Run { number, views, .. } => {
                 if self.cluster.as_ref().is_some_and(|cluster| cluster.process() > 0) {
-                    self.views.are_elsewhere(views);
+                    self.views.set_remote(views);
                 }
                 number
             }
-            Decided::Ended => return Ok(Report::without_work(Ending::WasComplete)),
-            Decided::Stopped => return Ok(Report::without_work(Ending::Stopped)),
+            StartDecision::Ended => return Ok(RunReport::without_work(Ending::WasComplete)),
+            StartDecision::Stopped => return Ok(RunReport::without_work(Ending::Stopped)),
         };
         // A stop after all processes have started is handled by their workers, on all of them; none leaves the others
         // here.
-        match gathered.connect(number, &Stop::default())? {
-            None => Ok(Report::without_work(Ending::Stopped)),
-            mesh => self.run_life(query, begun, opened, failure, mesh),
+        match gathered.connect(number, &StopHandle::default())? {
+            None => Ok(RunReport::without_work(Ending::Stopped)),
+            mesh => self.run_incarnation(query, begun, opened, failure, mesh),
         }
     }
 
     /// Runs one incarnation of the job, from its start to its end.
-    fn run_life(
+    fn run_incarnation(
         self,
         query: &Query,
-        begun: Option<Begun>,
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
         failure: &Arc<Failure>,
         mesh: Option<Mesh>,
-    ) -> Result<Report> {
+    ) -> Result<RunReport> {
         let metrics = Arc::clone(&self.metrics);
         let http = Some(self.http.clone()).filter(Endpoint::is_some);
-        let (quiet, watcher) = (self.quiet, self.watcher.clone());
+        let (quiet, watcher) = (self.stall_report_after, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
         let side = mesh.as_ref().map(|mesh| Arc::clone(&mesh.side));
         let is_first = mesh.as_ref().is_none_or(|mesh| mesh.process == 0);
         if let Some(side) = &side {
-            side.tell_of(Arc::clone(&shared.board));
+            side.attach_board(Arc::clone(&shared.board));
         }
         let profile = shared.profile.clone();
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // After the start a failure in one process fails all of them.
-        let watching = Watching::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
-        let told = watching.as_ref().and_then(Watching::address).filter(|_| is_first);
+        let watching = MonitorHandle::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
+        let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.tell_where(Some(&address.to_string()));
         }
@@ -619,7 +619,7 @@ impl Job {
         if let Some(side) = &side {
             if !is_first {
                 side.done(summary.clone());
-            } else if let Some(others) = side.all_done() {
+            } else if let Some(others) = side.wait_for_summaries() {
                 others.into_iter().for_each(|other| summary.add(other));
             }
         }
@@ -636,18 +636,18 @@ impl Job {
         }
         let ending = if endings.contains(&Ending::Stopped) { Ending::Stopped } else { Ending::Complete };
         let profile = profile.map(|profile| profile.now()).unwrap_or_default();
-        Ok(Report { ending, summary, profile })
+        Ok(RunReport { ending, summary, profile })
     }
 
     /// Builds the state that the workers share, and returns it with the state directory, if there is one.
     fn shared(
         self,
-        begun: Option<Begun>,
+        begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
         failure: Arc<Failure>,
-    ) -> (worker::Shared, Option<Arc<StateDir>>) {
+    ) -> (worker::WorkerShared, Option<Arc<StateDir>>) {
         let process = self.cluster.as_ref().map_or(0, Cluster::process);
-        let mut shared = worker::Shared {
+        let mut shared = worker::WorkerShared {
             place: self.place(0),
             epoch: self.epoch,
             clock_behind: self.clock_behind,
@@ -659,39 +659,41 @@ impl Job {
             failure,
             metrics: self.metrics,
             journal: self.journal,
-            repeat: self.repeat,
-            goes_on: false,
+            replay_frames: self.repeat,
+            continues_live: false,
             last: Epoch::default(),
             snapshots: None,
             durable: None,
             opened,
             life: Life::without_state(),
             views: self.views,
-            news: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
             pace: self.pace,
             seals: self.seals,
             fault: self.fault,
-            hurry: AtomicBool::new(false),
-            board: Arc::new(Board::new(process, self.workers)),
+            early_tick: AtomicBool::new(false),
+            board: Arc::new(StatusBoard::new(process, self.workers)),
             profile: self.profile,
             caught_up: AtomicUsize::new(0),
         };
-        let Some(Begun { dir, journal, snapshots, durable, life, replay, last }) = begun else { return (shared, None) };
+        let Some(StartedRun { dir, journal, snapshots, durable, life, replay, last }) = begun else {
+            return (shared, None);
+        };
         shared.shard.state = life.state;
         shared.journal = journal;
-        shared.news = AtomicBool::new(!replay.is_empty());
-        (shared.repeat, shared.goes_on, shared.last) = (replay, true, last);
+        shared.dirty = AtomicBool::new(!replay.is_empty());
+        (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
         (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
-        let on_record = shared.repeat.last().map(|frame| frame.epoch).max(shared.life.from);
+        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.life.from);
         shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))
     }
 
     /// Reports a job whose state is complete; fails if its sources have grown since.
-    fn was_complete(self, query: Query, last: Manifest) -> Result<Report> {
+    fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
         let durable = Durable::ended(self.all_workers(), last)?;
         self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
-        Ok(Report::without_work(Ending::WasComplete))
+        Ok(RunReport::without_work(Ending::WasComplete))
     }
 }
 
@@ -699,7 +701,7 @@ impl Job {
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
 
 /// Runs the workers of this process to their ends, then drops their shared state.
-fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
+fn run_workers(shared: worker::WorkerShared, query: &Query, mesh: Option<Mesh>) -> Result<Vec<Ending>> {
     let shared = Arc::new(shared);
     let cannot = |why: String| Error::new("cannot start the workers").because(why);
     let threads = shared.place.threads;
@@ -725,7 +727,7 @@ fn run_workers(shared: worker::Shared, query: &Query, mesh: Option<Mesh>) -> Res
         match guard(|| worker::run(timely_worker, &own, &*query)) {
             Ok(ending) => ended.lock().unwrap_or_else(PoisonError::into_inner).extend(ending),
             Err(panic) => {
-                own.failure.set(panic.error(own.board.place_of(timely_worker.index())));
+                own.failure.set(panic.error(own.board.describe_worker(timely_worker.index())));
                 // The rest of the dataflow is in an unknown state: it must not be run to its end. Its operators may
                 // panic when they are dropped.
                 for dataflow in timely_worker.installed_dataflows() {

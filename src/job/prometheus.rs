@@ -62,7 +62,7 @@ impl Exposition {
     }
 
     /// Adds the counters of a process.
-    pub(crate) fn of_metrics(&mut self, metrics: &Metrics) {
+    pub(crate) fn add_metrics(&mut self, metrics: &Metrics) {
         let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
         self.counter("tidegate_epochs_total", "Epochs started.", &[], epochs);
         for source in &sources {
@@ -115,7 +115,7 @@ impl Exposition {
     }
 
     /// Adds the status of a process's workers and sinks.
-    pub(crate) fn of_process(&mut self, process: &ProcessStatus) {
+    pub(crate) fn add_process(&mut self, process: &ProcessStatus) {
         let of_workers = |of: fn(&crate::status::WorkerStatus) -> u64| process.workers.iter().map(of);
         let bytes = of_workers(|worker| worker.in_flight_bytes).sum::<u64>() as f64;
         self.gauge("tidegate_in_flight_bytes", "Bytes of records read and not yet published.", &[], bytes);
@@ -155,7 +155,7 @@ impl Exposition {
     }
 
     /// Adds the counters of the journal.
-    pub(crate) fn of_journal(&mut self, syncs: &SyncMetrics) {
+    pub(crate) fn add_journal(&mut self, syncs: &SyncMetrics) {
         self.counter("tidegate_journal_syncs_total", "Syncs of the journal.", &[], syncs.count.get());
         self.counter("tidegate_journal_bytes_total", "Bytes written to the journal.", &[], syncs.bytes.get());
         let help = "Time spent writing and syncing the journal.";
@@ -179,7 +179,7 @@ mod tests {
         metrics.source("a\"b").read.add(3);
         metrics.source("c").read.add(4);
         let mut page = Exposition::new("job", 1);
-        page.of_metrics(&metrics);
+        page.add_metrics(&metrics);
         let partition = PartitionStatus {
             source: "c".into(),
             partition: 2,
@@ -189,7 +189,7 @@ mod tests {
             ..PartitionStatus::default()
         };
         let worker = WorkerStatus { partitions: vec![partition], ..WorkerStatus::default() };
-        page.of_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
+        page.add_process(&ProcessStatus { process: 1, workers: vec![worker], ..ProcessStatus::default() });
         let text = page.text();
         for line in [
             "# TYPE tidegate_source_records_total counter",

@@ -62,7 +62,7 @@ use crate::record::{Event, Record};
 use crate::sink::{Shard, Writer};
 use crate::source::TopicAddress;
 use crate::source::{Place, Rejected, Source, StreamView};
-use crate::status::Board;
+use crate::status::StatusBoard;
 pub(crate) use crate::thread::Failure;
 use crate::time::Epoch;
 use crate::view::Views;
@@ -204,7 +204,7 @@ pub(crate) struct Build {
     pub(crate) failure: Arc<Failure>,
     pub(crate) metrics: Arc<Metrics>,
     /// The board on which workers and sinks report their progress.
-    pub(crate) board: Arc<Board>,
+    pub(crate) board: Arc<StatusBoard>,
     pub(crate) drivers: RefCell<Vec<Box<dyn Driver>>>,
     pub(crate) plan: RefCell<Vec<PlannedStep>>,
     /// Probe behind every step, sink and view: an epoch that it has passed is published.
@@ -365,7 +365,7 @@ impl<'f> Flow<'f> {
     /// answer is the same on all workers and processes, but steps that have state or write to sinks must not depend
     /// on it.
     pub fn has_views(&self) -> bool {
-        self.build.views.is_wanted()
+        self.build.views.is_enabled()
     }
 
     /// Returns the records rejected by the sources that were read so far. Unless they are written to a sink, they are

@@ -25,12 +25,12 @@ use crate::record::Record;
 use crate::stream::output::Change;
 use crate::stream::{Collection, Fault, Flow, Purpose};
 use crate::time::Epoch;
-use crate::view::{self, Keeper, Key};
+use crate::view::{self, ViewKey, ViewWriter};
 
 impl<'f, D: Record> Collection<'f, D> {
     /// Keeps the collection readable while the job runs, under a name that is unique among views: see
     /// [`Job::views`](crate::Job::views). Rows are looked up by their first column, or read all at once; the first
-    /// column of a pair is its first item. [`Rows`](crate::view::Rows) describes the format of rows.
+    /// column of a pair is its first item. [`ViewRows`](crate::view::ViewRows) describes the format of rows.
     ///
     /// Process 0 holds all rows of a view in memory. If nobody has asked for the job's views, a view costs nothing.
     ///
@@ -58,17 +58,17 @@ impl<'f, D: Record> Collection<'f, D> {
     /// # Ok(()) }
     /// ```
     pub fn view(self, name: &str) {
-        keep(self, name, Key::first_column);
+        keep(self, name, ViewKey::first_column);
     }
 
     /// Like [`Collection::view`], with another key: a string is looked up as it is, anything else as its compact
     /// JSON.
     pub fn view_by<K: Serialize>(self, name: &str, key: impl Fn(&D) -> K + Send + Sync + 'static) {
-        keep(self, name, || Key::by(key));
+        keep(self, name, || ViewKey::by(key));
     }
 }
 
-fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> Key<D>) {
+fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> ViewKey<D>) {
     collection.check_whole();
     let (flow, changes) = collection.into_changes();
     let build = &flow.build;
@@ -79,7 +79,7 @@ fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce()
         return;
     }
     // All workers of all processes agree on whether views can be read.
-    if build.purpose != Purpose::Run || !build.views.is_wanted() {
+    if build.purpose != Purpose::Run || !build.views.is_enabled() {
         return;
     }
     // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first
@@ -148,7 +148,7 @@ fn apply<'f, D: Record>(
     name: &str,
     owner: usize,
     changes: TimelyStream<'f, u64, Vec<Change<D>>>,
-    mut keeper: Option<Keeper<D>>,
+    mut keeper: Option<ViewWriter<D>>,
 ) {
     let (failure, place) = (Arc::clone(&flow.build.failure), format!("view `{name}`"));
     let early = flow.fault(Fault::AnswerEarly);

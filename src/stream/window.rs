@@ -410,7 +410,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     pub fn on_change(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.wants.live.set(true);
         if self.lost {
-            self.made.flow().build.views.lose();
+            self.made.flow().build.views.mark_not_recoverable();
         }
         self.made.collection(self.made.results.live.clone(), "OnChange")
     }

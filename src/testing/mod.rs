@@ -46,7 +46,7 @@ use crate::durable::disk::Disk;
 use crate::durable::journal::{Bound, Frame, Journal, JournalEnds, MemoryJournal};
 use crate::durable::{Life, Published};
 use crate::error::{Error, Result};
-use crate::job::{Cluster, Job, Pace, Report, State, Stop};
+use crate::job::{Cluster, Job, Pace, RunReport, State, StopHandle};
 use crate::record::Record;
 use crate::sink::{Shard, Sink, Writer};
 use crate::source::Options;
@@ -371,7 +371,7 @@ impl Journal for SlowJournal {
 }
 
 /// Runs the processes of a job to their ends. Returns the report of the first one, or the first error of any.
-fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<Report> {
+fn run_all(jobs: impl Iterator<Item = Job>, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
     let query = Arc::new(query);
     let jobs: Vec<_> = jobs.collect();
     let reports = std::thread::scope(|scope| {
@@ -399,7 +399,7 @@ pub struct Run {
     fault: Option<Fault>,
     in_flight: u64,
     sync: Option<SlowSync>,
-    stop: Stop,
+    stop: StopHandle,
     state: Option<State>,
     views: Arc<Views>,
 }
@@ -416,7 +416,7 @@ impl Default for Run {
             fault: None,
             in_flight: 64 << 20,
             sync: None,
-            stop: Stop::default(),
+            stop: StopHandle::default(),
             state: None,
             views: Arc::default(),
         }
@@ -427,7 +427,7 @@ impl Default for Run {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Report of the run.
-    pub report: Report,
+    pub report: RunReport,
     /// Input of each epoch.
     pub journal: Vec<Frame>,
 }
@@ -535,14 +535,14 @@ impl Run {
 
     /// Lets `stop` stop the run, as a signal stops a job.
     #[must_use]
-    pub fn stop_by(mut self, stop: &Stop) -> Self {
+    pub fn stop_by(mut self, stop: &StopHandle) -> Self {
         self.stop = stop.clone();
         self
     }
 
     /// Returns the views of the run, for reading them while it runs or afterwards: see [`Job::views`].
     pub fn views(&self) -> Arc<Views> {
-        self.views.want();
+        self.views.enable();
         Arc::clone(&self.views)
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::job::Report;
+use tidegate::job::RunReport;
 use tidegate::source::Rejected;
 use tidegate::stream::Observer;
 use tidegate::testing::{Captured, CrashingDisk, Run};
@@ -180,7 +180,7 @@ impl Kept {
     }
 
     /// Runs the query, with its files on the disk of its state.
-    pub fn run(&self, data: &Data, run: Run) -> Result<Report, String> {
+    pub fn run(&self, data: &Data, run: Run) -> Result<RunReport, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data, true));
         outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
     }

@@ -16,7 +16,7 @@ use tidegate::job::Ending;
 use tidegate::testing::{Captured, CrashingDisk, Run};
 use tidegate::time::Epoch;
 use tidegate::timely::dataflow::operators::vec::Map;
-use tidegate::view::{Answer, End, Refusal, Subscription, Update, Views};
+use tidegate::view::{Answer, Refusal, Subscription, SubscriptionEnd, ViewUpdate, Views};
 use tidegate::{Flow, Record, Window};
 
 use super::cases::{Data, Deal};
@@ -168,7 +168,7 @@ enum Heard {
     State(Told),
     Changes(Told),
     Progress(Epoch),
-    End(End),
+    End(SubscriptionEnd),
 }
 
 /// Readers of the views of one incarnation.
@@ -259,10 +259,10 @@ impl Readers {
 /// Waits for the next message of a subscription; `None` after `most`.
 fn hear(subscription: &mut Subscription, most: Duration) -> Option<Heard> {
     Some(match subscription.wait(most)? {
-        Update::State(answer) => Heard::State(Told::new(answer).unwrap()),
-        Update::Changes(answer) => Heard::Changes(Told::new(answer).unwrap()),
-        Update::Progress(epoch) => Heard::Progress(epoch),
-        Update::End(end) => Heard::End(end),
+        ViewUpdate::State(answer) => Heard::State(Told::new(answer).unwrap()),
+        ViewUpdate::Changes(answer) => Heard::Changes(Told::new(answer).unwrap()),
+        ViewUpdate::Progress(epoch) => Heard::Progress(epoch),
+        ViewUpdate::End(end) => Heard::End(end),
     })
 }
 
@@ -323,7 +323,7 @@ fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]
     for (at, news) in heard.iter().enumerate() {
         let what = |epoch: Epoch| format!("a subscriber of view `{view}` at epoch {epoch}, key {key:?}");
         let epoch = match news {
-            Heard::End(End::Over) if at + 1 == heard.len() => break,
+            Heard::End(SubscriptionEnd::Over) if at + 1 == heard.len() => break,
             Heard::End(end) => return Err(format!("a subscriber of view `{view}` was told that {end}")),
             Heard::State(Told { epoch, rows }) if at == 0 => {
                 now.extend(rows.iter().cloned());

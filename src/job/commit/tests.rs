@@ -46,7 +46,7 @@ impl Driven {
         let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
         let (failure, metrics, merges) =
             (Arc::<Failure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
-        let terms = Terms { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
+        let terms = SnapshotContext { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
         let journal = Arc::new(MemoryJournal::default());
         let snapshots =
             Snapshots::start(terms, Arc::clone(&dir), journal, Arc::clone(&merges), Arc::clone(&failure), None);

@@ -20,14 +20,14 @@ use crate::durable::savepoint::Savepoint;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::job::State;
-use crate::job::commit::{Snapshots, Terms};
+use crate::job::commit::{SnapshotContext, Snapshots};
 use crate::metrics::Metrics;
 use crate::stream::{Durable, Failure, PlannedStep};
 use crate::thread::Role;
 use crate::time::Epoch;
 
 /// A started incarnation.
-pub(crate) struct Begun {
+pub(crate) struct StartedRun {
     pub(crate) dir: Arc<StateDir>,
     pub(crate) journal: Arc<dyn Journal>,
     /// Writer of snapshots; `None` in processes other than process 0.
@@ -41,14 +41,14 @@ pub(crate) struct Begun {
 }
 
 /// Outcome of starting an incarnation.
-pub(crate) enum Beginning {
-    Begun(Box<Begun>),
+pub(crate) enum StartOutcome {
+    Started(Box<StartedRun>),
     /// The state is complete; its last manifest.
-    Ended(Box<Manifest>),
+    Complete(Box<Manifest>),
 }
 
 /// Returns the query's fingerprint, as states store it.
-pub(crate) fn print(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
+pub(crate) fn query_fingerprint(steps: &[PlannedStep], flags: &BTreeMap<String, String>) -> Result<QueryPrint> {
     // Views affect neither state nor output.
     let steps = steps.iter().filter(|step| step.kind != "view").map(|step| StepPrint {
         kind: step.kind.to_owned(),
@@ -115,10 +115,10 @@ pub(crate) fn begin(
     found: &Found<'_>,
     workers: usize,
     (failure, metrics): (&Arc<Failure>, &Arc<Metrics>),
-) -> Result<Beginning> {
+) -> Result<StartOutcome> {
     let decision = recovery::decide(found)?;
     if decision.ended {
-        return decision.base.map(|base| Beginning::Ended(Box::new(base))).ok_or_else(|| {
+        return decision.base.map(|base| StartOutcome::Complete(Box::new(base))).ok_or_else(|| {
             Error::new("the state has ended, but its last snapshot is not there").at(options.directory.display())
         });
     }
@@ -127,8 +127,8 @@ pub(crate) fn begin(
     };
     dir.collect_garbage(&claim, options.keep_snapshots, &decision.obsolete)?;
     let (base, replay) = (decision.base, decision.replay);
-    let mut begun = take_part(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
-    let terms = Terms {
+    let mut begun = start_process(options, Arc::clone(dir), (&claim, 0, workers), (base, replay), failure)?;
+    let terms = SnapshotContext {
         job: job.to_owned(),
         query: found.query.clone(),
         claim,
@@ -138,7 +138,7 @@ pub(crate) fn begin(
     let (journal, merges) = (Arc::clone(&begun.journal), Arc::clone(&begun.durable.merges));
     let base = begun.durable.base.as_deref();
     begun.snapshots = Some(Snapshots::start(terms, Arc::clone(dir), journal, merges, Arc::clone(failure), base)?);
-    Ok(Beginning::Begun(Box::new(begun)))
+    Ok(StartOutcome::Started(Box::new(begun)))
 }
 
 /// Joins, as a process other than process 0, the incarnation that process 0 has started; its claim says where to
@@ -149,22 +149,22 @@ pub(crate) fn join(
     process: u32,
     workers: usize,
     failure: &Arc<Failure>,
-) -> Result<Begun> {
+) -> Result<StartedRun> {
     let dir = StateDir::join(Arc::clone(&options.disk), &options.directory)?;
     let claim = dir.claim_of(incarnation)?;
     let found = recovery::claimed(&dir.look(true)?, &claim)?;
-    take_part(options, Arc::new(dir), (&claim, process, workers), found, failure)
+    start_process(options, Arc::new(dir), (&claim, process, workers), found, failure)
 }
 
 /// Builds a process's part of an incarnation: its journal, and the state to resume from. Process 0 adds the writer of
 /// snapshots.
-fn take_part(
+fn start_process(
     options: &State,
     dir: Arc<StateDir>,
     (claim, process, workers): (&Claim, u32, usize),
     (base, replay): (Option<Manifest>, Vec<Frame>),
     failure: &Arc<Failure>,
-) -> Result<Begun> {
+) -> Result<StartedRun> {
     let place = Place { limit: options.journal_file, ..dir.place(claim, process, workers) };
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
@@ -182,5 +182,5 @@ fn take_part(
         failure: Arc::clone(failure),
     };
     let life = Life { state: Some(dir.id()), incarnation, from, still_current };
-    Ok(Begun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
+    Ok(StartedRun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
 }
