@@ -28,7 +28,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, Published};
+use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::metrics::Metrics;
 use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
@@ -351,11 +351,11 @@ struct TimedWriter<D: Record> {
 }
 
 impl Writer<Due> for TimedWriter<Due> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         self.writer.shown()
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         self.writer.begin(life)
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use differential_dataflow::operators::Iterate;
 use serde::{Deserialize, Serialize};
-use tidegate::error::Kind;
+use tidegate::error::ErrorClass;
 use tidegate::source::memory::Records;
 use tidegate::source::{Place, Reader, Source, TimeOf};
 use tidegate::stream::Observer;
@@ -307,7 +307,7 @@ fn an_impossible_record_can_end_the_job() {
 }
 
 /// Returns the kind and the text of the error of a query that is refused before anything runs.
-fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (Kind, String) {
+fn refused(query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> (ErrorClass, String) {
     let error = Job::new("refused").run(query).expect_err("it is refused");
     (error.kind(), error.to_string())
 }
@@ -319,7 +319,7 @@ fn counts<'f>(flow: &Flow<'f>, name: &str, window: Window) -> Stream<'f, Closed<
 
 #[test]
 fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
-    let cases: BTreeMap<&str, (Kind, String)> = BTreeMap::from([
+    let cases: BTreeMap<&str, (ErrorClass, String)> = BTreeMap::from([
         ("the query reads no source; begin it with flow.read(…)", refused(|_| ())),
         (
             "two sink steps of the query are named `out`; give each a name of its own: state and metrics are found by it",
@@ -360,7 +360,7 @@ fn a_query_that_makes_no_sense_is_refused_before_it_runs() {
         ),
     ]);
     for (expected, (kind, said)) in cases {
-        assert_eq!((kind, said.as_str()), (Kind::Usage, expected));
+        assert_eq!((kind, said.as_str()), (ErrorClass::Usage, expected));
     }
     let error = Job::new("none").workers(0).run(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "a job needs at least one worker; use -w 1 or more");

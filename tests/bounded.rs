@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use broker::Broker;
 use nix::unistd::Pid;
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, Published};
+use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::sink::{Shard, Sink, Writer};
 use tidegate::source::generator::{Generator, Transactions};
 use tidegate::source::{Options, Source};
@@ -105,11 +105,11 @@ impl<D: Record> Sink<D> for Slow {
 }
 
 impl<D: Record> Writer<D> for Slow {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 

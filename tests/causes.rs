@@ -135,8 +135,8 @@ impl DiskFile for GatedFile {
         self.file.append(bytes)
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
-        self.file.cut(length)
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -52,7 +52,7 @@ fn a_step_takes_what_the_query_leaves_and_makes() {
         compare(&views, &shown)?;
         let (source, step) = (&report.summary.sources[0], &report.summary.steps[0]);
         let late = flat(&shown.late).len() as u64;
-        let got = [source.read, source.accepted, source.rejected, step.taken, step.late, step.counted];
+        let got = [source.read, source.accepted, source.rejected, step.received, step.late, step.counted];
         let (accepted, rejected) = (history.records.len() as u64, history.rejected.len() as u64);
         let all = made.records.len() as u64;
         let expected = [accepted + rejected, accepted, rejected, all, late, all - late];

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::journal::{Bound, FileId, Frame, JournalFile};
+use tidegate::durable::journal::{FileId, Frame, JournalFile, PartitionProgress};
 use tidegate::durable::manifest::ManifestId;
 use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
@@ -93,7 +93,7 @@ impl Subject {
         let journal = |(path, file): (&PathBuf, JournalFile)| Journal {
             path: path.clone(),
             process: file.id.process,
-            ends: [file.begin]
+            ends: [file.header_length]
                 .into_iter()
                 .chain(file.entries.iter().map(|entry| entry.end))
                 .map(|end| end as usize)
@@ -111,9 +111,11 @@ impl Subject {
         let mut took = BTreeMap::<Epoch, usize>::new();
         for frame in journals.iter().flat_map(|journal| &journal.frames) {
             // The position of a partition before its first frame here is not known.
-            let takes = |bound: &Bound| ends.get(&bound.partition).is_some_and(|before| *before < bound.next);
-            *took.entry(frame.epoch).or_default() += usize::from(frame.bounds.iter().any(takes));
-            ends.extend(frame.bounds.iter().map(|bound| (bound.partition, bound.next)));
+            let takes = |bound: &PartitionProgress| {
+                ends.get(&bound.partition).is_some_and(|before| *before < bound.next_offset)
+            };
+            *took.entry(frame.epoch).or_default() += usize::from(frame.progress.iter().any(takes));
+            ends.extend(frame.progress.iter().map(|bound| (bound.partition, bound.next_offset)));
         }
         let Some((last, takers)) = took.pop_last() else { return false };
         let published = |results: &str| {

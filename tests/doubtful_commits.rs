@@ -25,7 +25,7 @@ use proxy::{END_TXN, PRODUCE, Proxy};
 use run::{Running, start};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, StateId};
+use tidegate::durable::{Incarnation, StateId};
 use tidegate::sink::kafka::Output;
 use tidegate::sink::{Rows, Shard, Sink, Writer};
 use tidegate::time::Epoch;
@@ -96,7 +96,9 @@ impl Place<'_> {
         let shown = writer.shown().unwrap().map(|found| found.epoch);
         self.lives += 1;
         let still_current = Arc::new(|| Ok(()));
-        writer.begin(&Life { state: Some(self.state), incarnation: self.lives, from: None, still_current }).unwrap();
+        writer
+            .begin(&Incarnation { state: Some(self.state), incarnation: self.lives, resumed_from: None, still_current })
+            .unwrap();
         (writer, shown)
     }
 
@@ -240,7 +242,7 @@ fn a_transaction_that_always_takes_too_long_is_an_error() {
         }
         Ok(())
     });
-    writer.begin(&Life { state: Some(place.state), incarnation: 9, from: None, still_current }).unwrap();
+    writer.begin(&Incarnation { state: Some(place.state), incarnation: 9, resumed_from: None, still_current }).unwrap();
     write(&mut writer, 2);
     let why = writer.show(&JournalEnds::default()).unwrap_err().to_string();
     let expected = "it took more than 1 s, and the brokers have aborted it; raise transaction.timeout.ms";

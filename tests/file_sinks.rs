@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, StateId};
+use tidegate::durable::{Incarnation, StateId};
 use tidegate::error::{Error, Result};
 use tidegate::sink::{Rows, Shard, Sink, Writer};
 use tidegate::testing::CrashingDisk;
@@ -51,13 +51,13 @@ fn file_after(last: u64) -> String {
 struct Lives(Arc<AtomicU64>);
 
 impl Lives {
-    fn claim(&self) -> Life {
+    fn claim(&self) -> Incarnation {
         let (incarnation, lives) = (self.0.fetch_add(1, Ordering::SeqCst) + 1, self.clone());
         let still_current = Arc::new(move || match lives.0.load(Ordering::SeqCst) {
             current if current == incarnation => Ok(()),
             current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
         });
-        Life { state: Some(STATE), incarnation, from: None, still_current }
+        Incarnation { state: Some(STATE), incarnation, resumed_from: None, still_current }
     }
 }
 
@@ -109,7 +109,7 @@ fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_fo
         let disk = CrashingDisk::new();
         let shard = Shard { state: None, synced, ..shard(&disk) };
         let mut writer = csv::File::new(FILE).open(&shard).unwrap();
-        writer.begin(&Life::without_state()).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         for epoch in (2..=LAST).step_by(2) {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
             writer.show(&JournalEnds::default()).unwrap();
@@ -324,7 +324,7 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
          move it and totals.csv.commit-1 away",
     );
     let length = file_after(LAST).len();
-    disk.open(Path::new(FILE)).unwrap().cut(length as u64 - 1).unwrap();
+    disk.open(Path::new(FILE)).unwrap().truncate(length as u64 - 1).unwrap();
     check(
         disk.clone(),
         shard(&disk),
@@ -465,10 +465,10 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
     let mut zombie = open(disk).unwrap();
     zombie.shown().unwrap();
     let asked = AtomicU64::new(0);
-    let life = Life {
+    let life = Incarnation {
         state: Some(STATE),
         incarnation: 1,
-        from: None,
+        resumed_from: None,
         // Two commits are made when a file is begun; then there is a check before each epoch is written, and before it
         // is published.
         still_current: Arc::new(move || {
@@ -578,7 +578,7 @@ fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
     let without_state = |disk: &CrashingDisk| -> Result<()> {
         let mut writer = csv::File::new(FILE).open(&Shard { state: None, ..shard(disk) })?;
         assert_eq!(writer.shown()?, None);
-        writer.begin(&Life::without_state())?;
+        writer.begin(&Incarnation::without_state())?;
         writer.write(Epoch(2), &rows_of(2))?;
         writer.show(&JournalEnds::default())?;
         writer.finish()

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
-use tidegate::durable::journal::{Bound, Frame};
+use tidegate::durable::journal::{Frame, PartitionProgress};
 use tidegate::job::{Ending, RunReport, StopHandle};
 use tidegate::source::memory::Records;
 use tidegate::source::{Intake, Options, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
@@ -133,14 +133,19 @@ impl Reader<Tick> for SteeredReader {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Tick>) -> tidegate::Result<bool> {
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        intake: &mut Intake<Tick>,
+    ) -> tidegate::Result<bool> {
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
-            let slot = self.mine[at].1.unwrap_or_else(|| intake.find(epoch, id, bound.found_at.unwrap_or(0), None));
+            let slot = self.mine[at].1.unwrap_or_else(|| intake.find(epoch, id, bound.start_offset.unwrap_or(0), None));
             self.mine[at].1 = Some(slot);
-            self.take(epoch, (id, slot), bound.next, intake)?;
+            self.take(epoch, (id, slot), bound.next_offset, intake)?;
             intake.repeat(slot, bound);
         }
         Ok(true)
@@ -211,7 +216,7 @@ fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
         silence.join().unwrap();
         assert_eq!((shown.counts.all(), shown.late.all()), (CLOSED.to_vec(), vec![]), "{processes} × {workers}");
         let step = &report.summary.steps[0];
-        assert_eq!((step.taken, step.counted, step.late), (7, 7, 0));
+        assert_eq!((step.received, step.counted, step.late), (7, 7, 0));
     }
 }
 
@@ -467,7 +472,7 @@ fn idle_files_are_idle_again_in_a_replay() {
     watcher.join().unwrap();
     assert!(epochs_of_silence(&recorded.journal, "ticks") > 0);
     let flags = |journal: &[Frame]| {
-        let all = journal.iter().flat_map(|frame| frame.bounds.iter().map(move |bound| (frame.epoch, bound.clone())));
+        let all = journal.iter().flat_map(|frame| frame.progress.iter().map(move |bound| (frame.epoch, bound.clone())));
         all.map(|(epoch, bound)| (epoch, bound.source, bound.idle)).collect::<BTreeSet<_>>()
     };
     for workers in [1, 3] {

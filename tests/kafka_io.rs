@@ -13,8 +13,8 @@ use std::time::Duration;
 use broker::{Broker, send_all};
 use drive::{Driven, Tick};
 use rdkafka::producer::Producer;
-use tidegate::durable::journal::Bound;
 use tidegate::durable::journal::JournalEnds;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::sink::kafka::{Output, Publisher};
 use tidegate::sink::{Rows, Shard, Sink};
 use tidegate::source::kafka::{Start, Topic};
@@ -92,7 +92,7 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     driven.until_ended().unwrap();
     let last = driven.bindings.iter().filter_map(|(_, binding)| binding.bounds.last()).next_back().unwrap();
     // Ten records, a commit marker, an aborted record, an abort marker.
-    assert_eq!((ids(&driven).len(), last.next, last.until, last.ended), (10, 13, Some(13), true));
+    assert_eq!((ids(&driven).len(), last.next_offset, last.end_offset, last.ended), (10, 13, Some(13), true));
 
     // The journal of that incarnation is replayed, and is complete.
     let mut again = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
@@ -134,11 +134,15 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     broker.send(&topic, 2, texts(20..30));
     first.for_a_while(Duration::from_millis(1500)).unwrap();
     assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
-    let bounds: Vec<Bound> = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect();
-    assert!(bounds.iter().all(|bound| !bound.ended && bound.until.is_none()), "{bounds:?}");
+    let bounds: Vec<PartitionProgress> =
+        first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect();
+    assert!(bounds.iter().all(|bound| !bound.ended && bound.end_offset.is_none()), "{bounds:?}");
 
     let places: BTreeMap<_, _> = bounds.into_iter().map(|bound| (bound.partition, bound)).collect();
-    let place = |bound: Bound| Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN };
+    let place = |bound: PartitionProgress| Resumed {
+        bound: PartitionProgress { start_offset: None, ..bound },
+        floor: EventTime::MIN,
+    };
     let places: Vec<_> = places.into_values().map(place).collect();
     let mut second = Driven::open(&source, Options::default()).unwrap();
     second.resume(first.epoch, &places).unwrap();
@@ -178,10 +182,10 @@ fn partitions_that_are_added_are_read_from_their_first_record() {
     send(broker, &topic, 100..400);
     driven.until_events(300).unwrap();
     assert_eq!(ids(&driven), (100..400).collect::<Vec<_>>());
-    let found: Vec<_> = driven.bindings.iter().flat_map(|(_, b)| &b.bounds).filter_map(|b| b.found_at).collect();
+    let found: Vec<_> = driven.bindings.iter().flat_map(|(_, b)| &b.bounds).filter_map(|b| b.start_offset).collect();
     assert_eq!(found, [100, 0, 0]);
     let woken: BTreeSet<u32> =
-        driven.bindings.iter().flat_map(|(_, b)| &b.mark.woken).map(|partition| partition.partition).collect();
+        driven.bindings.iter().flat_map(|(_, b)| &b.mark.activated).map(|partition| partition.partition).collect();
     assert_eq!(woken, BTreeSet::from([1, 2]), "late comers get floors");
 }
 
@@ -285,13 +289,16 @@ fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch,
     driven.until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.mark.ended)).unwrap();
     let mut places = BTreeMap::new();
     for bound in driven.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()) {
-        places.insert(bound.partition, Resumed { bound: Bound { found_at: None, ..bound }, floor: EventTime::MIN });
+        places.insert(
+            bound.partition,
+            Resumed { bound: PartitionProgress { start_offset: None, ..bound }, floor: EventTime::MIN },
+        );
     }
     (driven.bindings.last().unwrap().0, places.into_values().collect())
 }
 
 fn bounded_run(driven: &Driven<Tick>) -> bool {
-    driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).any(|bound| bound.until.is_some())
+    driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).any(|bound| bound.end_offset.is_some())
 }
 
 #[test]
@@ -345,9 +352,9 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
     transaction(0..10, true);
     transaction(10..15, false);
     let (epoch, mut places) = read(broker, &topic, bounded(), 10);
-    let bounds: Vec<Bound> = places.iter().map(|place| place.bound.clone()).collect();
+    let bounds: Vec<PartitionProgress> = places.iter().map(|place| place.bound.clone()).collect();
     let at = drive::place(bounded());
-    assert_eq!((bounds[0].next, bounds[0].until, bounds[0].ended), (17, Some(17), true));
+    assert_eq!((bounds[0].next_offset, bounds[0].end_offset, bounds[0].ended), (17, Some(17), true));
     // Aborted records are no new data, although the topic is longer.
     transaction(20..25, false);
     assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
@@ -359,7 +366,7 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
     assert!(told.starts_with("partition 0 of ") && told.ends_with("from offset 17 on"), "{told}");
 
     for next in 10..=17 {
-        (places[0].bound.next, places[0].bound.until, places[0].bound.ended) = (next, None, false);
+        (places[0].bound.next_offset, places[0].bound.end_offset, places[0].bound.ended) = (next, None, false);
         let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
         driven.resume(epoch, &places).unwrap();
         driven.until_ended().unwrap();

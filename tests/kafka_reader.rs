@@ -8,7 +8,7 @@ mod drive;
 use std::time::{Duration, Instant};
 
 use drive::{Driven, Tick, place};
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::sink::kafka::Publisher;
 use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
 use tidegate::source::{Options, Place, Resumed};
@@ -105,7 +105,7 @@ fn the_latest_start_is_an_offset_in_the_journal() {
     send(&mut publisher, 10..15);
     driven.until_events(5).unwrap();
     assert_eq!(ids(&driven), (10..15).collect::<Vec<_>>());
-    assert_eq!(driven.bindings[0].1.bounds[0].found_at, Some(10));
+    assert_eq!(driven.bindings[0].1.bounds[0].start_offset, Some(10));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_journal_over_a_topic_that_lost_its_records_is_refused() {
     let mut first = Driven::open(&ticks(&broker), Options::default()).unwrap();
     first.until_events(10).unwrap();
     let mut bounds = first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect::<Vec<_>>();
-    bounds[0].next = 11;
+    bounds[0].next_offset = 11;
     let mut second = Driven::open(&ticks(&broker), Options::default()).unwrap();
     let error = second.replay(first.bindings[0].0, &bounds[..1]).unwrap_err().to_string();
     assert!(error.contains("partition 0") && error.contains("ends at offset 10"), "{error}");
@@ -160,14 +160,14 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         publisher.send(None, text.as_bytes(), Some(1_000_000)).unwrap();
     }
     publisher.settle().unwrap();
-    let bound = Bound {
+    let bound = PartitionProgress {
         source: "s".into(),
         partition: 0,
-        found_at: None,
-        next: 10,
+        start_offset: None,
+        next_offset: 10,
         watermark: EventTime::from_millis(1_000_009),
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
@@ -211,7 +211,7 @@ fn a_partition_is_idle_after_its_end_was_reported_throughout_the_timeout() {
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
     // A record wakes its partition.
     send(&mut publisher, 100..101);
-    driven.until(|driven| driven.bindings.last().unwrap().1.mark.woken.len() == 1).unwrap();
+    driven.until(|driven| driven.bindings.last().unwrap().1.mark.activated.len() == 1).unwrap();
     // A topic may have an idle timeout of its own.
     let topic = ticks(&broker).idle_after(Duration::from_millis(700));
     let options = Options { idle_timeout: Duration::from_secs(3600), ..Options::default() };

@@ -15,7 +15,7 @@ use broker::{Broker, committed as texts, high_watermarks};
 use rdkafka::producer::{BaseRecord, Producer};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
-use tidegate::durable::{Life, StateId};
+use tidegate::durable::{Incarnation, StateId};
 use tidegate::error::{Error, Result};
 use tidegate::sink::kafka::Output;
 use tidegate::sink::{Rows, Shard, Sink, Writer};
@@ -62,13 +62,13 @@ impl Place {
         output.open(&Shard { state: Some(self.state), ..Shard::new("job", sink, Rows::Events) })
     }
 
-    fn claim(&self) -> Life {
+    fn claim(&self) -> Incarnation {
         let (incarnation, lives) = (self.lives.fetch_add(1, Ordering::SeqCst) + 1, Arc::clone(&self.lives));
         let still_current = Arc::new(move || match lives.load(Ordering::SeqCst) {
             current if current == incarnation => Ok(()),
             current => Err(Error::new(format!("life {incarnation} is over: life {current} has begun"))),
         });
-        Life { state: Some(self.state), incarnation, from: None, still_current }
+        Incarnation { state: Some(self.state), incarnation, resumed_from: None, still_current }
     }
 
     /// Opens and begins a writer; also returns the epoch that was published before.
@@ -215,8 +215,8 @@ fn sinks_and_states_do_not_disturb_each_other_in_one_topic() {
     let mut writers = [place.open(), place.open_as("late", &[]), other.open()].map(Result::unwrap);
     for (at, writer) in writers.iter_mut().enumerate() {
         assert_eq!(writer.shown().unwrap(), None);
-        let life = if at == 2 { other.claim() } else { Life { incarnation: 1, ..place.claim() } };
-        writer.begin(&Life { still_current: Arc::new(|| Ok(())), ..life }).unwrap();
+        let life = if at == 2 { other.claim() } else { Incarnation { incarnation: 1, ..place.claim() } };
+        writer.begin(&Incarnation { still_current: Arc::new(|| Ok(())), ..life }).unwrap();
         show(writer, 2 + 2 * at as u64).unwrap();
     }
     drop(writers);
@@ -450,7 +450,7 @@ fn the_last_message_of_a_key_is_its_newest_row() {
         let topic = broker.topic(3);
         let output = Output::json(&broker.servers, &topic).key_by(|row: &Balance| row.key.to_string());
         let mut writer = output.open(&Shard { state, ..Shard::new("job", "balances", Rows::Changes) }).unwrap();
-        let life = Life { state, ..Life::without_state() };
+        let life = Incarnation { state, ..Incarnation::without_state() };
         writer.begin(&life).unwrap();
         let amount = |key: u64, epoch: i64| (key as i64 * 31 + epoch * 17) % 101 - 50;
         for epoch in 1..=6 {
@@ -505,7 +505,7 @@ fn what_a_topic_does_not_take_is_said_with_what_to_do() {
         for state in [None, Some(StateId(9_000))] {
             let shard = Shard { state, ..Shard::new("job", "rows", Rows::Events) };
             let mut writer: Box<dyn Writer<String>> = Output::json(&broker.servers, topic).open(&shard).unwrap();
-            let life = Life { state, ..Life::without_state() };
+            let life = Incarnation { state, ..Incarnation::without_state() };
             writer.begin(&life).unwrap();
             let written = writer.write(Epoch(2), &[("x".repeat(5_000), 1)]);
             let why = refused(written.and_then(|()| writer.show(&JournalEnds::default())));

@@ -125,7 +125,7 @@ fn a_state_does_not_grow_by_keys_that_are_over() {
         // Merges are not awaited, and no state is left at the end: so the greatest number of rows in any manifest is
         // taken.
         let state = StateDir::join(disk.after_kill().shared(), "state").unwrap();
-        let manifests = state.look(false).unwrap().manifests.into_values().map(Result::unwrap);
+        let manifests = state.scan(false).unwrap().manifests.into_values().map(Result::unwrap);
         let rows = manifests.map(|manifest| manifest.steps[0].segments.iter().map(|segment| segment.rows).sum::<u64>());
         rows.max().unwrap()
     };

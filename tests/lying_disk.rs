@@ -182,9 +182,9 @@ fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() 
     let disk = CrashingDisk::new();
     let state = StateDir::open(disk.shared(), "state", false).unwrap();
     disk.hide_from(disk.acts());
-    state.begin().unwrap();
+    state.begin_incarnation().unwrap();
     let killed = disk.after_kill();
-    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin().unwrap_err().to_string();
+    let error = StateDir::open(killed.shared(), "state", false).unwrap().begin_incarnation().unwrap_err().to_string();
     let expected = "cannot begin a life of the state (state/lives): the directory does not show files that are in it; \
                     keep the state on a disk of this machine";
     assert_eq!(error, expected);

@@ -28,7 +28,7 @@ use tidegate::job::Cluster;
 use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::memory::Records;
 use tidegate::stream::Observer;
-use tidegate::thread::{PANIC, Role};
+use tidegate::thread::{PANIC_VARIABLE, ThreadRole};
 use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
 use transactions::{COLUMNS, START_MS, Transaction, csv_line, csv_of};
 
@@ -76,7 +76,7 @@ impl Place {
         start_with(program, words, |command: &mut Command| {
             command.current_dir(self.folder.path());
             if let Some(panic) = panic {
-                command.env(PANIC, panic);
+                command.env(PANIC_VARIABLE, panic);
             }
         })
     }
@@ -110,28 +110,28 @@ type Programs = fn(&Place, &str) -> Vec<Running>;
 
 /// Returns the panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its
 /// start), and the programs.
-fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
+fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
     match role {
-        Role::Sink => ("sink totals", &[1, 4], Place::alone),
-        Role::Journal => ("journal", &[1, 4], Place::alone),
-        Role::Segments => ("segments", &[1, 3], Place::alone),
-        Role::Manifests => ("manifests", &[1, 3], Place::alone),
-        Role::Merges => ("merges", &[1, 2], Place::alone),
-        Role::Watch => ("watch", &[1, 3], Place::alone),
-        Role::Http => ("http", &[1, 2], |place, panic| {
+        ThreadRole::Sink => ("sink totals", &[1, 4], Place::alone),
+        ThreadRole::Journal => ("journal", &[1, 4], Place::alone),
+        ThreadRole::Segments => ("segments", &[1, 3], Place::alone),
+        ThreadRole::Manifests => ("manifests", &[1, 3], Place::alone),
+        ThreadRole::Merges => ("merges", &[1, 2], Place::alone),
+        ThreadRole::Watch => ("watch", &[1, 3], Place::alone),
+        ThreadRole::Http => ("http", &[1, 2], |place, panic| {
             let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
             vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
         }),
-        Role::Signals => ("signals", &[1, 30], Place::alone),
-        Role::Progress => ("progress", &[1, 5], Place::alone),
-        Role::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        Role::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
-        Role::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
+        ThreadRole::Signals => ("signals", &[1, 30], Place::alone),
+        ThreadRole::Progress => ("progress", &[1, 5], Place::alone),
+        ThreadRole::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        ThreadRole::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
+        ThreadRole::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
         // Before it has joined process 0, that cannot know what happened to it, and waits.
-        Role::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
+        ThreadRole::Processes => ("processes", &[100, 150], |place, panic| place.together(panic, 1, "")),
         // The thread starts when the workers have ended.
-        Role::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
-        Role::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
+        ThreadRole::Connections => ("connections", &[1], |place, panic| place.together(panic, 0, "--until-end")),
+        ThreadRole::KafkaWatch => ("kafka-watch", &[1, 2], |place, panic| {
             let broker = EmbeddedBroker::start().unwrap();
             broker.create_topic("transaction", 2).unwrap();
             let line = format!("--brokers {} --out {{}}/out.csv", broker.servers());
@@ -140,17 +140,20 @@ fn case(role: Role) -> (&'static str, &'static [u64], Programs) {
             std::mem::forget(broker);
             vec![running]
         }),
-        Role::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
+        ThreadRole::EmbeddedBroker => ("embedded-broker", &[1, 2], |place, panic| {
             vec![place.start(TIDEGATE, "demo --seconds 20 --dir {}/demo", Some(panic))]
         }),
-        Role::Relay => ("relay 0", &[1, 2], |place, panic| {
+        ThreadRole::Relay => ("relay 0", &[1, 2], |place, panic| {
             let query = "account_totals --csv {}/in.csv --out {}/out.csv --progress-every 100ms --epoch 10ms";
             vec![place.start(TIDEGATE, &format!("up -n 1 -- {query}"), Some(panic))]
         }),
-        Role::Parent => ("parent", &[1], |place, panic| {
+        ThreadRole::Parent => ("parent", &[1], |place, panic| {
             let words = ["--csv", "in.csv", "--out", "out.csv"];
             vec![start_with(ACCOUNT_TOTALS, words, |command| {
-                command.current_dir(place.folder.path()).env(PANIC, panic).env("TIDEGATE_ENDS_WITH_STDIN", "1");
+                command
+                    .current_dir(place.folder.path())
+                    .env(PANIC_VARIABLE, panic)
+                    .env("TIDEGATE_ENDS_WITH_STDIN", "1");
                 command.stdin(Stdio::piped());
             })]
         }),
@@ -172,7 +175,7 @@ fn error(ended: &Ended) -> String {
     line.to_owned()
 }
 
-fn ends_by_a_panic(roles: &[Role]) {
+fn ends_by_a_panic(roles: &[ThreadRole]) {
     for role in roles {
         let (name, turns, programs) = case(*role);
         for turn in turns {
@@ -214,15 +217,24 @@ fn threads_at_a_broker_that_panic_end_the_job() {
     ends_by_a_panic(&BROKER);
 }
 
-const STATE: [Role; 5] = [Role::Sink, Role::Journal, Role::Segments, Role::Manifests, Role::Merges];
-const PROGRAM: [Role; 6] = [Role::Watch, Role::Http, Role::Signals, Role::Progress, Role::Relay, Role::Parent];
-const BETWEEN: [Role; 5] = [Role::Process, Role::ToProcess, Role::Dial, Role::Processes, Role::Connections];
-const BROKER: [Role; 2] = [Role::KafkaWatch, Role::EmbeddedBroker];
+const STATE: [ThreadRole; 5] =
+    [ThreadRole::Sink, ThreadRole::Journal, ThreadRole::Segments, ThreadRole::Manifests, ThreadRole::Merges];
+const PROGRAM: [ThreadRole; 6] = [
+    ThreadRole::Watch,
+    ThreadRole::Http,
+    ThreadRole::Signals,
+    ThreadRole::Progress,
+    ThreadRole::Relay,
+    ThreadRole::Parent,
+];
+const BETWEEN: [ThreadRole; 5] =
+    [ThreadRole::Process, ThreadRole::ToProcess, ThreadRole::Dial, ThreadRole::Processes, ThreadRole::Connections];
+const BROKER: [ThreadRole; 2] = [ThreadRole::KafkaWatch, ThreadRole::EmbeddedBroker];
 
 #[test]
 fn every_role_is_made_to_panic() {
     let tried = [&STATE[..], &PROGRAM, &BETWEEN, &BROKER].concat();
-    for role in Role::ALL {
+    for role in ThreadRole::ALL {
         assert_eq!(tried.iter().filter(|tried| **tried == role).count(), 1, "{role:?} is in none of the tests above");
     }
 }

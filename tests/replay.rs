@@ -71,7 +71,7 @@ fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
 
 /// Returns a journal without the frames that commit nothing.
 fn bound(journal: &[Frame]) -> Vec<Frame> {
-    journal.iter().filter(|frame| !frame.bounds.is_empty()).cloned().collect()
+    journal.iter().filter(|frame| !frame.progress.is_empty()).cloned().collect()
 }
 
 fn check(data: &(Data, Data), recorded: Run, seed: u64) -> Result<(), String> {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use drive::{Driven, Tick, place};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::job::Ending;
 use tidegate::record::Event;
 use tidegate::sink::kafka::Publisher;
@@ -39,7 +39,7 @@ fn bounded() -> Options {
 struct Piece<D> {
     events: Vec<Event<D>>,
     rejects: Vec<Rejected>,
-    bounds: Vec<Bound>,
+    bounds: Vec<PartitionProgress>,
 }
 
 impl<D: Record> Piece<D> {
@@ -68,7 +68,7 @@ fn taken<D>(history: &History<D>) -> usize {
 fn places<D>(history: &History<D>) -> Vec<Resumed> {
     let mut places = BTreeMap::new();
     for bound in history.values().flat_map(|piece| &piece.bounds) {
-        places.insert(bound.partition, Bound { found_at: None, ..bound.clone() });
+        places.insert(bound.partition, PartitionProgress { start_offset: None, ..bound.clone() });
     }
     places.into_values().map(|bound| Resumed { bound, floor: EventTime::MIN }).collect()
 }
@@ -225,12 +225,15 @@ fn check<D: Record, S: Source<Item = D>>(
     assert_eq!(by_partition(&history), by_partition(&whole), "seed {seed}");
     let ends = |history: &History<D>| {
         let ends = places(history).into_iter().map(|place| place.bound);
-        ends.map(|end| (end.partition, end.next, end.watermark, end.check)).collect::<Vec<_>>()
+        ends.map(|end| (end.partition, end.next_offset, end.watermark, end.check)).collect::<Vec<_>>()
     };
     assert_eq!(ends(&history), ends(&whole), "seed {seed}");
     for place in places(&history) {
         let bound = place.bound;
-        assert_eq!((bound.until, bound.ended), (options.until_end.then_some(bound.next), options.until_end));
+        assert_eq!(
+            (bound.end_offset, bound.ended),
+            (options.until_end.then_some(bound.next_offset), options.until_end)
+        );
     }
 }
 
@@ -306,7 +309,7 @@ fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> 
 }
 
 fn grown<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> tidegate::Result<Option<String>> {
-    let bounds: Vec<Bound> = places(history).into_iter().map(|place| place.bound).collect();
+    let bounds: Vec<PartitionProgress> = places(history).into_iter().map(|place| place.bound).collect();
     source.grown_since(&place(bounded()), &bounds)
 }
 
@@ -380,7 +383,7 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
     let mut history = ended(&ticks(&broker));
     for piece in history.values_mut() {
         piece.bounds.retain(|bound| bound.partition != 1);
-        piece.bounds.iter_mut().for_each(|bound| (bound.until, bound.ended) = (None, false));
+        piece.bounds.iter_mut().for_each(|bound| (bound.end_offset, bound.ended) = (None, false));
     }
     let epoch = *history.keys().last().unwrap();
     for journal in [false, true] {
@@ -399,8 +402,8 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
         let mut driven = open(Options::default());
         driven.until_events(whole[&1].0.len()).unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition == 1));
-        let (first, woken) = (&driven.bindings[0].1.bounds, &driven.bindings[0].1.mark.woken);
-        assert_eq!(first.iter().map(|bound| (bound.partition, bound.found_at)).collect::<Vec<_>>(), [(1, Some(0))]);
+        let (first, woken) = (&driven.bindings[0].1.bounds, &driven.bindings[0].1.mark.activated);
+        assert_eq!(first.iter().map(|bound| (bound.partition, bound.start_offset)).collect::<Vec<_>>(), [(1, Some(0))]);
         assert_eq!(woken.iter().map(|partition| partition.partition).collect::<Vec<_>>(), [1]);
 
         let mut driven = open(bounded());
@@ -408,7 +411,7 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
         assert!(driven.events.is_empty() && driven.rejects.is_empty());
         let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).collect();
         assert_eq!(bounds.iter().map(|bound| bound.partition).collect::<Vec<_>>(), [0, 2], "they end at this start");
-        assert!(bounds.iter().all(|bound| bound.ended && bound.until == Some(bound.next)));
+        assert!(bounds.iter().all(|bound| bound.ended && bound.end_offset == Some(bound.next_offset)));
     }
 }
 
@@ -419,7 +422,7 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     let topic = ticks(&broker);
     let mut history = ended(&topic);
     for bound in history.values_mut().flat_map(|piece| &mut piece.bounds) {
-        (bound.idle, bound.until, bound.ended) = (true, None, false);
+        (bound.idle, bound.end_offset, bound.ended) = (true, None, false);
     }
     let mut driven = Driven::open(&topic, Options::default()).unwrap();
     let floor = EventTime::from_millis(2_000_000);
@@ -430,8 +433,8 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     assert!(binding.mark.least.is_none() && binding.bounds.is_empty() && !binding.mark.ended, "{binding:?}");
     send(&broker, 2, 10);
     driven.until(|driven| !driven.events.is_empty()).unwrap();
-    assert_eq!(driven.events[0].mark, places[0].bound.watermark);
-    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.woken).collect();
+    assert_eq!(driven.events[0].watermark, places[0].bound.watermark);
+    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.activated).collect();
     assert_eq!(woken.len(), 1);
     assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::source::{self, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
@@ -134,15 +134,16 @@ impl<D: Record> Reader<D> for MadeReader<D> {
         Ok(Polled { epoch, busy })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<D>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until));
+            let slot =
+                slot.unwrap_or_else(|| intake.find(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset));
             self.mine[at].1 = Some(slot);
-            self.take(epoch, id, slot, bound.next, intake)?;
+            self.take(epoch, id, slot, bound.next_offset, intake)?;
             intake.repeat(slot, bound);
         }
         Ok(true)

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 
 use crate::durable::disk::{Disk, DiskFile, Lock};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::sink::Writer;
 use crate::time::Epoch;
 use crate::{Record, Result};
@@ -292,8 +292,8 @@ impl DiskFile for KillingFile {
         self.trigger.around(kind, || self.file.append(bytes))
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
-        self.file.cut(length)
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.truncate(length)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -313,11 +313,11 @@ struct KillingWriter<D: Record> {
 }
 
 impl<D: Record> Writer<D> for KillingWriter<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         self.writer.shown()
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         self.writer.begin(life)
     }
 

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 
 use crate::error::Result;
-use crate::thread::{self, Role};
+use crate::thread::{self, ThreadRole};
 
 /// Environment variable of processes that end when their standard input does.
 const BOUND: &str = "TIDEGATE_ENDS_WITH_STDIN";
@@ -24,7 +24,7 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 /// otherwise. Every program calls this once, before anything else.
 pub(super) fn end_with_parent() -> Result<()> {
     if std::env::var_os(BOUND).is_some() {
-        thread::start(Role::Parent, Role::Parent.name(), wait_for_the_end)?;
+        thread::start(ThreadRole::Parent, ThreadRole::Parent.name(), wait_for_the_end)?;
     }
     Ok(())
 }
@@ -32,7 +32,7 @@ pub(super) fn end_with_parent() -> Result<()> {
 fn wait_for_the_end() {
     let (mut stdin, mut bytes) = (io::stdin().lock(), [0; 64]);
     loop {
-        thread::turn();
+        thread::mark_iteration();
         match stdin.read(&mut bytes) {
             Ok(count) if count > 0 => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

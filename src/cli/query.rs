@@ -18,14 +18,14 @@ use super::kill_at::KillAt;
 use super::parent::end_with_parent;
 use super::run::{Moment, RunArgs, Show, Watch, size};
 use super::{Property, duration, note, pairs};
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
 use crate::sink::{self, Rows, Shard, Sink, Writer};
 use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
 use crate::stream::Flow;
-use crate::thread::{Failure, guard};
+use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
 
 /// Position in a Kafka topic at the first start.
@@ -182,7 +182,7 @@ pub fn start_with<A: Parser>(
     adjust: impl FnOnce(clap::Command) -> clap::Command,
     run: impl FnOnce(&A) -> Result<u8>,
 ) -> ExitCode {
-    let failure = Arc::<Failure>::default();
+    let failure = Arc::<JobFailure>::default();
     let _entered = failure.enter();
     super::log::begin();
     let arguments = match A::from_arg_matches(&adjust(A::command()).get_matches()) {
@@ -427,7 +427,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         match self {
             AnySource::Csv(source) => source.grown_since(at, bounds),
             AnySource::Ndjson(source) => source.grown_since(at, bounds),

@@ -18,10 +18,10 @@ use super::{duration, log, note};
 use crate::durable::disk::OsDisk;
 use crate::error::{Error, Result};
 use crate::job::{Cluster, Ending, Job, RunReport, State, Watcher};
-use crate::metrics::{Metrics, Summary};
+use crate::metrics::{JobSummary, Metrics};
 use crate::status::why;
 use crate::stream::Flow;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Form of progress output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -252,7 +252,7 @@ impl RunArgs {
 /// The figures of a running job that progress output shows.
 pub(super) struct Moment {
     /// Metrics of this process.
-    pub(super) summary: Summary,
+    pub(super) summary: JobSummary,
     /// Number of records read from all sources.
     pub(super) read: u64,
     /// Records read per second since the previous figures.
@@ -313,7 +313,7 @@ impl<'a> Watch<'a> {
 /// The thread that shows progress.
 struct ProgressThread {
     over: Arc<AtomicBool>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
 }
 
 impl ProgressThread {
@@ -322,12 +322,12 @@ impl ProgressThread {
         let ended = Arc::clone(&over);
         let body = move || {
             while !ended.load(Ordering::Acquire) {
-                thread::turn();
+                thread::mark_iteration();
                 display.show(&metrics, &watcher);
                 std::thread::park_timeout(Duration::from_millis(50));
             }
         };
-        let thread = thread::start(Role::Progress, Role::Progress.name(), body)?;
+        let thread = thread::start(ThreadRole::Progress, ThreadRole::Progress.name(), body)?;
         Ok(ProgressThread { over, thread: Some(thread) })
     }
 }

@@ -22,7 +22,7 @@ use serde_json::json;
 
 use super::{note, say};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::look::{Sight, sight};
+use crate::durable::inspect::{StateSnapshots, inspect_snapshots};
 use crate::durable::manifest::Manifest;
 use crate::durable::segment::SegmentInfo;
 use crate::durable::state::StateDir;
@@ -129,7 +129,7 @@ fn look_at(path: &Path) -> Result<StateDir> {
 /// # Errors
 /// Fails if there is no such snapshot, or it cannot be read.
 fn choose(dir: &StateDir, epoch: Option<u64>) -> Result<Manifest> {
-    let Sight { mut manifests, unreadable, .. } = sight(dir)?;
+    let StateSnapshots { mut manifests, unreadable, .. } = inspect_snapshots(dir)?;
     let place = dir.path().display();
     let known: Vec<_> = manifests.iter().map(|manifest| manifest.epoch.to_string()).collect();
     let found = match epoch {
@@ -201,7 +201,7 @@ fn size(bytes: u64) -> String {
 
 fn ls(args: &LsArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
-    let Sight { manifests, unreadable, claim, journal_bytes } = sight(&dir)?;
+    let StateSnapshots { manifests, unreadable, claim, journal_bytes } = inspect_snapshots(&dir)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     if !args.json {
         say(format_args!(
@@ -214,8 +214,8 @@ fn ls(args: &LsArgs) -> Result<u8> {
         let is_new =
             |segment: &&SegmentInfo| before.is_none_or(|before| !before.segments().any(|file| file == segment.file));
         let (all, new) = (segments(manifest), || segments(manifest).filter(is_new));
-        let seconds = u64::try_from(now.saturating_sub(u128::from(manifest.made_ms)) / 1000).unwrap_or(u64::MAX);
-        let (epoch, made) = (manifest.epoch, clock(manifest.made_ms));
+        let seconds = u64::try_from(now.saturating_sub(u128::from(manifest.created_ms)) / 1000).unwrap_or(u64::MAX);
+        let (epoch, made) = (manifest.epoch, clock(manifest.created_ms));
         let (stored, changed, count, changed_rows) = (bytes(all), bytes(new()), rows(segments(manifest)), rows(new()));
         if args.json {
             let line = json!({
@@ -276,9 +276,9 @@ fn prune(args: &PruneArgs) -> Result<u8> {
     look_at(&args.state)?;
     let dir = StateDir::open(OsDisk::shared(), &args.state, false)
         .map_err(|error| error.help("stop the job first: a snapshot is not removed while it runs"))?;
-    let before = sight(&dir)?.manifests.len();
+    let before = inspect_snapshots(&dir)?.manifests.len();
     let kept = dir.prune(usize::from(args.keep))?;
-    let after = sight(&dir)?.manifests.len();
+    let after = inspect_snapshots(&dir)?.manifests.len();
     say(format_args!("{} of {before} snapshots removed, {} files in all", before - after, kept.removed));
     Ok(0)
 }

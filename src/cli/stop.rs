@@ -21,7 +21,7 @@ use signal_hook::low_level;
 
 use crate::error::{Error, Result};
 use crate::job::{self, Watcher};
-use crate::thread::{self, Failure, Role};
+use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Interval after the first signal within which another one counts as the same request.
 const SAME: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ struct Shared {
     /// Number of startup phases of the command in progress.
     beginning: AtomicUsize,
     job: Mutex<Option<Stoppable>>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
 }
 
 /// A job that is asked to stop.
@@ -78,18 +78,18 @@ impl Stop {
             asked: OnceLock::new(),
             beginning: AtomicUsize::new(0),
             job: Mutex::new(None),
-            failure: Failure::current().unwrap_or_default(),
+            failure: JobFailure::current().unwrap_or_default(),
         });
         let (own, last) = (Arc::clone(&shared), Arc::clone(&shared));
         let body = move || {
             loop {
-                thread::turn();
+                thread::mark_iteration();
                 signals.pending().for_each(|signal| own.hear(signal));
                 own.tend();
                 std::thread::sleep(TICK);
             }
         };
-        thread::start_telling(Role::Signals, Role::Signals.name(), move |_error| last.stop_job(), body)?;
+        thread::start_reporting(ThreadRole::Signals, ThreadRole::Signals.name(), move |_error| last.stop_job(), body)?;
         Ok(Stop(shared))
     }
 

@@ -31,7 +31,7 @@ use crate::durable::disk::OsDisk;
 use crate::durable::manifest;
 use crate::error::{Error, Result};
 use crate::job::Secret;
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// Time after a failure before the other processes get SIGTERM, and before they get SIGKILL. Most end by themselves;
@@ -249,7 +249,7 @@ struct Round {
 struct Member {
     running: Offspring,
     /// The thread that forwards the process's standard error.
-    relay: Option<Handle>,
+    relay: Option<ThreadHandle>,
 }
 
 impl Round {
@@ -275,11 +275,11 @@ impl Round {
                 let body = move || {
                     let lines = BufReader::new(said).split(b'\n');
                     lines.map_while(std::result::Result::ok).for_each(|line| {
-                        thread::turn();
+                        thread::mark_iteration();
                         note(format_args!("[{process}] {}", String::from_utf8_lossy(&line)));
                     });
                 };
-                thread::start(Role::Relay, &format!("relay {process}"), body)
+                thread::start(ThreadRole::Relay, &format!("relay {process}"), body)
             });
             round.members.push(Member { running, relay: relay.transpose()? });
         }

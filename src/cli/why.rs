@@ -12,8 +12,8 @@ use clap::Args;
 
 use super::{note, say};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::look::{LastKnown, last_known};
-use crate::durable::recovery::Holder;
+use crate::durable::inspect::{RecordedProgress, recorded_progress};
+use crate::durable::recovery::ProcessInfo;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::status::{
@@ -65,7 +65,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     }
     let disk: Arc<dyn Disk> = OsDisk::shared();
     let dir = StateDir::join(disk, PathBuf::from(&args.place))?;
-    if let Some(address) = dir.told_where() {
+    if let Some(address) = dir.recorded_address() {
         match ask(&address, args) {
             Ok(code) => return Ok(code),
             Err(error) => note(format_args!("{error}")),
@@ -74,7 +74,7 @@ pub fn why_not(args: &WhyArgs) -> Result<u8> {
     let mut status = of_state(&dir)?;
     let holder = match dir.holder() {
         None => String::from("no process has it: start its job again"),
-        Some((Holder { pid, host, .. }, stopped)) => {
+        Some((ProcessInfo { pid, host, .. }, stopped)) => {
             if stopped {
                 // A stopped process does not respond until it is continued.
                 status.processes[0].silent_ms = u64::MAX;
@@ -132,21 +132,21 @@ fn ask(address: &str, args: &WhyArgs) -> Result<u8> {
 
 /// Reconstructs the status of a job from its state.
 fn of_state(dir: &StateDir) -> Result<JobStatus> {
-    let LastKnown { manifest, frames } = last_known(dir)?;
+    let RecordedProgress { manifest, frames } = recorded_progress(dir)?;
     let mut partitions = BTreeMap::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let from_snapshot = manifest.iter().flat_map(|manifest| {
         let bounds = manifest.sources.iter().flat_map(|source| &source.bounds);
         bounds.map(|bound| (manifest.epoch, bound))
     });
-    let from_journal = frames.iter().flat_map(|frame| frame.bounds.iter().map(|bound| (frame.epoch, bound)));
+    let from_journal = frames.iter().flat_map(|frame| frame.progress.iter().map(|bound| (frame.epoch, bound)));
     for (epoch, bound) in from_snapshot.chain(from_journal) {
         let partition = PartitionStatus {
             source: bound.source.clone(),
             partition: bound.partition,
             watermark: bound.watermark,
-            next: bound.next,
-            end: bound.until,
+            next: bound.next_offset,
+            end: bound.end_offset,
             idle: bound.idle,
             ended: bound.ended,
             // An epoch's number is about the wall clock time at which it began.

@@ -29,17 +29,17 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::generic::operator::Operator;
 
 use crate::durable::background::Background;
-use crate::durable::compaction::{self, Group, Merged};
-use crate::durable::journal::{Bound, Journal};
-use crate::durable::manifest::{Manifest, QueryPrint, SinkState, SourceState, StepState};
+use crate::durable::compaction::{self, MergeGroup, MergeOutcome};
+use crate::durable::journal::{Journal, PartitionProgress};
+use crate::durable::manifest::{Manifest, QueryFingerprint, SinkState, SourceState, StepState};
 use crate::durable::recovery::Claim;
-use crate::durable::segment::{Label, SegmentInfo};
+use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::durable::state::StateDir;
 use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
-use crate::stream::Failure;
+use crate::stream::JobFailure;
 use crate::stream::cut::{Merges, Part};
-use crate::thread::Role;
+use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the acknowledgements of each snapshot on worker 0, and hands them over when all are there; worker 0 is in
@@ -63,7 +63,7 @@ pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Sn
 /// The context of an incarnation's snapshots.
 pub(crate) struct SnapshotContext {
     pub(crate) job: String,
-    pub(crate) query: QueryPrint,
+    pub(crate) query: QueryFingerprint,
     /// The claim of the incarnation, with the point that it resumed from.
     pub(crate) claim: Claim,
     /// Number of manifests to keep.
@@ -77,7 +77,7 @@ pub(crate) struct Snapshots {
     dir: Arc<StateDir>,
     journal: Arc<dyn Journal>,
     merges: Arc<Merges>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     /// The epoch of the last manifest that was written; 0 before the first of this incarnation.
     committed: AtomicU64,
     /// One more than the last epoch whose journal frames are not needed any more; 0 before there is one.
@@ -116,7 +116,7 @@ impl Snapshots {
         dir: Arc<StateDir>,
         journal: Arc<dyn Journal>,
         merges: Arc<Merges>,
-        failure: Arc<Failure>,
+        failure: Arc<JobFailure>,
         base: Option<&Manifest>,
     ) -> Result<Arc<Self>> {
         let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
@@ -135,8 +135,8 @@ impl Snapshots {
             ended_at: Mutex::new(Instant::now()),
             live_segments: Mutex::new(kept),
             ending: AtomicBool::new(false),
-            manifests: Background::start(Role::Manifests)?,
-            merger: Background::start(Role::Merges)?,
+            manifests: Background::start(ThreadRole::Manifests)?,
+            merger: Background::start(ThreadRole::Merges)?,
         }))
     }
 
@@ -181,7 +181,7 @@ impl Snapshots {
     /// Queues the manifest of an epoch, to be made of the acknowledgements.
     fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) {
         let own = Arc::clone(self);
-        self.manifests.ask(move || {
+        self.manifests.submit(move || {
             if own.failure.get().is_none()
                 && let Err(error) = own.write(epoch, parts)
             {
@@ -216,7 +216,7 @@ impl Snapshots {
 
     /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
     fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut LiveSegments) -> Manifest {
-        let mut sources = BTreeMap::<String, (Vec<Bound>, EventTime, Vec<(u32, EventTime)>)>::new();
+        let mut sources = BTreeMap::<String, (Vec<PartitionProgress>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
         let mut sinks = Vec::<SinkState>::new();
         for part in parts {
@@ -237,7 +237,7 @@ impl Snapshots {
         }
         let states = steps.into_iter().map(|(name, closed)| {
             let live = kept.live.entry(name.clone()).or_default();
-            live.retain(|segment| !segment.is_dead(closed));
+            live.retain(|segment| !segment.is_expired(closed));
             StepState { name, closed, segments: live.clone() }
         });
         let steps: Vec<StepState> = states.collect();
@@ -245,7 +245,7 @@ impl Snapshots {
         sinks.sort_by(|a, b| a.name.cmp(&b.name));
         let sources = sources.into_iter().map(|(name, (mut bounds, watermark, floors))| {
             bounds.sort();
-            SourceState { name, bounds, watermark, floors }
+            SourceState { name, bounds, watermark, activation_watermarks: floors }
         });
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Manifest {
@@ -253,7 +253,7 @@ impl Snapshots {
             job: self.terms.job.clone(),
             incarnation: self.terms.claim.incarnation,
             epoch,
-            made_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
+            created_ms: u64::try_from(wall.as_millis()).unwrap_or_default(),
             ended: self.last.load(Ordering::Acquire) == epoch.0,
             query: self.terms.query.clone(),
             sources: sources.collect(),
@@ -266,7 +266,7 @@ impl Snapshots {
     fn start_merging(self: &Arc<Self>) {
         if !std::mem::replace(&mut self.kept().merging, true) {
             let own = Arc::clone(self);
-            self.merger.ask(move || while own.merge_next() {});
+            self.merger.submit(move || while own.merge_next() {});
         }
     }
 
@@ -281,13 +281,13 @@ impl Snapshots {
         let Some((step, closed, group, merge)) = chosen else { return false };
         let label = self.label(&group.inputs);
         match merge(&group, closed, &label, &self.ending) {
-            Ok(merged @ (Merged::Segment(_) | Merged::Nothing)) => {
+            Ok(merged @ (MergeOutcome::Segment(_) | MergeOutcome::Empty)) => {
                 let output = merged.segment();
                 self.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
                 self.kept().take_merged(&step, &group.inputs, output);
                 true
             }
-            Ok(Merged::GivenUp) => false,
+            Ok(MergeOutcome::Cancelled) => false,
             // Inputs that have expired meanwhile are removed when no kept manifest names them any more.
             Err(_) if !self.kept().are_live(&step, &group.inputs) => true,
             Err(error) => {
@@ -298,10 +298,10 @@ impl Snapshots {
     }
 
     /// Returns a label for a merged segment that no worker and no other merge uses.
-    fn label(&self, group: &[SegmentInfo]) -> Label {
+    fn label(&self, group: &[SegmentInfo]) -> SegmentLabel {
         let mut kept = self.kept();
         kept.merges += 1;
-        Label::of_sum(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
+        SegmentLabel::of_merge(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
     }
 
     fn kept(&self) -> MutexGuard<'_, LiveSegments> {
@@ -312,12 +312,12 @@ impl Snapshots {
 impl LiveSegments {
     /// Returns the next merge: of the steps that have something to merge and are known to `merge`, the one with the
     /// most segments; its smallest first. With it the end of its last expired windows.
-    fn next_merge<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, Group, M)> {
+    fn next_merge<M>(&self, merge: impl Fn(&str) -> Option<M>) -> Option<(String, EventTime, MergeGroup, M)> {
         let mut steps: Vec<_> = self.live.iter().collect();
         steps.sort_by_key(|(_, live)| Reverse(live.len()));
         steps.into_iter().find_map(|(name, live)| {
             let closed = *self.closed.get(name)?;
-            let group = compaction::choose(live, closed).merges.into_iter().next()?;
+            let group = compaction::plan_compaction(live, closed).merges.into_iter().next()?;
             Some((name.clone(), closed, group, merge(name)?))
         })
     }

@@ -28,22 +28,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::durable::journal::{Frame, Journal, MemoryJournal};
-use crate::durable::manifest::{Manifest, QueryPrint};
-use crate::durable::recovery::Found;
+use crate::durable::manifest::{Manifest, QueryFingerprint};
+use crate::durable::recovery::RecoveryInput;
 use crate::durable::state::StateDir;
-use crate::durable::{Life, StateId};
+use crate::durable::{Incarnation, StateId};
 use crate::error::{Error, Result};
 use crate::job::cluster::{Gathered, JoinRequest, Mesh, StartDecision};
 use crate::job::monitor::MonitorHandle;
 use crate::job::profile::Profile;
 use crate::job::start::{StartOutcome, StartedRun};
 use crate::job::worker::PlanBuild;
-use crate::metrics::{Metrics, Summary};
+use crate::metrics::{JobSummary, Metrics};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::StatusBoard;
 use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
-use crate::thread::{Failure, guard};
+use crate::thread::{JobFailure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
 use crate::view::http::Endpoint;
@@ -88,7 +88,7 @@ pub struct RunReport {
     /// The way the run ended.
     pub ending: Ending,
     /// The counters of the run.
-    pub summary: Summary,
+    pub summary: JobSummary,
     /// Time spent in this process, by step; empty unless profiling was enabled with [`Job::profile`].
     pub profile: JobProfile,
 }
@@ -96,7 +96,7 @@ pub struct RunReport {
 impl RunReport {
     /// Returns the report of a run that ended before it did any work.
     fn without_work(ending: Ending) -> Self {
-        RunReport { ending, summary: Summary::default(), profile: JobProfile::default() }
+        RunReport { ending, summary: JobSummary::default(), profile: JobProfile::default() }
     }
 }
 
@@ -167,7 +167,7 @@ impl Job {
             views: Arc::default(),
             state: None,
             flags: BTreeMap::new(),
-            journal: Arc::new(MemoryJournal::forgetful()),
+            journal: Arc::new(MemoryJournal::discarding()),
             repeat: Vec::new(),
             pace: Pace::Clock,
             seals: Vec::new(),
@@ -393,7 +393,7 @@ impl Job {
     }
 
     /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn print(&self, query: &Query) -> Result<Option<QueryPrint>> {
+    fn print(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
@@ -405,11 +405,16 @@ impl Job {
     }
 
     /// Starts an incarnation of the job's state; `None` in a job without state.
-    fn begin(&self, query: &Query, opened: &Arc<OpenedSinks>, failure: &Arc<Failure>) -> Result<Option<StartOutcome>> {
+    fn begin(
+        &self,
+        query: &Query,
+        opened: &Arc<OpenedSinks>,
+        failure: &Arc<JobFailure>,
+    ) -> Result<Option<StartOutcome>> {
         let Some(options) = &self.state else { return Ok(None) };
         let dir = StateDir::open(Arc::clone(&options.disk), &options.directory, options.take_over)?;
         let savepoint = start::savepoint(options, &dir)?;
-        let mut incarnation = dir.begin()?;
+        let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
         let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
@@ -418,9 +423,9 @@ impl Job {
         let sinks = opened.shown();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
-            let survey = &savepoint.survey_after(&dir, incarnation);
+            let survey = &savepoint.scan_after_restore(&dir, incarnation);
             let next = incarnation + 1;
-            let found = Found {
+            let found = RecoveryInput {
                 incarnation: next,
                 survey,
                 sinks: &sinks,
@@ -429,11 +434,11 @@ impl Job {
                 accept_changed_sources,
             };
             start::restore(&savepoint, &dir, incarnation, &found)?;
-            incarnation = dir.begin()?;
+            incarnation = dir.begin_incarnation()?;
         }
-        let found = Found {
+        let found = RecoveryInput {
             incarnation,
-            survey: &dir.survey()?,
+            survey: &dir.scan_and_sync()?,
             sinks: &sinks,
             query: print,
             accept_changed_query,
@@ -466,7 +471,7 @@ impl Job {
     /// be resumed, or user code panics.
     pub fn run(self, query: impl Fn(&Flow<'_>) + Send + Sync + 'static) -> Result<RunReport> {
         let views = Arc::clone(&self.views);
-        let failure = Failure::within_current();
+        let failure = JobFailure::within_current();
         let entered = failure.enter();
         let report = guard(|| self.run_query(Arc::new(query), &failure));
         drop(entered);
@@ -476,7 +481,7 @@ impl Job {
         failure.get().map_or(report, |error| Err(error.clone()))
     }
 
-    fn run_query(self, query: Query, failure: &Arc<Failure>) -> Result<RunReport> {
+    fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
         self.http.check()?;
         let print = self.print(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
@@ -494,7 +499,7 @@ impl Job {
         }
     }
 
-    fn hello(&self, cluster: &Cluster, print: &QueryPrint) -> JoinRequest {
+    fn hello(&self, cluster: &Cluster, print: &QueryFingerprint) -> JoinRequest {
         JoinRequest {
             process: cluster.process(),
             processes: cluster.processes(),
@@ -506,7 +511,7 @@ impl Job {
     }
 
     /// Runs the query in the process that starts the incarnation: the only process, or process 0 of several.
-    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<Failure>) -> Result<RunReport> {
+    fn run_as_leader(self, query: Query, gathered: Option<Gathered>, failure: &Arc<JobFailure>) -> Result<RunReport> {
         let opened = Arc::new(OpenedSinks::default());
         let Some(mut gathered) = gathered else {
             return match self.begin(&query, &opened, failure)? {
@@ -529,7 +534,7 @@ impl Job {
     }
 
     /// Runs the query in a process other than process 0.
-    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<Failure>) -> Result<RunReport> {
+    fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
             (StartDecision::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
@@ -549,7 +554,7 @@ impl Job {
         (decided, gathered): (StartDecision, Gathered),
         begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
+        failure: &Arc<JobFailure>,
     ) -> Result<RunReport> {
         let number = match decided {
             StartDecision::Run { number, views, .. } => {
@@ -575,7 +580,7 @@ impl Job {
         query: &Query,
         begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: &Arc<Failure>,
+        failure: &Arc<JobFailure>,
         mesh: Option<Mesh>,
     ) -> Result<RunReport> {
         let metrics = Arc::clone(&self.metrics);
@@ -596,7 +601,7 @@ impl Job {
         let watching = MonitorHandle::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
-            dir.tell_where(Some(&address.to_string()));
+            dir.record_address(Some(&address.to_string()));
         }
         let endings = run_workers(shared, query, mesh);
         // The last manifest is on disk once its thread has ended; only then may another process take the state.
@@ -612,7 +617,7 @@ impl Job {
             failure.set(error);
         }
         if let Some(dir) = dir.as_ref().filter(|_| told.is_some()) {
-            dir.tell_where(None);
+            dir.record_address(None);
         }
         drop((watching, watch));
         let mut summary = metrics.summary();
@@ -644,7 +649,7 @@ impl Job {
         self,
         begun: Option<StartedRun>,
         opened: Arc<OpenedSinks>,
-        failure: Arc<Failure>,
+        failure: Arc<JobFailure>,
     ) -> (worker::WorkerShared, Option<Arc<StateDir>>) {
         let process = self.cluster.as_ref().map_or(0, Cluster::process);
         let mut shared = worker::WorkerShared {
@@ -665,7 +670,7 @@ impl Job {
             snapshots: None,
             durable: None,
             opened,
-            life: Life::without_state(),
+            life: Incarnation::without_state(),
             views: self.views,
             dirty: AtomicBool::new(false),
             pace: self.pace,
@@ -684,7 +689,7 @@ impl Job {
         shared.dirty = AtomicBool::new(!replay.is_empty());
         (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
         (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
-        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.life.from);
+        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.life.resumed_from);
         shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))
     }

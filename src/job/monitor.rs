@@ -29,7 +29,7 @@ use crate::status::{
     Blocker, BlockerKind, JobStatus, ProcessStatus, StatusBoard, StepStatus, StreamStatus, Why, WorkerStatus, why,
     window_end,
 };
-use crate::thread::{self, Failure, Handle, Role};
+use crate::thread::{self, JobFailure, ThreadHandle, ThreadRole};
 use crate::time::EventTime;
 use crate::view::Views;
 use crate::view::http::{AnswerKind, Endpoint, HttpReply, HttpRequest, RequestHandler, Server};
@@ -55,7 +55,7 @@ pub(crate) struct JobMonitor {
     pub(crate) idle_timeout: Duration,
     pub(crate) profile: Option<Arc<Profile>>,
     pub(crate) views: Arc<Views>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
 impl JobMonitor {
@@ -228,7 +228,7 @@ impl Watcher {
 /// The server and the thread that observe a job, until this is dropped.
 pub(crate) struct MonitorHandle {
     over: Arc<AtomicBool>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
     server: Option<Server>,
 }
 
@@ -257,14 +257,14 @@ impl MonitorHandle {
             let body = move || {
                 let mut silence = StallDetector::new(quiet);
                 while !over.load(Ordering::Acquire) {
-                    thread::turn();
+                    thread::mark_iteration();
                     if let Some(line) = silence.line(&watch) {
                         tracing::warn!("{line}");
                     }
                     std::thread::park_timeout(CHECK_INTERVAL);
                 }
             };
-            watching.thread = Some(thread::start(Role::Watch, Role::Watch.name(), body)?);
+            watching.thread = Some(thread::start(ThreadRole::Watch, ThreadRole::Watch.name(), body)?);
         }
         Ok(watching)
     }
@@ -313,7 +313,7 @@ impl StallDetector {
 
     /// Returns the line to log now, if one is due: the cause that holds the job back.
     fn line(&mut self, watch: &JobMonitor) -> Option<String> {
-        let rows = watch.metrics.shown_rows();
+        let rows = watch.metrics.published_rows();
         if rows != self.rows {
             *self = StallDetector { rows, ..StallDetector::new(self.first) };
         }

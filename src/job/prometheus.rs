@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::metrics::{Metrics, Summary, SyncMetrics};
+use crate::metrics::{JobSummary, Metrics, SyncMetrics};
 use crate::status::ProcessStatus;
 use crate::time::EventTime;
 
@@ -63,7 +63,7 @@ impl Exposition {
 
     /// Adds the counters of a process.
     pub(crate) fn add_metrics(&mut self, metrics: &Metrics) {
-        let Summary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
+        let JobSummary { epochs, sources, steps, tables, sinks, snapshots } = metrics.summary();
         self.counter("tidegate_epochs_total", "Epochs started.", &[], epochs);
         for source in &sources {
             let of = [("source", source.name.as_str())];
@@ -76,7 +76,7 @@ impl Exposition {
         for step in &steps {
             let of = [("step", step.name.as_str())];
             let help = "Records that entered a window step, once for every window they belong to.";
-            self.counter("tidegate_step_records_total", help, &of, step.taken);
+            self.counter("tidegate_step_records_total", help, &of, step.received);
             self.counter("tidegate_step_late_total", "Records that were late.", &of, step.late);
             let help = "Late records that were in order, of partitions or streams that had been idle.";
             self.counter("tidegate_step_late_after_idle_total", help, &of, step.late_after_idle);
@@ -88,7 +88,7 @@ impl Exposition {
         }
         for table in &tables {
             let of = [("table", table.name.as_str())];
-            self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.taken);
+            self.counter("tidegate_table_records_total", "Records that entered a table.", &of, table.received);
             self.counter("tidegate_table_changes_total", "Rows of a table that changed.", &of, table.changes);
         }
         for sink in &sinks {

@@ -42,8 +42,8 @@ use timely::dataflow::operators::vec::{Broadcast, Input};
 use timely::dataflow::operators::{core, probe};
 use timely::worker::Worker;
 
-use crate::durable::Life;
-use crate::durable::journal::{Bound, Frame, Journal};
+use crate::durable::Incarnation;
+use crate::durable::journal::{Frame, Journal, PartitionProgress};
 use crate::error::Result;
 use crate::job::cluster::control_channel::ControlChannel;
 use crate::job::commit::{Snapshots, commit};
@@ -55,7 +55,7 @@ use crate::sink::Shard;
 use crate::source::Place;
 use crate::status::{Stage, StatusBoard, WorkerReport};
 use crate::stream::{
-    Build, Driver, Durable, EndsInput, Failure, Fault, Flow, OpenedSinks, PlannedStep, Purpose, Seals,
+    Build, Driver, Durable, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep, Purpose, Seals,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -85,7 +85,7 @@ pub(crate) struct WorkerShared {
     pub(crate) in_flight: usize,
     pub(crate) one_at_a_time: bool,
     pub(crate) stop: StopHandle,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) journal: Arc<dyn Journal>,
     /// Epochs of a journal to replay.
@@ -99,7 +99,7 @@ pub(crate) struct WorkerShared {
     pub(crate) snapshot_every: Duration,
     pub(crate) durable: Option<Durable>,
     pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) life: Life,
+    pub(crate) life: Incarnation,
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
     /// `true` if input was committed since the last snapshot was announced.
@@ -190,7 +190,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
         fault: None,
         durable,
         opened,
-        life: Life::without_state(),
+        life: Incarnation::without_state(),
         shard,
         views,
     });
@@ -439,7 +439,7 @@ impl RandomPacer {
 struct OpenEpoch {
     epoch: Epoch,
     /// For each source, the input committed to the epoch; `None` until it is known.
-    bound: Vec<Option<Vec<Bound>>>,
+    bound: Vec<Option<Vec<PartitionProgress>>>,
     /// `true` if nothing is added to it any more.
     closed: bool,
     /// `true` if the journal has its frame, or it needs none.
@@ -655,7 +655,7 @@ impl WorkerLoop {
         };
         let (mut reached, mut taken) = (true, 0);
         for driver in &mut self.drivers {
-            let (all, bytes) = driver.replay(&frame.bounds)?;
+            let (all, bytes) = driver.replay(&frame.progress)?;
             reached &= all;
             taken += bytes;
         }
@@ -862,7 +862,7 @@ impl WorkerLoop {
             if !open.bound.iter().all(Option::is_some) {
                 break; // Epochs are committed in order.
             }
-            let bounds: Vec<Bound> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
+            let bounds: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
             let live = !on_record(open.epoch);
             // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
@@ -874,7 +874,7 @@ impl WorkerLoop {
                 if let Some(ends) = &mut self.ends {
                     ends.tell(open.epoch);
                 }
-                self.shared.journal.append(self.index, Frame { epoch: open.epoch, bounds })?;
+                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress: bounds })?;
             }
         }
         Ok(())

@@ -348,7 +348,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::durable::Life;
+    use crate::durable::Incarnation;
     use crate::record::{Decimal, Real, records};
     use crate::source::Rejected;
     use crate::time::{Epoch, EventTime};
@@ -434,7 +434,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("totals.csv");
         let mut writer = Sink::<Total>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
-        writer.begin(&Life::without_state()).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "key,count\n");
         writer.finish().unwrap();
     }
@@ -472,7 +472,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("out.csv");
             let mut writer = Sink::<D>::open(&File::new(&path), &shard(Rows::Events)).unwrap();
-            writer.begin(&Life::without_state()).unwrap();
+            writer.begin(&Incarnation::without_state()).unwrap();
             let before = fs::read(&path).unwrap();
             let rows: Vec<_> = fine.into_iter().chain([bad]).map(|row| (row, 1)).collect();
             let error = writer.write(Epoch(2), &rows).unwrap_err().to_string();

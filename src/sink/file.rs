@@ -35,8 +35,8 @@ use super::encode::Encode;
 use super::{Shard, Writer};
 use crate::durable::disk::{Disk, DiskFile, Lock, parent};
 use crate::durable::journal::JournalEnds;
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, StateId, reason};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -93,7 +93,7 @@ struct Stated {
     sink: String,
     /// Newest commit when [`Writer::shown`] was called: `None` before that, `Some(None)` if there was no commit.
     found: Option<Option<Commit>>,
-    life: Option<Life>,
+    life: Option<Incarnation>,
     /// `true` if anything was written since the last commit.
     unshown: bool,
     /// `true` if a commit failed: the contents of the disk are then unknown.
@@ -135,12 +135,12 @@ impl<E> FileWriter<E> {
 }
 
 /// Reads what a results file has published: see [`super::published_in`].
-pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+pub(super) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
     let commit = Commits::of(disk, &resolved(file)).newest()?;
     // Only queries that have changed need to know whether it is a collection.
     let found = |commit: Commit| {
         let published = commit.published();
-        (commit.state, SinkFound { name: commit.sink, published, on_change: false })
+        (commit.state, ReportedSink { name: commit.sink, published, on_change: false })
     };
     Ok(commit.map(found))
 }
@@ -188,9 +188,16 @@ impl Held {
     }
 
     /// Copies the first `length` bytes of the file to a new one, and renames that to the file's name.
-    fn copy(&mut self, from: &dyn DiskFile, length: u64, checksum: u32, life: &Life) -> Result<Box<dyn DiskFile>> {
-        let failed =
-            |why: io::Error| Error::new("cannot copy the results file").at(self.path.display()).because(reason(&why));
+    fn copy(
+        &mut self,
+        from: &dyn DiskFile,
+        length: u64,
+        checksum: u32,
+        life: &Incarnation,
+    ) -> Result<Box<dyn DiskFile>> {
+        let failed = |why: io::Error| {
+            Error::new("cannot copy the results file").at(self.path.display()).because(io_reason(&why))
+        };
         let path = self.commits.path_of_copy(life.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();
@@ -247,7 +254,7 @@ impl Stated {
     }
 
     /// Returns the commit that [`Writer::shown`] found; fails if there is another one by now.
-    fn still_found(&self, file: &Appended, life: &Life) -> Result<Option<Commit>> {
+    fn still_found(&self, file: &Appended, life: &Incarnation) -> Result<Option<Commit>> {
         // After this, no earlier incarnation can swap in a commit.
         self.held.commits.remove_temporaries(life.incarnation)?;
         let newest = self.held.commits.newest()?;
@@ -265,7 +272,7 @@ impl Stated {
     }
 
     /// Starts an incarnation at the position that was last published.
-    fn begin(&mut self, file: &mut Appended, life: &Life, header: &[u8]) -> Result<()> {
+    fn begin(&mut self, file: &mut Appended, life: &Incarnation, header: &[u8]) -> Result<()> {
         let found = self.still_found(file, life)?;
         self.life = Some(life.clone());
         let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
@@ -277,7 +284,7 @@ impl Stated {
             // The file's name is durable before there is a commit, and there is a commit before the file has contents:
             // so a file with contents has a commit, or is not ours.
             let synced = self.held.disk.sync_directory(parent(&self.held.path));
-            synced.map_err(|why| file.failed("begin the results file", reason(&why)))?;
+            synced.map_err(|why| file.failed("begin the results file", io_reason(&why)))?;
             self.commit(file, None, &JournalEnds::default())?;
         }
         if length == 0 {
@@ -383,9 +390,9 @@ impl Appended {
 
     /// Truncates the file to its first `length` bytes, whose checksum is given; appending continues there.
     fn begin(&mut self, length: u64, checksum: u32) -> Result<()> {
-        let found = self.target.length().map_err(|why| self.failed("begin the results file", reason(&why)))?;
+        let found = self.target.length().map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
         if found != length {
-            self.target.cut(length).map_err(|why| self.failed("begin the results file", reason(&why)))?;
+            self.target.truncate(length).map_err(|why| self.failed("begin the results file", io_reason(&why)))?;
             self.unsynced = true;
         }
         self.length = length;
@@ -403,8 +410,8 @@ impl Appended {
         }
         self.unsynced = true;
         if let Err(why) = self.target.append(lines) {
-            let failed = self.failed("write the results", reason(&why));
-            return Err(match self.target.cut(self.length) {
+            let failed = self.failed("write the results", io_reason(&why));
+            return Err(match self.target.truncate(self.length) {
                 Ok(()) => failed,
                 Err(why) => {
                     self.torn = true;
@@ -419,7 +426,7 @@ impl Appended {
 
     fn sync(&mut self) -> Result<()> {
         if self.unsynced {
-            self.target.sync().map_err(|why| self.failed("sync the results", reason(&why)))?;
+            self.target.sync().map_err(|why| self.failed("sync the results", io_reason(&why)))?;
             self.unsynced = false;
         }
         Ok(())
@@ -457,7 +464,7 @@ impl DiskFile for Special {
         Ok(())
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         if length == self.written { Ok(()) } else { Err(io::Error::other("it is no file")) }
     }
 
@@ -467,7 +474,7 @@ impl DiskFile for Special {
 }
 
 impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         let FileWriter { kind: Kind::Stated(stated), file, encoder, place, .. } = self else { return Ok(None) };
         let mut header = Vec::new();
         encoder.header(&mut header);
@@ -479,7 +486,7 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
         Ok(published)
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         let mut header = Vec::new();
         self.encoder.header(&mut header);
         if let Kind::Stated(stated) = &self.kind
@@ -499,7 +506,7 @@ impl<D: Record, E: Encode<D>> Writer<D> for FileWriter<E> {
                 self.file.append(&header)?;
                 if self.synced {
                     let synced = held.disk.sync_directory(parent(&held.path));
-                    synced.map_err(|why| self.file.failed("begin the results file", reason(&why)))?;
+                    synced.map_err(|why| self.file.failed("begin the results file", io_reason(&why)))?;
                 }
             }
             Kind::Stated(stated) => stated.begin(&mut self.file, life, &header)?,
@@ -563,7 +570,7 @@ mod tests {
     fn begun(sink: &impl Sink<u32>) -> Box<dyn Writer<u32>> {
         let mut writer = sink.open(&shard()).unwrap();
         assert_eq!(writer.shown().unwrap(), None);
-        writer.begin(&Life::without_state()).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         writer
     }
 
@@ -596,7 +603,7 @@ mod tests {
         let error = show(&mut writer, 2, &[(1, 1)]).unwrap_err().to_string();
         assert!(error.contains("before it was begun"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), old);
-        writer.begin(&Life::without_state()).unwrap();
+        writer.begin(&Incarnation::without_state()).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
         show(&mut writer, 2, &[(1, 1), (2, 2)]).unwrap();
         writer.finish().unwrap();
@@ -626,7 +633,7 @@ mod tests {
         let state = StateId(1);
         let mut writer =
             Sink::<u32>::open(&ndjson::File::new(&link), &Shard { state: Some(state), ..shard() }).unwrap();
-        writer.begin(&Life { state: Some(state), ..Life::without_state() }).unwrap();
+        writer.begin(&Incarnation { state: Some(state), ..Incarnation::without_state() }).unwrap();
         show(&mut writer, 2, &[(1, 1)]).unwrap();
         assert_eq!(fs::read(&real).unwrap(), b"{\"row\":1}\n");
         assert!(fs::exists(directory.path().join("real/out.ndjson.commit-1")).unwrap());
@@ -647,7 +654,7 @@ mod tests {
             let mut writer = Sink::<u32>::open(&sink, &Shard { state: Some(state), ..shard() }).unwrap();
             let shown = writer.shown().unwrap().map(|found| found.epoch);
             assert_eq!(shown, (incarnation > 1).then_some(Epoch(2)));
-            writer.begin(&Life { state: Some(state), incarnation, ..Life::without_state() }).unwrap();
+            writer.begin(&Incarnation { state: Some(state), incarnation, ..Incarnation::without_state() }).unwrap();
             show(&mut writer, epoch, &[(1, 1)]).unwrap();
         }
         let real = directory.path().join("real");
@@ -687,7 +694,7 @@ mod tests {
         let mut writer = begun(&ndjson::File::new("/dev/full"));
         assert_eq!(writer.write(Epoch(2), &[(1, 1)]).unwrap_err().to_string(), full);
         let mut header = Sink::<crate::source::Rejected>::open(&csv::File::new("/dev/full"), &shard()).unwrap();
-        assert_eq!(header.begin(&Life::without_state()).unwrap_err().to_string(), full);
+        assert_eq!(header.begin(&Incarnation::without_state()).unwrap_err().to_string(), full);
 
         let sink = ndjson::File::new("/dev/null");
         for writer in &mut [begun(&sink), begun(&sink)] {

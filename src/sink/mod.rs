@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use crate::durable::disk::{Disk, OsDisk};
 use crate::durable::journal::JournalEnds;
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, StateId};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::TopicAddress;
@@ -105,7 +105,7 @@ impl Shard {
 ///
 /// # Errors
 /// Fails if the commit file is damaged, or cannot be read.
-pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, SinkFound)>> {
+pub(crate) fn published_in(disk: &Arc<dyn Disk>, file: &Path) -> Result<Option<(StateId, ReportedSink)>> {
     file::published_in(disk, file)
 }
 
@@ -119,14 +119,14 @@ pub trait Writer<D: Record>: Send {
     ///
     /// # Errors
     /// Fails if the target cannot be read, belongs to another state, or was changed since it was last published.
-    fn shown(&mut self) -> Result<Option<Published>>;
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>>;
 
     /// Starts an incarnation: drops whatever was written but not published. Without a state, or if nothing was ever
     /// published, the sink starts afresh; a file is then emptied. Called once, before anything is written.
     ///
     /// # Errors
     /// Fails if the target cannot be written to.
-    fn begin(&mut self, life: &Life) -> Result<()>;
+    fn begin(&mut self, life: &Incarnation) -> Result<()>;
 
     /// Writes an epoch, to be published by the next call of [`Writer::show`]. `rows` are sorted and consolidated; a
     /// difference is never zero, and at least 1 for events.

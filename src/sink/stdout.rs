@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use super::encode::Encode;
 use super::{Rows, Shard, Sink, Writer, csv, ndjson};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::Epoch;
@@ -92,11 +92,11 @@ impl<E, T: Write> Printer<E, T> {
 }
 
 impl<D: Record, E: Encode<D>, T: Write + Send> Writer<D> for Printer<E, T> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
 use crate::source::memory::{check_there, grown};
 use crate::source::{Found, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
@@ -221,7 +221,7 @@ impl Source for Transactions {
         Ok(Box::new(GeneratorReader { source: self.clone(), mine, turn: 0 }))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, _at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let lengths: Vec<u64> = (0..self.partitions).map(|id| self.length(id)).collect();
         Ok(grown(&lengths, bounds))
     }
@@ -277,7 +277,7 @@ impl Reader<Transaction> for GeneratorReader {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Transaction>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<Transaction>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
@@ -285,10 +285,10 @@ impl Reader<Transaction> for GeneratorReader {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,
-                None => intake.find(epoch, bound.partition, bound.found_at.unwrap_or(0), bound.until),
+                None => intake.find(epoch, bound.partition, bound.start_offset.unwrap_or(0), bound.end_offset),
             };
             self.mine[at].1 = Some(slot);
-            self.take(epoch, bound.partition, slot, bound.next, intake)?;
+            self.take(epoch, bound.partition, slot, bound.next_offset, intake)?;
             intake.repeat(slot, bound);
         }
         Ok(true)

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf, time_of};
@@ -58,24 +58,24 @@ impl<D: Record> Source for Records<D> {
         Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), mine, turn: 0 }))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, _at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let lengths: Vec<u64> = self.partitions.iter().map(|records| records.len() as u64).collect();
         Ok(grown(&lengths, bounds))
     }
 }
 
 /// Describes what partitions of these lengths have beyond an ended state; `None` if they have nothing more.
-pub(super) fn grown(lengths: &[u64], bounds: &[Bound]) -> Option<String> {
+pub(super) fn grown(lengths: &[u64], bounds: &[PartitionProgress]) -> Option<String> {
     (0..).zip(lengths).find_map(|(id, length)| {
         let bound = bounds.iter().find(|bound| bound.partition == id);
-        let end = bound.map_or(0, |bound| bound.until.unwrap_or(bound.next));
+        let end = bound.map_or(0, |bound| bound.end_offset.unwrap_or(bound.next_offset));
         (*length > end).then(|| format!("partition {id} has records from offset {end} on"))
     })
 }
 
 /// Refuses a state that has read, or is to read, past the `length` of a partition.
-pub(super) fn check_there(source: &str, length: u64, bound: &Bound) -> Result<()> {
-    let end = bound.next.max(bound.until.unwrap_or(0));
+pub(super) fn check_there(source: &str, length: u64, bound: &PartitionProgress) -> Result<()> {
+    let end = bound.next_offset.max(bound.end_offset.unwrap_or(0));
     if length >= end {
         return Ok(());
     }
@@ -137,7 +137,7 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         Ok(Polled { epoch, busy: false })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<D>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
@@ -146,10 +146,10 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
             let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
             let slot = match self.mine[at].1 {
                 Some(slot) => slot,
-                None => intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until),
+                None => intake.find(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset),
             };
             self.mine[at].1 = Some(slot);
-            self.take(epoch, id, slot, bound.next, intake)?;
+            self.take(epoch, id, slot, bound.next_offset, intake)?;
             intake.repeat(slot, bound);
         }
         Ok(true)
@@ -173,14 +173,14 @@ mod tests {
         let mut intake = Intake::new("s", 0, &source, &options, Rc::clone(&view), metrics);
         let mut reader =
             source.open(&Place { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
-        let bound = Bound {
+        let bound = PartitionProgress {
             source: String::from("s"),
             partition: 0,
-            found_at: None,
-            next: 1,
+            start_offset: None,
+            next_offset: 1,
             watermark: EventTime::from_millis(watermark),
             idle: false,
-            until: Some(5),
+            end_offset: Some(5),
             ended: false,
             check: None,
             values: None,
@@ -192,7 +192,7 @@ mod tests {
 
     fn poll(reader: &mut Box<dyn Reader<i64>>, intake: &mut Intake<i64>) -> Vec<(i64, bool)> {
         reader.poll(Epoch(6), 1, intake).unwrap();
-        intake.hand_over().1.drain(..).map(|event| (event.data, event.origin.fresh)).collect()
+        intake.hand_over().1.drain(..).map(|event| (event.data, event.origin.unresolved)).collect()
     }
 
     #[test]

@@ -27,12 +27,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::journal::{Bound, Check, Value};
+use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, Result, shortened};
-use crate::metrics::{Peak, SourceMetrics};
+use crate::metrics::{LatestRecord, SourceMetrics};
 use crate::record::{Event, Origin, Record};
 use crate::status::PartitionStatus;
-use crate::time::watermark::{PartitionClock, PartitionId, WorkerMark};
+use crate::time::watermark::{PartitionClock, PartitionId, WorkerWatermark};
 use crate::time::{Epoch, EventTime, Span};
 
 /// Function that returns a record's event time.
@@ -99,7 +99,7 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the source does not exist, does not answer, or is not the one that the state was read from.
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         let _ = (at, bounds);
         Ok(None)
     }
@@ -185,16 +185,16 @@ pub struct Polled {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
     /// Progress of the partitions that changed, for the journal.
-    pub bounds: Vec<Bound>,
+    pub bounds: Vec<PartitionProgress>,
     /// The worker's contribution to the stream's watermark.
-    pub mark: WorkerMark,
+    pub mark: WorkerWatermark,
 }
 
 /// Position of a partition in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Resumed {
     /// Progress of the partition up to the snapshot.
-    pub bound: Bound,
+    pub bound: PartitionProgress,
     /// Activation watermark of the partition; [`EventTime::MIN`] if it has none. It has an effect only while it is
     /// above the partition's own watermark.
     pub floor: EventTime,
@@ -247,7 +247,7 @@ pub trait Reader<D: Record> {
     ///
     /// # Errors
     /// Fails if records that the journal names no longer exist.
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<D>) -> Result<bool>;
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<D>) -> Result<bool>;
 
     /// `true` if this worker will never read anything more. An epoch then ends at once instead of at the next tick.
     fn exhausted(&self, intake: &Intake<D>) -> bool {
@@ -314,10 +314,10 @@ impl<D: Record> Reader<D> for Elsewhere {
     }
 
     fn bind(&mut self, _epoch: Epoch, _intake: &mut Intake<D>) -> Result<Option<Binding>> {
-        Ok(Some(Binding { bounds: Vec::new(), mark: WorkerMark::without_partitions() }))
+        Ok(Some(Binding { bounds: Vec::new(), mark: WorkerWatermark::without_partitions() }))
     }
 
-    fn replay(&mut self, _epoch: Epoch, _bounds: &[Bound], _intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, _epoch: Epoch, _bounds: &[PartitionProgress], _intake: &mut Intake<D>) -> Result<bool> {
         Ok(true)
     }
 
@@ -389,9 +389,9 @@ struct Partition {
     ended: bool,
     changed: bool,
     /// Fingerprint of the data read so far.
-    check: Option<Check>,
+    check: Option<ContentCheck>,
     /// Records of the current epoch; `None` if the journal does not keep them by value.
-    values: Option<Vec<Value>>,
+    values: Option<Vec<JournaledRecord>>,
     /// Its first watermark; watermark alignment compares with it while the stream has no watermark.
     first_mark: Option<EventTime>,
 }
@@ -513,13 +513,13 @@ impl<D: Record> Intake<D> {
 
     /// Keeps the place of the record with the greatest event time of a file.
     pub fn note_peak(&self, time: EventTime, offset: u64, line: Option<u64>) {
-        self.metrics.notices.note_peak(Peak { time, place: self.place.clone(), offset, line });
+        self.metrics.notices.note_peak(LatestRecord { time, place: self.place.clone(), offset, line });
     }
 
     /// Warns once per source if an event time looks like seconds since 1970.
     pub fn notice_unit(&self, time: EventTime) {
         // Seconds of the years 2001 to 2286; milliseconds of January to April 1970.
-        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.tell_of_unit() {
+        if (1_000_000_000..10_000_000_000).contains(&time.millis()) && self.metrics.notices.should_log_unit() {
             let (seconds, place) = (time.millis(), &self.place);
             tracing::warn!(
                 "the event times of {place} look like seconds since 1970 and are taken as milliseconds: the first one, \
@@ -570,12 +570,12 @@ impl<D: Record> Intake<D> {
         self.partitions.push(Partition {
             id: bound.partition,
             clock,
-            next: bound.next,
+            next: bound.next_offset,
             found_at: None,
             fresh_since: (*floor > bound.watermark).then_some(epoch),
             woken: false,
             idle: bound.idle,
-            until: bound.until,
+            until: bound.end_offset,
             ended: bound.ended,
             changed: false,
             check: bound.check,
@@ -612,7 +612,7 @@ impl<D: Record> Intake<D> {
     }
 
     /// Sets the partition's fingerprint, which covers the records taken so far.
-    pub fn remember(&mut self, slot: Slot, check: Check) {
+    pub fn remember(&mut self, slot: Slot, check: ContentCheck) {
         self.partitions[slot.0].check = Some(check);
     }
 
@@ -622,14 +622,14 @@ impl<D: Record> Intake<D> {
     }
 
     /// Keeps a taken record by value, if the journal keeps this partition's records so.
-    pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> Value) {
+    pub fn keep_value(&mut self, slot: Slot, value: impl FnOnce() -> JournaledRecord) {
         if let Some(values) = &mut self.partitions[slot.0].values {
             values.push(value());
         }
     }
 
     /// Returns the partition's fingerprint; `None` if there is none.
-    pub fn check(&self, slot: Slot) -> Option<Check> {
+    pub fn check(&self, slot: Slot) -> Option<ContentCheck> {
         self.partitions[slot.0].check
     }
 
@@ -697,8 +697,14 @@ impl<D: Record> Intake<D> {
             partition.first_mark = Some(partition.clock.watermark());
         }
         let fresh = partition.fresh_since.is_some() && Self::still_fresh(partition, mark, &self.stream);
-        let origin = Origin { source: self.index, fresh, raised: false, partition: partition.id, offset: found.offset };
-        self.events.push(Event { time, mark, origin, data });
+        let origin = Origin {
+            source: self.index,
+            unresolved: fresh,
+            raised: false,
+            partition: partition.id,
+            offset: found.offset,
+        };
+        self.events.push(Event { time, watermark: mark, origin, data });
         self.passed(slot, found.next);
         if is_first {
             self.notice_unit(time);
@@ -732,9 +738,9 @@ impl<D: Record> Intake<D> {
                     return None;
                 }
                 let mark = clock.observe(time);
-                let origin = Origin { source, fresh: false, raised: false, partition: id, offset };
+                let origin = Origin { source, unresolved: false, raised: false, partition: id, offset };
                 offset += 1;
-                Some(Event { time, mark, origin, data: record.clone() })
+                Some(Event { time, watermark: mark, origin, data: record.clone() })
             });
             self.events.extend(usual);
             let taken = self.events.len() - before;
@@ -833,15 +839,15 @@ impl<D: Record> Intake<D> {
             let error = Error::new("a record was rejected").at(place).because(reason);
             return Err(error.help("correct it, or omit --fail-on-reject to count rejected records and go on"));
         }
-        if self.metrics.notices.tell_of_reject() {
+        if self.metrics.notices.should_log_reject() {
             let line = if found.line > 0 { format!(", line {}", found.line) } else { String::new() };
             let place = format!("{}, partition {partition}, offset {}{line}", self.place, found.offset);
             tracing::warn!(
                 "a record was rejected ({place}): {reason}; such records are only counted: --rejects FILE.ndjson keeps them all"
             );
         }
-        let origin = Origin { source: self.index, fresh: false, raised: false, partition, offset: found.offset };
-        self.rejects.push(Event { time: EventTime::MIN, mark, origin, data: rejected });
+        let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
+        self.rejects.push(Event { time: EventTime::MIN, watermark: mark, origin, data: rejected });
         self.metrics.rejected.add(1);
         Ok(())
     }
@@ -860,7 +866,7 @@ impl<D: Record> Intake<D> {
 
     /// Returns the origin of a record of this source whose partition has no activation watermark.
     pub fn origin(&self, partition: u32, offset: u64) -> Origin {
-        Origin { source: self.index, fresh: false, raised: false, partition, offset }
+        Origin { source: self.index, unresolved: false, raised: false, partition, offset }
     }
 
     /// Skips offsets that hold no record: transaction markers, compacted records.
@@ -900,21 +906,21 @@ impl<D: Record> Intake<D> {
         for partition in &mut self.partitions {
             if std::mem::take(&mut partition.woken) {
                 let source = u32::from(self.index);
-                binding.mark.woken.push(PartitionId { source, partition: partition.id });
+                binding.mark.activated.push(PartitionId { source, partition: partition.id });
             }
             if !partition.idle && !partition.ended {
                 let watermark = partition.clock.watermark();
                 binding.mark.least = Some(binding.mark.least.map_or(watermark, |least| least.min(watermark)));
             }
             if std::mem::take(&mut partition.changed) {
-                binding.bounds.push(Bound {
+                binding.bounds.push(PartitionProgress {
                     source: self.name.clone(),
                     partition: partition.id,
-                    found_at: partition.found_at.take(),
-                    next: partition.next,
+                    start_offset: partition.found_at.take(),
+                    next_offset: partition.next,
                     watermark: partition.clock.watermark(),
                     idle: partition.idle,
-                    until: partition.until,
+                    end_offset: partition.until,
                     ended: partition.ended,
                     check: partition.check,
                     values: partition.values.as_mut().map(std::mem::take),
@@ -944,15 +950,15 @@ impl<D: Record> Intake<D> {
     }
 
     /// Sets a partition's flags to those that a replayed epoch of the journal had at its end.
-    pub fn repeat(&mut self, slot: Slot, bound: &Bound) {
+    pub fn repeat(&mut self, slot: Slot, bound: &PartitionProgress) {
         let partition = &mut self.partitions[slot.0];
         partition.idle = bound.idle;
         partition.ended = bound.ended;
-        partition.until = bound.until;
+        partition.until = bound.end_offset;
         partition.check = bound.check;
         partition.changed = true;
-        if bound.next > partition.next {
-            partition.next = bound.next;
+        if bound.next_offset > partition.next {
+            partition.next = bound.next_offset;
         }
     }
 

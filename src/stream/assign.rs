@@ -92,7 +92,7 @@ impl<D> Judge<D> for ByTime {
 
     #[inline]
     fn place(&mut self, event: &Event<D>, mark: EventTime) -> Option<Stamp> {
-        (event.time >= mark.minus(self.0)).then(|| (event.time, event.origin.place()))
+        (event.time >= mark.minus(self.0)).then(|| (event.time, event.origin.tie_breaker()))
     }
 }
 
@@ -178,9 +178,9 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: Judge<D>>(
                     events.clear();
                     return;
                 }
-                sorter.step.metrics.taken.add(events.len() as u64);
+                sorter.step.metrics.received.add(events.len() as u64);
                 let forget = sorter.step.forget_floor;
-                sorter.sort(events, |origin| if origin.fresh && !forget { None } else { Some(EventTime::MIN) });
+                sorter.sort(events, |origin| if origin.unresolved && !forget { None } else { Some(EventTime::MIN) });
                 emptied.give(std::mem::take(events));
                 if !sorter.waiting.is_empty() {
                     let waiting = held.entry(epoch).or_insert_with(|| Held {
@@ -264,11 +264,11 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: Judge<D>> Sorter
                     self.waiting.push(event.clone());
                     continue;
                 };
-                if let Some(place) = judge.place(event, event.mark.max(floor)) {
+                if let Some(place) = judge.place(event, event.watermark.max(floor)) {
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {
                     late += 1;
-                    let by_floor = event.mark < floor && judge.place(event, event.mark).is_some();
+                    let by_floor = event.watermark < floor && judge.place(event, event.watermark).is_some();
                     late_after_idle += u64::from(by_floor || event.origin.raised);
                     if wants_late.get() {
                         self.late.push(event.clone());

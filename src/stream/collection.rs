@@ -13,7 +13,7 @@ use differential_dataflow::VecCollection;
 use timely::dataflow::Stream as TimelyStream;
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::{Rows, Shard, Sink, Writer};
@@ -254,11 +254,11 @@ impl<D: Record> Sink<D> for Observer<D> {
 }
 
 impl<D: Record> Writer<D> for Observer<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
-    fn begin(&mut self, _life: &Life) -> Result<()> {
+    fn begin(&mut self, _life: &Incarnation) -> Result<()> {
         Ok(())
     }
 

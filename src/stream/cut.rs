@@ -32,15 +32,15 @@ use timely::scheduling::{Activator, SyncActivator};
 
 use crate::durable::background::Background;
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::compaction::{self, Group, Merged};
+use crate::durable::compaction::{self, MergeGroup, MergeOutcome};
 use crate::durable::disk::{Disk, OsDisk};
-use crate::durable::journal::Bound;
-use crate::durable::manifest::{Manifest, QueryPrint, SinkState, StepState};
-use crate::durable::segment::{BlockBuilder, Label, RawBlock, SegmentInfo, SegmentReader, SegmentWriter};
+use crate::durable::journal::PartitionProgress;
+use crate::durable::manifest::{Manifest, QueryFingerprint, SinkState, StepState};
+use crate::durable::segment::{BlockBuilder, RawBlock, SegmentInfo, SegmentLabel, SegmentReader, SegmentWriter};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::stream::{Failure, Fault, Flow, Purpose};
-use crate::thread::Role;
+use crate::stream::{Fault, Flow, JobFailure, Purpose};
+use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Rows that are encoded at a time.
@@ -50,7 +50,7 @@ const PIECE: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Part {
     /// A source's name, and the progress of its partitions on one worker.
-    Source(String, Vec<Bound>),
+    Source(String, Vec<PartitionProgress>),
     /// A source's name, its stream's watermark, and the activation watermarks of its partitions.
     Mark(String, EventTime, Vec<(u32, EventTime)>),
     /// A checkpointed operator: its name, the time through which its windows have closed and their rows are expired,
@@ -61,7 +61,8 @@ pub(crate) enum Part {
 }
 
 /// Merges segments of one checkpointed operator unless it is cancelled by the flag; knows the type of the rows.
-pub(crate) type Merge = Box<dyn Fn(&Group, EventTime, &Label, &AtomicBool) -> Result<Merged> + Send + Sync>;
+pub(crate) type Merge =
+    Box<dyn Fn(&MergeGroup, EventTime, &SegmentLabel, &AtomicBool) -> Result<MergeOutcome> + Send + Sync>;
 
 /// The merge functions of a job's checkpointed operators, for compaction.
 #[derive(Default)]
@@ -97,9 +98,9 @@ pub(crate) struct Durable {
     /// The manifest that the job resumes from; `None` at the first start.
     pub(crate) base: Option<Arc<Manifest>>,
     /// The fingerprint of the running query, with the identities of its sources.
-    pub(crate) query: Arc<QueryPrint>,
+    pub(crate) query: Arc<QueryFingerprint>,
     pub(crate) merges: Arc<Merges>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
 impl Durable {
@@ -114,7 +115,7 @@ impl Durable {
             incarnation: last.incarnation,
             worker: 0,
             peers,
-            writer: Arc::new(Background::start(Role::Segments)?),
+            writer: Arc::new(Background::start(ThreadRole::Segments)?),
             query: Arc::new(last.query.clone()),
             base: Some(Arc::new(last)),
             merges: Arc::default(),
@@ -289,7 +290,7 @@ impl<T: Record> Saver<T> {
         let Some(saving) = &mut self.saving else { return };
         let open = saving.open.get_or_insert_with(|| {
             let open: Open = Arc::default();
-            let label = Label {
+            let label = SegmentLabel {
                 step: self.name.clone(),
                 incarnation: self.durable.incarnation,
                 worker: self.durable.worker as u32,
@@ -299,15 +300,15 @@ impl<T: Record> Saver<T> {
             };
             let (made, disk, directory) =
                 (Arc::clone(&open), Arc::clone(&self.durable.disk), self.durable.segments.clone());
-            let coding = self.codec.borrow().coding();
-            self.durable.writer.ask(move || {
+            let coding = self.codec.borrow().encoding();
+            self.durable.writer.submit(move || {
                 let writer = SegmentWriter::create(&disk, &directory, &label, &coding);
                 *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
             });
             open
         });
         let open = Arc::clone(open);
-        self.durable.writer.ask(move || {
+        self.durable.writer.submit(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(Ok(writer)) = &mut *open
                 && let Err(why) = writer.append(&block)
@@ -322,7 +323,7 @@ impl<T: Record> Saver<T> {
         let Some(saving) = &mut self.saving else { return };
         let Some(open) = saving.open.clone() else { return };
         let (outcome, wake) = (Arc::clone(&saving.outcome), Arc::clone(&self.wake));
-        self.durable.writer.ask(move || {
+        self.durable.writer.submit(move || {
             let writer = open.lock().unwrap_or_else(PoisonError::into_inner).take();
             let info = writer.map(|writer| writer.and_then(SegmentWriter::finish));
             let _ = outcome.set(info.unwrap_or_else(|| Err(Error::new("a segment was finished before it was opened"))));
@@ -368,10 +369,11 @@ impl<T: Record> Saver<T> {
 /// Registers how the segments of a step are merged.
 fn register_merge<T: Record>(name: &str, durable: &Durable, kind: RowKind<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
-    let merge = move |group: &Group, closed: EventTime, label: &Label, give_up: &AtomicBool| {
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
         let RowKind { order, add, window, is_zero, is_over } = kind;
         let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
-        let merging = compaction::Merging { codec, order, add, window, keep: &keep, dead: closed, give_up };
+        let merging =
+            compaction::MergeOptions { codec, order, add, window, keep: &keep, dead: closed, cancelled: give_up };
         compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));
@@ -393,7 +395,8 @@ pub(crate) fn load<'f, T: Record>(
     let segments = if flow.fault(Fault::LoseSegment) { segments.get(1..).unwrap_or_default() } else { segments };
     let mine = segments.iter().enumerate().filter(|(at, _)| at % durable.peers == durable.worker);
     // A segment all of whose rows are expired is not read.
-    let mine: Vec<SegmentInfo> = mine.filter(|(_, info)| !info.is_dead(closed)).map(|(_, info)| info.clone()).collect();
+    let mine: Vec<SegmentInfo> =
+        mine.filter(|(_, info)| !info.is_expired(closed)).map(|(_, info)| info.clone()).collect();
     let mut builder = OperatorBuilder::new(format!("Load: {name}"), flow.scope);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);

@@ -42,7 +42,7 @@ use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver
 use crate::stream::slot::whole_millis;
 use crate::stream::window::{Interval, Keyed, Open};
 use crate::stream::{Collection, Fault, Flow, Marks, Pool, Seals, Wanted};
-use crate::time::watermark::Mark;
+use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
 /// Closed rows that are emitted per activation.
@@ -245,7 +245,7 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
                 input.for_each(|capability, rows| {
                     made.extend(rows.drain(..).map(|row| {
                         let (time, data) = event(row);
-                        Event { time, mark: time, origin: Origin::default(), data }
+                        Event { time, watermark: time, origin: Origin::default(), data }
                     }));
                     output.session(&capability).give_container(&mut made);
                     made.clear();
@@ -387,7 +387,7 @@ impl<F: Fold> Folding<F> {
     }
 
     /// Stores the watermark of an epoch.
-    fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[Mark]) {
+    fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[WatermarkUpdate]) {
         let Some(&epoch) = capability.least() else { return };
         let turn = self.turns.entry(epoch).or_default();
         turn.capabilities = Some(each(capability, epoch));
@@ -495,7 +495,7 @@ impl<F: Fold> Folding<F> {
 fn fold<'f, F: Fold>(
     flow: &Flow<'f>,
     records: Stream<'f, u64, Vec<ParcelOf<F>>>,
-    marks: Stream<'f, u64, Vec<Mark>>,
+    marks: Stream<'f, u64, Vec<WatermarkUpdate>>,
     step: Step<F>,
     begin: impl FnOnce(Start<'_>) -> F + 'static,
 ) -> Streams<'f, F::Closed, F::Key, F::Value> {

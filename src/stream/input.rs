@@ -20,7 +20,7 @@ use timely::dataflow::operators::core::{UnorderedHandle, UnorderedInput};
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::durable::manifest::SourceState;
 use crate::durable::sources;
 use crate::error::{Error, Result};
@@ -31,7 +31,7 @@ use crate::status::PartitionStatus;
 use crate::stream::cut::{Durable, Part};
 use crate::stream::marks::{AtSnapshots, Marks, saved};
 use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
-use crate::time::watermark::{Activity, Mark, PartitionId, StreamClock, WorkerMark};
+use crate::time::watermark::{Activity, PartitionId, StreamClock, WatermarkUpdate, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
 /// A source as driven by the worker's loop.
@@ -50,10 +50,10 @@ pub(crate) trait Driver {
 
     /// Replays the input of a journalled epoch; returns `true` when all of it has been read, and the size in bytes of
     /// what was read.
-    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)>;
+    fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)>;
 
     /// Returns the input of an epoch that is over; `None` while it is not known yet.
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>>;
+    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>>;
 
     /// Releases an epoch, whose frame is durable, and all before it.
     fn release(&mut self, epoch: Epoch);
@@ -85,7 +85,7 @@ pub(crate) struct Taken {
 }
 
 /// A worker's watermark report in transit: receiving worker, sending worker, report.
-type MarkMessage = (u64, usize, WorkerMark);
+type MarkMessage = (u64, usize, WorkerWatermark);
 
 struct Capabilities {
     events: ActivateCapability<u64>,
@@ -117,7 +117,7 @@ struct SourceDriver<D: Record> {
     /// epoch begins.
     released: Epoch,
     /// The last report that this worker sent about its partitions; it sends changes only.
-    said: Option<WorkerMark>,
+    said: Option<WorkerWatermark>,
     worker: usize,
     peers: usize,
     view: View,
@@ -128,7 +128,7 @@ struct SourceDriver<D: Record> {
     /// Positions of the partitions in the snapshot that the job resumes from.
     resumes_from: Option<(Epoch, Vec<Resumed>)>,
     /// Progress of this worker's partitions at the last epoch that was collected; only kept in a job with state.
-    bounds: BTreeMap<u32, Bound>,
+    bounds: BTreeMap<u32, PartitionProgress>,
     /// The output for this worker's contributions to manifests, with the capability for the next possible snapshot
     /// epoch; `None` in a job without state.
     parts: Option<(Handle<Part>, ActivateCapability<u64>)>,
@@ -142,10 +142,12 @@ impl<D: Record> SourceDriver<D> {
 
     /// Records the partitions' progress at the end of an epoch, and contributes it to the manifest if the epoch is a
     /// snapshot's.
-    fn note(&mut self, epoch: Epoch, bounds: &[Bound]) {
+    fn note(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
         let Some((parts, held)) = &mut self.parts else { return };
         self.bounds.extend(
-            bounds.iter().map(|bound| (bound.partition, Bound { found_at: None, values: None, ..bound.clone() })),
+            bounds.iter().map(|bound| {
+                (bound.partition, PartitionProgress { start_offset: None, values: None, ..bound.clone() })
+            }),
         );
         if self.seals.contains(epoch.0) {
             let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
@@ -214,17 +216,17 @@ impl<D: Record> Driver for SourceDriver<D> {
         Ok(())
     }
 
-    fn replay(&mut self, bounds: &[Bound]) -> Result<(bool, usize)> {
+    fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)> {
         let epoch = self.current();
         let mine: Vec<_> = bounds.iter().filter(|bound| bound.source == self.intake.name()).cloned().collect();
         let reached = self.reader.replay(epoch, &mine, &mut self.intake)?;
         Ok((reached, self.send(epoch)))
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<Bound>>> {
+    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
         let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake)? else { return Ok(None) };
         self.send(epoch);
-        if self.said.as_ref() != Some(&mark) || !mark.woken.is_empty() {
+        if self.said.as_ref() != Some(&mark) || !mark.activated.is_empty() {
             let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
                 unreachable!("an epoch is bound before it is released");
             };
@@ -232,7 +234,7 @@ impl<D: Record> Driver for SourceDriver<D> {
             let mut session = output.session_with_builder(&capabilities.marks);
             let worker = self.worker;
             session.give_iterator((0..self.peers as u64).map(|to| (to, worker, mark.clone())));
-            self.said = Some(WorkerMark { woken: Vec::new(), ..mark });
+            self.said = Some(WorkerWatermark { activated: Vec::new(), ..mark });
         }
         self.note(epoch, &bounds);
         Ok(Some(bounds))
@@ -353,7 +355,7 @@ fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, 
 fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
     let (epoch, source) = saved(durable, name)?;
     let places = source.bounds.iter().map(|bound| {
-        let floor = source.floors.iter().find(|(partition, _)| *partition == bound.partition);
+        let floor = source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
         Resumed { bound: bound.clone(), floor: floor.map_or(EventTime::MIN, |(_, floor)| *floor) }
     });
     Some((epoch, places.collect()))
@@ -380,7 +382,7 @@ fn watermark<'f>(
     said: TimelyStream<'f, u64, Vec<MarkMessage>>,
     view: &View,
     metrics: &Arc<SourceMetrics>,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
+) -> TimelyStream<'f, u64, Vec<WatermarkUpdate>> {
     let (view, metrics, name, peers) = (Rc::clone(view), Arc::clone(metrics), name.to_owned(), flow.scope.peers());
     let (durable, seals) = (flow.build.durable.clone(), flow.build.seals.clone());
     let mut builder = OperatorBuilder::new(format!("Watermark: {name}"), flow.scope);
@@ -400,7 +402,7 @@ fn watermark<'f>(
         let (begins_at, active) = begins_at.unwrap_or((EventTime::MIN, Activity::Active));
         let mut clock = StreamClock::new(peers, begins_at, active);
         let mut floors = BTreeMap::<u32, EventTime>::new();
-        floors.extend(before.iter().flat_map(|(_, source)| source.floors.iter().copied()));
+        floors.extend(before.iter().flat_map(|(_, source)| source.activation_watermarks.iter().copied()));
         let mut snapshots = AtSnapshots::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
@@ -412,7 +414,7 @@ fn watermark<'f>(
                 let floors =
                     floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
                 let (activity, watermark) = (clock.activity(), clock.watermark());
-                let mark = Mark { activity, watermark, floors: floors.collect() };
+                let mark = WatermarkUpdate { activity, watermark, floors: floors.collect() };
                 output.session(&capability).give(mark);
             }
             input.for_each(|capability, messages| {

@@ -146,10 +146,10 @@ impl<K: Record, V: Record> Visible<K, V> {
         mut give: impl FnMut(Event<D2>),
     ) {
         let rows = self.0.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let Event { time, mark, origin, data } = event;
+        let Event { time, watermark: mark, origin, data } = event;
         let mut answer = |data: D, row: Option<V>| {
             if let Some(data) = pair(data, row) {
-                give(Event { time, mark, origin, data });
+                give(Event { time, watermark: mark, origin, data });
             }
         };
         match rows {

@@ -2,7 +2,7 @@
 //!
 //! * [`Marks`]: the watermark updates of a stream, with a name that identifies the stream. Streams with equal names
 //!   have equal updates, epoch by epoch.
-//! * [`Marks::combine`] combines the updates of two streams: see [`Combined`].
+//! * [`Marks::combine`] combines the updates of two streams: see [`CombinedClock`].
 //! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
 //!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes
 //!   active again after it was idle gets that watermark as its activation watermark: windows up to it have closed.
@@ -33,20 +33,20 @@ use crate::durable::manifest::{COMBINED, SourceState};
 use crate::record::{Event, Record};
 use crate::stream::cut::{Durable, Part};
 use crate::stream::{Fault, Flow};
-use crate::time::watermark::{Activity, Combined, Mark};
+use crate::time::watermark::{Activity, CombinedClock, WatermarkUpdate};
 use crate::time::{Epoch, EventTime, Span};
 
 /// The watermark updates of a stream.
 #[derive(Clone)]
 pub(crate) struct Marks<'f> {
-    pub(crate) stream: TimelyStream<'f, u64, Vec<Mark>>,
+    pub(crate) stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
     /// The name of the stream, or of the streams that were combined.
     name: Rc<str>,
 }
 
 impl<'f> Marks<'f> {
     /// Creates the updates of a source.
-    pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<Mark>>, name: &str) -> Self {
+    pub(crate) fn of_source(stream: TimelyStream<'f, u64, Vec<WatermarkUpdate>>, name: &str) -> Self {
         Marks { stream, name: format!("`{name}`").into() }
     }
 
@@ -142,10 +142,15 @@ impl AtSnapshots {
 /// The updates of both streams at an epoch, with the capability to emit under.
 struct Said {
     capability: Capability<u64>,
-    marks: [Vec<Mark>; 2],
+    marks: [Vec<WatermarkUpdate>; 2],
 }
 
-fn take(waiting: &mut BTreeMap<u64, Said>, side: usize, capability: &InputCapability<u64>, marks: &mut Vec<Mark>) {
+fn take(
+    waiting: &mut BTreeMap<u64, Said>,
+    side: usize,
+    capability: &InputCapability<u64>,
+    marks: &mut Vec<WatermarkUpdate>,
+) {
     let Some(&epoch) = capability.least() else { return };
     let said = waiting
         .entry(epoch)
@@ -154,11 +159,11 @@ fn take(waiting: &mut BTreeMap<u64, Said>, side: usize, capability: &InputCapabi
 }
 
 fn combine<'f>(
-    left: TimelyStream<'f, u64, Vec<Mark>>,
-    right: TimelyStream<'f, u64, Vec<Mark>>,
+    left: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
+    right: TimelyStream<'f, u64, Vec<WatermarkUpdate>>,
     flow: &Flow<'f>,
     name: &str,
-) -> TimelyStream<'f, u64, Vec<Mark>> {
+) -> TimelyStream<'f, u64, Vec<WatermarkUpdate>> {
     let (durable, seals, name) = (flow.build.durable.clone(), flow.build.seals.clone(), name.to_owned());
     let mut builder = OperatorBuilder::new(String::from("Combined watermark"), flow.scope);
     let mut left = builder.new_input(left, Pipeline);
@@ -175,7 +180,7 @@ fn combine<'f>(
         let held = capabilities.pop().filter(|_| parts.is_some() && tells);
         drop(capabilities);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
-        let mut combined = Combined::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
+        let mut combined = CombinedClock::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
         let mut snapshots = AtSnapshots::new(held, durable.as_ref().and_then(Durable::from));
         let mut waiting = BTreeMap::new();
         move |frontiers| {
@@ -285,8 +290,8 @@ impl Floors {
 /// Raises the watermark that decides an event's lateness to an activation watermark.
 #[inline]
 fn raise<D>(event: &mut Event<D>, floor: EventTime) {
-    if event.mark < floor {
-        event.origin.raised |= event.time >= event.mark;
-        event.mark = floor;
+    if event.watermark < floor {
+        event.origin.raised |= event.time >= event.watermark;
+        event.watermark = floor;
     }
 }

@@ -54,8 +54,8 @@ use timely::dataflow::operators::probe;
 use timely::dataflow::{Scope, Stream as TimelyStream};
 
 use crate::durable::codec::{Codec, Postcard};
-use crate::durable::recovery::SinkFound;
-use crate::durable::{Life, Published, sources};
+use crate::durable::recovery::ReportedSink;
+use crate::durable::{Incarnation, PublishedEpoch, sources};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
@@ -63,7 +63,7 @@ use crate::sink::{Shard, Writer};
 use crate::source::TopicAddress;
 use crate::source::{Place, Rejected, Source, StreamView};
 use crate::status::StatusBoard;
-pub(crate) use crate::thread::Failure;
+pub(crate) use crate::thread::JobFailure;
 use crate::time::Epoch;
 use crate::view::Views;
 
@@ -201,7 +201,7 @@ pub(crate) struct Build {
     pub(crate) place: Place,
     /// The reason for which the flow is built.
     pub(crate) purpose: Purpose,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
     pub(crate) metrics: Arc<Metrics>,
     /// The board on which workers and sinks report their progress.
     pub(crate) board: Arc<StatusBoard>,
@@ -216,7 +216,7 @@ pub(crate) struct Build {
     /// Writers that are open already, by sink name.
     pub(crate) opened: Arc<OpenedSinks>,
     /// The incarnation that writers begin with.
-    pub(crate) life: Life,
+    pub(crate) life: Incarnation,
     /// Template of the sinks' contexts, without name and kind of rows.
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
@@ -230,7 +230,7 @@ pub(crate) struct OpenedSinks(Mutex<BTreeMap<String, OpenedSink>>);
 /// An opened sink.
 pub(crate) struct OpenedSink {
     /// The last epoch that the sink has published, if it knows one.
-    pub(crate) shown: Option<Published>,
+    pub(crate) shown: Option<PublishedEpoch>,
     /// `true` if the sink gets the changes of a collection.
     pub(crate) on_change: bool,
     /// The writer, a `Box<dyn Writer<D>>`.
@@ -242,16 +242,16 @@ impl OpenedSinks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
-    fn take<D: Record>(&self, name: &str) -> Option<(Option<Published>, Box<dyn Writer<D>>)> {
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<PublishedEpoch>, Box<dyn Writer<D>>)> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
         let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
         Some((opened.shown, *writer))
     }
 
     /// Returns what each sink has published, by name.
-    pub(crate) fn shown(&self) -> Vec<SinkFound> {
+    pub(crate) fn shown(&self) -> Vec<ReportedSink> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |(name, sink): (&String, &OpenedSink)| SinkFound {
+        let found = |(name, sink): (&String, &OpenedSink)| ReportedSink {
             name: name.clone(),
             published: sink.shown.clone(),
             on_change: sink.on_change,
@@ -372,7 +372,7 @@ impl<'f> Flow<'f> {
     /// only counted.
     pub fn rejects(&self) -> Stream<'f, Rejected> {
         let stream = |(events, marks)| Stream { events, marks, flow: self.clone(), pool: Pool::default() };
-        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.keep_rejects());
+        self.build.metrics.sources().iter().for_each(|(_, source)| source.notices.suppress_reject_notice());
         let rejects = self.rejects.borrow().clone().into_iter().map(stream).reduce(Stream::concat);
         rejects.unwrap_or_else(|| stream((empty(self.scope), Marks::none(self))))
     }
@@ -501,8 +501,8 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Changes each record into any number of records, all with its event time.
     pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
         self.transform("FlatMap", move |events, made| {
-            for Event { time, mark, origin, data } in events.drain(..) {
-                made.extend(change(data).into_iter().map(|data| Event { time, mark, origin, data }));
+            for Event { time, watermark: mark, origin, data } in events.drain(..) {
+                made.extend(change(data).into_iter().map(|data| Event { time, watermark: mark, origin, data }));
             }
         })
     }

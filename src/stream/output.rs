@@ -31,15 +31,15 @@ use timely::scheduling::SyncActivator;
 use crate::durable::codec::{Codec, Postcard};
 use crate::durable::journal::JournalEnds;
 use crate::durable::manifest::SinkState;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
 use crate::stream::cut::Part;
 use crate::stream::ends::EndsOutput;
-use crate::stream::{Build, EndMessage, Failure, Fault, Flow, OpenedSink, Purpose, Stream};
-use crate::thread::{self, Handle, Role};
+use crate::stream::{Build, EndMessage, Fault, Flow, JobFailure, OpenedSink, Purpose, Stream};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// The maximum number of epochs that are published at once.
@@ -100,7 +100,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
 }
 
 /// Opens a sink, and reads what it has published.
-fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Published>, Box<dyn Writer<D>>)> {
+fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<PublishedEpoch>, Box<dyn Writer<D>>)> {
     let mut writer = sink.open(shard)?;
     let shown = if shard.state.is_some() { writer.shown()? } else { None };
     Ok((shown, writer))
@@ -111,21 +111,21 @@ fn begin<D: Record>(
     build: &Build,
     name: &str,
     kind: Rows,
-    shown: Option<Published>,
+    shown: Option<PublishedEpoch>,
     mut writer: Box<dyn Writer<D>>,
 ) -> Result<Output<D>> {
     let shown = shown.map(|published| published.epoch);
     // A writer that waits for brokers gives up when the job has failed.
     let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
     let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
-    writer.begin(&Life { still_current: Arc::new(goes_on), ..build.life.clone() })?;
+    writer.begin(&Incarnation { still_current: Arc::new(goes_on), ..build.life.clone() })?;
     // Everything through the snapshot was published before the snapshot was taken. Only a collection that is new to
     // the snapshot is written from its beginning.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
     let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
     let gate = if build.fault == Some(Fault::ShowAgain) { None } else { shown.max(through) };
-    let state = SinkState { name: name.to_owned(), shown, on_change: kind == Rows::Changes };
+    let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == Rows::Changes };
     Ok(Output { writer, state, gate })
 }
 
@@ -221,7 +221,7 @@ fn show<'f, R: Record, D: Record>(
                         break;
                     }
                     let mut state = output.state();
-                    state.shown = if hasty { Some(Epoch(epoch)) } else { state.shown };
+                    state.published = if hasty { Some(Epoch(epoch)) } else { state.published };
                     parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(state));
                     cap.downgrade(&(epoch + 1));
                     sealed_through = epoch;
@@ -244,7 +244,7 @@ type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 struct Showing<D: Record> {
     here: Option<Box<dyn Writer<D>>>,
     queue: Option<Sender<Batch<D>>>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
     shown: Shown,
 }
 
@@ -256,7 +256,7 @@ struct Shown {
     remembers: bool,
     /// The last epoch that was published by this incarnation; 0 before the first.
     through: Arc<AtomicU64>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     metrics: Arc<SinkMetrics>,
 }
 
@@ -291,7 +291,7 @@ impl Shown {
 impl<D: Record> Showing<D> {
     fn begin(
         output: Output<D>,
-        failure: &Arc<Failure>,
+        failure: &Arc<JobFailure>,
         metrics: Arc<SinkMetrics>,
         wake: SyncActivator,
     ) -> Result<Self> {
@@ -305,7 +305,7 @@ impl<D: Record> Showing<D> {
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
-                thread::turn();
+                thread::mark_iteration();
                 let mut gathered = vec![first];
                 gathered.extend(batches.try_iter().take(GATHERED - 1));
                 if there.failure.get().is_none() {
@@ -316,7 +316,7 @@ impl<D: Record> Showing<D> {
             }
             there.finish(writer);
         };
-        let thread = thread::start(Role::Sink, &name, body)?;
+        let thread = thread::start(ThreadRole::Sink, &name, body)?;
         Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
@@ -336,9 +336,9 @@ impl<D: Record> Showing<D> {
 
     /// Returns what has been published by any incarnation, as far as the next one can read it from the sink.
     fn state(&self) -> SinkState {
-        let SinkState { name, shown, on_change } = self.shown.state.clone();
+        let SinkState { name, published: shown, on_change } = self.shown.state.clone();
         let shown = shown.max(self.through()).filter(|_| self.shown.remembers);
-        SinkState { name, shown, on_change }
+        SinkState { name, published: shown, on_change }
     }
 }
 
@@ -366,7 +366,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// partition and offset. So the whole output has the records of each partition in the partition's order. Rows
     /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
-        let rows = rows(self.events, |event| (event.origin.place(), event.data));
+        let rows = rows(self.events, |event| (event.origin.tie_breaker(), event.data));
         write(&self.flow, name, Rows::Events, rows, sink, |(_place, row)| row);
     }
 }

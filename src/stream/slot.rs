@@ -268,7 +268,9 @@ impl Windows {
         let last_moment = EventTime::from_millis(end.millis().saturating_sub(1));
         let start = match self {
             Windows::Global => EventTime::MIN,
-            Windows::Tumbling { size, .. } | Windows::Sliding { size, .. } => end.minus(Span::from_length(*size)),
+            Windows::Tumbling { size, .. } | Windows::Sliding { size, .. } => {
+                end.minus(Span::saturating_from_millis(*size))
+            }
             Windows::Cumulative { size, offset, .. } => {
                 EventTime::from_millis(at_or_before(last_moment.millis(), *size, *offset))
             }

@@ -247,7 +247,7 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
             build.failure.set(error.at(format!("step `{name}`")));
             0
         });
-        let (lateness, wants) = (Span::from_length(lateness), Wants::default());
+        let (lateness, wants) = (Span::saturating_from_millis(lateness), Wants::default());
         let detail = format!("state by key{}", fold::said(lateness));
         let functions = Functions { on_record, on_timer, types: PhantomData };
         let (of_step, metrics) = (wants.clone(), build.metrics.step(name));

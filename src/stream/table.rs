@@ -191,11 +191,11 @@ fn rows_of<'f, K: Record, D: Record, V: Record>(
                 if gate.is_some_and(|gate| capability.least().is_some_and(|epoch| *epoch <= gate)) {
                     return;
                 }
-                metrics.taken.add(events.len() as u64);
+                metrics.received.add(events.len() as u64);
                 keys_of(events, &mut keys);
                 made.extend(keys.drain(..).zip(events.drain(..)).map(|(key, event)| {
                     let Event { time, origin, data, .. } = event;
-                    (key, Stamped { time, at: origin.place(), value: value(data) })
+                    (key, Stamped { time, at: origin.tie_breaker(), value: value(data) })
                 }));
                 pool.give(std::mem::take(events));
                 output.session(&capability).give_container(&mut made);
@@ -325,7 +325,7 @@ impl<K: Record, V: Record> Latest<K, V> {
     fn complete(&mut self, epoch: u64, mut turn: Turn<K, V>, sealed: bool) {
         let from_snapshot = self.begins_at == Some(epoch);
         let metrics = &self.step.metrics;
-        metrics.folded.add(turn.records);
+        metrics.compared.add(turn.records);
         metrics.loaded.add(turn.loaded);
         if from_snapshot && self.step.forget_deletes {
             turn.news.retain(|_, row| row.value.is_some());

@@ -298,7 +298,7 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         let flow = keyed.stream.flow.clone();
         let lateness_millis = whole_millis("allowed lateness", keyed.lateness);
         let (windows, lateness) = match window.windows().and_then(|windows| Ok((windows, lateness_millis?))) {
-            Ok((windows, lateness)) => (windows, Span::from_length(lateness)),
+            Ok((windows, lateness)) => (windows, Span::saturating_from_millis(lateness)),
             Err(error) => {
                 flow.build.failure.set(error.at(format!("step `{name}`")));
                 (Windows::Global, Span::ZERO)

@@ -799,7 +799,7 @@ impl DiskFile for OpenFile {
         Ok(())
     }
 
-    fn cut(&mut self, length: u64) -> io::Result<()> {
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let doing = state.begin(ActKind::Cut(length), &self.path)?;
         if doing != Doing::Failing {
@@ -896,7 +896,7 @@ mod tests {
         let disk = CrashingDisk::new();
         disk.put(path(A), b"abcdef");
         let mut file = disk.open(path(A)).unwrap();
-        file.cut(2).unwrap();
+        file.truncate(2).unwrap();
         file.append(b"XY").unwrap();
         assert_eq!(disk.read(path(A)).unwrap(), b"abXY");
         let found = outcomes(&disk, A);
@@ -987,7 +987,7 @@ mod tests {
         file.append(b"abc").unwrap();
         assert_eq!(file.append(b"def").unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(disk.bytes(path(A)).unwrap(), b"abcde");
-        file.cut(3).unwrap();
+        file.truncate(3).unwrap();
         file.append(b"d").unwrap();
         disk.set_room(None);
         file.append(b"efgh").unwrap();

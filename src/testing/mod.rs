@@ -43,8 +43,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::durable::disk::Disk;
-use crate::durable::journal::{Bound, Frame, Journal, JournalEnds, MemoryJournal};
-use crate::durable::{Life, Published};
+use crate::durable::journal::{Frame, Journal, JournalEnds, MemoryJournal, PartitionProgress};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::job::{Cluster, Job, Pace, RunReport, State, StopHandle};
 use crate::record::Record;
@@ -146,13 +146,13 @@ impl<D: Record> Writer<D> for Captured<D> {
         true
     }
 
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         let Capture { rows, incarnation, ends } = &*self.lock();
-        let published = |epoch: &Epoch| Published { incarnation: *incarnation, epoch: *epoch, ends: ends.clone() };
+        let published = |epoch: &Epoch| PublishedEpoch { incarnation: *incarnation, epoch: *epoch, ends: ends.clone() };
         Ok(rows.keys().next_back().map(published))
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         let mut capture = self.lock();
         (capture.incarnation, capture.ends) = (life.incarnation, JournalEnds::default());
         Ok(())
@@ -238,19 +238,19 @@ impl Script {
 
     /// Returns the script as the journal of a run that did the same. Its epochs are 2, 4, 6 …
     pub fn journal(&self, source: &str) -> Vec<Frame> {
-        let mut now = BTreeMap::<u32, Bound>::new();
+        let mut now = BTreeMap::<u32, PartitionProgress>::new();
         let frames = self.0.iter().zip(1..).map(|(acts, number)| {
             let mut changed = BTreeMap::new();
             for &(partition, act) in &acts.0 {
                 let new = !now.contains_key(&partition);
-                let bound = now.entry(partition).or_insert_with(|| Bound {
+                let bound = now.entry(partition).or_insert_with(|| PartitionProgress {
                     source: source.to_owned(),
                     partition,
-                    found_at: None,
-                    next: 0,
+                    start_offset: None,
+                    next_offset: 0,
                     watermark: EventTime::MIN,
                     idle: false,
-                    until: None,
+                    end_offset: None,
                     ended: false,
                     check: None,
                     values: None,
@@ -258,7 +258,7 @@ impl Script {
                 match act {
                     Act::Find => {}
                     Act::Take(records) => {
-                        bound.next += records;
+                        bound.next_offset += records;
                         bound.idle &= records == 0;
                     }
                     Act::Idle => bound.idle = true,
@@ -269,9 +269,9 @@ impl Script {
             }
             let bounds = changed.into_iter().map(|(partition, new)| {
                 let bound = now[&partition].clone();
-                Bound { found_at: new.then_some(0), ..bound }
+                PartitionProgress { start_offset: new.then_some(0), ..bound }
             });
-            Frame { epoch: Epoch(number * 2), bounds: bounds.collect() }
+            Frame { epoch: Epoch(number * 2), progress: bounds.collect() }
         });
         frames.collect()
     }
@@ -475,7 +475,7 @@ impl Run {
     pub fn script(mut self, source: &str, script: Script) -> Self {
         for frame in script.journal(source) {
             match self.repeat.binary_search_by_key(&frame.epoch, |known| known.epoch) {
-                Ok(at) => self.repeat[at].bounds.extend(frame.bounds),
+                Ok(at) => self.repeat[at].progress.extend(frame.progress),
                 Err(at) => self.repeat.insert(at, frame),
             }
         }

@@ -249,7 +249,7 @@ pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome)
     let summary = &outcome.report.summary;
     let (source, step) = (&summary.sources[0], &summary.steps[0]);
     let late = expected.late.values().map(Vec::len).sum::<usize>() as u64;
-    let taken = outcome.journal.iter().flat_map(|frame| frame.bounds.iter().map(|b| (b.partition, b.next)));
+    let taken = outcome.journal.iter().flat_map(|frame| frame.progress.iter().map(|b| (b.partition, b.next_offset)));
     let read = taken.collect::<BTreeMap<_, _>>().into_values().sum::<u64>();
     same("records read", &source.read, &read)?;
     same("records read, of all", &(source.read <= data.len() as u64), &true)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tidegate::durable::journal::Bound;
+use tidegate::durable::journal::PartitionProgress;
 use tidegate::metrics::SourceMetrics;
 use tidegate::record::Event;
 use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Resumed, Source, StreamView};
@@ -127,7 +127,7 @@ impl<D: Record> Driven<D> {
     }
 
     /// Replays an epoch of a journal.
-    pub fn replay(&mut self, epoch: Epoch, bounds: &[Bound]) -> Result<()> {
+    pub fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) -> Result<()> {
         let begun = Instant::now();
         while !self.reader.replay(epoch, bounds, &mut self.intake)? {
             assert!(begun.elapsed() < Duration::from_secs(60), "the replay takes too long");

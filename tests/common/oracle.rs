@@ -34,8 +34,8 @@ pub struct Step {
 /// Returns the input of a source by epoch, as in a journal. The journal's watermarks are ignored.
 pub fn steps(journal: &[Frame], source: &str) -> Vec<Step> {
     let took = |frame: &Frame| {
-        let mine = frame.bounds.iter().filter(|bound| bound.source == source);
-        mine.map(|b| Took { partition: b.partition, next: b.next, idle: b.idle, ended: b.ended }).collect()
+        let mine = frame.progress.iter().filter(|bound| bound.source == source);
+        mine.map(|b| Took { partition: b.partition, next: b.next_offset, idle: b.idle, ended: b.ended }).collect()
     };
     journal.iter().map(|frame| Step { epoch: frame.epoch.0, took: took(frame) }).collect()
 }

@@ -156,7 +156,8 @@ pub fn check_tables(data: &Data, how: Run) -> Result<Outcome, String> {
     let (tables, outcome) = run(data, how)?;
     tables.check(outcome.report.ending == Ending::Complete)?;
     let summary = &outcome.report.summary;
-    let figures: Vec<_> = summary.tables.iter().map(|table| (table.name.as_str(), table.taken, table.folded)).collect();
+    let figures: Vec<_> =
+        summary.tables.iter().map(|table| (table.name.as_str(), table.received, table.compared)).collect();
     let (deals, results) = (tables.deals.all().len() as u64, tables.results.all().len() as u64);
     let expected = [("last", deals, deals), ("last results", results, results)];
     if figures != expected {

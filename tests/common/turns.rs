@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::durable::journal::{Bound, Frame};
+use tidegate::durable::journal::{Frame, PartitionProgress};
 use tidegate::source::memory::Records;
 use tidegate::source::{Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
 use tidegate::time::Epoch;
@@ -53,7 +53,7 @@ impl Data {
 pub fn epochs_of_silence(journal: &[Frame], source: &str) -> usize {
     let (mut now, mut count) = (std::collections::BTreeMap::new(), 0);
     for frame in journal {
-        let mine = frame.bounds.iter().filter(|bound| bound.source == source);
+        let mine = frame.progress.iter().filter(|bound| bound.source == source);
         now.extend(mine.map(|bound| (bound.partition, (bound.idle, bound.ended))));
         let silent = !now.is_empty() && now.values().all(|(idle, ended)| *idle || *ended);
         count += usize::from(silent && !now.values().all(|(_, ended)| *ended));
@@ -117,7 +117,7 @@ impl Source for Deals {
         }))
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> tidegate::Result<Option<String>> {
+    fn grown_since(&self, at: &Place, bounds: &[PartitionProgress]) -> tidegate::Result<Option<String>> {
         self.records.grown_since(at, bounds)
     }
 }
@@ -182,7 +182,7 @@ impl Reader<Deal> for TurnReader {
             let id = self.mine[at].0;
             let Some(place) = places.iter().find(|place| place.bound.partition == id) else { continue };
             self.mine[at].1 = Some(intake.resume(epoch, place));
-            self.has_read(epoch, id, place.bound.next);
+            self.has_read(epoch, id, place.bound.next_offset);
         }
         Ok(())
     }
@@ -207,16 +207,21 @@ impl Reader<Deal> for TurnReader {
         Ok(Polled { epoch, busy: true })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<Deal>) -> tidegate::Result<bool> {
+    fn replay(
+        &mut self,
+        epoch: Epoch,
+        bounds: &[PartitionProgress],
+        intake: &mut Intake<Deal>,
+    ) -> tidegate::Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let id = bound.partition;
             let Some(at) = self.mine.iter().position(|(mine, _)| *mine == id) else { continue };
-            let find = || intake.find(epoch, id, bound.found_at.unwrap_or(0), bound.until);
+            let find = || intake.find(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset);
             let slot = self.mine[at].1.unwrap_or_else(find);
             self.mine[at].1 = Some(slot);
-            self.take(epoch, (id, slot), bound.next, intake)?;
+            self.take(epoch, (id, slot), bound.next_offset, intake)?;
             intake.repeat(slot, bound);
         }
         Ok(true)

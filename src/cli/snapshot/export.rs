@@ -9,7 +9,7 @@ use super::rows::{Form, Part, Row, Rows, json, step, text_of};
 use super::{bytes, look_at, segments, size, with_snapshot};
 use crate::cli::progress::bytes_bar;
 use crate::cli::say;
-use crate::durable::codec::{Schema, Value};
+use crate::durable::codec::{DynamicValue, Schema};
 use crate::durable::disk::{Disk, DiskFile, OsDisk, parent};
 use crate::durable::disk_error;
 use crate::durable::manifest::Manifest;
@@ -101,11 +101,11 @@ fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result
     while let (Some(row), Some(form)) = (rows.next()?, &form) {
         let Row { window, key, parts } = row;
         for part in parts {
-            let cells = cells(form, window.map(Value::Time), &key, &part);
+            let cells = cells(form, window.map(DynamicValue::Time), &key, &part);
             match &mut csv {
                 None => {
                     let named = columns.iter().cloned().zip(cells).collect();
-                    out.pending.extend(json(&Value::Fields(named))?.as_bytes());
+                    out.pending.extend(json(&DynamicValue::Fields(named))?.as_bytes());
                     out.pending.push(b'\n');
                 }
                 Some(csv) => {
@@ -142,7 +142,7 @@ impl Out {
     fn create(path: &Path) -> Result<Out> {
         let disk = OsDisk::shared();
         let cannot = |why| disk_error("cannot write the rows", path.display(), why);
-        let beside = disk.write_beside(path, b"").map_err(cannot)?;
+        let beside = disk.write_temporary(path, b"").map_err(cannot)?;
         let file = disk.open(&beside).map_err(cannot)?;
         Ok(Out { disk, path: path.to_owned(), beside, file: Some(file), pending: Vec::new() })
     }
@@ -215,24 +215,24 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
 }
 
 /// Returns the values of the columns, in the order of [`columns`].
-fn cells(form: &Form, window: Option<Value>, key: &Value, part: &Part) -> Vec<Value> {
+fn cells(form: &Form, window: Option<DynamicValue>, key: &DynamicValue, part: &Part) -> Vec<DynamicValue> {
     let mut cells = Vec::new();
     if form.windowed {
-        cells.push(window.unwrap_or(Value::Nothing));
+        cells.push(window.unwrap_or(DynamicValue::Nothing));
     }
     flatten(&form.key, key, &mut cells);
-    cells.extend([Value::Natural(part.from.0), Value::Natural(part.to.0)]);
+    cells.extend([DynamicValue::Natural(part.from.0), DynamicValue::Natural(part.to.0)]);
     flatten(&form.value, &part.value, &mut cells);
     cells
 }
 
-fn flatten(schema: &Schema, value: &Value, cells: &mut Vec<Value>) {
+fn flatten(schema: &Schema, value: &DynamicValue, cells: &mut Vec<DynamicValue>) {
     match (schema, value) {
         (Schema::Unit, _) => {}
-        (Schema::Struct(_, schemas), Value::Fields(fields)) => {
+        (Schema::Struct(_, schemas), DynamicValue::Fields(fields)) => {
             schemas.iter().zip(fields).for_each(|((_, schema), (_, value))| flatten(schema, value, cells));
         }
-        (Schema::Tuple(schemas), Value::List(values)) => {
+        (Schema::Tuple(schemas), DynamicValue::List(values)) => {
             schemas.iter().zip(values).for_each(|(schema, value)| flatten(schema, value, cells));
         }
         (_, value) => cells.push(value.clone()),

@@ -10,7 +10,7 @@ use super::rows::{Row, Rows, json, step, text_of};
 use super::{bytes, choose, clock, look_at, rows, size, with_snapshot};
 use crate::cli::progress::bytes_bar;
 use crate::cli::{note, say};
-use crate::durable::codec::Value;
+use crate::durable::codec::DynamicValue;
 use crate::durable::manifest::Manifest;
 use crate::error::Result;
 
@@ -93,23 +93,25 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<u8> {
 /// Formats a row as a line of JSON.
 fn line(row: Row) -> Result<String> {
     let parts = row.parts.into_iter().map(|part| {
-        let mut fields =
-            vec![("from".to_owned(), Value::Natural(part.from.0)), ("to".to_owned(), Value::Natural(part.to.0))];
+        let mut fields = vec![
+            ("from".to_owned(), DynamicValue::Natural(part.from.0)),
+            ("to".to_owned(), DynamicValue::Natural(part.to.0)),
+        ];
         match part.value {
-            Value::Fields(more) => fields.extend(more),
+            DynamicValue::Fields(more) => fields.extend(more),
             value => fields.push(("value".to_owned(), value)),
         }
-        Value::Fields(fields)
+        DynamicValue::Fields(fields)
     });
     let mut fields = Vec::new();
-    fields.extend(row.window.map(|end| ("window_end".to_owned(), Value::Time(end))));
+    fields.extend(row.window.map(|end| ("window_end".to_owned(), DynamicValue::Time(end))));
     fields.push(("key".to_owned(), row.key));
-    fields.push(("parts".to_owned(), Value::List(parts.collect())));
-    json(&Value::Fields(fields))
+    fields.push(("parts".to_owned(), DynamicValue::List(parts.collect())));
+    json(&DynamicValue::Fields(fields))
 }
 
 fn overview(manifest: &Manifest) {
-    let Manifest { job, epoch, incarnation, made_ms, query, .. } = manifest;
+    let Manifest { job, epoch, incarnation, created_ms: made_ms, query, .. } = manifest;
     let ended = if manifest.ended { "; the job is complete" } else { "" };
     say(format_args!("job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}", epoch.0, clock(*made_ms)));
     say(format_args!("program {}", query.build));
@@ -120,7 +122,7 @@ fn overview(manifest: &Manifest) {
         let kind = if source.is_combined() { "" } else { "source " };
         say(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
         for bound in &source.bounds {
-            let until = bound.until.map(|until| format!(" of {until}")).unwrap_or_default();
+            let until = bound.end_offset.map(|until| format!(" of {until}")).unwrap_or_default();
             let is = if bound.ended {
                 ", ended"
             } else if bound.idle {
@@ -128,7 +130,7 @@ fn overview(manifest: &Manifest) {
             } else {
                 ""
             };
-            let (partition, next) = (bound.partition, bound.next);
+            let (partition, next) = (bound.partition, bound.next_offset);
             say(format_args!("  partition {partition}: offset {next}{until}, watermark {}{is}", bound.watermark));
         }
     }
@@ -142,8 +144,9 @@ fn overview(manifest: &Manifest) {
         }
     }
     for sink in &manifest.sinks {
-        let shown =
-            sink.shown.map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
+        let shown = sink
+            .published
+            .map_or("nothing published yet".into(), |shown| format!("published through epoch {}", shown.0));
         let live = if sink.on_change { ", a live collection" } else { "" };
         say(format_args!("sink {}: {shown}{live}", sink.name));
     }

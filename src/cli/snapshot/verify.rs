@@ -7,8 +7,8 @@ use clap::Args;
 use super::{counted, look_at, size};
 use crate::cli::progress::bytes_bar;
 use crate::cli::{note, say};
-use crate::durable::look::{Checked, check};
-use crate::durable::recovery::SinkFound;
+use crate::durable::inspect::{IntegrityReport, verify_files};
+use crate::durable::recovery::ReportedSink;
 use crate::durable::state::StateDir;
 use crate::error::{Error, Result};
 use crate::sink::published_in;
@@ -43,7 +43,7 @@ pub struct VerifyArgs {
 ///
 /// # Errors
 /// Fails if a file is no results file of this state.
-fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
+fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<ReportedSink>> {
     let mut outputs = Vec::new();
     for file in files {
         let place = || file.display().to_string();
@@ -64,12 +64,12 @@ fn outputs_of(dir: &StateDir, files: &[PathBuf]) -> Result<Vec<SinkFound>> {
 pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
     let dir = look_at(&args.state)?;
     let bar = bytes_bar();
-    let checked = check(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
+    let checked = verify_files(&dir, &outputs_of(&dir, &args.outputs)?, &mut |bytes, all| {
         bar.set_length(all);
         bar.inc(bytes);
     })?;
     bar.finish_and_clear();
-    let Checked { snapshots, claims, journals, segments, bytes, wrong, torn, goes_on } = &checked;
+    let IntegrityReport { snapshots, claims, journals, segments, bytes, wrong, torn, resume_point: goes_on } = &checked;
     for error in wrong {
         note(format_args!("{error}"));
     }

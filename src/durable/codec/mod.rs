@@ -2,7 +2,7 @@
 //!
 //! * A **row** is one `(data, diff)` of a durable arrangement, of a type that the codec knows.
 //! * A **block** is some tens of kilobytes of rows, the unit that is compressed, checksummed, read and held in memory.
-//! * A [`Coding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else that must
+//! * A [`RowEncoding`] is a file's description of its rows: codec, type, and a **fingerprint** of everything else that must
 //!   be equal for the bytes to mean the same.
 //!
 //! [`Postcard`] encodes with serde and is readable by any build. `Abomonation` (behind the cargo feature of that name)
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "abomonation")]
 pub use abomonation::Abomonation;
 pub use postcard::Postcard;
-pub use schema::{Schema, Value};
+pub use schema::{DynamicValue, Schema};
 
 /// A codec's number in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +48,7 @@ impl fmt::Display for CodecId {
 
 /// A file's description of how its rows are encoded; rows are read only where it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Coding {
+pub struct RowEncoding {
     /// The codec.
     pub codec: CodecId,
     /// The fingerprint, see [`Codec::fingerprint`].
@@ -59,12 +59,12 @@ pub struct Coding {
     pub schema: Schema,
 }
 
-impl Coding {
+impl RowEncoding {
     /// Checks that rows of coding `written` can be read with this coding.
     ///
     /// # Errors
     /// Fails if they cannot: names the difference (codec, type or shape of the type) and the remedy, but no file.
-    pub fn accepts(&self, written: &Coding) -> Result<()> {
+    pub fn accepts(&self, written: &RowEncoding) -> Result<()> {
         if (self.codec, self.fingerprint) == (written.codec, written.fingerprint) {
             return Ok(());
         }
@@ -119,13 +119,13 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// Fails if the row's type cannot be serialised; the draft may then hold a part of the row.
-    fn encode(&self, row: &T, draft: &mut Draft) -> std::result::Result<(), String>;
+    fn encode(&self, row: &T, draft: &mut BlockBuffer) -> std::result::Result<(), String>;
 
     /// Opens a block of `rows` rows for reading, in place if the codec can.
     ///
     /// # Errors
     /// Fails if the bytes are not exactly that many rows.
-    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<Rows<T>, String>;
+    fn open(&self, block: AlignedBytes, rows: u32) -> std::result::Result<BlockRows<T>, String>;
 
     /// Decodes the `rows` rows of a block and appends them to `out`; returns the block's buffer for reuse.
     ///
@@ -136,28 +136,28 @@ pub trait Codec<T>: Send + Sync + fmt::Debug + 'static {
     /// Checks that this codec can read rows of coding `written`, including codings of earlier versions of the program.
     ///
     /// # Errors
-    /// Fails like [`Coding::accepts`].
-    fn reads(&self, written: &Coding) -> Result<()> {
-        self.coding().accepts(written)
+    /// Fails like [`RowEncoding::accepts`].
+    fn can_read(&self, written: &RowEncoding) -> Result<()> {
+        self.encoding().accepts(written)
     }
 
     /// The coding of rows that this codec writes.
-    fn coding(&self) -> Coding {
+    fn encoding(&self) -> RowEncoding {
         let rows = std::any::type_name::<T>().to_owned();
-        Coding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
+        RowEncoding { codec: self.id(), fingerprint: self.fingerprint(), rows, schema: self.schema() }
     }
 }
 
 /// A block under construction. A codec that separates fixed-size rows from the data they own writes both parts.
 #[derive(Debug, Default)]
-pub struct Draft {
+pub struct BlockBuffer {
     /// The first part of the block.
     pub head: Vec<u8>,
     /// The second part, placed after the first.
     pub tail: Vec<u8>,
 }
 
-impl Draft {
+impl BlockBuffer {
     /// The bytes so far, of both parts.
     pub fn length(&self) -> usize {
         self.head.len() + self.tail.len()
@@ -225,31 +225,31 @@ impl AlignedBytes {
 }
 
 /// The readable rows of one block.
-pub struct Rows<T>(Kept<T>);
+pub struct BlockRows<T>(RowStorage<T>);
 
-enum Kept<T> {
+enum RowStorage<T> {
     Decoded(Vec<T>),
     #[cfg(feature = "abomonation")]
-    InPlace(abomonation::InBlock<T>),
+    InPlace(abomonation::BorrowedBlock<T>),
 }
 
-impl<T> Rows<T> {
+impl<T> BlockRows<T> {
     /// Rows decoded into memory of their own.
     pub fn decoded(rows: Vec<T>) -> Self {
-        Rows(Kept::Decoded(rows))
+        BlockRows(RowStorage::Decoded(rows))
     }
 
     /// Returns the rows, in the order in which they were written.
     pub fn as_slice(&self) -> &[T] {
         match &self.0 {
-            Kept::Decoded(rows) => rows,
+            RowStorage::Decoded(rows) => rows,
             #[cfg(feature = "abomonation")]
-            Kept::InPlace(block) => block.as_slice(),
+            RowStorage::InPlace(block) => block.as_slice(),
         }
     }
 }
 
-impl<T> fmt::Debug for Rows<T> {
+impl<T> fmt::Debug for BlockRows<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Rows").field(&self.as_slice().len()).finish()
     }
@@ -257,19 +257,19 @@ impl<T> fmt::Debug for Rows<T> {
 
 /// The error by which a probe stops following a type.
 #[derive(Debug)]
-struct Stop;
+struct ProbeStopped;
 
-impl fmt::Display for Stop {
+impl fmt::Display for ProbeStopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the type is not followed any further")
     }
 }
 
-impl std::error::Error for Stop {}
+impl std::error::Error for ProbeStopped {}
 
-impl serde::de::Error for Stop {
+impl serde::de::Error for ProbeStopped {
     fn custom<M: fmt::Display>(_: M) -> Self {
-        Stop
+        ProbeStopped
     }
 }
 
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_differs_and_what_to_do() {
         let schema = Schema::Unknown;
-        let coding = |codec, fingerprint, rows: &str| Coding {
+        let coding = |codec, fingerprint, rows: &str| RowEncoding {
             codec,
             fingerprint,
             rows: rows.to_owned(),

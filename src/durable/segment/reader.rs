@@ -4,10 +4,10 @@ use std::any::TypeId;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::codec::{AlignedBytes, Codec, CodecId, Coding, Rows, Schema, Value};
+use crate::durable::codec::{AlignedBytes, BlockRows, Codec, CodecId, DynamicValue, RowEncoding, Schema};
 use crate::durable::disk::{Disk, DiskFile};
 use crate::durable::segment::format::{self, BlockInfo, CHECKSUM, END, START, damaged};
-use crate::durable::segment::{Label, SegmentInfo};
+use crate::durable::segment::{SegmentInfo, SegmentLabel};
 use crate::error::{Error, Result};
 
 /// A reader of one segment, whose header and footer are verified.
@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 pub struct SegmentReader {
     path: PathBuf,
     file: Box<dyn DiskFile>,
-    label: Label,
-    coding: Coding,
+    label: SegmentLabel,
+    coding: RowEncoding,
     info: SegmentInfo,
     blocks: Vec<BlockInfo>,
     /// Position of each block in the file.
@@ -59,7 +59,7 @@ impl SegmentReader {
         let info = footer.info(&label, name, length, checksum);
         let position = |next: &mut u64, block: &BlockInfo| {
             let position = *next;
-            *next += u64::from(block.stored);
+            *next += u64::from(block.stored_length);
             Some(position)
         };
         let positions = footer.blocks.iter().scan(blocks_at, position).collect();
@@ -91,7 +91,7 @@ impl SegmentReader {
     }
 
     /// The origin of the rows.
-    pub fn label(&self) -> &Label {
+    pub fn label(&self) -> &SegmentLabel {
         &self.label
     }
 
@@ -101,7 +101,7 @@ impl SegmentReader {
     }
 
     /// The coding of the rows.
-    pub fn coding(&self) -> &Coding {
+    pub fn coding(&self) -> &RowEncoding {
         &self.coding
     }
 
@@ -114,14 +114,14 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if they were written by another codec or as another type.
-    pub fn accept<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
-        codec.reads(&self.coding).map_err(|refused| refused.at(self.path.display()))
+    pub fn check_codec<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
+        codec.can_read(&self.coding).map_err(|refused| refused.at(self.path.display()))
     }
 
     fn accept_once<T: 'static>(&mut self, codec: &dyn Codec<T>) -> Result<()> {
         let who = Some((TypeId::of::<T>(), codec.id()));
         if self.accepted != who {
-            self.accept(codec)?;
+            self.check_codec(codec)?;
             self.accepted = who;
         }
         Ok(())
@@ -145,7 +145,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if the rows do not match the codec.
-    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<Rows<T>> {
+    pub fn open_block<T: 'static>(&mut self, block: usize, codec: &dyn Codec<T>) -> Result<BlockRows<T>> {
         self.accept_once(codec)?;
         let rows = self.load(block)?;
         let opened = codec.open(std::mem::take(&mut self.raw), rows);
@@ -176,7 +176,7 @@ impl SegmentReader {
     ///
     /// # Errors
     /// Fails if the block is damaged, or if its rows cannot be decoded without their type.
-    pub fn values(&mut self, block: usize) -> Result<Vec<Value>> {
+    pub fn values(&mut self, block: usize) -> Result<Vec<DynamicValue>> {
         let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
         if self.coding.codec != CodecId::POSTCARD {
             let why = format!("they were written by {}, as they lay in memory", self.coding.codec);
@@ -203,7 +203,7 @@ impl SegmentReader {
 
     /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.
     fn load(&mut self, block: usize) -> Result<u32> {
-        let BlockInfo { stored, raw, rows, checksum, .. } = self.blocks[block];
+        let BlockInfo { stored_length: stored, raw_length: raw, rows, checksum, .. } = self.blocks[block];
         self.stored.resize(stored as usize, 0);
         read(&*self.file, &self.path, self.positions[block], &mut self.stored)?;
         if crc32fast::hash(&self.stored) != checksum {

@@ -30,9 +30,9 @@ use super::framed::{Framed, encoded};
 use super::heartbeat::{HEARTBEAT_INTERVAL, HeartbeatMonitor, Silence};
 use super::{Cluster, FailureReport, StartMessage};
 use crate::error::{Error, Result};
-use crate::metrics::Summary;
+use crate::metrics::JobSummary;
 use crate::status::{ConnectionStatus, ProcessStatus, StatusBoard};
-use crate::thread::{self, Failure, Handle, Role};
+use crate::thread::{self, JobFailure, ThreadHandle, ThreadRole};
 
 /// Interval at which failures and losses are checked.
 const TICK: Duration = Duration::from_millis(50);
@@ -53,7 +53,7 @@ enum ControlMessage {
     /// The loss of a process, the process that has noticed it, and the cause.
     Lost { process: usize, by: usize, why: String },
     /// The process has finished, with these counters.
-    Done(Summary),
+    Done(JobSummary),
     /// The job is over.
     Over,
 }
@@ -61,13 +61,13 @@ enum ControlMessage {
 /// The control channel of a process.
 pub(crate) struct ControlChannel {
     cluster: Cluster,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
     /// By process number: all others in process 0, only process 0 in the others. Messages are queued only for connected
     /// ones.
     peers: Vec<Peer>,
     state: Mutex<ChannelState>,
     changed: Condvar,
-    threads: Mutex<Vec<Handle>>,
+    threads: Mutex<Vec<ThreadHandle>>,
     /// The status of this process's workers, once they have started.
     board: OnceLock<Arc<StatusBoard>>,
     /// The connections of the dataflow, once there are any.
@@ -114,7 +114,7 @@ struct ChannelState {
     /// Last reported status of each process.
     at: Vec<ProcessStatus>,
     /// The counters of each process that has finished.
-    done: Vec<Option<Summary>>,
+    done: Vec<Option<JobSummary>>,
     /// A lost process, the cause, and the time at which it was noticed.
     missed: Option<(usize, String, Instant)>,
     /// The message that tells why the job fails, if another process or the loss of one is the reason.
@@ -154,7 +154,7 @@ impl ChannelState {
 
 impl ControlChannel {
     /// Creates the channel and starts its watching thread; no process is connected yet.
-    pub(super) fn begin(cluster: &Cluster, failure: Arc<Failure>) -> Result<Arc<Self>> {
+    pub(super) fn begin(cluster: &Cluster, failure: Arc<JobFailure>) -> Result<Arc<Self>> {
         let (processes, is_first) = (cluster.processes(), cluster.process() == 0);
         let side = Arc::new(ControlChannel {
             cluster: cluster.clone(),
@@ -167,17 +167,17 @@ impl ControlChannel {
             links: OnceLock::new(),
         });
         let own = Arc::clone(&side);
-        side.spawn(Role::Processes, Role::Processes.name(), move || own.watch())?;
+        side.spawn(ThreadRole::Processes, ThreadRole::Processes.name(), move || own.watch())?;
         Ok(side)
     }
 
-    fn spawn(&self, role: Role, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    fn spawn(&self, role: ThreadRole, name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
         self.keep(thread::start(role, name, body)?);
         Ok(())
     }
 
     /// Keeps a thread, to be joined at the end.
-    fn keep(&self, thread: Handle) {
+    fn keep(&self, thread: ThreadHandle) {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
 
@@ -199,7 +199,7 @@ impl ControlChannel {
         let monitor = HeartbeatMonitor::new(timeout, Arc::clone(&self.peers[process].silence));
         let own = Arc::clone(self);
         let listen = move || own.receive_loop((process, attempt), wire, monitor);
-        self.spawn(Role::Process, &format!("process {process}"), listen)?;
+        self.spawn(ThreadRole::Process, &format!("process {process}"), listen)?;
         let own = Arc::clone(self);
         let name = format!("to process {process}");
         let (from, mut last) = (self.cluster.process(), last);
@@ -210,7 +210,7 @@ impl ControlChannel {
             let _ = last.shutdown(Shutdown::Write);
         };
         let speak = move || own.send_loop((process, attempt), sender);
-        self.keep(thread::start_telling(Role::ToProcess, &name, told, speak)?);
+        self.keep(thread::start_reporting(ThreadRole::ToProcess, &name, told, speak)?);
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl ControlChannel {
     }
 
     /// Returns the job's shared failure.
-    pub(super) fn failure(&self) -> &Arc<Failure> {
+    pub(super) fn failure(&self) -> &Arc<JobFailure> {
         &self.failure
     }
 
@@ -333,7 +333,7 @@ impl ControlChannel {
     /// Receives the messages of another process, until its connection ends.
     fn receive_loop(&self, of: (usize, u64), mut wire: Framed, mut monitor: HeartbeatMonitor) {
         loop {
-            thread::turn();
+            thread::mark_iteration();
             let before = wire.received();
             let received = wire.receive::<ControlMessage>();
             if wire.received() > before {
@@ -385,7 +385,7 @@ impl ControlChannel {
     fn send_loop(&self, of: (usize, u64), mut stream: TcpStream) {
         let (peer, mut signed) = (&self.peers[of.0], None::<Instant>);
         loop {
-            thread::turn();
+            thread::mark_iteration();
             let is_due = |signed: &Option<Instant>| signed.is_none_or(|signed| signed.elapsed() >= HEARTBEAT_INTERVAL);
             let mut outbox = peer.outbox();
             while outbox.attempt == of.1 && outbox.open && outbox.messages.is_empty() && !is_due(&signed) {
@@ -433,7 +433,7 @@ impl ControlChannel {
                 state.reason = Some(ControlMessage::Lost { process, by, why });
             }
             drop(state);
-            thread::turn();
+            thread::mark_iteration();
             self.broadcast_failure();
             if signed.elapsed() >= HEARTBEAT_INTERVAL {
                 signed = Instant::now();
@@ -471,7 +471,7 @@ impl ControlChannel {
     }
 
     /// Process 0: waits for the counters of all other processes; `None` if the job fails.
-    pub(crate) fn wait_for_summaries(&self) -> Option<Vec<Summary>> {
+    pub(crate) fn wait_for_summaries(&self) -> Option<Vec<JobSummary>> {
         let mut state = self.state();
         loop {
             if self.failure.get().is_some() {
@@ -486,7 +486,7 @@ impl ControlChannel {
 
     /// Other processes: sends this process's counters, and waits until the job is over or has failed. A failed process
     /// sends none.
-    pub(crate) fn done(&self, summary: Summary) {
+    pub(crate) fn done(&self, summary: JobSummary) {
         if self.failure.get().is_some() {
             return;
         }
@@ -516,7 +516,7 @@ impl ControlChannel {
             peer.filled.notify_all();
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        while !threads.iter().all(Handle::is_finished) && since.elapsed() < CLOSE_TIMEOUT {
+        while !threads.iter().all(ThreadHandle::is_finished) && since.elapsed() < CLOSE_TIMEOUT {
             std::thread::sleep(Duration::from_millis(1));
         }
         for peer in &self.peers {
@@ -524,7 +524,7 @@ impl ControlChannel {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
-        threads.into_iter().for_each(Handle::join);
+        threads.into_iter().for_each(ThreadHandle::join);
     }
 }
 

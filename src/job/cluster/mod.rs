@@ -51,11 +51,11 @@ use self::handshake::{
 };
 use self::heartbeat::{HEARTBEAT_INTERVAL, RunningTime};
 use self::secret::{Secret, random};
-use crate::durable::manifest::QueryPrint;
+use crate::durable::manifest::QueryFingerprint;
 use crate::durable::recovery::changes;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorClass, Result};
 use crate::job::StopHandle;
-use crate::thread::{self, Failure, Role};
+use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Pause between two attempts to reach a process.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -195,7 +195,7 @@ impl Cluster {
         &self,
         hello: &JoinRequest,
         stop: &StopHandle,
-        failure: &Arc<Failure>,
+        failure: &Arc<JobFailure>,
     ) -> Result<Option<Gathered>> {
         let own = self.address(self.process);
         let listener = self.listener.clone().map_or_else(|| TcpListener::bind(own).map(Arc::new), Ok);
@@ -363,7 +363,7 @@ pub(crate) struct JoinRequest {
     pub(crate) job: String,
     /// `true` if it keeps durable state.
     pub(crate) keeps: bool,
-    pub(crate) query: QueryPrint,
+    pub(crate) query: QueryFingerprint,
 }
 
 impl JoinRequest {
@@ -418,7 +418,7 @@ struct FailureReport {
 
 impl FailureReport {
     fn new(process: usize, error: &Error) -> Self {
-        FailureReport { process, usage: error.kind() == Kind::Usage, why: error.to_string() }
+        FailureReport { process, usage: error.kind() == ErrorClass::Usage, why: error.to_string() }
     }
 
     /// Returns the error with which a process that receives this fails.
@@ -447,7 +447,7 @@ pub(crate) struct Gathered {
     cluster: Cluster,
     listener: Arc<TcpListener>,
     side: Option<Arc<ControlChannel>>,
-    failure: Arc<Failure>,
+    failure: Arc<JobFailure>,
 }
 
 impl Gathered {
@@ -594,7 +594,7 @@ impl DialThreads {
                 }
             };
             // The thread ends by itself once this is dropped.
-            drop(thread::start(Role::Dial, &format!("dial process {process}"), dial)?);
+            drop(thread::start(ThreadRole::Dial, &format!("dial process {process}"), dial)?);
         }
         Ok(dialing)
     }
@@ -632,8 +632,9 @@ pub(crate) struct DataflowThreads(CommsGuard);
 impl DataflowThreads {
     /// Waits until all has been sent and received; returns at once when the job fails, as a thread whose other end is
     /// gone waits for ever.
-    pub(crate) fn finish(self, failure: &Failure) {
-        let Ok(ending) = thread::start(Role::Connections, Role::Connections.name(), move || drop(self.0)) else {
+    pub(crate) fn finish(self, failure: &JobFailure) {
+        let Ok(ending) = thread::start(ThreadRole::Connections, ThreadRole::Connections.name(), move || drop(self.0))
+        else {
             return;
         };
         while !ending.is_finished() && failure.get().is_none() {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::disk::{Disk, is_temporary, parent};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published, StateId, reason, replace_while_current};
+use crate::durable::{Incarnation, PublishedEpoch, StateId, io_reason, replace_while_current};
 use crate::error::{Error, Result};
 use crate::time::Epoch;
 
@@ -51,9 +51,9 @@ pub(super) struct Commit {
 
 impl Commit {
     /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
-    pub(super) fn published(&self) -> Option<Published> {
+    pub(super) fn published(&self) -> Option<PublishedEpoch> {
         let ends = self.ends.clone();
-        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
+        self.epoch.map(|epoch| PublishedEpoch { incarnation: self.incarnation, epoch, ends })
     }
 }
 
@@ -198,10 +198,10 @@ impl Commits {
     /// # Errors
     /// Fails if the disk fails, or if a later incarnation has started. After a failure of the disk the commit may exist
     /// nevertheless.
-    pub(super) fn publish(&self, commit: &Commit, life: &Life) -> Result<()> {
+    pub(super) fn publish(&self, commit: &Commit, life: &Incarnation) -> Result<()> {
         let path = self.path(commit.incarnation);
         let line = commit.to_line().map_err(|why| self.failed("write", why))?;
-        let cannot = |why| self.failed("write", reason(&why));
+        let cannot = |why| self.failed("write", io_reason(&why));
         replace_while_current(&*self.disk, &path, line.as_bytes(), &life.still_current, cannot)
     }
 

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published};
+use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::sink::encode::{retractions_first, times};
@@ -157,14 +157,14 @@ impl<D: Record> KafkaWriter<D> {
 }
 
 impl<D: Record> Writer<D> for KafkaWriter<D> {
-    fn shown(&mut self) -> Result<Option<Published>> {
+    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         match &mut self.way {
             Way::AtLeastOnce(_) => Ok(None),
             Way::Once(transactions) => transactions.shown(),
         }
     }
 
-    fn begin(&mut self, life: &Life) -> Result<()> {
+    fn begin(&mut self, life: &Incarnation) -> Result<()> {
         match &mut self.way {
             Way::AtLeastOnce(_) => Ok(()),
             Way::Once(transactions) => transactions.begin(life),

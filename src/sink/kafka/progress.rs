@@ -18,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Published, StateId};
+use crate::durable::{PublishedEpoch, StateId};
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{Target, is_group_refusal, is_transient, not_made, said};
 use crate::time::Epoch;
@@ -124,9 +124,9 @@ impl Progress {
     }
 
     /// Returns the published epoch with its incarnation and journal ends; `None` if nothing is published.
-    pub(super) fn published(&self) -> Option<Published> {
+    pub(super) fn published(&self) -> Option<PublishedEpoch> {
         let ends = self.journal.clone();
-        self.epoch.map(|epoch| Published { incarnation: self.incarnation, epoch, ends })
+        self.epoch.map(|epoch| PublishedEpoch { incarnation: self.incarnation, epoch, ends })
     }
 }
 
@@ -173,7 +173,7 @@ fn ends(consumer: &BaseConsumer, target: &Target, partition: i32) -> Result<(i64
 
 /// Returns the error for brokers that do not answer at the moment.
 fn unanswered(target: &Target, why: &str) -> Error {
-    unreadable(target, why).passing()
+    unreadable(target, why).transient()
 }
 
 fn unreadable(target: &Target, why: &str) -> Error {

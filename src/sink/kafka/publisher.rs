@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
 use super::reports::{Failure, Lost, Reports};
 use super::topics::find_or_create;
-use crate::durable::StillCurrent;
+use crate::durable::FencingCheck;
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{
     Lookup, Target, UNKNOWN_PATIENCE, find_topic, find_topic_within, no_topic, not_made, reach, said,
@@ -71,7 +71,7 @@ pub struct Publisher {
     /// `true` if a transaction of this producer was ever in doubt.
     doubtful: bool,
     /// Called during long waits; an error ends them.
-    still_current: Option<StillCurrent>,
+    still_current: Option<FencingCheck>,
 }
 
 impl Publisher {
@@ -125,7 +125,7 @@ impl Publisher {
                     let failed = Error::new("cannot begin transactions").at(publisher.target.describe());
                     let why = publisher.with_last_words(&told(&error));
                     let failed = failed.because(why).help("check the brokers and --kafka-config");
-                    return Err(if passes { failed.passing() } else { failed });
+                    return Err(if passes { failed.transient() } else { failed });
                 }
             }
         }
@@ -189,7 +189,7 @@ impl Publisher {
     }
 
     /// Sets a check that ends long waits when it returns an error.
-    pub(super) fn wait_while(&mut self, still_current: StillCurrent) {
+    pub(super) fn wait_while(&mut self, still_current: FencingCheck) {
         self.still_current = Some(still_current);
     }
 
@@ -444,14 +444,14 @@ impl Publisher {
         let took = self.begun.map(|begun| begun.elapsed()).unwrap_or_default();
         if let Some(limit) = self.limit.filter(|limit| took > *limit) {
             let why = format!("it took more than {} s, and the brokers have aborted it", limit.as_secs_f64());
-            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").passing();
+            return failed.because(why).help("raise transaction.timeout.ms with --kafka-config").transient();
         }
         if code.is_some_and(is_fenced) {
             let why = "another process has taken over: it has been started with the same state";
-            return failed.because(why).help("leave the state to that process, or end it and start again").passing();
+            return failed.because(why).help("leave the state to that process, or end it and start again").transient();
         }
         let failed = failed.because(told(error));
-        if code.is_some_and(lasts) { failed } else { failed.passing() }
+        if code.is_some_and(lasts) { failed } else { failed.transient() }
     }
 
     /// Fails if a message was not delivered, or if a topic has lost messages.
@@ -476,13 +476,13 @@ impl Publisher {
             Some(code) if is_fenced(code) => self.failed("send messages", &KafkaError::MessageProduction(code)),
             Some(RDKafkaErrorCode::MessageTimedOut) => {
                 let because = self.with_last_words(&because);
-                error.because(because).help("check that the brokers are up and reachable").passing()
+                error.because(because).help("check that the brokers are up and reachable").transient()
             }
             Some(code) if lasts(code) => match remedy(code) {
                 Some(remedy) => error.because(because).help(remedy),
                 None => error.because(because),
             },
-            _ => error.because(because).passing(),
+            _ => error.because(because).transient(),
         })
     }
 

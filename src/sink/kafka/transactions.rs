@@ -24,7 +24,7 @@ use std::time::Duration;
 use super::progress::{self, Progress};
 use super::publisher::{Publisher, lost_records};
 use crate::durable::journal::JournalEnds;
-use crate::durable::{Life, Published, StateId};
+use crate::durable::{Incarnation, PublishedEpoch, StateId};
 use crate::error::{Error, Result};
 use crate::source::kafka::client::{Target, no_topic};
 use crate::time::Epoch;
@@ -46,7 +46,7 @@ pub(super) struct Transactions {
     attempt: Option<Progress>,
     /// `true` if records were removed from the progress topic.
     truncated: bool,
-    life: Option<Life>,
+    life: Option<Incarnation>,
     /// Last epoch that was written.
     last: Option<Epoch>,
     /// Messages of the open transaction.
@@ -132,7 +132,7 @@ impl Transactions {
     }
 
     /// Returns what is published, according to the topics.
-    pub(super) fn shown(&mut self) -> Result<Option<Published>> {
+    pub(super) fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
         if let Some(progress) = &self.found {
             progress::check_output(&self.output, progress)?;
         }
@@ -140,7 +140,7 @@ impl Transactions {
     }
 
     /// Starts an incarnation, and commits a record of it.
-    pub(super) fn begin(&mut self, life: &Life) -> Result<()> {
+    pub(super) fn begin(&mut self, life: &Incarnation) -> Result<()> {
         if let Some(found) = self.found.as_ref().filter(|found| found.incarnation >= life.incarnation) {
             let (theirs, ours) = (found.incarnation, life.incarnation);
             return Err(Error::new("cannot go on with the topic")
@@ -208,7 +208,7 @@ impl Transactions {
         loop {
             let error = match self.spoilt.take().map_or_else(|| self.commit(journal), Err) {
                 Ok(()) => return Ok(()),
-                Err(error) if error.passes() => error,
+                Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
             failed = if self.publisher.is_doubtful() { 0 } else { failed + 1 };
@@ -275,7 +275,7 @@ impl Transactions {
             (life.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
             match self.open_anew() {
                 Ok(opened) => break opened,
-                Err(error) if !error.passes() => return Err(error),
+                Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!("waiting to go on with {}: {error}", self.output.describe());
@@ -321,7 +321,7 @@ impl Transactions {
 
     /// Notes that the open transaction has to be repeated; fails if repeating cannot help.
     fn spoil(&mut self, error: Error) -> Result<()> {
-        if !error.passes() {
+        if !error.is_transient() {
             return Err(self.give_up(error));
         }
         self.spoilt = Some(error);
@@ -333,7 +333,7 @@ impl Transactions {
         match &self.found {
             Some(progress) if !self.broken => match progress::check_output(&self.output, progress) {
                 // Everything is committed; brokers that are unreachable now do not disprove it.
-                Err(error) if error.passes() => Ok(()),
+                Err(error) if error.is_transient() => Ok(()),
                 checked => checked,
             },
             _ => Ok(()),

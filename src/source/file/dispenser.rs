@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::durable::journal::{Bound, Check};
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::time::{Epoch, EventTime};
@@ -195,7 +195,7 @@ pub struct Share {
     /// `true` if the file is idle.
     pub idle: bool,
     /// Fingerprint of the file before `next`; `None` if nothing was read.
-    pub check: Option<Check>,
+    pub check: Option<ContentCheck>,
     /// Position where reading began; `Some` in the first committed epoch only.
     pub found_at: Option<u64>,
     /// `true` if this differs from the epoch before.
@@ -450,7 +450,7 @@ impl<F: Format> Shared<F> {
     ///
     /// # Errors
     /// Fails if the file cannot be read, or is not the one that the snapshot was taken of.
-    pub fn resume(&self, epoch: Epoch, bound: &Bound) -> Result<()> {
+    pub fn resume(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
         let state = &mut *self.lock();
         if state.repeated.is_none() {
             state.resume(bound)?;
@@ -464,13 +464,13 @@ impl<F: Format> Shared<F> {
     ///
     /// # Errors
     /// Fails as [`Shared::deal`] does, and if the file is not the one that the journal was written from.
-    pub fn deal_again<T: Record>(&self, epoch: Epoch, bound: &Bound) -> Result<Dealt> {
+    pub fn deal_again<T: Record>(&self, epoch: Epoch, bound: &PartitionProgress) -> Result<Dealt> {
         let state = &mut *self.lock();
         state.check()?;
         if state.repeated < Some(epoch) {
             state.repeat(epoch, bound)?;
         }
-        self.deal_until::<T>(state, epoch, bound.next, true)
+        self.deal_until::<T>(state, epoch, bound.next_offset, true)
     }
 
     /// Replays an epoch of the journal that took nothing from the file.
@@ -550,11 +550,11 @@ impl<F: Format> Shared<F> {
 ///
 /// # Errors
 /// Fails if the file does not exist, or is not the one that the state was written from.
-pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[Bound]) -> Result<Option<String>> {
+pub fn grown_since(path: &Path, sizes: Sizes, bounds: &[PartitionProgress]) -> Result<Option<String>> {
     let mut file = Dispenser::open(path, false, sizes)?;
     let Some(bound) = bounds.first() else { return Ok((file.length > 0).then(|| String::from("it was never read"))) };
     file.recognize(bound)?;
-    let end = bound.until.unwrap_or(bound.next);
+    let end = bound.end_offset.unwrap_or(bound.next_offset);
     Ok((file.length > end).then(|| format!("it has {} bytes more, from offset {end} on", file.length - end)))
 }
 
@@ -771,8 +771,8 @@ impl Dispenser {
     }
 
     /// Verifies that the file can be the one that `bound` was written from: by its length and its fingerprint.
-    fn recognize(&mut self, bound: &Bound) -> Result<()> {
-        let end = bound.next.max(bound.until.unwrap_or(0));
+    fn recognize(&mut self, bound: &PartitionProgress) -> Result<()> {
+        let end = bound.next_offset.max(bound.end_offset.unwrap_or(0));
         if end > self.length {
             self.look(true)?;
         }
@@ -783,16 +783,16 @@ impl Dispenser {
             return Err(error.because(length).help("restore the file, or start without the old state"));
         }
         let Some(check) = bound.check else { return Ok(()) };
-        if check.at <= bound.next && self.sum(check.at, bound.next)? == check {
+        if check.at <= bound.next_offset && self.sum(check.at, bound.next_offset)? == check {
             return Ok(());
         }
-        let place = format!("{}, before offset {}", self.path.display(), bound.next);
+        let place = format!("{}, before offset {}", self.path.display(), bound.next_offset);
         let error = Error::new("the file was changed since the state was written").at(place);
         Err(error.help("restore the file, or start without the old state; files that are read may only grow"))
     }
 
     /// Computes the fingerprint of the bytes from `at` to `end`.
-    fn sum(&mut self, at: u64, end: u64) -> Result<Check> {
+    fn sum(&mut self, at: u64, end: u64) -> Result<ContentCheck> {
         let (mut position, mut sum) = (at, crc32fast::Hasher::new());
         while position < end {
             let count = self.sizes.block.min((end - position) as usize);
@@ -801,13 +801,13 @@ impl Dispenser {
             position += count as u64;
             self.keep(bytes);
         }
-        Ok(Check { at, sum: sum.finalize() })
+        Ok(ContentCheck { at, sum: sum.finalize() })
     }
 
     /// Restores the position of a snapshot.
-    fn resume(&mut self, bound: &Bound) -> Result<()> {
+    fn resume(&mut self, bound: &PartitionProgress) -> Result<()> {
         self.recognize(bound)?;
-        let &Bound { next, watermark, idle, until, ended, check, .. } = bound;
+        let &PartitionProgress { next_offset: next, watermark, idle, end_offset: until, ended, check, .. } = bound;
         (self.found_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
         self.carry.watermark = watermark;
         self.said = Some(Share { next, watermark, until, ended, idle, check, found_at: None, changed: false });
@@ -815,10 +815,10 @@ impl Dispenser {
     }
 
     /// Prepares the replay of an epoch of the journal.
-    fn repeat(&mut self, epoch: Epoch, bound: &Bound) -> Result<()> {
+    fn repeat(&mut self, epoch: Epoch, bound: &PartitionProgress) -> Result<()> {
         self.recognize(bound)?;
-        self.until = bound.until;
-        self.expected.push_back((bound.next, bound.watermark));
+        self.until = bound.end_offset;
+        self.expected.push_back((bound.next_offset, bound.watermark));
         self.repeated_idle.push_back((epoch, bound.idle));
         self.repeated = Some(epoch);
         self.advance();

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Elsewhere, Place, Reader, Source, TimeOf, time_of};
@@ -221,7 +221,7 @@ impl<F: Format, T: Record> Source for Input<F, T> {
         Ok(Some(F::NAME.to_owned()))
     }
 
-    fn grown_since(&self, _at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, _at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         dispenser::grown_since(&self.path, self.sizes, bounds)
     }
 }

@@ -15,12 +15,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::record::{Event, Record};
 use crate::source::{Binding, Found, Intake, Polled, Reader, Resumed};
 use crate::status::PartitionStatus;
-use crate::time::watermark::{PartitionClock, WorkerMark};
+use crate::time::watermark::{PartitionClock, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
 use super::Format;
@@ -103,7 +103,7 @@ impl<F: Format, T: Record> FileReader<F, T> {
                         ends.push(place.end + chunk.skip);
                     }
                     let origin = intake.origin(PARTITION, offset);
-                    events.push(Event { time, mark: clock.observe(time), origin, data });
+                    events.push(Event { time, watermark: clock.observe(time), origin, data });
                 }
                 Err(reason) => {
                     let place = place.start + chunk.skip..place.end + chunk.skip;
@@ -215,7 +215,7 @@ impl<T: Record> Held<T> {
             if self.peak.is_none_or(|(greatest, _)| event.time > greatest) {
                 self.peak = Some((event.time, event.origin.offset));
             }
-            event.mark = clock.observe(event.time);
+            event.watermark = clock.observe(event.time);
             kept.push(event);
         }
         self.rejects.extend(rejects.map(|reject| Reject { mark: clock.watermark(), ..reject }));
@@ -228,8 +228,8 @@ impl<T: Record> Held<T> {
     fn settle(&mut self, mut lines: u64, watermark: EventTime, intake: &mut Intake<T>) -> Result<()> {
         self.settled = true;
         // Watermarks never go back, so those below `watermark` are the first ones.
-        for event in self.events.iter_mut().take_while(|event| event.mark < watermark) {
-            event.mark = watermark;
+        for event in self.events.iter_mut().take_while(|event| event.watermark < watermark) {
+            event.watermark = watermark;
         }
         let (bytes, mut counted) = (&self.chunk.bytes, 0);
         for Reject { place, mark, reason } in self.rejects.drain(..) {
@@ -282,7 +282,7 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         intake.all_found();
         let clear = self.clear(epoch);
         if !self.owner {
-            let mark = WorkerMark::without_partitions();
+            let mark = WorkerWatermark::without_partitions();
             return Ok(clear.then(|| Binding { bounds: Vec::new(), mark }));
         }
         let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
@@ -292,11 +292,22 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         let source = intake.name().to_owned();
         let partition = PARTITION;
         let values = None;
-        let bound = Bound { source, partition, found_at, next, watermark, idle, until, ended, check, values };
+        let bound = PartitionProgress {
+            source,
+            partition,
+            start_offset: found_at,
+            next_offset: next,
+            watermark,
+            idle,
+            end_offset: until,
+            ended,
+            check,
+            values,
+        };
         let bounds = if changed { vec![bound] } else { Vec::new() };
         // A file that wakes needs no activation watermark: in a stream with one partition it is never above the
         // partition's own.
-        Ok(Some(Binding { bounds, mark: WorkerMark { least, greatest, ended, woken: Vec::new() } }))
+        Ok(Some(Binding { bounds, mark: WorkerWatermark { least, greatest, ended, activated: Vec::new() } }))
     }
 
     fn deliver(&mut self, intake: &mut Intake<T>) -> Result<Option<Epoch>> {
@@ -327,7 +338,7 @@ impl<F: Format, T: Record> Reader<T> for FileReader<F, T> {
         self.held.is_empty() && self.shared.exhausted()
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<T>) -> Result<bool> {
         intake.begin(epoch);
         intake.all_found();
         let Some(bound) = bounds.iter().find(|bound| bound.partition == PARTITION) else {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::*;
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::metrics::SourceMetrics;
 use crate::record::Event;
 use crate::source::csv::Csv;
@@ -123,7 +123,7 @@ impl Case {
             let mut outcomes = outcomes.clone();
             outcomes.sort_by_key(|outcome| outcome.offset);
             let from = position;
-            position = run.bounds.get(epoch).map_or(position, |bound| bound.next);
+            position = run.bounds.get(epoch).map_or(position, |bound| bound.next_offset);
             assert!(outcomes.iter().all(|o| o.offset >= from && o.offset < position), "{at}: epoch {epoch}");
             all.extend(outcomes);
         }
@@ -133,13 +133,22 @@ impl Case {
         }
         let mut before = 0;
         for bound in run.bounds.values() {
-            assert_eq!(bound.watermark, self.watermark_at(bound.next), "{at}: watermark at {}", bound.next);
-            assert!(bound.next >= before, "{at}");
-            assert_eq!(bound.found_at, (before == 0 && Some(bound) == run.bounds.values().next()).then_some(0), "{at}");
-            before = bound.next;
+            assert_eq!(
+                bound.watermark,
+                self.watermark_at(bound.next_offset),
+                "{at}: watermark at {}",
+                bound.next_offset
+            );
+            assert!(bound.next_offset >= before, "{at}");
+            assert_eq!(
+                bound.start_offset,
+                (before == 0 && Some(bound) == run.bounds.values().next()).then_some(0),
+                "{at}"
+            );
+            before = bound.next_offset;
         }
         let last = run.bounds.values().last().unwrap();
-        assert_eq!((last.next, last.until, last.ended), (self.length, Some(self.length), true), "{at}");
+        assert_eq!((last.next_offset, last.end_offset, last.ended), (self.length, Some(self.length), true), "{at}");
     }
 }
 
@@ -153,7 +162,7 @@ fn input<F: Format>(path: &Path, block: usize) -> Input<F, Row> {
 #[derive(Default)]
 struct Run {
     epochs: BTreeMap<u64, Vec<Outcome>>,
-    bounds: BTreeMap<u64, Bound>,
+    bounds: BTreeMap<u64, PartitionProgress>,
 }
 
 /// A simulated worker.
@@ -166,7 +175,7 @@ struct Worker {
     ended: bool,
     /// Position to resume from before anything else; other workers may be ahead by then.
     resume: Option<(Epoch, Resumed)>,
-    journal: VecDeque<(Epoch, Vec<Bound>)>,
+    journal: VecDeque<(Epoch, Vec<PartitionProgress>)>,
 }
 
 impl Worker {
@@ -183,12 +192,12 @@ impl Worker {
         let (_bytes, events, rejects) = self.intake.hand_over();
         assert!(self.bound < Some(epoch) || events.is_empty() && rejects.is_empty(), "records after their epoch");
         let outcomes = run.epochs.entry(epoch.0).or_default();
-        outcomes.extend(events.drain(..).map(|Event { time, mark, origin, data }| {
+        outcomes.extend(events.drain(..).map(|Event { time, watermark: mark, origin, data }| {
             assert_eq!((origin.source, origin.partition), (3, 0));
             let accepted = Some((time, data));
             Outcome { offset: origin.offset, mark, accepted, line: 0, rejected: Vec::new() }
         }));
-        outcomes.extend(rejects.drain(..).map(|Event { mark, origin, data, .. }| {
+        outcomes.extend(rejects.drain(..).map(|Event { watermark: mark, origin, data, .. }| {
             let Rejected { line, record, encoding, reason, .. } = data;
             assert!(!reason.is_empty());
             let rejected = if encoding == "hex" { from_hex(&record) } else { record.into_bytes() };
@@ -227,7 +236,7 @@ impl Worker {
         let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake).unwrap() else { return };
         self.to_bind.pop_front();
         self.bound = Some(epoch);
-        assert!(mark.woken.is_empty() && bounds.len() <= 1);
+        assert!(mark.activated.is_empty() && bounds.len() <= 1);
         for bound in bounds {
             assert!((bound.source.as_str(), bound.partition, bound.idle) == ("s", 0, false));
             assert_eq!(mark.least, (!bound.ended).then_some(bound.watermark));
@@ -345,7 +354,7 @@ fn go_on<F: Format>(case: &Case, mut recorded: Run, rng: &mut fastrand::Rng) {
         let snapshot = bounds[..taken].last();
         for worker in &mut workers {
             if let Some((epoch, bound)) = snapshot {
-                let bound = Bound { found_at: None, ..bound.clone() };
+                let bound = PartitionProgress { start_offset: None, ..bound.clone() };
                 worker.resume = Some((*epoch, Resumed { bound, floor: EventTime::MIN }));
             }
             worker.journal =
@@ -600,7 +609,7 @@ struct Alone {
 }
 
 impl Alone {
-    fn resume(&mut self, bound: &Bound) -> Result<()> {
+    fn resume(&mut self, bound: &PartitionProgress) -> Result<()> {
         let places = [Resumed { bound: bound.clone(), floor: EventTime::MIN }];
         self.worker.epoch = Epoch(4);
         self.worker.reader.resume(Epoch(2), &places, &mut self.worker.intake)
@@ -665,7 +674,7 @@ fn a_file_that_grows_is_followed_by_whole_lines() {
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
     let bound = &alone.run.bounds[&2];
-    assert_eq!((bound.next, bound.until, bound.ended), (3 * line(1).len() as u64, None, false));
+    assert_eq!((bound.next_offset, bound.end_offset, bound.ended), (3 * line(1).len() as u64, None, false));
     file.as_file().set_len(10).unwrap();
     assert!(alone.error().starts_with("the file ends before what was already read of it"));
 }
@@ -792,16 +801,16 @@ fn a_reject_can_end_the_job() {
     assert!(error.contains("line 3): missing field `id`"), "{error}");
 }
 
-fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
+fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> PartitionProgress {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
-    Bound {
+    PartitionProgress {
         source,
         partition: 0,
-        found_at,
-        next,
+        start_offset: found_at,
+        next_offset: next,
         watermark,
         idle: false,
-        until: None,
+        end_offset: None,
         ended: false,
         check: None,
         values: None,
@@ -811,7 +820,7 @@ fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> Bound {
 #[test]
 fn a_journal_of_another_file_is_refused() {
     let file = file_of(&(line(1) + &line(2)));
-    let replay = |bound: Bound| {
+    let replay = |bound: PartitionProgress| {
         let mut alone = Alone::new(file.path(), &until_end());
         for _ in 0..10 {
             if let Err(error) =
@@ -842,13 +851,13 @@ fn reading_goes_on_behind_what_a_snapshot_holds() {
 }
 
 /// Returns a file of two lines that one worker has read to the end, and the progress that it committed.
-fn ended() -> (tempfile::NamedTempFile, Bound) {
+fn ended() -> (tempfile::NamedTempFile, PartitionProgress) {
     let file = file_of(&(line(1) + &line(2)));
     let mut alone = Alone::new(file.path(), &until_end());
     assert_eq!(alone.ids(1), [1, 2]);
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
-    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
+    let bound = PartitionProgress { start_offset: None, ..alone.run.bounds[&2].clone() };
     assert!(bound.ended && bound.check.is_some());
     (file, bound)
 }
@@ -870,10 +879,10 @@ fn a_state_that_has_ended_ends_at_once() {
 fn a_file_that_was_changed_under_a_state_is_refused() {
     let (file, bound) = ended();
     let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
-    let refusals = |bound: &Bound| {
+    let refusals = |bound: &PartitionProgress| {
         let resumed = Alone::new(file.path(), &until_end()).resume(bound).map_err(|error| error.to_string());
         let mut alone = Alone::new(file.path(), &until_end());
-        let journalled = Bound { found_at: Some(0), ..bound.clone() };
+        let journalled = PartitionProgress { start_offset: Some(0), ..bound.clone() };
         let repeated = alone.worker.reader.replay(Epoch(2), &[journalled], &mut alone.worker.intake);
         let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(bound));
         [resumed, repeated.map(drop).map_err(|e| e.to_string()), grown.map(drop).map_err(|e| e.to_string())]
@@ -883,7 +892,7 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
     for (text, why) in [
         (line(1) + &line(7), format!("the file was changed since the state was written ({name}, before offset ")),
         (line(7) + &line(2) + &line(3), format!("the file was changed since the state was written ({name}, ")),
-        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next)),
+        (line(1), format!("the state names records that are not there ({name}, offset {}): ", bound.next_offset)),
         (String::new(), format!("the state names records that are not there ({name}, ")),
     ] {
         std::fs::write(file.path(), &text).unwrap();
@@ -894,7 +903,7 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
     }
     // Records that the state was still to read are missed as well.
     std::fs::write(file.path(), line(1)).unwrap();
-    let half = Bound { next: line(1).len() as u64, check: None, ended: false, ..bound };
+    let half = PartitionProgress { next_offset: line(1).len() as u64, check: None, ended: false, ..bound };
     let error = Alone::new(file.path(), &until_end()).resume(&half).unwrap_err().to_string();
     assert!(error.contains("records that are not there"), "{error}");
 }
@@ -903,12 +912,12 @@ fn a_file_that_was_changed_under_a_state_is_refused() {
 fn whether_a_file_has_grown_since_its_state_ended_is_told() {
     let (mut file, bound) = ended();
     let place = Place { worker: 0, workers: 1, threads: 1, job: String::new(), options: until_end() };
-    let grown = |bounds: &[Bound]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
+    let grown = |bounds: &[PartitionProgress]| input::<Ndjson>(file.path(), 100).grown_since(&place, bounds).unwrap();
     assert_eq!(grown(std::slice::from_ref(&bound)), None);
     assert_eq!(grown(&[]).unwrap(), "it was never read");
     file.write_all(b"{}\n").unwrap();
     let grown = input::<Ndjson>(file.path(), 100).grown_since(&place, std::slice::from_ref(&bound)).unwrap();
-    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next));
+    assert_eq!(grown.unwrap(), format!("it has 3 bytes more, from offset {} on", bound.next_offset));
     std::fs::remove_file(file.path()).unwrap();
     assert!(input::<Ndjson>(file.path(), 100).grown_since(&place, &[bound]).is_err());
 }
@@ -920,10 +929,10 @@ fn a_followed_file_is_followed_again_and_may_then_be_read_to_its_end() {
     assert_eq!(alone.ids(1), [90, 10]);
     alone.worker.turn_to(Epoch(4));
     alone.worker.bind(&mut alone.run);
-    let bound = Bound { found_at: None, ..alone.run.bounds[&2].clone() };
-    assert_eq!((bound.until, bound.ended), (None, false));
+    let bound = PartitionProgress { start_offset: None, ..alone.run.bounds[&2].clone() };
+    assert_eq!((bound.end_offset, bound.ended), (None, false));
     for (options, more) in [(Options::default(), vec![20, 0]), (until_end(), vec![20])] {
-        file.as_file().set_len(bound.next).unwrap();
+        file.as_file().set_len(bound.next_offset).unwrap();
         std::fs::OpenOptions::new().append(true).open(file.path()).unwrap().write_all(line(20).as_bytes()).unwrap();
         let mut again = Alone::new(file.path(), &options);
         again.resume(&bound).unwrap();

@@ -395,7 +395,7 @@ fn not_there(target: &Target, words: &LastWords, last: Option<String>) -> Error 
     let why = words.reason().or(last);
     let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
     let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
-    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").passing()
+    error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").transient()
 }
 
 /// Checks that the leaders of a topic's partitions answer at the addresses that they advertise, which may differ from
@@ -431,7 +431,7 @@ pub(crate) fn reach<C: ClientContext>(
                 // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).passing());
+                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).transient());
             }
         }
     }

@@ -10,7 +10,7 @@ use rdkafka::mocking::MockCluster;
 
 use super::client::said;
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 type Reply = Sender<Result<()>>;
 
@@ -24,7 +24,7 @@ pub struct EmbeddedBroker {
     servers: String,
     orders: Option<Sender<Order>>,
     // The cluster stays on one thread, as the library does not promise that it may be moved.
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
 }
 
 impl EmbeddedBroker {
@@ -35,7 +35,8 @@ impl EmbeddedBroker {
     pub fn start() -> Result<Self> {
         let (orders, inbox) = channel();
         let (ready, started) = channel();
-        let thread = thread::start(Role::EmbeddedBroker, Role::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
+        let thread =
+            thread::start(ThreadRole::EmbeddedBroker, ThreadRole::EmbeddedBroker.name(), move || run(&inbox, &ready))?;
         let gone = || Error::new("cannot start an embedded broker").because("its thread ended");
         let servers = started.recv().map_err(|_| gone())??;
         Ok(EmbeddedBroker { servers, orders: Some(orders), thread: Some(thread) })
@@ -90,7 +91,7 @@ fn run(inbox: &Receiver<Order>, ready: &Sender<Result<String>>) {
     };
     let _ = ready.send(Ok(cluster.bootstrap_servers()));
     while let Ok(order) = inbox.recv() {
-        thread::turn();
+        thread::mark_iteration();
         let (done, reply) = match order {
             Order::Create(topic, partitions, reply) => (cluster.create_topic(&topic, partitions, 1), reply),
             Order::Reachable(true, reply) => (cluster.broker_up(1), reply),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::client::Target;
 use super::probe::{Next, read_each};
 use super::reader::{another, check_end, connect, is_as_checked, no_partition, offsets, place};
-use crate::durable::journal::{Bound, Check};
+use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::Result;
 
 /// A partition whose records are read.
@@ -17,11 +17,11 @@ struct Asked {
     /// Offset at which the records begin that the state did not take.
     end: u64,
     /// Fingerprint to be verified by the first message; `None` once it is verified, or if there is none.
-    check: Option<Check>,
+    check: Option<ContentCheck>,
 }
 
 /// Describes the data that has arrived since: see [`crate::source::Source::grown_since`].
-pub(super) fn grown_since(target: &Target, job: &str, bounds: &[Bound]) -> Result<Option<String>> {
+pub(super) fn grown_since(target: &Target, job: &str, bounds: &[PartitionProgress]) -> Result<Option<String>> {
     let (consumer, ids) = connect(target, job)?;
     if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {
         return Err(no_partition(target, bound.partition));
@@ -30,7 +30,7 @@ pub(super) fn grown_since(target: &Target, job: &str, bounds: &[Bound]) -> Resul
     for id in ids {
         let (low, end_now) = offsets(&consumer, target, id)?;
         let bound = bounds.iter().find(|bound| bound.partition == id);
-        let end = bound.map_or(low, |bound| bound.until.unwrap_or(bound.next));
+        let end = bound.map_or(low, |bound| bound.end_offset.unwrap_or(bound.next_offset));
         bound.map_or(Ok(()), |bound| check_end(target, bound, end_now))?;
         if low > end {
             return Ok(Some(more(target, id, end)));

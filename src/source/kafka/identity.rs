@@ -22,7 +22,7 @@ use super::admin::{administrator, wait_for};
 use super::client::{Target, in_words, said};
 use super::probe::{Next, read_each};
 use super::reader::{another, connect, is_as_checked, no_partition, offsets};
-use crate::durable::journal::Check;
+use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
 
 /// Longest wait for the brokers to report a topic's settings.
@@ -60,7 +60,7 @@ pub(super) fn made_again(target: &Target) -> Error {
 ///
 /// # Errors
 /// Fails if the topic cannot be read at the moment.
-pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, Check)]) -> Result<Option<Error>> {
+pub(super) fn compare_records(target: &Target, job: &str, checks: &[(u32, ContentCheck)]) -> Result<Option<Error>> {
     let (consumer, ids) = connect(target, job)?;
     let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
     for (id, check) in checks {

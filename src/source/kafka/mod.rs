@@ -28,7 +28,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::durable::journal::Bound;
+use crate::durable::journal::PartitionProgress;
 use crate::error::Result;
 use crate::record::Record;
 use crate::source::{Place, Reader, Source, TimeOf, TopicAddress, time_of};
@@ -221,7 +221,7 @@ impl<T: Record> Source for Topic<T> {
         Some(self.target.address())
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[Bound]) -> Result<Option<String>> {
+    fn grown_since(&self, at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         growth::grown_since(&self.target, &at.job, bounds)
     }
 }

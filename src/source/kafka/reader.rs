@@ -33,7 +33,7 @@ use super::client::{self, Lookup, Target, find_topic, in_words, is_refusal, is_t
 use super::identity::{LOGGED, made_again, refuse_compacted};
 use super::report::{Listener, Outage, Report, SILENT_POLLS};
 use super::watch::{News, Watch};
-use crate::durable::journal::{Bound, Check, Value};
+use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, Result};
 use crate::record::Record;
 use crate::source::{Binding, Found, Intake, Note, Place, Polled, Reader, Resumed, Slot};
@@ -378,7 +378,7 @@ impl<T: Record> KafkaReader<T> {
             if !self.by_value {
                 intake.remember(slot, check(offset, stamped, payload.as_deref()));
             }
-            intake.keep_value(slot, || Value { offset, stamped, payload });
+            intake.keep_value(slot, || JournaledRecord { offset, timestamp: stamped, payload });
         }
         let mut last = None;
         let all = loop {
@@ -407,7 +407,7 @@ impl<T: Record> KafkaReader<T> {
                     } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
                         taken += 1;
                         let payload = || message.payload().map(<[u8]>::to_vec);
-                        intake.keep_value(slot, || Value { offset, stamped, payload: payload() });
+                        intake.keep_value(slot, || JournaledRecord { offset, timestamp: stamped, payload: payload() });
                         last = Some(message);
                     }
                 }
@@ -475,7 +475,7 @@ impl<T: Record> KafkaReader<T> {
         &mut self,
         epoch: Epoch,
         at: usize,
-        bound: &Bound,
+        bound: &PartitionProgress,
         left: &mut usize,
         intake: &mut Intake<T>,
     ) -> Result<bool> {
@@ -483,11 +483,11 @@ impl<T: Record> KafkaReader<T> {
             Some(slot) => slot,
             None => {
                 let low = self.feeds[at].low;
-                let from = bound.found_at.unwrap_or(low);
+                let from = bound.start_offset.unwrap_or(low);
                 if bound.values.is_none() {
                     self.check_start(&self.feeds[at], from)?;
                 }
-                let slot = intake.find(epoch, bound.partition, from, bound.until);
+                let slot = intake.find(epoch, bound.partition, from, bound.end_offset);
                 if self.by_value {
                     intake.keep_values(slot);
                 }
@@ -501,11 +501,11 @@ impl<T: Record> KafkaReader<T> {
         if let Some(values) = &bound.values {
             return self.repeat_values(epoch, (at, slot), bound, values, left, intake);
         }
-        while intake.next(slot) < bound.next {
+        while intake.next(slot) < bound.next_offset {
             let feed = &mut self.feeds[at];
             if feed.at_end && feed.held.is_none() {
                 // All committed records were delivered: only transaction markers are left.
-                intake.skip_to(slot, bound.next);
+                intake.skip_to(slot, bound.next_offset);
                 break;
             }
             if *left == 0 {
@@ -517,7 +517,7 @@ impl<T: Record> KafkaReader<T> {
                     Some(Ok(message)) => {
                         feed.at_end = false;
                         let (offset, stamped) = place(&message);
-                        if offset < bound.next {
+                        if offset < bound.next_offset {
                             let payload = message.payload();
                             *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload), intake)?);
                             continue;
@@ -533,11 +533,11 @@ impl<T: Record> KafkaReader<T> {
                 }
                 continue;
             }
-            match feed.held.take_if(|held| held.offset < bound.next) {
+            match feed.held.take_if(|held| held.offset < bound.next_offset) {
                 Some(Held { offset, stamped, payload }) => {
                     *left -= usize::from(again(epoch, slot, bound, (offset, stamped, payload.as_deref()), intake)?);
                 }
-                None => intake.skip_to(slot, bound.next),
+                None => intake.skip_to(slot, bound.next_offset),
             }
         }
         if let Some(check) = bound.check.filter(|check| intake.check(slot) != Some(*check)) {
@@ -556,19 +556,19 @@ impl<T: Record> KafkaReader<T> {
         &mut self,
         epoch: Epoch,
         (at, slot): (usize, Slot),
-        bound: &Bound,
-        values: &[Value],
+        bound: &PartitionProgress,
+        values: &[JournaledRecord],
         left: &mut usize,
         intake: &mut Intake<T>,
     ) -> Result<bool> {
         let first = values.partition_point(|value| value.offset < intake.next(slot));
-        for Value { offset, stamped, payload } in &values[first..] {
+        for JournaledRecord { offset, timestamp: stamped, payload } in &values[first..] {
             if *left == 0 {
                 return Ok(false);
             }
             *left -= usize::from(offer(epoch, slot, *offset, *stamped, payload.as_deref(), intake)?);
         }
-        intake.skip_to(slot, bound.next);
+        intake.skip_to(slot, bound.next_offset);
         intake.repeat(slot, bound);
         if intake.ended(slot) {
             self.rest(at);
@@ -625,7 +625,7 @@ impl<T: Record> KafkaReader<T> {
     }
 
     /// Verifies a partition by reading once more the last record that the state has taken: see the module.
-    fn recognize(&mut self, at: usize, expected: Check) -> Result<()> {
+    fn recognize(&mut self, at: usize, expected: ContentCheck) -> Result<()> {
         let begun = Instant::now();
         loop {
             self.serve(Instant::now())?;
@@ -666,13 +666,13 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
             // Retention may have removed the record that identifies the topic and, of an ended partition, all that
             // follows.
             let low = self.feeds[at].low;
-            let check = bound.check.filter(|check| !self.by_value && (low..bound.next).contains(&check.at));
+            let check = bound.check.filter(|check| !self.by_value && (low..bound.next_offset).contains(&check.at));
             checks.extend(check.map(|check| (at, check)));
             if !intake.ended(slot) {
-                self.check_start(&self.feeds[at], bound.next)?;
+                self.check_start(&self.feeds[at], bound.next_offset)?;
             }
             if check.is_some() || !intake.ended(slot) {
-                assigned.push((bound.partition, check.map_or(bound.next, |check| check.at)));
+                assigned.push((bound.partition, check.map_or(bound.next_offset, |check| check.at)));
             }
         }
         self.assign(&assigned)?;
@@ -716,7 +716,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         self.confirmed.waiting = None;
         let binding = intake.bind(epoch);
         if !binding.bounds.is_empty() {
-            let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next)).collect();
+            let offsets = binding.bounds.iter().map(|bound| (bound.partition, bound.next_offset)).collect();
             self.bound.push_back((epoch, offsets));
             if self.bound.len() > UNSHOWN {
                 self.forget_oldest();
@@ -725,7 +725,7 @@ impl<T: Record> Reader<T> for KafkaReader<T> {
         Ok(Some(binding))
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[Bound], intake: &mut Intake<T>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<T>) -> Result<bool> {
         self.hear()?;
         self.serve(Instant::now())?;
         if self.confirmed.waiting.is_some() {
@@ -890,17 +890,17 @@ pub(super) fn place(message: &BorrowedMessage<'_>) -> (u64, Option<i64>) {
 }
 
 /// `true` if a message is the record of a fingerprint.
-pub(super) fn is_as_checked(message: &BorrowedMessage<'_>, expected: Check) -> bool {
+pub(super) fn is_as_checked(message: &BorrowedMessage<'_>, expected: ContentCheck) -> bool {
     let (offset, stamped) = place(message);
     check(offset, stamped, message.payload()) == expected
 }
 
 /// Computes a partition's fingerprint from one of its records.
-pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> Check {
+pub(super) fn check(offset: u64, stamped: Option<i64>, payload: Option<&[u8]>) -> ContentCheck {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&stamped.unwrap_or(i64::MIN).to_le_bytes());
     sum.update(payload.unwrap_or_default());
-    Check { at: offset, sum: sum.finalize() }
+    ContentCheck { at: offset, sum: sum.finalize() }
 }
 
 /// Returns the error for a topic without a partition that a state names.
@@ -910,15 +910,15 @@ pub(super) fn no_partition(target: &Target, partition: u32) -> Error {
 }
 
 /// Returns the error for a topic that has another record than the state took, or none.
-pub(super) fn another(target: &Target, partition: u32, check: Check) -> Error {
+pub(super) fn another(target: &Target, partition: u32, check: ContentCheck) -> Error {
     let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
     let error = Error::new("a record is not the one that the state has counted").at(place);
     error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
 }
 
 /// Fails if a partition ends before what a state has taken, or was to take, of it.
-pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> {
-    let named = bound.next.max(bound.until.unwrap_or(0));
+pub(super) fn check_end(target: &Target, bound: &PartitionProgress, end: u64) -> Result<()> {
+    let named = bound.next_offset.max(bound.end_offset.unwrap_or(0));
     if named <= end {
         return Ok(());
     }
@@ -931,7 +931,7 @@ pub(super) fn check_end(target: &Target, bound: &Bound, end: u64) -> Result<()> 
 fn again<T: Record + DeserializeOwned>(
     epoch: Epoch,
     slot: Slot,
-    bound: &Bound,
+    bound: &PartitionProgress,
     (offset, stamped, payload): (u64, Option<i64>, Option<&[u8]>),
     intake: &mut Intake<T>,
 ) -> Result<bool> {

@@ -12,9 +12,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use super::client::{Lookup, Target, look};
 use super::identity::compare_records;
 use super::report::Listener;
-use crate::durable::journal::Check;
+use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Interval between requests to the brokers.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const UNKNOWN_TIMES: u32 = 3;
 
 /// Partitions and the fingerprints of the records to be compared.
-type Records = Vec<(u32, Check)>;
+type Records = Vec<(u32, ContentCheck)>;
 
 /// An observation of the watch.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(super) struct Watch {
     news: Receiver<News>,
     orders: Sender<Records>,
     stop: Arc<AtomicBool>,
-    thread: Handle,
+    thread: ThreadHandle,
 }
 
 impl Watch {
@@ -65,7 +65,7 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let body = move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered));
-        let thread = thread::start(Role::KafkaWatch, Role::KafkaWatch.name(), body)?;
+        let thread = thread::start(ThreadRole::KafkaWatch, ThreadRole::KafkaWatch.name(), body)?;
         Ok(Watch { news, orders, stop, thread })
     }
 
@@ -103,7 +103,7 @@ fn run(
     let topic = &consumer.context().topic;
     let (mut unknown, mut order) = (0, None);
     loop {
-        thread::turn();
+        thread::mark_iteration();
         if order.is_none() {
             std::thread::park_timeout(if unknown > 0 { AGAIN } else { INTERVAL });
             order = match orders.try_recv() {

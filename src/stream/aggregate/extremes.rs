@@ -77,7 +77,7 @@ pub(super) type Standing = (EventTime, (u16, u32, u64));
 /// Returns the position of an event's record.
 #[inline]
 pub(super) fn standing<D>(event: &Event<D>) -> Standing {
-    (event.time, event.origin.place())
+    (event.time, event.origin.tie_breaker())
 }
 
 macro_rules! by_event_time {

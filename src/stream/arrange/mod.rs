@@ -39,7 +39,7 @@ use crate::stream::cut::{RowKind, RowsOut};
 use crate::stream::fold::{Fold, ResultsOf, RoutedOf, Shown, Start, Wants};
 use crate::stream::slot::{Slot, Windows};
 use crate::stream::window::Interval;
-use crate::stream::{Failure, Fault};
+use crate::stream::{Fault, JobFailure};
 use crate::time::{EventTime, Span};
 
 /// The key of a row: pane-major.
@@ -83,7 +83,7 @@ impl<S: Accumulator> Semigroup for Counted<S> {
 pub(crate) struct Telling<A> {
     pub(crate) name: String,
     pub(crate) aggregate: Rc<A>,
-    pub(crate) failure: Arc<Failure>,
+    pub(crate) failure: Arc<JobFailure>,
 }
 
 impl<A> Telling<A> {

@@ -24,7 +24,7 @@ use super::limits::{CONNECTIONS, DESCRIPTORS_FOR_ONE, END_TIME, GRACE, PAUSE, SO
 use super::respond::RequestContext;
 use super::{Endpoint, RequestHandler};
 use crate::error::{Error, Result};
-use crate::thread::{self, Handle, Role};
+use crate::thread::{self, ThreadHandle, ThreadRole};
 
 /// Maximum number of connections that the system queues until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -37,7 +37,7 @@ pub(crate) struct Server {
     over: watch::Sender<bool>,
     /// Disconnected when the thread is done.
     done: Receiver<()>,
-    thread: Option<Handle>,
+    thread: Option<ThreadHandle>,
 }
 
 impl Server {
@@ -66,7 +66,7 @@ impl Server {
             runtime.shutdown_background();
             drop::<std::sync::mpsc::Sender<()>>(finished);
         };
-        let thread = thread::start(Role::Http, Role::Http.name(), body)?;
+        let thread = thread::start(ThreadRole::Http, ThreadRole::Http.name(), body)?;
         Ok(Server { address, over, done, thread: Some(thread) })
     }
 
@@ -141,7 +141,7 @@ async fn serve(listener: TcpListener, shared: Arc<RequestContext>, most: usize, 
     {
         let mut ends = pin!(ended(over.clone()));
         loop {
-            thread::turn();
+            thread::mark_iteration();
             let next = poll_fn(|context| {
                 if ends.as_mut().poll(context).is_ready() {
                     return Poll::Ready(None);
