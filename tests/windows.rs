@@ -166,7 +166,7 @@ fn the_result_of_all_time_is_not_late_downstream() {
 /// Sums values of any number type in one window, in any order, in random epochs.
 fn summed<N, S>(values: &[N], seed: u64) -> tidegate::Result<Vec<(S, Real)>>
 where
-    N: tidegate::stream::aggregate::Summable<Shown = S> + Copy,
+    N: tidegate::stream::aggregate::Summable<SumValue = S> + Copy,
     S: tidegate::Record,
 {
     let partitions = values.chunks(values.len().div_ceil(3)).map(|chunk| chunk.iter().map(|v| (*v, 5i64)).collect());

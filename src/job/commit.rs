@@ -38,15 +38,15 @@ use crate::durable::state::StateDir;
 use crate::error::Result;
 use crate::metrics::{Metrics, Snapshot};
 use crate::stream::JobFailure;
-use crate::stream::cut::{Merges, Part};
+use crate::stream::checkpoint::{MergeRegistry, SnapshotAck};
 use crate::thread::ThreadRole;
 use crate::time::{Epoch, EventTime};
 
 /// Gathers the acknowledgements of each snapshot on worker 0, and hands them over when all are there; worker 0 is in
 /// the process that writes the manifests.
-pub(crate) fn commit(parts: Stream<'_, u64, Vec<Part>>, snapshots: Option<Arc<Snapshots>>) {
-    let mut gathered = BTreeMap::<u64, Vec<Part>>::new();
-    parts.sink(Exchange::new(|_part: &Part| 0), "Commit", move |(input, frontier)| {
+pub(crate) fn commit(parts: Stream<'_, u64, Vec<SnapshotAck>>, snapshots: Option<Arc<Snapshots>>) {
+    let mut gathered = BTreeMap::<u64, Vec<SnapshotAck>>::new();
+    parts.sink(Exchange::new(|_part: &SnapshotAck| 0), "Commit", move |(input, frontier)| {
         input.for_each(|capability, parts| {
             let Some(&epoch) = capability.least() else { return };
             gathered.entry(epoch).or_default().append(parts);
@@ -76,7 +76,7 @@ pub(crate) struct Snapshots {
     terms: SnapshotContext,
     dir: Arc<StateDir>,
     journal: Arc<dyn Journal>,
-    merges: Arc<Merges>,
+    merges: Arc<MergeRegistry>,
     failure: Arc<JobFailure>,
     /// The epoch of the last manifest that was written; 0 before the first of this incarnation.
     committed: AtomicU64,
@@ -115,7 +115,7 @@ impl Snapshots {
         terms: SnapshotContext,
         dir: Arc<StateDir>,
         journal: Arc<dyn Journal>,
-        merges: Arc<Merges>,
+        merges: Arc<MergeRegistry>,
         failure: Arc<JobFailure>,
         base: Option<&Manifest>,
     ) -> Result<Arc<Self>> {
@@ -179,7 +179,7 @@ impl Snapshots {
     }
 
     /// Queues the manifest of an epoch, to be made of the acknowledgements.
-    fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) {
+    fn make(self: &Arc<Self>, epoch: Epoch, parts: Vec<SnapshotAck>) {
         let own = Arc::clone(self);
         self.manifests.submit(move || {
             if own.failure.get().is_none()
@@ -190,9 +190,9 @@ impl Snapshots {
         });
     }
 
-    fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<Part>) -> Result<()> {
-        let new = |part: &Part| match part {
-            Part::Cut(_, _, Some(segment)) => (segment.rows, segment.bytes),
+    fn write(self: &Arc<Self>, epoch: Epoch, parts: Vec<SnapshotAck>) -> Result<()> {
+        let new = |part: &SnapshotAck| match part {
+            SnapshotAck::Operator(_, _, Some(segment)) => (segment.rows, segment.bytes),
             _ => (0, 0),
         };
         let (rows, bytes) = parts.iter().map(new).fold((0, 0), |sum, new| (sum.0 + new.0, sum.1 + new.1));
@@ -215,24 +215,24 @@ impl Snapshots {
     }
 
     /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
-    fn assemble(&self, epoch: Epoch, parts: Vec<Part>, kept: &mut LiveSegments) -> Manifest {
+    fn assemble(&self, epoch: Epoch, parts: Vec<SnapshotAck>, kept: &mut LiveSegments) -> Manifest {
         let mut sources = BTreeMap::<String, (Vec<PartitionProgress>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
         let mut sinks = Vec::<SinkState>::new();
         for part in parts {
             match part {
-                Part::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
-                Part::Mark(name, watermark, floors) => {
+                SnapshotAck::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
+                SnapshotAck::Watermark(name, watermark, floors) => {
                     let source = sources.entry(name).or_default();
                     (source.1, source.2) = (watermark, floors);
                 }
-                Part::Cut(name, closed, segment) => {
+                SnapshotAck::Operator(name, closed, segment) => {
                     let known = steps.entry(name.clone()).or_insert(closed);
                     assert!(*known == closed, "all workers have closed the same windows of step `{name}`");
                     kept.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
                     kept.live.entry(name).or_default().extend(segment);
                 }
-                Part::Sink(state) => sinks.push(state),
+                SnapshotAck::Sink(state) => sinks.push(state),
             }
         }
         let states = steps.into_iter().map(|(name, closed)| {

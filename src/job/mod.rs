@@ -42,7 +42,7 @@ use crate::metrics::{JobSummary, Metrics};
 use crate::sink::{Rows, Shard};
 use crate::source;
 use crate::status::StatusBoard;
-use crate::stream::{Durable, Fault, Flow, OpenedSinks, PlannedStep, Purpose, merge_at_rest};
+use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, merge_while_idle};
 use crate::thread::{JobFailure, guard};
 use crate::time::Epoch;
 use crate::view::Views;
@@ -351,7 +351,7 @@ impl Job {
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let steps = self.dry(Purpose::Plan, Arc::default(), self.shard(None), None, query)?;
+        let steps = self.dry(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
         if !steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
@@ -361,10 +361,10 @@ impl Job {
     /// Builds the flow on an idle worker, without running it.
     fn dry(
         &self,
-        purpose: Purpose,
+        purpose: BuildMode,
         opened: Arc<OpenedSinks>,
         shard: Shard,
-        durable: Option<Durable>,
+        durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
         let views = Arc::clone(&self.views);
@@ -417,7 +417,7 @@ impl Job {
         let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps = self.dry(Purpose::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let steps = self.dry(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
         let print = &start::query_fingerprint(&steps, &self.flags())?;
         let sinks = opened.shown();
@@ -696,8 +696,8 @@ impl Job {
 
     /// Reports a job whose state is complete; fails if its sources have grown since.
     fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
-        let durable = Durable::ended(self.all_workers(), last)?;
-        self.dry(Purpose::AskGrown, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
+        let durable = DurableContext::ended(self.all_workers(), last)?;
+        self.dry(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
         Ok(RunReport::without_work(Ending::WasComplete))
     }
 }
@@ -726,7 +726,7 @@ fn run_workers(shared: worker::WorkerShared, query: &Query, mesh: Option<Mesh>) 
     let endings = Arc::new(Mutex::new(Vec::new()));
     let (ended, own, query) = (Arc::clone(&endings), Arc::clone(&shared), Arc::clone(query));
     let mut config = timely::WorkerConfig::default();
-    merge_at_rest(&mut config);
+    merge_while_idle(&mut config);
     let guards = timely::execute::execute_from(builders, Box::new(()), config, move |timely_worker| {
         let _entered = own.failure.enter();
         match guard(|| worker::run(timely_worker, &own, &*query)) {

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::job::State;
 use crate::job::commit::{SnapshotContext, Snapshots};
 use crate::metrics::Metrics;
-use crate::stream::{Durable, JobFailure, PlannedStep};
+use crate::stream::{DurableContext, JobFailure, PlannedStep};
 use crate::thread::ThreadRole;
 use crate::time::Epoch;
 
@@ -32,7 +32,7 @@ pub(crate) struct StartedRun {
     pub(crate) journal: Arc<dyn Journal>,
     /// Writer of snapshots; `None` in processes other than process 0.
     pub(crate) snapshots: Option<Arc<Snapshots>>,
-    pub(crate) durable: Durable,
+    pub(crate) durable: DurableContext,
     pub(crate) life: Incarnation,
     /// Frames of the journal after the snapshot, to be replayed.
     pub(crate) replay: Vec<Frame>,
@@ -174,7 +174,7 @@ fn start_process(
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
     let (incarnation, from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
-    let durable = Durable {
+    let durable = DurableContext {
         disk: Arc::clone(&options.disk),
         segments: dir.segments(),
         incarnation,

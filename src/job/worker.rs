@@ -55,7 +55,8 @@ use crate::sink::Shard;
 use crate::source::Place;
 use crate::status::{Stage, StatusBoard, WorkerReport};
 use crate::stream::{
-    Build, Driver, Durable, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep, Purpose, Seals,
+    BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep,
+    SnapshotEpochs,
 };
 use crate::time::Epoch;
 use crate::view::Views;
@@ -97,7 +98,7 @@ pub(crate) struct WorkerShared {
     pub(crate) snapshots: Option<Arc<Snapshots>>,
     /// Minimum interval between two snapshots.
     pub(crate) snapshot_every: Duration,
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableContext>,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) life: Incarnation,
     pub(crate) shard: Shard,
@@ -166,31 +167,31 @@ enum Request {
 /// The inputs for building a flow on an idle worker, without running it.
 pub(crate) struct PlanBuild {
     pub(crate) place: Place,
-    pub(crate) purpose: Purpose,
+    pub(crate) purpose: BuildMode,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) shard: Shard,
     pub(crate) views: Arc<Views>,
     /// The recovered state, if the sources are to be asked for data beyond it.
-    pub(crate) durable: Option<Durable>,
+    pub(crate) durable: Option<DurableContext>,
 }
 
 /// Builds the flow on an idle worker, and returns its steps.
 pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
     let PlanBuild { place, purpose, opened, shard, views, durable } = dry;
-    let build = Rc::new(Build {
+    let build = Rc::new(BuildContext {
         place,
-        purpose,
+        mode: purpose,
         failure: Arc::default(),
         metrics: Arc::default(),
         board: Arc::new(StatusBoard::new(0, 0)),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
-        seals: Seals::default(),
+        snapshot_epochs: SnapshotEpochs::default(),
         fault: None,
         durable,
         opened,
-        life: Incarnation::without_state(),
+        incarnation: Incarnation::without_state(),
         shard,
         views,
     });
@@ -214,22 +215,22 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         profile.listen(worker);
     }
     let controls = Controls::new(worker, &shared.place);
-    let seals = Seals::default();
+    let seals = SnapshotEpochs::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
-    let build = Rc::new(Build {
+    let build = Rc::new(BuildContext {
         place: Place { worker: worker.index(), ..shared.place.clone() },
-        purpose: Purpose::Run,
+        mode: BuildMode::Run,
         failure: Arc::clone(&shared.failure),
         metrics: Arc::clone(&shared.metrics),
         board: Arc::clone(&shared.board),
         drivers: RefCell::default(),
         plan: RefCell::default(),
         probe: probe::Handle::new(),
-        seals: seals.clone(),
+        snapshot_epochs: seals.clone(),
         fault: shared.fault,
-        durable: shared.durable.clone().map(|durable| Durable { worker: worker.index(), ..durable }),
+        durable: shared.durable.clone().map(|durable| DurableContext { worker: worker.index(), ..durable }),
         opened: Arc::clone(&shared.opened),
-        life: shared.life.clone(),
+        incarnation: shared.life.clone(),
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
     });
@@ -490,7 +491,7 @@ struct WorkerLoop {
     begun: bool,
     /// `true` once an epoch of this incarnation has been committed.
     bound: bool,
-    seals: Seals,
+    seals: SnapshotEpochs,
     /// The last snapshot that worker 0 has announced in this incarnation, and when.
     announced: Epoch,
     announced_at: Instant,
@@ -532,7 +533,7 @@ impl WorkerLoop {
             let busy = self.read()?;
             self.commit_and_release()?;
             // In a job with state worker 0 decides when it ends, as it takes a last snapshot then.
-            if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.finished()) {
+            if self.shared.durable.is_none() && self.drivers.iter().all(|driver| driver.is_complete()) {
                 self.stopped.get_or_insert(Ending::Complete);
             }
             if let Some(ending) = self.stopped
@@ -545,7 +546,7 @@ impl WorkerLoop {
                     worker.step_or_park(Some(IDLE_SLEEP));
                 }
                 // The sources may end in the very epoch that was announced as the last.
-                let over = self.drivers.iter().all(|driver| driver.finished());
+                let over = self.drivers.iter().all(|driver| driver.is_complete());
                 return Ok(if over { Ending::Complete } else { ending });
             }
             if busy {
@@ -635,7 +636,7 @@ impl WorkerLoop {
     /// partitions in one epoch. Otherwise the stream's watermark could pass the partitions of a worker that starts
     /// slowly, and the lateness of their records would depend on its speed.
     fn discover_partitions(&mut self) -> Result<()> {
-        let faulty = self.shared.fault == Some(Fault::FindLate);
+        let faulty = self.shared.fault == Some(Fault::DiscoverLate);
         let Some(current) = self.open.back_mut().filter(|_| !faulty) else { return Ok(()) };
         for driver in &mut self.drivers {
             current.bytes += driver.poll(0)?.bytes;
@@ -686,7 +687,7 @@ impl WorkerLoop {
             }
             return;
         }
-        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.finished());
+        let is_over = self.shared.snapshots.is_some() && self.drivers.iter().all(|driver| driver.is_complete());
         if (self.shared.stop.is_asked() || is_over) && self.is_free_for_snapshot() {
             return self.end(is_over);
         }
@@ -852,7 +853,7 @@ impl WorkerLoop {
         for open in self.open.iter_mut().filter(|open| open.closed && !open.written) {
             for (driver, bound) in self.drivers.iter_mut().zip(&mut open.bound) {
                 if bound.is_none() {
-                    *bound = driver.bind(open.epoch)?;
+                    *bound = driver.commit_input(open.epoch)?;
                 }
                 if bound.is_none() {
                     // Buffered records would keep the epoch open, whether or not anything is polled now.

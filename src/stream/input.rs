@@ -28,9 +28,9 @@ use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
 use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
 use crate::status::PartitionStatus;
-use crate::stream::cut::{Durable, Part};
-use crate::stream::marks::{AtSnapshots, Marks, saved};
-use crate::stream::{Build, Fault, Flow, Pool, Purpose, Seals, Stream, View};
+use crate::stream::checkpoint::{DurableContext, SnapshotAck};
+use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
+use crate::stream::{BuildContext, BuildMode, ContainerPool, Fault, Flow, SharedWatermarkView, SnapshotEpochs, Stream};
 use crate::time::watermark::{Activity, PartitionId, StreamClock, WatermarkUpdate, WorkerWatermark};
 use crate::time::{Epoch, EventTime};
 
@@ -40,7 +40,7 @@ pub(crate) trait Driver {
     fn begin(&mut self, epoch: Epoch);
 
     /// Reads what is available, about `budget` records at most.
-    fn poll(&mut self, budget: usize) -> Result<Taken>;
+    fn poll(&mut self, budget: usize) -> Result<PollResult>;
 
     /// Sends what was read and held back earlier, without reading anything new; returns its size in bytes.
     fn deliver(&mut self) -> Result<usize>;
@@ -53,7 +53,7 @@ pub(crate) trait Driver {
     fn replay(&mut self, bounds: &[PartitionProgress]) -> Result<(bool, usize)>;
 
     /// Returns the input of an epoch that is over; `None` while it is not known yet.
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>>;
+    fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>>;
 
     /// Releases an epoch, whose frame is durable, and all before it.
     fn release(&mut self, epoch: Epoch);
@@ -62,7 +62,7 @@ pub(crate) trait Driver {
     fn close(&mut self);
 
     /// Returns `true` if the stream is complete: its watermark is past all events.
-    fn finished(&self) -> bool;
+    fn is_complete(&self) -> bool;
 
     /// Informs the source that all sinks have published everything through `epoch`.
     fn shown(&mut self, epoch: Epoch);
@@ -73,7 +73,7 @@ pub(crate) trait Driver {
 
 /// The result of a poll.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct PollResult {
     /// Estimated memory of the records, in bytes.
     pub(crate) bytes: usize,
     /// `true` if more may be readable at once.
@@ -85,7 +85,7 @@ pub(crate) struct Taken {
 }
 
 /// A worker's watermark report in transit: receiving worker, sending worker, report.
-type MarkMessage = (u64, usize, WorkerWatermark);
+type WatermarkMessage = (u64, usize, WorkerWatermark);
 
 struct Capabilities {
     events: ActivateCapability<u64>,
@@ -103,36 +103,36 @@ impl Capabilities {
     }
 }
 
-type Handle<D> = UnorderedHandle<u64, CapacityContainerBuilder<Vec<D>>>;
+type InputHandle<D> = UnorderedHandle<u64, CapacityContainerBuilder<Vec<D>>>;
 
 struct SourceDriver<D: Record> {
     reader: Box<dyn Reader<D>>,
     intake: Intake<D>,
-    events: Handle<Event<D>>,
-    marks: Handle<MarkMessage>,
-    rejects: Handle<Event<Rejected>>,
+    events: InputHandle<Event<D>>,
+    marks: InputHandle<WatermarkMessage>,
+    rejects: InputHandle<Event<Rejected>>,
     /// Epochs that are not released, oldest first; the last one is current.
     open: VecDeque<(Epoch, Capabilities)>,
     /// The last released epoch. The capabilities of the next epoch are made from its own, which are kept until that
     /// epoch begins.
     released: Epoch,
     /// The last report that this worker sent about its partitions; it sends changes only.
-    said: Option<WorkerWatermark>,
+    reported: Option<WorkerWatermark>,
     worker: usize,
     peers: usize,
-    view: View,
+    view: SharedWatermarkView,
     metrics: Arc<SourceMetrics>,
-    pool: Pool<Event<D>>,
+    pool: ContainerPool<Event<D>>,
     fault: Option<Fault>,
     place: Place,
     /// Positions of the partitions in the snapshot that the job resumes from.
-    resumes_from: Option<(Epoch, Vec<Resumed>)>,
+    resume_positions: Option<(Epoch, Vec<Resumed>)>,
     /// Progress of this worker's partitions at the last epoch that was collected; only kept in a job with state.
-    bounds: BTreeMap<u32, PartitionProgress>,
+    progress: BTreeMap<u32, PartitionProgress>,
     /// The output for this worker's contributions to manifests, with the capability for the next possible snapshot
     /// epoch; `None` in a job without state.
-    parts: Option<(Handle<Part>, ActivateCapability<u64>)>,
-    seals: Seals,
+    parts: Option<(InputHandle<SnapshotAck>, ActivateCapability<u64>)>,
+    seals: SnapshotEpochs,
 }
 
 impl<D: Record> SourceDriver<D> {
@@ -142,15 +142,15 @@ impl<D: Record> SourceDriver<D> {
 
     /// Records the partitions' progress at the end of an epoch, and contributes it to the manifest if the epoch is a
     /// snapshot's.
-    fn note(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
+    fn record_progress(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
         let Some((parts, held)) = &mut self.parts else { return };
-        self.bounds.extend(
+        self.progress.extend(
             bounds.iter().map(|bound| {
                 (bound.partition, PartitionProgress { start_offset: None, values: None, ..bound.clone() })
             }),
         );
         if self.seals.contains(epoch.0) {
-            let part = Part::Source(self.intake.name().to_owned(), self.bounds.values().cloned().collect());
+            let part = SnapshotAck::Source(self.intake.name().to_owned(), self.progress.values().cloned().collect());
             parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
             held.downgrade(&(epoch.0 + 1));
         }
@@ -196,11 +196,11 @@ impl<D: Record> Driver for SourceDriver<D> {
         self.intake.begin(epoch);
     }
 
-    fn poll(&mut self, budget: usize) -> Result<Taken> {
+    fn poll(&mut self, budget: usize) -> Result<PollResult> {
         let Polled { epoch, busy } = self.reader.poll(self.current(), budget, &mut self.intake)?;
         let bytes = self.send(epoch);
         let (exhausted, caught_up) = (self.reader.exhausted(&self.intake), self.reader.caught_up());
-        Ok(Taken { bytes, busy, exhausted, caught_up })
+        Ok(PollResult { bytes, busy, exhausted, caught_up })
     }
 
     fn deliver(&mut self) -> Result<usize> {
@@ -209,10 +209,10 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn resume(&mut self) -> Result<()> {
-        let Some((epoch, places)) = self.resumes_from.take() else { return Ok(()) };
+        let Some((epoch, places)) = self.resume_positions.take() else { return Ok(()) };
         self.reader.resume(epoch, &places, &mut self.intake)?;
         let mine = places.into_iter().filter(|place| self.place.owns(place.bound.partition));
-        self.bounds.extend(mine.map(|place| (place.bound.partition, place.bound)));
+        self.progress.extend(mine.map(|place| (place.bound.partition, place.bound)));
         Ok(())
     }
 
@@ -223,10 +223,10 @@ impl<D: Record> Driver for SourceDriver<D> {
         Ok((reached, self.send(epoch)))
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
+    fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
         let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake)? else { return Ok(None) };
         self.send(epoch);
-        if self.said.as_ref() != Some(&mark) || !mark.activated.is_empty() {
+        if self.reported.as_ref() != Some(&mark) || !mark.activated.is_empty() {
             let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
                 unreachable!("an epoch is bound before it is released");
             };
@@ -234,9 +234,9 @@ impl<D: Record> Driver for SourceDriver<D> {
             let mut session = output.session_with_builder(&capabilities.marks);
             let worker = self.worker;
             session.give_iterator((0..self.peers as u64).map(|to| (to, worker, mark.clone())));
-            self.said = Some(WorkerWatermark { activated: Vec::new(), ..mark });
+            self.reported = Some(WorkerWatermark { activated: Vec::new(), ..mark });
         }
-        self.note(epoch, &bounds);
+        self.record_progress(epoch, &bounds);
         Ok(Some(bounds))
     }
 
@@ -252,7 +252,7 @@ impl<D: Record> Driver for SourceDriver<D> {
         self.parts = None;
     }
 
-    fn finished(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.view.watermark() == EventTime::MAX
     }
 
@@ -283,15 +283,15 @@ pub(crate) fn read<'f, S: Source>(
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
     let parts = build.durable.is_some().then(|| {
         let (parts, stream) = scope.new_unordered_input();
-        flow.parts.borrow_mut().push(stream);
+        flow.snapshot_acks.borrow_mut().push(stream);
         parts
     });
-    let (view, pool) = (View::default(), Pool::default());
+    let (view, pool) = (SharedWatermarkView::default(), ContainerPool::default());
     let metrics = build.metrics.source(name);
     let index = build.drivers.borrow().len() as u16;
     let marks_of_stream = watermark(flow, name, u32::from(index), mark_stream, &view, &metrics);
-    let marks_of_stream = Marks::of_source(marks_of_stream, name);
-    if build.purpose == Purpose::AskGrown
+    let marks_of_stream = WatermarkStream::of_source(marks_of_stream, name);
+    if build.mode == BuildMode::AskNewData
         && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
     {
         match source.grown_since(&build.place, &saved.bounds) {
@@ -303,7 +303,7 @@ pub(crate) fn read<'f, S: Source>(
             Err(error) => build.failure.set(error),
         }
     }
-    if build.purpose == Purpose::Run {
+    if build.mode == BuildMode::Run {
         match source.open(&build.place) {
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
@@ -320,7 +320,7 @@ pub(crate) fn read<'f, S: Source>(
                     rejects,
                     open: VecDeque::from([(Epoch(0), capabilities)]),
                     released: Epoch(0),
-                    said: None,
+                    reported: None,
                     worker: scope.index(),
                     peers: scope.peers(),
                     view,
@@ -328,21 +328,24 @@ pub(crate) fn read<'f, S: Source>(
                     pool: pool.clone(),
                     fault: build.fault,
                     place: build.place.clone(),
-                    resumes_from: build.durable.as_ref().and_then(|durable| places(durable, name)),
-                    bounds: BTreeMap::new(),
+                    resume_positions: build.durable.as_ref().and_then(|durable| saved_positions(durable, name)),
+                    progress: BTreeMap::new(),
                     parts,
-                    seals: build.seals.clone(),
+                    seals: build.snapshot_epochs.clone(),
                 }));
             }
             Err(error) => build.failure.set(error),
         }
     }
     let stream = Stream { events: event_stream, marks: marks_of_stream.clone(), flow: flow.clone(), pool };
-    (stream, Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: Pool::default() })
+    (
+        stream,
+        Stream { events: reject_stream, marks: marks_of_stream, flow: flow.clone(), pool: ContainerPool::default() },
+    )
 }
 
 /// Fails the job if the source is no longer the one whose identity was recorded when this incarnation began.
-fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
+fn check_identity<D: Record>(build: &BuildContext, name: &str, reader: &dyn Reader<D>, source: &impl Source) {
     let Some(durable) = &build.durable else { return };
     let (expected, identity) = (sources::fingerprint_of(&durable.query, name), reader.identity());
     if let Some(identity) = identity.filter(|identity| expected != 0 && sources::fingerprint(identity) != expected) {
@@ -352,7 +355,7 @@ fn check_identity<D: Record>(build: &Build, name: &str, reader: &dyn Reader<D>, 
 }
 
 /// Returns the snapshot's epoch and the positions of a source's partitions in it.
-fn places(durable: &Durable, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
+fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
     let (epoch, source) = saved(durable, name)?;
     let places = source.bounds.iter().map(|bound| {
         let floor = source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
@@ -379,20 +382,20 @@ fn watermark<'f>(
     flow: &Flow<'f>,
     name: &str,
     source: u32,
-    said: TimelyStream<'f, u64, Vec<MarkMessage>>,
-    view: &View,
+    said: TimelyStream<'f, u64, Vec<WatermarkMessage>>,
+    view: &SharedWatermarkView,
     metrics: &Arc<SourceMetrics>,
 ) -> TimelyStream<'f, u64, Vec<WatermarkUpdate>> {
     let (view, metrics, name, peers) = (Rc::clone(view), Arc::clone(metrics), name.to_owned(), flow.scope.peers());
-    let (durable, seals) = (flow.build.durable.clone(), flow.build.seals.clone());
+    let (durable, seals) = (flow.build.durable.clone(), flow.build.snapshot_epochs.clone());
     let mut builder = OperatorBuilder::new(format!("Watermark: {name}"), flow.scope);
-    let mut input = builder.new_input(said, Exchange::new(|message: &MarkMessage| message.0));
+    let mut input = builder.new_input(said, Exchange::new(|message: &WatermarkMessage| message.0));
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
     let mut parts = durable.is_some().then(|| {
         let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
     });
     let speaks = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
@@ -403,7 +406,7 @@ fn watermark<'f>(
         let mut clock = StreamClock::new(peers, begins_at, active);
         let mut floors = BTreeMap::<u32, EventTime>::new();
         floors.extend(before.iter().flat_map(|(_, source)| source.activation_watermarks.iter().copied()));
-        let mut snapshots = AtSnapshots::new(held, before.map(|(epoch, _)| epoch));
+        let mut snapshots = SnapshotWatermarks::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
         let mut waiting = BTreeMap::new();
@@ -428,7 +431,7 @@ fn watermark<'f>(
                 if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
                     if let (Some(parts), Some(capability)) = (&mut parts, capability) {
                         let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
-                        let part = Part::Mark(name.clone(), clock.watermark(), floors);
+                        let part = SnapshotAck::Watermark(name.clone(), clock.watermark(), floors);
                         parts.activate().session(&capability).give(part);
                     }
                     continue;

@@ -36,32 +36,32 @@ use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
 use crate::sink::{Rows, Shard, Sink, Writer};
-use crate::stream::cut::Part;
+use crate::stream::checkpoint::SnapshotAck;
 use crate::stream::ends::EndsOutput;
-use crate::stream::{Build, EndMessage, Fault, Flow, JobFailure, OpenedSink, Purpose, Stream};
+use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
 use crate::thread::{self, ThreadHandle, ThreadRole};
 use crate::time::Epoch;
 
 /// The maximum number of epochs that are published at once.
-const GATHERED: usize = 256;
+const MAX_EPOCHS_PER_PUBLISH: usize = 256;
 
 /// A change of a sink's row: `(row, epoch, diff)`.
-pub(crate) type Change<R> = (R, u64, isize);
+pub(crate) type RowChange<R> = (R, u64, isize);
 
 /// Writes rows to a sink: they are sorted, and then each is converted by `row`.
 pub(crate) fn write<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     name: &str,
     kind: Rows,
-    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
+    rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
     sink: &impl Sink<D>,
     row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
     let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, sink.describe(), fingerprint);
-    flow.check_travels::<R>("sink", name);
-    flow.know_topics(None, sink.topics());
+    flow.check_exchangeable::<R>("sink", name);
+    flow.register_topics(None, sink.topics());
     if let Err(error) = sink.check(kind) {
         build.failure.set(error.at(format!("sink `{name}`")));
         return;
@@ -76,27 +76,28 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     // another.
     let has_failed = build.failure.get().is_some();
     let mut output = None;
-    match build.purpose {
-        Purpose::Plan | Purpose::AskGrown => {}
+    match build.mode {
+        BuildMode::CollectSteps | BuildMode::AskNewData => {}
         _ if has_failed => {}
-        Purpose::OpenSinks => match open(sink, &shard) {
+        BuildMode::OpenSinks => match open(sink, &shard) {
             Ok((shown, writer)) => {
-                build
-                    .opened
-                    .put(name, OpenedSink { shown, on_change: kind == Rows::Changes, writer: Box::new(writer) });
+                build.opened.put(
+                    name,
+                    OpenedSink { published: shown, on_change: kind == Rows::Changes, writer: Box::new(writer) },
+                );
             }
             Err(error) => build.failure.set(error),
         },
-        Purpose::Run if owner == flow.scope.index() => {
+        BuildMode::Run if owner == flow.scope.index() => {
             let opened = build.opened.take::<D>(name).map_or_else(|| open(sink, &shard), Ok);
             match opened.and_then(|(shown, writer)| begin(build, name, kind, shown, writer)) {
                 Ok(begun) => output = Some(begun),
                 Err(error) => build.failure.set(error),
             }
         }
-        Purpose::Run => {}
+        BuildMode::Run => {}
     }
-    show(flow, (name, owner), rows, output, row);
+    publish(flow, (name, owner), rows, output, row);
 }
 
 /// Opens a sink, and reads what it has published.
@@ -108,29 +109,29 @@ fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Publish
 
 /// Begins an incarnation of a writer.
 fn begin<D: Record>(
-    build: &Build,
+    build: &BuildContext,
     name: &str,
     kind: Rows,
     shown: Option<PublishedEpoch>,
     mut writer: Box<dyn Writer<D>>,
-) -> Result<Output<D>> {
+) -> Result<ReadySink<D>> {
     let shown = shown.map(|published| published.epoch);
     // A writer that waits for brokers gives up when the job has failed.
-    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.life.still_current));
+    let (failure, still_current) = (Arc::clone(&build.failure), Arc::clone(&build.incarnation.still_current));
     let goes_on = move || failure.get().cloned().map_or_else(|| still_current(), Err);
-    writer.begin(&Incarnation { still_current: Arc::new(goes_on), ..build.life.clone() })?;
+    writer.begin(&Incarnation { still_current: Arc::new(goes_on), ..build.incarnation.clone() })?;
     // Everything through the snapshot was published before the snapshot was taken. Only a collection that is new to
     // the snapshot is written from its beginning.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
     let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
-    let gate = if build.fault == Some(Fault::ShowAgain) { None } else { shown.max(through) };
+    let gate = if build.fault == Some(Fault::PublishAgain) { None } else { shown.max(through) };
     let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == Rows::Changes };
-    Ok(Output { writer, state, gate })
+    Ok(ReadySink { writer, state, gate })
 }
 
 /// A sink that is ready to write.
-struct Output<D> {
+struct ReadySink<D> {
     writer: Box<dyn Writer<D>>,
     state: SinkState,
     /// Output at or before this epoch was published by an earlier incarnation, and is dropped.
@@ -138,31 +139,32 @@ struct Output<D> {
 }
 
 /// Builds the operator that publishes rows, on every worker; only the owner has an output.
-fn show<'f, R: Record, D: Record>(
+fn publish<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     (name, owner): (&str, usize),
-    rows: TimelyStream<'f, u64, Vec<Change<R>>>,
-    output: Option<Output<D>>,
+    rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
+    output: Option<ReadySink<D>>,
     row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
     let (failure, metrics) = (Arc::clone(&build.failure), build.metrics.sink(name));
     let (board, cell) = (Arc::clone(&build.board), output.as_ref().map(|_| build.board.sink(name)));
-    let (early, hasty, seals) = (flow.fault(Fault::ShowEarly), flow.fault(Fault::SnapshotEarly), build.seals.clone());
+    let (early, hasty, seals) =
+        (flow.has_fault(Fault::PublishEarly), flow.has_fault(Fault::AcknowledgeEarly), build.snapshot_epochs.clone());
     let mut builder = OperatorBuilder::new(format!("Write: {name}"), flow.scope);
-    let mut input = builder.new_input(rows, Exchange::new(move |_row: &Change<R>| owner as u64));
+    let mut input = builder.new_input(rows, Exchange::new(move |_row: &RowChange<R>| owner as u64));
     let ends = flow.ends.clone();
     let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
     let mut parts = build.durable.is_some().then(|| {
         let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
     });
     let wake = flow.scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     let gate = output.as_ref().and_then(|output| output.gate);
-    let began = output.map(|output| Showing::begin(output, &failure, metrics, wake));
+    let began = output.map(|output| SinkPublisher::begin(output, &failure, metrics, wake));
     let mut showing = match began.transpose() {
         Ok(showing) => showing,
         Err(error) => {
@@ -201,7 +203,7 @@ fn show<'f, R: Record, D: Record>(
                         cell.waits(Some(Epoch(epoch)));
                     }
                     let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
-                    output.show(Epoch(epoch), rows, known_ends.at(epoch));
+                    output.publish(Epoch(epoch), rows, known_ends.at(epoch));
                     leaving.push_back((epoch, capability));
                 }
             }
@@ -222,7 +224,7 @@ fn show<'f, R: Record, D: Record>(
                     }
                     let mut state = output.state();
                     state.published = if hasty { Some(Epoch(epoch)) } else { state.published };
-                    parts.activate().session(&cap.delayed(&epoch)).give(Part::Sink(state));
+                    parts.activate().session(&cap.delayed(&epoch)).give(SnapshotAck::Sink(state));
                     cap.downgrade(&(epoch + 1));
                     sealed_through = epoch;
                 }
@@ -237,20 +239,20 @@ fn show<'f, R: Record, D: Record>(
 }
 
 /// An epoch in transit to a writer's thread: its rows, and the journal ends at it.
-type Batch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
+type EpochBatch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 
 /// Publishes epochs: directly, or on a thread of its own if the writer waits for a disk or a network. The thread
 /// publishes all epochs that have gathered meanwhile at once.
-struct Showing<D: Record> {
+struct SinkPublisher<D: Record> {
     here: Option<Box<dyn Writer<D>>>,
-    queue: Option<Sender<Batch<D>>>,
+    queue: Option<Sender<EpochBatch<D>>>,
     thread: Option<ThreadHandle>,
-    shown: Shown,
+    shown: WriterProgress,
 }
 
 /// The progress of a writer.
 #[derive(Clone)]
-struct Shown {
+struct WriterProgress {
     state: SinkState,
     /// `true` if the next incarnation can read from the sink what it has published.
     remembers: bool,
@@ -260,9 +262,9 @@ struct Shown {
     metrics: Arc<SinkMetrics>,
 }
 
-impl Shown {
+impl WriterProgress {
     /// Writes epochs and publishes them.
-    fn show<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[Batch<D>]) {
+    fn publish<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[EpochBatch<D>]) {
         let Some((last, _, ends)) = batches.last() else { return };
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
         match written.and_then(|()| writer.show(ends)) {
@@ -288,28 +290,28 @@ impl Shown {
     }
 }
 
-impl<D: Record> Showing<D> {
+impl<D: Record> SinkPublisher<D> {
     fn begin(
-        output: Output<D>,
+        output: ReadySink<D>,
         failure: &Arc<JobFailure>,
         metrics: Arc<SinkMetrics>,
         wake: SyncActivator,
     ) -> Result<Self> {
-        let Output { mut writer, state, .. } = output;
+        let ReadySink { mut writer, state, .. } = output;
         let (remembers, failure) = (writer.remembers(), Arc::clone(failure));
-        let shown = Shown { state, remembers, through: Arc::default(), failure, metrics };
+        let shown = WriterProgress { state, remembers, through: Arc::default(), failure, metrics };
         if !writer.waits() {
-            return Ok(Showing { here: Some(writer), queue: None, thread: None, shown });
+            return Ok(SinkPublisher { here: Some(writer), queue: None, thread: None, shown });
         }
-        let (queue, batches) = channel::<Batch<D>>();
+        let (queue, batches) = channel::<EpochBatch<D>>();
         let (name, there) = (format!("sink {}", shown.state.name), shown.clone());
         let body = move || {
             while let Ok(first) = batches.recv() {
                 thread::mark_iteration();
                 let mut gathered = vec![first];
-                gathered.extend(batches.try_iter().take(GATHERED - 1));
+                gathered.extend(batches.try_iter().take(MAX_EPOCHS_PER_PUBLISH - 1));
                 if there.failure.get().is_none() {
-                    there.show(&mut *writer, &gathered);
+                    there.publish(&mut *writer, &gathered);
                 }
                 // A worker that has stopped needs no waking.
                 let _ = wake.activate();
@@ -317,12 +319,12 @@ impl<D: Record> Showing<D> {
             there.finish(writer);
         };
         let thread = thread::start(ThreadRole::Sink, &name, body)?;
-        Ok(Showing { here: None, queue: Some(queue), thread: Some(thread), shown })
+        Ok(SinkPublisher { here: None, queue: Some(queue), thread: Some(thread), shown })
     }
 
-    fn show(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
+    fn publish(&mut self, epoch: Epoch, rows: Vec<(D, isize)>, ends: Arc<JournalEnds>) {
         if let Some(writer) = &mut self.here {
-            self.shown.show(&mut **writer, &[(epoch, rows, ends)]);
+            self.shown.publish(&mut **writer, &[(epoch, rows, ends)]);
         } else if let Some(queue) = &self.queue {
             // If the thread is gone, the job has failed already.
             let _ = queue.send((epoch, rows, ends));
@@ -343,7 +345,7 @@ impl<D: Record> Showing<D> {
 }
 
 /// Finishes the writer before the job ends, so that everything published is in its place.
-impl<D: Record> Drop for Showing<D> {
+impl<D: Record> Drop for SinkPublisher<D> {
     fn drop(&mut self) {
         drop(self.queue.take());
         if let Some(thread) = self.thread.take() {
@@ -375,7 +377,7 @@ impl<'f, D: Record> Stream<'f, D> {
 fn rows<'f, D: Record, R: Record>(
     events: TimelyStream<'f, u64, Vec<Event<D>>>,
     row: impl Fn(Event<D>) -> R + 'static,
-) -> TimelyStream<'f, u64, Vec<Change<R>>> {
+) -> TimelyStream<'f, u64, Vec<RowChange<R>>> {
     events.unary(Pipeline, "Rows", |_capability, _info| {
         let mut made = Vec::new();
         move |input, output| {

@@ -22,8 +22,8 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::{Capability, Probe};
 
 use crate::record::Record;
-use crate::stream::output::Change;
-use crate::stream::{Collection, Fault, Flow, Purpose};
+use crate::stream::output::RowChange;
+use crate::stream::{BuildMode, Collection, Fault, Flow};
 use crate::time::Epoch;
 use crate::view::{self, ViewKey, ViewWriter};
 
@@ -58,28 +58,28 @@ impl<'f, D: Record> Collection<'f, D> {
     /// # Ok(()) }
     /// ```
     pub fn view(self, name: &str) {
-        keep(self, name, ViewKey::first_column);
+        build_view(self, name, ViewKey::first_column);
     }
 
     /// Like [`Collection::view`], with another key: a string is looked up as it is, anything else as its compact
     /// JSON.
     pub fn view_by<K: Serialize>(self, name: &str, key: impl Fn(&D) -> K + Send + Sync + 'static) {
-        keep(self, name, || ViewKey::by(key));
+        build_view(self, name, || ViewKey::by(key));
     }
 }
 
-fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> ViewKey<D>) {
-    collection.check_whole();
+fn build_view<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce() -> ViewKey<D>) {
+    collection.check_recoverable();
     let (flow, changes) = collection.into_changes();
     let build = &flow.build;
     build.step("view", name, String::new(), 0);
-    flow.check_travels::<D>("view", name);
+    flow.check_exchangeable::<D>("view", name);
     if let Err(error) = view::check::<D>() {
         build.failure.set(error.at(format!("view `{name}`")));
         return;
     }
     // All workers of all processes agree on whether views can be read.
-    if build.purpose != Purpose::Run || !build.views.is_enabled() {
+    if build.mode != BuildMode::Run || !build.views.is_enabled() {
         return;
     }
     // Views are spread by their order over the workers of process 0, from the last one on: sinks are from the first
@@ -95,21 +95,21 @@ fn keep<D: Record>(collection: Collection<'_, D>, name: &str, key: impl FnOnce()
 }
 
 /// Changes of epochs that are not complete, each with the capability that holds the probe at its epoch.
-type Waiting<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
+type PendingChanges<D> = BTreeMap<u64, (Capability<u64>, Vec<(D, isize)>)>;
 
 /// Consolidated changes of complete epochs, in order.
-type Epochs<D> = Vec<(Epoch, Vec<(D, isize)>)>;
+type EpochChanges<D> = Vec<(Epoch, Vec<(D, isize)>)>;
 
 /// The progress of a view, derived from the frontier of its changes.
 #[derive(Default)]
-struct Reached {
+struct ViewProgress {
     /// The first epoch that was seen, and the last.
     seen: Option<(u64, u64)>,
     /// `true` if an epoch of this incarnation is complete.
     first_is_over: bool,
 }
 
-impl Reached {
+impl ViewProgress {
     /// Returns the epoch up to which all changes are complete, if there is one: of two epochs that belong together,
     /// the second.
     fn advance(&mut self, frontier: Option<u64>, latest: u64) -> Option<Epoch> {
@@ -128,9 +128,9 @@ impl Reached {
 
 /// Removes the changes up to an epoch: returns the capabilities that hold the probe there, and the changes,
 /// consolidated.
-fn complete<D: Record>(waiting: &mut Waiting<D>, through: u64) -> (Vec<Capability<u64>>, Epochs<D>) {
+fn complete<D: Record>(waiting: &mut PendingChanges<D>, through: u64) -> (Vec<Capability<u64>>, EpochChanges<D>) {
     let later = waiting.split_off(&(through + 1));
-    let (mut held, mut epochs) = (Vec::new(), Epochs::new());
+    let (mut held, mut epochs) = (Vec::new(), EpochChanges::new());
     for (epoch, (capability, mut rows)) in std::mem::replace(waiting, later) {
         held.push(capability);
         match epochs.last_mut() {
@@ -147,19 +147,19 @@ fn apply<'f, D: Record>(
     flow: &Flow<'f>,
     name: &str,
     owner: usize,
-    changes: TimelyStream<'f, u64, Vec<Change<D>>>,
+    changes: TimelyStream<'f, u64, Vec<RowChange<D>>>,
     mut keeper: Option<ViewWriter<D>>,
 ) {
     let (failure, place) = (Arc::clone(&flow.build.failure), format!("view `{name}`"));
-    let early = flow.fault(Fault::AnswerEarly);
+    let early = flow.has_fault(Fault::AnswerEarly);
     let mut builder = OperatorBuilder::new(format!("View: {name}"), flow.scope);
-    let mut input = builder.new_input(changes, Exchange::new(move |_row: &Change<D>| owner as u64));
+    let mut input = builder.new_input(changes, Exchange::new(move |_row: &RowChange<D>| owner as u64));
     let (kept, kept_stream) = builder.new_output::<Vec<()>>();
     let _kept = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(kept);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut waiting = Waiting::<D>::default();
-        let mut reached = Reached::default();
+        let mut waiting = PendingChanges::<D>::default();
+        let mut reached = ViewProgress::default();
         move |frontiers| {
             input.for_each(|capability, rows| {
                 // A container may hold changes of several epochs, all at or after the capability's.
@@ -192,8 +192,8 @@ mod tests {
 
     #[test]
     fn a_view_is_as_far_as_the_last_two_epochs_that_belong_together_are_complete() {
-        let mut reached = Reached::default();
-        let said = |reached: &mut Reached, frontier, latest| {
+        let mut reached = ViewProgress::default();
+        let said = |reached: &mut ViewProgress, frontier, latest| {
             (reached.advance(frontier, latest).map(|epoch| epoch.0), reached.first_is_over)
         };
         assert_eq!(said(&mut reached, Some(0), 0), (None, false));
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(said(&mut reached, Some(110), 100), (Some(109), true));
         assert_eq!(said(&mut reached, None, 0), (Some(111), true));
         // Changes that have arrived unseen by the frontier are complete too.
-        assert_eq!(said(&mut Reached::default(), None, 200), (Some(201), true));
-        assert_eq!(said(&mut Reached::default(), None, 0), (Some(1), true));
+        assert_eq!(said(&mut ViewProgress::default(), None, 200), (Some(201), true));
+        assert_eq!(said(&mut ViewProgress::default(), None, 0), (Some(1), true));
     }
 }

@@ -23,7 +23,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
     fn fingerprint(&self) -> u64 {
         let shape = shape_of::<T>();
         // The shape lacks everything behind a value that the type refuses; type names stand in for it.
-        let names = if shape.is_whole { String::new() } else { without_paths(std::any::type_name::<T>()) };
+        let names = if shape.is_whole { String::new() } else { stored_name(std::any::type_name::<T>()) };
         fingerprint(["shape", &shape.text, &names])
     }
 
@@ -64,6 +64,25 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Codec<T> for Postcard {
         decode(block.as_slice(), rows, out)?;
         Ok(block)
     }
+}
+
+/// Types whose rows are stored under an earlier name: their paths and that name.
+const STORED_NAMES: [(&str, &str); 9] = [
+    ("tidegate::stream::aggregate::distinct::DistinctValues", "Kinds"),
+    ("tidegate::stream::aggregate::quantiles::QuantileHistogram", "Ranges"),
+    ("tidegate::stream::aggregate::ranked::BottomValues", "Lowest"),
+    ("tidegate::stream::aggregate::ranked::TopValues", "Highest"),
+    ("tidegate::stream::count::CountState", "Run"),
+    ("tidegate::stream::count::PartialWindow", "Filling"),
+    ("tidegate::stream::panes::PaneRange", "Range"),
+    ("tidegate::stream::state::KeyState", "Stated"),
+    ("tidegate::stream::table::StampedValue", "Stamped"),
+];
+
+/// A type's name without module paths; renamed types have the name under which their rows are stored.
+fn stored_name(name: &str) -> String {
+    let renamed = |name: String, (path, stored): &(&str, &str)| name.replace(path, stored);
+    without_paths(&STORED_NAMES.iter().fold(name.to_owned(), renamed))
 }
 
 /// A type's name without module paths.

@@ -26,7 +26,7 @@ struct Driven {
     snapshots: Arc<Snapshots>,
     failure: Arc<JobFailure>,
     metrics: Arc<Metrics>,
-    merges: Arc<Merges>,
+    merges: Arc<MergeRegistry>,
 }
 
 impl Driven {
@@ -45,7 +45,7 @@ impl Driven {
         };
         let claim = dir.claim(&decide(&found).unwrap(), &query).unwrap().unwrap();
         let (failure, metrics, merges) =
-            (Arc::<JobFailure>::default(), Arc::<Metrics>::default(), Arc::<Merges>::default());
+            (Arc::<JobFailure>::default(), Arc::<Metrics>::default(), Arc::<MergeRegistry>::default());
         let terms = SnapshotContext { job: "job".into(), query, claim, keep: 3, metrics: Arc::clone(&metrics) };
         let journal = Arc::new(MemoryJournal::default());
         let snapshots =
@@ -66,7 +66,7 @@ impl Driven {
 
     /// Takes a snapshot of the acknowledgements, and returns the segments that its manifest names.
     #[track_caller]
-    fn snapshot(&self, epoch: Epoch, parts: Vec<Part>) -> Vec<SegmentInfo> {
+    fn snapshot(&self, epoch: Epoch, parts: Vec<SnapshotAck>) -> Vec<SegmentInfo> {
         self.snapshots.make(epoch, parts);
         self.wait("committed", || self.snapshots.committed() == epoch);
         // Files that nothing names any more are removed after that.
@@ -179,7 +179,7 @@ fn segments_stay_few_on_eight_workers_and_three_steps_over_3600_snapshots() {
         for (step, worker) in STEPS.iter().flat_map(|step| (0..WORKERS).map(move |worker| (step, worker))) {
             let segment = spoken_of(&label(step, worker, epoch), random.u64(5_000..20_000));
             taken += segment.bytes;
-            parts.push(Part::Cut((*step).into(), EventTime::MIN, Some(segment)));
+            parts.push(SnapshotAck::Operator((*step).into(), EventTime::MIN, Some(segment)));
         }
         let named = driven.snapshot(Epoch(epoch), parts);
         for (most, step) in most.iter_mut().zip(STEPS) {
@@ -215,7 +215,7 @@ fn what_is_merged_while_snapshots_are_made_is_all_there_and_no_file_is_left_that
             rows.iter().for_each(|(key, count)| *expected.entry((step, *key)).or_default() += count);
             let rows: Vec<Row> = rows.into_iter().collect();
             let segment = write(&driven.disk, &driven.dir.segments(), &label(step, worker, epoch), &rows, 5);
-            parts.push(Part::Cut(step.into(), closed, Some(segment)));
+            parts.push(SnapshotAck::Operator(step.into(), closed, Some(segment)));
         }
         named = driven.snapshot(Epoch(epoch), parts);
         // At times the next snapshot comes while merges are under way.
@@ -263,10 +263,10 @@ fn held(driven: &Driven, step: &str) -> (Receiver<()>, Sender<()>) {
 }
 
 /// Returns an acknowledgement with a segment of one window's row.
-fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> Part {
+fn part(driven: &Driven, (worker, epoch): (u32, u64), window: i64, closed: i64) -> SnapshotAck {
     let rows = [((window, worker), 1)];
     let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, epoch), &rows, 5);
-    Part::Cut("a".into(), EventTime::from_millis(closed), Some(segment))
+    SnapshotAck::Operator("a".into(), EventTime::from_millis(closed), Some(segment))
 }
 
 #[test]
@@ -278,13 +278,14 @@ fn when_inputs_of_a_merge_die_meanwhile_it_takes_the_place_of_the_others_and_lea
         driven.snapshot(Epoch(2), (0..4).map(|worker| part(&driven, (worker, 2), window(worker), 0)).collect());
         has_begun.recv_timeout(LIMIT).unwrap();
         // Window 10 closes: its segments expire while they are merged.
-        driven.snapshot(Epoch(4), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        driven.snapshot(Epoch(4), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         go_on.send(()).unwrap();
         driven.wait_for_merges();
-        let named = driven.snapshot(Epoch(6), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        let named =
+            driven.snapshot(Epoch(6), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         assert_eq!(named.iter().map(|info| info.rows).collect::<Vec<_>>(), if all_die { vec![] } else { vec![4] });
         for epoch in [8, 10] {
-            driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+            driven.snapshot(Epoch(epoch), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
         }
         assert_eq!(driven.files(), named.into_iter().map(|info| info.file).collect());
     }
@@ -308,7 +309,7 @@ fn a_merge_that_begins_to_read_when_an_input_has_died_and_is_removed_fails_nothi
     has_begun.recv_timeout(LIMIT).unwrap();
     // Window 10 closes, and three manifests later nothing names its segment.
     for epoch in [4, 6, 8] {
-        driven.snapshot(Epoch(epoch), vec![Part::Cut("a".into(), EventTime::from_millis(10), None)]);
+        driven.snapshot(Epoch(epoch), vec![SnapshotAck::Operator("a".into(), EventTime::from_millis(10), None)]);
     }
     assert_eq!(driven.files().len(), 3);
     go_on.send(()).unwrap();
@@ -345,7 +346,7 @@ fn a_stop_does_not_wait_for_a_merge_and_none_of_its_file_is_left() {
     let parts = (0..4).map(|worker| {
         let rows: Vec<Row> = (0..2_000).map(|key| ((100, key), 1)).collect();
         let segment = write(&driven.disk, &driven.dir.segments(), &label("a", worker, 2), &rows, 10);
-        Part::Cut("a".into(), EventTime::MIN, Some(segment))
+        SnapshotAck::Operator("a".into(), EventTime::MIN, Some(segment))
     });
     driven.snapshot(Epoch(2), parts.collect());
     has_begun.recv_timeout(LIMIT).unwrap();
@@ -372,10 +373,10 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
     let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
     let sink = SinkState { name: "out".into(), published: Some(Epoch(2)), on_change: true };
     let parts = vec![
-        Part::Source("s".into(), vec![bound(1)]),
-        Part::Sink(sink.clone()),
-        Part::Mark("s".into(), watermark, floors.clone()),
-        Part::Source("s".into(), vec![bound(0)]),
+        SnapshotAck::Source("s".into(), vec![bound(1)]),
+        SnapshotAck::Sink(sink.clone()),
+        SnapshotAck::Watermark("s".into(), watermark, floors.clone()),
+        SnapshotAck::Source("s".into(), vec![bound(0)]),
     ];
     driven.snapshot(Epoch(2), parts);
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();

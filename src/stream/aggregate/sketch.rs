@@ -206,13 +206,13 @@ fn union(a: &[[u8; HASH]], b: &[[u8; HASH]]) -> Vec<u8> {
 
 /// Returns a value's hash; `None` if it cannot be serialized.
 fn hash_of<V: Serialize>(value: &V) -> Option<u64> {
-    postcard::serialize_with_flavor(value, Hashing(SipHasher13::new())).ok()
+    postcard::serialize_with_flavor(value, HashFlavor(SipHasher13::new())).ok()
 }
 
 /// Hashes what is serialized, without keeping it.
-struct Hashing(SipHasher13);
+struct HashFlavor(SipHasher13);
 
-impl postcard::ser_flavors::Flavor for Hashing {
+impl postcard::ser_flavors::Flavor for HashFlavor {
     type Output = u64;
 
     #[inline]

@@ -1,14 +1,14 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it applies each epoch's
 //! records to the step's state and emits the results.
 //!
-//! A [`Fold`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key alone
+//! A [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key alone
 //! ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the epochs'
 //! contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are applied in order, each when it is complete. Records of the *oldest incomplete* epoch are applied as
 //!   they arrive: every epoch before it has been applied, sealed and closed, seals are known before their epoch is
-//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `Fold` that
+//!   complete, and nothing reads the state until this epoch is complete too. Later epochs wait. (A `OperatorState` that
 //!   watches its rows compares each before and after an epoch; its epochs are applied at once.)
 //! * Rows are emitted under the capability of the watermark update that caused them, so windows close even when no
 //!   records arrive.
@@ -37,11 +37,11 @@ use crate::durable::codec::{Codec, Postcard};
 use crate::error::Error;
 use crate::metrics::StepMetrics;
 use crate::record::{Event, Origin, Record};
-use crate::stream::assign::{Assign, Judge, Parcel, Routed, assign};
-use crate::stream::cut::{self, CodecCell, Durable, Part, RowKind, RowsOut, Saver};
-use crate::stream::slot::whole_millis;
+use crate::stream::assign::{AssignConfig, RecordBatch, RecordRouter, RoutedRecord, assign};
+use crate::stream::checkpoint::{self, CodecCell, DurableContext, RowChunks, RowOps, SegmentBuilder, SnapshotAck};
+use crate::stream::panes::whole_millis;
 use crate::stream::window::{Interval, Keyed, Open};
-use crate::stream::{Collection, Fault, Flow, Marks, Pool, Seals, Wanted};
+use crate::stream::{Collection, ConsumerFlag, ContainerPool, Fault, Flow, SnapshotEpochs, WatermarkStream};
 use crate::time::watermark::WatermarkUpdate;
 use crate::time::{EventTime, Span};
 
@@ -49,36 +49,36 @@ use crate::time::{EventTime, Span};
 const PIECE: usize = 2048;
 
 /// A row of a window: the window, the key and its value.
-pub(crate) type Shown<K, V> = (Interval, K, V);
+pub(crate) type WindowRow<K, V> = (Interval, K, V);
 /// A change of a window's row: row, epoch, difference.
-pub(crate) type Change<K, V> = (Shown<K, V>, u64, isize);
+pub(crate) type WindowRowChange<K, V> = (WindowRow<K, V>, u64, isize);
 /// A row of an open window, emitted because the watermark passed a multiple of a period: the period's index, that
 /// multiple, and the row.
-pub(crate) type Ticked<K, V> = (usize, EventTime, Shown<K, V>);
+pub(crate) type PeriodicRow<K, V> = (usize, EventTime, WindowRow<K, V>);
 
 /// The results of a step at one epoch.
-pub(crate) struct Results<R, K, V> {
+pub(crate) struct StepResults<R, K, V> {
     /// Final results.
     pub(crate) closed: Vec<R>,
     /// Changes of the rows of open windows.
-    pub(crate) live: Vec<Change<K, V>>,
+    pub(crate) live: Vec<WindowRowChange<K, V>>,
     /// Changes of the rows of windows that have fired.
-    pub(crate) fired: Vec<Change<K, V>>,
+    pub(crate) fired: Vec<WindowRowChange<K, V>>,
     /// Rows of open windows, period by period.
-    pub(crate) ticked: Vec<Ticked<K, V>>,
+    pub(crate) ticked: Vec<PeriodicRow<K, V>>,
 }
 
 /// The results of a step that have a consumer: set while the flow is built, read while it runs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wants {
-    pub(crate) live: Wanted,
-    pub(crate) fired: Wanted,
-    pub(crate) late: Wanted,
+pub(crate) struct Subscriptions {
+    pub(crate) live: ConsumerFlag,
+    pub(crate) fired: ConsumerFlag,
+    pub(crate) late: ConsumerFlag,
     /// The periods of `every`, in milliseconds.
     pub(crate) periods: Rc<RefCell<Vec<i64>>>,
 }
 
-impl Wants {
+impl Subscriptions {
     /// Returns `true` if fired rows have a consumer and late records may still correct them.
     pub(crate) fn corrections(&self, lateness: Span) -> bool {
         self.fired.get() && lateness > Span::ZERO
@@ -100,57 +100,60 @@ impl Wants {
 }
 
 /// The state of a step on one worker.
-pub(crate) trait Fold: 'static {
+pub(crate) trait OperatorState: 'static {
     /// The key that records are grouped by.
     type Key: Record;
-    /// The routing of a record to its pane or position in time: see [`Judge`](super::assign::Judge).
+    /// The routing of a record to its pane or position in time: see [`RecordRouter`](super::assign::RecordRouter).
     type Place: Record + Copy;
     /// The part of a record that the step needs.
     type Part: Record;
     /// A row as snapshots keep it.
-    type Saved: Record;
+    type SavedRow: Record;
     /// A final result.
     type Closed: Clone + 'static;
     /// The value of a window's row; `()` for steps without windows.
     type Value: Record;
 
     /// Returns the functions that order, add and classify saved rows.
-    fn saved_rows() -> RowKind<Self::Saved>;
+    fn saved_rows() -> RowOps<Self::SavedRow>;
 
     /// Returns the key of a saved row.
-    fn key_of(saved: &Self::Saved) -> &Self::Key;
+    fn key_of(saved: &Self::SavedRow) -> &Self::Key;
 
     /// Returns `true` if rows are compared before and after an epoch. The epoch's records are then applied at once,
     /// when it is complete.
-    fn watches(&self) -> bool;
+    fn tracks_changes(&self) -> bool;
 
     /// Applies records, in any order, and leaves the vector empty.
-    fn absorb(&mut self, records: &mut Vec<Routed<Self::Key, Self::Place, Self::Part>>);
+    fn absorb(&mut self, records: &mut Vec<RoutedRecord<Self::Key, Self::Place, Self::Part>>);
 
-    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `watches` returns
+    /// Applies all records of an epoch, and reports how they changed the rows. Only called if `tracks_changes` returns
     /// `true`.
-    fn absorb_watching(&mut self, epoch: u64, records: Vec<RoutedOf<Self>>, results: &mut ResultsOf<Self>);
+    fn absorb_tracked(&mut self, epoch: u64, records: Vec<RoutedRecordOf<Self>>, results: &mut StepResultsOf<Self>);
 
     /// Loads the rows of a snapshot, which come in no order.
-    fn load(&mut self, epoch: u64, rows: Vec<Self::Saved>, results: &mut ResultsOf<Self>);
+    fn load(&mut self, epoch: u64, rows: Vec<Self::SavedRow>, results: &mut StepResultsOf<Self>);
 
     /// Seals the changes since the last seal, and returns the rows of their segment. The returned time is the one
     /// through which windows have closed.
-    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowsOut<Self::Saved>>);
+    fn seal(&mut self, epoch: u64) -> (EventTime, Option<RowChunks<Self::SavedRow>>);
 
     /// Advances to a watermark that is greater than the one before.
-    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut ResultsOf<Self>);
+    fn advance(&mut self, epoch: u64, watermark: EventTime, results: &mut StepResultsOf<Self>);
 }
 
-/// A record as a `Fold` receives it.
-pub(crate) type RoutedOf<F> = Routed<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
+/// A record as a `OperatorState` receives it.
+pub(crate) type RoutedRecordOf<F> =
+    RoutedRecord<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
 /// Records for one worker, in transit.
-pub(crate) type ParcelOf<F> = Parcel<<F as Fold>::Key, <F as Fold>::Place, <F as Fold>::Part>;
-/// The results of a `Fold` at one epoch.
-pub(crate) type ResultsOf<F> = Results<<F as Fold>::Closed, <F as Fold>::Key, <F as Fold>::Value>;
+pub(crate) type RecordBatchOf<F> =
+    RecordBatch<<F as OperatorState>::Key, <F as OperatorState>::Place, <F as OperatorState>::Part>;
+/// The results of a `OperatorState` at one epoch.
+pub(crate) type StepResultsOf<F> =
+    StepResults<<F as OperatorState>::Closed, <F as OperatorState>::Key, <F as OperatorState>::Value>;
 
-/// The arguments that a `Fold` is created from on a worker.
-pub(crate) struct Start<'a> {
+/// The arguments that a `OperatorState` is created from on a worker.
+pub(crate) struct OperatorStart<'a> {
     pub(crate) scope: Scope<'a, u64>,
     pub(crate) info: OperatorInfo,
     /// Windows that end at or before this time have closed in an earlier incarnation.
@@ -159,74 +162,74 @@ pub(crate) struct Start<'a> {
     pub(crate) durable: bool,
 }
 
-/// The configuration of a step, apart from its records and its `Fold`.
-struct Step<F: Fold> {
+/// The configuration of a step, apart from its records and its `OperatorState`.
+struct StepConfig<F: OperatorState> {
     name: String,
-    seals: Seals,
+    seals: SnapshotEpochs,
     metrics: Arc<StepMetrics>,
     fault: Option<Fault>,
     /// The codec of saved rows.
-    codec: CodecCell<F::Saved>,
+    codec: CodecCell<F::SavedRow>,
     /// The pool for emptied containers: that of this worker's own first operator, whichever worker filled them.
-    pool: Pool<RoutedOf<F>>,
+    pool: ContainerPool<RoutedRecordOf<F>>,
     /// The step's number on the status board.
     number: usize,
 }
 
 /// Describes the allowed lateness for the plan; empty if it is zero.
-pub(crate) fn said(lateness: Span) -> String {
+pub(crate) fn describe_lateness(lateness: Span) -> String {
     if lateness == Span::ZERO { String::new() } else { format!(", {} ms late allowed", lateness.millis()) }
 }
 
 /// The outputs of a step.
-pub(crate) struct Made<'f, R: Clone + 'static, K: Record, V: Record, D> {
-    pub(crate) results: Streams<'f, R, K, V>,
+pub(crate) struct StepOutputs<'f, R: Clone + 'static, K: Record, V: Record, D> {
+    pub(crate) results: ResultStreams<'f, R, K, V>,
     late: Stream<'f, u64, Vec<Event<D>>>,
-    marks: Marks<'f>,
+    marks: WatermarkStream<'f>,
     flow: Flow<'f>,
-    pub(crate) wants: Wants,
+    pub(crate) subscriptions: Subscriptions,
     lateness: Span,
 }
 
-/// Builds both operators of a step: see [`assign`](super::assign) and [`Fold`].
-pub(crate) fn step<'f, F: Fold, D: Record>(
+/// Builds both operators of a step: see [`assign`](super::assign) and [`OperatorState`].
+pub(crate) fn step<'f, F: OperatorState, D: Record>(
     keyed: Keyed<'f, F::Key, D>,
     (name, detail): (&str, String),
-    (wants, lateness): (Wants, Span),
-    codec: CodecCell<F::Saved>,
-    judge: impl Judge<D, Place = F::Place>,
+    (wants, lateness): (Subscriptions, Span),
+    codec: CodecCell<F::SavedRow>,
+    judge: impl RecordRouter<D, Routing = F::Place>,
     part: impl Fn(&Event<D>) -> F::Part + 'static,
-    begin: impl FnOnce(Start<'_>) -> F + 'static,
-) -> Made<'f, F::Closed, F::Key, F::Value, D> {
+    begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
+) -> StepOutputs<'f, F::Closed, F::Key, F::Value, D> {
     let Keyed { stream, keys, .. } = keyed;
     let flow = stream.flow.clone();
-    flow.build.step("window", name, detail, Codec::<F::Saved>::fingerprint(&Postcard));
-    cut::check_rows::<F::Saved>(&flow, name);
-    flow.check_travels::<(F::Key, F::Place, F::Part)>("step", name);
-    let (metrics, pool) = (flow.build.metrics.step(name), Pool::default());
-    let to_assign = Assign {
+    flow.build.step("window", name, detail, Codec::<F::SavedRow>::fingerprint(&Postcard));
+    checkpoint::check_rows::<F::SavedRow>(&flow, name);
+    flow.check_exchangeable::<(F::Key, F::Place, F::Part)>("step", name);
+    let (metrics, pool) = (flow.build.metrics.step(name), ContainerPool::default());
+    let to_assign = AssignConfig {
         keys,
-        judge,
+        router: judge,
         part,
-        wants_late: Rc::clone(&wants.late),
+        late_subscribed: Rc::clone(&wants.late),
         metrics: Arc::clone(&metrics),
-        forget_floor: flow.fault(Fault::ForgetFloor),
-        gate: flow.build.durable.as_ref().and_then(Durable::gate).filter(|_| !flow.fault(Fault::OpenGate)),
+        ignore_activation_watermark: flow.has_fault(Fault::IgnoreActivationWatermark),
+        gate: flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate)),
         peers: flow.scope.peers(),
     };
     let marks = stream.marks.clone();
     let (records, late) = assign(stream, name, to_assign, pool.clone());
-    let (seals, fault) = (flow.build.seals.clone(), flow.build.fault);
+    let (seals, fault) = (flow.build.snapshot_epochs.clone(), flow.build.fault);
     metrics.lateness_ms.fetch_max(lateness.millis().unsigned_abs(), Ordering::Relaxed);
     let number = flow.build.board.number(name);
-    let step = Step { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
-    let mut results = fold(&flow, records, marks.stream.clone(), step, begin);
+    let step = StepConfig { name: name.to_owned(), seals, metrics, fault, codec, pool, number };
+    let mut results = build_operator(&flow, records, marks.stream.clone(), step, begin);
     // Back-pressure includes this step: a query may have no sink behind it.
     results.closed = results.closed.probe_with(&flow.build.probe);
-    Made { results, late, marks, flow, wants, lateness }
+    StepOutputs { results, late, marks, flow, subscriptions: wants, lateness }
 }
 
-impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, D> {
+impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R, K, V, D> {
     pub(crate) fn flow(&self) -> &Flow<'f> {
         &self.flow
     }
@@ -253,13 +256,13 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
             }
         });
         let marks = self.marks.clone().derived(self.lateness);
-        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+        super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }
 
     /// Turns changes into a collection.
     pub(crate) fn collection(
         &self,
-        changes: Stream<'f, u64, Vec<Change<K, V>>>,
+        changes: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
         name: &str,
     ) -> Collection<'f, Open<K, V>> {
         let changes = changes.unary(Pipeline, name, move |_capability, _info| {
@@ -287,78 +290,78 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> Made<'f, R, K, V, 
             self.flow.build.failure.set(error);
             1
         });
-        let mut periods = self.wants.periods.borrow_mut();
+        let mut periods = self.subscriptions.periods.borrow_mut();
         periods.push(millis);
         periods.len() - 1
     }
 
     /// Returns the late records, unchanged.
     pub(crate) fn late(&self) -> super::Stream<'f, D> {
-        self.wants.late.set(true);
+        self.subscriptions.late.set(true);
         let (events, marks) = (self.late.clone(), self.marks.clone());
-        super::Stream { events, marks, flow: self.flow.clone(), pool: Pool::default() }
+        super::Stream { events, marks, flow: self.flow.clone(), pool: ContainerPool::default() }
     }
 }
 
 /// The result streams of a step: final results, each at the epoch whose watermark closed it; the changes of the rows
 /// of open windows and of fired ones; and rows period by period.
-pub(crate) struct Streams<'f, R: Clone + 'static, K: Record, V: Record> {
+pub(crate) struct ResultStreams<'f, R: Clone + 'static, K: Record, V: Record> {
     pub(crate) closed: Stream<'f, u64, Vec<R>>,
-    pub(crate) live: Stream<'f, u64, Vec<Change<K, V>>>,
-    pub(crate) fired: Stream<'f, u64, Vec<Change<K, V>>>,
-    pub(crate) ticked: Stream<'f, u64, Vec<Ticked<K, V>>>,
+    pub(crate) live: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
+    pub(crate) fired: Stream<'f, u64, Vec<WindowRowChange<K, V>>>,
+    pub(crate) ticked: Stream<'f, u64, Vec<PeriodicRow<K, V>>>,
 }
 
 /// The input of one epoch that is not complete yet.
-struct Turn<F: Fold> {
-    records: Vec<Vec<RoutedOf<F>>>,
+struct PendingEpoch<F: OperatorState> {
+    records: Vec<Vec<RoutedRecordOf<F>>>,
     /// Rows of a snapshot at this epoch.
-    loaded: Vec<F::Saved>,
+    loaded: Vec<F::SavedRow>,
     /// A capability for each output; `None` while nothing has arrived that could lead to output at this epoch.
     capabilities: Option<[Capability<u64>; 4]>,
     mark: Option<EventTime>,
 }
 
-impl<F: Fold> Default for Turn<F> {
+impl<F: OperatorState> Default for PendingEpoch<F> {
     fn default() -> Self {
-        Turn { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
+        PendingEpoch { records: Vec::new(), loaded: Vec::new(), capabilities: None, mark: None }
     }
 }
 
 /// Returns a capability for each output, at an epoch.
-fn each(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
+fn capabilities_at(capability: &InputCapability<u64>, epoch: u64) -> [Capability<u64>; 4] {
     [0, 1, 2, 3].map(|output| capability.delayed(&epoch, output))
 }
 
 /// The results of an epoch and the capabilities to emit them under; `None` if nothing can be emitted.
-type Shows<F> = Option<([Capability<u64>; 4], ResultsOf<F>)>;
+type EpochResults<F> = Option<([Capability<u64>; 4], StepResultsOf<F>)>;
 
 /// The second operator of a step, on one worker.
-struct Folding<F: Fold> {
-    fold: F,
-    step: Step<F>,
+struct WindowOperator<F: OperatorState> {
+    operator_state: F,
+    step: StepConfig<F>,
     /// Input of epochs that have not been applied yet.
-    turns: BTreeMap<u64, Turn<F>>,
+    pending: BTreeMap<u64, PendingEpoch<F>>,
     sealed_through: u64,
     watermark: EventTime,
     /// Closed rows that are still to be emitted, each batch under its capability.
-    leaving: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
+    outgoing: VecDeque<(Capability<u64>, Vec<F::Closed>)>,
     /// Emptied batches.
     spare: Vec<Vec<F::Closed>>,
     /// The epoch of the snapshot that the job resumes from.
-    begins_at: Option<u64>,
+    resumes_at: Option<u64>,
     /// Builds segments of what is sealed; `None` in a job without state.
-    saver: Option<Saver<F::Saved>>,
+    saver: Option<SegmentBuilder<F::SavedRow>>,
 }
 
-impl<F: Fold> Folding<F> {
+impl<F: OperatorState> WindowOperator<F> {
     /// Creates the operator's state; in a job with state, with the capability for its contributions to manifests.
     fn begin(
         scope: Scope<'_, u64>,
         info: OperatorInfo,
-        durable: Option<(&Durable, Capability<u64>)>,
-        step: Step<F>,
-        begin: impl FnOnce(Start<'_>) -> F,
+        durable: Option<(&DurableContext, Capability<u64>)>,
+        step: StepConfig<F>,
+        begin: impl FnOnce(OperatorStart<'_>) -> F,
     ) -> Self {
         let state = durable.as_ref().and_then(|(durable, _)| durable.step(&step.name));
         let closed = state.map_or(EventTime::MIN, |state| state.closed);
@@ -367,21 +370,38 @@ impl<F: Fold> Folding<F> {
             let address = &info.address;
             let wake = scope.worker().sync_activator_for(address.to_vec());
             let activators = (scope.activator_for(Rc::clone(address)), wake);
-            Saver::new(&step.name, durable.clone(), F::saved_rows(), Rc::clone(&step.codec), capability, activators)
+            SegmentBuilder::new(
+                &step.name,
+                durable.clone(),
+                F::saved_rows(),
+                Rc::clone(&step.codec),
+                capability,
+                activators,
+            )
         });
-        let fold = begin(Start { scope, info, closed, durable: saver.is_some() });
-        let turns = begins_at.map(|epoch| (epoch, Turn::default())).into_iter().collect();
+        let fold = begin(OperatorStart { scope, info, closed, durable: saver.is_some() });
+        let turns = begins_at.map(|epoch| (epoch, PendingEpoch::default())).into_iter().collect();
         let (leaving, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
         let sealed_through = begins_at.unwrap_or(0);
-        Folding { fold, step, turns, sealed_through, watermark, leaving, spare, begins_at, saver }
+        WindowOperator {
+            operator_state: fold,
+            step,
+            pending: turns,
+            sealed_through,
+            watermark,
+            outgoing: leaving,
+            spare,
+            resumes_at: begins_at,
+            saver,
+        }
     }
 
     /// Stores records of an epoch.
-    fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<ParcelOf<F>>) {
+    fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<RecordBatchOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        if self.fold.watches() && turn.capabilities.is_none() {
-            turn.capabilities = Some(each(capability, epoch));
+        let turn = self.pending.entry(epoch).or_default();
+        if self.operator_state.tracks_changes() && turn.capabilities.is_none() {
+            turn.capabilities = Some(capabilities_at(capability, epoch));
         }
         turn.records.extend(parcels.drain(..).map(|(_, records)| records));
     }
@@ -389,26 +409,26 @@ impl<F: Fold> Folding<F> {
     /// Stores the watermark of an epoch.
     fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[WatermarkUpdate]) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        turn.capabilities = Some(each(capability, epoch));
+        let turn = self.pending.entry(epoch).or_default();
+        turn.capabilities = Some(capabilities_at(capability, epoch));
         turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
     }
 
     /// Stores rows of a snapshot at an epoch.
-    fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::Saved>) {
+    fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::SavedRow>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.turns.entry(epoch).or_default();
-        turn.capabilities = Some(each(capability, epoch));
+        let turn = self.pending.entry(epoch).or_default();
+        turn.capabilities = Some(capabilities_at(capability, epoch));
         turn.loaded.append(rows);
     }
 
     /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
-    /// which [`Folding::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
+    /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
     /// segment of the previous one is durable.
-    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<Shows<F>> {
-        let turn = self.turns.first_entry().filter(|turn| !incomplete(*turn.key()))?;
+    fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<EpochResults<F>> {
+        let turn = self.pending.first_entry().filter(|turn| !incomplete(*turn.key()))?;
         let sealed = self.step.seals.contains(*turn.key());
-        if sealed && self.saver.as_ref().is_some_and(Saver::is_busy) {
+        if sealed && self.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
             return None;
         }
         let (epoch, turn) = turn.remove_entry();
@@ -418,10 +438,10 @@ impl<F: Fold> Folding<F> {
 
     /// Applies the records of the oldest incomplete epoch while they are in the processor's cache.
     fn fold_oldest(&mut self, frontiers: &[MutableAntichain<u64>]) {
-        if self.fold.watches() {
+        if self.operator_state.tracks_changes() {
             return;
         }
-        let Some(mut oldest) = self.turns.first_entry() else { return };
+        let Some(mut oldest) = self.pending.first_entry() else { return };
         if frontiers.iter().all(|frontier| !frontier.less_than(oldest.key())) {
             let records = std::mem::take(&mut oldest.get_mut().records);
             records.into_iter().for_each(|records| self.absorb(records));
@@ -429,25 +449,30 @@ impl<F: Fold> Folding<F> {
     }
 
     /// Applies records, and returns their container to the pool.
-    fn absorb(&mut self, mut records: Vec<RoutedOf<F>>) {
-        self.fold.absorb(&mut records);
+    fn absorb(&mut self, mut records: Vec<RoutedRecordOf<F>>) {
+        self.operator_state.absorb(&mut records);
         self.step.pool.give(records);
     }
 
     /// Completes an epoch: applies its records, seals if `sealed`, and closes what its watermark closes. Returns the
     /// results, except closed rows, with the capabilities to emit them under.
-    fn complete(&mut self, epoch: u64, turn: Turn<F>, sealed: bool) -> Option<([Capability<u64>; 4], ResultsOf<F>)> {
+    fn complete(
+        &mut self,
+        epoch: u64,
+        turn: PendingEpoch<F>,
+        sealed: bool,
+    ) -> Option<([Capability<u64>; 4], StepResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
-        let mut results = Results { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
-        if self.begins_at == Some(epoch) {
-            self.fold.load(epoch, turn.loaded, &mut results);
-        } else if self.fold.watches() {
-            self.fold.absorb_watching(epoch, turn.records.into_iter().flatten().collect(), &mut results);
+        let mut results = StepResults { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
+        if self.resumes_at == Some(epoch) {
+            self.operator_state.load(epoch, turn.loaded, &mut results);
+        } else if self.operator_state.tracks_changes() {
+            self.operator_state.absorb_tracked(epoch, turn.records.into_iter().flatten().collect(), &mut results);
         } else {
             turn.records.into_iter().for_each(|records| self.absorb(records));
         }
         if sealed {
-            let (closed, rows) = self.fold.seal(epoch);
+            let (closed, rows) = self.operator_state.seal(epoch);
             if let Some(saver) = &mut self.saver {
                 saver.begin(epoch, closed, rows);
             }
@@ -455,7 +480,7 @@ impl<F: Fold> Folding<F> {
         if let Some(watermark) = turn.mark.filter(|watermark| *watermark > self.watermark) {
             self.watermark = watermark;
             self.step.metrics.watermark.raise(watermark);
-            self.fold.advance(epoch, watermark, &mut results);
+            self.operator_state.advance(epoch, watermark, &mut results);
         }
         match self.step.fault {
             Some(Fault::LoseRow) => drop(results.closed.pop()),
@@ -469,7 +494,7 @@ impl<F: Fold> Folding<F> {
         let closed = std::mem::take(&mut results.closed);
         if !closed.is_empty() {
             self.step.metrics.closed_rows.add(closed.len() as u64);
-            self.leaving.push_back((capabilities[0].clone(), closed));
+            self.outgoing.push_back((capabilities[0].clone(), closed));
         } else if closed.capacity() > 0 {
             self.spare.push(closed);
         }
@@ -479,11 +504,11 @@ impl<F: Fold> Folding<F> {
     /// Returns the next piece of the closed rows, with the capability to emit it under. Rows are taken from the end
     /// of their batch: their order within an epoch is not significant.
     fn next_piece(&mut self) -> Option<(Capability<u64>, std::vec::Drain<'_, F::Closed>)> {
-        while self.leaving.front().is_some_and(|(_, rows)| rows.is_empty()) {
-            self.spare.extend(self.leaving.pop_front().map(|(_, rows)| rows));
+        while self.outgoing.front().is_some_and(|(_, rows)| rows.is_empty()) {
+            self.spare.extend(self.outgoing.pop_front().map(|(_, rows)| rows));
             self.spare.truncate(2);
         }
-        let (capability, rows) = self.leaving.front_mut()?;
+        let (capability, rows) = self.outgoing.front_mut()?;
         Some((capability.clone(), rows.drain(rows.len().saturating_sub(PIECE)..)))
     }
 }
@@ -492,21 +517,21 @@ impl<F: Fold> Folding<F> {
 ///
 /// `records` are the records that are on time, in parcels for the workers of their keys; `marks` is the stream's
 /// watermark, which is the same on every worker.
-fn fold<'f, F: Fold>(
+fn build_operator<'f, F: OperatorState>(
     flow: &Flow<'f>,
-    records: Stream<'f, u64, Vec<ParcelOf<F>>>,
+    records: Stream<'f, u64, Vec<RecordBatchOf<F>>>,
     marks: Stream<'f, u64, Vec<WatermarkUpdate>>,
-    step: Step<F>,
-    begin: impl FnOnce(Start<'_>) -> F + 'static,
-) -> Streams<'f, F::Closed, F::Key, F::Value> {
+    step: StepConfig<F>,
+    begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
+) -> ResultStreams<'f, F::Closed, F::Key, F::Value> {
     let scope = flow.scope;
     let durable = flow.build.durable.clone();
-    let loaded = cut::load(flow, &step.name, F::saved_rows(), Rc::clone(&step.codec));
+    let loaded = checkpoint::load(flow, &step.name, F::saved_rows(), Rc::clone(&step.codec));
     let mut builder = OperatorBuilder::new(format!("Fold: {}", step.name), scope);
-    let to_worker = Exchange::new(|parcel: &ParcelOf<F>| parcel.0);
+    let to_worker = Exchange::new(|parcel: &RecordBatchOf<F>| parcel.0);
     let mut records = builder.new_input(records, to_worker);
     let mut marks = builder.new_input(marks, Pipeline);
-    let by_key = Exchange::new(|saved: &F::Saved| super::route::route(F::key_of(saved)));
+    let by_key = Exchange::new(|saved: &F::SavedRow| super::route::route(F::key_of(saved)));
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key));
     let (closed, closed_stream) = builder.new_output();
     let (live, live_stream) = builder.new_output();
@@ -518,8 +543,8 @@ fn fold<'f, F: Fold>(
     let mut ticked = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(ticked);
     let mut parts = durable.is_some().then(|| {
         let (parts, stream) = builder.new_output();
-        flow.parts.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<Part>>>::from(parts)
+        flow.snapshot_acks.borrow_mut().push(stream);
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
     });
     let info = builder.operator_info();
     let (board, worker) = (Arc::clone(&flow.build.board), scope.index());
@@ -527,7 +552,7 @@ fn fold<'f, F: Fold>(
         let again = scope.activator_for(Rc::clone(&info.address));
         let durable = durable.as_ref().zip(capabilities.pop().filter(|_| parts.is_some()));
         drop(capabilities);
-        let mut folding = Folding::begin(scope, info, durable, step, begin);
+        let mut folding = WindowOperator::begin(scope, info, durable, step, begin);
         move |frontiers| {
             let _doing = board.enter(worker, folding.step.number);
             records.for_each(|capability, parcels| folding.take(&capability, parcels));
@@ -536,7 +561,7 @@ fn fold<'f, F: Fold>(
                 loaded.for_each(|capability, rows| folding.take_loaded(&capability, rows));
             }
             for epoch in folding.step.seals.after(folding.sealed_through) {
-                folding.turns.entry(epoch).or_default();
+                folding.pending.entry(epoch).or_default();
             }
             let waits_for = if folding.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
@@ -560,11 +585,11 @@ fn fold<'f, F: Fold>(
                 if let Some((capability, part)) = saver.work() {
                     parts.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && folding.turns.is_empty() {
+                if frontiers.iter().all(MutableAntichain::is_empty) && folding.pending.is_empty() {
                     saver.close();
                 }
             }
         }
     });
-    Streams { closed: closed_stream, live: live_stream, fired: fired_stream, ticked: ticked_stream }
+    ResultStreams { closed: closed_stream, live: live_stream, fired: fired_stream, ticked: ticked_stream }
 }
