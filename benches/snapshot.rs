@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::{Incarnation, PublishedEpoch};
 use tidegate::metrics::Metrics;
-use tidegate::sink::kafka::{Output, Publisher};
-use tidegate::sink::{Rows, Shard, Sink, Writer};
+use tidegate::sink::kafka::{self, Publisher};
+use tidegate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use tidegate::source::Options;
 use tidegate::time::Epoch;
 use tidegate::{Error, EventTime, Job, Record, Result, State, Window, csv};
@@ -290,7 +290,7 @@ fn one_run(records: u64, workers: usize, every: Option<Duration>, dir: &Path) ->
         (((dice >> 33) % 100_000) as u32, (dice >> 20) as i64 % 20_000, (number / 100) as i64)
     };
     let source = Made::new(4, records, make, |deal: &Deal| deal.2);
-    let out = csv::File::new(directory.join("totals.csv"));
+    let out = csv::Sink::new(directory.join("totals.csv"));
     let job = Job::new("totals").workers(workers).options(until_end());
     let job = match every {
         Some(every) => job.state(State::at(directory.join("state")).snapshot_every(every)),
@@ -333,26 +333,26 @@ impl<S: Sink<Due>> Sink<Due> for Timed<S> {
         self.sink.describe()
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         self.sink.check(rows)
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<Due>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<Due>>> {
         let (writer, late_ms) = (self.sink.open(at)?, Arc::clone(&self.late_ms));
         Ok(Box::new(TimedWriter { writer, begun: self.begun, late_ms, written: Vec::new() }))
     }
 }
 
 struct TimedWriter<D: Record> {
-    writer: Box<dyn Writer<D>>,
+    writer: Box<dyn SinkWriter<D>>,
     begun: Instant,
     late_ms: Arc<Mutex<Vec<f64>>>,
     written: Vec<u64>,
 }
 
-impl Writer<Due> for TimedWriter<Due> {
-    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
-        self.writer.shown()
+impl SinkWriter<Due> for TimedWriter<Due> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        self.writer.published()
     }
 
     fn begin(&mut self, life: &Incarnation) -> Result<()> {
@@ -364,8 +364,8 @@ impl Writer<Due> for TimedWriter<Due> {
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
-        self.writer.show(ends)?;
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.writer.publish(ends)?;
         let now = self.begun.elapsed().as_secs_f64() * 1e3;
         let mut late_ms = self.late_ms.lock().unwrap_or_else(PoisonError::into_inner);
         late_ms.extend(self.written.drain(..).map(|due_us| now - due_us as f64 / 1e3));
@@ -376,8 +376,8 @@ impl Writer<Due> for TimedWriter<Due> {
         self.writer.finish()
     }
 
-    fn waits(&self) -> bool {
-        self.writer.waits()
+    fn is_blocking(&self) -> bool {
+        self.writer.is_blocking()
     }
 }
 
@@ -476,7 +476,7 @@ fn run_due<S: Sink<Due>>(
 /// Returns the times from when records were due until they were published in a file, in milliseconds.
 fn to_file(arguments: &Arguments, manner: Manner, directory: &Path) -> Result<Vec<f64>> {
     let (begun, late_ms) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
-    let sink = Timed { sink: csv::File::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
+    let sink = Timed { sink: csv::Sink::new(directory.join("out.csv")), begun, late_ms: Arc::clone(&late_ms) };
     run_due(arguments, manner, directory, begun, sink)?;
     let late_ms = late_ms.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(late_ms.clone())
@@ -518,7 +518,7 @@ fn to_topic(arguments: &Arguments, manner: Manner, directory: &Path, brokers: &s
             }
             Ok(late_ms)
         });
-        let ran = run_due(arguments, manner, directory, begun, Output::json(brokers, &topic));
+        let ran = run_due(arguments, manner, directory, begun, kafka::Sink::json(brokers, &topic));
         over.store(true, Ordering::Release);
         let read = reader.join().unwrap_or_else(|_| Err(Error::new("the consumer panicked")));
         ran.and(read)

@@ -46,8 +46,8 @@ struct Total {
 
 /// The query of `account_totals`, with its input and its results in this directory.
 fn query(directory: &Path) -> impl Fn(&Flow<'_>) + Send + Sync + use<> {
-    let input = ndjson::Input::new(directory.join("in.ndjson")).event_time(|t: &tidegate::Transaction| t.at_ms);
-    let totals = csv::File::new(directory.join("totals.csv"));
+    let input = ndjson::Source::new(directory.join("in.ndjson")).event_time(|t: &tidegate::Transaction| t.at_ms);
+    let totals = csv::Sink::new(directory.join("totals.csv"));
     move |flow: &Flow<'_>| {
         flow.read("transactions", &input)
             .key_by(|t| t.account.clone())

@@ -20,7 +20,7 @@ use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
 use tidegate::job::{RunReport, StopHandle, Watcher};
 use tidegate::sink::Sink;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::kafka::{EmbeddedBroker, Topic};
+use tidegate::source::kafka::EmbeddedBroker;
 use tidegate::source::{Options, Source};
 use tidegate::status::{BlockerKind, Why, why};
 use tidegate::{Closed, EventTime, Job, State, Window, csv, kafka, ndjson};
@@ -188,7 +188,7 @@ impl Running {
     fn over_file(sink: impl Sink<Count>, folder: TempDir, adjust: impl FnOnce(Job, &Path) -> Job) -> Running {
         let path = folder.path().join("ticks.ndjson");
         std::fs::write(&path, text(1, 0)).unwrap();
-        let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
+        let source = ndjson::Source::new(&path).event_time(|tick: &Tick| tick.at_ms);
         let running = Running::start(folder, (source, LONG), sink, adjust);
         // The job has begun when it has a watermark.
         running.until("it has begun", Some(0), |why| why.holds.iter().any(|hold| hold.cause == BlockerKind::Step));
@@ -240,8 +240,8 @@ fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn plain(folder: &TempDir) -> csv::File {
-    csv::File::new(folder.path().join("out.csv"))
+fn plain(folder: &TempDir) -> csv::Sink {
+    csv::Sink::new(folder.path().join("out.csv"))
 }
 
 /// Starts a job with state on a disk on which files of this kind are not synced while the gate is closed.
@@ -276,7 +276,7 @@ fn a_file_that_is_idle_holds_nothing_and_its_source_is_the_cause() {
     let folder = folder();
     let (out, path) = (plain(&folder), folder.path().join("ticks.ndjson"));
     std::fs::write(&path, text(1, 0)).unwrap();
-    let source = ndjson::Input::new(&path).event_time(|tick: &Tick| tick.at_ms);
+    let source = ndjson::Source::new(&path).event_time(|tick: &Tick| tick.at_ms);
     let running = Running::start(folder, (source, SHORT), out, |job, _| job);
     let told = running.until("it is idle", Some(FAR), |why| why.to_string().contains("all idle"));
     assert_eq!((told.holds[0].cause, &*told.holds[0].name), (BlockerKind::Source, "source ticks"), "{told}");
@@ -315,8 +315,8 @@ fn a_topic_whose_partitions_are_all_idle_is_the_cause() {
     for partition in 0..2 {
         publisher.send_to(partition, None, text(1, 0).as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
-    let source = Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms);
+    publisher.flush().unwrap();
+    let source = kafka::Source::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms);
     let folder = folder();
     let out = plain(&folder);
     let running = Running::start(folder, (source, SHORT), out, |job, _| job);
@@ -366,7 +366,7 @@ fn a_file_of_results_that_is_not_synced_is_the_cause() {
 fn a_topic_of_results_whose_broker_is_gone_is_the_cause() {
     let Some(broker) = Broker::start() else { return };
     broker.create("counts", 1);
-    let sink = kafka::Output::json(&broker.servers, "counts");
+    let sink = kafka::Sink::json(&broker.servers, "counts");
     let running = Running::over_file(sink, folder(), |job, folder| job.state(folder.join("state")));
     running.append(&text(2, 10_000));
     let read = |count: usize| {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tidegate::job::Ending;
 use tidegate::testing::CrashingDisk;
-use tidegate::testing::disk::{Act, ActKind};
+use tidegate::testing::disk::{DiskOperation, OperationKind};
 
 use common::cases::{Data, seeds, within};
 use common::checks::KINDS;
@@ -88,25 +88,25 @@ struct Crashed {
 
 impl Crashed {
     /// Returns the operation at which it crashed.
-    fn at(&self) -> Act {
+    fn at(&self) -> DiskOperation {
         self.disk.log().pop().unwrap()
     }
 }
 
 /// Returns the kind of an operation and the kind of its file.
-fn done(act: &Act) -> (&'static str, &'static str) {
+fn done(act: &DiskOperation) -> (&'static str, &'static str) {
     let what = match &act.kind {
-        ActKind::CreateDirectory => "create directory",
-        ActKind::Create => "create",
-        ActKind::Append(_) => "append",
-        ActKind::Cut(_) => "cut",
-        ActKind::Sync => "sync",
-        ActKind::Rename(_) => "rename",
-        ActKind::Link(_) => "link",
-        ActKind::Remove => "remove",
-        ActKind::SyncDirectory => "sync directory",
-        ActKind::Lock => "lock",
-        ActKind::Sign => "sign",
+        OperationKind::CreateDirectory => "create directory",
+        OperationKind::Create => "create",
+        OperationKind::Append(_) => "append",
+        OperationKind::Truncate(_) => "cut",
+        OperationKind::Sync => "sync",
+        OperationKind::Rename(_) => "rename",
+        OperationKind::Link(_) => "link",
+        OperationKind::Remove => "remove",
+        OperationKind::SyncDirectory => "sync directory",
+        OperationKind::Lock => "lock",
+        OperationKind::Sign => "sign",
     };
     (what, kind_of(&act.path))
 }

@@ -68,7 +68,7 @@ impl Subject {
         for (processes, workers, act) in lives {
             disk.crash_at(*act);
             let _killed = shown.run(&data, on(&disk, *workers, 16).processes(*processes));
-            assert!(disk.has_crashed(), "it is too short a life: {} acts", disk.acts());
+            assert!(disk.has_crashed(), "it is too short a life: {} acts", disk.operations());
             disk = disk.after_kill();
         }
         let file = |path: PathBuf| (path.clone(), disk.bytes(&path).unwrap());

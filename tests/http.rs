@@ -356,7 +356,7 @@ fn a_job_is_ready_when_its_views_answer_and_not_before() {
     let stop = job.stopper();
     let own = Arc::clone(&door);
     let running = std::thread::spawn(move || {
-        let input = csv::Input::new(&path).event_time(|row: &(String, i64)| row.1);
+        let input = csv::Source::new(&path).event_time(|row: &(String, i64)| row.1);
         job.run(move |flow| {
             let door = Arc::clone(&own);
             let rows = flow.read("rows", &input).inspect(move |_| door.pass());

@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::Disk;
 use tidegate::durable::journal::{Frame, PartitionProgress};
 use tidegate::job::{Ending, RunReport, StopHandle};
-use tidegate::source::memory::Records;
-use tidegate::source::{Intake, Options, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
-use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{
+    Options, PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Closed, Error, Flow, Stream, Window, csv};
 
@@ -79,7 +81,7 @@ impl Source for Steered {
         Some(Duration::ZERO)
     }
 
-    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Tick>>> {
+    fn open(&self, at: &WorkerContext) -> tidegate::Result<Box<dyn Reader<Tick>>> {
         let count = self.0.lock().unwrap().len() as u32;
         let mine = (0..count).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
         Ok(Box::new(SteeredReader { of: self.clone(), mine }))
@@ -88,7 +90,7 @@ impl Source for Steered {
 
 struct SteeredReader {
     of: Steered,
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
 }
 
 impl SteeredReader {
@@ -96,9 +98,9 @@ impl SteeredReader {
     fn take(
         &self,
         epoch: Epoch,
-        (id, slot): (u32, Slot),
+        (id, slot): (u32, PartitionHandle),
         end: u64,
-        intake: &mut Intake<Tick>,
+        intake: &mut PartitionTracker<Tick>,
     ) -> tidegate::Result<bool> {
         let (records, silent) = {
             let partition = &self.of.0.lock().unwrap()[id as usize];
@@ -111,20 +113,25 @@ impl SteeredReader {
 }
 
 impl Reader<Tick> for SteeredReader {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<Tick>) -> tidegate::Result<()> {
+    fn resume(
+        &mut self,
+        epoch: Epoch,
+        places: &[RestoredPartition],
+        intake: &mut PartitionTracker<Tick>,
+    ) -> tidegate::Result<()> {
         intake.begin(epoch);
         for (id, slot) in &mut self.mine {
-            let place = places.iter().find(|place| place.bound.partition == *id);
+            let place = places.iter().find(|place| place.progress.partition == *id);
             *slot = place.map(|place| intake.resume(epoch, place));
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut Intake<Tick>) -> tidegate::Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, _budget: usize, intake: &mut PartitionTracker<Tick>) -> tidegate::Result<Polled> {
         intake.begin(epoch);
         for at in 0..self.mine.len() {
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, None));
+            let slot = slot.unwrap_or_else(|| intake.track(epoch, id, 0, None));
             self.mine[at].1 = Some(slot);
             if self.take(epoch, (id, slot), u64::MAX, intake)? {
                 intake.set_idle(slot);
@@ -137,16 +144,17 @@ impl Reader<Tick> for SteeredReader {
         &mut self,
         epoch: Epoch,
         bounds: &[PartitionProgress],
-        intake: &mut Intake<Tick>,
+        intake: &mut PartitionTracker<Tick>,
     ) -> tidegate::Result<bool> {
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let id = bound.partition;
-            let slot = self.mine[at].1.unwrap_or_else(|| intake.find(epoch, id, bound.start_offset.unwrap_or(0), None));
+            let slot =
+                self.mine[at].1.unwrap_or_else(|| intake.track(epoch, id, bound.start_offset.unwrap_or(0), None));
             self.mine[at].1 = Some(slot);
             self.take(epoch, (id, slot), bound.next_offset, intake)?;
-            intake.repeat(slot, bound);
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }
@@ -170,7 +178,7 @@ impl Shown {
 
 /// Runs a query on another thread until `holds` returns `true`, and then stops it.
 fn run_until(
-    run: Run,
+    run: TestRun,
     query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     holds: impl Fn() -> bool,
 ) -> Result<RunReport, Error> {
@@ -186,9 +194,9 @@ fn run_until(
     running.join().unwrap()
 }
 
-fn on(disk: &CrashingDisk, workers: usize) -> Run {
+fn on(disk: &CrashingDisk, workers: usize) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
-    Run::new().workers(workers).state(&disk, "state")
+    TestRun::new().workers(workers).state(&disk, "state")
 }
 
 /// A burst in one of four partitions, and the windows that close after it, with their counts.
@@ -211,7 +219,7 @@ fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
         });
         let query = move |flow: &Flow<'_>| own.of(flow.read("topic", &source));
         let counts = shown.counts.clone();
-        let run = Run::new().processes(processes).workers(workers);
+        let run = TestRun::new().processes(processes).workers(workers);
         let report = run_until(run, query, || counts.all().len() >= CLOSED.len()).unwrap();
         silence.join().unwrap();
         assert_eq!((shown.counts.all(), shown.late.all()), (CLOSED.to_vec(), vec![]), "{processes} × {workers}");
@@ -313,7 +321,7 @@ fn a_quiet_stream_holds_nothing_back_and_wakes_with_a_floor_also_after_restarts(
 fn records_that_are_late_only_after_silence_are_counted_apart_with_the_remedy() {
     let deal = |at_ms: i64| Tick { key: 1, at_ms };
     let partitions = vec![vec![deal(10), deal(500)], [5, 20, 21, 22, 3, 600].map(deal).to_vec()];
-    let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
+    let source = MemorySource::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
     let script = Script::new()
         .epoch(|e| e.take(0, 1).take(1, 1).idle(1))
         .epoch(|e| e.take(0, 1))
@@ -321,7 +329,7 @@ fn records_that_are_late_only_after_silence_are_counted_apart_with_the_remedy() 
         .epoch(|e| e.take(1, 1).end(0).end(1));
     let shown = Shown::default();
     let own = shown.clone();
-    let run = Run::new().script("topic", script).run(move |flow| own.of(flow.read("topic", &source)));
+    let run = TestRun::new().script("topic", script).run(move |flow| own.of(flow.read("topic", &source)));
     let report = run.unwrap().report;
     let step = &report.summary.steps[0];
     assert_eq!((step.late, step.late_after_idle), (4, 3));
@@ -338,7 +346,7 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
     for_seeds(25, |seed| {
         let data = Data::in_turns(seed, 120);
         let windows = checks::windows_of(&data);
-        let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let run = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         let outcome = check_run(&data, windows, run())?;
         match epochs_of_silence(&outcome.journal, "deals") {
             0 | 1 => Err(String::from("all partitions were hardly ever idle")),
@@ -381,7 +389,7 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
         let (first, second) = (any_windows(&mut random), any_windows(&mut random));
         let data = [0, 1, 2].map(|number| Data::random(&mut random, 40).renumbered(number * 1_000_000));
         let names = ["one", "two", "three"];
-        let mut run = Run::new().workers(random.usize(1..=3));
+        let mut run = TestRun::new().workers(random.usize(1..=3));
         for (name, data) in names.iter().zip(&data) {
             run = run.script(name, data.script(&mut random));
         }
@@ -424,7 +432,7 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
     let shown = Shown::default();
     let query = || {
         let input = |at: usize| {
-            let input = csv::Input::new(&paths[at]).event_time(|tick: &Tick| tick.at_ms);
+            let input = csv::Source::new(&paths[at]).event_time(|tick: &Tick| tick.at_ms);
             let silence = Duration::from_millis([3_600_000, 200][at]);
             input.out_of_order(Duration::ZERO).idle_after(silence)
         };
@@ -449,12 +457,12 @@ fn idle_files_are_idle_again_in_a_replay() {
     let path = folder.path().join("ticks.csv");
     std::fs::write(&path, "key,at_ms\n1,5\n1,15\n").unwrap();
     let ticks = |path: &std::path::Path| {
-        let ticks = csv::Input::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
+        let ticks = csv::Source::new(path).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO);
         ticks.idle_after(Duration::from_millis(100))
     };
     // The other stream ends at once, and an idle file does not.
     let query = |shown: &Shown| {
-        let none = Records::new(vec![vec![]], |tick: &Tick| tick.at_ms);
+        let none = MemorySource::new(vec![vec![]], |tick: &Tick| tick.at_ms);
         let (own, ticks) = (shown.clone(), ticks(&path));
         move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
     };
@@ -468,7 +476,7 @@ fn idle_files_are_idle_again_in_a_replay() {
     });
     let recorded = query(&shown);
     let recorded =
-        within(PATIENCE, move || Run::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
+        within(PATIENCE, move || TestRun::new().clock().stop_by(&stop).run(recorded)).expect("it hangs").unwrap();
     watcher.join().unwrap();
     assert!(epochs_of_silence(&recorded.journal, "ticks") > 0);
     let flags = |journal: &[Frame]| {
@@ -477,7 +485,7 @@ fn idle_files_are_idle_again_in_a_replay() {
     };
     for workers in [1, 3] {
         let again = Shown::default();
-        let run = Run::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
+        let run = TestRun::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
         assert_eq!(flags(&run.journal), flags(&recorded.journal), "on {workers} workers");
         assert_eq!(again.counts.epochs(), shown.counts.epochs(), "on {workers} workers");
     }
@@ -485,10 +493,10 @@ fn idle_files_are_idle_again_in_a_replay() {
 
 /// Runs one record through a window; returns the number of rows and the report.
 fn windowed(window: Window) -> tidegate::Result<(usize, RunReport)> {
-    let source = Records::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
+    let source = MemorySource::new(vec![vec![Tick { key: 1, at_ms: 0 }]], |tick: &Tick| tick.at_ms);
     let rows = Captured::<i64>::new();
     let own = rows.clone();
-    let outcome = Run::new().run(move |flow| {
+    let outcome = TestRun::new().run(move |flow| {
         let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(window);
         counts
             .aggregate("counts", tidegate::stream::aggregate::Each::count)
@@ -522,12 +530,12 @@ fn windows_that_overlap_too_much_are_refused_with_the_limit_and_what_to_do() {
 #[test]
 fn an_hour_of_records_in_windows_of_a_day_by_a_second_comes_to_its_rows() {
     let records = (0..240).map(|number| Tick { key: 1, at_ms: number * 15_000 }).collect();
-    let source = Records::new(vec![records], |tick: &Tick| tick.at_ms);
+    let source = MemorySource::new(vec![records], |tick: &Tick| tick.at_ms);
     let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
     let total = Arc::new(Mutex::new((0u64, 0i64)));
     let sum = Arc::clone(&total);
     let run = move || {
-        Run::new().options(Options { max_drift: day, ..Options::default() }).run(move |flow| {
+        TestRun::new().options(Options { max_drift: day, ..Options::default() }).run(move |flow| {
             let counts = flow.read("ticks", &source).key_by(|tick| tick.key).window(Window::sliding(day, second));
             let sum = Arc::clone(&sum);
             let add = move |count: &i64| {

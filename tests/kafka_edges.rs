@@ -46,10 +46,10 @@ fn transaction_markers_are_no_lag() {
     }
     // Three records and a marker, and twice two aborted records and a marker.
     let end = 10;
-    let source = kafka::Topic::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
+    let source = kafka::Source::json(&broker.servers, &topic).event_time(|t: &Transaction| t.at_ms);
     let job = Job::new("markers").epoch(Duration::from_millis(20));
     let (watcher, stop) = (job.watcher(), job.stopper());
-    let out = csv::File::new(folder.path().join("out.csv"));
+    let out = csv::Sink::new(folder.path().join("out.csv"));
     let running = std::thread::spawn(move || job.run(move |flow| flow.read("ticks", &source).write("out", &out)));
     let until = |what: &str, holds: &dyn Fn() -> Result<(), String>| {
         let begun = Instant::now();
@@ -89,7 +89,7 @@ fn without_groups() -> MockCluster<'static, DefaultProducerContext> {
     for record in records(0..100) {
         publisher.send(Some(record.as_bytes()), record.as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
     let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1_000];
     cluster.request_errors(RDKafkaApiKey::FindCoordinator, &refused);
     cluster

@@ -15,16 +15,17 @@ use drive::{Driven, Tick};
 use rdkafka::producer::Producer;
 use tidegate::durable::journal::JournalEnds;
 use tidegate::durable::journal::PartitionProgress;
-use tidegate::sink::kafka::{Output, Publisher};
-use tidegate::sink::{Rows, Shard, Sink};
-use tidegate::source::kafka::{Start, Topic};
-use tidegate::source::{Options, Resumed, Source};
+use tidegate::kafka;
+use tidegate::sink::kafka::Publisher;
+use tidegate::sink::{Sink, SinkContext, SinkRows};
+use tidegate::source::kafka::StartOffset;
+use tidegate::source::{Options, RestoredPartition, Source};
 use tidegate::time::{Epoch, EventTime};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn ticks(broker: &Broker, topic: &str) -> Topic<Tick> {
-    Topic::json(&broker.servers, topic).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
+fn ticks(broker: &Broker, topic: &str) -> kafka::Source<Tick> {
+    kafka::Source::json(&broker.servers, topic).event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::ZERO)
 }
 
 fn texts(ids: Range<u64>) -> impl Iterator<Item = String> {
@@ -36,7 +37,7 @@ fn send(broker: &Broker, topic: &str, ids: Range<u64>) {
     for (id, text) in ids.clone().zip(texts(ids)) {
         publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
 }
 
 fn bounded() -> Options {
@@ -50,7 +51,7 @@ fn ids(driven: &Driven<Tick>) -> Vec<u64> {
 }
 
 fn holds_watermark_back(driven: &Driven<Tick>) -> bool {
-    driven.bindings.last().unwrap().1.mark.least.is_some()
+    driven.bindings.last().unwrap().1.watermark.least.is_some()
 }
 
 #[test]
@@ -90,19 +91,19 @@ fn the_end_is_reached_behind_trailing_markers_and_before_open_transactions() {
     producer.abort_transaction(PATIENCE).unwrap();
     let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
-    let last = driven.bindings.iter().filter_map(|(_, binding)| binding.bounds.last()).next_back().unwrap();
+    let last = driven.bindings.iter().filter_map(|(_, binding)| binding.partitions.last()).next_back().unwrap();
     // Ten records, a commit marker, an aborted record, an abort marker.
     assert_eq!((ids(&driven).len(), last.next_offset, last.end_offset, last.ended), (10, 13, Some(13), true));
 
     // The journal of that incarnation is replayed, and is complete.
     let mut again = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     for (epoch, binding) in &driven.bindings {
-        again.replay(*epoch, &binding.bounds).unwrap();
+        again.replay(*epoch, &binding.partitions).unwrap();
         assert_eq!(again.bindings.last().unwrap().1, *binding);
     }
     assert_eq!(again.places(), driven.places());
     again.poll(10).unwrap();
-    assert!(again.bind().mark.ended);
+    assert!(again.bind().watermark.ended);
 
     // An open transaction at the start is not part of the topic yet.
     producer.begin_transaction().unwrap();
@@ -135,13 +136,13 @@ fn a_reader_that_stops_at_the_end_reads_on_in_its_next_life() {
     first.for_a_while(Duration::from_millis(1500)).unwrap();
     assert_eq!(ids(&first), (0..10).collect::<Vec<_>>());
     let bounds: Vec<PartitionProgress> =
-        first.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()).collect();
+        first.bindings.iter().flat_map(|(_, binding)| binding.partitions.clone()).collect();
     assert!(bounds.iter().all(|bound| !bound.ended && bound.end_offset.is_none()), "{bounds:?}");
 
     let places: BTreeMap<_, _> = bounds.into_iter().map(|bound| (bound.partition, bound)).collect();
-    let place = |bound: PartitionProgress| Resumed {
-        bound: PartitionProgress { start_offset: None, ..bound },
-        floor: EventTime::MIN,
+    let place = |bound: PartitionProgress| RestoredPartition {
+        progress: PartitionProgress { start_offset: None, ..bound },
+        activation_watermark: EventTime::MIN,
     };
     let places: Vec<_> = places.into_values().map(place).collect();
     let mut second = Driven::open(&source, Options::default()).unwrap();
@@ -161,7 +162,7 @@ fn from_the_latest_on_a_transaction_that_was_open_is_read() {
     producer.commit_transaction(PATIENCE).unwrap();
     producer.begin_transaction().unwrap();
     send_all(&producer, &topic, texts(10..20));
-    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    let mut driven = Driven::open(&ticks(broker, &topic).from(StartOffset::Latest), Options::default()).unwrap();
     driven.poll(10).unwrap();
     producer.commit_transaction(PATIENCE).unwrap();
     driven.until_events(10).unwrap();
@@ -173,7 +174,7 @@ fn partitions_that_are_added_are_read_from_their_first_record() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(1);
     send(broker, &topic, 0..100);
-    let mut driven = Driven::open(&ticks(broker, &topic).from(Start::Latest), Options::default()).unwrap();
+    let mut driven = Driven::open(&ticks(broker, &topic).from(StartOffset::Latest), Options::default()).unwrap();
     driven.poll(10).unwrap();
     driven.bind();
     broker.grow(&topic, 3);
@@ -182,10 +183,11 @@ fn partitions_that_are_added_are_read_from_their_first_record() {
     send(broker, &topic, 100..400);
     driven.until_events(300).unwrap();
     assert_eq!(ids(&driven), (100..400).collect::<Vec<_>>());
-    let found: Vec<_> = driven.bindings.iter().flat_map(|(_, b)| &b.bounds).filter_map(|b| b.start_offset).collect();
+    let found: Vec<_> =
+        driven.bindings.iter().flat_map(|(_, b)| &b.partitions).filter_map(|b| b.start_offset).collect();
     assert_eq!(found, [100, 0, 0]);
     let woken: BTreeSet<u32> =
-        driven.bindings.iter().flat_map(|(_, b)| &b.mark.activated).map(|partition| partition.partition).collect();
+        driven.bindings.iter().flat_map(|(_, b)| &b.watermark.activated).map(|partition| partition.partition).collect();
     assert_eq!(woken, BTreeSet::from([1, 2]), "late comers get floors");
 }
 
@@ -202,10 +204,10 @@ fn a_broker_that_dies_and_comes_back_costs_no_record_and_doubles_none() {
     let writer = std::thread::spawn(move || {
         for (id, text) in (50_000..58_000_u64).zip(texts(50_000..58_000)) {
             publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), None).unwrap();
-            publisher.serve().unwrap();
+            publisher.poll().unwrap();
             std::thread::sleep(Duration::from_millis(1));
         }
-        publisher.settle().unwrap();
+        publisher.flush().unwrap();
         assert_eq!(publisher.delivered(), 8000);
     });
     std::thread::sleep(Duration::from_millis(500));
@@ -228,13 +230,13 @@ fn a_record_of_ten_megabytes_is_read() {
     for id in 0..3 {
         publisher.send(None, format!(r#"{{"id":{id},{padding}"at_ms":0}}"#).as_bytes(), None).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
     let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
     driven.until_ended().unwrap();
     assert_eq!(driven.places(), [(0, 0), (0, 1), (0, 2)]);
     // The broker accepts at most 16 MiB.
     publisher.send(None, &vec![b' '; 20_000_000], None).unwrap();
-    let error = publisher.settle().unwrap_err().to_string();
+    let error = publisher.flush().unwrap_err().to_string();
     assert!(error.contains(&topic) && error.contains("max.message.bytes"), "{error}");
 }
 
@@ -275,7 +277,7 @@ fn a_journal_whose_records_expired_is_refused() {
     broker.expire(&topic, 0, 5);
     let mut second = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
     let (epoch, binding) = &first.bindings[0];
-    let error = second.replay(*epoch, &binding.bounds).unwrap_err().to_string();
+    let error = second.replay(*epoch, &binding.partitions).unwrap_err().to_string();
     assert!(error.contains("before offset 5") && error.contains(&topic), "{error}");
     // Without a journal the remaining records are read.
     let mut third = Driven::open(&ticks(broker, &topic), Options::default()).unwrap();
@@ -284,21 +286,26 @@ fn a_journal_whose_records_expired_is_refused() {
 }
 
 /// Reads a topic in one incarnation until it has everything; returns the epoch and the partitions of a snapshot then.
-fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<Resumed>) {
+fn read(broker: &Broker, topic: &str, options: Options, count: usize) -> (Epoch, Vec<RestoredPartition>) {
     let mut driven = Driven::open(&ticks(broker, topic), options).unwrap();
-    driven.until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.mark.ended)).unwrap();
+    driven
+        .until(|d| d.events.len() >= count && (!bounded_run(d) || d.bindings.last().unwrap().1.watermark.ended))
+        .unwrap();
     let mut places = BTreeMap::new();
-    for bound in driven.bindings.iter().flat_map(|(_, binding)| binding.bounds.clone()) {
+    for bound in driven.bindings.iter().flat_map(|(_, binding)| binding.partitions.clone()) {
         places.insert(
             bound.partition,
-            Resumed { bound: PartitionProgress { start_offset: None, ..bound }, floor: EventTime::MIN },
+            RestoredPartition {
+                progress: PartitionProgress { start_offset: None, ..bound },
+                activation_watermark: EventTime::MIN,
+            },
         );
     }
     (driven.bindings.last().unwrap().0, places.into_values().collect())
 }
 
 fn bounded_run(driven: &Driven<Tick>) -> bool {
-    driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).any(|bound| bound.end_offset.is_some())
+    driven.bindings.iter().flat_map(|(_, binding)| &binding.partitions).any(|bound| bound.end_offset.is_some())
 }
 
 #[test]
@@ -352,21 +359,21 @@ fn a_snapshot_behind_the_markers_of_transactions_is_gone_on_from() {
     transaction(0..10, true);
     transaction(10..15, false);
     let (epoch, mut places) = read(broker, &topic, bounded(), 10);
-    let bounds: Vec<PartitionProgress> = places.iter().map(|place| place.bound.clone()).collect();
+    let bounds: Vec<PartitionProgress> = places.iter().map(|place| place.progress.clone()).collect();
     let at = drive::place(bounded());
     assert_eq!((bounds[0].next_offset, bounds[0].end_offset, bounds[0].ended), (17, Some(17), true));
     // Aborted records are no new data, although the topic is longer.
     transaction(20..25, false);
-    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    assert_eq!(ticks(broker, &topic).has_new_data(&at, &bounds).unwrap(), None);
     broker.grow(&topic, 2);
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(ticks(broker, &topic).grown_since(&at, &bounds).unwrap(), None);
+    assert_eq!(ticks(broker, &topic).has_new_data(&at, &bounds).unwrap(), None);
     transaction(30..40, true);
-    let told = ticks(broker, &topic).grown_since(&at, &bounds).unwrap().unwrap();
+    let told = ticks(broker, &topic).has_new_data(&at, &bounds).unwrap().unwrap();
     assert!(told.starts_with("partition 0 of ") && told.ends_with("from offset 17 on"), "{told}");
 
     for next in 10..=17 {
-        (places[0].bound.next_offset, places[0].bound.end_offset, places[0].bound.ended) = (next, None, false);
+        (places[0].progress.next_offset, places[0].progress.end_offset, places[0].progress.ended) = (next, None, false);
         let mut driven = Driven::open(&ticks(broker, &topic), bounded()).unwrap();
         driven.resume(epoch, &places).unwrap();
         driven.until_ended().unwrap();
@@ -383,7 +390,7 @@ fn group_offsets_follow_what_was_shown() {
     let group = format!("group-of-{topic}");
     let mut driven = Driven::open(&ticks(broker, &topic).config("group.id", &group), Options::default()).unwrap();
     driven.until_events(10).unwrap();
-    driven.reader.shown(driven.epoch);
+    driven.reader.notify_published(driven.epoch);
     driven.for_a_while(Duration::from_secs(1)).unwrap();
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", &broker.servers).set("group.id", &group);
@@ -403,15 +410,15 @@ fn group_offsets_follow_what_was_shown() {
 fn a_sink_shows_rows_as_messages() {
     let Some(broker) = Broker::shared() else { return };
     let topic = broker.topic(2);
-    let output = Output::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
-    let shard = Shard::new("test", "out", Rows::Events);
+    let output = kafka::Sink::json(&broker.servers, &topic).key_by(|tick: &Tick| tick.id.to_string());
+    let shard = SinkContext::new("test", "out", SinkRows::Events);
     let mut writer = output.open(&shard).unwrap();
-    assert_eq!(writer.shown().unwrap(), None);
+    assert_eq!(writer.published().unwrap(), None);
     let rows: Vec<(Tick, isize)> = (0..100).map(|id| (Tick { id, at_ms: id as i64 }, 1)).collect();
     let begun = std::time::Instant::now();
     for (epoch, rows) in rows.chunks(10).enumerate() {
         writer.write(Epoch(2 * epoch as u64), rows).unwrap();
-        writer.show(&JournalEnds::default()).unwrap();
+        writer.publish(&JournalEnds::default()).unwrap();
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?} for ten epochs", begun.elapsed());
     writer.finish().unwrap();

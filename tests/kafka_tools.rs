@@ -137,7 +137,7 @@ fn rows_and_messages_that_are_no_transactions_are_counted_and_told() {
     assert_eq!(tool(&format!("produce --brokers {servers} --topic bad --csv {here}/in.csv")).unwrap(), 1);
     let mut publisher = tidegate::sink::kafka::Publisher::open(servers, "bad", [], None).unwrap();
     publisher.send(None, b"{", None).unwrap();
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
     let line =
         format!("consume --brokers {servers} --topic bad --out {here}/o.csv --until-end --rejects {here}/r.ndjson");
     assert_eq!(tool(&line).unwrap(), 0);

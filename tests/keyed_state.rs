@@ -9,8 +9,8 @@ use fastrand::Rng;
 use tidegate::Flow;
 use tidegate::durable::disk::Disk;
 use tidegate::durable::state::StateDir;
-use tidegate::source::memory::Records;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::source::memory::MemorySource;
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
 use common::lives::on;
@@ -100,7 +100,7 @@ fn what_is_emitted_is_a_function_of_the_records() {
         let data = Data::random(&mut Rng::with_seed(seed), 120);
         for workers in [1, 3] {
             let emitted = Emitted::default();
-            let run = Run::new().workers(workers).seed(seed).run(emitted.query(&data));
+            let run = TestRun::new().workers(workers).seed(seed).run(emitted.query(&data));
             run.map_err(|error| error.to_string())?;
             check(&emitted, &expected(&data))?;
         }
@@ -113,10 +113,10 @@ fn what_is_emitted_is_a_function_of_the_records() {
 fn a_state_does_not_grow_by_keys_that_are_over() {
     let rows_of_state = |keys: u32| -> u64 {
         let keys = (0..keys).map(|key| (key, i64::from(key) * 5)).collect();
-        let (source, shown) = (Records::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
+        let (source, shown) = (MemorySource::new(vec![keys], |key: &(u32, i64)| key.1), Captured::new());
         let (disk, output) = (CrashingDisk::new(), shown.clone());
         let shared: Arc<dyn Disk> = disk.shared();
-        let run = Run::new().seed(2).in_flight(1).state(&shared, "state");
+        let run = TestRun::new().seed(2).in_flight(1).state(&shared, "state");
         let run = run.state_options(|state| state.keep_snapshots(100_000)).run(move |flow| {
             let distinct = flow.read("keys", &source).key_by(|key| key.0).dedup_within("distinct", WITHIN);
             distinct.write("distinct", &output);
@@ -144,7 +144,7 @@ fn crashes_change_nothing() {
             if life < 10 {
                 disk.crash_at(random.usize(0..250));
             }
-            match on(&disk, &mut random, Run::new()).run(emitted.query(&data)) {
+            match on(&disk, &mut random, TestRun::new()).run(emitted.query(&data)) {
                 Ok(_) => break,
                 Err(_) if disk.has_crashed() => disk = disk.survivors(random.u64(..)),
                 Err(error) => return Err(format!("life {life}: {error}")),

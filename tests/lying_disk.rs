@@ -17,8 +17,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::durable::state::StateDir;
 use tidegate::job::Ending;
-use tidegate::testing::disk::{Act, ActKind, Loss};
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::testing::disk::{DiskOperation, OperationKind, SyncLoss};
+use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::{Window, csv};
 
 use common::cases::{Data, Deal, seeds, within};
@@ -92,14 +92,15 @@ fn stride() -> usize {
 }
 
 /// Returns the sync of this number.
-fn sync_of(disk: &CrashingDisk, number: usize) -> Act {
-    let mut syncs = disk.log().into_iter().filter(|act| matches!(act.kind, ActKind::Sync | ActKind::SyncDirectory));
+fn sync_of(disk: &CrashingDisk, number: usize) -> DiskOperation {
+    let mut syncs =
+        disk.log().into_iter().filter(|act| matches!(act.kind, OperationKind::Sync | OperationKind::SyncDirectory));
     syncs.nth(number).unwrap()
 }
 
 /// Runs an incarnation whose sync of this number is lost; `None` if it has no such sync. Returns `true` if the
 /// incarnations after it reached exact results.
-fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool> {
+fn after_lost_sync(subject: &Subject, number: usize, loss: SyncLoss) -> Option<bool> {
     let (kept, disk) = (Kept::default(), new_disk());
     disk.lose_sync(number, loss);
     let outcome = subject.run(&kept, &disk, 1);
@@ -112,7 +113,7 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool>
     let said = outcome.expect_err(&what);
     assert!(said.contains("dropped what was to be kept"), "{what}: {said}");
     // Dropped names in a directory can be detected, but not restored.
-    let may_be_refused = lost.kind == ActKind::SyncDirectory;
+    let may_be_refused = lost.kind == OperationKind::SyncDirectory;
     // The next incarnation reads what the system still has in memory; then the power fails.
     let (killed, after_loss) = (disk.after_kill(), disk.survivors(0));
     killed.crash_at(40 + 37 * number % 400);
@@ -128,7 +129,7 @@ fn after_lost_sync(subject: &Subject, number: usize, loss: Loss) -> Option<bool>
 #[test]
 fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
     let mut ended = Vec::new();
-    let losses = || [Loss::Later, Loss::AtOnce].into_iter().cycle();
+    let losses = || [SyncLoss::Later, SyncLoss::AtOnce].into_iter().cycle();
     for seed in seeds(KINDS.len() as u64) {
         let subject = Subject::new(200 + seed);
         let some = (seed as usize % stride()..).step_by(stride()).zip(losses());
@@ -152,13 +153,13 @@ fn a_stale_directory_hides_nothing_in_silence() {
             let (kept, disk) = (Kept::default(), new_disk());
             // For a while, the next incarnation does not see what the last operations before the kill wrote.
             let hidden = random.usize(1..60);
-            disk.hide_from(act);
+            disk.stale_from(act);
             disk.crash_at(act + hidden);
             if subject.run(&kept, &disk, 1).is_ok() && !disk.has_crashed() {
                 break;
             }
             let killed = disk.after_kill();
-            killed.show_from(random.usize(0..200));
+            killed.stale_until(random.usize(0..200));
             let what = format!("seed {seed}, killed at act {act} and {hidden}, of which the next life sees {act}");
             let (subject, stale) = (subject.clone(), kept.fork());
             let end = within(LIMIT, move || {
@@ -181,7 +182,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
 fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() {
     let disk = CrashingDisk::new();
     let state = StateDir::open(disk.shared(), "state", false).unwrap();
-    disk.hide_from(disk.acts());
+    disk.stale_from(disk.operations());
     state.begin_incarnation().unwrap();
     let killed = disk.after_kill();
     let error = StateDir::open(killed.shared(), "state", false).unwrap().begin_incarnation().unwrap_err().to_string();
@@ -191,7 +192,7 @@ fn a_directory_that_does_not_show_its_files_is_refused_and_not_asked_for_ever() 
 }
 
 /// Counts windows into a file: everything that two processes can have in common.
-fn count(data: &Data, run: Run) -> Result<Ending, String> {
+fn count(data: &Data, run: TestRun) -> Result<Ending, String> {
     let source = data.source();
     let outcome = run.options(small_drift(1_000_000)).run(move |flow| {
         let deals = flow.read("deals", &source).key_by(|deal: &Deal| deal.key);
@@ -203,7 +204,7 @@ fn count(data: &Data, run: Run) -> Result<Ending, String> {
             count: row.value.0,
             last: row.value.1,
         });
-        rows.write("closed", &csv::File::new(CLOSED));
+        rows.write("closed", &csv::Sink::new(CLOSED));
     });
     outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
 }
@@ -230,7 +231,7 @@ fn where_locks_lie_results_are_exact_or_refused_and_the_earlier_process_ends_by_
         let (own, of_earlier) = (disk.clone(), data.clone());
         let earlier = std::thread::spawn(move || count(&of_earlier, on(&own, 1, seed * PACE)));
         // The later one starts when the earlier one has done so many operations, or has ended.
-        while disk.acts() < 60 + 20 * seed as usize && !earlier.is_finished() {
+        while disk.operations() < 60 + 20 * seed as usize && !earlier.is_finished() {
             std::thread::yield_now();
         }
         disk.lose_locks();

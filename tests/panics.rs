@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use tempfile::TempDir;
 use tidegate::job::Cluster;
 use tidegate::source::kafka::EmbeddedBroker;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
 use tidegate::thread::{PANIC_VARIABLE, ThreadRole};
 use tidegate::{Flow, Job, Window, csv, kafka, ndjson};
@@ -298,9 +298,9 @@ impl Drop for Bomb {
     }
 }
 
-fn clicks() -> Records<Click> {
+fn clicks() -> MemorySource<Click> {
     let partition = |from: u64| (from..8_000).step_by(4).map(|at| Click { user: at + 1, at_ms: at as i64 }).collect();
-    Records::new((0..4).map(partition).collect(), |click: &Click| click.at_ms)
+    MemorySource::new((0..4).map(partition).collect(), |click: &Click| click.at_ms)
 }
 
 type Query = Arc<dyn Fn(&Flow<'_>) + Send + Sync>;
@@ -367,13 +367,13 @@ fn a_row_that_panics_when_a_file_is_written_ends_the_job() {
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
             let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &csv::File::new(&out));
+            rows.write("out", &csv::Sink::new(&out));
         })
     });
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
             let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &ndjson::File::new(&out));
+            rows.write("out", &ndjson::Sink::new(&out));
         })
     });
 }
@@ -387,13 +387,13 @@ fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {
             let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
-            rows.write("out", &kafka::Output::json(&servers, "rows"));
+            rows.write("out", &kafka::Sink::json(&servers, "rows"));
         })
     });
     panics_on("sink out`", false, &|_out| {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {
-            let keyed = kafka::Output::json(&servers, "clicks").key_by(|user: &u64| bad(*user).to_string());
+            let keyed = kafka::Sink::json(&servers, "clicks").key_by(|user: &u64| bad(*user).to_string());
             flow.read("clicks", &clicks()).map(|click| click.user).write("out", &keyed);
         })
     });
@@ -402,7 +402,7 @@ fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
 #[test]
 fn what_a_query_calls_on_its_workers_ends_the_job_when_it_panics() {
     worker_panics(|flow| {
-        let timed = Records::new(vec![(0..8_000).collect(), vec![]], |user: &u64| bad(*user) as i64);
+        let timed = MemorySource::new(vec![(0..8_000).collect(), vec![]], |user: &u64| bad(*user) as i64);
         flow.read("clicks", &timed).write("out", &nothing());
     });
     worker_panics(|flow| {

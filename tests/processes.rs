@@ -23,9 +23,9 @@ use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 use tidegate::job::{Cluster, Job};
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
-use tidegate::testing::Run;
+use tidegate::testing::TestRun;
 
 use children::{children, write_hosts};
 use common::cases::{Data, for_seeds};
@@ -52,17 +52,17 @@ fn results_are_those_of_the_data_on_any_number_of_processes() {
         let data = Data::random(&mut Rng::with_seed(seed), 250);
         for (processes, workers) in SHAPES {
             for windows in KINDS {
-                check_data(&data, windows, Run::new().processes(processes).workers(workers).seed(seed))?;
+                check_data(&data, windows, TestRun::new().processes(processes).workers(workers).seed(seed))?;
             }
         }
         let (processes, workers) = SHAPES[seed as usize % SHAPES.len()];
-        check_data(&data, KINDS[0], Run::new().processes(processes).workers(workers).clock())
+        check_data(&data, KINDS[0], TestRun::new().processes(processes).workers(workers).clock())
     });
 }
 
 /// Runs a job that does not end by itself, as one process of a cluster.
 fn endless(cluster: Cluster) -> tidegate::Result<tidegate::job::RunReport> {
-    let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
+    let records = MemorySource::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     Job::new("endless").cluster(cluster).run(move |flow| {
         flow.read("records", &records).write("rows", &Observer::new(|_epoch, _rows| Ok(())));
     })

@@ -23,7 +23,7 @@ const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 2), (1, 4), (2, 1), (4, 1), (2,
 const LIVES: usize = 12;
 
 /// Runs an incarnation that is stopped when closed rows of so many epochs have been published in total, or at its end.
-fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::Run, epochs: usize) -> Result<RunReport, String> {
+fn stopped(kept: &Kept, data: &Data, run: tidegate::testing::TestRun, epochs: usize) -> Result<RunReport, String> {
     let (stop, over) = (StopHandle::default(), StopHandle::default());
     let (watched, stopping, ended) = (kept.closed.clone(), stop.clone(), over.clone());
     let watcher = std::thread::spawn(move || {

@@ -22,11 +22,11 @@ use tidegate::durable::journal::PartitionProgress;
 use tidegate::job::Ending;
 use tidegate::record::Event;
 use tidegate::sink::kafka::Publisher;
-use tidegate::source::generator::{Generator, Transactions};
-use tidegate::source::kafka::{EmbeddedBroker, Start, Topic};
-use tidegate::source::memory::Records;
-use tidegate::source::{Options, Place, Rejected, Resumed, Source};
-use tidegate::testing::{CrashingDisk, Run};
+use tidegate::source::generator::{Generator, GeneratorSource};
+use tidegate::source::kafka::{self, EmbeddedBroker, StartOffset};
+use tidegate::source::memory::MemorySource;
+use tidegate::source::{Options, Rejected, RestoredPartition, Source, WorkerContext};
+use tidegate::testing::{CrashingDisk, TestRun};
 use tidegate::time::{Epoch, EventTime};
 use tidegate::{Job, Record, State, Window, csv};
 
@@ -48,7 +48,7 @@ impl<D: Record> Piece<D> {
         for driven in workers {
             piece.events.append(&mut driven.events);
             piece.rejects.append(&mut driven.rejects);
-            piece.bounds.extend(driven.bindings.last().unwrap().1.bounds.clone());
+            piece.bounds.extend(driven.bindings.last().unwrap().1.partitions.clone());
         }
         piece.events.sort_by_key(|event| (event.origin.partition, event.origin.offset));
         piece.rejects.sort_by_key(|reject| (reject.partition, reject.offset));
@@ -65,12 +65,15 @@ fn taken<D>(history: &History<D>) -> usize {
 }
 
 /// Returns the partitions of a snapshot at the end of a history.
-fn places<D>(history: &History<D>) -> Vec<Resumed> {
+fn places<D>(history: &History<D>) -> Vec<RestoredPartition> {
     let mut places = BTreeMap::new();
     for bound in history.values().flat_map(|piece| &piece.bounds) {
         places.insert(bound.partition, PartitionProgress { start_offset: None, ..bound.clone() });
     }
-    places.into_values().map(|bound| Resumed { bound, floor: EventTime::MIN }).collect()
+    places
+        .into_values()
+        .map(|bound| RestoredPartition { progress: bound, activation_watermark: EventTime::MIN })
+        .collect()
 }
 
 /// Extent of an incarnation.
@@ -96,7 +99,7 @@ impl Life<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
         let Life { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let at = |worker| Place { worker, workers: count, threads: count, ..place(options.clone()) };
+        let at = |worker| WorkerContext { worker, workers: count, threads: count, ..place(options.clone()) };
         let mut workers: Vec<Driven<D>> =
             (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
@@ -125,7 +128,7 @@ impl Life<'_> {
                     std::thread::sleep(Duration::from_micros(300));
                 }
             }
-            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.bind().mark).collect();
+            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.bind().watermark).collect();
             lived.insert(now, Piece::of(&mut workers));
             (now, left) = (Epoch(now.0 + 2), left.saturating_sub(1));
             if marks.iter().all(|mark| mark.ended) {
@@ -224,12 +227,12 @@ fn check<D: Record, S: Source<Item = D>>(
     check_watermarks(&history, disorder);
     assert_eq!(by_partition(&history), by_partition(&whole), "seed {seed}");
     let ends = |history: &History<D>| {
-        let ends = places(history).into_iter().map(|place| place.bound);
+        let ends = places(history).into_iter().map(|place| place.progress);
         ends.map(|end| (end.partition, end.next_offset, end.watermark, end.check)).collect::<Vec<_>>()
     };
     assert_eq!(ends(&history), ends(&whole), "seed {seed}");
     for place in places(&history) {
-        let bound = place.bound;
+        let bound = place.progress;
         assert_eq!(
             (bound.end_offset, bound.ended),
             (options.until_end.then_some(bound.next_offset), options.until_end)
@@ -247,7 +250,7 @@ fn records_in_memory() {
             (0..count).map(|id| Tick { id, at_ms: time(id) }).collect::<Vec<_>>()
         };
         let partitions = (0..rng.usize(1..6)).map(|_| partition(&mut rng)).collect();
-        let source = Records::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
+        let source = MemorySource::new(partitions, |tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20));
         check(seed, &source, 20, &bounded(), || {});
     }
 }
@@ -255,7 +258,7 @@ fn records_in_memory() {
 #[test]
 fn made_up_transactions() {
     for seed in 0..50 {
-        let source = Transactions::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
+        let source = GeneratorSource::new(Generator::new(seed), 500 + seed).partitions(1 + seed as u32 % 5);
         check(seed, &source, 2000, &bounded(), || {});
     }
 }
@@ -266,8 +269,10 @@ fn broker(partitions: u32) -> EmbeddedBroker {
     broker
 }
 
-fn ticks(broker: &EmbeddedBroker) -> Topic<Tick> {
-    Topic::json(broker.servers(), "ticks").event_time(|tick: &Tick| tick.at_ms).out_of_order(Duration::from_millis(20))
+fn ticks(broker: &EmbeddedBroker) -> kafka::Source<Tick> {
+    kafka::Source::json(broker.servers(), "ticks")
+        .event_time(|tick: &Tick| tick.at_ms)
+        .out_of_order(Duration::from_millis(20))
 }
 
 /// Sends ticks out of order, and some messages that are none.
@@ -281,7 +286,7 @@ fn send(broker: &EmbeddedBroker, seed: u64, count: u64) {
         };
         publisher.send(Some(id.to_string().as_bytes()), text.as_bytes(), Some(1_000_000)).unwrap();
     }
-    publisher.settle().unwrap();
+    publisher.flush().unwrap();
 }
 
 #[test]
@@ -309,8 +314,8 @@ fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> 
 }
 
 fn grown<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> tidegate::Result<Option<String>> {
-    let bounds: Vec<PartitionProgress> = places(history).into_iter().map(|place| place.bound).collect();
-    source.grown_since(&place(bounded()), &bounds)
+    let bounds: Vec<PartitionProgress> = places(history).into_iter().map(|place| place.progress).collect();
+    source.has_new_data(&place(bounded()), &bounds)
 }
 
 #[test]
@@ -351,22 +356,22 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
     let told = grown(&topic, &history).unwrap().unwrap();
     assert!(told.starts_with("partition ") && told.contains("has records from offset "), "{told}");
     for worker in 0..4 {
-        let at = Place { worker, workers: 4, threads: 4, ..place(bounded()) };
+        let at = WorkerContext { worker, workers: 4, threads: 4, ..place(bounded()) };
         let mut driven = Driven::open_at(&topic, &at).unwrap();
         driven.resume(*history.keys().last().unwrap(), &places(&history)).unwrap();
         assert!(driven.reader.exhausted(&driven.intake));
         assert_eq!(driven.poll(100).unwrap(), 0);
         let binding = driven.bind();
-        assert!(binding.mark.ended && binding.bounds.is_empty(), "{binding:?}");
+        assert!(binding.watermark.ended && binding.partitions.is_empty(), "{binding:?}");
     }
 
-    let records = |count: i64| Records::new(vec![(0..count).collect(), vec![7]], |at: &i64| *at);
+    let records = |count: i64| MemorySource::new(vec![(0..count).collect(), vec![7]], |at: &i64| *at);
     let history = ended(&records(5));
     assert_eq!(grown(&records(5), &history).unwrap(), None);
     assert_eq!(grown(&records(6), &history).unwrap().unwrap(), "partition 0 has records from offset 5 on");
     let error = refusals(&records(4), &history).map(Result::unwrap_err);
     assert!(error.iter().all(|error| error.contains("records that are not there")), "{error:?}");
-    let made_up = |count| Transactions::new(Generator::new(1), count).partitions(2);
+    let made_up = |count| GeneratorSource::new(Generator::new(1), count).partitions(2);
     let history = ended(&made_up(9));
     assert_eq!(grown(&made_up(9), &history).unwrap(), None);
     assert_eq!(grown(&made_up(10), &history).unwrap().unwrap(), "partition 1 has records from offset 4 on");
@@ -378,7 +383,7 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
 fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unless_the_end_is_fixed() {
     let broker = broker(3);
     send(&broker, 1, 300);
-    let topic = ticks(&broker).from(Start::Latest);
+    let topic = ticks(&broker).from(StartOffset::Latest);
     let whole = by_partition(&ended(&ticks(&broker)));
     let mut history = ended(&ticks(&broker));
     for piece in history.values_mut() {
@@ -402,14 +407,14 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
         let mut driven = open(Options::default());
         driven.until_events(whole[&1].0.len()).unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition == 1));
-        let (first, woken) = (&driven.bindings[0].1.bounds, &driven.bindings[0].1.mark.activated);
+        let (first, woken) = (&driven.bindings[0].1.partitions, &driven.bindings[0].1.watermark.activated);
         assert_eq!(first.iter().map(|bound| (bound.partition, bound.start_offset)).collect::<Vec<_>>(), [(1, Some(0))]);
         assert_eq!(woken.iter().map(|partition| partition.partition).collect::<Vec<_>>(), [1]);
 
         let mut driven = open(bounded());
         driven.until_ended().unwrap();
         assert!(driven.events.is_empty() && driven.rejects.is_empty());
-        let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.bounds).collect();
+        let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.partitions).collect();
         assert_eq!(bounds.iter().map(|bound| bound.partition).collect::<Vec<_>>(), [0, 2], "they end at this start");
         assert!(bounds.iter().all(|bound| bound.ended && bound.end_offset == Some(bound.next_offset)));
     }
@@ -426,27 +431,31 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     }
     let mut driven = Driven::open(&topic, Options::default()).unwrap();
     let floor = EventTime::from_millis(2_000_000);
-    let places: Vec<_> = places(&history).into_iter().map(|place| Resumed { floor, ..place }).collect();
+    let places: Vec<_> =
+        places(&history).into_iter().map(|place| RestoredPartition { activation_watermark: floor, ..place }).collect();
     driven.resume(*history.keys().last().unwrap(), &places).unwrap();
     driven.poll(100).unwrap();
     let binding = driven.bind();
-    assert!(binding.mark.least.is_none() && binding.bounds.is_empty() && !binding.mark.ended, "{binding:?}");
+    assert!(
+        binding.watermark.least.is_none() && binding.partitions.is_empty() && !binding.watermark.ended,
+        "{binding:?}"
+    );
     send(&broker, 2, 10);
     driven.until(|driven| !driven.events.is_empty()).unwrap();
-    assert_eq!(driven.events[0].watermark, places[0].bound.watermark);
-    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.mark.activated).collect();
+    assert_eq!(driven.events[0].watermark, places[0].progress.watermark);
+    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.watermark.activated).collect();
     assert_eq!(woken.len(), 1);
-    assert!(driven.bindings.last().unwrap().1.mark.least.is_some());
+    assert!(driven.bindings.last().unwrap().1.watermark.least.is_some());
 }
 
 /// Otherwise replayed epochs would have other results than those that were published.
 #[test]
 fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_be_replayed() {
     let records: Vec<(u64, i64)> = (0..400).map(|number| (number % 7, number as i64)).collect();
-    let source = Records::new(vec![records], |row: &(u64, i64)| row.1);
+    let source = MemorySource::new(vec![records], |row: &(u64, i64)| row.1);
     let run = |disk: &CrashingDisk, options: Options| {
         let (shared, source) = (disk.shared(), source.clone());
-        let run = Run::new().seed(3).in_flight(1).state(&shared, "state").options(options);
+        let run = TestRun::new().seed(3).in_flight(1).state(&shared, "state").options(options);
         let outcome = run.run(move |flow| {
             let keyed = flow.read("rows", &source).key_by(|row| row.0);
             keyed
@@ -454,7 +463,7 @@ fn a_flag_that_affects_output_and_has_changed_is_refused_where_something_is_to_b
                 .aggregate("sums", |each| each.sum(|row: &(u64, i64)| row.1))
                 .on_close()
                 .map(|row| Sum { end: row.window.end, key: row.key, sum: row.value })
-                .write("sums", &csv::File::new("out/sums.csv"));
+                .write("sums", &csv::Sink::new("out/sums.csv"));
         });
         outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
     };
@@ -545,13 +554,13 @@ fn a_store_that_knows_no_rename_keeps_a_state() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.csv");
     let rows: Vec<(u64, i64)> = (0..4_000).map(|number| (number % 7, number as i64)).collect();
-    let source = Records::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
+    let source = MemorySource::new(vec![rows.clone()], |row: &(u64, i64)| row.1);
     // The job is stopped and resumes with other numbers of workers, until it completes.
     for life in 0.. {
         let state = State::at(folder.path().join("state")).disk(Arc::new(Objects::default()));
         let job = Job::new("objects").state(state.snapshot_every(Duration::from_millis(5)));
         let job = job.workers(1 + life % 3).epoch(Duration::from_millis(2)).in_flight(16 << 10);
-        let (stopper, source, sink) = (job.stopper(), source.clone(), csv::File::new(&out));
+        let (stopper, source, sink) = (job.stopper(), source.clone(), csv::Sink::new(&out));
         let stop_at = rows.len() as i64 * (life as i64 + 1) / 4;
         let report = job.run(move |flow| {
             let stopper = stopper.clone();

@@ -11,9 +11,9 @@ use fastrand::Rng;
 use tidegate::Window;
 use tidegate::durable::disk::Disk;
 use tidegate::job::{Ending, StopHandle};
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::aggregate::Each;
-use tidegate::testing::{Captured, CrashingDisk, Run, Script};
+use tidegate::testing::{Captured, CrashingDisk, Script, TestRun};
 
 use common::cases::{Data, for_seeds};
 use common::checks::small_drift;
@@ -24,7 +24,7 @@ fn tables_are_right_at_every_epoch() {
     for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 200);
-        check_tables(&data, Run::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
+        check_tables(&data, TestRun::new().workers([1, 2, 4][seed as usize % 3]).seed(seed)).map(drop)
     });
 }
 
@@ -34,7 +34,7 @@ fn tables_are_right_with_partitions_that_rest_and_are_found_late() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
-        check_tables(&data, Run::new().workers(random.usize(1..=4)).script("deals", script)).map(drop)
+        check_tables(&data, TestRun::new().workers(random.usize(1..=4)).script("deals", script)).map(drop)
     });
 }
 
@@ -44,9 +44,9 @@ fn equal_journals_give_equal_tables() {
     for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 150);
-        let (first, outcome) = tables::run(&data, Run::new().workers(2).seed(seed).options(small_drift(100)))?;
+        let (first, outcome) = tables::run(&data, TestRun::new().workers(2).seed(seed).options(small_drift(100)))?;
         for workers in [1, 2, 4] {
-            let again = Run::new().workers(workers).seed(random.u64(..)).journal(outcome.journal.clone());
+            let again = TestRun::new().workers(workers).seed(random.u64(..)).journal(outcome.journal.clone());
             let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
             let (again, _) = tables::run(&data, again.seal_at(seals))?;
             again.check_equal(&first).map_err(|why| format!("on {workers} workers: {why}"))?;
@@ -60,10 +60,10 @@ type Said = (u8, Option<i64>, i64);
 
 /// Runs a table over some records, in the epochs of a script.
 fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
-    let source = Records::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
+    let source = MemorySource::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
     let shown = Captured::new();
     let output = shown.clone();
-    let run = Run::new().workers(2).script("said", script).run(move |flow| {
+    let run = TestRun::new().workers(2).script("said", script).run(move |flow| {
         let said = flow.read("said", &source).key_by(|said| said.0);
         said.last_by_key_with("table", |said| said.1).write("table", &output);
     });
@@ -106,8 +106,8 @@ fn an_epoch_shows_only_what_it_comes_to() {
 
 #[test]
 fn names_are_unique_among_all_steps_with_rows() {
-    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
-    let run = Run::new().run(move |flow| {
+    let source = MemorySource::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = TestRun::new().run(move |flow| {
         let records = flow.read("records", &source);
         records.clone().key_by(|record| record.0).window(Window::global()).aggregate("mine", Each::count);
         records.key_by(|record| record.0).last_by_key("mine");
@@ -120,7 +120,7 @@ fn names_are_unique_among_all_steps_with_rows() {
 fn live(data: &Data, disk: &CrashingDisk, until: u32, outputs: &[Captured<(u8, u32)>]) -> Ending {
     let (disk, source, outputs): (Arc<dyn Disk>, _, _) = (disk.shared(), data.source(), outputs.to_vec());
     let stop = StopHandle::default();
-    let run = Run::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
+    let run = TestRun::new().workers(1 + outputs.len()).seed(7).state(&disk, "state").stop_by(&stop);
     let run = run.state_options(|state| state.accept_changed_query(true)).run(move |flow| {
         let stop = stop.clone();
         let deals = flow.read("deals", &source).inspect(move |deal| {

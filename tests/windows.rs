@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::source::memory::Records;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::source::memory::MemorySource;
+use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::{Closed, Decimal, Real, Window};
 
 use common::cases::{Data, Deal, for_seeds};
@@ -28,7 +28,7 @@ fn scripted_epochs_with_idle_and_late_found_partitions_show_what_the_oracle_show
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script);
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script);
         check_run(&data, windows, run).map(drop)
     });
 }
@@ -38,7 +38,7 @@ fn random_epochs_show_what_the_oracle_shows() {
     for_seeds(100, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
-        let run = || Run::new().workers(1 + seed as usize % 4).seed(seed);
+        let run = || TestRun::new().workers(1 + seed as usize % 4).seed(seed);
         check_run(&data, windows, run()).map(drop)?;
         check_data(&data, windows, run())
     });
@@ -50,7 +50,7 @@ fn one_window_for_all_time_closes_when_its_stream_is_over() {
         let mut random = Rng::with_seed(seed);
         let data = Data::random(&mut random, 60);
         let script = data.script(&mut random);
-        check_run(&data, Windows::Global, Run::new().workers(2).script("deals", script)).map(drop)
+        check_run(&data, Windows::Global, TestRun::new().workers(2).script("deals", script)).map(drop)
     });
 }
 
@@ -72,7 +72,7 @@ fn changed_streams_keep_their_times_and_watermarks() {
         let script = data.script(&mut random);
         let (views, source) = (Views::default(), data.source());
         let shown = views.clone();
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).filter(|deal| deal.amount <= 500);
             let made = deals.map(|deal| (deal.key % 2, deal)).flat_map(|(odd, deal)| {
                 assert_eq!(odd, deal.key % 2);
@@ -92,7 +92,7 @@ fn two_streams_as_one_have_the_lesser_watermark() {
         let mut random = Rng::with_seed(seed);
         let windows = windows(&mut random);
         let (one, two) = (Data::random(&mut random, 40), Data::random(&mut random, 40).renumbered(1_000_000));
-        let run = Run::new().workers(random.usize(1..=3));
+        let run = TestRun::new().workers(random.usize(1..=3));
         let run = run.script("one", one.script(&mut random)).script("two", two.script(&mut random));
         let (views, sources) = (Views::default(), (one.source(), two.source()));
         let shown = views.clone();
@@ -115,7 +115,7 @@ fn windows_of_window_results_lose_nothing() {
         let script = data.script(&mut random);
         let (rows, late, source) = (Captured::<Row<(i64, i128)>>::new(), Captured::new(), data.source());
         let (shown, shown_late) = (rows.clone(), late.clone());
-        let run = Run::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
+        let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).key_by(|deal| deal.key).window(checks::window(first));
             let deals = deals.allowed_lateness(checks::millis(first.late()));
             let totals = deals.aggregate("first", |each| (each.count(), each.sum(|deal| deal.amount)));
@@ -147,10 +147,10 @@ fn windows_of_window_results_lose_nothing() {
 /// Counts, in windows of one second, the results of a global window.
 #[test]
 fn the_result_of_all_time_is_not_late_downstream() {
-    let source = Records::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
+    let source = MemorySource::new(vec![vec![(1u8, 5i64), (2, 7), (1, 9)]], |record: &(u8, i64)| record.1);
     let (counts, late) = (Captured::<(u8, i64)>::new(), Captured::<u8>::new());
     let (shown, shown_late) = (counts.clone(), late.clone());
-    Run::new()
+    TestRun::new()
         .run(move |flow| {
             let all = flow.read("records", &source).key_by(|r| r.0).window(Window::global());
             let rows = all.aggregate("all", |each| each.count()).on_close();
@@ -170,11 +170,11 @@ where
     S: tidegate::Record,
 {
     let partitions = values.chunks(values.len().div_ceil(3)).map(|chunk| chunk.iter().map(|v| (*v, 5i64)).collect());
-    let source = Records::new(partitions.collect(), |record: &(N, i64)| record.1);
+    let source = MemorySource::new(partitions.collect(), |record: &(N, i64)| record.1);
     let (sums, shown) = (Captured::new(), Captured::new());
     let captured: Captured<(S, Real)> = sums.clone();
     let _: &Captured<(S, Real)> = &shown;
-    Run::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
+    TestRun::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
         flow.read("values", &source)
             .key_by(|_| 0u8)
             .window(Window::tumbling(Duration::from_secs(1)))
@@ -260,7 +260,7 @@ fn small(deal: &Deal) -> i64 {
 }
 
 /// Runs a window with these aggregates, and captures the closed rows.
-fn run_more(data: &Data, windows: Windows, run: Run) -> Result<(Captured<Row<More>>, Outcome), String> {
+fn run_more(data: &Data, windows: Windows, run: TestRun) -> Result<(Captured<Row<More>>, RunOutcome), String> {
     let (source, rows) = (data.source(), Captured::new());
     let shown = rows.clone();
     let outcome = run.run(move |flow| {
@@ -319,20 +319,20 @@ fn every_aggregate_shows_what_the_oracle_shows_on_any_workers_and_with_any_seals
     for_seeds(40, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 120), windows(&mut random));
-        let (rows, outcome) = run_more(&data, windows, Run::new().workers(1 + seed as usize % 3).seed(seed))?;
+        let (rows, outcome) = run_more(&data, windows, TestRun::new().workers(1 + seed as usize % 3).seed(seed))?;
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
         let expected = oracle::windowed(&history, windows, |deal| deal.key % 2, more).closed;
         compare_rows("rows", &rows, &expected)?;
         let seals = outcome.journal.iter().map(|frame| frame.epoch).collect();
-        let again = Run::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
+        let again = TestRun::new().workers(random.usize(1..=4)).journal(outcome.journal).seal_at(seals);
         compare_rows("rows with seals", &run_more(&data, windows, again)?.0, &expected)
     });
 }
 
 #[test]
 fn an_aggregate_that_makes_no_sense_is_an_error_that_says_where() {
-    let source = Records::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
-    let run = Run::new().run(move |flow| {
+    let source = MemorySource::new(vec![vec![(1u8, 5i64)]], |record: &(u8, i64)| record.1);
+    let run = TestRun::new().run(move |flow| {
         let all = flow.read("records", &source).key_by(|record| record.0).window(Window::global());
         let step = all.aggregate("late", |each| (each.count(), each.quantile(95.0, |record| record.1)));
         step.on_close().write("rows", &Captured::new());
@@ -348,7 +348,7 @@ fn a_record_of_an_impossible_time_is_rejected_with_its_place() {
     let deals = times.iter().zip(0..).map(|(at_ms, id)| Deal { id, key: 0, at_ms: *at_ms, amount: 1 }).collect();
     let data = Data { partitions: vec![deals], disorder: 0, turns: Vec::new() };
     let windows = Windows::Tumbling { size: 1000, offset: 0 };
-    let (views, outcome) = checks::run(&data, windows, Run::new()).unwrap();
+    let (views, outcome) = checks::run(&data, windows, TestRun::new()).unwrap();
     let rejects = views.rejects.all().into_iter().map(|reject| (reject.offset, reject.reason)).collect::<Vec<_>>();
     let reason = |time: i64| format!("its event time, {time} ms since 1970, is outside the years 1 to 9998");
     assert_eq!(rejects, [(2, reason(times[2])), (4, reason(times[4])), (5, reason(times[5]))]);

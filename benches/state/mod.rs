@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate::durable::journal::PartitionProgress;
-use tidegate::source::{self, Intake, Place, Polled, Reader, Resumed, Slot, Source, TimeOf};
+use tidegate::source::{
+    self, PartitionHandle, PartitionTracker, Polled, Reader, RestoredPartition, Source, TimeOf, WorkerContext,
+};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
@@ -69,7 +71,7 @@ impl<D: Record> Source for Made<D> {
         Some(Duration::ZERO)
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<D>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
         let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
         Ok(Box::new(MadeReader {
             make: Arc::clone(&self.make),
@@ -89,12 +91,19 @@ struct MadeReader<D> {
     count: u64,
     paced: Option<(u64, Instant, u64)>,
     endless: bool,
-    mine: Vec<(u32, Option<Slot>)>,
+    mine: Vec<(u32, Option<PartitionHandle>)>,
     made: Vec<D>,
 }
 
 impl<D: Record> MadeReader<D> {
-    fn take(&mut self, epoch: Epoch, id: u32, slot: Slot, end: u64, intake: &mut Intake<D>) -> Result<()> {
+    fn take(
+        &mut self,
+        epoch: Epoch,
+        id: u32,
+        slot: PartitionHandle,
+        end: u64,
+        intake: &mut PartitionTracker<D>,
+    ) -> Result<()> {
         let from = intake.next(slot);
         self.made.clear();
         self.made.extend((from..end).map(|number| (self.make)(number * self.partitions + u64::from(id))));
@@ -103,16 +112,16 @@ impl<D: Record> MadeReader<D> {
 }
 
 impl<D: Record> Reader<D> for MadeReader<D> {
-    fn resume(&mut self, epoch: Epoch, places: &[Resumed], intake: &mut Intake<D>) -> Result<()> {
+    fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()> {
         for (id, slot) in &mut self.mine {
-            if let Some(place) = places.iter().find(|place| place.bound.partition == *id) {
+            if let Some(place) = places.iter().find(|place| place.progress.partition == *id) {
                 *slot = Some(intake.resume(epoch, place));
             }
         }
         Ok(())
     }
 
-    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut Intake<D>) -> Result<Polled> {
+    fn poll(&mut self, epoch: Epoch, budget: usize, intake: &mut PartitionTracker<D>) -> Result<Polled> {
         intake.all_found();
         let count = self.count;
         let due = self.paced.map_or(count, |(at_once, from, a_second)| {
@@ -123,7 +132,7 @@ impl<D: Record> Reader<D> for MadeReader<D> {
         let mut busy = false;
         for at in 0..self.mine.len() {
             let (id, slot) = self.mine[at];
-            let slot = slot.unwrap_or_else(|| intake.find(epoch, id, 0, until));
+            let slot = slot.unwrap_or_else(|| intake.track(epoch, id, 0, until));
             self.mine[at].1 = Some(slot);
             let end = due.min(intake.next(slot) + budget as u64);
             if end > intake.next(slot) {
@@ -134,17 +143,17 @@ impl<D: Record> Reader<D> for MadeReader<D> {
         Ok(Polled { epoch, busy })
     }
 
-    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut Intake<D>) -> Result<bool> {
+    fn replay(&mut self, epoch: Epoch, bounds: &[PartitionProgress], intake: &mut PartitionTracker<D>) -> Result<bool> {
         intake.all_found();
         intake.begin(epoch);
         for bound in bounds {
             let Some(at) = self.mine.iter().position(|(id, _)| *id == bound.partition) else { continue };
             let (id, slot) = self.mine[at];
             let slot =
-                slot.unwrap_or_else(|| intake.find(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset));
+                slot.unwrap_or_else(|| intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset));
             self.mine[at].1 = Some(slot);
             self.take(epoch, id, slot, bound.next_offset, intake)?;
-            intake.repeat(slot, bound);
+            intake.replay_flags(slot, bound);
         }
         Ok(true)
     }

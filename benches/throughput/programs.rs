@@ -16,7 +16,7 @@ use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde::{Deserialize, Serialize};
 use tidegate::source::Options;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::{Closed, EventTime, Job, Transaction, Window, csv, kafka, ndjson};
 
 use crate::data::{self, DISORDER, PARTITIONS, WINDOW};
@@ -262,7 +262,7 @@ fn job(setting: &Setting) -> Job {
 /// Tidegate's windowed totals of records in memory.
 pub(crate) fn memory_tidegate(setting: &Setting, window: Window) -> Result<Figures, String> {
     let partitions = (0..PARTITIONS).map(|p| data::small(p, setting.records, setting.accounts)).collect();
-    let records = Records::new(partitions, |record: &data::Small| record.1);
+    let records = MemorySource::new(partitions, |record: &data::Small| record.1);
     timed(|| {
         let shared = Shared::default();
         let checks = shared.clone();
@@ -402,7 +402,7 @@ pub(crate) fn ndjson_by_hand(setting: &Setting) -> Result<Figures, String> {
 
 /// Tidegate's `account_totals` over a source, results written as CSV.
 fn totals<S: tidegate::source::Source<Item = Transaction>>(setting: &Setting, source: S) -> Result<Figures, String> {
-    let out = csv::File::new(setting.dir.join("tidegate.csv"));
+    let out = csv::Sink::new(setting.dir.join("tidegate.csv"));
     timed(|| {
         let shared = Shared::default();
         let checks = shared.clone();
@@ -435,17 +435,17 @@ fn total(closed: Closed<String, (i64, i128, i64, i64)>) -> Total {
 
 /// Tidegate from a CSV file.
 pub(crate) fn csv_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, csv::Input::new(data::file(&setting.dir, "csv")).event_time(|t: &Transaction| t.at_ms))
+    totals(setting, csv::Source::new(data::file(&setting.dir, "csv")).event_time(|t: &Transaction| t.at_ms))
 }
 
 /// Tidegate from a file with one JSON object a line.
 pub(crate) fn ndjson_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, ndjson::Input::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
+    totals(setting, ndjson::Source::new(data::file(&setting.dir, "ndjson")).event_time(|t: &Transaction| t.at_ms))
 }
 
 /// Tidegate from a topic.
 pub(crate) fn kafka_tidegate(setting: &Setting) -> Result<Figures, String> {
-    totals(setting, kafka::Topic::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
+    totals(setting, kafka::Source::json(&setting.brokers, "transaction").event_time(|t: &Transaction| t.at_ms))
 }
 
 /// One consumer that parses every message and keeps nothing.

@@ -27,7 +27,7 @@ use crate::job::RunReport;
 use crate::metrics::Metrics;
 use crate::source::Options;
 use crate::source::generator::Transaction;
-use crate::source::kafka::Topic;
+use crate::source::kafka;
 
 /// Name of the source in the job, and of the step that writes the copy.
 const MESSAGES: &str = "messages";
@@ -97,7 +97,7 @@ pub fn consume(args: &ConsumeArgs) -> Result<u8> {
         return Err(error.help("leave -w and -n out, or --sync"));
     }
     args.run.state.as_deref().map_or(Ok(()), refuse_positions)?;
-    let topic = Topic::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
+    let topic = kafka::Source::json(&args.brokers, &args.topic).event_time(|_: &Transaction| 0);
     let topic = topic.configs(pairs(&args.kafka_config)).stop_at_end(args.until_end).compacted(args.compacted);
     check_outputs(&[("--out", Some(&args.out)), ("--rejects", args.rejects.as_deref())])?;
     let (out, rejects) = (AnySink::file(&args.out, FileFormat::Csv, &args.run), args.rejects.as_ref());

@@ -395,7 +395,7 @@ impl Run<'_> {
 
     /// Serves the publisher, checks the brokers and programs, and refreshes the display; then sleeps for `rest`.
     fn tend(&mut self, rest: Duration) -> Result<()> {
-        self.publisher.serve()?;
+        self.publisher.poll()?;
         let taken = self.publisher.delivered();
         if taken != self.taken.0 || taken == self.ledger.count() {
             self.taken = (taken, Instant::now());

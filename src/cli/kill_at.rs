@@ -3,7 +3,7 @@
 //!
 //! A kill from outside comes at a random moment, mostly while nothing is being written. [`KillAt`] names one:
 //! `after:journal-sync:7` kills the process right after the seventh sync of a file of the journal, before anything can
-//! depend on it. Kinds of acts are told apart by file names; `show`, by which a sink publishes what was written to a
+//! depend on it. Kinds of acts are told apart by file names; `publish`, by which a sink publishes what was written to a
 //! file or a topic, is recognized at the sink's writer.
 //!
 //! `full:segment-sync:3` is a disk that is full at the third sync of a segment, and from then on.
@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 use crate::durable::disk::{Disk, DiskFile, Lock};
 use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
-use crate::sink::Writer;
+use crate::sink::SinkWriter;
 use crate::time::Epoch;
 use crate::{Record, Result};
 
@@ -123,7 +123,7 @@ impl KillAt {
     }
 
     /// Wraps a sink's writer so that it injects the fault.
-    pub(super) fn on_writer<D: Record>(self, writer: Box<dyn Writer<D>>) -> Box<dyn Writer<D>> {
+    pub(super) fn on_writer<D: Record>(self, writer: Box<dyn SinkWriter<D>>) -> Box<dyn SinkWriter<D>> {
         Box::new(KillingWriter { writer, trigger: Trigger::new(self) })
     }
 }
@@ -308,13 +308,13 @@ impl DiskFile for KillingFile {
 
 /// A sink's writer that injects a fault.
 struct KillingWriter<D: Record> {
-    writer: Box<dyn Writer<D>>,
+    writer: Box<dyn SinkWriter<D>>,
     trigger: Trigger,
 }
 
-impl<D: Record> Writer<D> for KillingWriter<D> {
-    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
-        self.writer.shown()
+impl<D: Record> SinkWriter<D> for KillingWriter<D> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
+        self.writer.published()
     }
 
     fn begin(&mut self, life: &Incarnation) -> Result<()> {
@@ -325,8 +325,8 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
         self.writer.write(epoch, rows)
     }
 
-    fn show(&mut self, ends: &JournalEnds) -> Result<()> {
-        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.show(ends))
+    fn publish(&mut self, ends: &JournalEnds) -> Result<()> {
+        self.trigger.die_around(self.trigger.count_if(Some(Kind::Show)), || self.writer.publish(ends))
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -337,8 +337,8 @@ impl<D: Record> Writer<D> for KillingWriter<D> {
         self.writer.remembers()
     }
 
-    fn waits(&self) -> bool {
-        self.writer.waits()
+    fn is_blocking(&self) -> bool {
+        self.writer.is_blocking()
     }
 }
 

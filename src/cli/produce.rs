@@ -16,8 +16,8 @@ use super::{Property, note, pairs, say};
 use crate::error::{Error, Result, shortened};
 use crate::sink::kafka::Publisher;
 use crate::source::csv::Csv;
-use crate::source::file::Format;
-use crate::source::file::pieces::Pieces;
+use crate::source::file::RecordFormat;
+use crate::source::file::record_reader::RecordReader;
 use crate::source::generator::{Generator, Transaction};
 use crate::source::ndjson::Ndjson;
 
@@ -146,10 +146,10 @@ pub fn produce(args: &ProduceArgs) -> Result<u8> {
         sent += 1;
         progress.one(|| rows.position(sent));
         if sent.is_multiple_of(64) {
-            publisher.serve()?;
+            publisher.poll()?;
         }
     }
-    publisher.settle()?;
+    publisher.flush()?;
     progress.finish();
     let delivered = publisher.delivered();
     let each = (delivered as f64 / begun.elapsed().as_secs_f64().max(0.001)) as u64;
@@ -167,7 +167,7 @@ fn await_turn(due: Instant, publisher: &mut Publisher, stop: &Stop) -> Result<bo
         if left.is_zero() {
             return Ok(true);
         }
-        publisher.serve()?;
+        publisher.poll()?;
         if stop.asked().is_some() {
             return Ok(false);
         }
@@ -186,8 +186,8 @@ struct Rows {
 
 enum Supply {
     Generator { generator: Generator, next: u64, count: u64, by_clock: bool },
-    Csv(PathBuf, Box<Pieces<Csv, File, Transaction>>),
-    Ndjson(PathBuf, Box<Pieces<Ndjson, File, Transaction>>),
+    Csv(PathBuf, Box<RecordReader<Csv, File, Transaction>>),
+    Ndjson(PathBuf, Box<RecordReader<Ndjson, File, Transaction>>),
 }
 
 impl Rows {
@@ -240,18 +240,18 @@ impl Rows {
 }
 
 /// Parser of a file's transactions.
-type Transactions<F> = Box<Pieces<F, File, Transaction>>;
+type Transactions<F> = Box<RecordReader<F, File, Transaction>>;
 
 /// Opens a file of transactions; returns its length and the parser.
-fn open_pieces<F: Format>(path: &Path) -> Result<(Length, Transactions<F>)> {
+fn open_pieces<F: RecordFormat>(path: &Path) -> Result<(Length, Transactions<F>)> {
     let file = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
     let (length, file) = file.map_err(|error| unreadable(path, error))?;
-    let pieces = Pieces::new(file).map_err(|error| error.at(path.display()))?;
+    let pieces = RecordReader::new(file).map_err(|error| error.at(path.display()))?;
     Ok((Length::Bytes(length), Box::new(pieces)))
 }
 
 /// Returns the next transaction of a file, or the reason why the row is none, with file and line; `None` at the end.
-fn next_of<F: Format>(path: &Path, pieces: &mut Pieces<F, File, Transaction>) -> Result<Option<Row>> {
+fn next_of<F: RecordFormat>(path: &Path, pieces: &mut RecordReader<F, File, Transaction>) -> Result<Option<Row>> {
     let next = pieces.next_record().map_err(|error| error.at(path.display()))?;
     Ok(next.map(|(line, row)| {
         row.map_err(|reason| format!("{}, line {line}: {}", path.display(), shortened(&reason, 500)))

@@ -22,8 +22,8 @@ use crate::durable::journal::PartitionProgress;
 use crate::error::{Error, Result};
 use crate::job::Ending;
 use crate::record::Record;
-use crate::sink::{self, Rows, Shard, Sink, Writer};
-use crate::source::{self, Options, Place, Reader, Rejected, Source, TimeOf};
+use crate::sink::{self, Sink, SinkContext, SinkRows, SinkWriter};
+use crate::source::{self, Options, Reader, Rejected, Source, TimeOf, WorkerContext};
 use crate::stream::Flow;
 use crate::thread::{JobFailure, guard};
 use crate::time::EventTime;
@@ -213,14 +213,14 @@ impl QueryArgs {
     ) -> Result<AnySource<T>> {
         self.run.check()?;
         Ok(match (&self.csv, &self.ndjson, &self.brokers) {
-            (Some(path), ..) => AnySource::Csv(source::csv::Input::new(path).event_time(time_of)),
-            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Input::new(path).event_time(time_of)),
+            (Some(path), ..) => AnySource::Csv(source::csv::Source::new(path).event_time(time_of)),
+            (_, Some(path), _) => AnySource::Ndjson(source::ndjson::Source::new(path).event_time(time_of)),
             (.., Some(brokers)) => {
                 let start = match self.from {
-                    From::Earliest => source::kafka::Start::Earliest,
-                    From::Latest => source::kafka::Start::Latest,
+                    From::Earliest => source::kafka::StartOffset::Earliest,
+                    From::Latest => source::kafka::StartOffset::Latest,
                 };
-                let topic = source::kafka::Topic::json(brokers, &self.topic).event_time(time_of).from(start);
+                let topic = source::kafka::Source::json(brokers, &self.topic).event_time(time_of).from(start);
                 AnySource::Kafka(topic.configs(pairs(&self.kafka_config)).compacted(self.compacted))
             }
             _ => {
@@ -278,7 +278,7 @@ impl QueryArgs {
                 return Err(error.help("add --brokers HOST:PORT"));
             };
             self.one_kind_of_rows(flag, target)?;
-            let mut output = sink::kafka::Output::json(brokers, topic).create(4);
+            let mut output = sink::kafka::Sink::json(brokers, topic).create(4);
             for (key, value) in pairs(&self.kafka_config) {
                 output = output.config(key, value);
             }
@@ -289,8 +289,8 @@ impl QueryArgs {
             return Err(error.help("name another file: this one would be emptied first"));
         }
         match FileFormat::of(Path::new(target)) {
-            Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::File::new(target))),
-            Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::File::new(target))),
+            Some(FileFormat::Csv) => Ok(Target::Csv(sink::csv::Sink::new(target))),
+            Some(FileFormat::Ndjson) => Ok(Target::Ndjson(sink::ndjson::Sink::new(target))),
             None => {
                 let error = Error::usage(format!("{flag} {target} names no format"));
                 Err(error.help("name a file that ends in .csv or .ndjson, kafka:TOPIC, or - for standard output"))
@@ -364,11 +364,11 @@ pub(super) fn progress_line(Moment { summary, read, rate, elapsed }: &Moment) ->
 /// The source that the flags name.
 pub enum AnySource<T: Record> {
     /// A CSV file.
-    Csv(source::csv::Input<T>),
+    Csv(source::csv::Source<T>),
     /// A file with one JSON object a line.
-    Ndjson(source::ndjson::Input<T>),
+    Ndjson(source::ndjson::Source<T>),
     /// A Kafka topic of JSON messages.
-    Kafka(source::kafka::Topic<T>),
+    Kafka(source::kafka::Source<T>),
 }
 
 impl<T: Record> std::fmt::Debug for AnySource<T> {
@@ -411,7 +411,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn open(&self, at: &Place) -> Result<Box<dyn Reader<T>>> {
+    fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<T>>> {
         match self {
             AnySource::Csv(source) => source.open(at),
             AnySource::Ndjson(source) => source.open(at),
@@ -419,7 +419,7 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn identity(&self, at: &Place) -> Result<Option<String>> {
+    fn identity(&self, at: &WorkerContext) -> Result<Option<String>> {
         match self {
             AnySource::Csv(source) => source.identity(at),
             AnySource::Ndjson(source) => source.identity(at),
@@ -427,11 +427,11 @@ impl<T: Record> Source for AnySource<T> {
         }
     }
 
-    fn grown_since(&self, at: &Place, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+    fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
         match self {
-            AnySource::Csv(source) => source.grown_since(at, bounds),
-            AnySource::Ndjson(source) => source.grown_since(at, bounds),
-            AnySource::Kafka(source) => source.grown_since(at, bounds),
+            AnySource::Csv(source) => source.has_new_data(at, bounds),
+            AnySource::Ndjson(source) => source.has_new_data(at, bounds),
+            AnySource::Kafka(source) => source.has_new_data(at, bounds),
         }
     }
 }
@@ -443,9 +443,9 @@ pub struct AnySink<D: Record> {
 }
 
 enum Target<D: Record> {
-    Csv(sink::csv::File),
-    Ndjson(sink::ndjson::File),
-    Kafka(sink::kafka::Output<D>),
+    Csv(sink::csv::Sink),
+    Ndjson(sink::ndjson::Sink),
+    Kafka(sink::kafka::Sink<D>),
     Stdout(sink::stdout::Stdout),
 }
 
@@ -453,8 +453,8 @@ impl<D: Record> AnySink<D> {
     /// A file sink in the format of the file's extension, or in the format `otherwise` for any other extension.
     pub(super) fn file(path: &Path, otherwise: FileFormat, run: &RunArgs) -> Self {
         let target = match FileFormat::of(path).unwrap_or(otherwise) {
-            FileFormat::Csv => Target::Csv(sink::csv::File::new(path)),
-            FileFormat::Ndjson => Target::Ndjson(sink::ndjson::File::new(path)),
+            FileFormat::Csv => Target::Csv(sink::csv::Sink::new(path)),
+            FileFormat::Ndjson => Target::Ndjson(sink::ndjson::Sink::new(path)),
         };
         AnySink { target, kill_at: run.kill_at }
     }
@@ -476,7 +476,7 @@ impl<D: Record> Sink<D> for AnySink<D> {
         }
     }
 
-    fn check(&self, rows: Rows) -> Result<()> {
+    fn check(&self, rows: SinkRows) -> Result<()> {
         match &self.target {
             Target::Csv(sink) => Sink::<D>::check(sink, rows),
             Target::Ndjson(sink) => Sink::<D>::check(sink, rows),
@@ -492,7 +492,7 @@ impl<D: Record> Sink<D> for AnySink<D> {
         }
     }
 
-    fn open(&self, at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         let writer = match &self.target {
             Target::Csv(sink) => sink.open(at)?,
             Target::Ndjson(sink) => sink.open(at)?,

@@ -39,7 +39,7 @@ use crate::job::profile::Profile;
 use crate::job::start::{StartOutcome, StartedRun};
 use crate::job::worker::PlanBuild;
 use crate::metrics::{JobSummary, Metrics};
-use crate::sink::{Rows, Shard};
+use crate::sink::{SinkContext, SinkRows};
 use crate::source;
 use crate::status::StatusBoard;
 use crate::stream::{BuildMode, DurableContext, Fault, Flow, OpenedSinks, PlannedStep, merge_while_idle};
@@ -363,7 +363,7 @@ impl Job {
         &self,
         purpose: BuildMode,
         opened: Arc<OpenedSinks>,
-        shard: Shard,
+        shard: SinkContext,
         durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
@@ -373,9 +373,9 @@ impl Job {
         guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
 
-    fn place(&self, worker: usize) -> source::Place {
+    fn place(&self, worker: usize) -> source::WorkerContext {
         let (job, options) = (self.name.clone(), self.options.clone());
-        source::Place { worker, workers: self.all_workers(), threads: self.workers, job, options }
+        source::WorkerContext { worker, workers: self.all_workers(), threads: self.workers, job, options }
     }
 
     /// Returns the number of workers of all processes.
@@ -384,10 +384,14 @@ impl Job {
     }
 
     /// Returns the context that all sinks of the job share.
-    fn shard(&self, state: Option<StateId>) -> Shard {
-        let shard = Shard { state, synced: self.one_at_a_time, ..Shard::new(&self.name, "", Rows::Events) };
+    fn shard(&self, state: Option<StateId>) -> SinkContext {
+        let shard = SinkContext {
+            state,
+            sync_on_publish: self.one_at_a_time,
+            ..SinkContext::new(&self.name, "", SinkRows::Events)
+        };
         match &self.state {
-            Some(state) => Shard { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
+            Some(state) => SinkContext { take_over: state.take_over, disk: Arc::clone(&state.disk), ..shard },
             None => shard,
         }
     }

@@ -222,13 +222,13 @@ impl ProfileCollector {
 mod tests {
     use super::*;
     use crate::job::Job;
-    use crate::source::memory::Records;
+    use crate::source::memory::MemorySource;
     use crate::stream::{Observer, Window};
 
     #[test]
     fn named_steps_have_their_figures_and_arrangements_their_size() {
         let rows: Vec<(u64, i64)> = (0..1_000).map(|number| (number % 10, number as i64)).collect();
-        let source = Records::new(vec![rows], |row: &(u64, i64)| row.1);
+        let source = MemorySource::new(vec![rows], |row: &(u64, i64)| row.1);
         let report = Job::new("profiled").workers(2).profile(true).run(move |flow| {
             flow.read("rows", &source)
                 .key_by(|row| row.0)

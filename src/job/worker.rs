@@ -51,8 +51,8 @@ use crate::job::monitor::JobMonitor;
 use crate::job::profile::Profile;
 use crate::job::{Ending, StopHandle};
 use crate::metrics::Metrics;
-use crate::sink::Shard;
-use crate::source::Place;
+use crate::sink::SinkContext;
+use crate::source::WorkerContext;
 use crate::status::{Stage, StatusBoard, WorkerReport};
 use crate::stream::{
     BuildContext, BuildMode, Driver, DurableContext, EndsInput, Fault, Flow, JobFailure, OpenedSinks, PlannedStep,
@@ -79,7 +79,7 @@ pub(crate) enum Pace {
 
 /// State shared by all workers of a process.
 pub(crate) struct WorkerShared {
-    pub(crate) place: Place,
+    pub(crate) place: WorkerContext,
     pub(crate) epoch: Duration,
     /// Test hook: subtracted from the wall clock.
     pub(crate) clock_behind: Duration,
@@ -101,7 +101,7 @@ pub(crate) struct WorkerShared {
     pub(crate) durable: Option<DurableContext>,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) life: Incarnation,
-    pub(crate) shard: Shard,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
     /// `true` if input was committed since the last snapshot was announced.
     pub(crate) dirty: AtomicBool,
@@ -166,10 +166,10 @@ enum Request {
 
 /// The inputs for building a flow on an idle worker, without running it.
 pub(crate) struct PlanBuild {
-    pub(crate) place: Place,
+    pub(crate) place: WorkerContext,
     pub(crate) purpose: BuildMode,
     pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) shard: Shard,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
     /// The recovered state, if the sources are to be asked for data beyond it.
     pub(crate) durable: Option<DurableContext>,
@@ -218,7 +218,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
     let seals = SnapshotEpochs::default();
     shared.seals.iter().for_each(|epoch| seals.add(*epoch));
     let build = Rc::new(BuildContext {
-        place: Place { worker: worker.index(), ..shared.place.clone() },
+        place: WorkerContext { worker: worker.index(), ..shared.place.clone() },
         mode: BuildMode::Run,
         failure: Arc::clone(&shared.failure),
         metrics: Arc::clone(&shared.metrics),
@@ -306,7 +306,7 @@ struct Controls {
 }
 
 impl Controls {
-    fn new(worker: &mut Worker, place: &Place) -> Self {
+    fn new(worker: &mut Worker, place: &WorkerContext) -> Self {
         let (asks, asked) = Self::requests(worker, place);
         let received = Rc::new(RefCell::new(VecDeque::new()));
         let queue = Rc::clone(&received);
@@ -323,7 +323,7 @@ impl Controls {
 
     /// Builds the channel from the first worker of each process to worker 0; the input is `None` on other workers, and
     /// in a job of one process.
-    fn requests(worker: &mut Worker, place: &Place) -> (Option<MessageInput<Request>>, MessageQueue<Request>) {
+    fn requests(worker: &mut Worker, place: &WorkerContext) -> (Option<MessageInput<Request>>, MessageQueue<Request>) {
         let asked = Rc::new(RefCell::new(VecDeque::new()));
         if place.threads == place.workers {
             return (None, asked);

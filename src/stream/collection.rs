@@ -16,7 +16,7 @@ use crate::durable::journal::JournalEnds;
 use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::output::{self, RowChange};
 use crate::stream::{BuildMode, Flow};
 use crate::time::Epoch;
@@ -143,7 +143,7 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Writes the changes to a sink, epoch by epoch: each epoch is written whole and consolidated, with a last column
     /// `diff`.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
-        output::write(&self.flow, name, Rows::Changes, self.inner.inner, sink, |row| row);
+        output::write(&self.flow, name, SinkRows::Changes, self.inner.inner, sink, |row| row);
     }
 
     /// Calls `see` with the changes of every epoch that has any: all of the epoch's at once, consolidated and sorted.
@@ -248,13 +248,13 @@ impl<D: Record> Sink<D> for Observer<D> {
         String::from("a function of the program")
     }
 
-    fn open(&self, _at: &Shard) -> Result<Box<dyn Writer<D>>> {
+    fn open(&self, _at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
         Ok(Box::new(Observer(std::sync::Arc::clone(&self.0))))
     }
 }
 
-impl<D: Record> Writer<D> for Observer<D> {
-    fn shown(&mut self) -> Result<Option<PublishedEpoch>> {
+impl<D: Record> SinkWriter<D> for Observer<D> {
+    fn published(&mut self) -> Result<Option<PublishedEpoch>> {
         Ok(None)
     }
 
@@ -266,7 +266,7 @@ impl<D: Record> Writer<D> for Observer<D> {
         (self.0)(epoch, rows)
     }
 
-    fn show(&mut self, _ends: &JournalEnds) -> Result<()> {
+    fn publish(&mut self, _ends: &JournalEnds) -> Result<()> {
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use crate::durable::sources;
 use crate::error::{Error, Result};
 use crate::metrics::SourceMetrics;
 use crate::record::{Event, Record};
-use crate::source::{Binding, Intake, Place, Polled, Reader, Rejected, Resumed, Source};
+use crate::source::{EpochInput, PartitionTracker, Polled, Reader, Rejected, RestoredPartition, Source, WorkerContext};
 use crate::status::PartitionStatus;
 use crate::stream::checkpoint::{DurableContext, SnapshotAck};
 use crate::stream::watermarks::{SnapshotWatermarks, WatermarkStream, saved};
@@ -107,7 +107,7 @@ type InputHandle<D> = UnorderedHandle<u64, CapacityContainerBuilder<Vec<D>>>;
 
 struct SourceDriver<D: Record> {
     reader: Box<dyn Reader<D>>,
-    intake: Intake<D>,
+    intake: PartitionTracker<D>,
     events: InputHandle<Event<D>>,
     marks: InputHandle<WatermarkMessage>,
     rejects: InputHandle<Event<Rejected>>,
@@ -124,9 +124,9 @@ struct SourceDriver<D: Record> {
     metrics: Arc<SourceMetrics>,
     pool: ContainerPool<Event<D>>,
     fault: Option<Fault>,
-    place: Place,
+    place: WorkerContext,
     /// Positions of the partitions in the snapshot that the job resumes from.
-    resume_positions: Option<(Epoch, Vec<Resumed>)>,
+    resume_positions: Option<(Epoch, Vec<RestoredPartition>)>,
     /// Progress of this worker's partitions at the last epoch that was collected; only kept in a job with state.
     progress: BTreeMap<u32, PartitionProgress>,
     /// The output for this worker's contributions to manifests, with the capability for the next possible snapshot
@@ -161,7 +161,7 @@ impl<D: Record> SourceDriver<D> {
         let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
             unreachable!("records are read for epochs that are open");
         };
-        let (bytes, events, rejects) = self.intake.hand_over();
+        let (bytes, events, rejects) = self.intake.finish_poll();
         if self.fault == Some(Fault::LoseRecord) {
             events.pop();
         }
@@ -211,8 +211,8 @@ impl<D: Record> Driver for SourceDriver<D> {
     fn resume(&mut self) -> Result<()> {
         let Some((epoch, places)) = self.resume_positions.take() else { return Ok(()) };
         self.reader.resume(epoch, &places, &mut self.intake)?;
-        let mine = places.into_iter().filter(|place| self.place.owns(place.bound.partition));
-        self.progress.extend(mine.map(|place| (place.bound.partition, place.bound)));
+        let mine = places.into_iter().filter(|place| self.place.owns(place.progress.partition));
+        self.progress.extend(mine.map(|place| (place.progress.partition, place.progress)));
         Ok(())
     }
 
@@ -224,7 +224,11 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
-        let Some(Binding { bounds, mark }) = self.reader.bind(epoch, &mut self.intake)? else { return Ok(None) };
+        let Some(EpochInput { partitions: bounds, watermark: mark }) =
+            self.reader.close_epoch(epoch, &mut self.intake)?
+        else {
+            return Ok(None);
+        };
         self.send(epoch);
         if self.reported.as_ref() != Some(&mark) || !mark.activated.is_empty() {
             let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
@@ -257,7 +261,7 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn shown(&mut self, epoch: Epoch) {
-        self.reader.shown(epoch);
+        self.reader.notify_published(epoch);
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
@@ -294,7 +298,7 @@ pub(crate) fn read<'f, S: Source>(
     if build.mode == BuildMode::AskNewData
         && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
     {
-        match source.grown_since(&build.place, &saved.bounds) {
+        match source.has_new_data(&build.place, &saved.bounds) {
             Ok(None) => {}
             Ok(Some(what)) => {
                 let error = Error::new("the state has ended, and its source has new data").at(source.describe());
@@ -308,8 +312,14 @@ pub(crate) fn read<'f, S: Source>(
             Ok(reader) => {
                 check_identity(build, name, &*reader, source);
                 let (view, metrics) = (Rc::clone(&view), Arc::clone(&metrics));
-                let intake =
-                    Intake::new(name, index, source, &build.place.options, Rc::clone(&view), Arc::clone(&metrics));
+                let intake = PartitionTracker::new(
+                    name,
+                    index,
+                    source,
+                    &build.place.options,
+                    Rc::clone(&view),
+                    Arc::clone(&metrics),
+                );
                 let capabilities =
                     Capabilities { events: events_capability, marks: marks_capability, rejects: rejects_capability };
                 build.drivers.borrow_mut().push(Box::new(SourceDriver {
@@ -355,11 +365,14 @@ fn check_identity<D: Record>(build: &BuildContext, name: &str, reader: &dyn Read
 }
 
 /// Returns the snapshot's epoch and the positions of a source's partitions in it.
-fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<Resumed>)> {
+fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<RestoredPartition>)> {
     let (epoch, source) = saved(durable, name)?;
     let places = source.bounds.iter().map(|bound| {
         let floor = source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
-        Resumed { bound: bound.clone(), floor: floor.map_or(EventTime::MIN, |(_, floor)| *floor) }
+        RestoredPartition {
+            progress: bound.clone(),
+            activation_watermark: floor.map_or(EventTime::MIN, |(_, floor)| *floor),
+        }
     });
     Some((epoch, places.collect()))
 }

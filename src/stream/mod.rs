@@ -59,9 +59,9 @@ use crate::durable::{Incarnation, PublishedEpoch, sources};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::record::{Event, Record};
-use crate::sink::{Shard, Writer};
+use crate::sink::{SinkContext, SinkWriter};
 use crate::source::TopicAddress;
-use crate::source::{Place, Rejected, Source, StreamView};
+use crate::source::{Rejected, Source, WatermarkView, WorkerContext};
 use crate::status::StatusBoard;
 pub(crate) use crate::thread::JobFailure;
 use crate::time::Epoch;
@@ -198,7 +198,7 @@ pub(crate) enum BuildMode {
 
 /// The context that the workers of a job share while one of them builds the flow.
 pub(crate) struct BuildContext {
-    pub(crate) place: Place,
+    pub(crate) place: WorkerContext,
     /// The reason for which the flow is built.
     pub(crate) mode: BuildMode,
     pub(crate) failure: Arc<JobFailure>,
@@ -218,7 +218,7 @@ pub(crate) struct BuildContext {
     /// The incarnation that writers begin with.
     pub(crate) incarnation: Incarnation,
     /// Template of the sinks' contexts, without name and kind of rows.
-    pub(crate) shard: Shard,
+    pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
 }
 
@@ -233,7 +233,7 @@ pub(crate) struct OpenedSink {
     pub(crate) published: Option<PublishedEpoch>,
     /// `true` if the sink gets the changes of a collection.
     pub(crate) on_change: bool,
-    /// The writer, a `Box<dyn Writer<D>>`.
+    /// The writer, a `Box<dyn SinkWriter<D>>`.
     writer: Box<dyn Any + Send>,
 }
 
@@ -242,9 +242,9 @@ impl OpenedSinks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), sink);
     }
 
-    fn take<D: Record>(&self, name: &str) -> Option<(Option<PublishedEpoch>, Box<dyn Writer<D>>)> {
+    fn take<D: Record>(&self, name: &str) -> Option<(Option<PublishedEpoch>, Box<dyn SinkWriter<D>>)> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?;
-        let writer = opened.writer.downcast::<Box<dyn Writer<D>>>().ok()?;
+        let writer = opened.writer.downcast::<Box<dyn SinkWriter<D>>>().ok()?;
         Some((opened.published, *writer))
     }
 
@@ -524,7 +524,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// is the greater of the two. A stream that becomes active again gets the watermark of the epoch before as its
     /// activation watermark: its records are late for windows that have closed meanwhile. `--idle-timeout` sets the
     /// time without records after which a partition is idle, for all sources;
-    /// [`Topic::idle_after`](crate::kafka::Topic::idle_after) or
+    /// [`Topic::idle_after`](crate::kafka::Source::idle_after) or
     /// [`Input::idle_after`](crate::source::file::Input::idle_after) set it for one.
     #[must_use]
     pub fn concat(self, other: Stream<'f, D>) -> Stream<'f, D> {
@@ -542,4 +542,4 @@ impl<'f, D: Record> Stream<'f, D> {
 type ConsumerFlag = Rc<Cell<bool>>;
 
 /// The stream's watermark as the worker's source readers see it.
-type SharedWatermarkView = Rc<StreamView>;
+type SharedWatermarkView = Rc<WatermarkView>;

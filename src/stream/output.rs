@@ -35,7 +35,7 @@ use crate::durable::{Incarnation, PublishedEpoch};
 use crate::error::Result;
 use crate::metrics::SinkMetrics;
 use crate::record::{Event, Record};
-use crate::sink::{Rows, Shard, Sink, Writer};
+use crate::sink::{Sink, SinkContext, SinkRows, SinkWriter};
 use crate::stream::checkpoint::SnapshotAck;
 use crate::stream::ends::EndsOutput;
 use crate::stream::{BuildContext, BuildMode, EndMessage, Fault, Flow, JobFailure, OpenedSink, Stream};
@@ -52,13 +52,13 @@ pub(crate) type RowChange<R> = (R, u64, isize);
 pub(crate) fn write<'f, R: Record, D: Record>(
     flow: &Flow<'f>,
     name: &str,
-    kind: Rows,
+    kind: SinkRows,
     rows: TimelyStream<'f, u64, Vec<RowChange<R>>>,
     sink: &impl Sink<D>,
     row: impl Fn(R) -> D + 'static,
 ) {
     let build = &flow.build;
-    let fingerprint = if kind == Rows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
+    let fingerprint = if kind == SinkRows::Changes { Codec::<D>::fingerprint(&Postcard) } else { 0 };
     build.step("sink", name, sink.describe(), fingerprint);
     flow.check_exchangeable::<R>("sink", name);
     flow.register_topics(None, sink.topics());
@@ -70,7 +70,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
     // order over the workers of the process that has the state: it opened them, to read what they have published.
     let sinks = build.plan.borrow().iter().filter(|step| step.kind == "sink").count();
     let owner = (sinks - 1) % build.place.threads;
-    let shard = Shard { name: name.to_owned(), rows: kind, ..build.shard.clone() };
+    let shard = SinkContext { name: name.to_owned(), rows: kind, ..build.shard.clone() };
     // Opening may truncate files, so it is skipped if the job has failed already, for example at its source. The flow
     // is built all the same, as it must be equal on all workers, and one of them may have learned of a failure before
     // another.
@@ -83,7 +83,7 @@ pub(crate) fn write<'f, R: Record, D: Record>(
             Ok((shown, writer)) => {
                 build.opened.put(
                     name,
-                    OpenedSink { published: shown, on_change: kind == Rows::Changes, writer: Box::new(writer) },
+                    OpenedSink { published: shown, on_change: kind == SinkRows::Changes, writer: Box::new(writer) },
                 );
             }
             Err(error) => build.failure.set(error),
@@ -101,9 +101,12 @@ pub(crate) fn write<'f, R: Record, D: Record>(
 }
 
 /// Opens a sink, and reads what it has published.
-fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<PublishedEpoch>, Box<dyn Writer<D>>)> {
+fn open<D: Record>(
+    sink: &impl Sink<D>,
+    shard: &SinkContext,
+) -> Result<(Option<PublishedEpoch>, Box<dyn SinkWriter<D>>)> {
     let mut writer = sink.open(shard)?;
-    let shown = if shard.state.is_some() { writer.shown()? } else { None };
+    let shown = if shard.state.is_some() { writer.published()? } else { None };
     Ok((shown, writer))
 }
 
@@ -111,9 +114,9 @@ fn open<D: Record>(sink: &impl Sink<D>, shard: &Shard) -> Result<(Option<Publish
 fn begin<D: Record>(
     build: &BuildContext,
     name: &str,
-    kind: Rows,
+    kind: SinkRows,
     shown: Option<PublishedEpoch>,
-    mut writer: Box<dyn Writer<D>>,
+    mut writer: Box<dyn SinkWriter<D>>,
 ) -> Result<ReadySink<D>> {
     let shown = shown.map(|published| published.epoch);
     // A writer that waits for brokers gives up when the job has failed.
@@ -124,15 +127,15 @@ fn begin<D: Record>(
     // the snapshot is written from its beginning.
     let base = build.durable.as_ref().and_then(|durable| durable.base.as_ref());
     let known = base.is_some_and(|base| base.sinks.iter().any(|sink| sink.name == name));
-    let through = base.filter(|_| known || kind == Rows::Events).map(|base| base.epoch);
+    let through = base.filter(|_| known || kind == SinkRows::Events).map(|base| base.epoch);
     let gate = if build.fault == Some(Fault::PublishAgain) { None } else { shown.max(through) };
-    let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == Rows::Changes };
+    let state = SinkState { name: name.to_owned(), published: shown, on_change: kind == SinkRows::Changes };
     Ok(ReadySink { writer, state, gate })
 }
 
 /// A sink that is ready to write.
 struct ReadySink<D> {
-    writer: Box<dyn Writer<D>>,
+    writer: Box<dyn SinkWriter<D>>,
     state: SinkState,
     /// Output at or before this epoch was published by an earlier incarnation, and is dropped.
     gate: Option<Epoch>,
@@ -244,7 +247,7 @@ type EpochBatch<D> = (Epoch, Vec<(D, isize)>, Arc<JournalEnds>);
 /// Publishes epochs: directly, or on a thread of its own if the writer waits for a disk or a network. The thread
 /// publishes all epochs that have gathered meanwhile at once.
 struct SinkPublisher<D: Record> {
-    here: Option<Box<dyn Writer<D>>>,
+    here: Option<Box<dyn SinkWriter<D>>>,
     queue: Option<Sender<EpochBatch<D>>>,
     thread: Option<ThreadHandle>,
     shown: WriterProgress,
@@ -264,10 +267,10 @@ struct WriterProgress {
 
 impl WriterProgress {
     /// Writes epochs and publishes them.
-    fn publish<D: Record>(&self, writer: &mut dyn Writer<D>, batches: &[EpochBatch<D>]) {
+    fn publish<D: Record>(&self, writer: &mut dyn SinkWriter<D>, batches: &[EpochBatch<D>]) {
         let Some((last, _, ends)) = batches.last() else { return };
         let written = batches.iter().try_for_each(|(epoch, rows, _)| writer.write(*epoch, rows));
-        match written.and_then(|()| writer.show(ends)) {
+        match written.and_then(|()| writer.publish(ends)) {
             Ok(()) => {
                 let rows = batches.iter().flat_map(|(_, rows, _)| rows);
                 // An event is written once for each unit of its multiplicity, a change once.
@@ -281,7 +284,7 @@ impl WriterProgress {
     }
 
     /// Finishes a writer, unless the job has failed.
-    fn finish<D: Record>(&self, mut writer: Box<dyn Writer<D>>) {
+    fn finish<D: Record>(&self, mut writer: Box<dyn SinkWriter<D>>) {
         if self.failure.get().is_none()
             && let Err(error) = writer.finish()
         {
@@ -300,7 +303,7 @@ impl<D: Record> SinkPublisher<D> {
         let ReadySink { mut writer, state, .. } = output;
         let (remembers, failure) = (writer.remembers(), Arc::clone(failure));
         let shown = WriterProgress { state, remembers, through: Arc::default(), failure, metrics };
-        if !writer.waits() {
+        if !writer.is_blocking() {
             return Ok(SinkPublisher { here: Some(writer), queue: None, thread: None, shown });
         }
         let (queue, batches) = channel::<EpochBatch<D>>();
@@ -361,7 +364,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Writes the records to a sink, epoch by epoch: each epoch is written whole, its rows sorted.
     pub fn write(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, |event| event.data);
-        write(&self.flow, name, Rows::Events, rows, sink, |row| row);
+        write(&self.flow, name, SinkRows::Events, rows, sink, |row| row);
     }
 
     /// Like [`Stream::write`], but each epoch's rows are in the order of the records that they came from: by source,
@@ -369,7 +372,7 @@ impl<'f, D: Record> Stream<'f, D> {
     /// that came from one record, or from several, as windows' rows do, are sorted among themselves.
     pub fn write_in_order(self, name: &str, sink: &impl Sink<D>) {
         let rows = rows(self.events, |event| (event.origin.tie_breaker(), event.data));
-        write(&self.flow, name, Rows::Events, rows, sink, |(_place, row)| row);
+        write(&self.flow, name, SinkRows::Events, rows, sink, |(_place, row)| row);
     }
 }
 

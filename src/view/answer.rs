@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::record::Record;
-use crate::sink::encode::Encode;
+use crate::sink::encode::EncodeRows;
 use crate::sink::ndjson::Encoder;
 use crate::time::Epoch;
 

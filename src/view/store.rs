@@ -436,5 +436,5 @@ impl<D: Record> Drop for ViewWriter<D> {
 /// # Errors
 /// Fails if a field of theirs has the name of the `diff` column.
 pub(super) fn encoder<D: Record>() -> Result<Encoder> {
-    Encoder::new::<D>(crate::sink::Rows::Changes)
+    Encoder::new::<D>(crate::sink::SinkRows::Changes)
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tidegate::source::{Options, Place, Reader, Rejected, Source, TimeOf};
+use tidegate::source::{Options, Reader, Rejected, Source, TimeOf, WorkerContext};
 use tidegate::stream::Observer;
 use tidegate::stream::aggregate::Accumulator;
-use tidegate::testing::{Captured, Outcome, Run, SlowSync};
+use tidegate::testing::{Captured, RunOutcome, SlowSync, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Decimal, Record, Stream, Window};
 
@@ -160,7 +160,7 @@ impl Views {
 }
 
 /// Runs the query over one source.
-pub fn run(data: &Data, windows: Windows, run: Run) -> Result<(Views, Outcome), String> {
+pub fn run(data: &Data, windows: Windows, run: TestRun) -> Result<(Views, RunOutcome), String> {
     let (views, source) = (Views::default(), data.source());
     let shown = views.clone();
     let outcome = run.run(move |flow| {
@@ -239,13 +239,13 @@ pub fn compare(views: &Views, expected: &Shown<Totals, Deal>) -> Result<(), Stri
 }
 
 /// Computes the expected outputs from the data and the epochs of the journal.
-pub fn expected(data: &Data, windows: Windows, outcome: &Outcome) -> Shown<Totals, Deal> {
+pub fn expected(data: &Data, windows: Windows, outcome: &RunOutcome) -> Shown<Totals, Deal> {
     let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
     oracle::windowed(&history, windows, |deal| deal.key, totals)
 }
 
 /// Checks that every record read was counted, late or rejected: the query has a single step.
-pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome) -> Result<(), String> {
+pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &RunOutcome) -> Result<(), String> {
     let summary = &outcome.report.summary;
     let (source, step) = (&summary.sources[0], &summary.steps[0]);
     let late = expected.late.values().map(Vec::len).sum::<usize>() as u64;
@@ -259,7 +259,7 @@ pub fn conserved(data: &Data, expected: &Shown<Totals, Deal>, outcome: &Outcome)
 }
 
 /// Runs data in the epochs of `how`, and compares everything with the oracle.
-pub fn check_run(data: &Data, windows: Windows, how: Run) -> Result<Outcome, String> {
+pub fn check_run(data: &Data, windows: Windows, how: TestRun) -> Result<RunOutcome, String> {
     let (views, outcome) = run(data, windows, how)?;
     let expected = expected(data, windows, &outcome);
     let describe = |why: String| format!("{why}\nin {windows:?}");
@@ -289,7 +289,7 @@ pub fn flat<D: Ord + Clone>(by_epoch: &BTreeMap<u64, Vec<D>>) -> Vec<D> {
 }
 
 /// Runs data in the epochs of `how`, and compares final results and late records with what the data alone determine.
-pub fn check_data(data: &Data, windows: Windows, how: Run) -> Result<(), String> {
+pub fn check_data(data: &Data, windows: Windows, how: TestRun) -> Result<(), String> {
     let (views, _) = run(data, windows, how)?;
     let expected = by_data(data, windows);
     let describe = |why: String| format!("{why}\nin {windows:?}");
@@ -316,7 +316,7 @@ impl Source for SlowToOpen {
         Source::out_of_order(&self.0)
     }
 
-    fn open(&self, at: &Place) -> tidegate::Result<Box<dyn Reader<Deal>>> {
+    fn open(&self, at: &WorkerContext) -> tidegate::Result<Box<dyn Reader<Deal>>> {
         if at.worker == 1 {
             std::thread::sleep(Duration::from_millis(30));
         }
@@ -326,7 +326,7 @@ impl Source for SlowToOpen {
 
 /// Checks that no record is late because a worker starts slowly: partition 0 is far ahead of partition 1, which the
 /// slow worker reads.
-pub fn check_slow_start(how: Run) -> Result<(), String> {
+pub fn check_slow_start(how: TestRun) -> Result<(), String> {
     let deals = |from: i64| (0..3000).map(|id| Deal { id, key: 0, at_ms: from + i64::from(id), amount: 1 }).collect();
     let data = Data { partitions: vec![deals(10_000), deals(0)], disorder: 0, turns: Vec::new() };
     let (views, source) = (Views::default(), SlowToOpen(data.source()));
@@ -340,12 +340,12 @@ pub fn check_slow_start(how: Run) -> Result<(), String> {
 }
 
 /// Checks that nothing is published before its epoch is synced, even if syncs are slow.
-pub fn check_synced(data: &Data, how: Run) -> Result<(), String> {
+pub fn check_synced(data: &Data, how: TestRun) -> Result<(), String> {
     let (sync, source) = (SlowSync::new(15), data.source());
     let watched = sync.clone();
     let run = how.slow_sync(&sync).run(move |flow| {
         let sync = watched.clone();
-        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_shown(epoch));
+        let show = Observer::new(move |epoch, _: &[(Deal, isize)]| sync.check_published(epoch));
         flow.read("deals", &source).write("watch", &show);
     });
     run.map(drop).map_err(|error| error.to_string())

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use tidegate::durable::journal::PartitionProgress;
 use tidegate::metrics::SourceMetrics;
 use tidegate::record::Event;
-use tidegate::source::{Binding, Intake, Options, Place, Reader, Rejected, Resumed, Source, StreamView};
+use tidegate::source::{
+    EpochInput, Options, PartitionTracker, Reader, Rejected, RestoredPartition, Source, WatermarkView, WorkerContext,
+};
 use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
@@ -24,17 +26,17 @@ pub struct Tick {
 /// One worker's reader of a source, with everything it has read.
 pub struct Driven<D: Record> {
     pub reader: Box<dyn Reader<D>>,
-    pub intake: Intake<D>,
-    pub view: Rc<StreamView>,
+    pub intake: PartitionTracker<D>,
+    pub view: Rc<WatermarkView>,
     pub epoch: Epoch,
     pub events: Vec<Event<D>>,
     pub rejects: Vec<Rejected>,
-    pub bindings: Vec<(Epoch, Binding)>,
+    pub bindings: Vec<(Epoch, EpochInput)>,
 }
 
 /// Returns the context in which the only worker of a test opens its sources.
-pub fn place(options: Options) -> Place {
-    Place { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
+pub fn place(options: Options) -> WorkerContext {
+    WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
 }
 
 impl<D: Record> Driven<D> {
@@ -42,11 +44,11 @@ impl<D: Record> Driven<D> {
         Self::open_at(source, &place(options))
     }
 
-    pub fn open_at(source: &impl Source<Item = D>, at: &Place) -> Result<Self> {
+    pub fn open_at(source: &impl Source<Item = D>, at: &WorkerContext) -> Result<Self> {
         let reader = source.open(at)?;
-        let view = Rc::new(StreamView::default());
+        let view = Rc::new(WatermarkView::default());
         let metrics = Arc::new(SourceMetrics::default());
-        let intake = Intake::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
+        let intake = PartitionTracker::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
         let (events, rejects, bindings) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Driven { reader, intake, view, epoch: Epoch(2), events, rejects, bindings })
     }
@@ -58,7 +60,7 @@ impl<D: Record> Driven<D> {
     }
 
     fn keep(&mut self) -> usize {
-        let (_bytes, events, rejects) = self.intake.hand_over();
+        let (_bytes, events, rejects) = self.intake.finish_poll();
         let count = events.len() + rejects.len();
         self.events.append(events);
         self.rejects.extend(rejects.drain(..).map(|reject| reject.data));
@@ -66,7 +68,7 @@ impl<D: Record> Driven<D> {
     }
 
     /// Commits the epoch's input and begins the next epoch.
-    pub fn bind(&mut self) -> Binding {
+    pub fn bind(&mut self) -> EpochInput {
         self.try_bind().unwrap()
     }
 
@@ -74,10 +76,10 @@ impl<D: Record> Driven<D> {
     ///
     /// # Errors
     /// Fails if the source has failed.
-    pub fn try_bind(&mut self) -> Result<Binding> {
+    pub fn try_bind(&mut self) -> Result<EpochInput> {
         let begun = Instant::now();
         let binding = loop {
-            if let Some(binding) = self.reader.bind(self.epoch, &mut self.intake)? {
+            if let Some(binding) = self.reader.close_epoch(self.epoch, &mut self.intake)? {
                 break binding;
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "the epoch is not bound");
@@ -111,7 +113,7 @@ impl<D: Record> Driven<D> {
 
     /// Polls and commits epochs until the source has ended.
     pub fn until_ended(&mut self) -> Result<()> {
-        self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.mark.ended))
+        self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.watermark.ended))
     }
 
     /// Polls and commits epochs for `time`.
@@ -121,7 +123,7 @@ impl<D: Record> Driven<D> {
     }
 
     /// Resumes from a snapshot.
-    pub fn resume(&mut self, epoch: Epoch, places: &[Resumed]) -> Result<()> {
+    pub fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition]) -> Result<()> {
         self.epoch = Epoch(epoch.0 + 2);
         self.reader.resume(epoch, places, &mut self.intake)
     }

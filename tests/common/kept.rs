@@ -12,7 +12,7 @@ use tidegate::durable::disk::Disk;
 use tidegate::job::RunReport;
 use tidegate::source::Rejected;
 use tidegate::stream::Observer;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Error, Flow, Interval, Record, Window, csv, ndjson};
 
@@ -68,9 +68,9 @@ pub fn new_disk() -> CrashingDisk {
 
 /// Prepares a run with its state on a disk. It reads on only when everything it has read is published, so that it
 /// cannot end before the first snapshot.
-pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> Run {
+pub fn on(disk: &CrashingDisk, workers: usize, seed: u64) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
-    Run::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
+    TestRun::new().workers(workers).seed(seed).in_flight(1).state(&disk, STATE)
 }
 
 /// Checks at a sink that a replayed epoch has the same rows as before.
@@ -169,8 +169,8 @@ impl Kept {
             let ever = ever.on_change().map(move |open| row(open.key, open.value));
             flow.rejects().write("rejects", &own.rejects);
             if files {
-                closed.clone().write("closed file", &csv::File::new(CLOSED));
-                ever.clone().write("ever file", &ndjson::File::new(EVER));
+                closed.clone().write("closed file", &csv::Sink::new(CLOSED));
+                ever.clone().write("ever file", &ndjson::Sink::new(EVER));
                 closed.clone().write("closed rows seen", &own.seen_closed.sink());
                 live.write("live rows seen", &own.seen_live.sink());
             }
@@ -180,7 +180,7 @@ impl Kept {
     }
 
     /// Runs the query, with its files on the disk of its state.
-    pub fn run(&self, data: &Data, run: Run) -> Result<RunReport, String> {
+    pub fn run(&self, data: &Data, run: TestRun) -> Result<RunReport, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data, true));
         outcome.map(|outcome| outcome.report).map_err(|error| error.to_string())
     }
@@ -188,7 +188,7 @@ impl Kept {
     /// Returns the results of a run without state and without files.
     pub fn plain(data: &Data) -> Result<End, String> {
         let plain = Kept::default();
-        let outcome = Run::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
+        let outcome = TestRun::new().seed(3).options(small_drift(1_000_000)).run(plain.query(data, false));
         outcome.map_err(|error| error.to_string())?;
         Ok(plain.captured())
     }

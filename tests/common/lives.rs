@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tidegate::durable::disk::Disk;
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::{Flow, Record, Window};
 
 use super::cases::{Data, Deal};
@@ -66,7 +66,7 @@ impl Results {
     }
 
     /// Runs the query once.
-    pub fn run(&self, data: &Data, run: Run) -> Result<Ending, String> {
+    pub fn run(&self, data: &Data, run: TestRun) -> Result<Ending, String> {
         let outcome = run.options(small_drift(1_000_000)).run(self.query(data));
         outcome.map(|outcome| outcome.report.ending).map_err(|error| error.to_string())
     }
@@ -124,22 +124,22 @@ fn rows<D: Record>(what: &str, name: &str, got: &Captured<D>, expected: &Capture
 }
 
 /// Prepares a run with its state on a disk, with a random number of workers and random epochs.
-pub fn on(disk: &CrashingDisk, random: &mut Rng, run: Run) -> Run {
+pub fn on(disk: &CrashingDisk, random: &mut Rng, run: TestRun) -> TestRun {
     let disk: Arc<dyn Disk> = disk.shared();
     run.workers(random.usize(1..=3)).seed(random.u64(..)).state(&disk, "state")
 }
 
 /// Runs random data through crashes to the end; the results must be those of a run without state.
-pub fn check_crashes(seed: u64, run: impl Fn() -> Run) -> Result<(), String> {
+pub fn check_crashes(seed: u64, run: impl Fn() -> TestRun) -> Result<(), String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 200);
     check_crashes_of(&data, (seed, random), run)
 }
 
 /// Runs data through crashes to the end; the results must be those of a run without state.
-pub fn check_crashes_of(data: &Data, (seed, mut random): (u64, Rng), run: impl Fn() -> Run) -> Result<(), String> {
+pub fn check_crashes_of(data: &Data, (seed, mut random): (u64, Rng), run: impl Fn() -> TestRun) -> Result<(), String> {
     let (plain, kept) = (Results::default(), Results::default());
-    plain.run(data, Run::new().seed(seed))?;
+    plain.run(data, TestRun::new().seed(seed))?;
     let mut disk = CrashingDisk::new();
     for life in 0.. {
         if life < LIVES {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, Outcome, Run};
+use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::time::Epoch;
 use tidegate::{Record, Stream, Window};
 
@@ -138,7 +138,7 @@ impl Tables {
 }
 
 /// Runs the query over one source.
-pub fn run(data: &Data, run: Run) -> Result<(Tables, Outcome), String> {
+pub fn run(data: &Data, run: TestRun) -> Result<(Tables, RunOutcome), String> {
     let (tables, source) = (Tables::default(), data.source());
     let shown = tables.clone();
     let outcome = run.run(move |flow| {
@@ -152,7 +152,7 @@ pub fn run(data: &Data, run: Run) -> Result<(Tables, Outcome), String> {
 
 /// Runs data in the epochs of `how`, and compares everything with the naive computation, and the metrics of tables with
 /// the outputs.
-pub fn check_tables(data: &Data, how: Run) -> Result<Outcome, String> {
+pub fn check_tables(data: &Data, how: TestRun) -> Result<RunOutcome, String> {
     let (tables, outcome) = run(data, how)?;
     tables.check(outcome.report.ending == Ending::Complete)?;
     let summary = &outcome.report.summary;

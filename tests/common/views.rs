@@ -13,7 +13,7 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use tidegate::differential_dataflow::{AsCollection, VecCollection};
 use tidegate::job::Ending;
-use tidegate::testing::{Captured, CrashingDisk, Run};
+use tidegate::testing::{Captured, CrashingDisk, TestRun};
 use tidegate::time::Epoch;
 use tidegate::timely::dataflow::operators::vec::Map;
 use tidegate::view::{Answer, Refusal, Subscription, SubscriptionEnd, ViewUpdate, Views};
@@ -195,7 +195,7 @@ fn any_key(view: &str, random: &mut Rng) -> String {
 }
 
 impl Readers {
-    fn new(run: &Run) -> Readers {
+    fn new(run: &TestRun) -> Readers {
         Readers { views: run.views(), over: Arc::default(), readings: Arc::default() }
     }
 
@@ -359,7 +359,7 @@ fn check_heard(view: &str, history: &History, key: Option<&str>, heard: &[Heard]
 
 /// Runs the query over some data without a crash; every answer has to be correct, and the last ones have to contain all
 /// records.
-pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
+pub fn check_views(seed: u64, data: &Data, run: TestRun) -> Result<(), String> {
     let (shown, readers) = (Shown::default(), Readers::new(&run));
     let (views, query) = (Arc::clone(&readers.views), shown.query(data, &readers));
     let act = || run.run(query).map(|outcome| outcome.report.ending).map_err(|error| error.to_string());
@@ -388,7 +388,7 @@ pub fn check_views(seed: u64, data: &Data, run: Run) -> Result<(), String> {
 /// everything that was committed, with correct contents, and never with less than an earlier incarnation answered.
 ///
 /// Returns the number of incarnations whose views refused to answer before the replay had reached an epoch.
-pub fn check_views_over_lives(seed: u64, run: impl Fn() -> Run) -> Result<usize, String> {
+pub fn check_views_over_lives(seed: u64, run: impl Fn() -> TestRun) -> Result<usize, String> {
     let mut random = Rng::with_seed(seed);
     let (data, shown) = (Data::random(&mut random, 200), Shown::default());
     let (mut disk, mut lives) = (CrashingDisk::new(), Vec::new());

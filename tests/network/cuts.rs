@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 use tidegate::job::Job;
-use tidegate::source::memory::Records;
+use tidegate::source::memory::MemorySource;
 use tidegate::stream::Observer;
 
 use super::proxy::{Fate, Plan, Toward};
@@ -114,7 +114,7 @@ fn why_names_two_processes_that_do_not_hear_each_other() {
 
 /// Runs a job that does not end by itself, as one process of those at these addresses.
 fn endless(process: usize, addresses: Vec<String>, limits: Limits) -> tidegate::Result<tidegate::job::RunReport> {
-    let records = Records::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
+    let records = MemorySource::new(vec![vec![(1u64, 10i64)]], |record: &(u64, i64)| record.1);
     let cluster = tidegate::job::Cluster::new(process, addresses).unwrap().timeouts(limits.join, limits.heartbeat);
     Job::new("endless").cluster(cluster).run(move |flow| {
         flow.read("records", &records).write("rows", &Observer::new(|_epoch, _rows| Ok(())));

@@ -6,14 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use super::client::Target;
-use super::probe::{Next, read_each};
-use super::reader::{another, check_end, connect, is_as_checked, no_partition, offsets, place};
+use super::client::TopicConfig;
+use super::probe::{ReadDecision, read_each};
+use super::reader::{
+    check_end, connect, has_fingerprint, missing_partition, offset_and_timestamp, offsets, wrong_record,
+};
 use crate::durable::journal::{ContentCheck, PartitionProgress};
 use crate::error::Result;
 
 /// A partition whose records are read.
-struct Asked {
+struct PartitionProbe {
     /// Offset at which the records begin that the state did not take.
     end: u64,
     /// Fingerprint to be verified by the first message; `None` once it is verified, or if there is none.
@@ -21,10 +23,10 @@ struct Asked {
 }
 
 /// Describes the data that has arrived since: see [`crate::source::Source::grown_since`].
-pub(super) fn grown_since(target: &Target, job: &str, bounds: &[PartitionProgress]) -> Result<Option<String>> {
+pub(super) fn grown_since(target: &TopicConfig, job: &str, bounds: &[PartitionProgress]) -> Result<Option<String>> {
     let (consumer, ids) = connect(target, job)?;
     if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {
-        return Err(no_partition(target, bound.partition));
+        return Err(missing_partition(target, bound.partition));
     }
     let (mut asked, mut from) = (BTreeMap::new(), Vec::new());
     for id in ids {
@@ -33,29 +35,31 @@ pub(super) fn grown_since(target: &Target, job: &str, bounds: &[PartitionProgres
         let end = bound.map_or(low, |bound| bound.end_offset.unwrap_or(bound.next_offset));
         bound.map_or(Ok(()), |bound| check_end(target, bound, end_now))?;
         if low > end {
-            return Ok(Some(more(target, id, end)));
+            return Ok(Some(new_data_in(target, id, end)));
         }
         let check = bound.and_then(|bound| bound.check).filter(|check| (low..end).contains(&check.at));
         if check.is_some() || end_now > end {
             from.push((id, check.map_or(end, |check| check.at)));
-            asked.insert(id, Asked { end, check });
+            asked.insert(id, PartitionProbe { end, check });
         }
     }
     read_each(&consumer, target, &from, |id, message| {
-        let Some(Asked { end, check }) = asked.get_mut(&id) else { return Ok(Next::Enough) };
+        let Some(PartitionProbe { end, check }) = asked.get_mut(&id) else { return Ok(ReadDecision::Skip) };
         if let Some(expected) = check.take()
-            && !message.is_some_and(|message| is_as_checked(message, expected))
+            && !message.is_some_and(|message| has_fingerprint(message, expected))
         {
-            return Err(another(target, id, expected));
+            return Err(wrong_record(target, id, expected));
         }
         Ok(match message {
-            Some(message) if place(message).0 >= *end => Next::Answer(more(target, id, *end)),
-            Some(_) => Next::More,
-            None => Next::Enough,
+            Some(message) if offset_and_timestamp(message).0 >= *end => {
+                ReadDecision::Answer(new_data_in(target, id, *end))
+            }
+            Some(_) => ReadDecision::More,
+            None => ReadDecision::Skip,
         })
     })
 }
 
-fn more(target: &Target, partition: u32, end: u64) -> String {
+fn new_data_in(target: &TopicConfig, partition: u32, end: u64) -> String {
     format!("partition {partition} of {} has records from offset {end} on", target.describe())
 }
