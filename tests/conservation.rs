@@ -13,7 +13,7 @@ use tidegate::stream::Observer;
 use tidegate::testing::{Captured, RunOutcome, Script, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, by_data, compare, conserved, expected, flat, totals};
+use common::checks::{self, StepCaptures, by_data, compare, conserved, expected, flat, totals};
 use common::oracle::{self, Windows};
 
 const WINDOWS: Windows = Windows::Tumbling { size: 50, offset: 7 };
@@ -39,7 +39,7 @@ fn copies(deal: &Deal) -> Vec<Deal> {
 fn a_step_takes_what_the_query_leaves_and_makes() {
     for_seeds(40, |seed| {
         let data = Data::random(&mut Rng::with_seed(seed), 150);
-        let (views, source) = (Views::default(), data.source());
+        let (views, source) = (StepCaptures::default(), data.source());
         let shown = views.clone();
         let run = TestRun::new().workers(1 + seed as usize % 3).seed(seed).run(move |flow| {
             let deals = flow.read("deals", &source).filter(|deal| deal.key != 3);
@@ -104,7 +104,7 @@ fn a_job_that_takes_one_record_at_a_time_takes_none_before_the_last_is_shown() {
 fn check_stopped(seed: u64) -> Result<Ending, String> {
     let mut random = Rng::with_seed(seed);
     let data = Data::random(&mut random, 400);
-    let (views, source, stop) = (Views::default(), data.source(), StopHandle::default());
+    let (views, source, stop) = (StepCaptures::default(), data.source(), StopHandle::default());
     let (shown, asked, left) = (views.clone(), stop.clone(), Arc::new(AtomicU32::new(random.u32(1..20))));
     let run = TestRun::new().workers(1 + seed as usize % 3).stop_by(&stop);
     let run = if seed.is_multiple_of(4) { run.clock().in_flight(5_000) } else { run.seed(seed) };

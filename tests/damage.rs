@@ -20,7 +20,9 @@ use tidegate::testing::CrashingDisk;
 use tidegate::time::Epoch;
 
 use common::cases::{Data, within};
-use common::kept::{CLOSED, EVER, End, Kept, STATE, all_files, kind_of, new_disk, on, steady};
+use common::durable_query::{
+    CLOSED, DurableQueryOutputs, EVER, FinalOutputs, STATE, all_files, kind_of, new_disk, on, steady,
+};
 
 /// Number of bytes at a file's beginning and end that are flipped one by one, and the distance of those in between.
 const ENDS: usize = 128;
@@ -32,8 +34,8 @@ const ONE_OF: usize = 16;
 #[derive(Clone)]
 struct Subject {
     data: Data,
-    expected: End,
-    shown: Kept,
+    expected: FinalOutputs,
+    shown: DurableQueryOutputs,
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
@@ -64,7 +66,8 @@ impl Subject {
     /// disk.
     fn killed(lives: &[(usize, usize, usize)]) -> Subject {
         let data = steady(7, 150);
-        let (expected, shown, mut disk) = (Kept::plain(&data).unwrap(), Kept::default(), new_disk());
+        let (expected, shown, mut disk) =
+            (DurableQueryOutputs::plain(&data).unwrap(), DurableQueryOutputs::default(), new_disk());
         for (processes, workers, act) in lives {
             disk.crash_at(*act);
             let _killed = shown.run(&data, on(&disk, *workers, 16).processes(*processes));

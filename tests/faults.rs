@@ -10,7 +10,7 @@ use tidegate::testing::{Fault, TestRun};
 
 use common::cases::{Data, within};
 use common::checks::{self, check_run, check_slow_start, check_synced, conserved, expected};
-use common::lives::check_crashes;
+use common::incarnations::check_crashes;
 use common::oracle::Windows;
 use common::tables::check_tables;
 use common::views::{check_views, check_views_over_lives};

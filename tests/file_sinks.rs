@@ -48,9 +48,9 @@ fn file_after(last: u64) -> String {
 
 /// A state directory as far as sinks know it: the number of the current incarnation.
 #[derive(Clone, Default)]
-struct Lives(Arc<AtomicU64>);
+struct CurrentIncarnation(Arc<AtomicU64>);
 
-impl Lives {
+impl CurrentIncarnation {
     fn claim(&self) -> Incarnation {
         let (incarnation, lives) = (self.0.fetch_add(1, Ordering::SeqCst) + 1, self.clone());
         let still_current = Arc::new(move || match lives.0.load(Ordering::SeqCst) {
@@ -73,7 +73,7 @@ fn take_over(disk: &CrashingDisk) -> Result<Box<dyn SinkWriter<Total>>> {
     csv::Sink::new(FILE).open(&SinkContext { take_over: true, ..shard(disk) })
 }
 
-fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn SinkWriter<Total>>, Option<Epoch>) {
+fn begun(disk: &CrashingDisk, lives: &CurrentIncarnation) -> (Box<dyn SinkWriter<Total>>, Option<Epoch>) {
     let mut writer = open(disk).unwrap();
     let shown = writer.published().unwrap().map(|found| found.epoch);
     writer.begin(&lives.claim()).unwrap();
@@ -82,7 +82,12 @@ fn begun(disk: &CrashingDisk, lives: &Lives) -> (Box<dyn SinkWriter<Total>>, Opt
 
 /// Runs one incarnation: it resumes after what was published, writes the other epochs, and publishes `together` of them
 /// at once. `surely` is the last epoch known to be published.
-fn live(disk: &CrashingDisk, lives: &Lives, together: u64, surely: &mut Option<Epoch>) -> Result<()> {
+fn run_incarnation_of_sink(
+    disk: &CrashingDisk,
+    lives: &CurrentIncarnation,
+    together: u64,
+    surely: &mut Option<Epoch>,
+) -> Result<()> {
     let mut writer = open(disk)?;
     let shown = writer.published()?.map(|found| found.epoch);
     assert!(shown >= *surely, "{shown:?} is less than {surely:?}, which was shown");
@@ -140,7 +145,7 @@ fn refused<T>(result: Result<T>) -> String {
 fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
     for together in [1, 3] {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), together, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), together, &mut None).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST));
         for act in 0..disk.operations() {
             for seed in 0..30 {
@@ -152,10 +157,10 @@ fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
 
 /// Crashes at an operation, then twice more at operations chosen by the seed, and then runs to the end.
 fn check_crash(act: usize, seed: u64, together: u64) {
-    let (lives, mut surely, mut disk) = (Lives::default(), None, CrashingDisk::new());
+    let (lives, mut surely, mut disk) = (CurrentIncarnation::default(), None, CrashingDisk::new());
     for crash in [act, (act * 7 + seed as usize * 5) % 40, seed as usize] {
         disk.crash_at(crash);
-        let ended = live(&disk, &lives, together, &mut surely);
+        let ended = run_incarnation_of_sink(&disk, &lives, together, &mut surely);
         if disk.has_crashed() {
             let why = refused(ended);
             assert!(why.contains("the disk has crashed"), "act {act}, seed {seed}: {why}");
@@ -164,7 +169,7 @@ fn check_crash(act: usize, seed: u64, together: u64) {
         }
         disk = disk.survivors(seed);
     }
-    let ended = live(&disk, &lives, together, &mut surely);
+    let ended = run_incarnation_of_sink(&disk, &lives, together, &mut surely);
     assert!(ended.is_ok(), "act {act}, seed {seed}: {}", refused(ended));
     assert_eq!(text(&disk, FILE), file_after(LAST), "act {act}, seed {seed}");
     assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
@@ -174,11 +179,11 @@ fn check_crash(act: usize, seed: u64, together: u64) {
 #[test]
 fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 2, &mut None).unwrap();
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 2, &mut None).unwrap();
     for (act, seed) in (0..disk.operations()).flat_map(|act| (0..8).map(move |seed| (act, seed))) {
         let disk = CrashingDisk::new();
         disk.crash_at(act);
-        live(&disk, &Lives::default(), 2, &mut None).unwrap_err();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 2, &mut None).unwrap_err();
         let disk = disk.survivors(seed);
         let paths = disk.paths();
         let commits = paths.iter().filter_map(|path| path.to_str()).filter(|path| path.ends_with(".commit-1"));
@@ -199,20 +204,20 @@ fn up_to_where_the_commit_says_the_file_has_whole_epochs() {
 #[test]
 fn an_act_that_fails_shows_nothing_and_the_next_life_goes_on() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
     for act in 0..disk.operations() {
-        let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+        let (disk, lives, mut surely) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
         disk.fail_at(act);
-        let why = refused(live(&disk, &lives, 1, &mut surely));
+        let why = refused(run_incarnation_of_sink(&disk, &lives, 1, &mut surely));
         assert!(why.contains("the disk failed at this act") && why.contains(FILE), "{act}: {why}");
-        live(&disk, &lives, 1, &mut surely).unwrap();
+        run_incarnation_of_sink(&disk, &lives, 1, &mut surely).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST), "{act}");
     }
 }
 
 #[test]
 fn epochs_without_rows_are_shown_too() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, shown) = begun(&disk, &lives);
     assert_eq!(shown, None);
     writer.write(Epoch(8), &[]).unwrap();
@@ -227,7 +232,7 @@ fn epochs_without_rows_are_shown_too() {
 
 #[test]
 fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     writer.publish(&JournalEnds::default()).unwrap();
@@ -245,7 +250,7 @@ fn what_was_written_and_not_shown_is_dropped_by_the_next_life_only() {
 fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() {
     let room_for = |last: u64| file_after(last).len() as u64;
     for spare in 0..room_for(6) - room_for(4) {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut writer, _) = begun(&disk, &lives);
         for epoch in [2, 4] {
             writer.write(Epoch(epoch), &rows_of(epoch)).unwrap();
@@ -261,7 +266,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
         assert_eq!(text(&disk, FILE), file_after(6));
     }
     // The commit needs disk space too.
-    let (disk, lives, mut surely) = (CrashingDisk::new(), Lives::default(), None);
+    let (disk, lives, mut surely) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     disk.set_room(Some(10));
@@ -270,14 +275,14 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
     assert!(refused(writer.publish(&JournalEnds::default())).contains("showing earlier ones failed"));
     drop(writer);
     disk.set_room(None);
-    live(&disk, &lives, 1, &mut surely).unwrap();
+    run_incarnation_of_sink(&disk, &lives, 1, &mut surely).unwrap();
     assert_eq!(text(&disk, FILE), file_after(LAST));
     assert_eq!(disk.paths().len(), 2, "{disk:?}");
 }
 
 #[test]
 fn nothing_is_written_behind_a_part_of_an_epoch() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (mut writer, _) = begun(&disk, &lives);
     disk.set_room(Some(5));
     disk.fail_at(disk.operations() + 1);
@@ -292,7 +297,7 @@ fn nothing_is_written_behind_a_part_of_an_epoch() {
 fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
     let ours = || {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
         disk
     };
     let check = |disk: CrashingDisk, shard: SinkContext, expected: &str| {
@@ -346,7 +351,7 @@ fn with_a_state_a_file_that_is_not_its_own_is_refused_and_left_alone() {
 #[test]
 fn whatever_byte_of_the_results_or_their_commit_is_damaged_it_is_refused() {
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
     let commit = commit_file(&disk);
     for path in [FILE, commit.as_str()] {
         let bytes = disk.bytes(Path::new(path)).unwrap();
@@ -370,7 +375,7 @@ fn rows_of_other_columns_are_not_appended_to_a_file() {
         count: u64,
     }
     let disk = CrashingDisk::new();
-    live(&disk, &Lives::default(), 1, &mut None).unwrap();
+    run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
     let mut writer: Box<dyn SinkWriter<Wider>> = csv::Sink::new(FILE).open(&shard(&disk)).unwrap();
     let why = refused(writer.published());
     assert!(why.contains("its columns are not those of the rows"), "{why}");
@@ -379,7 +384,7 @@ fn rows_of_other_columns_are_not_appended_to_a_file() {
 /// Results may be larger than the memory that may be used for them.
 #[test]
 fn a_file_of_several_pieces_is_checked_and_copied() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let sink = ndjson::Sink::new("large.ndjson");
     let mut first: Box<dyn SinkWriter<String>> = sink.open(&shard(&disk)).unwrap();
     first.begin(&lives.claim()).unwrap();
@@ -401,7 +406,7 @@ fn a_file_of_several_pieces_is_checked_and_copied() {
 
 #[test]
 fn a_file_that_is_written_is_refused_and_its_writer_named() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     let (_writer, _) = begun(&disk, &lives);
     let expected = format!(
         "cannot open the results file (totals.csv): it is being written by another job or output, lately by process \
@@ -415,7 +420,7 @@ fn a_file_that_is_written_is_refused_and_its_writer_named() {
 fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
     // Progress of the lock's holder with an epoch when it is stopped: written, or not.
     for written in [true, false] {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
         zombie.publish(&JournalEnds::default()).unwrap();
@@ -442,7 +447,7 @@ fn a_holder_that_wakes_shows_nothing_and_disturbs_nothing() {
 /// Everybody gets the lock here, so both incarnations have the same file open.
 #[test]
 fn an_earlier_life_asks_before_it_appends_to_a_file_that_is_a_later_ones() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     disk.free_locks();
     let (mut earlier, _) = begun(&disk, &lives);
     earlier.write(Epoch(2), &rows_of(2)).unwrap();
@@ -488,7 +493,7 @@ fn stopped_at_the_worst_moment(disk: &CrashingDisk, stopped: impl Fn() + Send + 
 
 #[test]
 fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_has_begun() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     lives.claim();
     let (its, seen) = (lives.clone(), disk.clone());
     let why = refused(stopped_at_the_worst_moment(&disk, move || {
@@ -505,7 +510,7 @@ fn a_commit_that_was_about_to_be_swapped_in_comes_to_nothing_when_a_later_life_h
 
 #[test]
 fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     lives.claim();
     let heirs = Arc::new(std::sync::Mutex::new(Vec::new()));
     let (its, seen) = (Arc::clone(&heirs), disk.clone());
@@ -527,14 +532,14 @@ fn a_later_life_that_was_told_of_less_than_was_shown_does_not_begin() {
 #[test]
 fn taking_over_may_crash_at_any_act() {
     let before = || {
-        let (disk, lives) = (CrashingDisk::new(), Lives::default());
+        let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
         let (mut zombie, _) = begun(&disk, &lives);
         zombie.write(Epoch(2), &rows_of(2)).unwrap();
         zombie.publish(&JournalEnds::default()).unwrap();
         zombie.write(Epoch(4), &rows_of(4)).unwrap();
         (disk, lives, zombie)
     };
-    let heir = |disk: &CrashingDisk, lives: &Lives| {
+    let heir = |disk: &CrashingDisk, lives: &CurrentIncarnation| {
         let mut heir = take_over(disk)?;
         assert_eq!(heir.published()?.map(|found| found.epoch), Some(Epoch(2)));
         heir.begin(&lives.claim())
@@ -548,7 +553,7 @@ fn taking_over_may_crash_at_any_act() {
         disk.crash_at(act);
         refused(heir(&disk, &lives));
         let disk = disk.survivors(seed);
-        live(&disk, &lives, 1, &mut Some(Epoch(2))).unwrap();
+        run_incarnation_of_sink(&disk, &lives, 1, &mut Some(Epoch(2))).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST), "{}, seed {seed}", disk.log()[act]);
         assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
     }
@@ -556,9 +561,9 @@ fn taking_over_may_crash_at_any_act() {
 
 #[test]
 fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
-    let (disk, lives) = (CrashingDisk::new(), Lives::default());
+    let (disk, lives) = (CrashingDisk::new(), CurrentIncarnation::default());
     drop(begun(&disk, &lives));
-    let copied = Lives(Arc::new(AtomicU64::new(lives.0.load(Ordering::SeqCst))));
+    let copied = CurrentIncarnation(Arc::new(AtomicU64::new(lives.0.load(Ordering::SeqCst))));
     drop(begun(&disk, &lives));
     let mut writer = open(&disk).unwrap();
     writer.published().unwrap();
@@ -570,7 +575,7 @@ fn a_copy_of_a_state_does_not_go_on_where_the_other_one_did() {
 fn a_job_without_state_replaces_the_file_and_the_state_knows_it_no_more() {
     let ours = || {
         let disk = CrashingDisk::new();
-        live(&disk, &Lives::default(), 1, &mut None).unwrap();
+        run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
         // A file that a stopped process left.
         disk.put(Path::new("totals.csv.commit-0"), b"old");
         disk

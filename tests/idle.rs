@@ -25,7 +25,7 @@ use tidegate::{Closed, Error, Flow, Stream, Window, csv};
 
 use common::cases::{Data, Deal, for_seeds, within};
 use common::checks::{self, check_data, check_run, compare_rows};
-use common::oracle::{self, Judged, Row, Windows};
+use common::oracle::{self, OracleRecord, Row, Windows};
 use common::turns::epochs_of_silence;
 
 /// Timeout of each wait.
@@ -162,12 +162,12 @@ impl Reader<Tick> for SteeredReader {
 
 /// Results of windows of ten milliseconds: the end of each window and its count, and the times of late records.
 #[derive(Clone, Default)]
-struct Shown {
+struct IdleCaptures {
     counts: Captured<(i64, i64)>,
     late: Captured<i64>,
 }
 
-impl Shown {
+impl IdleCaptures {
     fn of(&self, ticks: Stream<'_, Tick>) {
         let counts = ticks.key_by(|tick| tick.key).window(Window::tumbling(Duration::from_millis(10)));
         let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count);
@@ -206,7 +206,7 @@ const CLOSED: [(i64, i64); 3] = [(10, 2), (20, 2), (40, 2)];
 #[test]
 fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
     for (processes, workers) in [(1, 1), (1, 8), (4, 2)] {
-        let (topic, shown) = (Steered::new(4), Shown::default());
+        let (topic, shown) = (Steered::new(4), IdleCaptures::default());
         topic.send(2, BURST, false);
         let (source, own) = (topic.clone(), shown.clone());
         let silence = std::thread::spawn(move || {
@@ -231,7 +231,7 @@ fn windows_of_a_burst_close_when_the_last_partition_is_idle() {
 #[test]
 fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
     for (first, then) in [(1, 8), (8, 1)] {
-        let (topic, shown) = (Steered::new(4), Shown::default());
+        let (topic, shown) = (Steered::new(4), IdleCaptures::default());
         topic.send(2, BURST, false);
         topic.fall_silent();
         let query = || {
@@ -263,7 +263,7 @@ fn windows_of_a_burst_close_after_a_kill_on_any_workers() {
 /// watermark of a partition that wakes after it.
 #[test]
 fn a_partition_that_wakes_after_a_restart_has_the_floor_that_silence_left() {
-    let (topic, shown, disk) = (Steered::new(2), Shown::default(), CrashingDisk::new());
+    let (topic, shown, disk) = (Steered::new(2), IdleCaptures::default(), CrashingDisk::new());
     topic.send(0, [5, 6], false);
     topic.send(1, [5, 100], false);
     topic.fall_silent();
@@ -287,7 +287,7 @@ fn of_both<'f>(flow: &Flow<'f>, one: &Steered, other: &Steered) -> Stream<'f, Ti
 
 #[test]
 fn a_quiet_stream_holds_nothing_back_and_wakes_with_a_floor_also_after_restarts() {
-    let (orders, rates, shown) = (Steered::new(3), Steered::new(2), Shown::default());
+    let (orders, rates, shown) = (Steered::new(3), Steered::new(2), IdleCaptures::default());
     let query = || {
         let (orders, rates, own) = (orders.clone(), rates.clone(), shown.clone());
         move |flow: &Flow<'_>| own.of(of_both(flow, &orders, &rates))
@@ -327,7 +327,7 @@ fn records_that_are_late_only_after_silence_are_counted_apart_with_the_remedy() 
         .epoch(|e| e.take(0, 1))
         .epoch(|e| e.take(1, 4)) // One of them is late by its own partition.
         .epoch(|e| e.take(1, 1).end(0).end(1));
-    let shown = Shown::default();
+    let shown = IdleCaptures::default();
     let own = shown.clone();
     let run = TestRun::new().script("topic", script).run(move |flow| own.of(flow.read("topic", &source)));
     let report = run.unwrap().report;
@@ -356,7 +356,7 @@ fn partitions_that_take_turns_show_what_the_oracle_shows_and_what_the_data_say()
 }
 
 /// Computes count and sum of amounts.
-fn sums(of: &[&Judged<Deal>]) -> (i64, i128) {
+fn sums(of: &[&OracleRecord<Deal>]) -> (i64, i128) {
     (of.len() as i64, of.iter().map(|deal| i128::from(deal.data.amount)).sum())
 }
 
@@ -411,7 +411,7 @@ fn results_of_windows_and_other_streams_as_one_show_what_the_oracle_shows() {
         let one = one.flat_map(|row| vec![Deal { id: 0, key: row.2, at_ms: row.1, amount: row.3 }]);
         let all = oracle::concat(&oracle::concat(&one, &history(1)), &history(2));
         let expected = oracle::windowed(&all, second, |deal| deal.key, sums);
-        let streams = [0, 1, 2].map(|index| (history(index).rests, history(index).watermarks));
+        let streams = [0, 1, 2].map(|index| (history(index).activity, history(index).watermarks));
         let describe = |why: String| format!("{why}\nin {first:?} and {second:?}, where streams were\n{streams:?}");
         compare_rows("late records", &late, &expected.late).map_err(describe)?;
         compare_rows("closed rows", &rows, &expected.closed).map_err(describe)
@@ -429,7 +429,7 @@ fn a_file_that_is_followed_is_idle_at_its_end_and_wakes() {
     paths.iter().for_each(|path| std::fs::write(path, "key,at_ms\n").unwrap());
     append(0, &[5, 15, 33]);
     append(1, &[7]);
-    let shown = Shown::default();
+    let shown = IdleCaptures::default();
     let query = || {
         let input = |at: usize| {
             let input = csv::Source::new(&paths[at]).event_time(|tick: &Tick| tick.at_ms);
@@ -461,12 +461,12 @@ fn idle_files_are_idle_again_in_a_replay() {
         ticks.idle_after(Duration::from_millis(100))
     };
     // The other stream ends at once, and an idle file does not.
-    let query = |shown: &Shown| {
+    let query = |shown: &IdleCaptures| {
         let none = MemorySource::new(vec![vec![]], |tick: &Tick| tick.at_ms);
         let (own, ticks) = (shown.clone(), ticks(&path));
         move |flow: &Flow<'_>| own.of(flow.read("ticks", &ticks).concat(flow.read("none", &none)))
     };
-    let (stop, shown) = (StopHandle::default(), Shown::default());
+    let (stop, shown) = (StopHandle::default(), IdleCaptures::default());
     let (watched, stopping) = (shown.counts.clone(), stop.clone());
     let watcher = std::thread::spawn(move || {
         while watched.all().is_empty() {
@@ -484,7 +484,7 @@ fn idle_files_are_idle_again_in_a_replay() {
         all.map(|(epoch, bound)| (epoch, bound.source, bound.idle)).collect::<BTreeSet<_>>()
     };
     for workers in [1, 3] {
-        let again = Shown::default();
+        let again = IdleCaptures::default();
         let run = TestRun::new().workers(workers).journal(recorded.journal.clone()).run(query(&again)).unwrap();
         assert_eq!(flags(&run.journal), flags(&recorded.journal), "on {workers} workers");
         assert_eq!(again.counts.epochs(), shown.counts.epochs(), "on {workers} workers");

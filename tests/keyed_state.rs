@@ -13,8 +13,8 @@ use tidegate::source::memory::MemorySource;
 use tidegate::testing::{Captured, CrashingDisk, TestRun};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::lives::on;
-use common::oracle::{self, Judged};
+use common::incarnations::on;
+use common::oracle::{self, OracleRecord};
 
 const WITHIN: Duration = Duration::from_millis(15);
 
@@ -43,19 +43,19 @@ impl Emitted {
 }
 
 /// Returns the records that are on time, by key and in order, and the late ones.
-fn ordered(data: &Data) -> (BTreeMap<u8, Vec<Judged<Deal>>>, Vec<Deal>) {
-    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::Took {
+fn ordered(data: &Data) -> (BTreeMap<u8, Vec<OracleRecord<Deal>>>, Vec<Deal>) {
+    let took = |(partition, deals): (usize, &Vec<Deal>)| oracle::PartitionInput {
         partition: partition as u32,
         next: deals.len() as u64,
         idle: false,
         ended: true,
     };
-    let all = oracle::Step { epoch: 2, took: data.partitions.iter().enumerate().map(took).collect() };
+    let all = oracle::OracleEpoch { epoch: 2, inputs: data.partitions.iter().enumerate().map(took).collect() };
     let (late, on_time): (Vec<_>, Vec<_>) =
-        data.history(0, &[all]).records.into_iter().partition(|record| record.time < record.mark);
-    let mut by_key = BTreeMap::<u8, Vec<Judged<Deal>>>::new();
+        data.history(0, &[all]).records.into_iter().partition(|record| record.time < record.partition_watermark);
+    let mut by_key = BTreeMap::<u8, Vec<OracleRecord<Deal>>>::new();
     on_time.into_iter().for_each(|record| by_key.entry(record.data.key).or_default().push(record));
-    by_key.values_mut().for_each(|records| records.sort_by_key(|record| (record.time, record.place)));
+    by_key.values_mut().for_each(|records| records.sort_by_key(|record| (record.time, record.origin)));
     let mut late: Vec<_> = late.into_iter().map(|record| record.data).collect();
     late.sort();
     (by_key, late)

@@ -23,7 +23,7 @@ use tidegate::{Window, csv};
 
 use common::cases::{Data, Deal, seeds, within};
 use common::checks::{KINDS, small_drift};
-use common::kept::{CLOSED, Closed, End, Kept, new_disk, on, steady};
+use common::durable_query::{CLOSED, ClosedRow, DurableQueryOutputs, FinalOutputs, new_disk, on, steady};
 
 /// Number of records of an incarnation.
 const RECORDS: u32 = 44;
@@ -37,22 +37,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Subject {
     seed: u64,
     data: Data,
-    expected: End,
+    expected: FinalOutputs,
 }
 
 impl Subject {
     fn new(seed: u64) -> Subject {
         let data = steady(seed, RECORDS);
-        let expected = Kept::plain(&data).unwrap();
+        let expected = DurableQueryOutputs::plain(&data).unwrap();
         Subject { seed, data, expected }
     }
 
-    fn run(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
+    fn run(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<Ending, String> {
         kept.run(&self.data, on(disk, workers, self.seed * PACE)).map(|report| report.ending)
     }
 
     /// Resumes to the end, and checks that results are exact.
-    fn go_on(&self, kept: &Kept, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
+    fn go_on(&self, kept: &DurableQueryOutputs, disk: &CrashingDisk, workers: usize) -> Result<(), Verdict> {
         self.run(kept, disk, workers).map_err(Verdict::Refused)?;
         kept.check(disk, &self.expected).map_err(Verdict::Wrong)
     }
@@ -101,7 +101,7 @@ fn sync_of(disk: &CrashingDisk, number: usize) -> DiskOperation {
 /// Runs an incarnation whose sync of this number is lost; `None` if it has no such sync. Returns `true` if the
 /// incarnations after it reached exact results.
 fn after_lost_sync(subject: &Subject, number: usize, loss: SyncLoss) -> Option<bool> {
-    let (kept, disk) = (Kept::default(), new_disk());
+    let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
     disk.lose_sync(number, loss);
     let outcome = subject.run(&kept, &disk, 1);
     if disk.syncs() <= number {
@@ -136,7 +136,7 @@ fn a_sync_that_fails_ends_the_job_and_what_it_dropped_is_never_built_upon() {
         ended.extend(some.map_while(|(number, loss)| after_lost_sync(&subject, number, loss)));
         // The last syncs too, when the job has published everything and closes its files.
         let disk = new_disk();
-        assert_eq!(subject.run(&Kept::default(), &disk, 1), Ok(Ending::Complete));
+        assert_eq!(subject.run(&DurableQueryOutputs::default(), &disk, 1), Ok(Ending::Complete));
         let last = (disk.syncs().saturating_sub(4)..disk.syncs()).zip(losses());
         ended.extend(last.filter_map(|(number, loss)| after_lost_sync(&subject, number, loss)));
     }
@@ -150,7 +150,7 @@ fn a_stale_directory_hides_nothing_in_silence() {
     for seed in seeds(KINDS.len() as u64) {
         let (subject, mut random) = (Subject::new(300 + seed), Rng::with_seed(seed));
         for act in (seed as usize..).step_by(8 * stride()) {
-            let (kept, disk) = (Kept::default(), new_disk());
+            let (kept, disk) = (DurableQueryOutputs::default(), new_disk());
             // For a while, the next incarnation does not see what the last operations before the kill wrote.
             let hidden = random.usize(1..60);
             disk.stale_from(act);
@@ -198,7 +198,7 @@ fn count(data: &Data, run: TestRun) -> Result<Ending, String> {
         let deals = flow.read("deals", &source).key_by(|deal: &Deal| deal.key);
         let counts = deals.window(Window::tumbling(Duration::from_millis(20)));
         let counts = counts.aggregate("counts", |each| (each.count(), each.last(|deal| deal.id)));
-        let rows = counts.on_close().map(|row| Closed {
+        let rows = counts.on_close().map(|row| ClosedRow {
             end: row.window.end.millis(),
             key: row.key,
             count: row.value.0,

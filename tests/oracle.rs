@@ -9,7 +9,7 @@ use tidegate::time::Epoch;
 
 use common::cases::{Data, for_seeds};
 use common::checks::{self, check_data, check_run, small_drift};
-use common::oracle::{Step, Windows};
+use common::oracle::{OracleEpoch, Windows};
 
 const TEN: Windows = Windows::Tumbling { size: 10, offset: 3 };
 const SESSIONS: Windows = Windows::Session { gap: 12, late: 0 };
@@ -107,17 +107,17 @@ fn nothing_is_shown_before_it_is_on_record() {
 fn the_oracle_agrees_with_itself() {
     let data = Data::random(&mut Rng::with_seed(5), 100);
     let windowed =
-        |steps: &[Step]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
+        |steps: &[OracleEpoch]| common::oracle::windowed(&data.history(0, steps), TEN, |deal| deal.key, checks::totals);
     let mut steps = Vec::new();
     for (partition, deals) in data.partitions.iter().enumerate() {
         for next in 0..=deals.len() as u64 {
             let ended = next == deals.len() as u64;
-            let took = common::oracle::Took { partition: partition as u32, next, idle: false, ended };
+            let took = common::oracle::PartitionInput { partition: partition as u32, next, idle: false, ended };
             let at = next as usize;
             while steps.len() <= at {
-                steps.push(Step { epoch: 2 * steps.len() as u64 + 2, took: Vec::new() });
+                steps.push(OracleEpoch { epoch: 2 * steps.len() as u64 + 2, inputs: Vec::new() });
             }
-            steps[at].took.push(took);
+            steps[at].inputs.push(took);
         }
     }
     let (one_by_one, at_once) = (windowed(&steps), checks::by_data(&data, TEN));

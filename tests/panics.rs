@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::cases::within;
-use run::{Ended, Running, says, start_with};
+use run::{ProgramOutput, Running, check_contains, start_with};
 use serde::{Deserialize, Serialize, Serializer};
 use tempfile::TempDir;
 use tidegate::job::Cluster;
@@ -41,13 +41,13 @@ const AT_MOST: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A folder with an input that grows until this is dropped.
-struct Place {
+struct PanicCase {
     folder: TempDir,
     over: Arc<AtomicBool>,
 }
 
-impl Place {
-    fn new() -> Place {
+impl PanicCase {
+    fn new() -> PanicCase {
         let (folder, over) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
         let row = |id: u64| Transaction::new(id, &format!("account {}", id % 50), 1, START_MS + id as i64 * 40);
         let path = folder.path().join("in.csv");
@@ -62,7 +62,7 @@ impl Place {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Place { folder, over }
+        PanicCase { folder, over }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -99,31 +99,31 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for PanicCase {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
     }
 }
 
 /// Starts programs; the first one is to panic.
-type Programs = fn(&Place, &str) -> Vec<Running>;
+type Programs = fn(&PanicCase, &str) -> Vec<Running>;
 
 /// Returns the panic of a thread of a role: the name of the thread, the turns in which it panics (the first is its
 /// start), and the programs.
 fn case(role: ThreadRole) -> (&'static str, &'static [u64], Programs) {
     match role {
-        ThreadRole::Sink => ("sink totals", &[1, 4], Place::alone),
-        ThreadRole::Journal => ("journal", &[1, 4], Place::alone),
-        ThreadRole::Segments => ("segments", &[1, 3], Place::alone),
-        ThreadRole::Manifests => ("manifests", &[1, 3], Place::alone),
-        ThreadRole::Merges => ("merges", &[1, 2], Place::alone),
-        ThreadRole::Watch => ("watch", &[1, 3], Place::alone),
+        ThreadRole::Sink => ("sink totals", &[1, 4], PanicCase::alone),
+        ThreadRole::Journal => ("journal", &[1, 4], PanicCase::alone),
+        ThreadRole::Segments => ("segments", &[1, 3], PanicCase::alone),
+        ThreadRole::Manifests => ("manifests", &[1, 3], PanicCase::alone),
+        ThreadRole::Merges => ("merges", &[1, 2], PanicCase::alone),
+        ThreadRole::Watch => ("watch", &[1, 3], PanicCase::alone),
         ThreadRole::Http => ("http", &[1, 2], |place, panic| {
             let line = "--csv {}/in.csv --out {}/out.csv --http 127.0.0.1:0 --epoch 10ms -w 2";
             vec![place.start(ACCOUNT_TOTALS, line, Some(panic))]
         }),
-        ThreadRole::Signals => ("signals", &[1, 30], Place::alone),
-        ThreadRole::Progress => ("progress", &[1, 5], Place::alone),
+        ThreadRole::Signals => ("signals", &[1, 30], PanicCase::alone),
+        ThreadRole::Progress => ("progress", &[1, 5], PanicCase::alone),
         ThreadRole::Process => ("process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
         ThreadRole::ToProcess => ("to process 1", &[1, 3], |place, panic| place.together(panic, 0, "")),
         ThreadRole::Dial => ("dial process 0", &[1], |place, panic| place.together(panic, 1, "")),
@@ -167,7 +167,7 @@ fn moment(said: &str) -> u128 {
 }
 
 /// Returns the only error line of a failed program.
-fn error(ended: &Ended) -> String {
+fn error(ended: &ProgramOutput) -> String {
     assert_eq!(ended.status.code(), Some(1), "{:?}:\n{}", ended.status, ended.stderr);
     let lines: Vec<_> = ended.stderr.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
     let [line] = lines[..] else { panic!("not one line with `error: `:\n{}", ended.stderr) };
@@ -179,7 +179,7 @@ fn ends_by_a_panic(roles: &[ThreadRole]) {
     for role in roles {
         let (name, turns, programs) = case(*role);
         for turn in turns {
-            let place = Place::new();
+            let place = PanicCase::new();
             let panic = format!("{}:{turn}", role.name());
             let mut said = Vec::new();
             for running in programs(&place, &panic) {
@@ -189,9 +189,12 @@ fn ends_by_a_panic(roles: &[ThreadRole]) {
                 let took = now.saturating_sub(moment(&said[said.len() - 1]));
                 assert!(took < AT_MOST.as_millis(), "{panic}: it took {took} ms:\n{said:#?}");
             }
-            says(&said[0], &[&format!("the thread `{name}` panicked (src/thread.rs:"), "): as the test wants it, at "]);
+            check_contains(
+                &said[0],
+                &[&format!("the thread `{name}` panicked (src/thread.rs:"), "): as the test wants it, at "],
+            );
             for other in &said[1..] {
-                says(other, &[" failed: the thread `", &format!("`{name}` panicked")]);
+                check_contains(other, &[" failed: the thread `", &format!("`{name}` panicked")]);
             }
         }
     }
@@ -258,7 +261,7 @@ fn bad(user: u64) -> u64 {
 /// workers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 struct Row {
-    user: Told,
+    user: UserId,
 }
 
 impl Serialize for Row {
@@ -271,9 +274,9 @@ impl Serialize for Row {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-struct Told(u64);
+struct UserId(u64);
 
-impl Serialize for Told {
+impl Serialize for UserId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let user = if serializer.is_human_readable() { bad(self.0) } else { self.0 };
         serializer.serialize_u64(user)
@@ -347,7 +350,7 @@ fn says_of_a_panic_between(make: Make<'_>) -> [String; 2] {
 #[track_caller]
 fn panics_on(thread: &str, keeps: bool, make: Make<'_>) {
     for said in says_of_a_panic(keeps, make) {
-        says(&said, &["the thread `", thread, " panicked (tests/panics.rs:", "): no clicks of 4321; "]);
+        check_contains(&said, &["the thread `", thread, " panicked (tests/panics.rs:", "): no clicks of 4321; "]);
         assert!(!said.contains('\n'), "{said}");
     }
 }
@@ -366,13 +369,13 @@ fn nothing<D: tidegate::Record>() -> Observer<D> {
 fn a_row_that_panics_when_a_file_is_written_ends_the_job() {
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
             rows.write("out", &csv::Sink::new(&out));
         })
     });
     panics_on("sink out`", true, &|out| {
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
             rows.write("out", &ndjson::Sink::new(&out));
         })
     });
@@ -386,7 +389,7 @@ fn a_row_or_its_key_that_panics_when_a_topic_is_written_ends_the_job() {
     panics_on("sink out`", false, &|_out| {
         let servers = broker.servers().to_owned();
         Arc::new(move |flow| {
-            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: Told(click.user) });
+            let rows = flow.read("clicks", &clicks()).map(|click| Row { user: UserId(click.user) });
             rows.write("out", &kafka::Sink::json(&servers, "rows"));
         })
     });
@@ -440,7 +443,7 @@ fn the_step_that_panics_is_named() {
         counts.map(|row| row.key).write("out", &nothing());
     });
     for said in says_of_a_panic(true, &|_out| Arc::clone(&query)) {
-        says(&said, &["`worker ", "` in step `per user` panicked (tests/panics.rs:"]);
+        check_contains(&said, &["`worker ", "` in step `per user` panicked (tests/panics.rs:"]);
     }
 }
 
@@ -449,7 +452,7 @@ fn a_row_that_panics_when_it_is_kept_in_a_view_ends_the_job() {
     worker_panics(|flow| {
         let counts = flow.read("clicks", &clicks()).key_by(|click| click.user).window(Window::global());
         let counts = counts.aggregate("counts", tidegate::stream::aggregate::Each::count).on_change();
-        counts.map(|row| Row { user: Told(row.key) }).view("users");
+        counts.map(|row| Row { user: UserId(row.key) }).view("users");
     });
 }
 
@@ -463,6 +466,6 @@ fn a_record_that_panics_when_it_is_dropped_ends_the_job() {
             bombs.map(|bomb| bomb.0).write("out", &nothing());
         };
         let report = within(LIMIT, move || job.run(query)).expect("it ends");
-        says(&report.expect_err("it fails").to_string(), &["the thread `worker ", "): no clicks of 4321; "]);
+        check_contains(&report.expect_err("it fails").to_string(), &["the thread `worker ", "): no clicks of 4321; "]);
     }
 }

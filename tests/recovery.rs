@@ -8,14 +8,14 @@ use tidegate::job::{Ending, StopHandle};
 use tidegate::testing::{CrashingDisk, TestRun};
 
 use common::cases::{Data, for_seeds};
-use common::lives::{Results, check_crashes, check_crashes_of, on};
+use common::incarnations::{QueryCaptures, check_crashes, check_crashes_of, on};
 
 #[test]
 fn a_run_with_state_is_as_one_without() {
     for_seeds(20, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 200), CrashingDisk::new());
-        let (plain, kept) = (Results::default(), Results::default());
+        let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
         plain.run(&data, TestRun::new().seed(seed))?;
         assert_eq!(kept.run(&data, on(&disk, &mut random, TestRun::new()))?, Ending::Complete);
         kept.check_equal("with state", &plain)?;
@@ -43,7 +43,7 @@ fn a_run_that_is_stopped_goes_on_without_repeating_anything() {
     for_seeds(10, |seed| {
         let mut random = Rng::with_seed(seed);
         let (data, disk) = (Data::random(&mut random, 300), CrashingDisk::new());
-        let (plain, kept) = (Results::default(), Results::default());
+        let (plain, kept) = (QueryCaptures::default(), QueryCaptures::default());
         plain.run(&data, TestRun::new().seed(seed))?;
         let mut disk = disk;
         for _ in 0..100 {

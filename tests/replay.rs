@@ -13,7 +13,7 @@ use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::time::Epoch;
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, compare, small_drift, totals};
+use common::checks::{self, StepCaptures, compare, small_drift, totals};
 use common::oracle::{self, Windows};
 use common::turns::epochs_of_silence;
 
@@ -25,8 +25,8 @@ fn windows(data: &(Data, Data)) -> Windows {
 }
 
 /// Runs two sources: the first one alone, and both concatenated.
-fn run(data: &(Data, Data), run: TestRun) -> Result<([Views; 2], RunOutcome), String> {
-    let views = [Views::default(), Views::default()];
+fn run(data: &(Data, Data), run: TestRun) -> Result<([StepCaptures; 2], RunOutcome), String> {
+    let views = [StepCaptures::default(), StepCaptures::default()];
     let ([one, both], sources) = (views.clone(), (data.0.source(), data.1.source()));
     let windows = windows(data);
     let outcome = run.run(move |flow| {
@@ -46,9 +46,9 @@ fn run(data: &(Data, Data), run: TestRun) -> Result<([Views; 2], RunOutcome), St
 }
 
 /// Everything that was published, by sink and epoch.
-type Shown = Vec<BTreeMap<Epoch, Vec<String>>>;
+type PublishedRows = Vec<BTreeMap<Epoch, Vec<String>>>;
 
-fn shown(views: &[Views; 2]) -> Shown {
+fn shown(views: &[StepCaptures; 2]) -> PublishedRows {
     fn rows<D: Record>(captured: &Captured<D>) -> BTreeMap<Epoch, Vec<String>> {
         let line = |row: &(D, isize)| format!("{row:?}");
         captured.epochs().into_iter().map(|(epoch, rows)| (epoch, rows.iter().map(line).collect())).collect()
@@ -57,7 +57,7 @@ fn shown(views: &[Views; 2]) -> Shown {
     all.collect()
 }
 
-fn same(what: &str, again: &Shown, first: &Shown) -> Result<(), String> {
+fn same(what: &str, again: &PublishedRows, first: &PublishedRows) -> Result<(), String> {
     for (again, first) in again.iter().zip(first) {
         for epoch in again.keys().chain(first.keys()) {
             let (again, first) = (again.get(epoch), first.get(epoch));

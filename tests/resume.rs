@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use drive::{Driven, Tick, place};
+use drive::{ReaderDriver, Tick, worker_context};
 use serde::{Deserialize, Serialize};
 use tidegate::durable::disk::{Disk, DiskFile, Lock, OsDisk};
 use tidegate::durable::journal::PartitionProgress;
@@ -36,19 +36,19 @@ fn bounded() -> Options {
 
 /// Input of an epoch, of all workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Piece<D> {
+struct EpochRecords<D> {
     events: Vec<Event<D>>,
     rejects: Vec<Rejected>,
     bounds: Vec<PartitionProgress>,
 }
 
-impl<D: Record> Piece<D> {
-    fn of(workers: &mut [Driven<D>]) -> Self {
-        let mut piece = Piece { events: Vec::new(), rejects: Vec::new(), bounds: Vec::new() };
+impl<D: Record> EpochRecords<D> {
+    fn of(workers: &mut [ReaderDriver<D>]) -> Self {
+        let mut piece = EpochRecords { events: Vec::new(), rejects: Vec::new(), bounds: Vec::new() };
         for driven in workers {
             piece.events.append(&mut driven.events);
             piece.rejects.append(&mut driven.rejects);
-            piece.bounds.extend(driven.bindings.last().unwrap().1.partitions.clone());
+            piece.bounds.extend(driven.epoch_inputs.last().unwrap().1.partitions.clone());
         }
         piece.events.sort_by_key(|event| (event.origin.partition, event.origin.offset));
         piece.rejects.sort_by_key(|reject| (reject.partition, reject.offset));
@@ -57,7 +57,7 @@ impl<D: Record> Piece<D> {
     }
 }
 
-type History<D> = BTreeMap<Epoch, Piece<D>>;
+type History<D> = BTreeMap<Epoch, EpochRecords<D>>;
 
 /// Returns the number of records of a history.
 fn taken<D>(history: &History<D>) -> usize {
@@ -78,7 +78,7 @@ fn places<D>(history: &History<D>) -> Vec<RestoredPartition> {
 
 /// Extent of an incarnation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
+enum Extent {
     /// Some epochs.
     Crash,
     /// Up to the end determined at the first start.
@@ -88,35 +88,35 @@ enum Until {
 }
 
 /// One incarnation: it resumes from the snapshot, replays the journal, and reads on.
-struct Life<'a> {
+struct TestIncarnation<'a> {
     workers: usize,
-    until: Until,
+    until: Extent,
     options: Options,
     rng: &'a mut fastrand::Rng,
 }
 
-impl Life<'_> {
+impl TestIncarnation<'_> {
     fn live<D: Record, S: Source<Item = D>>(self, source: &S, before: &History<D>, journal: &History<D>) -> History<D> {
-        let Life { workers: count, until, options, rng } = self;
+        let TestIncarnation { workers: count, until, options, rng } = self;
         let mut now = Epoch(before.keys().chain(journal.keys()).max().map_or(2, |epoch| epoch.0 + 2));
-        let at = |worker| WorkerContext { worker, workers: count, threads: count, ..place(options.clone()) };
-        let mut workers: Vec<Driven<D>> =
-            (0..count).map(|worker| Driven::open_at(source, &at(worker)).unwrap()).collect();
+        let at = |worker| WorkerContext { worker, workers: count, threads: count, ..worker_context(options.clone()) };
+        let mut workers: Vec<ReaderDriver<D>> =
+            (0..count).map(|worker| ReaderDriver::open_at(source, &at(worker)).unwrap()).collect();
         let (mut lived, places) = (History::new(), places(before));
         if let Some(epoch) = before.keys().last() {
             workers.iter_mut().for_each(|driven| driven.resume(*epoch, &places).unwrap());
         }
         for (epoch, piece) in journal {
             workers.iter_mut().for_each(|driven| driven.replay(*epoch, &piece.bounds).unwrap());
-            lived.insert(*epoch, Piece::of(&mut workers));
+            lived.insert(*epoch, EpochRecords::of(&mut workers));
             assert_eq!(&lived[epoch], piece, "epoch {epoch} is not repeated as it was");
         }
         let (begun, mut left) = (Instant::now(), rng.usize(0..30));
         let turns = rng.usize(1..20);
         while match until {
-            Until::Crash => left > 0,
-            Until::End => true,
-            Until::Taken(count) => taken(before) + taken(&lived) < count,
+            Extent::Crash => left > 0,
+            Extent::End => true,
+            Extent::Taken(count) => taken(before) + taken(&lived) < count,
         } {
             assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
             for driven in &mut workers {
@@ -128,8 +128,8 @@ impl Life<'_> {
                     std::thread::sleep(Duration::from_micros(300));
                 }
             }
-            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.bind().watermark).collect();
-            lived.insert(now, Piece::of(&mut workers));
+            let marks: Vec<_> = workers.iter_mut().map(|driven| driven.commit_epoch().watermark).collect();
+            lived.insert(now, EpochRecords::of(&mut workers));
             (now, left) = (Epoch(now.0 + 2), left.saturating_sub(1));
             if marks.iter().all(|mark| mark.ended) {
                 break;
@@ -182,7 +182,7 @@ fn check_watermarks<D: Record>(history: &History<D>, disorder: i64) {
 /// Returns the history of one incarnation that reads everything.
 fn ended<S: Source<Item = D>, D: Record>(source: &S) -> History<D> {
     let rng = &mut fastrand::Rng::with_seed(1);
-    let life = Life { workers: 1, until: Until::End, options: bounded(), rng };
+    let life = TestIncarnation { workers: 1, until: Extent::End, options: bounded(), rng };
     life.live(source, &History::new(), &History::new())
 }
 
@@ -198,7 +198,12 @@ fn check<D: Record, S: Source<Item = D>>(
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut whole = ended(source);
-    let first = Life { workers: rng.usize(1..4), until: Until::Crash, options: options.clone(), rng: &mut rng.fork() };
+    let first = TestIncarnation {
+        workers: rng.usize(1..4),
+        until: Extent::Crash,
+        options: options.clone(),
+        rng: &mut rng.fork(),
+    };
     let mut history = first.live(source, &History::new(), &History::new());
     for (life, workers) in [1, 2, 4, 1].into_iter().enumerate() {
         // There must be a state: without one, the end is the one at this start.
@@ -215,11 +220,11 @@ fn check<D: Record, S: Source<Item = D>>(
             whole = ended(source);
         }
         let until = match life {
-            3 if options.until_end => Until::End,
-            3 => Until::Taken(taken(&whole)),
-            _ => Until::Crash,
+            3 if options.until_end => Extent::End,
+            3 => Extent::Taken(taken(&whole)),
+            _ => Extent::Crash,
         };
-        let life = Life { workers, until, options: options.clone(), rng: &mut rng };
+        let life = TestIncarnation { workers, until, options: options.clone(), rng: &mut rng };
         let lived = life.live(source, &before, &journal);
         before.extend(lived);
         history = before;
@@ -305,9 +310,9 @@ fn topics() {
 
 /// Returns the errors, if any, with which readers of a source refuse a snapshot of the history, and its journal.
 fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> [Result<(), String>; 2] {
-    let mut driven = Driven::open(source, bounded()).unwrap();
+    let mut driven = ReaderDriver::open(source, bounded()).unwrap();
     let resumed = driven.resume(*history.keys().last().unwrap(), &places(history));
-    let mut driven = Driven::open(source, bounded()).unwrap();
+    let mut driven = ReaderDriver::open(source, bounded()).unwrap();
     let mut repeated = history.iter().map(|(epoch, piece)| driven.replay(*epoch, &piece.bounds));
     let repeated = repeated.find(Result::is_err).unwrap_or(Ok(()));
     [resumed, repeated].map(|result| result.map_err(|error| error.to_string()))
@@ -315,7 +320,7 @@ fn refusals<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> 
 
 fn grown<D: Record>(source: &impl Source<Item = D>, history: &History<D>) -> tidegate::Result<Option<String>> {
     let bounds: Vec<PartitionProgress> = places(history).into_iter().map(|place| place.progress).collect();
-    source.has_new_data(&place(bounded()), &bounds)
+    source.has_new_data(&worker_context(bounded()), &bounds)
 }
 
 #[test]
@@ -356,12 +361,12 @@ fn a_state_that_has_ended_ends_at_once_and_whether_the_source_has_grown_is_told(
     let told = grown(&topic, &history).unwrap().unwrap();
     assert!(told.starts_with("partition ") && told.contains("has records from offset "), "{told}");
     for worker in 0..4 {
-        let at = WorkerContext { worker, workers: 4, threads: 4, ..place(bounded()) };
-        let mut driven = Driven::open_at(&topic, &at).unwrap();
+        let at = WorkerContext { worker, workers: 4, threads: 4, ..worker_context(bounded()) };
+        let mut driven = ReaderDriver::open_at(&topic, &at).unwrap();
         driven.resume(*history.keys().last().unwrap(), &places(&history)).unwrap();
         assert!(driven.reader.exhausted(&driven.intake));
         assert_eq!(driven.poll(100).unwrap(), 0);
-        let binding = driven.bind();
+        let binding = driven.commit_epoch();
         assert!(binding.watermark.ended && binding.partitions.is_empty(), "{binding:?}");
     }
 
@@ -393,7 +398,7 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
     let epoch = *history.keys().last().unwrap();
     for journal in [false, true] {
         let open = |options: Options| {
-            let mut driven = Driven::open(&topic, options).unwrap();
+            let mut driven = ReaderDriver::open(&topic, options).unwrap();
             if journal {
                 history.iter().for_each(|(epoch, piece)| driven.replay(*epoch, &piece.bounds).unwrap());
                 driven.events.clear();
@@ -401,20 +406,20 @@ fn a_partition_that_the_state_does_not_name_comes_late_from_its_first_record_unl
             } else {
                 driven.resume(epoch, &places(&history)).unwrap();
             }
-            driven.bindings.clear();
+            driven.epoch_inputs.clear();
             driven
         };
         let mut driven = open(Options::default());
         driven.until_events(whole[&1].0.len()).unwrap();
         assert!(driven.events.iter().all(|event| event.origin.partition == 1));
-        let (first, woken) = (&driven.bindings[0].1.partitions, &driven.bindings[0].1.watermark.activated);
+        let (first, woken) = (&driven.epoch_inputs[0].1.partitions, &driven.epoch_inputs[0].1.watermark.activated);
         assert_eq!(first.iter().map(|bound| (bound.partition, bound.start_offset)).collect::<Vec<_>>(), [(1, Some(0))]);
         assert_eq!(woken.iter().map(|partition| partition.partition).collect::<Vec<_>>(), [1]);
 
         let mut driven = open(bounded());
         driven.until_ended().unwrap();
         assert!(driven.events.is_empty() && driven.rejects.is_empty());
-        let bounds: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.partitions).collect();
+        let bounds: Vec<_> = driven.epoch_inputs.iter().flat_map(|(_, binding)| &binding.partitions).collect();
         assert_eq!(bounds.iter().map(|bound| bound.partition).collect::<Vec<_>>(), [0, 2], "they end at this start");
         assert!(bounds.iter().all(|bound| bound.ended && bound.end_offset == Some(bound.next_offset)));
     }
@@ -429,13 +434,13 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     for bound in history.values_mut().flat_map(|piece| &mut piece.bounds) {
         (bound.idle, bound.end_offset, bound.ended) = (true, None, false);
     }
-    let mut driven = Driven::open(&topic, Options::default()).unwrap();
+    let mut driven = ReaderDriver::open(&topic, Options::default()).unwrap();
     let floor = EventTime::from_millis(2_000_000);
     let places: Vec<_> =
         places(&history).into_iter().map(|place| RestoredPartition { activation_watermark: floor, ..place }).collect();
     driven.resume(*history.keys().last().unwrap(), &places).unwrap();
     driven.poll(100).unwrap();
-    let binding = driven.bind();
+    let binding = driven.commit_epoch();
     assert!(
         binding.watermark.least.is_none() && binding.partitions.is_empty() && !binding.watermark.ended,
         "{binding:?}"
@@ -443,9 +448,9 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
     send(&broker, 2, 10);
     driven.until(|driven| !driven.events.is_empty()).unwrap();
     assert_eq!(driven.events[0].watermark, places[0].progress.watermark);
-    let woken: Vec<_> = driven.bindings.iter().flat_map(|(_, binding)| &binding.watermark.activated).collect();
+    let woken: Vec<_> = driven.epoch_inputs.iter().flat_map(|(_, binding)| &binding.watermark.activated).collect();
     assert_eq!(woken.len(), 1);
-    assert!(driven.bindings.last().unwrap().1.watermark.least.is_some());
+    assert!(driven.epoch_inputs.last().unwrap().1.watermark.least.is_some());
 }
 
 /// Otherwise replayed epochs would have other results than those that were published.

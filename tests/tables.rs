@@ -56,11 +56,11 @@ fn equal_journals_give_equal_tables() {
 }
 
 /// A record: key, value (`None` deletes), event time.
-type Said = (u8, Option<i64>, i64);
+type TableRecord = (u8, Option<i64>, i64);
 
 /// Runs a table over some records, in the epochs of a script.
-fn table_of(partitions: &[&[Said]], script: Script) -> Captured<(u8, i64)> {
-    let source = MemorySource::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &Said| said.2);
+fn table_of(partitions: &[&[TableRecord]], script: Script) -> Captured<(u8, i64)> {
+    let source = MemorySource::new(partitions.iter().map(|said| said.to_vec()).collect(), |said: &TableRecord| said.2);
     let shown = Captured::new();
     let output = shown.clone();
     let run = TestRun::new().workers(2).script("said", script).run(move |flow| {
@@ -78,7 +78,7 @@ fn changes(shown: &Captured<(u8, i64)>) -> Vec<Vec<((u8, i64), isize)>> {
 
 #[test]
 fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
-    let said: &[Said] =
+    let said: &[TableRecord] =
         &[(1, Some(10), 100), (1, None, 300), (1, Some(20), 200), (1, Some(30), 300), (1, Some(40), 301)];
     let script = (0..5).fold(Script::new(), |script, _| script.epoch(|e| e.take(0, 1)));
     let shown = table_of(&[said], script);
@@ -89,7 +89,7 @@ fn an_older_record_does_not_undo_a_delete_and_a_newer_one_does() {
 
 #[test]
 fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
-    let partitions: [&[Said]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
+    let partitions: [&[TableRecord]; 2] = [&[(1, Some(1), 5), (1, Some(2), 5)], &[(1, Some(3), 5), (1, Some(4), 5)]];
     // Partition 1 is read first; the later record of partition 0 has the lesser origin.
     let script = Script::new().epoch(|e| e.find(0).take(1, 1)).epoch(|e| e.take(0, 2)).epoch(|e| e.take(1, 1));
     assert_eq!(changes(&table_of(&partitions, script)), [vec![((1, 3), 1)], vec![((1, 3), -1), ((1, 4), 1)]]);
@@ -97,7 +97,7 @@ fn of_equal_times_the_greatest_partition_counts_and_then_the_greatest_offset() {
 
 #[test]
 fn an_epoch_shows_only_what_it_comes_to() {
-    let said: &[Said] =
+    let said: &[TableRecord] =
         &[(1, Some(1), 1), (2, Some(5), 2), (1, None, 3), (2, Some(6), 4), (1, Some(1), 5), (2, Some(6), 6)];
     let script = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 3)).epoch(|e| e.take(0, 1));
     let expected = [vec![((1, 1), 1), ((2, 5), 1)], vec![((2, 5), -1), ((2, 6), 1)]];

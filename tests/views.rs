@@ -182,7 +182,7 @@ fn rows_are_found_by_their_first_column_or_by_what_the_query_says() {
     assert_eq!(wrong, "rows of a view are not of type `i64` (view `pairs`)");
 }
 
-fn says(refusal: Refusal, expected: &str) {
+fn check_contains(refusal: Refusal, expected: &str) {
     let (text, error) = (refusal.to_string(), Error::from(refusal));
     assert!(text == error.to_string() && text.contains(expected), "{text}");
 }
@@ -192,20 +192,26 @@ fn a_view_says_why_it_does_not_answer() {
     let (run, source) = (TestRun::new(), payments(3, 3));
     let views = run.views();
     let own = Arc::clone(&views);
-    says(views.get("paid", None).unwrap_err(), "the view is not ready (view `paid`): no epoch is complete yet");
+    check_contains(
+        views.get("paid", None).unwrap_err(),
+        "the view is not ready (view `paid`): no epoch is complete yet",
+    );
     let outcome = run.run(move |flow| {
         let views = Arc::clone(&own);
         let paid = paid(flow.read("payments", &source).inspect(move |payment| {
             if payment.1 == 0 {
-                says(views.subscribe("paid", None).unwrap_err(), "no epoch is complete yet");
-                says(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
+                check_contains(views.subscribe("paid", None).unwrap_err(), "no epoch is complete yet");
+                check_contains(
+                    views.get("payed", None).unwrap_err(),
+                    "there is no view `payed`: there is `all`, `paid`",
+                );
             }
         }));
         paid.clone().view("all");
         paid.view("paid");
     });
     outcome.unwrap();
-    says(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
+    check_contains(views.get("payed", None).unwrap_err(), "there is no view `payed`: there is `all`, `paid`");
     assert_eq!(texts(&views, "paid", Some("a2")), [r#"{"row":["a2",2],"diff":1}"#]);
     // A job that fails before an epoch is complete.
     let (run, source) = (TestRun::new(), payments(3, 3));
@@ -216,7 +222,7 @@ fn a_view_says_why_it_does_not_answer() {
         paid(failing).view("paid");
     });
     assert!(outcome.unwrap_err().to_string().contains("stop"));
-    says(views.get("paid", None).unwrap_err(), "the job ended before the view was ready (view `paid`)");
+    check_contains(views.get("paid", None).unwrap_err(), "the job ended before the view was ready (view `paid`)");
 }
 
 /// Returns the error with which a query is refused.
@@ -338,7 +344,7 @@ fn a_view_that_cannot_be_what_it_was_says_so() {
     assert_eq!(after_one_is_over(Window::tumbling(Duration::from_millis(10))), [Ok(0), Ok(50)]);
     for window in [Window::global(), Window::count(2)] {
         for answer in after_one_is_over(window) {
-            says(answer.unwrap_err(), "a stream was over before the job went on");
+            check_contains(answer.unwrap_err(), "a stream was over before the job went on");
         }
     }
 }
@@ -410,7 +416,7 @@ fn views_are_in_the_first_process_if_it_wants_them() {
     for (first, second) in [(true, false), (false, true), (true, true)] {
         let (said, has) = within(Duration::from_secs(60), move || of_two(first, second)).expect("it ends");
         assert_eq!(has, first);
-        says(said, "views are not in this process (view `paid`); ask process 0, which has them");
+        check_contains(said, "views are not in this process (view `paid`); ask process 0, which has them");
     }
 }
 

@@ -15,8 +15,8 @@ use tidegate::testing::{Captured, RunOutcome, TestRun};
 use tidegate::{Closed, Decimal, Real, Window};
 
 use common::cases::{Data, Deal, for_seeds};
-use common::checks::{self, Views, check_data, check_run, compare, compare_rows, totals};
-use common::oracle::{self, Judged, OVER, Row, Windows};
+use common::checks::{self, StepCaptures, check_data, check_run, compare, compare_rows, totals};
+use common::oracle::{self, OVER, OracleRecord, Row, Windows};
 
 fn windows(random: &mut Rng) -> Windows {
     checks::any_windows(random)
@@ -70,7 +70,7 @@ fn changed_streams_keep_their_times_and_watermarks() {
         let mut random = Rng::with_seed(seed);
         let (data, windows) = (Data::random(&mut random, 60), windows(&mut random));
         let script = data.script(&mut random);
-        let (views, source) = (Views::default(), data.source());
+        let (views, source) = (StepCaptures::default(), data.source());
         let shown = views.clone();
         let run = TestRun::new().workers(random.usize(1..=3)).script("deals", script).run(move |flow| {
             let deals = flow.read("deals", &source).filter(|deal| deal.amount <= 500);
@@ -94,7 +94,7 @@ fn two_streams_as_one_have_the_lesser_watermark() {
         let (one, two) = (Data::random(&mut random, 40), Data::random(&mut random, 40).renumbered(1_000_000));
         let run = TestRun::new().workers(random.usize(1..=3));
         let run = run.script("one", one.script(&mut random)).script("two", two.script(&mut random));
-        let (views, sources) = (Views::default(), (one.source(), two.source()));
+        let (views, sources) = (StepCaptures::default(), (one.source(), two.source()));
         let shown = views.clone();
         let run = run.run(move |flow| {
             shown.of(flow.read("one", &sources.0).concat(flow.read("two", &sources.1)), windows);
@@ -131,11 +131,12 @@ fn windows_of_window_results_lose_nothing() {
         });
         let outcome = run.map_err(|error| error.to_string())?;
         let history = data.history(0, &oracle::steps(&outcome.journal, "deals"));
-        let sums = |of: &[&Judged<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
+        let sums =
+            |of: &[&OracleRecord<Deal>]| (of.len() as i64, of.iter().map(|d| i128::from(d.data.amount)).sum::<i128>());
         let mut closed = history.closed(&oracle::windowed(&history, first, |deal| deal.key, sums), first.late());
         // Results have no offset: those of equal time are counted in the order in which the second step sorts them.
         closed.records.sort_by_key(|row| row.data.3);
-        let add = |of: &[&Judged<Row<(i64, i128)>>]| {
+        let add = |of: &[&OracleRecord<Row<(i64, i128)>>]| {
             of.iter().fold((0, 0), |sum, row| (sum.0 + row.data.3.0, sum.1 + row.data.3.1))
         };
         let expected = oracle::windowed(&closed, second, |row| row.2 % 2, add);
@@ -252,7 +253,7 @@ fn a_mean_is_the_exact_sum_divided_once() {
 }
 
 /// Results of the other aggregates: extremes, distinct values, quantiles, variance, and all values.
-type More = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
+type OtherAggregates = ((Vec<(i64, u32)>, Vec<u8>, u32, u32), (Vec<i64>, i64, i64), (Vec<i64>, Option<Real>), Vec<u32>);
 
 /// Returns an amount that is small enough for quantiles to be exact.
 fn small(deal: &Deal) -> i64 {
@@ -260,7 +261,11 @@ fn small(deal: &Deal) -> i64 {
 }
 
 /// Runs a window with these aggregates, and captures the closed rows.
-fn run_more(data: &Data, windows: Windows, run: TestRun) -> Result<(Captured<Row<More>>, RunOutcome), String> {
+fn run_more(
+    data: &Data,
+    windows: Windows,
+    run: TestRun,
+) -> Result<(Captured<Row<OtherAggregates>>, RunOutcome), String> {
     let (source, rows) = (data.source(), Captured::new());
     let shown = rows.clone();
     let outcome = run.run(move |flow| {
@@ -290,10 +295,10 @@ fn run_more(data: &Data, windows: Windows, run: TestRun) -> Result<(Captured<Row
 }
 
 /// Computes the same from scratch.
-fn more(deals: &[&Judged<Deal>]) -> More {
+fn more(deals: &[&OracleRecord<Deal>]) -> OtherAggregates {
     let mut deals = deals.to_vec();
-    deals.sort_by_key(|deal| (deal.time, deal.place));
-    let (id, count) = (|deal: &&Judged<Deal>| deal.data.id, deals.len() as i128);
+    deals.sort_by_key(|deal| (deal.time, deal.origin));
+    let (id, count) = (|deal: &&OracleRecord<Deal>| deal.data.id, deals.len() as i128);
     let least = deals.iter().copied().min_by_key(|deal| deal.data.key).unwrap();
     let greatest = deals.iter().copied().min_by_key(|deal| Reverse(deal.data.amount)).unwrap();
     let mut amounts = deals.iter().map(|deal| (deal.data.amount, deal.data.id)).collect::<Vec<_>>();

@@ -14,12 +14,12 @@ use tidegate::time::Epoch;
 use tidegate::{Record, Result};
 
 /// Generates the record of a number.
-pub(crate) type Make<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
+pub(crate) type RecordFn<D> = Arc<dyn Fn(u64) -> D + Send + Sync>;
 
 /// A source of one partition per worker, whose records are generated when they are read: as fast as possible, or **open
 /// loop**, at a fixed rate by the clock.
-pub(crate) struct Made<D> {
-    make: Make<D>,
+pub(crate) struct GeneratedSource<D> {
+    make: RecordFn<D>,
     time_of: TimeOf<D>,
     partitions: u32,
     /// Records of each partition.
@@ -30,7 +30,7 @@ pub(crate) struct Made<D> {
     endless: bool,
 }
 
-impl<D: Record> Made<D> {
+impl<D: Record> GeneratedSource<D> {
     /// Creates a source of `count` records in total; the record with number `n` of partition `p` is generated from `n *
     /// partitions + p`.
     pub(crate) fn new(
@@ -40,7 +40,14 @@ impl<D: Record> Made<D> {
         time_of: impl Fn(&D) -> i64 + Send + Sync + 'static,
     ) -> Self {
         let count = count / u64::from(partitions);
-        Made { make: Arc::new(make), time_of: source::time_of(time_of), partitions, count, paced: None, endless: false }
+        GeneratedSource {
+            make: Arc::new(make),
+            time_of: source::time_of(time_of),
+            partitions,
+            count,
+            paced: None,
+            endless: false,
+        }
     }
 
     /// Sets the pace: the first `at_once` records are due from the beginning; after `from`, `a_second` more per second.
@@ -56,7 +63,7 @@ impl<D: Record> Made<D> {
     }
 }
 
-impl<D: Record> Source for Made<D> {
+impl<D: Record> Source for GeneratedSource<D> {
     type Item = D;
 
     fn describe(&self) -> String {
@@ -73,7 +80,7 @@ impl<D: Record> Source for Made<D> {
 
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
         let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(MadeReader {
+        Ok(Box::new(GeneratedReader {
             make: Arc::clone(&self.make),
             partitions: u64::from(self.partitions),
             count: self.count,
@@ -85,8 +92,8 @@ impl<D: Record> Source for Made<D> {
     }
 }
 
-struct MadeReader<D> {
-    make: Make<D>,
+struct GeneratedReader<D> {
+    make: RecordFn<D>,
     partitions: u64,
     count: u64,
     paced: Option<(u64, Instant, u64)>,
@@ -95,7 +102,7 @@ struct MadeReader<D> {
     made: Vec<D>,
 }
 
-impl<D: Record> MadeReader<D> {
+impl<D: Record> GeneratedReader<D> {
     fn take(
         &mut self,
         epoch: Epoch,
@@ -111,7 +118,7 @@ impl<D: Record> MadeReader<D> {
     }
 }
 
-impl<D: Record> Reader<D> for MadeReader<D> {
+impl<D: Record> Reader<D> for GeneratedReader<D> {
     fn resume(&mut self, epoch: Epoch, places: &[RestoredPartition], intake: &mut PartitionTracker<D>) -> Result<()> {
         for (id, slot) in &mut self.mine {
             if let Some(place) = places.iter().find(|place| place.progress.partition == *id) {

@@ -1,10 +1,10 @@
 //! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, with a limit on the wait for work that has not begun.
 //!
-//! * The first signal asks the command to stop. A repeat within [`SAME`] is the same request: service managers signal a
+//! * The first signal asks the command to stop. A repeat within [`REPEAT_INTERVAL`] is the same request: service managers signal a
 //!   whole group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
 //! * A command that has not begun its work, because it waits for a broker or for the reader of a FIFO, has nothing to
-//!   finish: it ends [`GRACE`] after the request. One of several processes that ends by itself would fail the others,
-//!   so it gets [`TOGETHER`].
+//!   finish: it ends [`STARTUP_GRACE`] after the request. One of several processes that ends by itself would fail the others,
+//!   so it gets [`CLUSTER_STARTUP_GRACE`].
 //! * SIGHUP is left alone if the process was started with it ignored, as by `nohup`.
 //!
 //! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.
@@ -24,59 +24,59 @@ use crate::job::{self, Watcher};
 use crate::thread::{self, JobFailure, ThreadRole};
 
 /// Interval after the first signal within which another one counts as the same request.
-const SAME: Duration = Duration::from_secs(1);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for a command that has not begun its work to notice the request by itself.
-const GRACE: Duration = Duration::from_millis(500);
+const STARTUP_GRACE: Duration = Duration::from_millis(500);
 /// The same time for one of several processes.
-const TOGETHER: Duration = Duration::from_secs(10);
+const CLUSTER_STARTUP_GRACE: Duration = Duration::from_secs(10);
 /// Polling interval of the thread that handles signals.
-const TICK: Duration = Duration::from_millis(20);
+const SIGNAL_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Tells if the command was asked to stop.
 #[derive(Clone)]
-pub(super) struct Stop(Arc<Shared>);
+pub(super) struct StopSignal(Arc<SignalState>);
 
-struct Shared {
+struct SignalState {
     /// The exit code to stop with; 0 before a signal.
     code: AtomicU8,
     /// Time of the first signal.
-    asked: OnceLock<Instant>,
+    first_signal_at: OnceLock<Instant>,
     /// Number of startup phases of the command in progress.
-    beginning: AtomicUsize,
-    job: Mutex<Option<Stoppable>>,
+    startup_phases: AtomicUsize,
+    job: Mutex<Option<RunningJob>>,
     failure: Arc<JobFailure>,
 }
 
 /// A job that is asked to stop.
-struct Stoppable {
+struct RunningJob {
     stopper: job::StopHandle,
     watcher: Watcher,
     /// Time for a job that has not begun to notice the request by itself.
     grace: Duration,
 }
 
-/// Marks a startup phase of a command while it is alive; returned by [`Stop::begin`].
-pub(super) struct Beginning(Arc<Shared>);
+/// Marks a startup phase of a command while it is alive; returned by [`StopSignal::begin_startup`].
+pub(super) struct StartupPhase(Arc<SignalState>);
 
-impl Drop for Beginning {
+impl Drop for StartupPhase {
     fn drop(&mut self) {
-        self.0.beginning.fetch_sub(1, Ordering::AcqRel);
+        self.0.startup_phases.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Stop {
+impl StopSignal {
     /// Starts to listen for signals.
     ///
     /// # Errors
     /// Fails if the signal handlers or the thread cannot be set up.
     pub(super) fn listen() -> Result<Self> {
-        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !ignores(SIGHUP));
+        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP));
         let signals = Signals::new(wanted.collect::<Vec<_>>());
         let mut signals = signals.map_err(|why| Error::new("cannot listen for signals").because(why))?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SignalState {
             code: AtomicU8::new(0),
-            asked: OnceLock::new(),
-            beginning: AtomicUsize::new(0),
+            first_signal_at: OnceLock::new(),
+            startup_phases: AtomicUsize::new(0),
             job: Mutex::new(None),
             failure: JobFailure::current().unwrap_or_default(),
         });
@@ -84,18 +84,18 @@ impl Stop {
         let body = move || {
             loop {
                 thread::mark_iteration();
-                signals.pending().for_each(|signal| own.hear(signal));
-                own.tend();
-                std::thread::sleep(TICK);
+                signals.pending().for_each(|signal| own.handle_signal(signal));
+                own.enforce_stop();
+                std::thread::sleep(SIGNAL_POLL_INTERVAL);
             }
         };
         thread::start_reporting(ThreadRole::Signals, ThreadRole::Signals.name(), move |_error| last.stop_job(), body)?;
-        Ok(Stop(shared))
+        Ok(StopSignal(shared))
     }
 
     /// Returns the exit code to stop with after a signal, or after the failure of a thread of this program; else
     /// `None`.
-    pub(super) fn asked(&self) -> Option<u8> {
+    pub(super) fn exit_code_if_stopped(&self) -> Option<u8> {
         match self.0.code.load(Ordering::Acquire) {
             0 => self.0.failure.get().map(Error::exit_code),
             code => Some(code),
@@ -104,38 +104,38 @@ impl Stop {
 
     /// Begins a startup phase, which lasts until the returned guard is dropped. A request to stop during a startup
     /// phase ends the process, because there is nothing to finish.
-    pub(super) fn begin(&self) -> Beginning {
-        self.0.beginning.fetch_add(1, Ordering::AcqRel);
-        Beginning(Arc::clone(&self.0))
+    pub(super) fn begin_startup(&self) -> StartupPhase {
+        self.0.startup_phases.fetch_add(1, Ordering::AcqRel);
+        StartupPhase(Arc::clone(&self.0))
     }
 
     /// Sets the job to stop when the command is asked to stop; `alone` if no other process takes part in it.
-    pub(super) fn stops(&self, stopper: job::StopHandle, watcher: Watcher, alone: bool) {
-        let grace = if alone { GRACE } else { TOGETHER };
-        *self.0.job() = Some(Stoppable { stopper, watcher, grace });
+    pub(super) fn set_job(&self, stopper: job::StopHandle, watcher: Watcher, alone: bool) {
+        let grace = if alone { STARTUP_GRACE } else { CLUSTER_STARTUP_GRACE };
+        *self.0.job() = Some(RunningJob { stopper, watcher, grace });
     }
 
     /// Clears the job: it has ended.
-    pub(super) fn job_has_ended(&self) {
+    pub(super) fn clear_job(&self) {
         *self.0.job() = None;
     }
 }
 
-impl Shared {
-    fn job(&self) -> std::sync::MutexGuard<'_, Option<Stoppable>> {
+impl SignalState {
+    fn job(&self) -> std::sync::MutexGuard<'_, Option<RunningJob>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(&self, signal: i32) {
+    fn handle_signal(&self, signal: i32) {
         let now = Instant::now();
-        let first = *self.asked.get_or_init(|| now);
+        let first = *self.first_signal_at.get_or_init(|| now);
         // SIGHUP counts as a request of a service manager.
         let code = if signal == SIGINT { 130 } else { 143 };
         let _ = self.code.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
-        if now.duration_since(first) >= SAME {
+        if now.duration_since(first) >= REPEAT_INTERVAL {
             let error =
                 Error::new("ended at once by a second signal, before the clean stop that the first one asked for");
-            end(&error.help("a job with state resumes where its results end"));
+            exit_with_error(&error.help("a job with state resumes where its results end"));
         }
     }
 
@@ -146,10 +146,10 @@ impl Shared {
     }
 
     /// Passes a request to stop on to the job, and ends the process if the job or the startup phase takes too long.
-    fn tend(&self) {
+    fn enforce_stop(&self) {
         static FAILED: OnceLock<Instant> = OnceLock::new();
         let failure = self.failure.get();
-        let since = match (self.asked.get(), failure) {
+        let since = match (self.first_signal_at.get(), failure) {
             (Some(asked), _) => *asked,
             (None, Some(_)) => *FAILED.get_or_init(Instant::now),
             (None, None) => return,
@@ -159,11 +159,11 @@ impl Shared {
                 job.stopper.stop();
                 (!job.watcher.has_begun()).then_some(job.grace)
             }
-            None => (self.beginning.load(Ordering::Acquire) > 0).then_some(GRACE),
+            None => (self.startup_phases.load(Ordering::Acquire) > 0).then_some(STARTUP_GRACE),
         };
         if grace.is_some_and(|grace| since.elapsed() >= grace) {
             match failure {
-                Some(error) => end(error),
+                Some(error) => exit_with_error(error),
                 None => low_level::exit(i32::from(self.code.load(Ordering::Acquire))),
             }
         }
@@ -171,7 +171,7 @@ impl Shared {
 }
 
 /// Ends the process with an error at once, without waiting for a reader of standard error.
-fn end(error: &Error) -> ! {
+fn exit_with_error(error: &Error) -> ! {
     let stderr = std::io::stderr();
     let mut ready = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     // Not by `std`: its lock may be held by a thread that waits for the reader.
@@ -182,7 +182,7 @@ fn end(error: &Error) -> ! {
 }
 
 /// Returns `true` if this process was started with the signal ignored.
-fn ignores(signal: i32) -> bool {
+fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -24,24 +24,24 @@ pub struct Tick {
 }
 
 /// One worker's reader of a source, with everything it has read.
-pub struct Driven<D: Record> {
+pub struct ReaderDriver<D: Record> {
     pub reader: Box<dyn Reader<D>>,
     pub intake: PartitionTracker<D>,
     pub view: Rc<WatermarkView>,
     pub epoch: Epoch,
     pub events: Vec<Event<D>>,
     pub rejects: Vec<Rejected>,
-    pub bindings: Vec<(Epoch, EpochInput)>,
+    pub epoch_inputs: Vec<(Epoch, EpochInput)>,
 }
 
 /// Returns the context in which the only worker of a test opens its sources.
-pub fn place(options: Options) -> WorkerContext {
+pub fn worker_context(options: Options) -> WorkerContext {
     WorkerContext { worker: 0, workers: 1, threads: 1, job: "test".into(), options }
 }
 
-impl<D: Record> Driven<D> {
+impl<D: Record> ReaderDriver<D> {
     pub fn open(source: &impl Source<Item = D>, options: Options) -> Result<Self> {
-        Self::open_at(source, &place(options))
+        Self::open_at(source, &worker_context(options))
     }
 
     pub fn open_at(source: &impl Source<Item = D>, at: &WorkerContext) -> Result<Self> {
@@ -49,8 +49,8 @@ impl<D: Record> Driven<D> {
         let view = Rc::new(WatermarkView::default());
         let metrics = Arc::new(SourceMetrics::default());
         let intake = PartitionTracker::new("s", 0, source, &at.options, Rc::clone(&view), metrics);
-        let (events, rejects, bindings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Driven { reader, intake, view, epoch: Epoch(2), events, rejects, bindings })
+        let (events, rejects, epoch_inputs) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(ReaderDriver { reader, intake, view, epoch: Epoch(2), events, rejects, epoch_inputs })
     }
 
     /// Polls once; returns the number of records.
@@ -68,15 +68,15 @@ impl<D: Record> Driven<D> {
     }
 
     /// Commits the epoch's input and begins the next epoch.
-    pub fn bind(&mut self) -> EpochInput {
-        self.try_bind().unwrap()
+    pub fn commit_epoch(&mut self) -> EpochInput {
+        self.try_commit_epoch().unwrap()
     }
 
     /// Commits the epoch's input and begins the next epoch.
     ///
     /// # Errors
     /// Fails if the source has failed.
-    pub fn try_bind(&mut self) -> Result<EpochInput> {
+    pub fn try_commit_epoch(&mut self) -> Result<EpochInput> {
         let begun = Instant::now();
         let binding = loop {
             if let Some(binding) = self.reader.close_epoch(self.epoch, &mut self.intake)? {
@@ -85,7 +85,7 @@ impl<D: Record> Driven<D> {
             assert!(begun.elapsed() < Duration::from_secs(60), "the epoch is not bound");
             std::thread::sleep(Duration::from_millis(1));
         };
-        self.bindings.push((self.epoch, binding.clone()));
+        self.epoch_inputs.push((self.epoch, binding.clone()));
         self.epoch = Epoch(self.epoch.0 + 2);
         Ok(binding)
     }
@@ -101,7 +101,7 @@ impl<D: Record> Driven<D> {
             if self.epoch.0.is_multiple_of(8) {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            self.try_bind()?;
+            self.try_commit_epoch()?;
         }
         Ok(())
     }
@@ -113,7 +113,7 @@ impl<D: Record> Driven<D> {
 
     /// Polls and commits epochs until the source has ended.
     pub fn until_ended(&mut self) -> Result<()> {
-        self.until(|driven| driven.bindings.last().is_some_and(|(_, binding)| binding.watermark.ended))
+        self.until(|driven| driven.epoch_inputs.last().is_some_and(|(_, binding)| binding.watermark.ended))
     }
 
     /// Polls and commits epochs for `time`.
@@ -137,12 +137,12 @@ impl<D: Record> Driven<D> {
         }
         self.keep();
         self.epoch = epoch;
-        self.bind();
+        self.commit_epoch();
         Ok(())
     }
 
     /// Returns partition and offset of each accepted record, in the order of reading.
-    pub fn places(&self) -> Vec<(u32, u64)> {
+    pub fn positions(&self) -> Vec<(u32, u64)> {
         self.events.iter().map(|event| (event.origin.partition, event.origin.offset)).collect()
     }
 }

@@ -69,12 +69,12 @@ pub struct Deals {
     records: MemorySource<Deal>,
     partitions: Arc<Vec<Vec<Deal>>>,
     turns: Arc<Vec<Turn>>,
-    read: Arc<Mutex<Read>>,
+    read: Arc<Mutex<ReadState>>,
 }
 
 /// The next offset of each partition, and the greatest epoch that has read anything: a worker in an earlier epoch
 /// waits.
-struct Read {
+struct ReadState {
     next: Vec<u64>,
     last: Epoch,
 }
@@ -86,7 +86,7 @@ impl Deals {
             records: records.out_of_order(Duration::from_millis(data.disorder)),
             partitions: Arc::new(data.partitions.clone()),
             turns: Arc::new(data.turns.clone()),
-            read: Arc::new(Mutex::new(Read { next: vec![0; data.partitions.len()], last: Epoch(0) })),
+            read: Arc::new(Mutex::new(ReadState { next: vec![0; data.partitions.len()], last: Epoch(0) })),
         }
     }
 }

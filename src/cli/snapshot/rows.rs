@@ -19,16 +19,16 @@ use crate::time::{Epoch, EventTime};
 
 /// A key with its parts in all segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct KeyRow {
     /// The end of the window; `None` if the step has no windows.
     pub(super) window: Option<EventTime>,
     pub(super) key: DynamicValue,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<SegmentValue>,
 }
 
 /// A key's value in one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct SegmentValue {
     /// Epoch after which the value changed, excluded.
     pub(super) from: Epoch,
     /// Epoch up to which the value changed, included.
@@ -38,20 +38,20 @@ pub(super) struct Part {
 
 /// Layout of the rows of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct RowLayout {
     pub(super) windowed: bool,
     pub(super) key: Schema,
     pub(super) value: Schema,
 }
 
-impl Form {
-    fn of(rows: &Schema) -> Form {
+impl RowLayout {
+    fn of(rows: &Schema) -> RowLayout {
         let Some([first, value]) = pair(rows) else {
-            return Form { windowed: false, key: rows.clone(), value: Schema::Unit };
+            return RowLayout { windowed: false, key: rows.clone(), value: Schema::Unit };
         };
         match pair(first) {
-            Some([Schema::Time, key]) => Form { windowed: true, key: key.clone(), value: value.clone() },
-            _ => Form { windowed: false, key: first.clone(), value: value.clone() },
+            Some([Schema::Time, key]) => RowLayout { windowed: true, key: key.clone(), value: value.clone() },
+            _ => RowLayout { windowed: false, key: first.clone(), value: value.clone() },
         }
     }
 
@@ -87,41 +87,41 @@ fn pair(schema: &Schema) -> Option<[&Schema; 2]> {
 
 /// Cursor over the rows of a step.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(super) struct StepRowCursor {
     closed: EventTime,
-    segments: Vec<Segment>,
+    segments: Vec<StepSegment>,
     /// Number of bytes read so far.
     read: u64,
 }
 
 #[derive(Debug)]
-struct Segment {
+struct StepSegment {
     info: SegmentInfo,
     reader: SegmentReader,
-    form: Form,
+    form: RowLayout,
     /// Index of the next block.
     block: usize,
     rows: VecDeque<(Option<EventTime>, DynamicValue, DynamicValue)>,
 }
 
-impl Rows {
+impl StepRowCursor {
     /// Opens the segments of a step.
     ///
     /// # Errors
     /// Fails if one cannot be read, or is damaged.
-    pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<Rows> {
+    pub(super) fn open(dir: &StateDir, step: &StepState) -> Result<StepRowCursor> {
         let mut segments = Vec::new();
         for info in step.segments.iter().filter(|info| !info.is_expired(step.closed)) {
             let reader = SegmentReader::open_named(&**dir.disk(), &dir.segments(), info)?;
-            let form = Form::of(&reader.coding().schema);
-            segments.push(Segment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
+            let form = RowLayout::of(&reader.coding().schema);
+            segments.push(StepSegment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
         }
         segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
-        Ok(Rows { closed: step.closed, segments, read: 0 })
+        Ok(StepRowCursor { closed: step.closed, segments, read: 0 })
     }
 
     /// Returns the layout of the rows; `None` if the step has no segments.
-    pub(super) fn form(&self) -> Option<&Form> {
+    pub(super) fn layout(&self) -> Option<&RowLayout> {
         self.segments.last().map(|segment| &segment.form)
     }
 
@@ -134,26 +134,26 @@ impl Rows {
     ///
     /// # Errors
     /// Fails if a block is damaged, or cannot be decoded without its types.
-    pub(super) fn next(&mut self) -> Result<Option<Row>> {
+    pub(super) fn next(&mut self) -> Result<Option<KeyRow>> {
         for segment in &mut self.segments {
             self.read += segment.fill(self.closed)?;
         }
         let heads = self.segments.iter().filter_map(|segment| segment.rows.front());
         let Some((window, key)) = heads.map(|(window, key, _)| (window, key)).min() else { return Ok(None) };
-        let mut row = Row { window: *window, key: key.clone(), parts: Vec::new() };
+        let mut row = KeyRow { window: *window, key: key.clone(), parts: Vec::new() };
         for segment in &mut self.segments {
             let is_it = |head: &mut (Option<EventTime>, DynamicValue, DynamicValue)| {
                 (head.0, &head.1) == (row.window, &row.key)
             };
             if let Some((_, _, value)) = segment.rows.pop_front_if(is_it) {
-                row.parts.push(Part { from: segment.info.from, to: segment.info.to, value });
+                row.parts.push(SegmentValue { from: segment.info.from, to: segment.info.to, value });
             }
         }
         Ok(Some(row))
     }
 }
 
-impl Segment {
+impl StepSegment {
     /// Reads blocks until a row is pending or the segment is at its end; returns the number of bytes read.
     fn fill(&mut self, closed: EventTime) -> Result<u64> {
         let mut read = 0;
