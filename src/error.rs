@@ -30,14 +30,15 @@ struct ErrorParts {
     place: Option<String>,
     cause: Option<String>,
     remedy: Option<String>,
-    passes: bool,
+    is_transient: bool,
 }
 
 impl Error {
     /// A failed operation; `what` is a clause without a full stop, such as "cannot open the results file".
     pub fn new(what: impl Into<String>) -> Self {
         let (place, cause, remedy) = (None, None, None);
-        let inner = ErrorParts { kind: ErrorClass::Failed, what: what.into(), place, cause, remedy, passes: false };
+        let inner =
+            ErrorParts { kind: ErrorClass::Failed, what: what.into(), place, cause, remedy, is_transient: false };
         Error { inner: Box::new(inner) }
     }
 
@@ -73,13 +74,13 @@ impl Error {
     /// aborted.
     #[must_use]
     pub(crate) fn transient(mut self) -> Self {
-        self.inner.passes = true;
+        self.inner.is_transient = true;
         self
     }
 
     /// `true` if the error is transient: the next attempt may succeed.
     pub(crate) fn is_transient(&self) -> bool {
-        self.inner.passes
+        self.inner.is_transient
     }
 
     /// The side that has to act.

@@ -89,7 +89,7 @@ pub fn up(args: &UpArgs, is_query: impl Fn(&OsStr) -> bool) -> Result<u8> {
         let round = Round::start(&program, called, rest, usize::from(args.processes), &mut folder)?;
         let failure = match round.run(&stop)? {
             RoundOutcome::Ended(code) => return Ok(code),
-            RoundOutcome::Failed(failure) => failure,
+            RoundOutcome::FailedProcess(failure) => failure,
         };
         if stop.exit_code_if_stopped().is_some() {
             return Ok(stop.exit_code_if_stopped().unwrap_or(failure.code()));
@@ -165,7 +165,7 @@ enum RoundOutcome {
     /// All processes have ended as they should; the exit code.
     Ended(u8),
     /// The process that failed first.
-    Failed(FailedProcess),
+    FailedProcess(FailedProcess),
 }
 
 /// A process that failed.
@@ -323,7 +323,7 @@ impl Round {
             }
         }
         Ok(match failed {
-            Some((failed, _)) => RoundOutcome::Failed(failed),
+            Some((failed, _)) => RoundOutcome::FailedProcess(failed),
             None => RoundOutcome::Ended(code),
         })
     }

@@ -136,7 +136,7 @@ fn status_from_state(dir: &StateDir) -> Result<JobStatus> {
     let mut partitions = BTreeMap::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let from_snapshot = manifest.iter().flat_map(|manifest| {
-        let bounds = manifest.sources.iter().flat_map(|source| &source.bounds);
+        let bounds = manifest.sources.iter().flat_map(|source| &source.progress);
         bounds.map(|bound| (manifest.epoch, bound))
     });
     let from_journal = frames.iter().flat_map(|frame| frame.progress.iter().map(|bound| (frame.epoch, bound)));

@@ -90,7 +90,7 @@ pub struct MergeOptions<'a, T> {
     /// segments, which may be merged at another time.
     pub keep: &'a dyn Fn(&T) -> bool,
     /// Rows of windows that end here or before are expired, and dropped.
-    pub dead: EventTime,
+    pub expired_through: EventTime,
     /// Set when nobody waits for the merge any more: it stops at the next block.
     pub cancelled: &'a AtomicBool,
 }
@@ -118,7 +118,10 @@ impl MergeOutcome {
 
 impl<T> fmt::Debug for MergeOptions<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Merging").field("codec", &self.codec).field("dead", &self.dead).finish_non_exhaustive()
+        f.debug_struct("Merging")
+            .field("codec", &self.codec)
+            .field("dead", &self.expired_through)
+            .finish_non_exhaustive()
     }
 }
 
@@ -199,7 +202,7 @@ impl<T: Clone + 'static> MergeWriter<'_, T> {
 
     fn emit(&mut self, row: &T) -> Result<()> {
         let window = (self.merging.window)(row);
-        if window <= self.merging.dead || !(self.merging.keep)(row) {
+        if window <= self.merging.expired_through || !(self.merging.keep)(row) {
             return Ok(());
         }
         match self.builder.push(row, window)? {
@@ -267,7 +270,8 @@ impl<T: 'static> SegmentCursor<T> {
     /// Loads the next block that has rows which are not expired; none is left after the last.
     fn load(&mut self, merging: &MergeOptions<'_, T>) -> Result<()> {
         let blocks = self.reader.blocks().iter().enumerate().skip(self.next);
-        let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.dead) else {
+        let Some((number, &block)) = blocks.into_iter().find(|(_, block)| block.greatest > merging.expired_through)
+        else {
             (self.rows, self.at) = (BlockRows::decoded(Vec::new()), 0);
             self.next = self.reader.blocks().len();
             return Ok(());
@@ -324,7 +328,7 @@ mod tests {
             add: |sum, other| add_value(&mut sum.1, &other.1),
             window: |row| row.0.0,
             keep: &|row| row.1 != (0, (0, 0)),
-            dead,
+            expired_through: dead,
             cancelled: &NEVER,
         }
     }

@@ -117,7 +117,8 @@ pub struct SourceState {
     /// The name under which the flow reads it.
     pub name: String,
     /// The progress of each partition at the epoch.
-    pub bounds: Vec<PartitionProgress>,
+    #[serde(rename = "bounds")]
+    pub progress: Vec<PartitionProgress>,
     /// The stream's watermark at the epoch.
     pub watermark: EventTime,
     /// Activation watermarks, by partition number.
@@ -128,7 +129,7 @@ pub struct SourceState {
 impl SourceState {
     /// `true` for the watermark of combined streams, which has no partitions of its own.
     pub fn is_combined(&self) -> bool {
-        self.bounds.is_empty() && self.name.starts_with(COMBINED)
+        self.progress.is_empty() && self.name.starts_with(COMBINED)
     }
 }
 

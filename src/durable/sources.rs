@@ -65,7 +65,7 @@ pub(super) fn check_sources(
     base: Option<&Manifest>,
     replay: &[Frame],
 ) -> Result<()> {
-    let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.bounds.is_empty());
+    let saved = base.into_iter().flat_map(|base| &base.sources).filter(|source| !source.progress.is_empty());
     let saved = saved.map(|source| source.name.as_str());
     let replayed = replay.iter().flat_map(|frame| &frame.progress).map(|bound| bound.source.as_str());
     let progress: BTreeSet<&str> = saved.chain(replayed).collect();
@@ -149,7 +149,7 @@ mod tests {
     fn base(sources: &str) -> Manifest {
         let state = |name: &str| SourceState {
             name: name.into(),
-            bounds: vec![bound(name)],
+            progress: vec![bound(name)],
             watermark: EventTime::MIN,
             activation_watermarks: Vec::new(),
         };

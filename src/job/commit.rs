@@ -171,7 +171,7 @@ impl Snapshots {
         self.manifests.finish();
         self.merger.finish();
         let (orphans, unnamed) = {
-            let mut kept = self.kept();
+            let mut kept = self.live_segments();
             (std::mem::take(&mut kept.orphans), std::mem::take(&mut kept.unnamed))
         };
         // Files that remain are named by no manifest, and the next incarnation removes them.
@@ -196,20 +196,20 @@ impl Snapshots {
             _ => (0, 0),
         };
         let (rows, bytes) = parts.iter().map(new).fold((0, 0), |sum, new| (sum.0 + new.0, sum.1 + new.1));
-        let manifest = self.assemble(epoch, parts, &mut self.kept());
+        let manifest = self.assemble(epoch, parts, &mut self.live_segments());
         let still_current = self.dir.still_current(self.terms.claim.incarnation);
         manifest.write(&**self.dir.disk(), &self.dir.manifests(), &still_current)?;
         let took = self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         self.terms.metrics.snapshots.add(Snapshot { epoch: epoch.0, took, rows, bytes });
         self.committed.store(epoch.0, Ordering::Release);
         // Removes files that nothing names any more, and the journal that no snapshot needs.
-        let orphans = std::mem::take(&mut self.kept().orphans);
+        let orphans = std::mem::take(&mut self.live_segments().orphans);
         let obsolete: Vec<_> = orphans.iter().map(|name| format!("segments/{name}")).collect();
         if let Some(oldest) = self.dir.collect_garbage(&self.terms.claim, self.terms.keep, &obsolete)?.oldest {
-            self.journal.cut(oldest);
+            self.journal.truncate(oldest);
             self.cut.store(oldest.0 + 1, Ordering::Release);
         }
-        self.kept().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
+        self.live_segments().closed = manifest.steps.into_iter().map(|step| (step.name, step.closed)).collect();
         self.start_merging();
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Snapshots {
         sinks.sort_by(|a, b| a.name.cmp(&b.name));
         let sources = sources.into_iter().map(|(name, (mut bounds, watermark, floors))| {
             bounds.sort();
-            SourceState { name, bounds, watermark, activation_watermarks: floors }
+            SourceState { name, progress: bounds, watermark, activation_watermarks: floors }
         });
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Manifest {
@@ -264,7 +264,7 @@ impl Snapshots {
 
     /// Starts merging, unless the merging thread is at work already.
     fn start_merging(self: &Arc<Self>) {
-        if !std::mem::replace(&mut self.kept().merging, true) {
+        if !std::mem::replace(&mut self.live_segments().merging, true) {
             let own = Arc::clone(self);
             self.merger.submit(move || while own.merge_next() {});
         }
@@ -273,7 +273,7 @@ impl Snapshots {
     /// Merges one group of segments, if there is one; returns `true` if there may be more.
     fn merge_next(&self) -> bool {
         let chosen = {
-            let mut kept = self.kept();
+            let mut kept = self.live_segments();
             let chosen = kept.next_merge(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
             kept.merging = chosen.is_some();
             chosen
@@ -284,12 +284,12 @@ impl Snapshots {
             Ok(merged @ (MergeOutcome::Segment(_) | MergeOutcome::Empty)) => {
                 let output = merged.segment();
                 self.terms.metrics.snapshots.merged.add(output.as_ref().map_or(0, |output| output.bytes));
-                self.kept().take_merged(&step, &group.inputs, output);
+                self.live_segments().take_merged(&step, &group.inputs, output);
                 true
             }
             Ok(MergeOutcome::Cancelled) => false,
             // Inputs that have expired meanwhile are removed when no kept manifest names them any more.
-            Err(_) if !self.kept().are_live(&step, &group.inputs) => true,
+            Err(_) if !self.live_segments().are_live(&step, &group.inputs) => true,
             Err(error) => {
                 self.failure.set(error);
                 false
@@ -299,12 +299,12 @@ impl Snapshots {
 
     /// Returns a label for a merged segment that no worker and no other merge uses.
     fn label(&self, group: &[SegmentInfo]) -> SegmentLabel {
-        let mut kept = self.kept();
+        let mut kept = self.live_segments();
         kept.merges += 1;
         SegmentLabel::of_merge(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
     }
 
-    fn kept(&self) -> MutexGuard<'_, LiveSegments> {
+    fn live_segments(&self) -> MutexGuard<'_, LiveSegments> {
         self.live_segments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -126,7 +126,7 @@ pub struct Job {
     epoch: Duration,
     clock_behind: Duration,
     in_flight: u64,
-    one_at_a_time: bool,
+    synchronous: bool,
     options: source::Options,
     stop: StopHandle,
     metrics: Arc<Metrics>,
@@ -160,7 +160,7 @@ impl Job {
             epoch: Duration::from_millis(100),
             clock_behind: Duration::ZERO,
             in_flight: 64 << 20,
-            one_at_a_time: false,
+            synchronous: false,
             options: source::Options::default(),
             stop: StopHandle::default(),
             metrics: Arc::default(),
@@ -255,7 +255,7 @@ impl Job {
     /// exactly what a crash can lose. Each record costs several disk syncs.
     #[must_use]
     pub fn synchronous(mut self, one_at_a_time: bool) -> Self {
-        self.one_at_a_time = one_at_a_time;
+        self.synchronous = one_at_a_time;
         self
     }
 
@@ -322,7 +322,7 @@ impl Job {
         self
     }
 
-    pub(crate) fn repeat(mut self, frames: Vec<Frame>) -> Self {
+    pub(crate) fn replay_frames(mut self, frames: Vec<Frame>) -> Self {
         self.repeat = frames;
         self
     }
@@ -351,7 +351,7 @@ impl Job {
         if self.workers == 0 {
             return Err(Error::usage("a job needs at least one worker").help("use -w 1 or more"));
         }
-        let steps = self.dry(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
+        let steps = self.build_plan(BuildMode::CollectSteps, Arc::default(), self.shard(None), None, query)?;
         if !steps.iter().any(|step| step.kind == "source") {
             return Err(Error::usage("the query reads no source").help("begin it with flow.read(…)"));
         }
@@ -359,7 +359,7 @@ impl Job {
     }
 
     /// Builds the flow on an idle worker, without running it.
-    fn dry(
+    fn build_plan(
         &self,
         purpose: BuildMode,
         opened: Arc<OpenedSinks>,
@@ -368,7 +368,7 @@ impl Job {
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
         let views = Arc::clone(&self.views);
-        let dry = PlanBuild { place: self.place(0), purpose, opened, shard, views, durable };
+        let dry = PlanBuild { place: self.place(0), mode: purpose, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::build_plan(worker, dry, &query));
         guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
@@ -387,7 +387,7 @@ impl Job {
     fn shard(&self, state: Option<StateId>) -> SinkContext {
         let shard = SinkContext {
             state,
-            sync_on_publish: self.one_at_a_time,
+            sync_on_publish: self.synchronous,
             ..SinkContext::new(&self.name, "", SinkRows::Events)
         };
         match &self.state {
@@ -397,7 +397,7 @@ impl Job {
     }
 
     /// Returns the query's fingerprint, for the state and the other processes; `None` if there are neither.
-    fn print(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
+    fn query_fingerprint(&self, query: &Query) -> Result<Option<QueryFingerprint>> {
         let planned = Arc::clone(query);
         let steps = self.plan(move |flow| planned(flow))?;
         let views = steps.iter().filter(|step| step.kind == "view");
@@ -421,10 +421,11 @@ impl Job {
         let mut incarnation = dir.begin_incarnation()?;
         let dir = Arc::new(dir);
         let (opening, shard) = (Arc::clone(query), self.shard(Some(dir.id())));
-        let steps = self.dry(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
+        let steps =
+            self.build_plan(BuildMode::OpenSinks, Arc::clone(opened), shard, None, move |flow| opening(flow))?;
         // Its sources have reported their fingerprints now.
         let print = &start::query_fingerprint(&steps, &self.flags())?;
-        let sinks = opened.shown();
+        let sinks = opened.published();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
             let survey = &savepoint.scan_after_restore(&dir, incarnation);
@@ -487,7 +488,7 @@ impl Job {
 
     fn run_query(self, query: Query, failure: &Arc<JobFailure>) -> Result<RunReport> {
         self.http.check()?;
-        let print = self.print(&query)?;
+        let print = self.query_fingerprint(&query)?;
         let gathered = match self.cluster.as_ref().zip(print.as_ref()) {
             None => None,
             Some((cluster, print)) => match cluster.gather(&self.hello(cluster, print), &self.stop, failure)? {
@@ -661,7 +662,7 @@ impl Job {
             epoch: self.epoch,
             clock_behind: self.clock_behind,
             in_flight: usize::try_from(self.in_flight).unwrap_or(usize::MAX),
-            one_at_a_time: self.one_at_a_time,
+            synchronous: self.synchronous,
             shard: self.shard(None),
             snapshot_every: self.state.as_ref().map_or(Duration::MAX, |state| state.snapshot_every),
             stop: self.stop,
@@ -674,7 +675,7 @@ impl Job {
             snapshots: None,
             durable: None,
             opened,
-            life: Incarnation::without_state(),
+            incarnation: Incarnation::without_state(),
             views: self.views,
             dirty: AtomicBool::new(false),
             pace: self.pace,
@@ -692,8 +693,8 @@ impl Job {
         shared.journal = journal;
         shared.dirty = AtomicBool::new(!replay.is_empty());
         (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
-        (shared.snapshots, shared.durable, shared.life) = (snapshots, Some(durable), life);
-        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.life.resumed_from);
+        (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), life);
+        let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.incarnation.resumed_from);
         shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))
     }
@@ -701,7 +702,9 @@ impl Job {
     /// Reports a job whose state is complete; fails if its sources have grown since.
     fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
         let durable = DurableContext::ended(self.all_workers(), last)?;
-        self.dry(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| query(flow))?;
+        self.build_plan(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| {
+            query(flow)
+        })?;
         Ok(RunReport::without_work(Ending::WasComplete))
     }
 }

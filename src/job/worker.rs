@@ -84,7 +84,7 @@ pub(crate) struct WorkerShared {
     /// Test hook: subtracted from the wall clock.
     pub(crate) clock_behind: Duration,
     pub(crate) in_flight: usize,
-    pub(crate) one_at_a_time: bool,
+    pub(crate) synchronous: bool,
     pub(crate) stop: StopHandle,
     pub(crate) failure: Arc<JobFailure>,
     pub(crate) metrics: Arc<Metrics>,
@@ -100,7 +100,7 @@ pub(crate) struct WorkerShared {
     pub(crate) snapshot_every: Duration,
     pub(crate) durable: Option<DurableContext>,
     pub(crate) opened: Arc<OpenedSinks>,
-    pub(crate) life: Incarnation,
+    pub(crate) incarnation: Incarnation,
     pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
     /// `true` if input was committed since the last snapshot was announced.
@@ -167,7 +167,7 @@ enum Request {
 /// The inputs for building a flow on an idle worker, without running it.
 pub(crate) struct PlanBuild {
     pub(crate) place: WorkerContext,
-    pub(crate) purpose: BuildMode,
+    pub(crate) mode: BuildMode,
     pub(crate) opened: Arc<OpenedSinks>,
     pub(crate) shard: SinkContext,
     pub(crate) views: Arc<Views>,
@@ -177,7 +177,7 @@ pub(crate) struct PlanBuild {
 
 /// Builds the flow on an idle worker, and returns its steps.
 pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
-    let PlanBuild { place, purpose, opened, shard, views, durable } = dry;
+    let PlanBuild { place, mode: purpose, opened, shard, views, durable } = dry;
     let build = Rc::new(BuildContext {
         place,
         mode: purpose,
@@ -198,7 +198,7 @@ pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Fl
     worker.dataflow(|scope| {
         let flow = Flow::new(scope, Rc::clone(&build));
         query(&flow);
-        drop(flow.parts());
+        drop(flow.snapshot_acks());
     });
     for dataflow in worker.installed_dataflows() {
         worker.drop_dataflow(dataflow);
@@ -230,7 +230,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         fault: shared.fault,
         durable: shared.durable.clone().map(|durable| DurableContext { worker: worker.index(), ..durable }),
         opened: Arc::clone(&shared.opened),
-        incarnation: shared.life.clone(),
+        incarnation: shared.incarnation.clone(),
         shard: shared.shard.clone(),
         views: Arc::clone(&shared.views),
     });
@@ -243,7 +243,7 @@ pub(crate) fn run(worker: &mut Worker, shared: &Arc<WorkerShared>, query: &dyn F
         let (ends, told) = EndsInput::new(scope, shared.place.threads);
         let flow = flow.with_ends(told);
         query(&flow);
-        commit(flow.parts(), shared.snapshots.clone());
+        commit(flow.snapshot_acks(), shared.snapshots.clone());
         Some(ends)
     });
     shared.journal.wake(worker.index(), std::thread::current());
@@ -572,7 +572,7 @@ impl WorkerLoop {
                 Some(Control::TruncateJournals(epoch)) => {
                     // Process 0 truncates its own journal where it decides.
                     if self.index > 0 && self.index.is_multiple_of(self.shared.place.threads) {
-                        self.shared.journal.cut(Epoch(epoch));
+                        self.shared.journal.truncate(Epoch(epoch));
                     }
                 }
                 Some(Control::Stop) => {
@@ -798,7 +798,7 @@ impl WorkerLoop {
 
     /// `true` if the sinks are behind: reading pauses.
     fn is_behind(&self) -> bool {
-        if self.shared.one_at_a_time {
+        if self.shared.synchronous {
             return self.open.iter().any(|open| open.bytes > 0);
         }
         let allowed = self.shared.in_flight / self.shared.place.threads;
@@ -820,7 +820,7 @@ impl WorkerLoop {
         let budget = match self.random.amount() {
             Some(None) => return Ok(true), // A stall.
             Some(Some(amount)) => amount,
-            None if self.shared.one_at_a_time => 1,
+            None if self.shared.synchronous => 1,
             None => RECORDS_PER_POLL,
         };
         let (mut busy, mut exhausted, mut rests, mut reads) = (false, true, false, false);
@@ -837,7 +837,7 @@ impl WorkerLoop {
         }
         // A worker that has just exhausted its sources ends the epoch early: once, as others may go on reading.
         let just_exhausted = exhausted && !std::mem::replace(&mut self.exhausted, exhausted);
-        let full = current.bytes > if self.shared.one_at_a_time { 0 } else { allowed / 8 };
+        let full = current.bytes > if self.shared.synchronous { 0 } else { allowed / 8 };
         if full || just_exhausted {
             self.shared.early_tick.store(true, Ordering::Relaxed);
         }

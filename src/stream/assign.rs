@@ -168,7 +168,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
             let _doing = board.enter(worker, number);
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
-                let news = marks.drain(..).flat_map(|mark| mark.floors);
+                let news = marks.drain(..).flat_map(|mark| mark.activation_watermarks);
                 floors.coming.entry(epoch).or_default().extend(news);
             });
             let (mut records, mut late) = (records.activate(), late.activate());

@@ -372,8 +372,15 @@ fn register_merge<T: Record>(name: &str, durable: &DurableContext, kind: RowOps<
     let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
         let RowOps { order, add, window, is_zero, is_tombstone: is_over } = kind;
         let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
-        let merging =
-            compaction::MergeOptions { codec, order, add, window, keep: &keep, dead: closed, cancelled: give_up };
+        let merging = compaction::MergeOptions {
+            codec,
+            order,
+            add,
+            window,
+            keep: &keep,
+            expired_through: closed,
+            cancelled: give_up,
+        };
         compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));

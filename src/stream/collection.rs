@@ -47,7 +47,7 @@ impl<'f, D: Record> Collection<'f, D> {
     }
 
     /// Marks the collection as not recoverable: after a crash, rows that no longer change are missing.
-    pub(super) fn passing(self) -> Self {
+    pub(super) fn not_recoverable(self) -> Self {
         Collection { not_recoverable: true, ..self }
     }
 

@@ -298,7 +298,7 @@ pub(crate) fn read<'f, S: Source>(
     if build.mode == BuildMode::AskNewData
         && let Some((_, saved)) = build.durable.as_ref().and_then(|durable| saved(durable, name))
     {
-        match source.has_new_data(&build.place, &saved.bounds) {
+        match source.has_new_data(&build.place, &saved.progress) {
             Ok(None) => {}
             Ok(Some(what)) => {
                 let error = Error::new("the state has ended, and its source has new data").at(source.describe());
@@ -367,7 +367,7 @@ fn check_identity<D: Record>(build: &BuildContext, name: &str, reader: &dyn Read
 /// Returns the snapshot's epoch and the positions of a source's partitions in it.
 fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<RestoredPartition>)> {
     let (epoch, source) = saved(durable, name)?;
-    let places = source.bounds.iter().map(|bound| {
+    let places = source.progress.iter().map(|bound| {
         let floor = source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
         RestoredPartition {
             progress: bound.clone(),
@@ -379,10 +379,10 @@ fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<R
 
 /// Returns the activity of a stream at the snapshot that the job resumes from.
 fn activity(source: &SourceState) -> Activity {
-    let reached = source.bounds.iter().map(|bound| bound.watermark).max();
+    let reached = source.progress.iter().map(|bound| bound.watermark).max();
     match reached {
         Some(reached) if source.watermark == EventTime::MAX => Activity::Ended(reached),
-        Some(_) if source.bounds.iter().all(|bound| bound.idle || bound.ended) => Activity::Idle,
+        Some(_) if source.progress.iter().all(|bound| bound.idle || bound.ended) => Activity::Idle,
         _ => Activity::Active,
     }
 }
@@ -430,7 +430,7 @@ fn watermark<'f>(
                 let floors =
                     floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
                 let (activity, watermark) = (clock.activity(), clock.watermark());
-                let mark = WatermarkUpdate { activity, watermark, floors: floors.collect() };
+                let mark = WatermarkUpdate { activity, watermark, activation_watermarks: floors.collect() };
                 output.session(&capability).give(mark);
             }
             input.for_each(|capability, messages| {
@@ -441,7 +441,7 @@ fn watermark<'f>(
             let incomplete = |epoch: u64| frontier.less_equal(&epoch);
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
                     if let (Some(parts), Some(capability)) = (&mut parts, capability) {
                         let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
                         let part = SnapshotAck::Watermark(name.clone(), clock.watermark(), floors);
@@ -457,14 +457,14 @@ fn watermark<'f>(
                     clock.update(worker, mark);
                 }
                 if let Some(mark) = clock.complete() {
-                    floors.extend(mark.floors.iter().map(|(id, floor)| (id.partition, *floor)));
+                    floors.extend(mark.activation_watermarks.iter().map(|(id, floor)| (id.partition, *floor)));
                     output.session(&capability).give(mark);
                 }
             }
             let complete = frontier.frontier().first().map_or(u64::MAX, |first| first.saturating_sub(1));
             view.publish(Epoch(complete), clock.watermark());
             metrics.watermark.set(clock.watermark());
-            if frontier.is_empty() && seals.after(snapshots.told_through()).is_empty() {
+            if frontier.is_empty() && seals.after(snapshots.reported_through()).is_empty() {
                 snapshots.close();
             }
         }

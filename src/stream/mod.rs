@@ -249,7 +249,7 @@ impl OpenedSinks {
     }
 
     /// Returns what each sink has published, by name.
-    pub(crate) fn shown(&self) -> Vec<ReportedSink> {
+    pub(crate) fn published(&self) -> Vec<ReportedSink> {
         let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = |(name, sink): (&String, &OpenedSink)| ReportedSink {
             name: name.clone(),
@@ -378,7 +378,7 @@ impl<'f> Flow<'f> {
     }
 
     /// Returns the contributions of all operators to all manifests. Call it once, after the flow is built.
-    pub(crate) fn parts(&self) -> TimelyStream<'f, u64, Vec<SnapshotAck>> {
+    pub(crate) fn snapshot_acks(&self) -> TimelyStream<'f, u64, Vec<SnapshotAck>> {
         self.scope.concatenate(self.snapshot_acks.take())
     }
 

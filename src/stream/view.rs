@@ -58,7 +58,7 @@ impl<'f, D: Record> Collection<'f, D> {
     /// # Ok(()) }
     /// ```
     pub fn view(self, name: &str) {
-        build_view(self, name, ViewKey::first_column);
+        build_view(self, name, ViewKey::default_key);
     }
 
     /// Like [`Collection::view`], with another key: a string is looked up as it is, anything else as its compact

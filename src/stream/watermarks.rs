@@ -62,7 +62,7 @@ impl<'f> WatermarkStream<'f> {
             move |input, output| {
                 input.for_each(|capability, marks| {
                     for mark in marks.iter_mut() {
-                        mark.floors.clear();
+                        mark.activation_watermarks.clear();
                         mark.watermark = mark.watermark.minus(lateness);
                         if let Activity::Ended(reached) = &mut mark.activity {
                             *reached = reached.minus(lateness);
@@ -129,7 +129,7 @@ impl SnapshotWatermarks {
     }
 
     /// Returns the last snapshot epoch that was reported.
-    pub(crate) fn told_through(&self) -> u64 {
+    pub(crate) fn reported_through(&self) -> u64 {
         self.reported_through
     }
 
@@ -190,7 +190,7 @@ fn combine<'f>(
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
-                if let Some(capability) = snapshots.next(&seals.after(snapshots.told_through()), next, incomplete) {
+                if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
                     if let (Some(parts), Some(capability)) = (&mut parts, capability) {
                         let part = SnapshotAck::Watermark(name.clone(), combined.watermark(), Vec::new());
                         parts.activate().session(&capability).give(part);
@@ -204,7 +204,8 @@ fn combine<'f>(
                     output.session(&capability).give(mark);
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.told_through()).is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && seals.after(snapshots.reported_through()).is_empty()
+            {
                 snapshots.close();
             }
         }

@@ -445,7 +445,7 @@ impl<'f, K: Record, D: Record, A: Aggregate<D>> Aggregated<'f, K, D, A> {
     /// a crash (`count`, `distinct`, joins, `reduce`, `through`) are refused.
     pub fn on_fire(&self) -> Collection<'f, Open<K, A::Value>> {
         self.made.subscriptions.fired.set(true);
-        self.made.collection(self.made.results.fired.clone(), "OnFire").passing()
+        self.made.collection(self.made.results.fired.clone(), "OnFire").not_recoverable()
     }
 
     /// Returns the rows of all open windows, each time the watermark has passed a multiple of `period`, counted from

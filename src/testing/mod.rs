@@ -574,7 +574,7 @@ impl TestRun {
         };
         let job = || {
             let job = Job::new("test").workers(self.workers).options(self.options.clone()).in_flight(self.in_flight);
-            let job = job.journal(Arc::clone(&asked)).repeat(self.replay.clone()).pace(self.pace);
+            let job = job.journal(Arc::clone(&asked)).replay_frames(self.replay.clone()).pace(self.pace);
             let mut job = job.stop_by(self.stop.clone()).seals(self.seal_epochs.clone()).fault(self.fault);
             job.state = self.state.clone();
             job

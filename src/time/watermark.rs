@@ -111,7 +111,8 @@ pub struct WatermarkUpdate {
     /// The stream's watermark at this epoch.
     pub watermark: EventTime,
     /// Activation watermarks of partitions that were found or woke in this epoch.
-    pub floors: Vec<(PartitionId, EventTime)>,
+    #[serde(rename = "floors")]
+    pub activation_watermarks: Vec<(PartitionId, EventTime)>,
 }
 
 /// Combines the workers' contributions into the stream's watermark, epoch by epoch.
@@ -120,19 +121,24 @@ pub struct StreamClock {
     workers: Vec<WorkerWatermark>,
     watermark: EventTime,
     activity: Activity,
-    floors: Vec<(PartitionId, EventTime)>,
+    activation_watermarks: Vec<(PartitionId, EventTime)>,
 }
 
 impl StreamClock {
     /// A clock of `workers` workers, none of which has contributed yet, at `watermark`.
     pub fn new(workers: usize, watermark: EventTime, activity: Activity) -> Self {
-        StreamClock { workers: vec![WorkerWatermark::default(); workers], watermark, activity, floors: Vec::new() }
+        StreamClock {
+            workers: vec![WorkerWatermark::default(); workers],
+            watermark,
+            activity,
+            activation_watermarks: Vec::new(),
+        }
     }
 
     /// Sets a worker's contribution to the current epoch.
     pub fn update(&mut self, worker: usize, mut mark: WorkerWatermark) {
         for partition in mark.activated.drain(..) {
-            self.floors.push((partition, self.watermark));
+            self.activation_watermarks.push((partition, self.watermark));
         }
         self.workers[worker] = mark;
     }
@@ -154,9 +160,13 @@ impl StreamClock {
             self.activity = Activity::Idle;
             self.watermark = self.watermark.max(greatest);
         }
-        let floors = std::mem::take(&mut self.floors);
+        let floors = std::mem::take(&mut self.activation_watermarks);
         let news = (self.watermark, self.activity) != before || !floors.is_empty();
-        news.then_some(WatermarkUpdate { activity: self.activity, watermark: self.watermark, floors })
+        news.then_some(WatermarkUpdate {
+            activity: self.activity,
+            watermark: self.watermark,
+            activation_watermarks: floors,
+        })
     }
 
     /// The stream's watermark at the last completed epoch.
@@ -192,7 +202,7 @@ impl CombinedClock {
         for (side, marks) in self.sides.iter_mut().zip(marks) {
             for mark in marks {
                 *side = (mark.watermark.max(side.0), mark.activity);
-                floors.extend(mark.floors);
+                floors.extend(mark.activation_watermarks);
             }
         }
         let activity = self.activity();
@@ -208,7 +218,7 @@ impl CombinedClock {
         self.watermark = self.watermark.max(now);
         let news = self.told != Some((self.watermark, activity)) || !floors.is_empty();
         self.told = Some((self.watermark, activity));
-        news.then_some(WatermarkUpdate { activity, watermark: self.watermark, floors })
+        news.then_some(WatermarkUpdate { activity, watermark: self.watermark, activation_watermarks: floors })
     }
 
     /// The combined watermark at the last epoch that was applied.
@@ -312,7 +322,11 @@ mod tests {
         let mut clock = clock(1);
         after(&mut clock, &[(0, least(50))]);
         clock.update(0, WorkerWatermark { activated: vec![woken], ..least(7) });
-        let mark = WatermarkUpdate { activity: Activity::Active, watermark: at(50), floors: vec![(woken, at(50))] };
+        let mark = WatermarkUpdate {
+            activity: Activity::Active,
+            watermark: at(50),
+            activation_watermarks: vec![(woken, at(50))],
+        };
         assert_eq!(clock.complete(), Some(mark));
     }
 
@@ -323,7 +337,11 @@ mod tests {
         right: Option<(i64, Activity)>,
     ) -> Option<i64> {
         let marks = |said: Option<(i64, Activity)>| {
-            let mark = |(millis, activity)| WatermarkUpdate { activity, watermark: at(millis), floors: Vec::new() };
+            let mark = |(millis, activity)| WatermarkUpdate {
+                activity,
+                watermark: at(millis),
+                activation_watermarks: Vec::new(),
+            };
             said.map(mark).into_iter().collect()
         };
         combined.complete([marks(left), marks(right)]).map(|mark| mark.watermark.millis())

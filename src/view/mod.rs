@@ -311,7 +311,7 @@ pub(crate) struct ViewKey<D>(Box<ViewKeyFn<D>>);
 
 impl<D: Record> ViewKey<D> {
     /// Returns the default key, the first column.
-    pub(crate) fn first_column() -> Self {
+    pub(crate) fn default_key() -> Self {
         ViewKey(Box::new(key::default_key::<D>))
     }
 

@@ -125,7 +125,7 @@ fn overview(manifest: &Manifest) {
     for source in &manifest.sources {
         let kind = if source.is_combined() { "" } else { "source " };
         print_line(format_args!("{kind}{}: watermark {}", source.name, source.watermark));
-        for bound in &source.bounds {
+        for bound in &source.progress {
             let until = bound.end_offset.map(|until| format!(" of {until}")).unwrap_or_default();
             let is = if bound.ended {
                 ", ended"

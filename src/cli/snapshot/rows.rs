@@ -98,7 +98,7 @@ pub(super) struct StepRowCursor {
 struct StepSegment {
     info: SegmentInfo,
     reader: SegmentReader,
-    form: RowLayout,
+    layout: RowLayout,
     /// Index of the next block.
     block: usize,
     rows: VecDeque<(Option<EventTime>, DynamicValue, DynamicValue)>,
@@ -113,8 +113,8 @@ impl StepRowCursor {
         let mut segments = Vec::new();
         for info in step.segments.iter().filter(|info| !info.is_expired(step.closed)) {
             let reader = SegmentReader::open_named(&**dir.disk(), &dir.segments(), info)?;
-            let form = RowLayout::of(&reader.coding().schema);
-            segments.push(StepSegment { info: info.clone(), reader, form, block: 0, rows: VecDeque::new() });
+            let form = RowLayout::of(&reader.encoding().schema);
+            segments.push(StepSegment { info: info.clone(), reader, layout: form, block: 0, rows: VecDeque::new() });
         }
         segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
         Ok(StepRowCursor { closed: step.closed, segments, read: 0 })
@@ -122,7 +122,7 @@ impl StepRowCursor {
 
     /// Returns the layout of the rows; `None` if the step has no segments.
     pub(super) fn layout(&self) -> Option<&RowLayout> {
-        self.segments.last().map(|segment| &segment.form)
+        self.segments.last().map(|segment| &segment.layout)
     }
 
     /// Returns the number of bytes read so far, and that of all segments.
@@ -158,7 +158,7 @@ impl StepSegment {
     fn fill(&mut self, closed: EventTime) -> Result<u64> {
         let mut read = 0;
         while self.rows.is_empty() && self.block < self.reader.blocks().len() {
-            let rows = self.reader.values(self.block)?.into_iter().map(|row| self.form.split(row));
+            let rows = self.reader.values(self.block)?.into_iter().map(|row| self.layout.split(row));
             self.rows.extend(rows.filter(|(window, ..)| window.is_none_or(|end| end > closed)));
             read += u64::from(self.reader.blocks()[self.block].stored_length);
             self.block += 1;

@@ -172,7 +172,7 @@ impl BlockBuffer {
     }
 
     /// Truncates both parts to earlier lengths.
-    pub(crate) fn cut(&mut self, (head, tail): (usize, usize)) {
+    pub(crate) fn truncate(&mut self, (head, tail): (usize, usize)) {
         self.head.truncate(head);
         self.tail.truncate(tail);
     }

@@ -120,7 +120,7 @@ pub trait Journal: Send + Sync {
     }
 
     /// Allows the journal to drop input of epochs up to `through`, which will not be replayed.
-    fn cut(&self, _through: Epoch) {}
+    fn truncate(&self, _through: Epoch) {}
 
     /// The metrics of the journal's syncs.
     fn syncs(&self) -> Arc<SyncMetrics> {

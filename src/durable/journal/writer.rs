@@ -96,7 +96,7 @@ struct JournalQueue {
     appended: Vec<Option<Epoch>>,
     /// The first epoch of the incarnation, once a worker has committed it.
     first: Option<Epoch>,
-    cut: Option<Epoch>,
+    truncate: Option<Epoch>,
     closing: bool,
 }
 
@@ -196,9 +196,9 @@ impl Journal for FileJournal {
         locked(&self.shared.failure).clone().map_or(Ok(()), Err)
     }
 
-    fn cut(&self, through: Epoch) {
+    fn truncate(&self, through: Epoch) {
         let mut queue = locked(&self.shared.queue);
-        queue.cut = queue.cut.max(Some(through));
+        queue.truncate = queue.truncate.max(Some(through));
         drop(queue);
         self.shared.ready.notify_one();
     }
@@ -217,11 +217,11 @@ impl JournalShared {
     /// Waits for work, and takes all of it.
     fn take(&self) -> JournalQueue {
         let mut queue = locked(&self.queue);
-        while queue.waiting.is_empty() && queue.cut.is_none() && !queue.closing {
+        while queue.waiting.is_empty() && queue.truncate.is_none() && !queue.closing {
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let (waiting, cut) = (std::mem::take(&mut queue.waiting), queue.cut.take());
-        JournalQueue { waiting, cut, closing: queue.closing, ..JournalQueue::default() }
+        let (waiting, cut) = (std::mem::take(&mut queue.waiting), queue.truncate.take());
+        JournalQueue { waiting, truncate: cut, closing: queue.closing, ..JournalQueue::default() }
     }
 
     /// Keeps the first failure, and wakes all workers, which then check for it.
@@ -247,7 +247,7 @@ impl JournalShared {
 
 /// The work of the writing thread.
 pub(in crate::durable) struct JournalWriter {
-    place: JournalConfig,
+    config: JournalConfig,
     shared: Arc<JournalShared>,
     file: Box<dyn DiskFile>,
     id: FileId,
@@ -272,7 +272,7 @@ impl JournalWriter {
         }
         let (file, length) = begin_file(&place, id, None)?;
         let salt = salt(place.state, id);
-        Ok(JournalWriter { place, shared, file, id, salt, length, last: None, old })
+        Ok(JournalWriter { config: place, shared, file, id, salt, length, last: None, old })
     }
 
     fn run(mut self) {
@@ -293,15 +293,15 @@ impl JournalWriter {
 
     fn round(&mut self, work: &JournalQueue) -> Result<()> {
         if !work.waiting.is_empty() {
-            (self.place.still_current)()?;
-            if self.length >= self.place.file_limit {
+            (self.config.still_current)()?;
+            if self.length >= self.config.file_limit {
                 self.rotate()?;
             }
             self.commit(&work.waiting)?;
             self.shared.publish(&work.waiting);
         }
-        if let Some(through) = work.cut {
-            self.cut(through)?;
+        if let Some(through) = work.truncate {
+            self.truncate(through)?;
         }
         if work.closing {
             // A closing frame without content proves that everything before it was synced, even if the file is damaged
@@ -328,7 +328,7 @@ impl JournalWriter {
         let begun = Instant::now();
         let written = self.file.append(bytes).and_then(|()| self.file.sync());
         self.shared.syncs.add(bytes.len() as u64, begun.elapsed());
-        let path = self.place.directory.join(self.id.to_string());
+        let path = self.config.directory.join(self.id.to_string());
         written.map_err(|why| disk_error("cannot write the journal", path.display(), why))?;
         self.length += bytes.len() as u64;
         Ok(())
@@ -337,13 +337,13 @@ impl JournalWriter {
     fn rotate(&mut self) -> Result<()> {
         let next = FileId { number: self.id.number + 1, ..self.id };
         let before = PreviousFile { length: self.length, last: self.last };
-        let (file, length) = begin_file(&self.place, next, Some(before))?;
+        let (file, length) = begin_file(&self.config, next, Some(before))?;
         self.old.insert(self.id, self.last);
-        (self.file, self.length, self.id, self.salt) = (file, length, next, salt(self.place.state, next));
+        (self.file, self.length, self.id, self.salt) = (file, length, next, salt(self.config.state, next));
         Ok(())
     }
 
-    fn cut(&mut self, through: Epoch) -> Result<()> {
+    fn truncate(&mut self, through: Epoch) -> Result<()> {
         let mut held = None;
         let mut going = Vec::new();
         for (id, last) in &self.old {
@@ -360,10 +360,10 @@ impl JournalWriter {
         if going.is_empty() {
             return Ok(());
         }
-        (self.place.still_current)()?;
+        (self.config.still_current)()?;
         for id in going {
-            let path = self.place.directory.join(id.to_string());
-            match self.place.disk.remove(&path) {
+            let path = self.config.directory.join(id.to_string());
+            match self.config.disk.remove(&path) {
                 Err(why) if why.kind() != io::ErrorKind::NotFound => {
                     return Err(disk_error("cannot remove an old file of the journal", path.display(), why));
                 }

@@ -57,11 +57,11 @@ impl<T: 'static> BlockBuilder<T> {
     pub fn push(&mut self, row: &T, window: EventTime) -> Result<Option<RawBlock>> {
         let before = (self.draft.head.len(), self.draft.tail.len());
         if let Err(why) = self.codec.encode(row, &mut self.draft) {
-            self.draft.cut(before);
+            self.draft.truncate(before);
             return Err(unwritable(why).help("see how its type is serialised"));
         }
         if self.draft.length() >= MAX_BLOCK_LENGTH {
-            self.draft.cut(before);
+            self.draft.truncate(before);
             return Err(unwritable("it has more than a gigabyte").help("keep less in one key"));
         }
         if self.rows == 0 {
@@ -84,7 +84,7 @@ impl<T: 'static> BlockBuilder<T> {
         first.copy_from_slice(head);
         second.copy_from_slice(tail);
         let Err(why) = self.codec.open(bytes, 1) else { return Ok(()) };
-        self.draft.cut((0, 0));
+        self.draft.truncate((0, 0));
         let why = self.codec.check().err().unwrap_or(why);
         Err(unwritable(format!("it could not be read back: {why}")).help("see how its type is serialised"))
     }

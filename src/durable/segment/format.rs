@@ -73,7 +73,7 @@ impl SegmentHeader {
         self.first.label
     }
 
-    pub(super) fn coding(&self) -> RowEncoding {
+    pub(super) fn encoding(&self) -> RowEncoding {
         let SegmentHeaderV1 { codec, fingerprint, rows, .. } = self.first.clone();
         RowEncoding { codec: CodecId(codec), fingerprint, rows, schema: self.schema.clone() }
     }

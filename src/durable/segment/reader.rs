@@ -16,7 +16,7 @@ pub struct SegmentReader {
     path: PathBuf,
     file: Box<dyn DiskFile>,
     label: SegmentLabel,
-    coding: RowEncoding,
+    encoding: RowEncoding,
     info: SegmentInfo,
     blocks: Vec<BlockInfo>,
     /// Position of each block in the file.
@@ -55,7 +55,7 @@ impl SegmentReader {
         footer.check(footer_at - blocks_at).map_err(|why| damaged(path, why))?;
 
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (coding, label) = (header.coding(), header.into_label());
+        let (coding, label) = (header.encoding(), header.into_label());
         let info = footer.info(&label, name, length, checksum);
         let position = |next: &mut u64, block: &BlockInfo| {
             let position = *next;
@@ -66,7 +66,7 @@ impl SegmentReader {
         Ok(SegmentReader {
             path: path.to_owned(),
             file,
-            coding,
+            encoding: coding,
             label,
             info,
             blocks: footer.blocks,
@@ -101,8 +101,8 @@ impl SegmentReader {
     }
 
     /// The coding of the rows.
-    pub fn coding(&self) -> &RowEncoding {
-        &self.coding
+    pub fn encoding(&self) -> &RowEncoding {
+        &self.encoding
     }
 
     /// The blocks, in the order of their rows.
@@ -115,7 +115,7 @@ impl SegmentReader {
     /// # Errors
     /// Fails if they were written by another codec or as another type.
     pub fn check_codec<T: 'static>(&self, codec: &dyn Codec<T>) -> Result<()> {
-        codec.can_read(&self.coding).map_err(|refused| refused.at(self.path.display()))
+        codec.can_read(&self.encoding).map_err(|refused| refused.at(self.path.display()))
     }
 
     fn accept_once<T: 'static>(&mut self, codec: &dyn Codec<T>) -> Result<()> {
@@ -178,11 +178,11 @@ impl SegmentReader {
     /// Fails if the block is damaged, or if its rows cannot be decoded without their type.
     pub fn values(&mut self, block: usize) -> Result<Vec<DynamicValue>> {
         let cannot = Error::new("cannot show the rows of a segment").at(self.path.display());
-        if self.coding.codec != CodecId::POSTCARD {
-            let why = format!("they were written by {}, as they lay in memory", self.coding.codec);
+        if self.encoding.codec != CodecId::POSTCARD {
+            let why = format!("they were written by {}, as they lay in memory", self.encoding.codec);
             return Err(cannot.because(why).help("only the program that wrote them can read them"));
         }
-        if self.coding.schema == Schema::Unknown {
+        if self.encoding.schema == Schema::Unknown {
             let why = "it was written by a version of Tidegate that did not say what rows consist of";
             return Err(cannot.because(why).help("run the job again for a while: its next segments say it"));
         }
@@ -190,7 +190,7 @@ impl SegmentReader {
         let mut bytes = self.raw.as_slice();
         let mut values = Vec::with_capacity((count as usize).min(bytes.len()));
         for number in 0..count {
-            match self.coding.schema.read(&mut bytes) {
+            match self.encoding.schema.read(&mut bytes) {
                 Ok(value) => values.push(value),
                 Err(why) => return Err(cannot.because(format!("row {number} of block {block}: {why}"))),
             }

@@ -363,7 +363,7 @@ fn a_header_says_what_it_was_given() {
     let (version, length) = format::decode_start(&bytes[..format::START], Path::new("f")).unwrap();
     assert_eq!(bytes.len(), format::START + length as usize + format::CHECKSUM);
     let header = format::decode_header(version, &bytes[format::START..], Path::new("f")).unwrap();
-    assert_eq!((header.coding(), header.into_label()), (coding, label(4)));
+    assert_eq!((header.encoding(), header.into_label()), (coding, label(4)));
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     assert!(all.len() > 4, "{all:?}");
     let written = |epoch| manifest(state.id(), 1, epoch).write(&**state.disk(), &state.manifests(), &always()).unwrap();
     written(12);
-    journal.cut(Epoch(12));
+    journal.truncate(Epoch(12));
     wait_for(|| numbers(&state).len() < all.len());
     let decision = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap();
     assert_eq!(
@@ -239,7 +239,7 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     let error = decided(&state.scan_and_sync().unwrap(), 2, None).unwrap_err().to_string();
     assert!(error.starts_with("a file of the journal is missing (journal/1-0-"), "{error}");
     written(1000);
-    journal.cut(Epoch(1000));
+    journal.truncate(Epoch(1000));
     wait_for(|| numbers(&state).len() == 1);
     assert_eq!(numbers(&state), all[all.len() - 1..]);
     drop(journal);
@@ -248,8 +248,8 @@ fn whole_files_are_cut_oldest_first_and_never_the_current_one() {
     let (claim, decision) = begin_incarnation(&state);
     assert!(decision.replay.is_empty());
     let journal = in_many_files(&state, &claim, 501..=505);
-    journal.cut(Epoch(30));
-    journal.cut(Epoch(41));
+    journal.truncate(Epoch(30));
+    journal.truncate(Epoch(41));
     commit(&journal, 0, frame(2000, &[]));
     wait_for(|| !numbers(&state).contains(all.last().unwrap()));
 }

@@ -57,7 +57,7 @@ fn manifest(state: StateId, incarnation: u64, epoch: u64) -> Manifest {
         query: print(),
         sources: vec![SourceState {
             name: "s".into(),
-            bounds: vec![],
+            progress: vec![],
             watermark: EventTime::MIN,
             activation_watermarks: vec![],
         }],

@@ -98,7 +98,7 @@ impl World {
         for frame in &decision.replay {
             self.settled.insert(frame.epoch, frame.progress.clone());
         }
-        let base = decision.base.iter().flat_map(|base| &base.sources[0].bounds);
+        let base = decision.base.iter().flat_map(|base| &base.sources[0].progress);
         let start = positions(base.chain(decision.replay.iter().flat_map(|frame| &frame.progress)));
         let (processes, each) = (self.random.usize(1..=2), self.random.usize(1..=2));
         let mut running = Running {
@@ -132,7 +132,7 @@ impl World {
         if let Some(base) = &decision.base {
             let before = self.settled.iter().filter(|(epoch, _)| **epoch <= base.epoch);
             let expected = positions(before.flat_map(|(_, bounds)| bounds));
-            assert_eq!(positions(base.sources[0].bounds.iter()), expected, "the manifest of epoch {}", base.epoch);
+            assert_eq!(positions(base.sources[0].progress.iter()), expected, "the manifest of epoch {}", base.epoch);
             self.saw("went on from a manifest");
         }
         let last = self.settled.keys().next_back().copied().max(self.shown);
@@ -220,7 +220,7 @@ impl World {
         let start = life.start.iter().map(|(partition, next)| bound(*partition, *next)).collect::<Vec<_>>();
         let bound_then = life.bound.range(..=epoch).flat_map(|(_, bounds)| bounds);
         let at = positions(start.iter().chain(bound_then));
-        manifest.sources[0].bounds = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
+        manifest.sources[0].progress = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
         let shown = self.shown.filter(|_| self.fence == life.claim.incarnation);
         manifest.sinks = vec![SinkState { name: "out".into(), published: shown, on_change: false }];
         let current = life.state.still_current(life.claim.incarnation);
@@ -233,7 +233,7 @@ impl World {
         let kept = life.state.collect_garbage(&life.claim, self.random.usize(1..=3), &[])?;
         if let Some(oldest) = kept.oldest {
             for process in &mut life.processes {
-                process.journal.cut(oldest);
+                process.journal.truncate(oldest);
                 process.writer.step();
                 process.behind = false;
                 process.journal.check()?;

@@ -333,7 +333,7 @@ fn one_act_too_late_does_no_harm() {
         ("manifest", |state, _, _| write(state, &snapshot(state, 1, 6, &["t-2-life1.segment"])).is_ok()),
         ("garbage", |state, claim, _| state.collect_garbage(claim, 1, &[]).is_ok()),
         ("cut", |_, _, journal| {
-            journal.cut(Epoch(4));
+            journal.truncate(Epoch(4));
             journal.close().is_ok()
         }),
     ];

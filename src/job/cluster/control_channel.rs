@@ -47,7 +47,7 @@ enum ControlMessage {
     /// Heartbeat, with the process's status once its workers have started.
     Alive(Option<Box<ProcessStatus>>),
     /// Decision of process 0.
-    Answer(StartMessage),
+    StartMessage(StartMessage),
     /// The failure of a process.
     Failed(FailureReport),
     /// The loss of a process, the process that has noticed it, and the cause.
@@ -247,7 +247,7 @@ impl ControlChannel {
 
     /// Process 0: sends its decision.
     pub(super) fn answer(&self, answer: StartMessage) {
-        self.broadcast(&ControlMessage::Answer(answer));
+        self.broadcast(&ControlMessage::StartMessage(answer));
     }
 
     /// Other processes: waits for the decision of process 0; `None` after a failure. A stop request does not end the
@@ -365,7 +365,7 @@ impl ControlChannel {
                 return;
             }
             ControlMessage::Failed(_) | ControlMessage::Lost { .. } if state.gathers => return self.detach(of),
-            ControlMessage::Answer(answer) => state.answer = Some(answer),
+            ControlMessage::StartMessage(answer) => state.answer = Some(answer),
             ControlMessage::Done(summary) => state.done[of.0] = Some(summary),
             ControlMessage::Over => state.over = true,
             ControlMessage::Failed(ref told) => {

@@ -7,7 +7,7 @@
 //! | proof | dialer | acceptor | HMAC over greeting and challenge 32 |
 //! | verdict | acceptor | dialer | accepted 1, HMAC over the same, for the other end 32 |
 //!
-//! A connection to process 0 continues with its [`Hello`], which a [`JoinReply`] answers. Both ends bound the whole
+//! A connection to process 0 continues with its [`JoinRequest`], which a [`JoinReply`] answers. Both ends bound the whole
 //! handshake by [`HANDSHAKE_TIMEOUT`], counted while they run. Without a secret the same bytes are sent, and prove only that
 //! both ends are there.
 //!
@@ -32,7 +32,7 @@ pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum duration of an attempt to reach a process: connect, handshake and reply.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(13);
-/// Maximum size of a [`Hello`], in bytes.
+/// Maximum size of a [`JoinRequest`], in bytes.
 const MAX_JOIN_REQUEST: usize = 1 << 20;
 /// Maximum number of bytes read on a connection whose caller has been refused.
 const MAX_DISCARDED: u64 = 2 << 20;
@@ -111,7 +111,7 @@ fn other_version(version: u8) -> String {
     format!("it speaks version {version} of what processes say to each other, this one speaks {}", MAGIC[7])
 }
 
-/// Answer of process 0 to a [`Hello`].
+/// Answer of process 0 to a [`JoinRequest`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum JoinReply {
     /// The process is accepted, and waits for the others.
@@ -270,7 +270,7 @@ enum HandshakeStage {
         greeting: [u8; GREETING],
         challenge: [u8; CHALLENGE],
     },
-    Hello {
+    JoinRequest {
         from: usize,
     },
     /// Nothing: it was refused, for a reason that has not been taken yet. Its bytes are read until it closes, so that
@@ -305,7 +305,7 @@ impl PendingHandshake {
 
     /// `true` if it has sent a valid greeting.
     pub(super) fn has_greeted(&self) -> bool {
-        matches!(self.stage, HandshakeStage::Proof { .. } | HandshakeStage::Hello { .. })
+        matches!(self.stage, HandshakeStage::Proof { .. } | HandshakeStage::JoinRequest { .. })
     }
 
     /// Returns the reason of its refusal, once.
@@ -364,10 +364,10 @@ impl PendingHandshake {
                 match terms.purpose {
                     _ if !accepted => self.end(String::from("it does not know the secret"))?,
                     ConnectionPurpose::Data => return Ok(Some(HandshakeProgress::Arrived(from, None))),
-                    ConnectionPurpose::Control => self.stage = HandshakeStage::Hello { from },
+                    ConnectionPurpose::Control => self.stage = HandshakeStage::JoinRequest { from },
                 }
             }
-            HandshakeStage::Hello { from } => {
+            HandshakeStage::JoinRequest { from } => {
                 let from = *from;
                 let Some(hello) = self.wire.receive_at_most::<JoinRequest>(MAX_JOIN_REQUEST)? else { return Ok(None) };
                 if hello.process != from {

@@ -81,7 +81,7 @@ impl Driven {
 
     #[track_caller]
     fn wait_for_merges(&self) {
-        self.wait("merged", || !self.snapshots.kept().merging);
+        self.wait("merged", || !self.snapshots.live_segments().merging);
     }
 
     /// The files of segments.
@@ -117,7 +117,7 @@ fn merging(dead: EventTime, give_up: &AtomicBool) -> MergeOptions<'_, Row> {
         add: |sum, other| sum.1 += other.1,
         window: |row| EventTime::from_millis(row.0.0),
         keep: &|row| row.1 != 0,
-        dead,
+        expired_through: dead,
         cancelled: give_up,
     }
 }
@@ -382,6 +382,9 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
     let manifest = driven.dir.manifest(ids[0]).unwrap();
     let bounds = vec![bound(0), bound(1)];
-    assert_eq!(manifest.sources, [SourceState { name: "s".into(), bounds, watermark, activation_watermarks: floors }]);
+    assert_eq!(
+        manifest.sources,
+        [SourceState { name: "s".into(), progress: bounds, watermark, activation_watermarks: floors }]
+    );
     assert_eq!(manifest.sinks, [sink]);
 }

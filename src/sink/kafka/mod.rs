@@ -10,9 +10,9 @@
 //! state it is published exactly once to readers of committed messages: in one transaction with a record of its number
 //! in the progress topic.
 
+mod events;
 mod progress;
 mod publisher;
-mod reports;
 mod topics;
 mod transactions;
 

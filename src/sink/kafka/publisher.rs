@@ -12,7 +12,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, PurgeConfig};
 
-use super::reports::{DeliveryFailure, OffsetRegression, ProducerEvents};
+use super::events::{DeliveryFailure, OffsetRegression, ProducerEvents};
 use super::topics::find_or_create;
 use crate::durable::FencingCheck;
 use crate::error::{Error, Result};
@@ -108,7 +108,7 @@ impl Publisher {
         let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_TOPIC_TIMEOUT };
         publisher.partitions = match publisher.look_up(patience)? {
             TopicLookup::There(ids) => {
-                publisher.reach()?;
+                publisher.check_leaders()?;
                 ids.len()
             }
             TopicLookup::Unknown(similar) if !may_be_new => return Err(no_topic(&publisher.target, &similar)),
@@ -167,13 +167,13 @@ impl Publisher {
 
     /// Asks the brokers for the topic; while they do not know it, asks again for up to `patience`.
     fn look_up(&self, patience: Duration) -> Result<TopicLookup> {
-        let words = &self.producer.context().words;
+        let words = &self.producer.context().last_error;
         find_topic_within(self.producer.client(), &self.target, words, || self.serve_events(), patience)
     }
 
     /// Checks that the topic's leaders answer at their advertised addresses.
-    fn reach(&self) -> Result<()> {
-        check_leaders(self.producer.client(), &self.target, &self.producer.context().words, || self.serve_events())
+    fn check_leaders(&self) -> Result<()> {
+        check_leaders(self.producer.client(), &self.target, &self.producer.context().last_error, || self.serve_events())
     }
 
     /// Finds the topic. If it is missing, it is created with `create` partitions if that is `Some`.
@@ -186,7 +186,7 @@ impl Publisher {
         }
         let config = self.target.configure(DEFAULTS, NEEDED)?;
         (self.partitions, self.created) = find_or_create(&self.producer, &config, &self.target, create, &[])?;
-        self.reach()
+        self.check_leaders()
     }
 
     /// Sets a check that ends long waits when it returns an error.
@@ -196,7 +196,7 @@ impl Publisher {
 
     /// `true` if a topic at the same brokers exists.
     pub(super) fn topic_exists(&self, topic: &TopicConfig) -> Result<bool> {
-        let words = &self.producer.context().words;
+        let words = &self.producer.context().last_error;
         let found = find_topic(self.producer.client(), topic, words, || self.serve_events())?;
         Ok(matches!(found, TopicLookup::There(_)))
     }
@@ -311,7 +311,7 @@ impl Publisher {
         }
         if now - *since > LOG_WAIT_AFTER_PUBLISH && !self.wait_logged {
             self.wait_logged = true;
-            let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+            let why = self.producer.context().last_error.reason().map_or(String::new(), |why| format!(": {why}"));
             tracing::warn!("{} accepts no messages, waiting{why}", self.target.describe());
         }
         // Messages of a transaction that has failed are neither sent nor given up.
@@ -385,7 +385,7 @@ impl Publisher {
             self.serve_events();
             self.check_current()?;
             if !std::mem::replace(&mut self.wait_logged, true) {
-                let why = self.producer.context().words.reason().map_or(String::new(), |why| format!(": {why}"));
+                let why = self.producer.context().last_error.reason().map_or(String::new(), |why| format!(": {why}"));
                 tracing::warn!("{} does not commit the transaction, waiting{why}", self.target.describe());
             }
         }
@@ -499,7 +499,7 @@ impl Publisher {
 
     /// Adds the library's last connection error, which contains the address, to a cause.
     fn with_last_error(&self, why: &str) -> String {
-        self.producer.context().words.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
+        self.producer.context().last_error.reason().map_or_else(|| why.to_owned(), |reason| format!("{why} ({reason})"))
     }
 }
 

@@ -9,7 +9,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer};
 
-use super::reports::ProducerEvents;
+use super::events::ProducerEvents;
 use crate::error::{Error, Result};
 use crate::source::kafka::admin::{administrator, wait_for};
 use crate::source::kafka::client::{
@@ -28,7 +28,7 @@ pub(super) fn find_or_create(
     settings: &[(&str, &str)],
 ) -> Result<(usize, bool)> {
     let served = || (0..100).for_each(|_| producer.poll(Duration::ZERO));
-    let find = || find_topic(producer.client(), target, &producer.context().words, served);
+    let find = || find_topic(producer.client(), target, &producer.context().last_error, served);
     let Some(wanted) = create else {
         return match find()? {
             TopicLookup::There(ids) => Ok((ids.len(), false)),

@@ -197,7 +197,7 @@ pub struct FileEpochEnd {
     /// Fingerprint of the file before `next`; `None` if nothing was read.
     pub check: Option<ContentCheck>,
     /// Position where reading began; `Some` in the first committed epoch only.
-    pub found_at: Option<u64>,
+    pub start_offset: Option<u64>,
     /// `true` if this differs from the epoch before.
     pub changed: bool,
 }
@@ -354,7 +354,7 @@ impl<F: RecordFormat> SharedFile<F> {
             let limit = end.unwrap_or(state.length);
             let bytes = state.read(0, size.min(limit as usize))?;
             let all = bytes.len() as u64 == limit;
-            super::kind::check(&bytes).map_err(|error| error.at(state.path.display()))?;
+            super::foreign_kinds::check(&bytes).map_err(|error| error.at(state.path.display()))?;
             if let Some((layout, head)) =
                 F::read_layout::<T>(&bytes, all && end.is_some()).map_err(|error| error.at(state.path.display()))?
             {
@@ -524,7 +524,7 @@ impl<F: RecordFormat> SharedFile<F> {
     ///
     /// # Errors
     /// Fails if the file is not the one that the journal was written from, or cannot be read for its fingerprint.
-    pub fn bind(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
+    pub fn close_epoch(&self, epoch: Epoch, ready: bool) -> Result<Option<FileEpochEnd>> {
         let state = &mut *self.lock();
         state.least_epoch = state.least_epoch.max(Epoch(epoch.0 + 1));
         if state.replayed_through < Some(epoch) {
@@ -534,7 +534,7 @@ impl<F: RecordFormat> SharedFile<F> {
         if !ready || state.pending.front().is_some_and(|chunk| chunk.epoch <= epoch) {
             return Ok(None);
         }
-        state.bind(epoch).map(Some)
+        state.close_epoch(epoch).map(Some)
     }
 
     /// Returns the number of lines that end before the position where reading began.
@@ -819,7 +819,7 @@ impl ChunkAssigner {
         (self.started_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
         self.carry.watermark = watermark;
         self.last_share =
-            Some(FileEpochEnd { next, watermark, until, ended, idle, check, found_at: None, changed: false });
+            Some(FileEpochEnd { next, watermark, until, ended, idle, check, start_offset: None, changed: false });
         Ok(())
     }
 
@@ -866,7 +866,7 @@ impl ChunkAssigner {
         }
     }
 
-    fn bind(&mut self, epoch: Epoch) -> Result<FileEpochEnd> {
+    fn close_epoch(&mut self, epoch: Epoch) -> Result<FileEpochEnd> {
         while let Some((_, end, watermark)) = self.ends.pop_front_if(|(of, _, _)| *of <= epoch) {
             self.bound = (end, watermark);
         }
@@ -879,10 +879,10 @@ impl ChunkAssigner {
         };
         let idle = self.is_idle(epoch, next);
         let share =
-            FileEpochEnd { next, watermark, until: self.until, ended, idle, check, found_at: None, changed: false };
+            FileEpochEnd { next, watermark, until: self.until, ended, idle, check, start_offset: None, changed: false };
         let before = self.last_share.replace(share);
         let found_at = before.is_none().then_some(self.started_at);
-        Ok(FileEpochEnd { found_at, changed: before != Some(share), ..share })
+        Ok(FileEpochEnd { start_offset: found_at, changed: before != Some(share), ..share })
     }
 
     /// `true` if the file is idle at the end of an epoch that took everything before `next`.

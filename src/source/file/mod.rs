@@ -23,7 +23,7 @@
 //! Nothing here knows timely, nor the journal's files.
 
 pub mod chunks;
-mod kind;
+mod foreign_kinds;
 pub mod reader;
 pub mod record_reader;
 

@@ -285,8 +285,8 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
             let mark = WorkerWatermark::without_partitions();
             return Ok(clear.then(|| EpochInput { partitions: Vec::new(), watermark: mark }));
         }
-        let Some(share) = self.shared.bind(epoch, clear)? else { return Ok(None) };
-        let FileEpochEnd { next, watermark, until, ended, idle, check, found_at, changed } = share;
+        let Some(share) = self.shared.close_epoch(epoch, clear)? else { return Ok(None) };
+        let FileEpochEnd { next, watermark, until, ended, idle, check, start_offset: found_at, changed } = share;
         let active = !ended && !idle;
         let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();

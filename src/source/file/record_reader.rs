@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::record::Record;
 
 use super::chunks::{MAX_RECORD, ScanState, format_bytes};
-use super::{RecordFormat, kind};
+use super::{RecordFormat, foreign_kinds};
 
 /// Number of bytes to read at a time.
 const BLOCK: usize = 256 << 10;
@@ -53,10 +53,10 @@ impl<F: RecordFormat, R: Read, T: Record> RecordReader<F, R, T> {
         };
         while pieces.layout.is_none() {
             pieces.fill()?;
-            if pieces.bytes.len() < kind::ENOUGH && !pieces.is_over {
+            if pieces.bytes.len() < foreign_kinds::ENOUGH && !pieces.is_over {
                 continue;
             }
-            kind::check(&pieces.bytes)?;
+            foreign_kinds::check(&pieces.bytes)?;
             if let Some((layout, head)) = F::read_layout::<T>(&pieces.bytes, pieces.is_over)? {
                 pieces.layout = Some(layout);
                 pieces.drop_parsed(head);

@@ -20,7 +20,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::admin::{administrator, wait_for};
 use super::client::{TopicConfig, code_text, error_text};
-use super::probe::{ReadDecision, read_each};
+use super::peek::{ReadDecision, read_each};
 use super::reader::{connect, has_fingerprint, missing_partition, offsets, wrong_record};
 use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};

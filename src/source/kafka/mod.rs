@@ -17,11 +17,11 @@
 pub(crate) mod admin;
 pub(crate) mod client;
 mod embedded;
-mod growth;
 mod identity;
-mod probe;
+mod new_data;
+mod peek;
 mod reader;
-mod report;
+mod statistics;
 mod watch;
 
 use std::marker::PhantomData;
@@ -222,6 +222,6 @@ impl<T: Record> source::Source for Source<T> {
     }
 
     fn has_new_data(&self, at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-        growth::grown_since(&self.topic_config, &at.job, bounds)
+        new_data::grown_since(&self.topic_config, &at.job, bounds)
     }
 }

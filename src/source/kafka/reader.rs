@@ -33,7 +33,7 @@ use super::client::{
     self, TopicConfig, TopicLookup, code_text, error_text, find_topic, is_refusal, is_transient, is_unknown,
 };
 use super::identity::{LOGGED, recreated, refuse_compacted};
-use super::report::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
+use super::statistics::{ConsumerEvents, Outage, SILENT_POLLS, TopicStatus};
 use super::watch::{TopicEvent, TopicWatch};
 use crate::durable::journal::{ContentCheck, JournaledRecord, PartitionProgress};
 use crate::error::{Error, Result};
@@ -127,7 +127,7 @@ struct FetchedPartition {
     /// Time since which it has been at its end, with its broker answering and no open transaction.
     quiet_since: Option<Instant>,
     /// `true` if idleness was not judged since the last statistics.
-    weigh: bool,
+    idleness_is_due: bool,
     /// Time since which its broker has not answered; `None` if it answers.
     silent_since: Option<Instant>,
     /// Position after the transaction markers that follow the last record that was taken.
@@ -337,7 +337,7 @@ impl<T: Record> KafkaReader<T> {
         if let Some(report) = self.consumer.context().take() {
             self.tell_outage(&report);
             for feed in &mut self.partitions {
-                feed.weigh = true;
+                feed.idleness_is_due = true;
                 feed.silent_since = if report.answers(feed.id) { None } else { feed.silent_since.or(Some(now)) };
                 if feed.at_end {
                     feed.position = feed.position.max(report.drained_offset(feed.id));
@@ -837,7 +837,7 @@ pub(super) fn connect(target: &TopicConfig, job: &str) -> Result<(Arc<BaseConsum
     let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
     // Counted, because a poll also returns nothing when it has served an event.
     let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
-    match find_topic(consumer.client(), target, &consumer.context().words, served)? {
+    match find_topic(consumer.client(), target, &consumer.context().last_error, served)? {
         TopicLookup::There(ids) => {
             ConsumerEvents::serve_events(&consumer);
             Ok((consumer, ids))
@@ -858,7 +858,7 @@ pub(super) fn offsets(consumer: &BaseConsumer<ConsumerEvents>, target: &TopicCon
                 return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_TIMEOUT => {
-                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().words));
+                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().last_error));
             }
             // Serves what the library reports of the broker.
             _ => {
@@ -889,7 +889,7 @@ fn fetched_partition(
         held: None,
         at_end: false,
         quiet_since: None,
-        weigh: false,
+        idleness_is_due: false,
         silent_since: None,
         position: None,
         committed: 0,
@@ -996,7 +996,7 @@ fn update_idleness<T: Record>(
     timeout: Duration,
     intake: &mut PartitionTracker<T>,
 ) {
-    if !std::mem::take(&mut feed.weigh) || !feed.at_end {
+    if !std::mem::take(&mut feed.idleness_is_due) || !feed.at_end {
         return;
     }
     if feed.quiet_since.is_some_and(|since| now - since >= timeout) {

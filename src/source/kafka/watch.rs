@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::client::{TopicConfig, TopicLookup, look_up_topic};
 use super::identity::compare_records;
-use super::report::ConsumerEvents;
+use super::statistics::ConsumerEvents;
 use crate::durable::journal::ContentCheck;
 use crate::error::{Error, Result};
 use crate::thread::{self, ThreadHandle, ThreadRole};

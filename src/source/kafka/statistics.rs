@@ -32,7 +32,7 @@ pub(super) const NOTED_OUTAGE: Duration = Duration::from_secs(2);
 pub(super) struct ConsumerEvents {
     pub(super) topic: String,
     group: String,
-    pub(super) words: LastError,
+    pub(super) last_error: LastError,
     /// Longest silence of a broker that counts as answering.
     silence: Duration,
     report: Mutex<Option<TopicStatus>>,
@@ -103,7 +103,7 @@ impl ConsumerEvents {
         ConsumerEvents {
             topic,
             group,
-            words,
+            last_error: words,
             silence: fetch_wait + SILENCE_TIMEOUT,
             report: Mutex::default(),
             id: Mutex::default(),
@@ -195,7 +195,7 @@ impl ClientContext for ConsumerEvents {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.words.set(&error, reason);
+        self.last_error.set(&error, reason);
     }
 }
 

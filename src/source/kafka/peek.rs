@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 
 use super::client::{TopicConfig, error_text};
 use super::reader::{OFFSETS_TIMEOUT, check_error, list};
-use super::report::ConsumerEvents;
+use super::statistics::ConsumerEvents;
 use crate::error::{Error, Result};
 
 /// Decision after a message of a partition.

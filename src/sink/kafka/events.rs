@@ -22,7 +22,7 @@ use crate::source::kafka::client::{LastError, error_text};
 /// Events of one producer.
 #[derive(Debug, Default)]
 pub(super) struct ProducerEvents {
-    pub(super) words: LastError,
+    pub(super) last_error: LastError,
     delivered: AtomicU64,
     failed: AtomicU64,
     first: Mutex<Option<DeliveryFailure>>,
@@ -131,7 +131,7 @@ impl ClientContext for ProducerEvents {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.words.set(&error, reason);
+        self.last_error.set(&error, reason);
     }
 }
 

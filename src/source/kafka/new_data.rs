@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::client::TopicConfig;
-use super::probe::{ReadDecision, read_each};
+use super::peek::{ReadDecision, read_each};
 use super::reader::{
     check_end, connect, has_fingerprint, missing_partition, offset_and_timestamp, offsets, wrong_record,
 };
