@@ -609,15 +609,15 @@ impl JobSummary {
         }
         for step in &self.steps {
             if step.received + step.loaded != step.counted + step.late {
-                let StepSummary { received: taken, loaded, counted, late, .. } = step;
+                let StepSummary { received, loaded, counted, late, .. } = step;
                 let loaded = if *loaded > 0 { format!(" and {loaded} from the snapshot") } else { String::new() };
-                let figures = format!("{taken} in{loaded}, but {counted} counted and {late} late");
+                let figures = format!("{received} in{loaded}, but {counted} counted and {late} late");
                 return fault(format!("step `{}`", step.name), figures);
             }
         }
-        for TableSummary { name, received: taken, compared: folded, .. } in &self.tables {
-            if taken != folded {
-                return fault(format!("table `{name}`"), format!("{taken} in, but {folded} folded"));
+        for TableSummary { name, received, compared, .. } in &self.tables {
+            if received != compared {
+                return fault(format!("table `{name}`"), format!("{received} in, but {compared} folded"));
             }
         }
         Ok(())
@@ -651,17 +651,17 @@ impl fmt::Display for JobSummary {
             lines.push(format!("{name}: {read} records read = {accepted} accepted + {rejected} rejected"));
         }
         for step in &self.steps {
-            let StepSummary { name, received: taken, loaded, counted, late, late_after_idle, closed_rows } = step;
+            let StepSummary { name, received, loaded, counted, late, late_after_idle, closed_rows } = step;
             let loaded = if *loaded > 0 { format!(" + {loaded} from the snapshot") } else { String::new() };
             let idle = if *late_after_idle > 0 { format!("; {}", after_idle(*late_after_idle)) } else { String::new() };
             lines.push(format!(
-                "{name}: {taken} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
+                "{name}: {received} in{loaded} = {counted} counted + {late} late; {closed_rows} rows closed{idle}"
             ));
         }
         for table in &self.tables {
-            let TableSummary { name, received: taken, compared: folded, loaded, changes } = table;
+            let TableSummary { name, received, compared, loaded, changes } = table;
             let loaded = if *loaded > 0 { format!("; {loaded} rows from the snapshot") } else { String::new() };
-            lines.push(format!("{name}: {taken} in = {folded} folded{loaded}; {changes} changes"));
+            lines.push(format!("{name}: {received} in = {compared} folded{loaded}; {changes} changes"));
         }
         for sink in &self.sinks {
             let SinkSummary { name, rows, epochs } = sink;

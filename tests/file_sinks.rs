@@ -86,18 +86,18 @@ fn run_incarnation_of_sink(
     disk: &CrashingDisk,
     lives: &CurrentIncarnation,
     together: u64,
-    surely: &mut Option<Epoch>,
+    published_at_least: &mut Option<Epoch>,
 ) -> Result<()> {
     let mut writer = open(disk)?;
     let shown = writer.published()?.map(|found| found.epoch);
-    assert!(shown >= *surely, "{shown:?} is less than {surely:?}, which was shown");
-    *surely = shown;
+    assert!(shown >= *published_at_least, "{shown:?} is less than {published_at_least:?}, which was shown");
+    *published_at_least = shown;
     writer.begin(&lives.claim())?;
     for epoch in (2..=LAST).step_by(2).filter(|epoch| Some(Epoch(*epoch)) > shown) {
         writer.write(Epoch(epoch), &rows_of(epoch))?;
         if epoch / 2 % together == 0 || epoch == LAST {
             writer.publish(&JournalEnds::default())?;
-            *surely = Some(Epoch(epoch));
+            *published_at_least = Some(Epoch(epoch));
         }
     }
     writer.finish()
@@ -110,9 +110,9 @@ fn text(disk: &CrashingDisk, path: &str) -> String {
 #[test]
 fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_for() {
     let mut lost = 0;
-    for (seed, synced) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
+    for (seed, sync_on_publish) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
         let disk = CrashingDisk::new();
-        let shard = SinkContext { state: None, sync_on_publish: synced, ..shard(&disk) };
+        let shard = SinkContext { state: None, sync_on_publish, ..shard(&disk) };
         let mut writer = csv::Sink::new(FILE).open(&shard).unwrap();
         writer.begin(&Incarnation::without_state()).unwrap();
         for epoch in (2..=LAST).step_by(2) {
@@ -122,7 +122,7 @@ fn without_a_state_what_is_shown_outlives_a_loss_of_power_where_that_is_asked_fo
         writer.write(Epoch(LAST + 2), &rows_of(LAST + 2)).unwrap();
         let left = disk.survivors(seed).bytes(Path::new(FILE)).unwrap_or_default();
         let kept = left.starts_with(file_after(LAST).as_bytes());
-        assert!(kept || !synced, "seed {seed}: what is left is {}", String::from_utf8_lossy(&left));
+        assert!(kept || !sync_on_publish, "seed {seed}: what is left is {}", String::from_utf8_lossy(&left));
         lost += usize::from(!kept);
     }
     assert!(lost > 0, "a disk that loses nothing tells nothing");
@@ -157,10 +157,10 @@ fn whenever_it_crashes_each_epoch_is_there_once_in_the_end() {
 
 /// Crashes at an operation, then twice more at operations chosen by the seed, and then runs to the end.
 fn check_crash(act: usize, seed: u64, together: u64) {
-    let (lives, mut surely, mut disk) = (CurrentIncarnation::default(), None, CrashingDisk::new());
+    let (lives, mut published_at_least, mut disk) = (CurrentIncarnation::default(), None, CrashingDisk::new());
     for crash in [act, (act * 7 + seed as usize * 5) % 40, seed as usize] {
         disk.crash_at(crash);
-        let ended = run_incarnation_of_sink(&disk, &lives, together, &mut surely);
+        let ended = run_incarnation_of_sink(&disk, &lives, together, &mut published_at_least);
         if disk.has_crashed() {
             let why = refused(ended);
             assert!(why.contains("the disk has crashed"), "act {act}, seed {seed}: {why}");
@@ -169,7 +169,7 @@ fn check_crash(act: usize, seed: u64, together: u64) {
         }
         disk = disk.survivors(seed);
     }
-    let ended = run_incarnation_of_sink(&disk, &lives, together, &mut surely);
+    let ended = run_incarnation_of_sink(&disk, &lives, together, &mut published_at_least);
     assert!(ended.is_ok(), "act {act}, seed {seed}: {}", refused(ended));
     assert_eq!(text(&disk, FILE), file_after(LAST), "act {act}, seed {seed}");
     assert_eq!(disk.paths().len(), 2, "act {act}, seed {seed}: {disk:?}");
@@ -206,11 +206,11 @@ fn an_act_that_fails_shows_nothing_and_the_next_life_goes_on() {
     let disk = CrashingDisk::new();
     run_incarnation_of_sink(&disk, &CurrentIncarnation::default(), 1, &mut None).unwrap();
     for act in 0..disk.operations() {
-        let (disk, lives, mut surely) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
+        let (disk, lives, mut published_at_least) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
         disk.fail_at(act);
-        let why = refused(run_incarnation_of_sink(&disk, &lives, 1, &mut surely));
+        let why = refused(run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least));
         assert!(why.contains("the disk failed at this act") && why.contains(FILE), "{act}: {why}");
-        run_incarnation_of_sink(&disk, &lives, 1, &mut surely).unwrap();
+        run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least).unwrap();
         assert_eq!(text(&disk, FILE), file_after(LAST), "{act}");
     }
 }
@@ -266,7 +266,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
         assert_eq!(text(&disk, FILE), file_after(6));
     }
     // The commit needs disk space too.
-    let (disk, lives, mut surely) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
+    let (disk, lives, mut published_at_least) = (CrashingDisk::new(), CurrentIncarnation::default(), None);
     let (mut writer, _) = begun(&disk, &lives);
     writer.write(Epoch(2), &rows_of(2)).unwrap();
     disk.set_room(Some(10));
@@ -275,7 +275,7 @@ fn on_a_full_disk_an_epoch_is_not_there_at_all_and_goes_on_when_there_is_room() 
     assert!(refused(writer.publish(&JournalEnds::default())).contains("showing earlier ones failed"));
     drop(writer);
     disk.set_room(None);
-    run_incarnation_of_sink(&disk, &lives, 1, &mut surely).unwrap();
+    run_incarnation_of_sink(&disk, &lives, 1, &mut published_at_least).unwrap();
     assert_eq!(text(&disk, FILE), file_after(LAST));
     assert_eq!(disk.paths().len(), 2, "{disk:?}");
 }

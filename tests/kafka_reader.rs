@@ -160,7 +160,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         publisher.send(None, text.as_bytes(), Some(1_000_000)).unwrap();
     }
     publisher.flush().unwrap();
-    let bound = PartitionProgress {
+    let progress = PartitionProgress {
         source: "s".into(),
         partition: 0,
         start_offset: None,
@@ -173,7 +173,7 @@ fn records_that_are_dropped_while_they_are_still_to_be_read_end_the_job() {
         values: None,
     };
     let ended = driven
-        .resume(Epoch(2), &[RestoredPartition { progress: bound, activation_watermark: EventTime::MIN }])
+        .resume(Epoch(2), &[RestoredPartition { progress, activation_watermark: EventTime::MIN }])
         .and_then(|()| driven.until_events(1));
     let error = ended.expect_err("records 10 to 19 are gone").to_string();
     assert!(error.contains("records that were still to be read are gone") && error.contains("partition 0"), "{error}");

@@ -70,10 +70,7 @@ fn places<D>(history: &History<D>) -> Vec<RestoredPartition> {
     for bound in history.values().flat_map(|piece| &piece.bounds) {
         places.insert(bound.partition, PartitionProgress { start_offset: None, ..bound.clone() });
     }
-    places
-        .into_values()
-        .map(|bound| RestoredPartition { progress: bound, activation_watermark: EventTime::MIN })
-        .collect()
+    places.into_values().map(|progress| RestoredPartition { progress, activation_watermark: EventTime::MIN }).collect()
 }
 
 /// Extent of an incarnation.
@@ -435,9 +432,9 @@ fn a_partition_that_was_idle_is_idle_again_until_its_next_record() {
         (bound.idle, bound.end_offset, bound.ended) = (true, None, false);
     }
     let mut driven = ReaderDriver::open(&topic, Options::default()).unwrap();
-    let floor = EventTime::from_millis(2_000_000);
+    let activation_watermark = EventTime::from_millis(2_000_000);
     let places: Vec<_> =
-        places(&history).into_iter().map(|place| RestoredPartition { activation_watermark: floor, ..place }).collect();
+        places(&history).into_iter().map(|place| RestoredPartition { activation_watermark, ..place }).collect();
     driven.resume(*history.keys().last().unwrap(), &places).unwrap();
     driven.poll(100).unwrap();
     let binding = driven.commit_epoch();

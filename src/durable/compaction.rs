@@ -213,8 +213,8 @@ impl<T: Clone + 'static> MergeWriter<'_, T> {
 
     fn append(&mut self, block: &RawBlock) -> Result<()> {
         if self.writer.is_none() {
-            let coding = self.merging.codec.encoding();
-            self.writer = Some(SegmentWriter::create(self.disk, self.directory, self.label, &coding)?);
+            let encoding = self.merging.codec.encoding();
+            self.writer = Some(SegmentWriter::create(self.disk, self.directory, self.label, &encoding)?);
         }
         self.writer.as_mut().map_or(Ok(()), |writer| writer.append(block))
     }
@@ -321,14 +321,14 @@ mod tests {
         sum.1.1 = sum.1.1.wrapping_add(other.1.1);
     }
 
-    fn merging(codec: &Arc<dyn Codec<Row>>, dead: EventTime) -> MergeOptions<'static, Row> {
+    fn merging(codec: &Arc<dyn Codec<Row>>, expired_through: EventTime) -> MergeOptions<'static, Row> {
         MergeOptions {
             codec: Arc::clone(codec),
             order: |a, b| a.0.cmp(&b.0),
             add: |sum, other| add_value(&mut sum.1, &other.1),
             window: |row| row.0.0,
             keep: &|row| row.1 != (0, (0, 0)),
-            expired_through: dead,
+            expired_through,
             cancelled: &NEVER,
         }
     }

@@ -450,9 +450,9 @@ fn merge(taken: &[JournalPrefix<'_>], base: Option<Epoch>) -> Vec<Frame> {
             by_epoch.entry(frame.epoch).or_default().extend(frame.progress.iter().cloned());
         }
     }
-    let frames = by_epoch.into_iter().map(|(epoch, mut bounds)| {
-        bounds.sort();
-        Frame { epoch, progress: bounds }
+    let frames = by_epoch.into_iter().map(|(epoch, mut progress)| {
+        progress.sort();
+        Frame { epoch, progress }
     });
     frames.collect()
 }

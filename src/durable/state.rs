@@ -308,13 +308,13 @@ impl StateDir {
     }
 
     fn look_at(&self, journals: bool, sync: bool) -> Result<StateScan> {
-        let mut survey = StateScan::default();
+        let mut scan = StateScan::default();
         let cannot = self.cannot("read");
         let mut written = BTreeMap::new();
         for directory in DIRECTORIES {
             let names = self.disk.list(&self.path.join(directory)).map_err(&cannot)?;
             let unfinished = names.iter().filter(|name| is_temporary(name));
-            survey.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
+            scan.unfinished.extend(unfinished.map(|name| format!("{directory}/{name}")));
             match directory {
                 "journal" if journals => {
                     for id in names.iter().filter_map(|name| FileId::parse(name)) {
@@ -325,33 +325,30 @@ impl StateDir {
                             }
                             Ok(file)
                         };
-                        survey
-                            .journals
-                            .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
+                        scan.journals.extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
                 "manifests" => {
                     for id in names.iter().filter_map(|name| ManifestId::parse(name)) {
                         let read = |bytes: &[u8]| Manifest::read(self.id, id, bytes);
-                        survey
-                            .manifests
+                        scan.manifests
                             .extend(self.read(directory, &id.to_string(), sync, read)?.map(|file| (id, file)));
                     }
                 }
-                "segments" => survey.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
+                "segments" => scan.segments.extend(names.into_iter().filter(|name| !is_temporary(name))),
                 _ => {}
             }
         }
         let names = self.disk.list(&self.path).map_err(&cannot)?;
-        survey.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
+        scan.unfinished.extend(names.into_iter().filter(|name| is_temporary(name)));
         // Claims are read last: if files of an incarnation were seen, so is its claim.
         let names = self.disk.list(&self.records_path()).map_err(&cannot)?;
         for (name, number) in names.iter().filter_map(|name| Some((name, incarnation_of_claim(name)?))) {
             let read = |bytes: &[u8]| read_claim(self.id, number, bytes);
-            survey.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
+            scan.claims.extend(self.read("lives", name, sync, read)?.map(|claim| (number, claim)));
         }
         // Journals of earlier incarnations were copied by the incarnation that claimed them.
-        let last = survey.claims.last_key_value().map_or(0, |(life, _)| *life);
+        let last = scan.claims.last_key_value().map_or(0, |(incarnation, _)| *incarnation);
         written.retain(|id, _| id.incarnation >= last);
         for (id, bytes) in written {
             let path = self.journal().join(id.to_string());
@@ -364,7 +361,7 @@ impl StateDir {
             }
             self.disk.sync_directory(&self.path).map_err(&cannot)?;
         }
-        Ok(survey)
+        Ok(scan)
     }
 
     /// Reads a file, and syncs it if `sync`; `None` if it does not exist any more.
@@ -493,8 +490,8 @@ impl StateDir {
     /// # Errors
     /// Fails if the last claim is damaged, if a manifest to be kept is unreadable, or if a disk operation fails.
     pub fn prune(&self, keep: usize) -> Result<GarbageCollected> {
-        let survey = self.scan(false)?;
-        match survey.claims.last_key_value() {
+        let scan = self.scan(false)?;
+        match scan.claims.last_key_value() {
             None => Ok(GarbageCollected::default()),
             // The holder of the lock is the only user: an incarnation that has begun without a claim has ended.
             Some((_, claim)) => {
@@ -527,7 +524,8 @@ impl StateDir {
             }
         }
         let mut segments = self.disk.list(&self.segments()).map_err(&cannot)?;
-        let is_older = |name: &str| incarnation_of_segment(name).is_some_and(|life| life < claim.incarnation);
+        let is_older =
+            |name: &str| incarnation_of_segment(name).is_some_and(|incarnation| incarnation < claim.incarnation);
         segments.retain(|name| !named.contains(name) && (is_older(name) || superfluous.contains(name)));
         let mut lives = self.disk.list(&self.records_path()).map_err(&cannot)?;
         lives.retain(|name| is_obsolete_record(name, claim.incarnation));
@@ -587,7 +585,7 @@ fn incarnation_of_record(name: &str) -> Option<u64> {
 
 /// `true` if a file in `lives` belongs to an incarnation whose record is removed once `current` has begun.
 fn is_obsolete_record(name: &str, current: u64) -> bool {
-    incarnation_of_record(name).is_some_and(|life| life + RECORDS_KEPT < current)
+    incarnation_of_record(name).is_some_and(|incarnation| incarnation + RECORDS_KEPT < current)
 }
 
 /// Parses the incarnation that a file is the claim of; `None` for other files.

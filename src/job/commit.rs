@@ -122,7 +122,7 @@ impl Snapshots {
         let steps = base.map(|base| base.steps.clone()).unwrap_or_default();
         let closed = steps.iter().map(|step| (step.name.clone(), step.closed)).collect();
         let live = steps.into_iter().map(|step| (step.name, step.segments)).collect();
-        let kept = LiveSegments { live, closed, ..LiveSegments::default() };
+        let live_segments = LiveSegments { live, closed, ..LiveSegments::default() };
         Ok(Arc::new(Snapshots {
             terms,
             dir,
@@ -133,7 +133,7 @@ impl Snapshots {
             cut: AtomicU64::new(0),
             last: AtomicU64::new(u64::MAX),
             ended_at: Mutex::new(Instant::now()),
-            live_segments: Mutex::new(kept),
+            live_segments: Mutex::new(live_segments),
             ending: AtomicBool::new(false),
             manifests: Background::start(ThreadRole::Manifests)?,
             merger: Background::start(ThreadRole::Merges)?,
@@ -171,8 +171,8 @@ impl Snapshots {
         self.manifests.finish();
         self.merger.finish();
         let (orphans, unnamed) = {
-            let mut kept = self.live_segments();
-            (std::mem::take(&mut kept.orphans), std::mem::take(&mut kept.unnamed))
+            let mut live_segments = self.live_segments();
+            (std::mem::take(&mut live_segments.orphans), std::mem::take(&mut live_segments.unnamed))
         };
         // Files that remain are named by no manifest, and the next incarnation removes them.
         let _what_stays_is_harmless = self.dir.remove_orphans(&self.terms.claim, orphans.into_iter().chain(unnamed));
@@ -215,37 +215,37 @@ impl Snapshots {
     }
 
     /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
-    fn assemble(&self, epoch: Epoch, parts: Vec<SnapshotAck>, kept: &mut LiveSegments) -> Manifest {
+    fn assemble(&self, epoch: Epoch, parts: Vec<SnapshotAck>, live_segments: &mut LiveSegments) -> Manifest {
         let mut sources = BTreeMap::<String, (Vec<PartitionProgress>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();
         let mut sinks = Vec::<SinkState>::new();
         for part in parts {
             match part {
                 SnapshotAck::Source(name, bounds) => sources.entry(name).or_default().0.extend(bounds),
-                SnapshotAck::Watermark(name, watermark, floors) => {
+                SnapshotAck::Watermark(name, watermark, activation_watermarks) => {
                     let source = sources.entry(name).or_default();
-                    (source.1, source.2) = (watermark, floors);
+                    (source.1, source.2) = (watermark, activation_watermarks);
                 }
                 SnapshotAck::Operator(name, closed, segment) => {
                     let known = steps.entry(name.clone()).or_insert(closed);
                     assert!(*known == closed, "all workers have closed the same windows of step `{name}`");
-                    kept.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
-                    kept.live.entry(name).or_default().extend(segment);
+                    live_segments.unnamed.extend(segment.iter().map(|segment| segment.file.clone()));
+                    live_segments.live.entry(name).or_default().extend(segment);
                 }
                 SnapshotAck::Sink(state) => sinks.push(state),
             }
         }
         let states = steps.into_iter().map(|(name, closed)| {
-            let live = kept.live.entry(name.clone()).or_default();
+            let live = live_segments.live.entry(name.clone()).or_default();
             live.retain(|segment| !segment.is_expired(closed));
             StepState { name, closed, segments: live.clone() }
         });
         let steps: Vec<StepState> = states.collect();
-        kept.named_by(&steps);
+        live_segments.named_by(&steps);
         sinks.sort_by(|a, b| a.name.cmp(&b.name));
-        let sources = sources.into_iter().map(|(name, (mut bounds, watermark, floors))| {
-            bounds.sort();
-            SourceState { name, progress: bounds, watermark, activation_watermarks: floors }
+        let sources = sources.into_iter().map(|(name, (mut progress, watermark, activation_watermarks))| {
+            progress.sort();
+            SourceState { name, progress, watermark, activation_watermarks }
         });
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Manifest {
@@ -273,9 +273,10 @@ impl Snapshots {
     /// Merges one group of segments, if there is one; returns `true` if there may be more.
     fn merge_next(&self) -> bool {
         let chosen = {
-            let mut kept = self.live_segments();
-            let chosen = kept.next_merge(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
-            kept.merging = chosen.is_some();
+            let mut live_segments = self.live_segments();
+            let chosen =
+                live_segments.next_merge(|step| self.merges.of(step)).filter(|_| !self.ending.load(Ordering::Acquire));
+            live_segments.merging = chosen.is_some();
             chosen
         };
         let Some((step, closed, group, merge)) = chosen else { return false };
@@ -299,9 +300,9 @@ impl Snapshots {
 
     /// Returns a label for a merged segment that no worker and no other merge uses.
     fn label(&self, group: &[SegmentInfo]) -> SegmentLabel {
-        let mut kept = self.live_segments();
-        kept.merges += 1;
-        SegmentLabel::of_merge(group, self.terms.claim.incarnation, u32::MAX, kept.merges)
+        let mut live_segments = self.live_segments();
+        live_segments.merges += 1;
+        SegmentLabel::of_merge(group, self.terms.claim.incarnation, u32::MAX, live_segments.merges)
     }
 
     fn live_segments(&self) -> MutexGuard<'_, LiveSegments> {

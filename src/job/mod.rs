@@ -214,8 +214,8 @@ impl Job {
     /// Sets the time without output after which the job logs what holds it back; 30 s by default. Each further line
     /// follows after twice the previous time.
     #[must_use]
-    pub fn stall_report_after(mut self, quiet: Duration) -> Self {
-        self.stall_report_after = quiet.max(Duration::from_millis(1));
+    pub fn stall_report_after(mut self, stall_report_after: Duration) -> Self {
+        self.stall_report_after = stall_report_after.max(Duration::from_millis(1));
         self
     }
 
@@ -254,8 +254,8 @@ impl Job {
     /// results of the previous one. Files are synced each time, also without state, so a writer to a source knows
     /// exactly what a crash can lose. Each record costs several disk syncs.
     #[must_use]
-    pub fn synchronous(mut self, one_at_a_time: bool) -> Self {
-        self.synchronous = one_at_a_time;
+    pub fn synchronous(mut self, synchronous: bool) -> Self {
+        self.synchronous = synchronous;
         self
     }
 
@@ -361,14 +361,14 @@ impl Job {
     /// Builds the flow on an idle worker, without running it.
     fn build_plan(
         &self,
-        purpose: BuildMode,
+        mode: BuildMode,
         opened: Arc<OpenedSinks>,
         shard: SinkContext,
         durable: Option<DurableContext>,
         query: impl Fn(&Flow<'_>) + Send + Sync + 'static,
     ) -> Result<Vec<PlannedStep>> {
         let views = Arc::clone(&self.views);
-        let dry = PlanBuild { place: self.place(0), mode: purpose, opened, shard, views, durable };
+        let dry = PlanBuild { place: self.place(0), mode, opened, shard, views, durable };
         let dry = || timely::execute_directly(move |worker| worker::build_plan(worker, dry, &query));
         guard(dry).map_err(|panic| panic.error("that builds the query"))?
     }
@@ -428,11 +428,11 @@ impl Job {
         let sinks = opened.published();
         let State { accept_changed_query, accept_changed_sources, .. } = *options;
         if let Some(savepoint) = savepoint {
-            let survey = &savepoint.scan_after_restore(&dir, incarnation);
+            let scan = &savepoint.scan_after_restore(&dir, incarnation);
             let next = incarnation + 1;
             let found = RecoveryInput {
                 incarnation: next,
-                survey,
+                survey: scan,
                 sinks: &sinks,
                 query: print,
                 accept_changed_query,
@@ -542,9 +542,9 @@ impl Job {
     fn run_as_follower(self, query: &Query, mut gathered: Gathered, failure: &Arc<JobFailure>) -> Result<RunReport> {
         let decided = gathered.decided(&self.stop)?;
         let begun = match (decided, &self.state, &self.cluster) {
-            (StartDecision::Run { life: Some(life), .. }, Some(options), Some(cluster)) => {
+            (StartDecision::Run { life: Some(incarnation), .. }, Some(options), Some(cluster)) => {
                 let process = cluster.process() as u32;
-                let joined = start::join(options, life, process, self.all_workers(), failure);
+                let joined = start::join(options, incarnation, process, self.all_workers(), failure);
                 Some(joined.map_err(|error| gathered.refuse(error))?)
             }
             _ => None,
@@ -590,7 +590,7 @@ impl Job {
     ) -> Result<RunReport> {
         let metrics = Arc::clone(&self.metrics);
         let http = Some(self.http.clone()).filter(Endpoint::is_some);
-        let (quiet, watcher) = (self.stall_report_after, self.watcher.clone());
+        let (stall_report_after, watcher) = (self.stall_report_after, self.watcher.clone());
         metrics.begin();
         let (shared, dir) = self.shared(begun, opened, Arc::clone(failure));
         let (snapshots, journal) = (shared.snapshots.clone(), Arc::clone(&shared.journal));
@@ -603,7 +603,8 @@ impl Job {
         let watch = Arc::new(shared.watch(side.clone()));
         watcher.begin(Arc::clone(&watch));
         // After the start a failure in one process fails all of them.
-        let watching = MonitorHandle::start(&watch, http.as_ref(), quiet).map_err(|error| failure.set(error)).ok();
+        let watching =
+            MonitorHandle::start(&watch, http.as_ref(), stall_report_after).map_err(|error| failure.set(error)).ok();
         let told = watching.as_ref().and_then(MonitorHandle::address).filter(|_| is_first);
         if let Some((dir, address)) = dir.as_ref().zip(told) {
             dir.record_address(Some(&address.to_string()));
@@ -686,14 +687,14 @@ impl Job {
             profile: self.profile,
             caught_up: AtomicUsize::new(0),
         };
-        let Some(StartedRun { dir, journal, snapshots, durable, life, replay, last }) = begun else {
+        let Some(StartedRun { dir, journal, snapshots, durable, life: incarnation, replay, last }) = begun else {
             return (shared, None);
         };
-        shared.shard.state = life.state;
+        shared.shard.state = incarnation.state;
         shared.journal = journal;
         shared.dirty = AtomicBool::new(!replay.is_empty());
         (shared.replay_frames, shared.continues_live, shared.last) = (replay, true, last);
-        (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), life);
+        (shared.snapshots, shared.durable, shared.incarnation) = (snapshots, Some(durable), incarnation);
         let on_record = shared.replay_frames.last().map(|frame| frame.epoch).max(shared.incarnation.resumed_from);
         shared.views.begin(on_record.filter(|_| shared.fault != Some(Fault::AnswerUnready)));
         (shared, Some(dir))

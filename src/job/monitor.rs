@@ -240,7 +240,7 @@ impl MonitorHandle {
 
     /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each `quiet`
     /// time without output.
-    pub(crate) fn start(watch: &Arc<JobMonitor>, http: Option<&Endpoint>, quiet: Duration) -> Result<Self> {
+    pub(crate) fn start(watch: &Arc<JobMonitor>, http: Option<&Endpoint>, report_after: Duration) -> Result<Self> {
         let mut watching = MonitorHandle { over: Arc::default(), thread: None, server: None };
         if let Some(endpoint) = http {
             let answering: RequestHandler = {
@@ -255,7 +255,7 @@ impl MonitorHandle {
         if watch.process == 0 {
             let (watch, over) = (Arc::clone(watch), Arc::clone(&watching.over));
             let body = move || {
-                let mut silence = StallDetector::new(quiet);
+                let mut silence = StallDetector::new(report_after);
                 while !over.load(Ordering::Acquire) {
                     thread::mark_iteration();
                     if let Some(line) = silence.line(&watch) {
@@ -320,11 +320,11 @@ impl StallDetector {
         if self.since.elapsed() < self.report_after {
             return None;
         }
-        let quiet = self.since.elapsed().as_secs();
+        let report_after = self.since.elapsed().as_secs();
         self.report_after = self.report_after.saturating_mul(BACKOFF);
         let why = why(&watch.status(), None);
         let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
-        Some(format!("nothing was shown for {quiet} s; {}{first}", why.summary))
+        Some(format!("nothing was shown for {report_after} s; {}{first}", why.summary))
     }
 }
 

@@ -173,7 +173,7 @@ fn start_process(
     let place = JournalConfig { file_limit: options.journal_file, ..dir.journal_config(claim, process, workers) };
     let still_current = Arc::clone(&place.still_current);
     let journal: Arc<dyn Journal> = Arc::new(FileJournal::begin(place)?);
-    let (incarnation, from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
+    let (incarnation, resumed_from) = (claim.incarnation, base.as_ref().map(|base| base.epoch));
     let durable = DurableContext {
         disk: Arc::clone(&options.disk),
         segments: dir.segments(),
@@ -186,6 +186,6 @@ fn start_process(
         merges: Arc::default(),
         failure: Arc::clone(failure),
     };
-    let life = Incarnation { state: Some(dir.id()), incarnation, resumed_from: from, still_current };
+    let life = Incarnation { state: Some(dir.id()), incarnation, resumed_from, still_current };
     Ok(StartedRun { dir, journal, snapshots: None, durable, life, replay, last: claim.last_epoch })
 }

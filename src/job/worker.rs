@@ -177,10 +177,10 @@ pub(crate) struct PlanBuild {
 
 /// Builds the flow on an idle worker, and returns its steps.
 pub(crate) fn build_plan(worker: &mut Worker, dry: PlanBuild, query: &dyn Fn(&Flow<'_>)) -> Result<Vec<PlannedStep>> {
-    let PlanBuild { place, mode: purpose, opened, shard, views, durable } = dry;
+    let PlanBuild { place, mode, opened, shard, views, durable } = dry;
     let build = Rc::new(BuildContext {
         place,
-        mode: purpose,
+        mode,
         failure: Arc::default(),
         metrics: Arc::default(),
         board: Arc::new(StatusBoard::new(0, 0)),
@@ -863,19 +863,19 @@ impl WorkerLoop {
             if !open.bound.iter().all(Option::is_some) {
                 break; // Epochs are committed in order.
             }
-            let bounds: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
+            let progress: Vec<PartitionProgress> = open.bound.iter_mut().filter_map(Option::take).flatten().collect();
             open.written = true;
             let live = !on_record(open.epoch);
             // In the first epoch of an incarnation every worker writes a frame: without all of them the journal commits
             // nothing.
             let first = live && self.shared.continues_live && !std::mem::replace(&mut self.bound, true);
-            open.needs_sync = live && (!bounds.is_empty() || first);
+            open.needs_sync = live && (!progress.is_empty() || first);
             if open.needs_sync {
                 self.shared.dirty.store(true, Ordering::Release);
                 if let Some(ends) = &mut self.ends {
                     ends.tell(open.epoch);
                 }
-                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress: bounds })?;
+                self.shared.journal.append(self.index, Frame { epoch: open.epoch, progress })?;
             }
         }
         Ok(())

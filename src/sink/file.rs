@@ -126,13 +126,13 @@ impl<E> FileWriter<E> {
         let kind = match at.state {
             None => TargetKind::Stateless(held),
             Some(state) => {
-                let (sink, found, life) = (at.name.clone(), None, None);
+                let (sink, found, incarnation) = (at.name.clone(), None, None);
                 TargetKind::Stateful(Box::new(StatefulFile {
                     held,
                     state,
                     sink,
                     found,
-                    incarnation: life,
+                    incarnation,
                     unpublished: false,
                     broken: false,
                 }))
@@ -201,12 +201,12 @@ impl LockedFile {
         from: &dyn DiskFile,
         length: u64,
         checksum: u32,
-        life: &Incarnation,
+        incarnation: &Incarnation,
     ) -> Result<Box<dyn DiskFile>> {
         let failed = |why: io::Error| {
             Error::new("cannot copy the results file").at(self.path.display()).because(io_reason(&why))
         };
-        let path = self.commits.path_of_copy(life.incarnation);
+        let path = self.commits.path_of_copy(incarnation.incarnation);
         let mut copy = self.disk.create(&path).map_err(failed)?;
         let lock = self.disk.lock(&path).unwrap_or_default();
         let copied = read_through(from, length, |piece| copy.append(piece)).map_err(failed)?;
@@ -214,7 +214,7 @@ impl LockedFile {
             return Err(failed(io::Error::other("it was changed meanwhile")));
         }
         copy.sync().map_err(failed)?;
-        (life.still_current)()?;
+        (incarnation.still_current)()?;
         self.disk.rename(&path, &self.path).map_err(failed)?;
         self.disk.sync_directory(parent(&self.path)).map_err(failed)?;
         (self.lock, self.is_of_another) = (lock, false);
@@ -262,16 +262,16 @@ impl StatefulFile {
     }
 
     /// Returns the commit that [`SinkWriter::shown`] found; fails if there is another one by now.
-    fn check_unchanged(&self, file: &AppendFile, life: &Incarnation) -> Result<Option<Commit>> {
+    fn check_unchanged(&self, file: &AppendFile, incarnation: &Incarnation) -> Result<Option<Commit>> {
         // After this, no earlier incarnation can swap in a commit.
-        self.held.commits.remove_temporaries(life.incarnation)?;
+        self.held.commits.remove_temporaries(incarnation.incarnation)?;
         let newest = self.held.commits.newest()?;
         if Some(&newest) != self.found.as_ref() {
             let error = file.failed("begin the results file", "another process wrote to it meanwhile");
             return Err(error.help("start again"));
         }
-        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= life.incarnation) {
-            let (theirs, ours) = (commit.incarnation, life.incarnation);
+        if let Some(commit) = newest.as_ref().filter(|commit| commit.incarnation >= incarnation.incarnation) {
+            let (theirs, ours) = (commit.incarnation, incarnation.incarnation);
             return Err(refused(format!("life {theirs} of the state wrote it, and this is only life {ours}"))
                 .at(&file.place)
                 .help("use the newest copy of the state directory"));
@@ -280,12 +280,12 @@ impl StatefulFile {
     }
 
     /// Starts an incarnation at the position that was last published.
-    fn begin(&mut self, file: &mut AppendFile, life: &Incarnation, header: &[u8]) -> Result<()> {
-        let found = self.check_unchanged(file, life)?;
-        self.incarnation = Some(life.clone());
+    fn begin(&mut self, file: &mut AppendFile, incarnation: &Incarnation, header: &[u8]) -> Result<()> {
+        let found = self.check_unchanged(file, incarnation)?;
+        self.incarnation = Some(incarnation.clone());
         let (length, checksum) = found.as_ref().map_or((0, 0), |commit| (commit.length, commit.checksum));
         if self.held.is_of_another {
-            file.target = self.held.copy(&*file.target, length, checksum, life)?;
+            file.target = self.held.copy(&*file.target, length, checksum, incarnation)?;
         }
         file.begin(length, checksum)?;
         if found.is_none() {
@@ -299,17 +299,17 @@ impl StatefulFile {
             file.append(header)?;
         }
         self.commit(file, found.and_then(|commit| commit.epoch), &JournalEnds::default())?;
-        self.held.commits.remove_before(life.incarnation)
+        self.held.commits.remove_before(incarnation.incarnation)
     }
 
     /// Fails if a later incarnation has started, which then owns the file.
     fn still_current(&self) -> Result<()> {
-        self.incarnation.as_ref().map_or(Ok(()), |life| (life.still_current)())
+        self.incarnation.as_ref().map_or(Ok(()), |incarnation| (incarnation.still_current)())
     }
 
     /// Syncs what was written, and publishes it with a commit.
     fn commit(&mut self, file: &mut AppendFile, epoch: Option<Epoch>, ends: &JournalEnds) -> Result<()> {
-        let Some(life) = &self.incarnation else {
+        let Some(incarnation) = &self.incarnation else {
             return Err(bug("a results file was to be published before it was begun"));
         };
         if self.broken {
@@ -320,14 +320,14 @@ impl StatefulFile {
         let commit = Commit {
             state: self.state,
             sink: self.sink.clone(),
-            incarnation: life.incarnation,
+            incarnation: incarnation.incarnation,
             epoch,
             length: file.length,
             checksum: file.checksum.clone().finalize(),
             process: std::process::id(),
             ends: ends.clone(),
         };
-        self.held.commits.publish(&commit, life)?;
+        self.held.commits.publish(&commit, incarnation)?;
         (self.broken, self.unpublished) = (false, false);
         Ok(())
     }
@@ -496,7 +496,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
         Ok(published)
     }
 
-    fn begin(&mut self, life: &Incarnation) -> Result<()> {
+    fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
         let mut header = Vec::new();
         self.encoder.header(&mut header);
         if let TargetKind::Stateful(stated) = &self.kind
@@ -510,7 +510,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
                 // The commit files are removed first, so that nobody takes the emptied file for the former one.
                 held.commits.remove_all()?;
                 if held.is_of_another {
-                    self.file.target = held.copy(&*self.file.target, 0, 0, life)?;
+                    self.file.target = held.copy(&*self.file.target, 0, 0, incarnation)?;
                 }
                 self.file.begin(0, 0)?;
                 self.file.append(&header)?;
@@ -519,7 +519,7 @@ impl<D: Record, E: EncodeRows<D>> SinkWriter<D> for FileWriter<E> {
                     synced.map_err(|why| self.file.failed("begin the results file", io_reason(&why)))?;
                 }
             }
-            TargetKind::Stateful(stated) => stated.begin(&mut self.file, life, &header)?,
+            TargetKind::Stateful(stated) => stated.begin(&mut self.file, incarnation, &header)?,
         }
         self.begun = true;
         Ok(())

@@ -220,8 +220,8 @@ impl Source for GeneratorSource {
     }
 
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<Transaction>>> {
-        let mine = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
-        Ok(Box::new(GeneratorReader { source: self.clone(), mine, turn: 0 }))
+        let assigned = (0..self.partitions).filter(|id| at.owns(*id)).map(|id| (id, None)).collect();
+        Ok(Box::new(GeneratorReader { source: self.clone(), mine: assigned, turn: 0 }))
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {

@@ -56,8 +56,9 @@ impl<D: Record> Source for MemorySource<D> {
     }
 
     fn open(&self, at: &WorkerContext) -> Result<Box<dyn Reader<D>>> {
-        let mine = (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
-        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), assigned: mine, turn: 0 }))
+        let assigned =
+            (0..self.partitions.len()).filter(|id| at.owns(*id as u32)).map(|id| (id as u32, None)).collect();
+        Ok(Box::new(MemoryReader { partitions: Arc::clone(&self.partitions), assigned, turn: 0 }))
     }
 
     fn has_new_data(&self, _at: &WorkerContext, bounds: &[PartitionProgress]) -> Result<Option<String>> {
@@ -152,7 +153,7 @@ impl<D: Record> Reader<D> for MemoryReader<D> {
         for bound in bounds {
             let id = bound.partition;
             check_there(intake.name(), self.length(id), bound)?;
-            let Some(at) = self.assigned.iter().position(|(mine, _)| *mine == id) else { continue };
+            let Some(at) = self.assigned.iter().position(|(assigned, _)| *assigned == id) else { continue };
             let slot = match self.assigned[at].1 {
                 Some(slot) => slot,
                 None => intake.track(epoch, id, bound.start_offset.unwrap_or(0), bound.end_offset),
@@ -175,14 +176,17 @@ mod tests {
 
     /// Returns a reader of one partition, resumed at epoch 4 after its first record, with the flow's view of its
     /// watermark.
-    fn resumed(watermark: i64, floor: i64) -> (Box<dyn Reader<i64>>, PartitionTracker<i64>, Rc<WatermarkView>) {
+    fn resumed(
+        watermark: i64,
+        activation_watermark: i64,
+    ) -> (Box<dyn Reader<i64>>, PartitionTracker<i64>, Rc<WatermarkView>) {
         let source = MemorySource::new(vec![vec![10, 20, 30, 40, 50]], |at: &i64| *at).out_of_order(Duration::ZERO);
         let options = Options { max_drift: Duration::from_millis(15), ..Options::default() };
         let (view, metrics) = (Rc::new(WatermarkView::default()), Arc::new(SourceMetrics::default()));
         let mut intake = PartitionTracker::new("s", 0, &source, &options, Rc::clone(&view), metrics);
         let mut reader =
             source.open(&WorkerContext { worker: 0, workers: 1, threads: 1, job: String::new(), options }).unwrap();
-        let bound = PartitionProgress {
+        let progress = PartitionProgress {
             source: String::from("s"),
             partition: 0,
             start_offset: None,
@@ -194,10 +198,8 @@ mod tests {
             check: None,
             values: None,
         };
-        let floor = EventTime::from_millis(floor);
-        reader
-            .resume(Epoch(4), &[RestoredPartition { progress: bound, activation_watermark: floor }], &mut intake)
-            .unwrap();
+        let activation_watermark = EventTime::from_millis(activation_watermark);
+        reader.resume(Epoch(4), &[RestoredPartition { progress, activation_watermark }], &mut intake).unwrap();
         (reader, intake, view)
     }
 

@@ -576,23 +576,23 @@ impl<D: Record> PartitionTracker<D> {
     /// Continues a partition from its position in a snapshot at `epoch`.
     pub fn resume(&mut self, epoch: Epoch, place: &RestoredPartition) -> PartitionHandle {
         self.begin(epoch);
-        let RestoredPartition { progress: bound, activation_watermark: floor } = place;
+        let RestoredPartition { progress, activation_watermark } = place;
         let mut clock = PartitionClock::new(EventTime::MIN, self.disorder);
-        clock.raise(bound.watermark);
+        clock.raise(progress.watermark);
         self.partitions.push(TrackedPartition {
-            id: bound.partition,
+            id: progress.partition,
             clock,
-            next: bound.next_offset,
+            next: progress.next_offset,
             found_at: None,
-            unresolved_since: (*floor > bound.watermark).then_some(epoch),
+            unresolved_since: (*activation_watermark > progress.watermark).then_some(epoch),
             activated: false,
-            idle: bound.idle,
-            until: bound.end_offset,
-            ended: bound.ended,
+            idle: progress.idle,
+            until: progress.end_offset,
+            ended: progress.ended,
             changed: false,
-            check: bound.check,
+            check: progress.check,
             values: None,
-            first_watermark: (bound.watermark > EventTime::MIN).then_some(bound.watermark),
+            first_watermark: (progress.watermark > EventTime::MIN).then_some(progress.watermark),
         });
         PartitionHandle(self.partitions.len() - 1)
     }
@@ -703,20 +703,16 @@ impl<D: Record> PartitionTracker<D> {
             self.activate(slot, epoch);
         }
         let partition = &mut self.partitions[slot.0];
-        let mark = partition.clock.observe(time);
+        let watermark = partition.clock.observe(time);
         let is_first = partition.first_watermark.is_none();
         if is_first {
             partition.first_watermark = Some(partition.clock.watermark());
         }
-        let fresh = partition.unresolved_since.is_some() && Self::is_unresolved(partition, mark, &self.stream);
-        let origin = Origin {
-            source: self.index,
-            unresolved: fresh,
-            raised: false,
-            partition: partition.id,
-            offset: found.offset,
-        };
-        self.events.push(Event { time, watermark: mark, origin, data });
+        let unresolved =
+            partition.unresolved_since.is_some() && Self::is_unresolved(partition, watermark, &self.stream);
+        let origin =
+            Origin { source: self.index, unresolved, raised: false, partition: partition.id, offset: found.offset };
+        self.events.push(Event { time, watermark, origin, data });
         self.advance_to(slot, found.next);
         if is_first {
             self.notice_unit(time);
@@ -749,10 +745,10 @@ impl<D: Record> PartitionTracker<D> {
                 if !time.is_writable() {
                     return None;
                 }
-                let mark = clock.observe(time);
+                let watermark = clock.observe(time);
                 let origin = Origin { source, unresolved: false, raised: false, partition: id, offset };
                 offset += 1;
-                Some(Event { time, watermark: mark, origin, data: record.clone() })
+                Some(Event { time, watermark, origin, data: record.clone() })
             });
             self.events.extend(usual);
             let taken = self.events.len() - before;
@@ -828,7 +824,13 @@ impl<D: Record> PartitionTracker<D> {
     ///
     /// # Errors
     /// Fails if rejects fail the job.
-    pub fn reject_at(&mut self, partition: u32, mark: EventTime, found: RawRecord<'_>, reason: &str) -> Result<()> {
+    pub fn reject_at(
+        &mut self,
+        partition: u32,
+        watermark: EventTime,
+        found: RawRecord<'_>,
+        reason: &str,
+    ) -> Result<()> {
         self.count_taken(found.bytes.len());
         let reason = &*shortened(reason, MAX_REASON);
         let (encoding, record) = match std::str::from_utf8(found.bytes) {
@@ -859,7 +861,7 @@ impl<D: Record> PartitionTracker<D> {
             );
         }
         let origin = Origin { source: self.index, unresolved: false, raised: false, partition, offset: found.offset };
-        self.rejects.push(Event { time: EventTime::MIN, watermark: mark, origin, data: rejected });
+        self.rejects.push(Event { time: EventTime::MIN, watermark, origin, data: rejected });
         self.metrics.rejected.add(1);
         Ok(())
     }

@@ -161,7 +161,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
     let mut late = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(late);
     builder.build(move |capabilities| {
         drop(capabilities);
-        let mut floors = ActivationWatermarks::default();
+        let mut activation_watermarks = ActivationWatermarks::default();
         let mut held = BTreeMap::<u64, UnresolvedRecords<D>>::new();
         let mut sorter = Sorter::new(step, pool);
         move |frontiers| {
@@ -169,7 +169,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
             marks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 let news = marks.drain(..).flat_map(|mark| mark.activation_watermarks);
-                floors.coming.entry(epoch).or_default().extend(news);
+                activation_watermarks.coming.entry(epoch).or_default().extend(news);
             });
             let (mut records, mut late) = (records.activate(), late.activate());
             events.for_each(|capability, events| {
@@ -195,7 +195,7 @@ pub(crate) fn assign<'f, K: Record, D: Record, P: Record, J: RecordRouter<D>>(
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(entry) = held.first_entry().filter(|entry| !incomplete(*entry.key())) {
                 let (epoch, mut waited) = entry.remove_entry();
-                let known = floors.through(epoch);
+                let known = activation_watermarks.through(epoch);
                 let floor = |origin: Origin| Some(known.get(&origin.partition_id()).copied().unwrap_or(EventTime::MIN));
                 sorter.sort(&mut waited.events, floor);
                 sorter.give(&mut records.session(&waited.records), &mut late.session(&waited.late));
@@ -215,7 +215,7 @@ struct Sorter<K, D, F, P, J: RecordRouter<D>> {
     keys: Vec<K>,
     /// Records that are on time, for each worker.
     on_time: Vec<Vec<RoutedRecord<K, J::Routing, P>>>,
-    parcels: Vec<RecordBatch<K, J::Routing, P>>,
+    batches: Vec<RecordBatch<K, J::Routing, P>>,
     late: Vec<Event<D>>,
     /// Records whose lateness cannot be decided yet.
     waiting: Vec<Event<D>>,
@@ -228,8 +228,8 @@ type OutputSession<'a, 'b, D, C> =
 impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>> Sorter<K, D, F, P, J> {
     fn new(step: AssignConfig<K, D, F, J>, pool: ContainerPool<RoutedRecord<K, J::Routing, P>>) -> Self {
         let on_time = (0..step.peers).map(|_| Vec::new()).collect();
-        let (keys, parcels, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Sorter { step, pool, keys, on_time, parcels, late, waiting }
+        let (keys, batches, late, waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Sorter { step, pool, keys, on_time, batches, late, waiting }
     }
 
     /// Routes records. Lateness is decided by the watermark of a record's own partition before it and by `floor`,
@@ -255,7 +255,7 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
         floor: impl Fn(Origin) -> Option<EventTime>,
         worker_of: impl Fn(&K) -> usize,
     ) {
-        let AssignConfig { router: judge, keys, part, late_subscribed: wants_late, .. } = &mut self.step;
+        let AssignConfig { router, keys, part, late_subscribed, .. } = &mut self.step;
         let (mut late, mut late_after_idle) = (0, 0);
         for piece in events.chunks(PIECE) {
             keys(piece, &mut self.keys);
@@ -264,13 +264,13 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
                     self.waiting.push(event.clone());
                     continue;
                 };
-                if let Some(place) = judge.route_record(event, event.watermark.max(floor)) {
+                if let Some(place) = router.route_record(event, event.watermark.max(floor)) {
                     self.on_time[worker_of(&key)].push((key, place, part(event)));
                 } else {
                     late += 1;
-                    let by_floor = event.watermark < floor && judge.route_record(event, event.watermark).is_some();
+                    let by_floor = event.watermark < floor && router.route_record(event, event.watermark).is_some();
                     late_after_idle += u64::from(by_floor || event.origin.raised);
-                    if wants_late.get() {
+                    if late_subscribed.get() {
                         self.late.push(event.clone());
                     }
                 }
@@ -290,11 +290,11 @@ impl<K: Record, D: Record, P: Record, F: Fn(&Event<D>) -> P, J: RecordRouter<D>>
         late: &mut OutputSession<'_, '_, Event<D>, C>,
     ) {
         for (worker, on_time) in self.on_time.iter_mut().enumerate().filter(|(_, on_time)| !on_time.is_empty()) {
-            self.parcels.push((worker as u64, std::mem::take(on_time)));
+            self.batches.push((worker as u64, std::mem::take(on_time)));
         }
-        if !self.parcels.is_empty() {
-            records.give_container(&mut self.parcels);
-            self.parcels.clear();
+        if !self.batches.is_empty() {
+            records.give_container(&mut self.batches);
+            self.batches.clear();
         }
         if !self.late.is_empty() {
             late.give_container(&mut self.late);

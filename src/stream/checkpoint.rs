@@ -228,11 +228,11 @@ impl<T: Record> SegmentBuilder<T> {
         kind: RowOps<T>,
         codec: CodecCell<T>,
         capability: Capability<u64>,
-        (again, wake): (Activator, SyncActivator),
+        (activator, wake): (Activator, SyncActivator),
     ) -> Self {
         let through = durable.gate().unwrap_or(0);
         let (name, capability, wake) = (name.to_owned(), Some(capability), Arc::new(wake));
-        SegmentBuilder { name, durable, kind, codec, capability, through, pending: None, activator: again, wake }
+        SegmentBuilder { name, durable, kind, codec, capability, through, pending: None, activator, wake }
     }
 
     /// Begins the segment of the changes through `epoch`. `rows` yields them in order, without rows of windows that
@@ -369,18 +369,11 @@ impl<T: Record> SegmentBuilder<T> {
 /// Registers how the segments of a step are merged.
 fn register_merge<T: Record>(name: &str, durable: &DurableContext, kind: RowOps<T>, codec: Arc<dyn Codec<T>>) {
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
-    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, give_up: &AtomicBool| {
-        let RowOps { order, add, window, is_zero, is_tombstone: is_over } = kind;
-        let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_over(row)));
-        let merging = compaction::MergeOptions {
-            codec,
-            order,
-            add,
-            window,
-            keep: &keep,
-            expired_through: closed,
-            cancelled: give_up,
-        };
+    let merge = move |group: &MergeGroup, closed: EventTime, label: &SegmentLabel, cancelled: &AtomicBool| {
+        let RowOps { order, add, window, is_zero, is_tombstone } = kind;
+        let (codec, keep) = (Arc::clone(&codec), |row: &T| !(is_zero(row) || group.oldest && is_tombstone(row)));
+        let merging =
+            compaction::MergeOptions { codec, order, add, window, keep: &keep, expired_through: closed, cancelled };
         compaction::merge(&disk, &directory, &group.inputs, label, &merging)
     };
     durable.merges.add(name, Box::new(merge));
@@ -408,7 +401,7 @@ pub(crate) fn load<'f, T: Record>(
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
     let info = builder.operator_info();
-    let again = flow.scope.activator_for(Rc::clone(&info.address));
+    let activator = flow.scope.activator_for(Rc::clone(&info.address));
     let (disk, directory) = (Arc::clone(&durable.disk), durable.segments.clone());
     let failure = Arc::clone(&durable.failure);
     builder.build(move |mut capabilities| {
@@ -424,7 +417,7 @@ pub(crate) fn load<'f, T: Record>(
                         output.activate().session(held).give_container(&mut rows);
                         rows.clear();
                     }
-                    again.activate();
+                    activator.activate();
                 }
                 Ok(false) => capability = None,
                 // The capability is kept: downstream must not use an incomplete set of rows.

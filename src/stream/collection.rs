@@ -95,8 +95,8 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Adds up the records of both.
     #[must_use]
     pub fn concat(self, other: Collection<'f, D>) -> Collection<'f, D> {
-        let passing = self.not_recoverable || other.not_recoverable;
-        Collection { not_recoverable: passing, ..self.by_row(|collection| collection.concat(other.inner)) }
+        let not_recoverable = self.not_recoverable || other.not_recoverable;
+        Collection { not_recoverable, ..self.by_row(|collection| collection.concat(other.inner)) }
     }
 
     /// Counts each record: one row for each record that is present.

@@ -143,7 +143,7 @@ impl<D: Record> SourceDriver<D> {
     /// Records the partitions' progress at the end of an epoch, and contributes it to the manifest if the epoch is a
     /// snapshot's.
     fn record_progress(&mut self, epoch: Epoch, bounds: &[PartitionProgress]) {
-        let Some((parts, held)) = &mut self.parts else { return };
+        let Some((snapshot_acks, held)) = &mut self.parts else { return };
         self.progress.extend(
             bounds.iter().map(|bound| {
                 (bound.partition, PartitionProgress { start_offset: None, values: None, ..bound.clone() })
@@ -151,7 +151,7 @@ impl<D: Record> SourceDriver<D> {
         );
         if self.seals.contains(epoch.0) {
             let part = SnapshotAck::Source(self.intake.name().to_owned(), self.progress.values().cloned().collect());
-            parts.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
+            snapshot_acks.activate().session_with_builder(&held.delayed(&epoch.0)).give(part);
             held.downgrade(&(epoch.0 + 1));
         }
     }
@@ -224,24 +224,22 @@ impl<D: Record> Driver for SourceDriver<D> {
     }
 
     fn commit_input(&mut self, epoch: Epoch) -> Result<Option<Vec<PartitionProgress>>> {
-        let Some(EpochInput { partitions: bounds, watermark: mark }) =
-            self.reader.close_epoch(epoch, &mut self.intake)?
-        else {
+        let Some(EpochInput { partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake)? else {
             return Ok(None);
         };
         self.send(epoch);
-        if self.reported.as_ref() != Some(&mark) || !mark.activated.is_empty() {
+        if self.reported.as_ref() != Some(&watermark) || !watermark.activated.is_empty() {
             let Some((_, capabilities)) = self.open.iter().find(|open| open.0 == epoch) else {
                 unreachable!("an epoch is bound before it is released");
             };
             let mut output = self.marks.activate();
             let mut session = output.session_with_builder(&capabilities.marks);
             let worker = self.worker;
-            session.give_iterator((0..self.peers as u64).map(|to| (to, worker, mark.clone())));
-            self.reported = Some(WorkerWatermark { activated: Vec::new(), ..mark });
+            session.give_iterator((0..self.peers as u64).map(|to| (to, worker, watermark.clone())));
+            self.reported = Some(WorkerWatermark { activated: Vec::new(), ..watermark });
         }
-        self.record_progress(epoch, &bounds);
-        Ok(Some(bounds))
+        self.record_progress(epoch, &partitions);
+        Ok(Some(partitions))
     }
 
     fn release(&mut self, epoch: Epoch) {
@@ -285,10 +283,10 @@ pub(crate) fn read<'f, S: Source>(
     let ((events, events_capability), event_stream) = scope.new_unordered_input();
     let ((marks, marks_capability), mark_stream) = scope.new_unordered_input();
     let ((rejects, rejects_capability), reject_stream) = scope.new_unordered_input();
-    let parts = build.durable.is_some().then(|| {
-        let (parts, stream) = scope.new_unordered_input();
+    let snapshot_acks = build.durable.is_some().then(|| {
+        let (snapshot_acks, stream) = scope.new_unordered_input();
         flow.snapshot_acks.borrow_mut().push(stream);
-        parts
+        snapshot_acks
     });
     let (view, pool) = (SharedWatermarkView::default(), ContainerPool::default());
     let metrics = build.metrics.source(name);
@@ -340,7 +338,7 @@ pub(crate) fn read<'f, S: Source>(
                     place: build.place.clone(),
                     resume_positions: build.durable.as_ref().and_then(|durable| saved_positions(durable, name)),
                     progress: BTreeMap::new(),
-                    parts,
+                    parts: snapshot_acks,
                     seals: build.snapshot_epochs.clone(),
                 }));
             }
@@ -368,10 +366,12 @@ fn check_identity<D: Record>(build: &BuildContext, name: &str, reader: &dyn Read
 fn saved_positions(durable: &DurableContext, name: &str) -> Option<(Epoch, Vec<RestoredPartition>)> {
     let (epoch, source) = saved(durable, name)?;
     let places = source.progress.iter().map(|bound| {
-        let floor = source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
+        let activation_watermark =
+            source.activation_watermarks.iter().find(|(partition, _)| *partition == bound.partition);
         RestoredPartition {
             progress: bound.clone(),
-            activation_watermark: floor.map_or(EventTime::MIN, |(_, floor)| *floor),
+            activation_watermark: activation_watermark
+                .map_or(EventTime::MIN, |(_, activation_watermark)| *activation_watermark),
         }
     });
     Some((epoch, places.collect()))
@@ -405,20 +405,21 @@ fn watermark<'f>(
     let mut input = builder.new_input(said, Exchange::new(|message: &WatermarkMessage| message.0));
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
         flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let speaks = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
-        let held = capabilities.pop().filter(|_| parts.is_some() && speaks);
+        let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && speaks);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
         let begins_at = before.map(|(_, source)| (source.watermark, activity(source)));
         let (begins_at, active) = begins_at.unwrap_or((EventTime::MIN, Activity::Active));
         let mut clock = StreamClock::new(peers, begins_at, active);
-        let mut floors = BTreeMap::<u32, EventTime>::new();
-        floors.extend(before.iter().flat_map(|(_, source)| source.activation_watermarks.iter().copied()));
+        let mut activation_watermarks = BTreeMap::<u32, EventTime>::new();
+        activation_watermarks
+            .extend(before.iter().flat_map(|(_, source)| source.activation_watermarks.iter().copied()));
         let mut snapshots = SnapshotWatermarks::new(held, before.map(|(epoch, _)| epoch));
         let mut begins = before.and_then(|(epoch, _)| Some(capabilities.first()?.delayed(&epoch.0)));
         drop(capabilities);
@@ -427,10 +428,12 @@ fn watermark<'f>(
             let frontier = &frontiers[0];
             let mut output = output.activate();
             if let Some(capability) = begins.take() {
-                let floors =
-                    floors.iter().map(|(partition, floor)| (PartitionId { source, partition: *partition }, *floor));
+                let activation_watermarks = activation_watermarks.iter().map(|(partition, activation_watermark)| {
+                    (PartitionId { source, partition: *partition }, *activation_watermark)
+                });
                 let (activity, watermark) = (clock.activity(), clock.watermark());
-                let mark = WatermarkUpdate { activity, watermark, activation_watermarks: floors.collect() };
+                let mark =
+                    WatermarkUpdate { activity, watermark, activation_watermarks: activation_watermarks.collect() };
                 output.session(&capability).give(mark);
             }
             input.for_each(|capability, messages| {
@@ -442,10 +445,13 @@ fn watermark<'f>(
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
                 if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
-                    if let (Some(parts), Some(capability)) = (&mut parts, capability) {
-                        let floors = floors.iter().map(|(partition, floor)| (*partition, *floor)).collect();
-                        let part = SnapshotAck::Watermark(name.clone(), clock.watermark(), floors);
-                        parts.activate().session(&capability).give(part);
+                    if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
+                        let activation_watermarks = activation_watermarks
+                            .iter()
+                            .map(|(partition, activation_watermark)| (*partition, *activation_watermark))
+                            .collect();
+                        let part = SnapshotAck::Watermark(name.clone(), clock.watermark(), activation_watermarks);
+                        snapshot_acks.activate().session(&capability).give(part);
                     }
                     continue;
                 }
@@ -457,7 +463,11 @@ fn watermark<'f>(
                     clock.update(worker, mark);
                 }
                 if let Some(mark) = clock.complete() {
-                    floors.extend(mark.activation_watermarks.iter().map(|(id, floor)| (id.partition, *floor)));
+                    activation_watermarks.extend(
+                        mark.activation_watermarks
+                            .iter()
+                            .map(|(id, activation_watermark)| (id.partition, *activation_watermark)),
+                    );
                     output.session(&capability).give(mark);
                 }
             }

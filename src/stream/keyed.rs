@@ -137,21 +137,21 @@ pub(crate) struct KeyedRows<B: KeyedOperator> {
 
 impl<B: KeyedOperator> KeyedRows<B> {
     pub(crate) fn begin(
-        behaviour: B,
+        operator: B,
         (closed, durable): (EventTime, bool),
-        (wants, lateness): (Subscriptions, Span),
+        (subscriptions, lateness): (Subscriptions, Span),
         metrics: Arc<StepMetrics>,
     ) -> Self {
         let (rows, wakes, unsealed) = (HashMap::default(), BTreeMap::new(), durable.then(Vec::new));
         KeyedRows {
-            operator: behaviour,
+            operator,
             rows,
             wakes,
             unsealed,
             closed,
             fired: EventTime::MIN,
             lateness,
-            wants,
+            wants: subscriptions,
             metrics,
         }
     }
@@ -202,14 +202,14 @@ fn schedule_at<K>(wakes: &mut BTreeMap<EventTime, Vec<K>>, time: EventTime, key:
 
 /// Returns the watermark at which a row is next due, to close or to fire.
 fn wake_time<B: KeyedOperator>(
-    behaviour: &B,
+    operator: &B,
     row: &B::Row,
     corrects: bool,
     fired: EventTime,
     lateness: Span,
 ) -> EventTime {
     let closes = B::due(row).plus(lateness);
-    let fires = if corrects { behaviour.end_after(row, fired) } else { None };
+    let fires = if corrects { operator.end_after(row, fired) } else { None };
     fires.map_or(closes, |fires| fires.min(closes))
 }
 

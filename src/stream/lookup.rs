@@ -146,10 +146,10 @@ impl<K: Record, V: Record> VisibleRows<K, V> {
         mut give: impl FnMut(Event<D2>),
     ) {
         let rows = self.0.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let Event { time, watermark: mark, origin, data } = event;
+        let Event { time, watermark, origin, data } = event;
         let mut answer = |data: D, row: Option<V>| {
             if let Some(data) = pair(data, row) {
-                give(Event { time, watermark: mark, origin, data });
+                give(Event { time, watermark, origin, data });
             }
         };
         match rows {
@@ -172,10 +172,10 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
     let Keyed { stream, keys, .. } = events;
     stream.flow.check_exchangeable::<((K, D), V)>("stream that is joined with a table of", std::any::type_name::<V>());
     let Stream { events, marks, flow, pool } = stream;
-    let asking = keyed(events, keys, pool);
+    let keyed_events = keyed(events, keys, pool);
     let hasty = flow.has_fault(Fault::LookUpEarly);
     let mut builder = OperatorBuilder::new(String::from("Look up"), flow.scope);
-    let mut asking = builder.new_input(asking, Exchange::new(|(key, _): &KeyedEvent<K, D>| route(key)));
+    let mut keyed_events = builder.new_input(keyed_events, Exchange::new(|(key, _): &KeyedEvent<K, D>| route(key)));
     let mut table =
         builder.new_input(table.inner.inner, Exchange::new(|((key, _), ..): &LookupChange<K, V>| route(key)));
     // Changes alone cause no output: their epochs need no capability.
@@ -186,11 +186,11 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
         let mut turns = BTreeMap::<u64, PendingLookups<K, D, V>>::new();
         let mut visible = VisibleRows(HashMap::default());
         move |frontiers| {
-            asking.for_each(|capability, asking| {
+            keyed_events.for_each(|capability, keyed_events| {
                 let Some(&epoch) = capability.least() else { return };
                 let turn = turns.entry(epoch).or_default();
                 turn.capability.get_or_insert_with(|| capability.delayed(&epoch, 0));
-                turn.asking.append(asking);
+                turn.asking.append(keyed_events);
             });
             table.for_each(|_capability, changes| {
                 for (row, epoch, diff) in changes.drain(..) {
@@ -204,7 +204,9 @@ fn look_up<'f, K: Record, D: Record, V: Record, D2: Record>(
                 visible.change(changes);
                 let Some(capability) = capability else { continue };
                 let mut session = answers.session(&capability);
-                asking.into_iter().for_each(|asking| visible.answer(asking, &pair, |event| session.give(event)));
+                asking
+                    .into_iter()
+                    .for_each(|keyed_events| visible.answer(keyed_events, &pair, |event| session.give(event)));
             }
         }
     });

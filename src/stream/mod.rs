@@ -501,8 +501,8 @@ impl<'f, D: Record> Stream<'f, D> {
     /// Changes each record into any number of records, all with its event time.
     pub fn flat_map<I: IntoIterator<Item: Record>>(self, change: impl Fn(D) -> I + 'static) -> Stream<'f, I::Item> {
         self.transform("FlatMap", move |events, made| {
-            for Event { time, watermark: mark, origin, data } in events.drain(..) {
-                made.extend(change(data).into_iter().map(|data| Event { time, watermark: mark, origin, data }));
+            for Event { time, watermark, origin, data } in events.drain(..) {
+                made.extend(change(data).into_iter().map(|data| Event { time, watermark, origin, data }));
             }
         })
     }

@@ -80,10 +80,10 @@ pub(crate) fn write<'f, R: Record, D: Record>(
         BuildMode::CollectSteps | BuildMode::AskNewData => {}
         _ if has_failed => {}
         BuildMode::OpenSinks => match open(sink, &shard) {
-            Ok((shown, writer)) => {
+            Ok((published, writer)) => {
                 build.opened.put(
                     name,
-                    OpenedSink { published: shown, on_change: kind == SinkRows::Changes, writer: Box::new(writer) },
+                    OpenedSink { published, on_change: kind == SinkRows::Changes, writer: Box::new(writer) },
                 );
             }
             Err(error) => build.failure.set(error),
@@ -160,28 +160,28 @@ fn publish<'f, R: Record, D: Record>(
     let mut ends = ends.map(|ends| builder.new_input(ends, Exchange::new(|message: &EndMessage| message.0)));
     let (shown, shown_stream) = builder.new_output::<Vec<()>>();
     let _shown = OutputBuilder::<_, CapacityContainerBuilder<Vec<()>>>::from(shown);
-    let mut parts = build.durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
+    let mut snapshot_acks = build.durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
         flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let wake = flow.scope.worker().sync_activator_for(builder.operator_info().address.to_vec());
     let gate = output.as_ref().and_then(|output| output.gate);
     let began = output.map(|output| SinkPublisher::begin(output, &failure, metrics, wake));
-    let mut showing = match began.transpose() {
-        Ok(showing) => showing,
+    let mut publisher = match began.transpose() {
+        Ok(publisher) => publisher,
         Err(error) => {
             failure.set(error);
             None
         }
     };
     builder.build(move |mut capabilities| {
-        let mut held = capabilities.pop().filter(|_| parts.is_some() && showing.is_some());
+        let mut held = capabilities.pop().filter(|_| snapshot_acks.is_some() && publisher.is_some());
         drop(capabilities);
         let mut sealed_through = gate.map_or(0, |gate| gate.0);
         let (mut waiting, mut known_ends) = (BTreeMap::new(), EndsOutput::default());
         // Epochs that the writer has not published yet, with the capabilities that hold the probe at them.
-        let mut leaving = VecDeque::<(u64, Capability<u64>)>::new();
+        let mut outgoing = VecDeque::<(u64, Capability<u64>)>::new();
         move |frontiers| {
             if let Some(ends) = &mut ends {
                 ends.for_each(|_capability, messages| known_ends.take(messages.drain(..)));
@@ -193,7 +193,7 @@ fn publish<'f, R: Record, D: Record>(
                     entry.1.push((row, diff));
                 }
             });
-            let Some(output) = &mut showing else { return };
+            let Some(output) = &mut publisher else { return };
             let complete = |epoch: u64| early || frontiers.iter().all(|frontier| !frontier.less_equal(&epoch));
             while let Some(entry) = waiting.first_entry().filter(|entry| complete(*entry.key())) {
                 let (epoch, (capability, mut rows)): (_, (_, Vec<(R, isize)>)) = entry.remove_entry();
@@ -202,39 +202,39 @@ fn publish<'f, R: Record, D: Record>(
                 }
                 consolidate(&mut rows);
                 if !rows.is_empty() && failure.get().is_none() {
-                    if let Some(cell) = cell.as_ref().filter(|_| leaving.is_empty()) {
+                    if let Some(cell) = cell.as_ref().filter(|_| outgoing.is_empty()) {
                         cell.waits(Some(Epoch(epoch)));
                     }
                     let rows = rows.into_iter().map(|(sorted, diff)| (row(sorted), diff)).collect();
                     output.publish(Epoch(epoch), rows, known_ends.at(epoch));
-                    leaving.push_back((epoch, capability));
+                    outgoing.push_back((epoch, capability));
                 }
             }
             let through = output.through();
-            while leaving.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
-                leaving.pop_front();
+            while outgoing.front().is_some_and(|(epoch, _)| Some(Epoch(*epoch)) <= through) {
+                outgoing.pop_front();
                 board.shown();
             }
             if let Some(cell) = &cell {
-                cell.waits(leaving.front().map(|(epoch, _)| Epoch(*epoch)));
+                cell.waits(outgoing.front().map(|(epoch, _)| Epoch(*epoch)));
             }
             // A snapshot waits until everything at or before its epoch is published.
-            if let (Some(parts), Some(cap)) = (&mut parts, &mut held) {
-                let unshown = leaving.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
+            if let (Some(snapshot_acks), Some(cap)) = (&mut snapshot_acks, &mut held) {
+                let unshown = outgoing.front().map(|(epoch, _)| *epoch).filter(|_| !hasty);
                 for epoch in seals.after(sealed_through) {
                     if !complete(epoch) || unshown.is_some_and(|unshown| unshown <= epoch) {
                         break;
                     }
                     let mut state = output.state();
                     state.published = if hasty { Some(Epoch(epoch)) } else { state.published };
-                    parts.activate().session(&cap.delayed(&epoch)).give(SnapshotAck::Sink(state));
+                    snapshot_acks.activate().session(&cap.delayed(&epoch)).give(SnapshotAck::Sink(state));
                     cap.downgrade(&(epoch + 1));
                     sealed_through = epoch;
                 }
             }
-            if frontiers.iter().all(MutableAntichain::is_empty) && leaving.is_empty() {
+            if frontiers.iter().all(MutableAntichain::is_empty) && outgoing.is_empty() {
                 held = None;
-                showing = None;
+                publisher = None;
             }
         }
     });
@@ -341,9 +341,9 @@ impl<D: Record> SinkPublisher<D> {
 
     /// Returns what has been published by any incarnation, as far as the next one can read it from the sink.
     fn state(&self) -> SinkState {
-        let SinkState { name, published: shown, on_change } = self.shown.state.clone();
-        let shown = shown.max(self.through()).filter(|_| self.shown.remembers);
-        SinkState { name, published: shown, on_change }
+        let SinkState { name, published, on_change } = self.shown.state.clone();
+        let published = published.max(self.through()).filter(|_| self.shown.remembers);
+        SinkState { name, published, on_change }
     }
 }
 

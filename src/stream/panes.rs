@@ -235,13 +235,13 @@ impl WindowAssigner {
     /// Returns the ends of a pane's windows that are after `after` and not after `through`, in order.
     pub(crate) fn ends<T: Pane>(
         &self,
-        slot: T,
+        pane: T,
         after: EventTime,
         through: EventTime,
     ) -> impl Iterator<Item = EventTime> + use<'_, T> {
-        let first = if slot.first() > after { slot.first() } else { self.end_after(after) };
-        let through = through.min(slot.last());
-        let mut next = (slot.last() > after && first <= through).then_some(first);
+        let first = if pane.first() > after { pane.first() } else { self.end_after(after) };
+        let through = through.min(pane.last());
+        let mut next = (pane.last() > after && first <= through).then_some(first);
         std::iter::from_fn(move || {
             let end = next?;
             next = if end < through { Some(self.end_after(end)).filter(|end| *end <= through) } else { None };
@@ -256,16 +256,16 @@ impl WindowAssigner {
     /// lack.
     pub(crate) fn ends_of_panes<T: Pane>(
         &self,
-        slots: impl Iterator<Item = T>,
+        panes: impl Iterator<Item = T>,
         mut after: EventTime,
         through: EventTime,
     ) -> Vec<EventTime> {
-        let mut slots: Vec<T> = slots.collect();
-        slots.sort_unstable_by_key(|slot| slot.first());
+        let mut panes: Vec<T> = panes.collect();
+        panes.sort_unstable_by_key(|pane| pane.first());
         let mut ends = Vec::new();
-        for slot in slots {
-            ends.extend(self.ends(slot, after, through));
-            after = after.max(slot.last());
+        for pane in panes {
+            ends.extend(self.ends(pane, after, through));
+            after = after.max(pane.last());
         }
         ends
     }
@@ -432,16 +432,16 @@ mod tests {
                 WindowAssigner::Cumulative { size, step: 1, offset: 2 },
             ] {
                 for _ in 0..100 {
-                    let slot = |time| {
+                    let pane = |time| {
                         let found = windows.find(at(time));
                         PaneRange::new(found.first, found.last)
                     };
-                    let slots: Vec<_> = (0..random.usize(0..6)).map(|_| slot(random.i64(0..200))).collect();
+                    let panes: Vec<_> = (0..random.usize(0..6)).map(|_| pane(random.i64(0..200))).collect();
                     let (after, through) = (at(random.i64(-50..150)), at(random.i64(100..300)));
-                    let each = slots.iter().flat_map(|slot| windows.ends(*slot, after, through));
+                    let each = panes.iter().flat_map(|pane| windows.ends(*pane, after, through));
                     let expected: std::collections::BTreeSet<_> = each.collect();
-                    let told = windows.ends_of_panes(slots.iter().copied(), after, through);
-                    assert_eq!(told, Vec::from_iter(expected), "{slots:?} of {windows:?}, {after} to {through}");
+                    let told = windows.ends_of_panes(panes.iter().copied(), after, through);
+                    assert_eq!(told, Vec::from_iter(expected), "{panes:?} of {windows:?}, {after} to {through}");
                 }
             }
         }
@@ -459,10 +459,10 @@ mod tests {
                     covering.map(|start| EventTime::from_millis(start + size)).collect::<Vec<_>>()
                 };
                 let (found, expected) = (windows.find(EventTime::from_millis(time)), ends(time));
-                let slot = PaneRange::new(found.first, found.last);
-                let all: Vec<_> = windows.ends(slot, EventTime::MIN, EventTime::MAX).collect();
+                let pane = PaneRange::new(found.first, found.last);
+                let all: Vec<_> = windows.ends(pane, EventTime::MIN, EventTime::MAX).collect();
                 assert_eq!(all, expected, "{time} in {windows:?}");
-                let some: Vec<_> = windows.ends(slot, expected[0], EventTime::MAX).collect();
+                let some: Vec<_> = windows.ends(pane, expected[0], EventTime::MAX).collect();
                 assert_eq!(some, expected[1..], "{time} in {windows:?}");
                 let (start, end) = (found.times.start.millis(), found.times.end.millis());
                 assert!((start..end).contains(&time) && (start..end).all(|other| ends(other) == expected));

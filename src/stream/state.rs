@@ -144,15 +144,8 @@ where
             if let Some(now) = timer {
                 timers.remove(&now);
                 // When the stream has ended and no records are left, timers that a timer sets are ignored.
-                let goes_on = !over || next.is_some();
-                (self.on_timer)(&mut StateContext {
-                    key,
-                    now,
-                    state,
-                    timers,
-                    accepts_timers: goes_on,
-                    emitted: closed,
-                });
+                let accepts_timers = !over || next.is_some();
+                (self.on_timer)(&mut StateContext { key, now, state, timers, accepts_timers, emitted: closed });
             } else if let Some(((now, _), record)) = records.next() {
                 (self.on_record)(
                     &mut StateContext { key, now, state, timers, accepts_timers: true, emitted: closed },
@@ -265,24 +258,24 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
             build.failure.set(error.at(format!("step `{name}`")));
             0
         });
-        let (lateness, wants) = (Span::saturating_from_millis(lateness), Subscriptions::default());
+        let (lateness, subscriptions) = (Span::saturating_from_millis(lateness), Subscriptions::default());
         let detail = format!("state by key{}", window_operator::describe_lateness(lateness));
         let functions = StateFunctions { on_record, on_timer, types: PhantomData };
-        let (of_step, metrics) = (wants.clone(), build.metrics.step(name));
+        let (of_step, metrics) = (subscriptions.clone(), build.metrics.step(name));
         let begin = move |start: OperatorStart<'_>| {
             KeyedRows::begin(functions, (start.closed, start.durable), (of_step, lateness), Arc::clone(&metrics))
         };
         let part = |event: &Event<D>| event.data.clone();
-        let made = window_operator::step(
+        let outputs = window_operator::step(
             self,
             (name, detail),
-            (wants, lateness),
+            (subscriptions, lateness),
             checkpoint::postcard(),
             TimeRouter(lateness),
             part,
             begin,
         );
-        Stateful { made }
+        Stateful { made: outputs }
     }
 
     /// Drops each record that follows another of its key within a time. Emits the first record of a key, and each

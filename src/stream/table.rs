@@ -338,8 +338,8 @@ impl<K: Record, V: Record> TableOperator<K, V> {
         if let Some(capability) = turn.capability.filter(|_| !changes.is_empty()) {
             self.leaving.push_back((capability, changes));
         }
-        if let Some(saver) = self.saver.as_mut().filter(|_| sealed) {
-            saver.begin(epoch, EventTime::MIN, self.table.seal());
+        if let Some(segment_builder) = self.saver.as_mut().filter(|_| sealed) {
+            segment_builder.begin(epoch, EventTime::MIN, self.table.seal());
         }
     }
 }
@@ -358,26 +358,27 @@ fn build_table<'f, K: Record, V: Record>(
     let mut loaded = loaded.map(|loaded| builder.new_input(loaded, by_key()));
     let (changed, changes) = builder.new_output();
     let mut changed = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(changed);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
         flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let info = builder.operator_info();
     builder.build(move |mut capabilities| {
-        let again = || scope.activator_for(Rc::clone(&info.address));
+        let activator = || scope.activator_for(Rc::clone(&info.address));
         let begins_at = durable.as_ref().and_then(DurableContext::gate);
         let unsealed = durable.is_some().then(Vec::new);
-        let saver = durable.zip(capabilities.pop().filter(|_| parts.is_some())).map(|(durable, capability)| {
-            let wake = (again(), scope.worker().sync_activator_for(info.address.to_vec()));
-            SegmentBuilder::new(&step.name, durable, saved_rows::<K, V>(), Rc::clone(&step.codec), capability, wake)
-        });
+        let segment_builder =
+            durable.zip(capabilities.pop().filter(|_| snapshot_acks.is_some())).map(|(durable, capability)| {
+                let wake = (activator(), scope.worker().sync_activator_for(info.address.to_vec()));
+                SegmentBuilder::new(&step.name, durable, saved_rows::<K, V>(), Rc::clone(&step.codec), capability, wake)
+            });
         drop(capabilities);
         let table = TableState { rows: HashMap::default(), unsealed };
-        let mut latest = TableOperator { table, step, begins_at, saver, leaving: VecDeque::new() };
+        let mut operator = TableOperator { table, step, begins_at, saver: segment_builder, leaving: VecDeque::new() };
         let mut turns = BTreeMap::<u64, PendingRows<K, V>>::new();
         let mut sealed_through = begins_at.unwrap_or(0);
-        let again = again();
+        let activator = activator();
 
         move |frontiers| {
             rows.for_each(|capability, rows| {
@@ -396,33 +397,33 @@ fn build_table<'f, K: Record, V: Record>(
                     turn.take(rows);
                 });
             }
-            for epoch in latest.step.seals.after(sealed_through) {
+            for epoch in operator.step.seals.after(sealed_through) {
                 turns.entry(epoch).or_default();
             }
             let incomplete = |epoch: u64| frontiers.iter().any(|frontier| frontier.less_equal(&epoch));
             while let Some(turn) = turns.first_entry().filter(|turn| !incomplete(*turn.key())) {
-                let sealed = latest.step.seals.contains(*turn.key());
-                if sealed && latest.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
+                let sealed = operator.step.seals.contains(*turn.key());
+                if sealed && operator.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
                     break;
                 }
                 let (epoch, turn) = turn.remove_entry();
                 sealed_through = if sealed { epoch } else { sealed_through };
-                latest.complete(epoch, turn, sealed);
+                operator.complete(epoch, turn, sealed);
             }
             // Changes are emitted piece by piece, so that downstream operators keep up: after a load they are the
             // whole table. Their order within an epoch is not significant.
-            if let Some((capability, changes)) = latest.leaving.front_mut() {
+            if let Some((capability, changes)) = operator.leaving.front_mut() {
                 let piece = changes.drain(changes.len().saturating_sub(PIECE)..);
                 changed.activate().session(&*capability).give_iterator(piece);
-                latest.leaving.pop_front_if(|(_, changes)| changes.is_empty());
-                again.activate();
+                operator.leaving.pop_front_if(|(_, changes)| changes.is_empty());
+                activator.activate();
             }
-            if let (Some(saver), Some(parts)) = (&mut latest.saver, &mut parts) {
-                if let Some((capability, part)) = saver.work() {
-                    parts.activate().session(&capability).give(part);
+            if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
+                if let Some((capability, part)) = segment_builder.work() {
+                    snapshot_acks.activate().session(&capability).give(part);
                 }
                 if frontiers.iter().all(MutableAntichain::is_empty) && turns.is_empty() {
-                    saver.close();
+                    segment_builder.close();
                 }
             }
         }

@@ -86,12 +86,12 @@ fn build_view<D: Record>(collection: Collection<'_, D>, name: &str, key: impl Fn
     // one on.
     let views = build.plan.borrow().iter().filter(|step| step.kind == "view").count();
     let owner = build.place.threads - 1 - (views - 1) % build.place.threads;
-    let keeper = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
-    let keeper = keeper.transpose().unwrap_or_else(|error| {
+    let writer = (owner == flow.scope.index()).then(|| build.views.open(name, key()));
+    let writer = writer.transpose().unwrap_or_else(|error| {
         build.failure.set(error.at(format!("view `{name}`")));
         None
     });
-    apply(&flow, name, owner, changes, keeper);
+    apply(&flow, name, owner, changes, writer);
 }
 
 /// Changes of epochs that are not complete, each with the capability that holds the probe at its epoch.
@@ -148,7 +148,7 @@ fn apply<'f, D: Record>(
     name: &str,
     owner: usize,
     changes: TimelyStream<'f, u64, Vec<RowChange<D>>>,
-    mut keeper: Option<ViewWriter<D>>,
+    mut writer: Option<ViewWriter<D>>,
 ) {
     let (failure, place) = (Arc::clone(&flow.build.failure), format!("view `{name}`"));
     let early = flow.has_fault(Fault::AnswerEarly);
@@ -168,7 +168,7 @@ fn apply<'f, D: Record>(
                     entry.1.push((row, diff));
                 }
             });
-            let Some(view) = &mut keeper else { return };
+            let Some(view) = &mut writer else { return };
             let frontier = frontiers[0].frontier().first().copied();
             let latest = waiting.last_key_value().map_or(0, |(epoch, _)| *epoch);
             let Some(through) = reached.advance(frontier, latest) else { return };
@@ -179,7 +179,7 @@ fn apply<'f, D: Record>(
             }
             drop(held);
             if frontier.is_none() {
-                keeper = None;
+                writer = None;
             }
         }
     });

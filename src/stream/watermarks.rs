@@ -170,14 +170,14 @@ fn combine<'f>(
     let mut right = builder.new_input(right, Pipeline);
     let (output, stream) = builder.new_output();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(output);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
         flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let tells = flow.scope.index() == 0;
     builder.build(move |mut capabilities| {
-        let held = capabilities.pop().filter(|_| parts.is_some() && tells);
+        let held = capabilities.pop().filter(|_| snapshot_acks.is_some() && tells);
         drop(capabilities);
         let before = durable.as_ref().and_then(|durable| saved(durable, &name));
         let mut combined = CombinedClock::new(before.map_or(EventTime::MIN, |(_, saved)| saved.watermark));
@@ -191,9 +191,9 @@ fn combine<'f>(
             loop {
                 let next = waiting.first_key_value().map(|(epoch, _)| *epoch).filter(|epoch| !incomplete(*epoch));
                 if let Some(capability) = snapshots.next(&seals.after(snapshots.reported_through()), next, incomplete) {
-                    if let (Some(parts), Some(capability)) = (&mut parts, capability) {
+                    if let (Some(snapshot_acks), Some(capability)) = (&mut snapshot_acks, capability) {
                         let part = SnapshotAck::Watermark(name.clone(), combined.watermark(), Vec::new());
-                        parts.activate().session(&capability).give(part);
+                        snapshot_acks.activate().session(&capability).give(part);
                     }
                     continue;
                 }
@@ -228,7 +228,7 @@ pub(crate) fn concat<'f, D: Record>(
     let mut builder = OperatorBuilder::new(String::from("Concat"), flow.scope);
     let mut left = builder.new_input(left, Pipeline);
     let mut right = builder.new_input(right, Pipeline);
-    let mut floors = builder.new_input(marks.stream.clone(), Pipeline);
+    let mut activation_watermarks = builder.new_input(marks.stream.clone(), Pipeline);
     // Watermark updates cause no events.
     let same = || Antichain::from_elem(0);
     let (events, stream) = builder.new_output_connection([(0, same()), (1, same())]);
@@ -238,7 +238,7 @@ pub(crate) fn concat<'f, D: Record>(
         let mut known = CombinedWatermarks::default();
         let mut held = BTreeMap::<u64, (Capability<u64>, Vec<Vec<Event<D>>>)>::new();
         move |frontiers| {
-            floors.for_each(|capability, marks| {
+            activation_watermarks.for_each(|capability, marks| {
                 let Some(&epoch) = capability.least() else { return };
                 marks.drain(..).for_each(|mark| known.add(epoch, mark.watermark));
             });

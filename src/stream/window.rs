@@ -312,24 +312,32 @@ impl<'f, K: Record, D: Record> Windowed<'f, K, D> {
         // Live rows of windows that nothing closes stay when the stream has ended, but snapshots no longer have them.
         let stays = matches!(window.kind, WindowKind::Global | WindowKind::Count { .. });
         let state = flow.build.durable.as_ref().and_then(|durable| durable.step(name));
-        let lost = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
+        let rows_missing = stays && state.is_some_and(|state| state.closed == EventTime::MAX);
         let (by_window, by_range) = (checkpoint::postcard(), checkpoint::postcard());
         let step = (name, windows, lateness, aggregate);
-        let made = match (window.kind, step.1.overlap()) {
+        let outputs = match (window.kind, step.1.overlap()) {
             (WindowKind::Session { gap }, _) => {
                 let gap = Span::from(gap);
                 let said = format!("sessions {} ms apart", gap.millis());
-                build_by_time(keyed, step, &said, |telling| SessionWindows { gap, telling, types: PhantomData })
+                build_by_time(keyed, step, &said, |reporter| SessionWindows {
+                    gap,
+                    telling: reporter,
+                    types: PhantomData,
+                })
             }
             (WindowKind::Count { size }, _) => {
                 let said = format!("windows of {size} records");
                 let size = i64::try_from(size).unwrap_or(i64::MAX);
-                build_by_time(keyed, step, &said, |telling| CountWindows { size, telling, types: PhantomData })
+                build_by_time(keyed, step, &said, |reporter| CountWindows {
+                    size,
+                    telling: reporter,
+                    types: PhantomData,
+                })
             }
             (_, true) => build_by_pane::<PaneRange, _, _, _>(keyed, step, Rc::clone(&by_range)),
             (_, false) => build_by_pane::<EventTime, _, _, _>(keyed, step, Rc::clone(&by_window)),
         };
-        Aggregated { made, codecs: (by_window, by_range), rows_missing: lost }
+        Aggregated { made: outputs, codecs: (by_window, by_range), rows_missing }
     }
 }
 
@@ -340,21 +348,21 @@ fn build_by_pane<'f, T: Pane, K: Record, D: Record, A: Aggregate<D>>(
     codec: CodecCell<Saved<T, K, A::Sum>>,
 ) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D> {
     let build = Rc::clone(&keyed.stream.flow.build);
-    let (wants, part) = (Subscriptions::default(), Rc::clone(&aggregate));
+    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
     let (metrics, fault) = (build.metrics.step(name), build.fault);
-    let telling = ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
-    let (of_windows, of_step) = (windows.clone(), wants.clone());
+    let reporter = ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) };
+    let (of_windows, of_step) = (windows.clone(), subscriptions.clone());
     let begin = move |start: OperatorStart<'_>| {
-        PaneState::<T, K, D, A>::begin(start, of_windows, telling, of_step, lateness, metrics, fault)
+        PaneState::<T, K, D, A>::begin(start, of_windows, reporter, of_step, lateness, metrics, fault)
     };
     let detail = format!("{windows:?}{}", window_operator::describe_lateness(lateness));
-    let judge = PaneRouter::<T>::new(windows, lateness);
+    let router = PaneRouter::<T>::new(windows, lateness);
     window_operator::step(
         keyed,
         (name, detail),
-        (wants, lateness),
+        (subscriptions, lateness),
         codec,
-        judge,
+        router,
         move |event: &Event<D>| part.part(event),
         begin,
     )
@@ -365,7 +373,7 @@ fn build_by_time<'f, K, D, A, B>(
     keyed: Keyed<'f, K, D>,
     (name, _, lateness, aggregate): (&str, WindowAssigner, Span, Rc<A>),
     said: &str,
-    behaviour: impl FnOnce(ValueReporter<A>) -> B,
+    operator: impl FnOnce(ValueReporter<A>) -> B,
 ) -> StepOutputs<'f, WindowRow<K, A::Value>, K, A::Value, D>
 where
     K: Record,
@@ -374,19 +382,19 @@ where
     B: KeyedOperator<Key = K, Part = A::Part, Closed = WindowRow<K, A::Value>, Value = A::Value>,
 {
     let build = Rc::clone(&keyed.stream.flow.build);
-    let (wants, part) = (Subscriptions::default(), Rc::clone(&aggregate));
+    let (subscriptions, part) = (Subscriptions::default(), Rc::clone(&aggregate));
     let metrics = build.metrics.step(name);
-    let behaviour = behaviour(ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
-    let of_step = wants.clone();
+    let operator = operator(ValueReporter { name: name.to_owned(), aggregate, failure: Arc::clone(&build.failure) });
+    let of_step = subscriptions.clone();
     let begin = move |start: OperatorStart<'_>| {
-        KeyedRows::begin(behaviour, (start.closed, start.durable), (of_step, lateness), metrics)
+        KeyedRows::begin(operator, (start.closed, start.durable), (of_step, lateness), metrics)
     };
     let detail = format!("{said}{}", window_operator::describe_lateness(lateness));
     let part = move |event: &Event<D>| part.part(event);
     window_operator::step(
         keyed,
         (name, detail),
-        (wants, lateness),
+        (subscriptions, lateness),
         checkpoint::postcard(),
         TimeRouter(lateness),
         part,

@@ -195,9 +195,9 @@ pub(crate) struct StepOutputs<'f, R: Clone + 'static, K: Record, V: Record, D> {
 pub(crate) fn step<'f, F: OperatorState, D: Record>(
     keyed: Keyed<'f, F::Key, D>,
     (name, detail): (&str, String),
-    (wants, lateness): (Subscriptions, Span),
+    (subscriptions, lateness): (Subscriptions, Span),
     codec: CodecCell<F::SavedRow>,
-    judge: impl RecordRouter<D, Routing = F::Place>,
+    router: impl RecordRouter<D, Routing = F::Place>,
     part: impl Fn(&Event<D>) -> F::Part + 'static,
     begin: impl FnOnce(OperatorStart<'_>) -> F + 'static,
 ) -> StepOutputs<'f, F::Closed, F::Key, F::Value, D> {
@@ -209,9 +209,9 @@ pub(crate) fn step<'f, F: OperatorState, D: Record>(
     let (metrics, pool) = (flow.build.metrics.step(name), ContainerPool::default());
     let to_assign = AssignConfig {
         keys,
-        router: judge,
+        router,
         part,
-        late_subscribed: Rc::clone(&wants.late),
+        late_subscribed: Rc::clone(&subscriptions.late),
         metrics: Arc::clone(&metrics),
         ignore_activation_watermark: flow.has_fault(Fault::IgnoreActivationWatermark),
         gate: flow.build.durable.as_ref().and_then(DurableContext::gate).filter(|_| !flow.has_fault(Fault::SkipGate)),
@@ -226,7 +226,7 @@ pub(crate) fn step<'f, F: OperatorState, D: Record>(
     let mut results = build_operator(&flow, records, marks.stream.clone(), step, begin);
     // Back-pressure includes this step: a query may have no sink behind it.
     results.closed = results.closed.probe_with(&flow.build.probe);
-    StepOutputs { results, late, marks, flow, subscriptions: wants, lateness }
+    StepOutputs { results, late, marks, flow, subscriptions, lateness }
 }
 
 impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R, K, V, D> {
@@ -243,15 +243,15 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R,
         event: impl Fn(T) -> (EventTime, D2) + 'static,
     ) -> super::Stream<'f, D2> {
         let events = rows.unary(Pipeline, name, move |_capability, _info| {
-            let mut made = Vec::new();
+            let mut outputs = Vec::new();
             move |input, output| {
                 input.for_each(|capability, rows| {
-                    made.extend(rows.drain(..).map(|row| {
+                    outputs.extend(rows.drain(..).map(|row| {
                         let (time, data) = event(row);
                         Event { time, watermark: time, origin: Origin::default(), data }
                     }));
-                    output.session(&capability).give_container(&mut made);
-                    made.clear();
+                    output.session(&capability).give_container(&mut outputs);
+                    outputs.clear();
                 });
             }
         });
@@ -266,13 +266,13 @@ impl<'f, R: Clone + 'static, K: Record, V: Record, D: Record> StepOutputs<'f, R,
         name: &str,
     ) -> Collection<'f, Open<K, V>> {
         let changes = changes.unary(Pipeline, name, move |_capability, _info| {
-            let mut made = Vec::new();
+            let mut outputs = Vec::new();
             move |input, output| {
                 input.for_each(|capability, changes| {
                     let open = |(window, key, value)| Open { window, key, value };
-                    made.extend(changes.drain(..).map(|(shown, epoch, diff)| (open(shown), epoch, diff)));
-                    output.session(&capability).give_container(&mut made);
-                    made.clear();
+                    outputs.extend(changes.drain(..).map(|(shown, epoch, diff)| (open(shown), epoch, diff)));
+                    output.session(&capability).give_container(&mut outputs);
+                    outputs.clear();
                 });
             }
         });
@@ -365,8 +365,8 @@ impl<F: OperatorState> WindowOperator<F> {
     ) -> Self {
         let state = durable.as_ref().and_then(|(durable, _)| durable.step(&step.name));
         let closed = state.map_or(EventTime::MIN, |state| state.closed);
-        let begins_at = durable.as_ref().and_then(|(durable, _)| durable.gate());
-        let saver = durable.map(|(durable, capability)| {
+        let resumes_at = durable.as_ref().and_then(|(durable, _)| durable.gate());
+        let segment_builder = durable.map(|(durable, capability)| {
             let address = &info.address;
             let wake = scope.worker().sync_activator_for(address.to_vec());
             let activators = (scope.activator_for(Rc::clone(address)), wake);
@@ -379,61 +379,61 @@ impl<F: OperatorState> WindowOperator<F> {
                 activators,
             )
         });
-        let fold = begin(OperatorStart { scope, info, closed, durable: saver.is_some() });
-        let turns = begins_at.map(|epoch| (epoch, PendingEpoch::default())).into_iter().collect();
-        let (leaving, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
-        let sealed_through = begins_at.unwrap_or(0);
+        let operator_state = begin(OperatorStart { scope, info, closed, durable: segment_builder.is_some() });
+        let pending = resumes_at.map(|epoch| (epoch, PendingEpoch::default())).into_iter().collect();
+        let (outgoing, spare, watermark) = (VecDeque::new(), Vec::new(), EventTime::MIN);
+        let sealed_through = resumes_at.unwrap_or(0);
         WindowOperator {
-            operator_state: fold,
+            operator_state,
             step,
-            pending: turns,
+            pending,
             sealed_through,
             watermark,
-            outgoing: leaving,
+            outgoing,
             spare,
-            resumes_at: begins_at,
-            saver,
+            resumes_at,
+            saver: segment_builder,
         }
     }
 
     /// Stores records of an epoch.
-    fn take(&mut self, capability: &InputCapability<u64>, parcels: &mut Vec<RecordBatchOf<F>>) {
+    fn take(&mut self, capability: &InputCapability<u64>, batches: &mut Vec<RecordBatchOf<F>>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.pending.entry(epoch).or_default();
-        if self.operator_state.tracks_changes() && turn.capabilities.is_none() {
-            turn.capabilities = Some(capabilities_at(capability, epoch));
+        let epoch_input = self.pending.entry(epoch).or_default();
+        if self.operator_state.tracks_changes() && epoch_input.capabilities.is_none() {
+            epoch_input.capabilities = Some(capabilities_at(capability, epoch));
         }
-        turn.records.extend(parcels.drain(..).map(|(_, records)| records));
+        epoch_input.records.extend(batches.drain(..).map(|(_, records)| records));
     }
 
     /// Stores the watermark of an epoch.
     fn take_marks(&mut self, capability: &InputCapability<u64>, marks: &[WatermarkUpdate]) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.pending.entry(epoch).or_default();
-        turn.capabilities = Some(capabilities_at(capability, epoch));
-        turn.mark = turn.mark.max(marks.iter().map(|mark| mark.watermark).max());
+        let epoch_input = self.pending.entry(epoch).or_default();
+        epoch_input.capabilities = Some(capabilities_at(capability, epoch));
+        epoch_input.mark = epoch_input.mark.max(marks.iter().map(|mark| mark.watermark).max());
     }
 
     /// Stores rows of a snapshot at an epoch.
     fn take_loaded(&mut self, capability: &InputCapability<u64>, rows: &mut Vec<F::SavedRow>) {
         let Some(&epoch) = capability.least() else { return };
-        let turn = self.pending.entry(epoch).or_default();
-        turn.capabilities = Some(capabilities_at(capability, epoch));
-        turn.loaded.append(rows);
+        let epoch_input = self.pending.entry(epoch).or_default();
+        epoch_input.capabilities = Some(capabilities_at(capability, epoch));
+        epoch_input.loaded.append(rows);
     }
 
     /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
     /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
     /// segment of the previous one is durable.
     fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<EpochResults<F>> {
-        let turn = self.pending.first_entry().filter(|turn| !incomplete(*turn.key()))?;
-        let sealed = self.step.seals.contains(*turn.key());
+        let epoch_input = self.pending.first_entry().filter(|epoch_input| !incomplete(*epoch_input.key()))?;
+        let sealed = self.step.seals.contains(*epoch_input.key());
         if sealed && self.saver.as_ref().is_some_and(SegmentBuilder::is_busy) {
             return None;
         }
-        let (epoch, turn) = turn.remove_entry();
+        let (epoch, epoch_input) = epoch_input.remove_entry();
         self.sealed_through = if sealed { epoch } else { self.sealed_through };
-        Some(self.complete(epoch, turn, sealed))
+        Some(self.complete(epoch, epoch_input, sealed))
     }
 
     /// Applies the records of the oldest incomplete epoch while they are in the processor's cache.
@@ -459,25 +459,29 @@ impl<F: OperatorState> WindowOperator<F> {
     fn complete(
         &mut self,
         epoch: u64,
-        turn: PendingEpoch<F>,
+        epoch_input: PendingEpoch<F>,
         sealed: bool,
     ) -> Option<([Capability<u64>; 4], StepResultsOf<F>)> {
         let closed = self.spare.pop().unwrap_or_default();
         let mut results = StepResults { closed, live: Vec::new(), fired: Vec::new(), ticked: Vec::new() };
         if self.resumes_at == Some(epoch) {
-            self.operator_state.load(epoch, turn.loaded, &mut results);
+            self.operator_state.load(epoch, epoch_input.loaded, &mut results);
         } else if self.operator_state.tracks_changes() {
-            self.operator_state.absorb_tracked(epoch, turn.records.into_iter().flatten().collect(), &mut results);
+            self.operator_state.absorb_tracked(
+                epoch,
+                epoch_input.records.into_iter().flatten().collect(),
+                &mut results,
+            );
         } else {
-            turn.records.into_iter().for_each(|records| self.absorb(records));
+            epoch_input.records.into_iter().for_each(|records| self.absorb(records));
         }
         if sealed {
             let (closed, rows) = self.operator_state.seal(epoch);
-            if let Some(saver) = &mut self.saver {
-                saver.begin(epoch, closed, rows);
+            if let Some(segment_builder) = &mut self.saver {
+                segment_builder.begin(epoch, closed, rows);
             }
         }
-        if let Some(watermark) = turn.mark.filter(|watermark| *watermark > self.watermark) {
+        if let Some(watermark) = epoch_input.mark.filter(|watermark| *watermark > self.watermark) {
             self.watermark = watermark;
             self.step.metrics.watermark.raise(watermark);
             self.operator_state.advance(epoch, watermark, &mut results);
@@ -490,7 +494,7 @@ impl<F: OperatorState> WindowOperator<F> {
             }
             _ => {}
         }
-        let capabilities = turn.capabilities?;
+        let capabilities = epoch_input.capabilities?;
         let closed = std::mem::take(&mut results.closed);
         if !closed.is_empty() {
             self.step.metrics.closed_rows.add(closed.len() as u64);
@@ -541,33 +545,33 @@ fn build_operator<'f, F: OperatorState>(
     let mut live = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(live);
     let mut fired = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(fired);
     let mut ticked = OutputBuilder::<_, CapacityContainerBuilder<_>>::from(ticked);
-    let mut parts = durable.is_some().then(|| {
-        let (parts, stream) = builder.new_output();
+    let mut snapshot_acks = durable.is_some().then(|| {
+        let (snapshot_acks, stream) = builder.new_output();
         flow.snapshot_acks.borrow_mut().push(stream);
-        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(parts)
+        OutputBuilder::<_, CapacityContainerBuilder<Vec<SnapshotAck>>>::from(snapshot_acks)
     });
     let info = builder.operator_info();
     let (board, worker) = (Arc::clone(&flow.build.board), scope.index());
     builder.build(move |mut capabilities| {
-        let again = scope.activator_for(Rc::clone(&info.address));
-        let durable = durable.as_ref().zip(capabilities.pop().filter(|_| parts.is_some()));
+        let activator = scope.activator_for(Rc::clone(&info.address));
+        let durable = durable.as_ref().zip(capabilities.pop().filter(|_| snapshot_acks.is_some()));
         drop(capabilities);
-        let mut folding = WindowOperator::begin(scope, info, durable, step, begin);
+        let mut operator = WindowOperator::begin(scope, info, durable, step, begin);
         move |frontiers| {
-            let _doing = board.enter(worker, folding.step.number);
-            records.for_each(|capability, parcels| folding.take(&capability, parcels));
-            marks.for_each(|capability, marks| folding.take_marks(&capability, marks));
+            let _doing = board.enter(worker, operator.step.number);
+            records.for_each(|capability, batches| operator.take(&capability, batches));
+            marks.for_each(|capability, marks| operator.take_marks(&capability, marks));
             if let Some(loaded) = &mut loaded {
-                loaded.for_each(|capability, rows| folding.take_loaded(&capability, rows));
+                loaded.for_each(|capability, rows| operator.take_loaded(&capability, rows));
             }
-            for epoch in folding.step.seals.after(folding.sealed_through) {
-                folding.pending.entry(epoch).or_default();
+            for epoch in operator.step.seals.after(operator.sealed_through) {
+                operator.pending.entry(epoch).or_default();
             }
-            let waits_for = if folding.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
+            let waits_for = if operator.step.fault == Some(Fault::CloseEarly) { &frontiers[1..] } else { frontiers };
             let incomplete = |epoch: u64| waits_for.iter().any(|frontier| frontier.less_equal(&epoch));
             let (mut closed, mut live) = (closed.activate(), live.activate());
             let (mut fired, mut ticked) = (fired.activate(), ticked.activate());
-            while let Some(shows) = folding.next(incomplete) {
+            while let Some(shows) = operator.next(incomplete) {
                 if let Some(([_, for_live, for_fired, for_ticked], results)) = shows {
                     live.session(&for_live).give_iterator(results.live.into_iter());
                     fired.session(&for_fired).give_iterator(results.fired.into_iter());
@@ -576,17 +580,17 @@ fn build_operator<'f, F: OperatorState>(
             }
             // Closed rows are emitted piece by piece, so that downstream operators keep up and a closing window never
             // needs memory for all of its rows in all of their forms.
-            if let Some((capability, rows)) = folding.next_piece() {
+            if let Some((capability, rows)) = operator.next_piece() {
                 closed.session(&capability).give_iterator(rows);
-                again.activate();
+                activator.activate();
             }
-            folding.fold_oldest(frontiers);
-            if let (Some(saver), Some(parts)) = (&mut folding.saver, &mut parts) {
-                if let Some((capability, part)) = saver.work() {
-                    parts.activate().session(&capability).give(part);
+            operator.fold_oldest(frontiers);
+            if let (Some(segment_builder), Some(snapshot_acks)) = (&mut operator.saver, &mut snapshot_acks) {
+                if let Some((capability, part)) = segment_builder.work() {
+                    snapshot_acks.activate().session(&capability).give(part);
                 }
-                if frontiers.iter().all(MutableAntichain::is_empty) && folding.pending.is_empty() {
-                    saver.close();
+                if frontiers.iter().all(MutableAntichain::is_empty) && operator.pending.is_empty() {
+                    segment_builder.close();
                 }
             }
         }

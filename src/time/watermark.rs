@@ -160,13 +160,9 @@ impl StreamClock {
             self.activity = Activity::Idle;
             self.watermark = self.watermark.max(greatest);
         }
-        let floors = std::mem::take(&mut self.activation_watermarks);
-        let news = (self.watermark, self.activity) != before || !floors.is_empty();
-        news.then_some(WatermarkUpdate {
-            activity: self.activity,
-            watermark: self.watermark,
-            activation_watermarks: floors,
-        })
+        let activation_watermarks = std::mem::take(&mut self.activation_watermarks);
+        let news = (self.watermark, self.activity) != before || !activation_watermarks.is_empty();
+        news.then_some(WatermarkUpdate { activity: self.activity, watermark: self.watermark, activation_watermarks })
     }
 
     /// The stream's watermark at the last completed epoch.
@@ -198,11 +194,11 @@ impl CombinedClock {
     /// Applies both streams' updates of a complete epoch; returns the combined update, or `None` if nothing has
     /// changed.
     pub fn complete(&mut self, marks: [Vec<WatermarkUpdate>; 2]) -> Option<WatermarkUpdate> {
-        let mut floors = Vec::new();
+        let mut activation_watermarks = Vec::new();
         for (side, marks) in self.sides.iter_mut().zip(marks) {
             for mark in marks {
                 *side = (mark.watermark.max(side.0), mark.activity);
-                floors.extend(mark.activation_watermarks);
+                activation_watermarks.extend(mark.activation_watermarks);
             }
         }
         let activity = self.activity();
@@ -216,9 +212,9 @@ impl CombinedClock {
             Activity::Ended(_) => EventTime::MAX,
         };
         self.watermark = self.watermark.max(now);
-        let news = self.told != Some((self.watermark, activity)) || !floors.is_empty();
+        let news = self.told != Some((self.watermark, activity)) || !activation_watermarks.is_empty();
         self.told = Some((self.watermark, activity));
-        news.then_some(WatermarkUpdate { activity, watermark: self.watermark, activation_watermarks: floors })
+        news.then_some(WatermarkUpdate { activity, watermark: self.watermark, activation_watermarks })
     }
 
     /// The combined watermark at the last epoch that was applied.

@@ -33,12 +33,12 @@ pub struct OracleEpoch {
 
 /// Returns the input of a source by epoch, as in a journal. The journal's watermarks are ignored.
 pub fn steps(journal: &[Frame], source: &str) -> Vec<OracleEpoch> {
-    let took = |frame: &Frame| {
+    let inputs = |frame: &Frame| {
         let mine = frame.progress.iter().filter(|bound| bound.source == source);
         mine.map(|b| PartitionInput { partition: b.partition, next: b.next_offset, idle: b.idle, ended: b.ended })
             .collect()
     };
-    journal.iter().map(|frame| OracleEpoch { epoch: frame.epoch.0, inputs: took(frame) }).collect()
+    journal.iter().map(|frame| OracleEpoch { epoch: frame.epoch.0, inputs: inputs(frame) }).collect()
 }
 
 /// A record of a stream, with everything that determines its lateness.
@@ -62,24 +62,8 @@ pub struct OracleRecord<D> {
 
 impl<D> OracleRecord<D> {
     pub fn with<D2>(&self, data: D2) -> OracleRecord<D2> {
-        let OracleRecord {
-            time,
-            origin: place,
-            partition_watermark: mark,
-            activation_watermark: floor,
-            epoch,
-            activated_in: woke,
-            ..
-        } = *self;
-        OracleRecord {
-            data,
-            time,
-            origin: place,
-            partition_watermark: mark,
-            activation_watermark: floor,
-            epoch,
-            activated_in: woke,
-        }
+        let OracleRecord { time, origin, partition_watermark, activation_watermark, epoch, activated_in, .. } = *self;
+        OracleRecord { data, time, origin, partition_watermark, activation_watermark, epoch, activated_in }
     }
 }
 
@@ -137,22 +121,22 @@ pub fn history<D: Clone>(
     steps: &[OracleEpoch],
 ) -> StreamHistory<D> {
     let mut known = BTreeMap::<u32, Partition>::new();
-    let (watermarks, rests) = (BTreeMap::new(), BTreeMap::new());
-    let mut history = StreamHistory { records: Vec::new(), rejected: Vec::new(), watermarks, activity: rests };
+    let (watermarks, activity) = (BTreeMap::new(), BTreeMap::new());
+    let mut history = StreamHistory { records: Vec::new(), rejected: Vec::new(), watermarks, activity };
     let (mut watermark, first) = (NEVER, steps.first().map_or(0, |step| step.epoch));
     for step in steps {
         let before = watermark;
         for took in &step.inputs {
             // A partition that is found, or woken from idle, has the stream's watermark of the epoch before as its
             // activation watermark.
-            let woke = (step.epoch > first).then_some(step.epoch);
+            let activated_in = (step.epoch > first).then_some(step.epoch);
             let found = Partition {
                 partition_watermark: NEVER,
                 activation_watermark: before,
                 next: 0,
                 idle: false,
                 ended: false,
-                activated_in: woke,
+                activated_in,
             };
             let now = known.entry(took.partition).or_insert(found);
             if now.idle && took.next > now.next {
@@ -162,17 +146,17 @@ pub fn history<D: Clone>(
                 let data = partitions[took.partition as usize][offset as usize].clone();
                 let time = time_of(&data);
                 if is_accepted(time) {
-                    let place = (source, took.partition, offset);
-                    let (mark, floor, epoch, woke) =
+                    let origin = (source, took.partition, offset);
+                    let (partition_watermark, activation_watermark, epoch, activated_in) =
                         (now.partition_watermark, now.activation_watermark, step.epoch, now.activated_in);
                     history.records.push(OracleRecord {
                         data,
                         time,
-                        origin: place,
-                        partition_watermark: mark,
-                        activation_watermark: floor,
+                        origin,
+                        partition_watermark,
+                        activation_watermark,
                         epoch,
-                        activated_in: woke,
+                        activated_in,
                     });
                     now.partition_watermark = now.partition_watermark.max(time - disorder);
                 } else {
@@ -209,7 +193,7 @@ pub fn history<D: Clone>(
 /// than its own.
 pub fn concat<D: Clone>(left: &StreamHistory<D>, right: &StreamHistory<D>) -> StreamHistory<D> {
     let epochs = left.watermarks.keys().chain(right.watermarks.keys()).copied().collect::<BTreeSet<u64>>();
-    let (mut watermark, mut watermarks, mut rests) = (NEVER, BTreeMap::new(), BTreeMap::new());
+    let (mut watermark, mut watermarks, mut activity) = (NEVER, BTreeMap::new(), BTreeMap::new());
     for epoch in epochs {
         let both = [left, right]
             .map(|side| (at(&side.watermarks, epoch, NEVER), at(&side.activity, epoch, OracleActivity::Active)));
@@ -225,15 +209,16 @@ pub fn concat<D: Clone>(left: &StreamHistory<D>, right: &StreamHistory<D>) -> St
         };
         watermark = watermark.max(now);
         watermarks.insert(epoch, watermark);
-        rests.insert(epoch, rest);
+        activity.insert(epoch, rest);
     }
     let mut records = [&left.records[..], &right.records[..]].concat();
     for record in &mut records {
-        let floor = record.activated_in.map_or(NEVER, |woke| before(&watermarks, woke, NEVER));
-        record.activation_watermark = record.activation_watermark.max(floor);
+        let activation_watermark =
+            record.activated_in.map_or(NEVER, |activated_in| before(&watermarks, activated_in, NEVER));
+        record.activation_watermark = record.activation_watermark.max(activation_watermark);
     }
     let rejected = [&left.rejected[..], &right.rejected[..]].concat();
-    StreamHistory { records, rejected, watermarks, activity: rests }
+    StreamHistory { records, rejected, watermarks, activity }
 }
 
 impl<D> StreamHistory<D> {
@@ -255,14 +240,15 @@ impl<D> StreamHistory<D> {
         let record = |(epoch, row): (u64, Row<V>)| {
             let time = row.1 - 1;
             // The last epoch up to this one before which the stream was idle.
-            let woke = self.activity.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
+            let activated_in =
+                self.activity.keys().copied().filter(|at| *at <= epoch).rfind(|at| self.was_idle_before(*at));
             OracleRecord {
                 time,
                 origin: (0, 0, 0),
                 partition_watermark: time,
                 activation_watermark: NEVER,
                 epoch,
-                activated_in: woke,
+                activated_in,
                 data: row,
             }
         };
@@ -272,12 +258,12 @@ impl<D> StreamHistory<D> {
             mark => (*epoch, mark - late),
         };
         let watermarks = self.watermarks.iter().map(behind).collect();
-        let rests = self.activity.iter().map(|(epoch, rest)| match *rest {
+        let activity = self.activity.iter().map(|(epoch, rest)| match *rest {
             OracleActivity::Ended(reached) => (*epoch, OracleActivity::Ended(behind((epoch, &reached)).1)),
             rest => (*epoch, rest),
         });
-        let rests = rests.collect();
-        StreamHistory { records: rows.map(record).collect(), rejected: Vec::new(), watermarks, activity: rests }
+        let activity = activity.collect();
+        StreamHistory { records: rows.map(record).collect(), rejected: Vec::new(), watermarks, activity }
     }
 
     fn was_idle_before(&self, epoch: u64) -> bool {

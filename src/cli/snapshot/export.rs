@@ -88,20 +88,20 @@ fn table(dir: &StateDir, args: &ExportArgs, path: &Path, is_csv: bool) -> Result
         let step = step(manifest, args.step.as_deref())?;
         Ok((StepRowCursor::open(dir, step)?, manifest.epoch.0, step.name.clone()))
     })?;
-    let form = rows.layout().cloned();
+    let layout = rows.layout().cloned();
     let mut out = AtomicFile::create(path)?;
     let mut csv = is_csv.then(|| csv::Writer::from_writer(Vec::new()));
-    let columns = form.as_ref().map(columns).unwrap_or_default();
+    let columns = layout.as_ref().map(columns).unwrap_or_default();
     if let Some(csv) = &mut csv {
         csv.write_record(&columns).map_err(|why| out.failed(why))?;
     }
     let bar = bytes_bar();
     bar.set_length(rows.progress().1);
     let mut count = 0_u64;
-    while let (Some(row), Some(form)) = (rows.next()?, &form) {
+    while let (Some(row), Some(layout)) = (rows.next()?, &layout) {
         let KeyRow { window, key, parts } = row;
         for part in parts {
-            let cells = cells(form, window.map(DynamicValue::Time), &key, &part);
+            let cells = cells(layout, window.map(DynamicValue::Time), &key, &part);
             match &mut csv {
                 None => {
                     let named = columns.iter().cloned().zip(cells).collect();
@@ -190,14 +190,14 @@ impl Drop for AtomicFile {
 }
 
 /// Returns the names of the columns.
-fn columns(form: &RowLayout) -> Vec<String> {
+fn columns(layout: &RowLayout) -> Vec<String> {
     let mut names = Vec::new();
-    if form.windowed {
+    if layout.windowed {
         names.push("window_end".to_owned());
     }
-    name(&form.key, "key", &mut names);
+    name(&layout.key, "key", &mut names);
     names.extend(["from".to_owned(), "to".to_owned()]);
-    name(&form.value, "", &mut names);
+    name(&layout.value, "", &mut names);
     names
 }
 
@@ -215,14 +215,19 @@ fn name(schema: &Schema, above: &str, names: &mut Vec<String>) {
 }
 
 /// Returns the values of the columns, in the order of [`columns`].
-fn cells(form: &RowLayout, window: Option<DynamicValue>, key: &DynamicValue, part: &SegmentValue) -> Vec<DynamicValue> {
+fn cells(
+    layout: &RowLayout,
+    window: Option<DynamicValue>,
+    key: &DynamicValue,
+    part: &SegmentValue,
+) -> Vec<DynamicValue> {
     let mut cells = Vec::new();
-    if form.windowed {
+    if layout.windowed {
         cells.push(window.unwrap_or(DynamicValue::Nothing));
     }
-    flatten(&form.key, key, &mut cells);
+    flatten(&layout.key, key, &mut cells);
     cells.extend([DynamicValue::Natural(part.from.0), DynamicValue::Natural(part.to.0)]);
-    flatten(&form.value, &part.value, &mut cells);
+    flatten(&layout.value, &part.value, &mut cells);
     cells
 }
 

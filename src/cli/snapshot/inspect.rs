@@ -111,12 +111,12 @@ fn line(row: KeyRow) -> Result<String> {
 }
 
 fn overview(manifest: &Manifest) {
-    let Manifest { job, epoch, incarnation, created_ms: made_ms, query, .. } = manifest;
+    let Manifest { job, epoch, incarnation, created_ms, query, .. } = manifest;
     let ended = if manifest.ended { "; the job is complete" } else { "" };
     print_line(format_args!(
         "job {job}, epoch {}, made by incarnation {incarnation} at {}{ended}",
         epoch.0,
-        wall_clock_time(*made_ms)
+        wall_clock_time(*created_ms)
     ));
     print_line(format_args!("program {}", query.build));
     for (flag, value) in &query.flags {

@@ -113,8 +113,8 @@ impl StepRowCursor {
         let mut segments = Vec::new();
         for info in step.segments.iter().filter(|info| !info.is_expired(step.closed)) {
             let reader = SegmentReader::open_named(&**dir.disk(), &dir.segments(), info)?;
-            let form = RowLayout::of(&reader.encoding().schema);
-            segments.push(StepSegment { info: info.clone(), reader, layout: form, block: 0, rows: VecDeque::new() });
+            let layout = RowLayout::of(&reader.encoding().schema);
+            segments.push(StepSegment { info: info.clone(), reader, layout, block: 0, rows: VecDeque::new() });
         }
         segments.sort_by_key(|segment| (segment.info.to, segment.info.from));
         Ok(StepRowCursor { closed: step.closed, segments, read: 0 })

@@ -69,7 +69,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
         bar.inc(bytes);
     })?;
     bar.finish_and_clear();
-    let IntegrityReport { snapshots, claims, journals, segments, bytes, wrong, torn, resume_point: goes_on } = &checked;
+    let IntegrityReport { snapshots, claims, journals, segments, bytes, wrong, torn, resume_point } = &checked;
     for error in wrong {
         note(format_args!("{error}"));
     }
@@ -77,7 +77,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<u8> {
         let hint = if args.outputs.is_empty() { ", unless an output has published them: see --output" } else { "" };
         print_line(format_args!("journal/{file}: the last {length} bytes are not finished, and do not count{hint}"));
     }
-    if let Some(goes_on) = goes_on {
+    if let Some(goes_on) = resume_point {
         let from = goes_on.from.map_or("the beginning".into(), |from| format!("epoch {}", from.0));
         print_line(format_args!("goes on from {from}, and runs {} again", pluralized(goes_on.replayed, "epoch")));
     }

@@ -305,25 +305,25 @@ mod tests {
     #[test]
     fn a_refusal_says_what_differs_and_what_to_do() {
         let schema = Schema::Unknown;
-        let coding = |codec, fingerprint, rows: &str| RowEncoding {
+        let encoding = |codec, fingerprint, rows: &str| RowEncoding {
             codec,
             fingerprint,
             rows: rows.to_owned(),
             schema: schema.clone(),
         };
-        let mine = coding(CodecId::POSTCARD, 1, "u32");
+        let mine = encoding(CodecId::POSTCARD, 1, "u32");
         assert_eq!(mine.accepts(&mine.clone()), Ok(()));
-        assert_eq!(mine.accepts(&coding(CodecId::POSTCARD, 1, "moved::u32")), Ok(()));
+        assert_eq!(mine.accepts(&encoding(CodecId::POSTCARD, 1, "moved::u32")), Ok(()));
         for (written, expected) in [
-            (coding(CodecId::ABOMONATION, 1, "u32"), "written by abomonation, and this step reads postcard; run"),
-            (coding(CodecId(9), 1, "u32"), "written by codec 9, and this step reads postcard; run"),
-            (coding(CodecId::POSTCARD, 2, "u64"), "written as `u64`, and this step reads `u32`; restore"),
-            (coding(CodecId::POSTCARD, 2, "u32"), "another shape than when they were written; restore"),
+            (encoding(CodecId::ABOMONATION, 1, "u32"), "written by abomonation, and this step reads postcard; run"),
+            (encoding(CodecId(9), 1, "u32"), "written by codec 9, and this step reads postcard; run"),
+            (encoding(CodecId::POSTCARD, 2, "u64"), "written as `u64`, and this step reads `u32`; restore"),
+            (encoding(CodecId::POSTCARD, 2, "u32"), "another shape than when they were written; restore"),
         ] {
             let said = mine.accepts(&written).unwrap_err().to_string();
             assert!(said.contains(expected), "{said}");
         }
-        let in_place = |build| coding(CodecId::ABOMONATION, build, "u32");
+        let in_place = |build| encoding(CodecId::ABOMONATION, build, "u32");
         let said = in_place(1).accepts(&in_place(2)).unwrap_err().to_string();
         assert!(
             said.contains("another build of the program") && said.contains("run the program that wrote them"),

@@ -287,24 +287,24 @@ impl<'s> SchemaProbe<'s> {
         name: &'static str,
         go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>,
     ) -> Result<V, ProbeStopped> {
-        let SchemaProbe { into, pass: asked } = self;
-        let deep = asked.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
+        let SchemaProbe { into, pass } = self;
+        let deep = pass.names.iter().filter(|other| **other == name).count() >= MAX_NESTING;
         let mut aside = Schema::Unknown;
         if deep {
             *into = Schema::Cut;
         }
-        asked.names.push(name);
-        asked.escaping += usize::from(deep);
-        let inside = SchemaProbe { into: if deep { &mut aside } else { into }, pass: asked };
+        pass.names.push(name);
+        pass.escaping += usize::from(deep);
+        let inside = SchemaProbe { into: if deep { &mut aside } else { into }, pass };
         let value = inside.follow(go)?;
-        asked.escaping -= usize::from(deep);
-        asked.names.pop();
+        pass.escaping -= usize::from(deep);
+        pass.names.pop();
         Ok(value)
     }
 
     fn follow<V>(self, go: impl FnOnce(SchemaProbe<'_>) -> Result<V, ProbeStopped>) -> Result<V, ProbeStopped> {
-        let SchemaProbe { into, pass: asked } = self;
-        asked.within(|asked| go(SchemaProbe { into, pass: asked }))
+        let SchemaProbe { into, pass } = self;
+        pass.within(|pass| go(SchemaProbe { into, pass }))
     }
 
     /// Records a tuple and returns its elements.
@@ -377,8 +377,8 @@ impl<'de> Deserializer<'de> for SchemaProbe<'_> {
         if !matches!(self.into, Schema::Option(_)) {
             *self.into = Schema::Option(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
         }
-        self.follow(|SchemaProbe { into, pass: asked }| match into {
-            Schema::Option(inner) if fills => visitor.visit_some(SchemaProbe { into: inner, pass: asked }),
+        self.follow(|SchemaProbe { into, pass }| match into {
+            Schema::Option(inner) if fills => visitor.visit_some(SchemaProbe { into: inner, pass }),
             _ => visitor.visit_none(),
         })
     }
@@ -409,12 +409,12 @@ impl<'de> Deserializer<'de> for SchemaProbe<'_> {
         if !matches!(self.into, Schema::List(_)) {
             *self.into = Schema::List(Box::new(if fills { Schema::Unknown } else { Schema::Cut }));
         }
-        self.follow(|SchemaProbe { into, pass: asked }| {
+        self.follow(|SchemaProbe { into, pass }| {
             let parts = match into {
                 Schema::List(inner) if fills => vec![&mut **inner],
                 _ => Vec::new(),
             };
-            visitor.visit_seq(SchemaElements { parts: parts.into_iter(), pass: asked })
+            visitor.visit_seq(SchemaElements { parts: parts.into_iter(), pass })
         })
     }
 
@@ -437,12 +437,12 @@ impl<'de> Deserializer<'de> for SchemaProbe<'_> {
             let inner = || Box::new(if fills { Schema::Unknown } else { Schema::Cut });
             *self.into = Schema::Map(inner(), inner());
         }
-        self.follow(|SchemaProbe { into, pass: asked }| {
+        self.follow(|SchemaProbe { into, pass }| {
             let parts = match into {
                 Schema::Map(key, value) if fills => vec![&mut **key, &mut **value],
                 _ => Vec::new(),
             };
-            visitor.visit_map(SchemaElements { parts: parts.into_iter(), pass: asked })
+            visitor.visit_map(SchemaElements { parts: parts.into_iter(), pass })
         })
     }
 
@@ -467,25 +467,25 @@ impl<'de> Deserializer<'de> for SchemaProbe<'_> {
         names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ProbeStopped> {
-        self.named(name, |SchemaProbe { into, pass: asked }| {
+        self.named(name, |SchemaProbe { into, pass }| {
             if !matches!(into, Schema::Enum(_, variants) if variants.len() == names.len()) {
                 *into = Schema::Enum(name.to_owned(), unknown(names));
             }
             let Schema::Enum(_, variants) = into else { return Err(ProbeStopped) };
-            let escaping = asked.escaping > 0;
+            let escaping = pass.escaping > 0;
             let open = || variants.iter().position(|(_, body)| body.is_open());
             let known = || variants.iter().position(|(_, body)| *body != Schema::Cut);
-            let candidate = asked.candidates.get(name).copied().unwrap_or(0);
+            let candidate = pass.candidates.get(name).copied().unwrap_or(0);
             let number = if escaping { candidate } else { open().or_else(known).unwrap_or(0) };
             let Some((_, body)) = variants.get_mut(number) else { return Err(ProbeStopped) };
-            let value = visitor.visit_enum(SchemaVariant { number, body, pass: asked });
-            if value.is_err() && !asked.found_dead_end {
+            let value = visitor.visit_enum(SchemaVariant { number, body, pass });
+            if value.is_err() && !pass.found_dead_end {
                 if !escaping {
                     *body = Schema::Cut;
-                    asked.found_dead_end = true;
+                    pass.found_dead_end = true;
                 } else if candidate + 1 < names.len() {
-                    asked.candidates.insert(name, candidate + 1);
-                    asked.found_dead_end = true;
+                    pass.candidates.insert(name, candidate + 1);
+                    pass.found_dead_end = true;
                 }
             }
             value

@@ -161,9 +161,9 @@ impl MemoryJournal {
         for frame in &self.inner.lock().unwrap_or_else(PoisonError::into_inner).frames {
             by_epoch.entry(frame.epoch).or_default().extend(frame.progress.iter().cloned());
         }
-        let merged = by_epoch.into_iter().map(|(epoch, mut bounds)| {
-            bounds.sort();
-            Frame { epoch, progress: bounds }
+        let merged = by_epoch.into_iter().map(|(epoch, mut progress)| {
+            progress.sort();
+            Frame { epoch, progress }
         });
         merged.collect()
     }

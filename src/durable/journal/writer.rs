@@ -220,8 +220,8 @@ impl JournalShared {
         while queue.waiting.is_empty() && queue.truncate.is_none() && !queue.closing {
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let (waiting, cut) = (std::mem::take(&mut queue.waiting), queue.truncate.take());
-        JournalQueue { waiting, truncate: cut, closing: queue.closing, ..JournalQueue::default() }
+        let (waiting, truncate) = (std::mem::take(&mut queue.waiting), queue.truncate.take());
+        JournalQueue { waiting, truncate, closing: queue.closing, ..JournalQueue::default() }
     }
 
     /// Keeps the first failure, and wakes all workers, which then check for it.
@@ -262,17 +262,17 @@ pub(in crate::durable) struct JournalWriter {
 }
 
 impl JournalWriter {
-    fn begin(place: JournalConfig, shared: Arc<JournalShared>) -> Result<JournalWriter> {
-        let id = FileId { incarnation: place.incarnation, process: place.process, number: 0 };
-        let old = place.inherited.iter().map(|inherited| (inherited.file, inherited.last)).collect();
-        let names = place.disk.list(&place.directory);
-        let names = names.map_err(|why| disk_error("cannot list the journal", place.directory.display(), why))?;
+    fn begin(config: JournalConfig, shared: Arc<JournalShared>) -> Result<JournalWriter> {
+        let id = FileId { incarnation: config.incarnation, process: config.process, number: 0 };
+        let old = config.inherited.iter().map(|inherited| (inherited.file, inherited.last)).collect();
+        let names = config.disk.list(&config.directory);
+        let names = names.map_err(|why| disk_error("cannot list the journal", config.directory.display(), why))?;
         if names.contains(&id.to_string()) {
             return Err(Error::new("this life of the state has a journal already").at(id));
         }
-        let (file, length) = begin_file(&place, id, None)?;
-        let salt = salt(place.state, id);
-        Ok(JournalWriter { config: place, shared, file, id, salt, length, last: None, old })
+        let (file, length) = begin_file(&config, id, None)?;
+        let salt = salt(config.state, id);
+        Ok(JournalWriter { config, shared, file, id, salt, length, last: None, old })
     }
 
     fn run(mut self) {

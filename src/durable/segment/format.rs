@@ -63,9 +63,9 @@ struct SegmentHeaderV1 {
 }
 
 impl SegmentHeader {
-    pub(super) fn new(label: SegmentLabel, coding: &RowEncoding) -> Self {
+    pub(super) fn new(label: SegmentLabel, encoding: &RowEncoding) -> Self {
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        let RowEncoding { codec, fingerprint, rows, schema } = coding.clone();
+        let RowEncoding { codec, fingerprint, rows, schema } = encoding.clone();
         SegmentHeader { first: SegmentHeaderV1 { codec: codec.0, fingerprint, rows, label, program }, schema }
     }
 

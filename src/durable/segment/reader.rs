@@ -55,7 +55,7 @@ impl SegmentReader {
         footer.check(footer_at - blocks_at).map_err(|why| damaged(path, why))?;
 
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (coding, label) = (header.encoding(), header.into_label());
+        let (encoding, label) = (header.encoding(), header.into_label());
         let info = footer.info(&label, name, length, checksum);
         let position = |next: &mut u64, block: &BlockInfo| {
             let position = *next;
@@ -66,7 +66,7 @@ impl SegmentReader {
         Ok(SegmentReader {
             path: path.to_owned(),
             file,
-            encoding: coding,
+            encoding,
             label,
             info,
             blocks: footer.blocks,
@@ -203,20 +203,20 @@ impl SegmentReader {
 
     /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.
     fn load(&mut self, block: usize) -> Result<u32> {
-        let BlockInfo { stored_length: stored, raw_length: raw, rows, checksum, .. } = self.blocks[block];
-        self.stored.resize(stored as usize, 0);
+        let BlockInfo { stored_length, raw_length, rows, checksum, .. } = self.blocks[block];
+        self.stored.resize(stored_length as usize, 0);
         read(&*self.file, &self.path, self.positions[block], &mut self.stored)?;
         if crc32fast::hash(&self.stored) != checksum {
             return Err(self.refuse(block, "its checksum is wrong"));
         }
-        self.raw.resize(raw as usize);
-        if stored == raw {
+        self.raw.resize(raw_length as usize);
+        if stored_length == raw_length {
             self.raw.as_mut_slice().copy_from_slice(&self.stored);
             return Ok(rows);
         }
         match lz4_flex::block::decompress_into(&self.stored, self.raw.as_mut_slice()) {
-            Ok(length) if length == raw as usize => Ok(rows),
-            Ok(length) => Err(self.refuse(block, format!("{length} bytes come out of it, not {raw}"))),
+            Ok(length) if length == raw_length as usize => Ok(rows),
+            Ok(length) => Err(self.refuse(block, format!("{length} bytes come out of it, not {raw_length}"))),
             Err(why) => Err(self.refuse(block, why)),
         }
     }

@@ -277,9 +277,9 @@ fn rows_of_another_type_or_codec_are_refused() {
     for (codec, fingerprint, expected) in
         [(codec.id(), 1, "another shape"), (CodecId::ABOMONATION, codec.fingerprint(), "written by abomonation")]
     {
-        let coding = RowEncoding { codec, fingerprint, ..Codec::<Row>::encoding(&Postcard) };
+        let encoding = RowEncoding { codec, fingerprint, ..Codec::<Row>::encoding(&Postcard) };
         let label = label(u64::from(codec.0) + 10);
-        SegmentWriter::create(&place.disk, place.directory.path(), &label, &coding).unwrap().finish().unwrap();
+        SegmentWriter::create(&place.disk, place.directory.path(), &label, &encoding).unwrap().finish().unwrap();
         let reader = SegmentReader::open(&OsDisk, &place.path(&label)).unwrap();
         let said = reader.check_codec::<Row>(&Postcard).unwrap_err().to_string();
         assert!(said.contains(expected) && said.contains(place.path(&label).to_str().unwrap()), "{said}");
@@ -358,12 +358,12 @@ fn a_footer_that_cannot_be_is_refused_before_memory_is_asked_for() {
 
 #[test]
 fn a_header_says_what_it_was_given() {
-    let coding = Codec::<Row>::encoding(&Postcard);
-    let bytes = format::encode_header(&SegmentHeader::new(label(4), &coding)).unwrap();
+    let encoding = Codec::<Row>::encoding(&Postcard);
+    let bytes = format::encode_header(&SegmentHeader::new(label(4), &encoding)).unwrap();
     let (version, length) = format::decode_start(&bytes[..format::START], Path::new("f")).unwrap();
     assert_eq!(bytes.len(), format::START + length as usize + format::CHECKSUM);
     let header = format::decode_header(version, &bytes[format::START..], Path::new("f")).unwrap();
-    assert_eq!((header.encoding(), header.into_label()), (coding, label(4)));
+    assert_eq!((header.encoding(), header.into_label()), (encoding, label(4)));
 }
 
 #[test]

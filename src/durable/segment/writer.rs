@@ -32,7 +32,12 @@ impl SegmentWriter {
     ///
     /// # Errors
     /// Fails if the file cannot be created, or if a file of that name exists.
-    pub fn create(disk: &Arc<dyn Disk>, directory: &Path, label: &SegmentLabel, coding: &RowEncoding) -> Result<Self> {
+    pub fn create(
+        disk: &Arc<dyn Disk>,
+        directory: &Path,
+        label: &SegmentLabel,
+        encoding: &RowEncoding,
+    ) -> Result<Self> {
         let name = label.file_name();
         let path = directory.join(&name);
         match disk.open(&path) {
@@ -40,7 +45,7 @@ impl SegmentWriter {
             Err(why) => return Err(failed(&path, why)),
             Ok(_) => return Err(failed(&path, "a file of that name is there, and segments are never written over")),
         }
-        let header = format::encode_header(&SegmentHeader::new(label.clone(), coding))?;
+        let header = format::encode_header(&SegmentHeader::new(label.clone(), encoding))?;
         let file = disk.create(&path).map_err(|why| failed(&path, io_reason(&why)))?;
         let mut writer = SegmentWriter {
             disk: Arc::clone(disk),

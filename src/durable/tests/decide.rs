@@ -81,11 +81,11 @@ fn claim(case: &mut RecoveryCase, mut words: Words<'_>) {
 
 fn journal(case: &mut RecoveryCase, id: FileId, mut words: Words<'_>) {
     let mut header = JournalHeader { state: STATE, file: id, workers: 1, before: None };
-    let (mut entries, mut known, mut headless, mut damaged, mut behind) = (Vec::new(), 0, false, false, 3);
+    let (mut entries, mut synced_length, mut headless, mut damaged, mut behind) = (Vec::new(), 0, false, false, 3);
     while let Some(word) = words.next() {
         match word {
             "workers" => header.workers = number(&mut words) as u32,
-            "known" => known = length(number(&mut words)),
+            "known" => synced_length = length(number(&mut words)),
             "after" => {
                 let (frames, last) = words.next().unwrap().split_once('/').unwrap();
                 let length = length(frames.parse().unwrap());
@@ -103,16 +103,16 @@ fn journal(case: &mut RecoveryCase, id: FileId, mut words: Words<'_>) {
             }
         }
     }
-    let good = if headless { 0 } else { length(entries.len() as u64) };
+    let intact_length = if headless { 0 } else { length(entries.len() as u64) };
     let header = (!headless).then_some(header);
     let file = JournalFile {
         id,
         header,
         entries,
         header_length: 100,
-        intact_length: good,
-        synced_length: known,
-        file_length: good + behind,
+        intact_length,
+        synced_length,
+        file_length: intact_length + behind,
     };
     let file = if damaged { Err(Error::new("a file of the journal is damaged")) } else { Ok(file) };
     case.survey.journals.insert(id, file);
@@ -125,8 +125,8 @@ fn manifest_found(case: &mut RecoveryCase, mut words: Words<'_>) {
     while let Some(word) = words.next() {
         match word {
             "out" => {
-                let shown = words.next().unwrap().parse().ok().map(Epoch);
-                found.sinks.push(SinkState { name: "out".into(), published: shown, on_change: false });
+                let published = words.next().unwrap().parse().ok().map(Epoch);
+                found.sinks.push(SinkState { name: "out".into(), published, on_change: false });
             }
             "step" => {
                 let name = words.next().unwrap().to_owned();

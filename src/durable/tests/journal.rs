@@ -56,7 +56,7 @@ fn a_life_is_gone_on_from_where_its_journal_ends() {
 fn a_tail_torn_at_any_byte_is_cut() {
     let (_, state, bytes) = six_epochs();
     let whole = JournalFile::read(state.id(), first_file(1), &bytes).unwrap();
-    let mut survey = state.scan_and_sync().unwrap();
+    let mut scan = state.scan_and_sync().unwrap();
     for (length, zeros) in (0..=bytes.len()).flat_map(|length| [(length, 0), (length, 13)]) {
         let mut torn = bytes[..length].to_vec();
         torn.resize(length + zeros, 0);
@@ -65,8 +65,8 @@ fn a_tail_torn_at_any_byte_is_cut() {
         // A frame may end with zeros.
         assert!(file.entries.len() >= expected && file.entries[..] == whole.entries[..file.entries.len()]);
         let kept = file.entries.last().map(|entry| (entry.end, entry.frame.epoch));
-        survey.journals.insert(file.id, Ok(file));
-        let decision = decided(&survey, 2, None).unwrap();
+        scan.journals.insert(file.id, Ok(file));
+        let decision = decided(&scan, 2, None).unwrap();
         // The first epoch counts once both workers have committed it.
         let Some((end, last)) = kept.filter(|(end, _)| *end >= whole.entries[1].end) else {
             assert!(decision.replay.is_empty() && decision.accepted.is_empty());
@@ -84,18 +84,18 @@ fn a_flipped_bit_below_what_was_synced_is_damage_and_above_a_torn_tail() {
     let (_, state, bytes) = six_epochs();
     let whole = JournalFile::read(state.id(), first_file(1), &bytes).unwrap();
     let last = whole.entries[whole.entries.len() - 2].end;
-    let mut survey = state.scan_and_sync().unwrap();
+    let mut scan = state.scan_and_sync().unwrap();
     for (at, bit) in (0..bytes.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << bit;
         let read = JournalFile::read(state.id(), first_file(1), &flipped);
-        survey.journals.insert(first_file(1), read);
-        match decided(&survey, 2, None) {
+        scan.journals.insert(first_file(1), read);
+        match decided(&scan, 2, None) {
             Ok(decision) => {
                 assert!(at as u64 >= last, "bit {bit} of byte {at} went unseen");
                 assert_eq!((decision.accepted[0].length, decision.last_epoch), (last, Epoch(8)));
                 // If the epoch was published, its loss is noticed.
-                let error = decided(&survey, 2, Some(11)).unwrap_err();
+                let error = decided(&scan, 2, Some(11)).unwrap_err();
                 assert!(error.to_string().contains("is ahead of the state"), "{error}");
             }
             Err(why) => {
@@ -116,14 +116,14 @@ fn after_an_orderly_end_no_flipped_bit_goes_unseen() {
     }
     journal.close().unwrap();
     let bytes = disk.read(&path_of(first_file(1))).unwrap();
-    let mut survey = state.scan_and_sync().unwrap();
-    let replay = decided(&survey, 2, None).unwrap().replay;
+    let mut scan = state.scan_and_sync().unwrap();
+    let replay = decided(&scan, 2, None).unwrap().replay;
     assert_eq!(replay.len(), 3);
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
-        survey.journals.insert(first_file(1), JournalFile::read(state.id(), first_file(1), &flipped));
-        match decided(&survey, 2, None) {
+        scan.journals.insert(first_file(1), JournalFile::read(state.id(), first_file(1), &flipped));
+        match decided(&scan, 2, None) {
             Ok(decision) => assert_eq!(decision.replay, replay),
             Err(why) => assert!(why.to_string().contains("1-0-0.journal"), "{why}"),
         }
@@ -270,9 +270,9 @@ fn a_file_that_is_missing_or_shorter_than_the_next_one_says_is_refused() {
             assert!(error.contains(&id.to_string()), "{error}");
         }
         disk.set(&path_of(id), &bytes);
-        let mut survey = state.scan_and_sync().unwrap();
-        survey.journals.remove(&id);
-        let error = decided(&survey, 2, None).unwrap_err().to_string();
+        let mut scan = state.scan_and_sync().unwrap();
+        scan.journals.remove(&id);
+        let error = decided(&scan, 2, None).unwrap_err().to_string();
         assert!(error.starts_with(&format!("a file of the journal is missing (journal/{id})")), "{error}");
     }
 }

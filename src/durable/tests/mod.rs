@@ -19,13 +19,13 @@ use crate::error::Result;
 use crate::time::{Epoch, EventTime};
 
 /// The progress of a partition that was read up to `next`.
-fn bound(partition: u32, next: u64) -> PartitionProgress {
+fn bound(partition: u32, next_offset: u64) -> PartitionProgress {
     PartitionProgress {
         source: "s".into(),
         partition,
         start_offset: None,
-        next_offset: next,
-        watermark: EventTime::from_millis(next as i64),
+        next_offset,
+        watermark: EventTime::from_millis(next_offset as i64),
         idle: false,
         end_offset: None,
         ended: false,
@@ -86,11 +86,11 @@ fn published(epoch: u64, incarnation: u64, ends: impl IntoIterator<Item = Worker
 }
 
 /// Decides for incarnation `incarnation`, with one sink `out`.
-fn decided(survey: &StateScan, incarnation: u64, shown: Option<u64>) -> Result<RecoveryDecision> {
+fn decided(scan: &StateScan, incarnation: u64, shown: Option<u64>) -> Result<RecoveryDecision> {
     let (sinks, query) = (&[sink("out", shown)], &print());
     decide(&RecoveryInput {
         incarnation,
-        survey,
+        survey: scan,
         sinks,
         query,
         accept_changed_query: false,

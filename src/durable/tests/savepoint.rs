@@ -136,9 +136,9 @@ fn files_of_a_savepoint_and_of_later_lives_never_have_one_name() {
         dir = StateDir::open(Arc::new(disk.clone()), &from, false).unwrap();
         let life = dir.begin_incarnation().unwrap();
         Savepoint::open(Arc::new(disk.clone()), &save).unwrap().restore(&dir, life).unwrap();
-        let sight = inspect_snapshots(&dir).unwrap();
-        newest = sight.manifests[0].id();
-        for file in sight.manifests[0].segments() {
+        let snapshots = inspect_snapshots(&dir).unwrap();
+        newest = snapshots.manifests[0].id();
+        for file in snapshots.manifests[0].segments() {
             assert_eq!(crate::durable::state::incarnation_of_segment(file), Some(0), "{file}");
             names.insert(file.to_owned());
         }

@@ -81,12 +81,12 @@ impl World {
         let state = StateDir::open(Arc::new(self.disk.clone()), "state", true)?;
         let incarnation = state.begin_incarnation()?;
         self.fence = self.fence.max(incarnation);
-        let survey = state.scan_and_sync()?;
-        let decision = decided(&survey, incarnation, self.shown.map(|shown| shown.0)).expect("it can go on");
+        let scan = state.scan_and_sync()?;
+        let decision = decided(&scan, incarnation, self.shown.map(|shown| shown.0)).expect("it can go on");
         self.check(&decision);
-        let last = survey.claims.keys().next_back();
+        let last = scan.claims.keys().next_back();
         let bound = |file: &JournalFile| Some(&file.id.incarnation) == last && !file.entries.is_empty();
-        if survey.journals.values().flatten().any(bound)
+        if scan.journals.values().flatten().any(bound)
             && !decision.accepted.iter().any(|accepted| Some(&accepted.file.incarnation) == last)
         {
             self.saw("did not count a life");
@@ -113,9 +113,9 @@ impl World {
             complete: 0,
         };
         for process in 0..processes {
-            let limit = self.random.u64(1..600);
+            let file_limit = self.random.u64(1..600);
             let place = running.state.journal_config(&running.claim, process as u32, processes * each);
-            let (journal, writer) = FileJournal::prepare(JournalConfig { file_limit: limit, ..place })?;
+            let (journal, writer) = FileJournal::prepare(JournalConfig { file_limit, ..place })?;
             running.processes.push(ModelProcess { journal, writer, behind: false });
             running.workers.extend((0..each).map(|_| ModelWorker { process, past: 0, bound: Vec::new() }));
         }
@@ -155,23 +155,23 @@ impl World {
             life.proposed.push(Epoch(last.0 + 2 * self.random.u64(1..4)));
         }
         let epoch = life.proposed[worker.past];
-        let mut bounds = Vec::new();
+        let mut progress = Vec::new();
         for partition in (0..PARTITIONS).filter(|partition| *partition as usize % workers == index) {
             if self.random.u8(..3) == 0 {
                 let next = life.next.entry(partition).or_default();
                 *next += self.random.u64(1..5);
-                bounds.push(bound(partition, *next));
+                progress.push(bound(partition, *next));
             }
         }
         worker.past += 1;
-        if !bounds.is_empty() || worker.past == 1 {
+        if !progress.is_empty() || worker.past == 1 {
             worker.bound.push(epoch);
             let all = life.bound.entry(epoch).or_default();
-            all.extend(bounds.iter().cloned());
+            all.extend(progress.iter().cloned());
             all.sort();
             let process = &mut life.processes[worker.process];
             process.behind = true;
-            process.journal.append(index, Frame { epoch, progress: bounds })?;
+            process.journal.append(index, Frame { epoch, progress })?;
         }
         Ok(())
     }
@@ -221,8 +221,8 @@ impl World {
         let bound_then = life.bound.range(..=epoch).flat_map(|(_, bounds)| bounds);
         let at = positions(start.iter().chain(bound_then));
         manifest.sources[0].progress = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
-        let shown = self.shown.filter(|_| self.fence == life.claim.incarnation);
-        manifest.sinks = vec![SinkState { name: "out".into(), published: shown, on_change: false }];
+        let published = self.shown.filter(|_| self.fence == life.claim.incarnation);
+        manifest.sinks = vec![SinkState { name: "out".into(), published: published, on_change: false }];
         let current = life.state.still_current(life.claim.incarnation);
         manifest.write(&**life.state.disk(), &life.state.manifests(), &current)?;
         self.saw("wrote a manifest");

@@ -198,8 +198,8 @@ impl ControlChannel {
         let timeout = self.cluster.heartbeat_timeout;
         let monitor = HeartbeatMonitor::new(timeout, Arc::clone(&self.peers[process].silence));
         let own = Arc::clone(self);
-        let listen = move || own.receive_loop((process, attempt), wire, monitor);
-        self.spawn(ThreadRole::Process, &format!("process {process}"), listen)?;
+        let receive_loop = move || own.receive_loop((process, attempt), wire, monitor);
+        self.spawn(ThreadRole::Process, &format!("process {process}"), receive_loop)?;
         let own = Arc::clone(self);
         let name = format!("to process {process}");
         let (from, mut last) = (self.cluster.process(), last);
@@ -209,8 +209,8 @@ impl ControlChannel {
             let _ = encoded(&word).and_then(|bytes| last.write_all(&bytes));
             let _ = last.shutdown(Shutdown::Write);
         };
-        let speak = move || own.send_loop((process, attempt), sender);
-        self.keep(thread::start_reporting(ThreadRole::ToProcess, &name, told, speak)?);
+        let send_loop = move || own.send_loop((process, attempt), sender);
+        self.keep(thread::start_reporting(ThreadRole::ToProcess, &name, told, send_loop)?);
         Ok(())
     }
 
@@ -394,13 +394,13 @@ impl ControlChannel {
             if outbox.attempt != of.1 {
                 return;
             }
-            let (mut words, open) = (std::mem::take(&mut outbox.messages), outbox.open);
+            let (mut messages, open) = (std::mem::take(&mut outbox.messages), outbox.open);
             drop(outbox);
             if open && is_due(&signed) {
-                words.push(ControlMessage::Alive(self.status()));
+                messages.push(ControlMessage::Alive(self.status()));
                 signed = Some(Instant::now());
             }
-            let sent = words.iter().try_for_each(|word| stream.write_all(&encoded(word)?));
+            let sent = messages.iter().try_for_each(|word| stream.write_all(&encoded(word)?));
             if let Err(why) = sent {
                 return self.lost(of, &why.to_string());
             }

@@ -86,15 +86,8 @@ impl Cluster {
             let error = Error::usage(format!("there is no process {process} of {}", addresses.len()));
             return Err(error.help("processes are numbered from 0"));
         }
-        let (patience, silence) = (Duration::from_secs(60), Duration::from_secs(30));
-        Ok(Cluster {
-            process,
-            addresses,
-            listener: None,
-            connect_timeout: patience,
-            heartbeat_timeout: silence,
-            secret: None,
-        })
+        let (connect_timeout, heartbeat_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
+        Ok(Cluster { process, addresses, listener: None, connect_timeout, heartbeat_timeout, secret: None })
     }
 
     /// Creates `processes` processes at free ports of this machine, all within this operating system process: for
@@ -148,8 +141,8 @@ impl Cluster {
     /// Sets the connect timeout, for which a process waits for the others to start (one minute by default), and the
     /// heartbeat timeout, after which a silent process is taken for lost (30 s by default).
     #[must_use]
-    pub fn timeouts(mut self, patience: Duration, silence: Duration) -> Self {
-        (self.connect_timeout, self.heartbeat_timeout) = (patience, silence);
+    pub fn timeouts(mut self, connect_timeout: Duration, heartbeat_timeout: Duration) -> Self {
+        (self.connect_timeout, self.heartbeat_timeout) = (connect_timeout, heartbeat_timeout);
         self
     }
 
@@ -260,10 +253,10 @@ impl Cluster {
             return Err(error);
         }
         let is_heard = u128::from(side.silent_ms(process)) < REPLACE_AFTER.as_millis();
-        let is_there = side.is_connected(process) && is_heard;
-        let reply = if is_there { JoinReply::AlreadyConnected } else { JoinReply::Welcome };
+        let is_connected = side.is_connected(process) && is_heard;
+        let reply = if is_connected { JoinReply::AlreadyConnected } else { JoinReply::Welcome };
         // A process that is gone already may connect again.
-        if wire.send(&reply, HANDSHAKE_TIMEOUT).is_ok() && !is_there { side.attach(process, wire) } else { Ok(()) }
+        if wire.send(&reply, HANDSHAKE_TIMEOUT).is_ok() && !is_connected { side.attach(process, wire) } else { Ok(()) }
     }
 
     /// Other processes: connects to process 0; `false` if a stop was requested before.

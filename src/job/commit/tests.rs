@@ -34,10 +34,10 @@ impl Driven {
         let disk = MemoryDisk::default();
         let dir = Arc::new(StateDir::open(disk.shared(), "state", false).unwrap());
         let query = QueryFingerprint { build: "b".into(), flags: Vec::new(), steps: Vec::new() };
-        let (incarnation, survey) = (dir.begin_incarnation().unwrap(), dir.scan_and_sync().unwrap());
+        let (incarnation, scan) = (dir.begin_incarnation().unwrap(), dir.scan_and_sync().unwrap());
         let found = RecoveryInput {
             incarnation,
-            survey: &survey,
+            survey: &scan,
             sinks: &[],
             query: &query,
             accept_changed_query: false,
@@ -110,15 +110,15 @@ fn codec() -> Arc<dyn Codec<Row>> {
     Arc::new(Postcard)
 }
 
-fn merging(dead: EventTime, give_up: &AtomicBool) -> MergeOptions<'_, Row> {
+fn merging(expired_through: EventTime, cancelled: &AtomicBool) -> MergeOptions<'_, Row> {
     MergeOptions {
         codec: codec(),
         order: |a, b| a.0.cmp(&b.0),
         add: |sum, other| sum.1 += other.1,
         window: |row| EventTime::from_millis(row.0.0),
         keep: &|row| row.1 != 0,
-        expired_through: dead,
-        cancelled: give_up,
+        expired_through,
+        cancelled,
     }
 }
 
@@ -370,21 +370,21 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
         check: None,
         values: None,
     };
-    let (watermark, floors) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
+    let (watermark, activation_watermarks) = (EventTime::from_millis(5), vec![(1, EventTime::from_millis(9))]);
     let sink = SinkState { name: "out".into(), published: Some(Epoch(2)), on_change: true };
     let parts = vec![
         SnapshotAck::Source("s".into(), vec![bound(1)]),
         SnapshotAck::Sink(sink.clone()),
-        SnapshotAck::Watermark("s".into(), watermark, floors.clone()),
+        SnapshotAck::Watermark("s".into(), watermark, activation_watermarks.clone()),
         SnapshotAck::Source("s".into(), vec![bound(0)]),
     ];
     driven.snapshot(Epoch(2), parts);
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
     let manifest = driven.dir.manifest(ids[0]).unwrap();
-    let bounds = vec![bound(0), bound(1)];
+    let progress = vec![bound(0), bound(1)];
     assert_eq!(
         manifest.sources,
-        [SourceState { name: "s".into(), progress: bounds, watermark, activation_watermarks: floors }]
+        [SourceState { name: "s".into(), progress: progress, watermark, activation_watermarks: activation_watermarks }]
     );
     assert_eq!(manifest.sinks, [sink]);
 }

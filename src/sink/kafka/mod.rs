@@ -79,8 +79,8 @@ impl<D> Sink<D> {
 
 impl<D> Clone for Sink<D> {
     fn clone(&self) -> Self {
-        let (target, key_of, told) = (self.target.clone(), self.key_of.clone(), Arc::clone(&self.warned));
-        Sink { target, create: self.create, key_of, warned: told }
+        let (topic_config, key_of, warned) = (self.target.clone(), self.key_of.clone(), Arc::clone(&self.warned));
+        Sink { target: topic_config, create: self.create, key_of, warned }
     }
 }
 
@@ -103,7 +103,7 @@ impl<D: Record> sink::Sink<D> for Sink<D> {
     }
 
     fn open(&self, at: &SinkContext) -> Result<Box<dyn SinkWriter<D>>> {
-        let way = match at.state {
+        let delivery = match at.state {
             Some(state) => {
                 Delivery::ExactlyOnce(Box::new(TransactionalWriter::open(&self.target, self.create, state, &at.name)?))
             }
@@ -117,7 +117,7 @@ impl<D: Record> sink::Sink<D> for Sink<D> {
             }
         };
         let (rows, key_of) = (at.rows, self.key_of.clone());
-        Ok(Box::new(KafkaWriter { delivery: way, rows, key_of, message: Vec::new(), place: self.target.describe() }))
+        Ok(Box::new(KafkaWriter { delivery, rows, key_of, message: Vec::new(), place: self.target.describe() }))
     }
 }
 

@@ -146,71 +146,71 @@ pub(super) fn topic_of(output: &TopicConfig) -> TopicConfig {
     TopicConfig { topic, ..output.clone() }
 }
 
-fn consumer(target: &TopicConfig, isolation: &str) -> Result<BaseConsumer> {
+fn consumer(topic_config: &TopicConfig, isolation: &str) -> Result<BaseConsumer> {
     let needed = [NEEDED, &[("isolation.level", isolation)]].concat();
-    let mut target = target.clone();
+    let mut topic_config = topic_config.clone();
     // Transaction properties are for producers only.
-    target.properties.retain(|key, _| !key.starts_with("transaction"));
-    let config: ClientConfig = target.configure(DEFAULTS, &needed)?;
-    config.create().map_err(|error| client_not_created(&target, &error))
+    topic_config.properties.retain(|key, _| !key.starts_with("transaction"));
+    let config: ClientConfig = topic_config.configure(DEFAULTS, &needed)?;
+    config.create().map_err(|error| client_not_created(&topic_config, &error))
 }
 
 /// Returns the first offset of a partition, and its end at this consumer's isolation level.
-fn ends(consumer: &BaseConsumer, target: &TopicConfig, partition: i32) -> Result<(i64, i64)> {
+fn ends(consumer: &BaseConsumer, topic_config: &TopicConfig, partition: i32) -> Result<(i64, i64)> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(&target.topic, partition, Duration::from_secs(3)) {
+        match consumer.fetch_watermarks(&topic_config.topic, partition, Duration::from_secs(3)) {
             // Without an answer of the broker, the library returns −1.
             Ok((low, high)) if low >= 0 && high >= low => return Ok((low, high)),
             Err(error) if !error.rdkafka_error_code().is_some_and(is_transient) => {
-                return Err(unreadable(target, &error_text(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)));
             }
-            _ if begun.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(target, "no broker leads it")),
+            _ if begun.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "no broker leads it")),
             _ => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }
 
 /// Returns the error for brokers that do not answer at the moment.
-fn unanswered(target: &TopicConfig, why: &str) -> Error {
-    unreadable(target, why).transient()
+fn unanswered(topic_config: &TopicConfig, why: &str) -> Error {
+    unreadable(topic_config, why).transient()
 }
 
-fn unreadable(target: &TopicConfig, why: &str) -> Error {
-    Error::new("cannot read how far results are published").at(target.describe()).because(why)
+fn unreadable(topic_config: &TopicConfig, why: &str) -> Error {
+    Error::new("cannot read how far results are published").at(topic_config.describe()).because(why)
 }
 
 /// Reads the last progress of a key. All transactions under that key must have been decided.
 ///
 /// # Errors
 /// Fails if the topic cannot be read to its end, or if the record is not Tidegate's.
-pub(super) fn read(target: &TopicConfig, key: &str) -> Result<ProgressTopic> {
+pub(super) fn read(topic_config: &TopicConfig, key: &str) -> Result<ProgressTopic> {
     // End of all records: a reader of committed ones stops at the first open transaction.
-    let (low, end) = ends(&consumer(target, "read_uncommitted")?, target, 0)?;
+    let (low, end) = ends(&consumer(topic_config, "read_uncommitted")?, topic_config, 0)?;
     if low == end {
         return Ok(ProgressTopic { last: None, low, end });
     }
-    let consumer = consumer(target, "read_committed")?;
+    let consumer = consumer(topic_config, "read_committed")?;
     let begun = Instant::now();
     let mut told = false;
-    while ends(&consumer, target, 0)?.1 < end {
+    while ends(&consumer, topic_config, 0)?.1 < end {
         if begun.elapsed() > OTHERS_TIMEOUT {
-            return Err(unreadable(target, "a transaction of another producer does not end"));
+            return Err(unreadable(topic_config, "a transaction of another producer does not end"));
         }
         if begun.elapsed() > LOG_WAIT_AFTER && !std::mem::replace(&mut told, true) {
-            tracing::warn!("waiting for another producer's transaction in {}", target.describe());
+            tracing::warn!("waiting for another producer's transaction in {}", topic_config.describe());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut from = TopicPartitionList::new();
     let assigned =
-        from.add_partition_offset(&target.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
-    assigned.map_err(|error| unreadable(target, &error_text(&error)))?;
-    Ok(ProgressTopic { last: last_of(&consumer, target, key, end)?, low, end })
+        from.add_partition_offset(&topic_config.topic, 0, Offset::Offset(low)).and_then(|()| consumer.assign(&from));
+    assigned.map_err(|error| unreadable(topic_config, &error_text(&error)))?;
+    Ok(ProgressTopic { last: last_of(&consumer, topic_config, key, end)?, low, end })
 }
 
 /// Returns the last progress of a key before the partition's end; `None` if there is none.
-fn last_of(consumer: &BaseConsumer, target: &TopicConfig, key: &str, end: i64) -> Result<Option<SinkProgress>> {
+fn last_of(consumer: &BaseConsumer, topic_config: &TopicConfig, key: &str, end: i64) -> Result<Option<SinkProgress>> {
     let mut last = None;
     let mut heard = Instant::now();
     loop {
@@ -219,7 +219,8 @@ fn last_of(consumer: &BaseConsumer, target: &TopicConfig, key: &str, end: i64) -
                 heard = Instant::now();
                 if message.key() == Some(key.as_bytes()) {
                     let read = message.payload().map(SinkProgress::from_value).transpose();
-                    last = read.map_err(|why| unreadable(target, &format!("record {}: {why}", message.offset())))?;
+                    last =
+                        read.map_err(|why| unreadable(topic_config, &format!("record {}: {why}", message.offset())))?;
                 }
                 if message.offset() + 1 >= end {
                     return Ok(last);
@@ -231,9 +232,9 @@ fn last_of(consumer: &BaseConsumer, target: &TopicConfig, key: &str, end: i64) -
             Some(Err(error))
                 if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_group_refusal(code)) =>
             {
-                return Err(unreadable(target, &error_text(&error)));
+                return Err(unreadable(topic_config, &error_text(&error)));
             }
-            _ if heard.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(target, "the brokers do not answer")),
+            _ if heard.elapsed() > ANSWER_TIMEOUT => return Err(unanswered(topic_config, "the brokers do not answer")),
             _ => {}
         }
     }

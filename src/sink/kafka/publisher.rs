@@ -87,13 +87,13 @@ impl Publisher {
         properties: impl IntoIterator<Item = (&'a str, &'a str)>,
         create: Option<u32>,
     ) -> Result<Self> {
-        let mut target = TopicConfig::new(brokers, topic);
-        target.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
-        Publisher::to(target, create)
+        let mut topic_config = TopicConfig::new(brokers, topic);
+        topic_config.properties.extend(properties.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        Publisher::to(topic_config, create)
     }
 
-    pub(super) fn to(target: TopicConfig, create: Option<u32>) -> Result<Self> {
-        let mut publisher = Publisher::with(target, None)?;
+    pub(super) fn to(topic_config: TopicConfig, create: Option<u32>) -> Result<Self> {
+        let mut publisher = Publisher::with(topic_config, None)?;
         publisher.find_or_create(create)?;
         Ok(publisher)
     }
@@ -103,8 +103,8 @@ impl Publisher {
     ///
     /// # Errors
     /// Fails if no broker is reachable, if the topic is missing, or if the brokers do not allow transactions.
-    pub(super) fn transactional(target: TopicConfig, id: &str, may_be_new: bool) -> Result<Self> {
-        let mut publisher = Publisher::with(target, Some(id))?;
+    pub(super) fn transactional(topic_config: TopicConfig, id: &str, may_be_new: bool) -> Result<Self> {
+        let mut publisher = Publisher::with(topic_config, Some(id))?;
         let patience = if may_be_new { Duration::ZERO } else { UNKNOWN_TOPIC_TIMEOUT };
         publisher.partitions = match publisher.look_up(patience)? {
             TopicLookup::There(ids) => {
@@ -132,16 +132,16 @@ impl Publisher {
         }
     }
 
-    fn with(target: TopicConfig, id: Option<&str>) -> Result<Self> {
-        if target.properties.contains_key("transactional.id") {
-            let error = Error::usage("the Kafka property transactional.id cannot be set").at(target.describe());
+    fn with(topic_config: TopicConfig, id: Option<&str>) -> Result<Self> {
+        if topic_config.properties.contains_key("transactional.id") {
+            let error = Error::usage("the Kafka property transactional.id cannot be set").at(topic_config.describe());
             return Err(error.help("remove the property"));
         }
         let (config, reports) = match id {
-            None => (target.configure(DEFAULTS, NEEDED)?, ProducerEvents::default()),
+            None => (topic_config.configure(DEFAULTS, NEEDED)?, ProducerEvents::default()),
             Some(id) => {
                 let needed = [NEEDED, &[("transactional.id", id)]].concat();
-                let mut config = target.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
+                let mut config = topic_config.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
                 // Its lines report doubt: see `reports`.
                 config.set("debug", "broker").set_log_level(RDKafkaLogLevel::Debug);
                 (config, ProducerEvents::tracking_offsets())
@@ -149,11 +149,11 @@ impl Publisher {
         };
         let limit = id.and(config.get("transaction.timeout.ms")).and_then(|text| text.parse().ok());
         let producer: BaseProducer<ProducerEvents> =
-            config.create_with_context(reports).map_err(|error| client_not_created(&target, &error))?;
+            config.create_with_context(reports).map_err(|error| client_not_created(&topic_config, &error))?;
         let limit = limit.map(Duration::from_millis);
         Ok(Publisher {
             producer,
-            target,
+            target: topic_config,
             partitions: 0,
             created: false,
             wait_logged: false,
@@ -167,8 +167,8 @@ impl Publisher {
 
     /// Asks the brokers for the topic; while they do not know it, asks again for up to `patience`.
     fn look_up(&self, patience: Duration) -> Result<TopicLookup> {
-        let words = &self.producer.context().last_error;
-        find_topic_within(self.producer.client(), &self.target, words, || self.serve_events(), patience)
+        let last_error = &self.producer.context().last_error;
+        find_topic_within(self.producer.client(), &self.target, last_error, || self.serve_events(), patience)
     }
 
     /// Checks that the topic's leaders answer at their advertised addresses.
@@ -196,8 +196,8 @@ impl Publisher {
 
     /// `true` if a topic at the same brokers exists.
     pub(super) fn topic_exists(&self, topic: &TopicConfig) -> Result<bool> {
-        let words = &self.producer.context().last_error;
-        let found = find_topic(self.producer.client(), topic, words, || self.serve_events())?;
+        let last_error = &self.producer.context().last_error;
+        let found = find_topic(self.producer.client(), topic, last_error, || self.serve_events())?;
         Ok(matches!(found, TopicLookup::There(_)))
     }
 

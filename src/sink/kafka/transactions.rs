@@ -108,25 +108,25 @@ impl TransactionalWriter {
             let was_there = is_shown && !publisher.topic_exists(output)?;
             return Err(if was_there { deleted_topic(output) } else { error });
         }
-        let (output, outbox) = (output.clone(), PendingMessages::default());
+        let (output, pending) = (output.clone(), PendingMessages::default());
         let (last, truncated) = (found.last.as_ref().and_then(|last| last.epoch), found.low > 0);
-        let (life, attempt, spoilt) = (None, None, None);
+        let (incarnation, attempt, retry_reason) = (None, None, None);
         expect(&publisher, (&output, &progress), &found);
-        let found = found.last;
-        let (unshown, broken) = (false, false);
+        let committed = found.last;
+        let (unpublished, broken) = (false, false);
         Ok(TransactionalWriter {
             publisher,
             output,
             progress,
             key,
-            committed: found,
+            committed,
             attempt,
             truncated,
-            life,
+            life: incarnation,
             last,
-            pending: outbox,
-            retry_reason: spoilt,
-            unpublished: unshown,
+            pending,
+            retry_reason,
+            unpublished,
             broken,
         })
     }
@@ -140,20 +140,20 @@ impl TransactionalWriter {
     }
 
     /// Starts an incarnation, and commits a record of it.
-    pub(super) fn begin(&mut self, life: &Incarnation) -> Result<()> {
-        if let Some(found) = self.committed.as_ref().filter(|found| found.incarnation >= life.incarnation) {
-            let (theirs, ours) = (found.incarnation, life.incarnation);
+    pub(super) fn begin(&mut self, incarnation: &Incarnation) -> Result<()> {
+        if let Some(found) = self.committed.as_ref().filter(|found| found.incarnation >= incarnation.incarnation) {
+            let (theirs, ours) = (found.incarnation, incarnation.incarnation);
             return Err(Error::new("cannot go on with the topic")
                 .at(self.output.describe())
                 .because(format!("life {theirs} of the state wrote to it, and this is only life {ours}"))
                 .help("use the newest copy of the state directory"));
         }
-        if self.committed.is_none() && self.truncated && life.incarnation > 1 {
+        if self.committed.is_none() && self.truncated && incarnation.incarnation > 1 {
             let why = "records at its beginning were removed, and it is to keep the last of each key";
             return Err(lost_records(&self.progress, why));
         }
-        self.life = Some(life.clone());
-        self.publisher.wait_while(Arc::clone(&life.still_current));
+        self.life = Some(incarnation.clone());
+        self.publisher.wait_while(Arc::clone(&incarnation.still_current));
         self.unpublished = true;
         self.show(&JournalEnds::default())
     }
@@ -227,7 +227,9 @@ impl TransactionalWriter {
     }
 
     fn commit(&mut self, journal: &JournalEnds) -> Result<()> {
-        let Some(life) = self.life.clone() else { return Err(self.bug("a topic was published before it was begun")) };
+        let Some(incarnation) = self.life.clone() else {
+            return Err(self.bug("a topic was published before it was begun"));
+        };
         self.resolve_doubt()?;
         self.publisher.begin()?;
         // Pending acknowledgements are not waited for, which would take half as long again. Only those of the first
@@ -240,14 +242,15 @@ impl TransactionalWriter {
             let known = ends.entry(partition).or_insert(0);
             *known = (*known).max(end);
         }
-        let progress = SinkProgress { incarnation: life.incarnation, epoch: self.last, ends, journal: journal.clone() };
+        let progress =
+            SinkProgress { incarnation: incarnation.incarnation, epoch: self.last, ends, journal: journal.clone() };
         let value = progress.to_value();
         let value =
             value.map_err(|why| Error::new("cannot write progress").at(self.progress.describe()).because(why))?;
         self.attempt = Some(progress);
         self.publisher.send_to_topic(&self.progress.topic, self.key.as_bytes(), &value)?;
         self.publisher.flush()?;
-        (life.still_current)()?;
+        (incarnation.still_current)()?;
         self.publisher.commit()
     }
 
@@ -266,13 +269,13 @@ impl TransactionalWriter {
     /// Fails if the incarnation is no longer the current one, if another process has published anything, or if a topic
     /// is missing or has lost records.
     fn reopen(&mut self, why: Option<Error>) -> Result<bool> {
-        let Some(life) = self.life.clone() else {
+        let Some(incarnation) = self.life.clone() else {
             return Err(self.bug("a topic was to be opened before it was begun"));
         };
         let is_fenced = self.publisher.is_fenced();
         let mut told = why.is_some();
         let (publisher, found) = loop {
-            (life.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
+            (incarnation.still_current)().map_err(|over| why.clone().filter(|_| is_fenced).unwrap_or(over))?;
             match self.open_anew() {
                 Ok(opened) => break opened,
                 Err(error) if !error.is_transient() => return Err(error),
@@ -285,14 +288,14 @@ impl TransactionalWriter {
             }
         };
         self.publisher = publisher;
-        self.publisher.wait_while(Arc::clone(&life.still_current));
+        self.publisher.wait_while(Arc::clone(&incarnation.still_current));
         if found.last.is_some() && found.last == self.attempt {
             return Ok(true);
         }
         if found.last == self.committed {
             return Ok(false);
         }
-        let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > life.incarnation);
+        let theirs = found.last.as_ref().is_some_and(|found| found.incarnation > incarnation.incarnation);
         Err(match why.filter(|_| is_fenced && theirs) {
             Some(fenced) => fenced,
             None if theirs => Error::new("cannot go on with the topic")

@@ -570,7 +570,7 @@ pub fn format_bytes(bytes: usize) -> String {
 }
 
 impl ChunkAssigner {
-    fn open(path: &Path, until_end: bool, sizes: FileLimits) -> Result<Self> {
+    fn open(path: &Path, until_end: bool, limits: FileLimits) -> Result<Self> {
         let refused = |why: &dyn std::fmt::Display| Error::new("cannot open the input").at(path.display()).because(why);
         // The type is checked before opening: opening a pipe would block until another process writes to it.
         let found = path.metadata().map_err(|why| refused(&why).help("check the path"))?;
@@ -580,7 +580,7 @@ impl ChunkAssigner {
         let file = File::open(path).map_err(|why| refused(&why).help("check the path"))?;
         let found = file.metadata().map_err(|why| refused(&why))?;
         Ok(ChunkAssigner {
-            limits: sizes,
+            limits,
             path: path.to_owned(),
             file,
             length: found.len(),
@@ -815,11 +815,20 @@ impl ChunkAssigner {
     /// Restores the position of a snapshot.
     fn resume(&mut self, bound: &PartitionProgress) -> Result<()> {
         self.verify_identity(bound)?;
-        let &PartitionProgress { next_offset: next, watermark, idle, end_offset: until, ended, check, .. } = bound;
-        (self.started_at, self.position, self.bound, self.until) = (next, next, (next, watermark), until);
+        let &PartitionProgress { next_offset, watermark, idle, end_offset, ended, check, .. } = bound;
+        (self.started_at, self.position, self.bound, self.until) =
+            (next_offset, next_offset, (next_offset, watermark), end_offset);
         self.carry.watermark = watermark;
-        self.last_share =
-            Some(FileEpochEnd { next, watermark, until, ended, idle, check, start_offset: None, changed: false });
+        self.last_share = Some(FileEpochEnd {
+            next: next_offset,
+            watermark,
+            until: end_offset,
+            ended,
+            idle,
+            check,
+            start_offset: None,
+            changed: false,
+        });
         Ok(())
     }
 
@@ -881,8 +890,8 @@ impl ChunkAssigner {
         let share =
             FileEpochEnd { next, watermark, until: self.until, ended, idle, check, start_offset: None, changed: false };
         let before = self.last_share.replace(share);
-        let found_at = before.is_none().then_some(self.started_at);
-        Ok(FileEpochEnd { start_offset: found_at, changed: before != Some(share), ..share })
+        let start_offset = before.is_none().then_some(self.started_at);
+        Ok(FileEpochEnd { start_offset, changed: before != Some(share), ..share })
     }
 
     /// `true` if the file is idle at the end of an epoch that took everything before `next`.

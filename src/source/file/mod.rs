@@ -131,8 +131,8 @@ impl<F: RecordFormat, T> FileSource<F, T> {
         time_of: Option<TimeOf<T>>,
         (out_of_order, idle_after): (Option<Duration>, Option<Duration>),
     ) -> Self {
-        let (sizes, opening) = (FileLimits::default(), Mutex::new(None));
-        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open: opening, format: PhantomData }
+        let (sizes, pending_open) = (FileLimits::default(), Mutex::new(None));
+        FileSource { path, time_of, out_of_order, idle_after, sizes, pending_open, format: PhantomData }
     }
 
     /// Sets the allowed disorder: how far an event time may be behind the greatest one before it.

@@ -286,7 +286,8 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
             return Ok(clear.then(|| EpochInput { partitions: Vec::new(), watermark: mark }));
         }
         let Some(share) = self.shared.close_epoch(epoch, clear)? else { return Ok(None) };
-        let FileEpochEnd { next, watermark, until, ended, idle, check, start_offset: found_at, changed } = share;
+        let FileEpochEnd { next: next_offset, watermark, until: end_offset, ended, idle, check, start_offset, changed } =
+            share;
         let active = !ended && !idle;
         let (least, greatest) = (active.then_some(watermark), (!active).then_some(watermark));
         let source = intake.name().to_owned();
@@ -295,20 +296,20 @@ impl<F: RecordFormat, T: Record> Reader<T> for FileReader<F, T> {
         let bound = PartitionProgress {
             source,
             partition,
-            start_offset: found_at,
-            next_offset: next,
+            start_offset,
+            next_offset,
             watermark,
             idle,
-            end_offset: until,
+            end_offset,
             ended,
             check,
             values,
         };
-        let bounds = if changed { vec![bound] } else { Vec::new() };
+        let partitions = if changed { vec![bound] } else { Vec::new() };
         // A file that wakes needs no activation watermark: in a stream with one partition it is never above the
         // partition's own.
         Ok(Some(EpochInput {
-            partitions: bounds,
+            partitions,
             watermark: WorkerWatermark { least, greatest, ended, activated: Vec::new() },
         }))
     }

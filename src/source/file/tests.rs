@@ -205,16 +205,16 @@ impl SimulatedWorker {
         let (_bytes, events, rejects) = self.intake.finish_poll();
         assert!(self.bound < Some(epoch) || events.is_empty() && rejects.is_empty(), "records after their epoch");
         let outcomes = run.epochs.entry(epoch.0).or_default();
-        outcomes.extend(events.drain(..).map(|Event { time, watermark: mark, origin, data }| {
+        outcomes.extend(events.drain(..).map(|Event { time, watermark, origin, data }| {
             assert_eq!((origin.source, origin.partition), (3, 0));
             let accepted = Some((time, data));
-            RecordResult { offset: origin.offset, mark, accepted, line: 0, rejected: Vec::new() }
+            RecordResult { offset: origin.offset, mark: watermark, accepted, line: 0, rejected: Vec::new() }
         }));
-        outcomes.extend(rejects.drain(..).map(|Event { watermark: mark, origin, data, .. }| {
+        outcomes.extend(rejects.drain(..).map(|Event { watermark, origin, data, .. }| {
             let Rejected { line, record, encoding, reason, .. } = data;
             assert!(!reason.is_empty());
             let rejected = if encoding == "hex" { from_hex(&record) } else { record.into_bytes() };
-            RecordResult { offset: origin.offset, mark, accepted: None, line, rejected }
+            RecordResult { offset: origin.offset, mark: watermark, accepted: None, line, rejected }
         }));
     }
 
@@ -246,20 +246,19 @@ impl SimulatedWorker {
 
     fn bind(&mut self, run: &mut ReadResult) {
         let Some(epoch) = self.to_bind.front().copied() else { return };
-        let Some(EpochInput { partitions: bounds, watermark: mark }) =
-            self.reader.close_epoch(epoch, &mut self.intake).unwrap()
+        let Some(EpochInput { partitions, watermark }) = self.reader.close_epoch(epoch, &mut self.intake).unwrap()
         else {
             return;
         };
         self.to_bind.pop_front();
         self.bound = Some(epoch);
-        assert!(mark.activated.is_empty() && bounds.len() <= 1);
-        for bound in bounds {
+        assert!(watermark.activated.is_empty() && partitions.len() <= 1);
+        for bound in partitions {
             assert!((bound.source.as_str(), bound.partition, bound.idle) == ("s", 0, false));
-            assert_eq!(mark.least, (!bound.ended).then_some(bound.watermark));
+            assert_eq!(watermark.least, (!bound.ended).then_some(bound.watermark));
             run.bounds.insert(epoch.0, bound);
         }
-        self.ended = mark.ended;
+        self.ended = watermark.ended;
     }
 }
 
@@ -372,9 +371,8 @@ fn go_on<F: RecordFormat>(case: &FileCase, mut recorded: ReadResult, rng: &mut f
         let snapshot = bounds[..taken].last();
         for worker in &mut workers {
             if let Some((epoch, bound)) = snapshot {
-                let bound = PartitionProgress { start_offset: None, ..bound.clone() };
-                worker.resume =
-                    Some((*epoch, RestoredPartition { progress: bound, activation_watermark: EventTime::MIN }));
+                let progress = PartitionProgress { start_offset: None, ..bound.clone() };
+                worker.resume = Some((*epoch, RestoredPartition { progress, activation_watermark: EventTime::MIN }));
             }
             worker.journal =
                 bounds[taken..repeated].iter().map(|(epoch, bound)| (*epoch, vec![bound.clone()])).collect();
@@ -824,13 +822,13 @@ fn a_reject_can_end_the_job() {
     assert!(error.contains("line 3): missing field `id`"), "{error}");
 }
 
-fn bound(found_at: Option<u64>, next: u64, watermark: i64) -> PartitionProgress {
+fn bound(start_offset: Option<u64>, next_offset: u64, watermark: i64) -> PartitionProgress {
     let (source, watermark) = (String::from("s"), EventTime::from_millis(watermark));
     PartitionProgress {
         source,
         partition: 0,
-        start_offset: found_at,
-        next_offset: next,
+        start_offset,
+        next_offset,
         watermark,
         idle: false,
         end_offset: None,

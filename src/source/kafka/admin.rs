@@ -16,7 +16,10 @@ use crate::error::Result;
 ///
 /// # Errors
 /// Fails if the client library refuses the properties.
-pub(crate) fn administrator(target: &TopicConfig, config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>> {
+pub(crate) fn administrator(
+    topic_config: &TopicConfig,
+    config: &ClientConfig,
+) -> Result<AdminClient<DefaultClientContext>> {
     let mut admin_config = ClientConfig::new();
     // An admin client takes the connection properties only.
     for (key, value) in config.config_map() {
@@ -25,7 +28,7 @@ pub(crate) fn administrator(target: &TopicConfig, config: &ClientConfig) -> Resu
         }
     }
     admin_config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
-    admin_config.create().map_err(|error| client_not_created(target, &error))
+    admin_config.create().map_err(|error| client_not_created(topic_config, &error))
 }
 
 /// Waker that unparks the thread that waits for a future.

@@ -108,18 +108,19 @@ pub(crate) fn code_text(code: RDKafkaErrorCode) -> String {
 }
 
 /// Returns the error for a client that could not be created.
-pub(crate) fn client_not_created(target: &TopicConfig, error: &KafkaError) -> Error {
+pub(crate) fn client_not_created(topic_config: &TopicConfig, error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, description, key, value) => {
             let what = format!("the Kafka property {key} cannot be {value}");
             let because = description.trim_end_matches('.').to_owned();
-            Error::usage(what).at(target.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
+            Error::usage(what).at(topic_config.describe()).because(because).help("see librdkafka's CONFIGURATION.md")
         }
         KafkaError::ClientCreation(why) => {
-            let error = Error::new("cannot create a Kafka client").at(target.describe()).because(without_codes(why));
+            let error =
+                Error::new("cannot create a Kafka client").at(topic_config.describe()).because(without_codes(why));
             error.help("check --kafka-config, and that the files that it names exist")
         }
-        error => Error::new("cannot create a Kafka client").at(target.describe()).because(error_text(error)),
+        error => Error::new("cannot create a Kafka client").at(topic_config.describe()).because(error_text(error)),
     }
 }
 
@@ -292,11 +293,11 @@ pub(crate) fn look_up_topic<C: ClientContext>(
 /// Fails if no broker is reachable, or if the brokers refuse the request.
 pub(crate) fn find_topic<C: ClientContext>(
     client: &Client<C>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     words: &LastError,
     served: impl Fn(),
 ) -> Result<TopicLookup> {
-    find_topic_within(client, target, words, served, UNKNOWN_TOPIC_TIMEOUT)
+    find_topic_within(client, topic_config, words, served, UNKNOWN_TOPIC_TIMEOUT)
 }
 
 /// Finds the partitions of a topic as [`find_topic`] does. A topic that is reported missing is asked for again for
@@ -306,7 +307,7 @@ pub(crate) fn find_topic<C: ClientContext>(
 /// Fails as [`find_topic`] does.
 pub(crate) fn find_topic_within<C: ClientContext>(
     client: &Client<C>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     words: &LastError,
     served: impl Fn(),
     unknown_patience: Duration,
@@ -317,12 +318,12 @@ pub(crate) fn find_topic_within<C: ClientContext>(
         let left = OPEN_TIMEOUT.saturating_sub(begun.elapsed());
         let last = match look_up_topic(
             client,
-            &target.topic,
+            &topic_config.topic,
             left.min(Duration::from_secs(2)).max(Duration::from_millis(100)),
         ) {
             Ok(Some(TopicLookup::Unknown(_))) => {
                 if unknown_since.get_or_insert_with(Instant::now).elapsed() >= unknown_patience {
-                    return Ok(TopicLookup::Unknown(similar_topics(client, &target.topic)));
+                    return Ok(TopicLookup::Unknown(similar_topics(client, &topic_config.topic)));
                 }
                 None
             }
@@ -330,22 +331,22 @@ pub(crate) fn find_topic_within<C: ClientContext>(
             Ok(None) => None,
             Err(error) => match error.rdkafka_error_code() {
                 Some(code) if is_transient(code) => Some(error_text(&error)),
-                _ => return Err(refused(target, &error_text(&error))),
+                _ => return Err(refused(topic_config, &error_text(&error))),
             },
         };
         served();
         if let Some((code, reason)) = words.get().filter(|(code, _)| is_refusal(*code)) {
-            return Err(refused(target, &format!("{}: {reason}", code_text(code))));
+            return Err(refused(topic_config, &format!("{}: {reason}", code_text(code))));
         }
         if begun.elapsed() >= OPEN_TIMEOUT {
-            return Err(no_broker(target, words, last));
+            return Err(no_broker(topic_config, words, last));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-fn refused(target: &TopicConfig, because: &str) -> Error {
-    Error::new("the Kafka brokers refuse").at(target.describe()).because(because).help("check --kafka-config")
+fn refused(topic_config: &TopicConfig, because: &str) -> Error {
+    Error::new("the Kafka brokers refuse").at(topic_config.describe()).because(because).help("check --kafka-config")
 }
 
 /// Asks the brokers for the address of a partition's leader: `HOST:PORT`. `None` if there is no leader, or no answer.
@@ -361,28 +362,28 @@ pub(crate) fn leader_of<C: ClientContext>(client: &Client<C>, topic: &str, parti
 /// that was tried, which is often one that the brokers advertise and that only they can reach.
 pub(crate) fn no_leader<C: ClientContext>(
     client: &Client<C>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     partition: u32,
     words: &LastError,
 ) -> Error {
     // There is no answer if no broker is reachable at the address that it advertises.
-    let leader = leader_of(client, &target.topic, partition).map(|address| (address, words.reason()));
+    let leader = leader_of(client, &topic_config.topic, partition).map(|address| (address, words.reason()));
     let advertised = || words.reason_of_advertised().map(|(address, reason)| (address, Some(reason)));
     let Some((address, reason)) = leader.or_else(advertised) else {
-        let place = format!("{}, partition {partition}", target.describe());
+        let place = format!("{}, partition {partition}", topic_config.describe());
         return Error::new("no broker leads a partition").at(place).help("check the brokers");
     };
-    unreachable_leader(target, partition, &address, reason)
+    unreachable_leader(topic_config, partition, &address, reason)
 }
 
 /// Returns the error for a partition whose leader cannot be reached at this address.
-fn unreachable_leader(target: &TopicConfig, partition: u32, address: &str, reason: Option<String>) -> Error {
-    let place = format!("{}, partition {partition}", target.describe());
+fn unreachable_leader(topic_config: &TopicConfig, partition: u32, address: &str, reason: Option<String>) -> Error {
+    let place = format!("{}, partition {partition}", topic_config.describe());
     let error = Error::new(format!("cannot reach {address}, the broker that leads a partition")).at(place);
     let error = error.because(reason.unwrap_or_else(|| String::from("it does not answer")));
     error.help(format!(
         "the brokers at {} advertise that address: make it reachable from here, or change their advertised.listeners",
-        target.brokers
+        topic_config.brokers
     ))
 }
 
@@ -395,10 +396,10 @@ fn advertised_in(reason: &str) -> Option<String> {
     is_number.then(|| address.to_owned())
 }
 
-fn no_broker(target: &TopicConfig, words: &LastError, last: Option<String>) -> Error {
+fn no_broker(topic_config: &TopicConfig, words: &LastError, last: Option<String>) -> Error {
     let why = words.reason().or(last);
-    let error = Error::new("no Kafka broker is reachable").at(&target.brokers);
-    let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", target.topic)));
+    let error = Error::new("no Kafka broker is reachable").at(&topic_config.brokers);
+    let error = error.because(why.unwrap_or_else(|| format!("topic {} has no leader yet", topic_config.topic)));
     error.help("start the broker, or check --brokers and, for TLS or SASL, --kafka-config").transient()
 }
 
@@ -409,19 +410,19 @@ fn no_broker(target: &TopicConfig, words: &LastError, last: Option<String>) -> E
 /// Fails if a leader does not answer within [`OPEN_TIMEOUT`], with its address and the cause.
 pub(crate) fn check_leaders<C: ClientContext>(
     client: &Client<C>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     words: &LastError,
     served: impl Fn(),
 ) -> Result<()> {
     let begun = Instant::now();
     // The topic was found before, so a broker has answered then.
-    let Ok(metadata) = client.fetch_metadata(Some(&target.topic), OPEN_TIMEOUT) else { return Ok(()) };
+    let Ok(metadata) = client.fetch_metadata(Some(&topic_config.topic), OPEN_TIMEOUT) else { return Ok(()) };
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // A partition without a leader has −1; the sender waits for one.
     let leaders: BTreeMap<i32, i32> = partitions.map(|partition| (partition.leader(), partition.id())).collect();
     for (leader, partition) in leaders.into_iter().filter(|(leader, _)| *leader >= 0) {
         loop {
-            let code = match client.fetch_watermarks(&target.topic, partition, Duration::from_secs(2)) {
+            let code = match client.fetch_watermarks(&topic_config.topic, partition, Duration::from_secs(2)) {
                 Ok((low, _)) if low >= 0 => break,
                 // Without an answer of the broker, the library returns −1.
                 Ok(_) => Some(RDKafkaErrorCode::OperationTimedOut),
@@ -435,7 +436,9 @@ pub(crate) fn check_leaders<C: ClientContext>(
                 // From the metadata above: brokers that are asked again may name another leader than the one tried.
                 let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
                 let address = broker.map_or(String::new(), |broker| format!("{}:{}", broker.host(), broker.port()));
-                return Err(unreachable_leader(target, partition.unsigned_abs(), &address, words.reason()).transient());
+                return Err(
+                    unreachable_leader(topic_config, partition.unsigned_abs(), &address, words.reason()).transient()
+                );
             }
         }
     }
@@ -443,12 +446,12 @@ pub(crate) fn check_leaders<C: ClientContext>(
 }
 
 /// Returns the error for a topic that does not exist.
-pub(crate) fn no_topic(target: &TopicConfig, similar: &[String]) -> Error {
-    let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", target.topic);
+pub(crate) fn no_topic(topic_config: &TopicConfig, similar: &[String]) -> Error {
+    let mut help = format!("create it: kafka-topics --create --topic {} --partitions 4", topic_config.topic);
     if !similar.is_empty() {
         help.push_str(&format!(" (or did you mean {}?)", similar.join(" or ")));
     }
-    Error::new(format!("the topic {} does not exist", target.topic)).at(&target.brokers).help(help)
+    Error::new(format!("the topic {} does not exist", topic_config.topic)).at(&topic_config.brokers).help(help)
 }
 
 fn similar_topics<C: ClientContext>(client: &Client<C>, topic: &str) -> Vec<String> {
@@ -486,16 +489,16 @@ mod tests {
 
     #[test]
     fn what_the_engine_needs_cannot_be_set_and_the_rest_wins_over_defaults() {
-        let mut target = TopicConfig::new("localhost:1", "t");
-        target.properties.insert("fetch.wait.max.ms".into(), "7".into());
-        target.properties.insert("enable.auto.commit".into(), "false".into());
+        let mut topic_config = TopicConfig::new("localhost:1", "t");
+        topic_config.properties.insert("fetch.wait.max.ms".into(), "7".into());
+        topic_config.properties.insert("enable.auto.commit".into(), "false".into());
         let needed = [("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
-        let config = target.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
+        let config = topic_config.configure(&[("fetch.wait.max.ms", "500")], &needed).unwrap();
         assert_eq!((config.get("fetch.wait.max.ms"), config.get("enable.auto.commit")), (Some("7"), Some("false")));
         for (key, value) in [("isolation.level", "read_uncommitted"), ("metadata.broker.list", "elsewhere:1")] {
-            let mut target = target.clone();
-            target.properties.insert(key.into(), value.into());
-            let error = target.configure(&[], &needed).unwrap_err();
+            let mut topic_config = topic_config.clone();
+            topic_config.properties.insert(key.into(), value.into());
+            let error = topic_config.configure(&[], &needed).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(key), "{error}");
         }
     }

@@ -48,9 +48,9 @@ pub(super) fn id_in<'a>(topic: &str, line: &'a str) -> Option<&'a str> {
 }
 
 /// Returns the error for a topic that was deleted and created again under its name while it was read.
-pub(super) fn recreated(target: &TopicConfig) -> Error {
-    Error::new(format!("the topic {} was deleted and created again while it was read", target.topic))
-        .at(&target.brokers)
+pub(super) fn recreated(topic_config: &TopicConfig) -> Error {
+    Error::new(format!("the topic {} was deleted and created again while it was read", topic_config.topic))
+        .at(&topic_config.brokers)
         .because("its new records may be at offsets that were read before")
         .help("start again with a new --state and new outputs")
 }
@@ -61,29 +61,33 @@ pub(super) fn recreated(target: &TopicConfig) -> Error {
 /// # Errors
 /// Fails if the topic cannot be read at the moment.
 pub(super) fn compare_records(
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     job: &str,
     checks: &[(u32, ContentCheck)],
 ) -> Result<Option<Error>> {
-    let (consumer, ids) = connect(target, job)?;
+    let (consumer, ids) = connect(topic_config, job)?;
     let (mut expected, mut from) = (BTreeMap::new(), Vec::new());
     for (id, check) in checks {
         if !ids.contains(id) {
-            return Ok(Some(missing_partition(target, *id)));
+            return Ok(Some(missing_partition(topic_config, *id)));
         }
-        let (low, end) = offsets(&consumer, target, *id)?;
+        let (low, end) = offsets(&consumer, topic_config, *id)?;
         if check.at >= end {
-            return Ok(Some(wrong_record(target, *id, *check)));
+            return Ok(Some(wrong_record(topic_config, *id, *check)));
         }
         if check.at >= low {
             expected.insert(*id, *check);
             from.push((*id, check.at));
         }
     }
-    read_each(&consumer, target, &from, |id, message| {
+    read_each(&consumer, topic_config, &from, |id, message| {
         let Some(expected) = expected.remove(&id) else { return Ok(ReadDecision::Skip) };
         let is_as_it_was = message.is_some_and(|message| has_fingerprint(message, expected));
-        Ok(if is_as_it_was { ReadDecision::Skip } else { ReadDecision::Answer(wrong_record(target, id, expected)) })
+        Ok(if is_as_it_was {
+            ReadDecision::Skip
+        } else {
+            ReadDecision::Answer(wrong_record(topic_config, id, expected))
+        })
     })
 }
 
@@ -93,7 +97,7 @@ pub(super) fn compare_records(
 /// Fails if the topic is compacted.
 pub(super) fn refuse_compacted<C: ClientContext>(
     client: &Client<C>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     config: &ClientConfig,
 ) -> Result<()> {
     // An embedded broker answers no admin client, and compacts nothing.
@@ -104,13 +108,13 @@ pub(super) fn refuse_compacted<C: ClientContext>(
     let unknown = |why: &str| {
         tracing::warn!(
             "{}: whether it is compacted cannot be asked ({why}); if it is, read it with --compacted, or `.compacted(true)`",
-            target.describe()
+            topic_config.describe()
         );
         Ok(())
     };
-    let admin = administrator(target, config)?;
+    let admin = administrator(topic_config, config)?;
     let options = AdminOptions::new().request_timeout(Some(SETTINGS_TIMEOUT));
-    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&target.topic)], &options));
+    let asked = wait_for(admin.describe_configs([&ResourceSpecifier::Topic(&topic_config.topic)], &options));
     let settings = match asked {
         // A broker without settings has no compaction either.
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnsupportedFeature) => return Ok(()),
@@ -119,7 +123,9 @@ pub(super) fn refuse_compacted<C: ClientContext>(
     };
     match settings {
         Some(Ok(settings)) => match settings.get("cleanup.policy").and_then(|entry| entry.value.as_deref()) {
-            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => Err(compacted(target, policy)),
+            Some(policy) if policy.split(',').any(|word| word.trim() == "compact") => {
+                Err(compacted(topic_config, policy))
+            }
             Some(_) => Ok(()),
             None => unknown("its settings do not say"),
         },
@@ -128,9 +134,9 @@ pub(super) fn refuse_compacted<C: ClientContext>(
     }
 }
 
-fn compacted(target: &TopicConfig, policy: &str) -> Error {
+fn compacted(topic_config: &TopicConfig, policy: &str) -> Error {
     Error::new("a compacted topic is no stream of events")
-        .at(target.describe())
+        .at(topic_config.describe())
         .because(format!(
             "its cleanup.policy is {policy}: older records of a key vanish, also ones that were counted, and what was read \
              once cannot be read again"

@@ -23,19 +23,23 @@ struct PartitionProbe {
 }
 
 /// Describes the data that has arrived since: see [`crate::source::Source::grown_since`].
-pub(super) fn grown_since(target: &TopicConfig, job: &str, bounds: &[PartitionProgress]) -> Result<Option<String>> {
-    let (consumer, ids) = connect(target, job)?;
+pub(super) fn grown_since(
+    topic_config: &TopicConfig,
+    job: &str,
+    bounds: &[PartitionProgress],
+) -> Result<Option<String>> {
+    let (consumer, ids) = connect(topic_config, job)?;
     if let Some(bound) = bounds.iter().find(|bound| !ids.contains(&bound.partition)) {
-        return Err(missing_partition(target, bound.partition));
+        return Err(missing_partition(topic_config, bound.partition));
     }
     let (mut asked, mut from) = (BTreeMap::new(), Vec::new());
     for id in ids {
-        let (low, end_now) = offsets(&consumer, target, id)?;
+        let (low, end_now) = offsets(&consumer, topic_config, id)?;
         let bound = bounds.iter().find(|bound| bound.partition == id);
         let end = bound.map_or(low, |bound| bound.end_offset.unwrap_or(bound.next_offset));
-        bound.map_or(Ok(()), |bound| check_end(target, bound, end_now))?;
+        bound.map_or(Ok(()), |bound| check_end(topic_config, bound, end_now))?;
         if low > end {
-            return Ok(Some(new_data_in(target, id, end)));
+            return Ok(Some(new_data_in(topic_config, id, end)));
         }
         let check = bound.and_then(|bound| bound.check).filter(|check| (low..end).contains(&check.at));
         if check.is_some() || end_now > end {
@@ -43,16 +47,16 @@ pub(super) fn grown_since(target: &TopicConfig, job: &str, bounds: &[PartitionPr
             asked.insert(id, PartitionProbe { end, check });
         }
     }
-    read_each(&consumer, target, &from, |id, message| {
+    read_each(&consumer, topic_config, &from, |id, message| {
         let Some(PartitionProbe { end, check }) = asked.get_mut(&id) else { return Ok(ReadDecision::Skip) };
         if let Some(expected) = check.take()
             && !message.is_some_and(|message| has_fingerprint(message, expected))
         {
-            return Err(wrong_record(target, id, expected));
+            return Err(wrong_record(topic_config, id, expected));
         }
         Ok(match message {
             Some(message) if offset_and_timestamp(message).0 >= *end => {
-                ReadDecision::Answer(new_data_in(target, id, *end))
+                ReadDecision::Answer(new_data_in(topic_config, id, *end))
             }
             Some(_) => ReadDecision::More,
             None => ReadDecision::Skip,
@@ -60,6 +64,6 @@ pub(super) fn grown_since(target: &TopicConfig, job: &str, bounds: &[PartitionPr
     })
 }
 
-fn new_data_in(target: &TopicConfig, partition: u32, end: u64) -> String {
-    format!("partition {partition} of {} has records from offset {end} on", target.describe())
+fn new_data_in(topic_config: &TopicConfig, partition: u32, end: u64) -> String {
+    format!("partition {partition} of {} has records from offset {end} on", topic_config.describe())
 }

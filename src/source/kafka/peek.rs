@@ -33,17 +33,17 @@ pub(super) enum ReadDecision<T> {
 /// Fails if the topic cannot be read at the moment, or if `take` fails.
 pub(super) fn read_each<T>(
     consumer: &BaseConsumer<ConsumerEvents>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     from: &[(u32, u64)],
     mut take: impl FnMut(u32, Option<&BorrowedMessage<'_>>) -> Result<ReadDecision<T>>,
 ) -> Result<Option<T>> {
-    let assigned = list(&target.topic, from).and_then(|list| consumer.assign(&list));
-    assigned.map_err(|error| Error::new("cannot read").at(target.describe()).because(error_text(&error)))?;
+    let assigned = list(&topic_config.topic, from).and_then(|list| consumer.assign(&list));
+    assigned.map_err(|error| Error::new("cannot read").at(topic_config.describe()).because(error_text(&error)))?;
     let mut wanted: BTreeSet<u32> = from.iter().map(|(id, _)| *id).collect();
     let mut heard = Instant::now();
     while let Some(id) = wanted.first() {
         if heard.elapsed() > OFFSETS_TIMEOUT {
-            let place = format!("{}, partition {id}", target.describe());
+            let place = format!("{}, partition {id}", topic_config.describe());
             return Err(Error::new("a partition's records do not arrive").at(place).help("check the brokers"));
         }
         let Some(polled) = consumer.poll(Duration::from_millis(100)) else { continue };
@@ -51,7 +51,7 @@ pub(super) fn read_each<T>(
             Ok(message) => (message.partition(), Some(message)),
             Err(KafkaError::PartitionEOF(id)) => (*id, None),
             Err(error) => {
-                check_error(target, *id, error)?;
+                check_error(topic_config, *id, error)?;
                 continue;
             }
         };

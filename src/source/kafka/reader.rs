@@ -193,32 +193,32 @@ pub(super) struct KafkaReader<T> {
 
 impl<T: Record> KafkaReader<T> {
     /// Connects, and finds this worker's partitions.
-    pub(super) fn open(target: &TopicConfig, manner: ReadOptions, at: &WorkerContext) -> Result<Self> {
+    pub(super) fn open(topic_config: &TopicConfig, manner: ReadOptions, at: &WorkerContext) -> Result<Self> {
         let ReadOptions { start, stops_at_end, compacted } = manner;
-        let (consumer, ids) = connect(target, &at.job)?;
+        let (consumer, ids) = connect(topic_config, &at.job)?;
         if !compacted && at.worker == 0 {
-            refuse_compacted(consumer.client(), target, &target.configure(DEFAULTS, NEEDED)?)?;
+            refuse_compacted(consumer.client(), topic_config, &topic_config.configure(DEFAULTS, NEEDED)?)?;
         }
-        let mut feeds = Vec::new();
+        let mut partitions = Vec::new();
         for id in ids.iter().copied().filter(|id| at.owns(*id)) {
-            let (low, end) = offsets(&consumer, target, id)?;
+            let (low, end) = offsets(&consumer, topic_config, id)?;
             let start = if start == StartOffset::Latest { end } else { low };
-            feeds.push(fetched_partition(&consumer, target, id, (start, low, end))?);
+            partitions.push(fetched_partition(&consumer, topic_config, id, (start, low, end))?);
         }
         let (worker, workers) = (at.worker, at.workers);
         let mine = move |id: u32| id as usize % workers == worker;
-        let watch = TopicWatch::start(Arc::clone(&consumer), (target, &at.job), ids, mine)?;
+        let watch = TopicWatch::start(Arc::clone(&consumer), (topic_config, &at.job), ids, mine)?;
         Ok(KafkaReader {
             id: consumer.context().id(),
             by_value: compacted,
             confirmation: Confirmation::default(),
             consumer,
-            target: target.clone(),
+            target: topic_config.clone(),
             share: (worker, workers),
             until_end: at.options.until_end,
             stops_at_end,
             idle_timeout: at.options.idle_timeout,
-            partitions: feeds,
+            partitions,
             has_untracked: true,
             has_state: false,
             turn: 0,
@@ -382,14 +382,15 @@ impl<T: Record> KafkaReader<T> {
         let mut taken = 0;
         let stop = feed.end;
         let is_for_later = |offset: u64| self.stops_at_end && offset >= stop;
-        if let Some(HeldMessage { offset, stamped, payload }) = feed.held.take_if(|held| !is_for_later(held.offset))
-            && offer(epoch, slot, offset, stamped, payload.as_deref(), intake)?
+        if let Some(HeldMessage { offset, stamped: timestamp, payload }) =
+            feed.held.take_if(|held| !is_for_later(held.offset))
+            && offer(epoch, slot, offset, timestamp, payload.as_deref(), intake)?
         {
             taken += 1;
             if !self.by_value {
-                intake.set_fingerprint(slot, fingerprint(offset, stamped, payload.as_deref()));
+                intake.set_fingerprint(slot, fingerprint(offset, timestamp, payload.as_deref()));
             }
-            intake.keep_value(slot, || JournaledRecord { offset, timestamp: stamped, payload });
+            intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload });
         }
         let mut last = None;
         let all = loop {
@@ -410,15 +411,15 @@ impl<T: Record> KafkaReader<T> {
                 Some(Ok(message)) => {
                     feed.at_end = false;
                     feed.quiet_since = None;
-                    let (offset, stamped) = offset_and_timestamp(&message);
+                    let (offset, timestamp) = offset_and_timestamp(&message);
                     if is_for_later(offset) {
                         // Only transaction markers are left before it. The record is not kept: this incarnation reads
                         // nothing more.
                         feed.caught_up = true;
-                    } else if offer(epoch, slot, offset, stamped, message.payload(), intake)? {
+                    } else if offer(epoch, slot, offset, timestamp, message.payload(), intake)? {
                         taken += 1;
                         let payload = || message.payload().map(<[u8]>::to_vec);
-                        intake.keep_value(slot, || JournaledRecord { offset, timestamp: stamped, payload: payload() });
+                        intake.keep_value(slot, || JournaledRecord { offset, timestamp, payload: payload() });
                         last = Some(message);
                     }
                 }
@@ -581,11 +582,11 @@ impl<T: Record> KafkaReader<T> {
         intake: &mut PartitionTracker<T>,
     ) -> Result<bool> {
         let first = values.partition_point(|value| value.offset < intake.next(slot));
-        for JournaledRecord { offset, timestamp: stamped, payload } in &values[first..] {
+        for JournaledRecord { offset, timestamp, payload } in &values[first..] {
             if *left == 0 {
                 return Ok(false);
             }
-            *left -= usize::from(offer(epoch, slot, *offset, *stamped, payload.as_deref(), intake)?);
+            *left -= usize::from(offer(epoch, slot, *offset, *timestamp, payload.as_deref(), intake)?);
         }
         intake.skip_to(slot, bound.next_offset);
         intake.replay_flags(slot, bound);
@@ -819,9 +820,9 @@ pub(super) fn identity(id: &str) -> String {
 }
 
 /// Connects, and finds the partitions of the topic.
-pub(super) fn connect(target: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
+pub(super) fn connect(topic_config: &TopicConfig, job: &str) -> Result<(Arc<BaseConsumer<ConsumerEvents>>, Vec<u32>)> {
     let name = format!("tidegate-{job}");
-    let mut config = target.configure(DEFAULTS, NEEDED)?;
+    let mut config = topic_config.configure(DEFAULTS, NEEDED)?;
     for key in ["group.id", "client.id"] {
         if config.get(key).is_none() {
             config.set(key, &name);
@@ -832,33 +833,40 @@ pub(super) fn connect(target: &TopicConfig, job: &str) -> Result<(Arc<BaseConsum
     config.set("debug", logged).set_log_level(RDKafkaLogLevel::Debug);
     let wait = config.get("fetch.wait.max.ms").and_then(|text| text.parse().ok()).unwrap_or(50);
     let group = config.get("group.id").unwrap_or(&name).to_owned();
-    let listener = ConsumerEvents::new(&target.topic, &group, Duration::from_millis(wait));
-    let consumer = config.create_with_context(listener).map_err(|error| client::client_not_created(target, &error))?;
+    let listener = ConsumerEvents::new(&topic_config.topic, &group, Duration::from_millis(wait));
+    let consumer =
+        config.create_with_context(listener).map_err(|error| client::client_not_created(topic_config, &error))?;
     let consumer: Arc<BaseConsumer<ConsumerEvents>> = Arc::new(consumer);
     // Counted, because a poll also returns nothing when it has served an event.
     let served = || (0..100).for_each(|_| ConsumerEvents::serve_event(&consumer));
-    match find_topic(consumer.client(), target, &consumer.context().last_error, served)? {
+    match find_topic(consumer.client(), topic_config, &consumer.context().last_error, served)? {
         TopicLookup::There(ids) => {
             ConsumerEvents::serve_events(&consumer);
             Ok((consumer, ids))
         }
-        TopicLookup::Unknown(similar) => Err(client::no_topic(target, &similar)),
+        TopicLookup::Unknown(similar) => Err(client::no_topic(topic_config, &similar)),
     }
 }
 
 /// Returns the first offset and the end of a partition.
-pub(super) fn offsets(consumer: &BaseConsumer<ConsumerEvents>, target: &TopicConfig, id: u32) -> Result<(u64, u64)> {
+pub(super) fn offsets(
+    consumer: &BaseConsumer<ConsumerEvents>,
+    topic_config: &TopicConfig,
+    id: u32,
+) -> Result<(u64, u64)> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(&target.topic, id as i32, Duration::from_secs(3)) {
+        match consumer.fetch_watermarks(&topic_config.topic, id as i32, Duration::from_secs(3)) {
             // Without an answer of the broker, the library returns −1.
             Ok((low, end)) if low >= 0 && end >= low => return Ok((low as u64, end as u64)),
             Err(error) if !error.rdkafka_error_code().is_some_and(|code| is_transient(code) || is_unknown(code)) => {
                 let error = Error::new("cannot ask for the ends of a partition").because(error_text(&error));
-                return Err(error.at(format!("{}, partition {id}", target.describe())).help("check --kafka-config"));
+                return Err(error
+                    .at(format!("{}, partition {id}", topic_config.describe()))
+                    .help("check --kafka-config"));
             }
             _ if begun.elapsed() > OFFSETS_TIMEOUT => {
-                return Err(client::no_leader(consumer.client(), target, id, &consumer.context().last_error));
+                return Err(client::no_leader(consumer.client(), topic_config, id, &consumer.context().last_error));
             }
             // Serves what the library reports of the broker.
             _ => {
@@ -871,13 +879,14 @@ pub(super) fn offsets(consumer: &BaseConsumer<ConsumerEvents>, target: &TopicCon
 
 fn fetched_partition(
     consumer: &Arc<BaseConsumer<ConsumerEvents>>,
-    target: &TopicConfig,
+    topic_config: &TopicConfig,
     id: u32,
     (start, low, end): (u64, u64, u64),
 ) -> Result<FetchedPartition> {
     // The queue is created before the partition is assigned, so that no record goes to the common one.
-    let queue = consumer.split_partition_queue(&target.topic, id as i32);
-    let queue = queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&target.topic))?;
+    let queue = consumer.split_partition_queue(&topic_config.topic, id as i32);
+    let queue =
+        queue.ok_or_else(|| Error::new("the client library has no queue for a partition").at(&topic_config.topic))?;
     Ok(FetchedPartition {
         id,
         start,
@@ -923,27 +932,27 @@ pub(super) fn fingerprint(offset: u64, stamped: Option<i64>, payload: Option<&[u
 }
 
 /// Returns the error for a topic without a partition that a state names.
-pub(super) fn missing_partition(target: &TopicConfig, partition: u32) -> Error {
-    let place = format!("{}, partition {partition}", target.describe());
+pub(super) fn missing_partition(topic_config: &TopicConfig, partition: u32) -> Error {
+    let place = format!("{}, partition {partition}", topic_config.describe());
     Error::new("a partition that the state names is not there").at(place).help(RECREATED_HELP)
 }
 
 /// Returns the error for a topic that has another record than the state took, or none.
-pub(super) fn wrong_record(target: &TopicConfig, partition: u32, check: ContentCheck) -> Error {
-    let place = format!("{}, partition {partition}, offset {}", target.describe(), check.at);
+pub(super) fn wrong_record(topic_config: &TopicConfig, partition: u32, check: ContentCheck) -> Error {
+    let place = format!("{}, partition {partition}, offset {}", topic_config.describe(), check.at);
     let error = Error::new("a record is not the one that the state has counted").at(place);
     error.help("was the topic deleted and created again, or is it compacted? then start with a new --state")
 }
 
 /// Fails if a partition ends before what a state has taken, or was to take, of it.
-pub(super) fn check_end(target: &TopicConfig, bound: &PartitionProgress, end: u64) -> Result<()> {
+pub(super) fn check_end(topic_config: &TopicConfig, bound: &PartitionProgress, end: u64) -> Result<()> {
     let named = bound.next_offset.max(bound.end_offset.unwrap_or(0));
     if named <= end {
         return Ok(());
     }
     let because = format!("the topic ends at offset {end}, the state at {named}");
     let error = Error::new("records that the state has counted are not there").because(because).help(RECREATED_HELP);
-    Err(error.at(format!("{}, partition {}", target.describe(), bound.partition)))
+    Err(error.at(format!("{}, partition {}", topic_config.describe(), bound.partition)))
 }
 
 /// Offers a record of a replayed epoch to the intake. Returns `true` if it was taken.
@@ -1005,20 +1014,20 @@ fn update_idleness<T: Record>(
 }
 
 /// Fails if an error that came instead of a record ends the job.
-pub(super) fn check_error(target: &TopicConfig, partition: u32, error: &KafkaError) -> Result<()> {
+pub(super) fn check_error(topic_config: &TopicConfig, partition: u32, error: &KafkaError) -> Result<()> {
     match error.rdkafka_error_code() {
         // Group offsets are then not committed for lag monitors; records arrive all the same.
         Some(RDKafkaErrorCode::GroupAuthorizationFailed) => Ok(()),
         // The watch finds out whether a topic is gone for good.
         Some(code) if is_transient(code) || is_unknown(code) => Ok(()),
-        Some(code) => Err(failed(target, Some(partition), code)),
-        None => Err(Error::new("cannot read").at(target.describe()).because(error_text(error))),
+        Some(code) => Err(failed(topic_config, Some(partition), code)),
+        None => Err(Error::new("cannot read").at(topic_config.describe()).because(error_text(error))),
     }
 }
 
-fn failed(target: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
+fn failed(topic_config: &TopicConfig, partition: Option<u32>, code: RDKafkaErrorCode) -> Error {
     let partition = partition.map(|id| format!(", partition {id}")).unwrap_or_default();
-    let place = format!("{}{partition}", target.describe());
+    let place = format!("{}{partition}", topic_config.describe());
     match code {
         RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset => {
             Error::new("records that were still to be read are gone")

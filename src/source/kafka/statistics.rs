@@ -99,11 +99,11 @@ impl TopicStatus {
 
 impl ConsumerEvents {
     pub(super) fn new(topic: &str, group: &str, fetch_wait: Duration) -> Self {
-        let (topic, group, words) = (topic.to_owned(), group.to_owned(), LastError::default());
+        let (topic, group, last_error) = (topic.to_owned(), group.to_owned(), LastError::default());
         ConsumerEvents {
             topic,
             group,
-            last_error: words,
+            last_error,
             silence: fetch_wait + SILENCE_TIMEOUT,
             report: Mutex::default(),
             id: Mutex::default(),

@@ -56,15 +56,15 @@ impl TopicWatch {
     /// Starts a watch for partitions that are not in `known`; only those that are `mine` are reported.
     pub(super) fn start(
         consumer: Arc<BaseConsumer<ConsumerEvents>>,
-        (target, job): (&TopicConfig, &str),
+        (topic_config, job): (&TopicConfig, &str),
         known: Vec<u32>,
         mine: impl Fn(u32) -> bool + Send + 'static,
     ) -> Result<Self> {
         let ((sender, news), (orders, ordered)) = (channel(), channel());
-        let (target, job) = (target.clone(), job.to_owned());
+        let (topic_config, job) = (topic_config.clone(), job.to_owned());
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let body = move || run(&consumer, (&target, &job), known, mine, &stopped, (&sender, &ordered));
+        let body = move || run(&consumer, (&topic_config, &job), known, mine, &stopped, (&sender, &ordered));
         let thread = thread::start(ThreadRole::KafkaWatch, ThreadRole::KafkaWatch.name(), body)?;
         Ok(TopicWatch { news, orders, stop, thread })
     }
@@ -93,7 +93,7 @@ impl Drop for TopicWatch {
 
 fn run(
     consumer: &BaseConsumer<ConsumerEvents>,
-    (target, job): (&TopicConfig, &str),
+    (topic_config, job): (&TopicConfig, &str),
     mut known: Vec<u32>,
     mine: impl Fn(u32) -> bool,
     stopped: &AtomicBool,
@@ -133,7 +133,7 @@ fn run(
             return;
         }
         if let Some(records) = order.take() {
-            let compared = if records.is_empty() { Ok(None) } else { compare_records(target, job, &records) };
+            let compared = if records.is_empty() { Ok(None) } else { compare_records(topic_config, job, &records) };
             let Ok(other) = compared else {
                 order = Some(records); // The brokers are unreachable again.
                 continue;

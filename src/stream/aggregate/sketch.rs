@@ -361,8 +361,8 @@ mod tests {
             }
         }
         let aggregate = ApproxCountDistinct(|value: &u8| (*value == 7).then_some(Unwritable));
-        let (time, mark) = (EventTime::MIN, EventTime::MIN);
-        let hash = |data| aggregate.part(&Event { time, watermark: mark, origin: Origin::default(), data });
+        let (time, watermark) = (EventTime::MIN, EventTime::MIN);
+        let hash = |data| aggregate.part(&Event { time, watermark, origin: Origin::default(), data });
         let mut sketch = Sketch::of(hash(1));
         sketch.merge(&Sketch::of(hash(2)));
         assert_eq!(Aggregate::<u8>::value(&aggregate, 2, &sketch), Ok(1));

@@ -48,8 +48,8 @@ fn deals(random: &mut Rng) -> Deals {
             partition: random.u32(0..3),
             offset: random.u64(0..places),
         };
-        let (time, mark) = (EventTime::from_millis(random.i64(0..times)), EventTime::from_millis(random.i64(..)));
-        Event { time, watermark: mark, origin, data }
+        let (time, watermark) = (EventTime::from_millis(random.i64(0..times)), EventTime::from_millis(random.i64(..)));
+        Event { time, watermark, origin, data }
     };
     (0..count).map(deal).collect()
 }

@@ -122,8 +122,8 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
     pub(crate) fn begin(
         start: OperatorStart<'_>,
         windows: WindowAssigner,
-        telling: ValueReporter<A>,
-        wants: Subscriptions,
+        reporter: ValueReporter<A>,
+        subscriptions: Subscriptions,
         lateness: Span,
         metrics: Arc<StepMetrics>,
         fault: Option<Fault>,
@@ -132,7 +132,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> PaneState<T, K, D, A> {
         let store = PaneStore::new(scope, info, closed, windows, metrics);
         let forget_sealed = fault == Some(Fault::IgnoreSealed);
         let (fired, data) = (EventTime::MIN, std::marker::PhantomData);
-        PaneState { store, reporter: telling, wants, lateness, forget_sealed, fired, data }
+        PaneState { store, reporter, wants: subscriptions, lateness, forget_sealed, fired, data }
     }
 
     /// Calls `each` with the current rows of an open window.
@@ -185,8 +185,8 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
     ) {
         let through = if self.wants.live.get() { EventTime::MAX } else { self.fired };
         let mut touched = BTreeSet::new();
-        for (key, slot, _) in &records {
-            let ends = self.store.windows.ends(*slot, self.store.closed, through);
+        for (key, pane, _) in &records {
+            let ends = self.store.windows.ends(*pane, self.store.closed, through);
             touched.extend(ends.map(|end| (end, key.clone())));
         }
         let before = touched.into_iter().map(|row| (self.store.memtable_row(&row), row)).collect::<Vec<_>>();
@@ -226,8 +226,8 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
             }
             return;
         }
-        for ((slot, key), total) in rows {
-            let window = self.store.windows.interval(slot.last());
+        for ((pane, key), total) in rows {
+            let window = self.store.windows.interval(pane.last());
             if let Some(value) = self.reporter.value(window, &key, &total) {
                 results.live.push(((window, key, value), epoch, 1));
             }
@@ -248,7 +248,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
         }
         self.fired = watermark;
         if closed > self.store.closed {
-            let (telling, windows) = (&self.reporter, self.store.windows.clone());
+            let (reporter, windows) = (&self.reporter, self.store.windows.clone());
             let (live, fired) = (self.wants.live.get(), self.wants.fired.get() && self.lateness == Span::ZERO);
             let mut window = Interval::NOTHING;
             results.closed.reserve(self.store.memtable_rows_through(closed));
@@ -256,7 +256,7 @@ impl<T: Pane, K: Record, D: 'static, A: Aggregate<D>> OperatorState for PaneStat
                 if window.end != end {
                     window = windows.interval(end);
                 }
-                let Some(value) = telling.value(window, &key, total) else { return };
+                let Some(value) = reporter.value(window, &key, total) else { return };
                 let shown = (window, key, value);
                 // The window of all time never closes: its stream ends, and its rows stay as they are.
                 if live && end < EventTime::MAX {

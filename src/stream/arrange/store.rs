@@ -116,14 +116,14 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         aggregate: &A,
     ) {
         let mut records = records.drain(..);
-        while let Some(&(_, slot, _)) = records.as_slice().first() {
-            debug_assert!(slot.first() > self.closed, "a record that is on time never touches a closed window");
+        while let Some(&(_, pane, _)) = records.as_slice().first() {
+            debug_assert!(pane.first() > self.closed, "a record that is on time never touches a closed window");
             // Neighbours are mostly of one pane: look the map up once a run.
-            let map = self.memtable.entry(slot).or_insert_with(|| {
+            let map = self.memtable.entry(pane).or_insert_with(|| {
                 let spare = self.spare.pop();
                 spare.unwrap_or_else(|| PaneMap::with_capacity_and_hasher(self.usual_size, FixedState::default()))
             });
-            let run = records.as_slice().iter().take_while(|record| record.1 == slot).count();
+            let run = records.as_slice().iter().take_while(|record| record.1 == pane).count();
             for (key, _, part) in records.by_ref().take(run) {
                 match map.entry(key) {
                     Entry::Occupied(row) => {
@@ -143,8 +143,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Returns what the memtable has of a window's row.
     pub(super) fn memtable_row(&self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
         let mut total = None;
-        let slots = self.memtable.iter().filter(|(slot, _)| slot.has(*end));
-        slots.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
+        let panes = self.memtable.iter().filter(|(pane, _)| pane.has(*end));
+        panes.filter_map(|(_, map)| map.get(key)).for_each(|part| add(&mut total, part));
         total
     }
 
@@ -154,12 +154,12 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             return None; // Nothing can have changed since.
         }
         let mut rows = std::mem::take(&mut self.retracted);
-        for (&slot, map) in &mut self.memtable {
+        for (&pane, map) in &mut self.memtable {
             let from = rows.len();
             if !map.is_empty() {
-                self.sealed.insert(slot);
+                self.sealed.insert(pane);
             }
-            rows.extend(map.drain().map(|(key, total)| (((slot, key), ()), epoch, total)));
+            rows.extend(map.drain().map(|(key, total)| (((pane, key), ()), epoch, total)));
             rows[from..].sort_unstable_by(|a, b| a.0.cmp(&b.0));
         }
         self.insert(rows, epoch)
@@ -226,15 +226,15 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
 
     /// Returns the trace's sum of one open window's row.
     pub(super) fn trace_row(&mut self, (end, key): &PaneRow<EventTime, K>) -> Option<Counted<S>> {
-        let slots: Vec<T> = self.sealed.iter().copied().filter(|slot| slot.has(*end)).collect();
-        if slots.is_empty() {
+        let panes: Vec<T> = self.sealed.iter().copied().filter(|pane| pane.has(*end)).collect();
+        if panes.is_empty() {
             return None;
         }
         let batches = self.trace.batches_through(Antichain::from_elem(self.lower).borrow())?;
         let mut cursor = CursorList::new(batches.iter().map(Navigable::cursor).collect(), &batches);
         let mut total = None;
-        for slot in slots {
-            let row = (slot, key.clone());
+        for pane in panes {
+            let row = (pane, key.clone());
             cursor.seek_key(&batches, &row);
             if cursor.get_key(&batches) == Some(&row) {
                 cursor.map_times(&batches, |_, part| add(&mut total, part));
@@ -251,16 +251,16 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
     /// Returns the rows of an open window, by key; [`PaneStore::give_back`] takes the map back.
     pub(super) fn window(&mut self, end: EventTime) -> PaneMap<K, S> {
         let mut totals = self.spare.pop().unwrap_or_default();
-        for map in self.memtable.iter().filter(|(slot, _)| slot.has(end)).map(|(_, map)| map) {
+        for map in self.memtable.iter().filter(|(pane, _)| pane.has(end)).map(|(_, map)| map) {
             if totals.is_empty() {
                 totals.extend(map.iter().map(|(key, total)| (key.clone(), total.clone())));
             } else {
                 map.iter().for_each(|(key, total)| add_to(&mut totals, key, total));
             }
         }
-        if let Some(&through) = self.sealed.iter().rev().find(|slot| slot.has(end)) {
-            self.scan_trace(through, |_, (slot, key), total| {
-                if slot.has(end) {
+        if let Some(&through) = self.sealed.iter().rev().find(|pane| pane.has(end)) {
+            self.scan_trace(through, |_, (pane, key), total| {
+                if pane.has(end) {
                     add_to(&mut totals, key, &total);
                 }
             });
@@ -292,7 +292,7 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             }
             self.forget(watermark, epoch, |_, _, _| {});
         } else {
-            self.forget(watermark, epoch, |slot, key, total| each(slot.last(), key, total));
+            self.forget(watermark, epoch, |pane, key, total| each(pane.last(), key, total));
         }
     }
 
@@ -305,8 +305,8 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
         };
         let mut closing = std::mem::replace(&mut self.memtable, open);
         let mut counted = 0;
-        if self.sealed.first().is_some_and(|slot| slot.last() <= watermark) {
-            self.sealed.retain(|slot| slot.last() > watermark);
+        if self.sealed.first().is_some_and(|pane| pane.last() <= watermark) {
+            self.sealed.retain(|pane| pane.last() > watermark);
             let closed = self.closed;
             self.scan_trace(T::last_until(watermark), |store, row, mut total| {
                 if row.0.last() <= closed {
@@ -321,10 +321,10 @@ impl<T: Pane, K: Record, S: Accumulator> PaneStore<T, K, S> {
             });
         }
         self.closed = watermark;
-        for (slot, mut map) in closing {
+        for (pane, mut map) in closing {
             for (key, total) in map.drain() {
                 counted += total.count;
-                each(slot, key, &total);
+                each(pane, key, &total);
             }
             self.give_back(map);
         }
