@@ -53,8 +53,8 @@ pub struct Origin {
     /// [`crate::time::watermark`].
     #[serde(rename = "fresh")]
     pub(crate) unresolved: bool,
-    /// `true` if combining streams raised [`Event::watermark`] above the watermark of the record's own partition, and the
-    /// record is not behind the latter.
+    /// `true` if combining streams raised [`Event::watermark`] above the watermark of the record's own partition, and
+    /// the record is not behind the latter.
     pub(crate) raised: bool,
     /// The partition's number in the source.
     pub partition: u32,

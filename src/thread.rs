@@ -1,19 +1,19 @@
 //! The only way to start a thread: a panic fails the job instead of stalling it.
 //!
-//! * [`start`] starts a thread: `start(ThreadRole::Watch, "watch", body)?` returns a [`ThreadHandle`]. The thread inherits the
-//!   [`JobFailure`] of the thread that starts it. If `body` panics, that failure is set: the error names the thread, the
-//!   place of the panic and its message. [`start_reporting`] also passes the error to a closure, for a channel or a slot
-//!   that another thread waits for.
-//! * [`mark_iteration`] is called once in every iteration of a thread's loop. Tests make a thread panic there: the environment
-//!   variable [`PANIC_VARIABLE`]`=ROLE:N` panics in the `N`th iteration of the threads of a role; the start of a thread is its
-//!   first iteration.
+//! * [`start`] starts a thread: `start(ThreadRole::Watch, "watch", body)?` returns a [`ThreadHandle`]. The thread
+//!   inherits the [`JobFailure`] of the thread that starts it. If `body` panics, that failure is set: the error names
+//!   the thread, the place of the panic and its message. [`start_reporting`] also passes the error to a closure, for a
+//!   channel or a slot that another thread waits for.
+//! * [`mark_iteration`] is called once in every iteration of a thread's loop. Tests make a thread panic there: the
+//!   environment variable [`PANIC_VARIABLE`]`=ROLE:N` panics in the `N`th iteration of the threads of a role; the start
+//!   of a thread is its first iteration.
 //! * [`guard`] runs a closure on this thread and catches its panic: for threads that a library starts.
 //! * [`JobFailure::enter`] makes a failure the current one of this thread, and of all threads that it starts.
 //! * [`adopt`] is for a library's thread that calls our code without running a closure of ours: if it panics, the
 //!   failure is set at once.
 //!
-//! A new thread needs a [`ThreadRole`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other ways
-//! to start a thread out of the library.
+//! A new thread needs a [`ThreadRole`], and each role a case in `tests/panics.rs`. `tests/architecture.rs` keeps other
+//! ways to start a thread out of the library.
 //!
 //! Invariants: a thread of ours that ends by a panic has set its failure before it can be joined; a panic on such a
 //! thread prints nothing by itself, unless a backtrace is requested; nothing waits without a limit for work that only a

@@ -20,8 +20,8 @@ const ENDS_WITH_STDIN: &str = "TIDEGATE_ENDS_WITH_STDIN";
 /// Time for a clean stop after the parent is gone, and perhaps the broker with it.
 const ORPHAN_GRACE: Duration = Duration::from_secs(3);
 
-/// Starts a thread that stops this process when its parent is gone, if it was started as an [`ChildProcess`]; does nothing
-/// otherwise. Every program calls this once, before anything else.
+/// Starts a thread that stops this process when its parent is gone, if it was started as an [`ChildProcess`]; does
+/// nothing otherwise. Every program calls this once, before anything else.
 pub(super) fn end_with_parent() -> Result<()> {
     if std::env::var_os(ENDS_WITH_STDIN).is_some() {
         thread::start(ThreadRole::Parent, ThreadRole::Parent.name(), stop_at_stdin_end)?;

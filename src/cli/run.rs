@@ -1,7 +1,7 @@
 //! Runs a command as a job: the flags for that, progress output and signal handling.
 //!
-//! A command flattens [`RunArgs`] into its own arguments, makes its job from them, and runs it by a [`JobRunner`], which
-//! shows progress on standard error and stops the job cleanly on Ctrl-C, SIGTERM and SIGHUP.
+//! A command flattens [`RunArgs`] into its own arguments, makes its job from them, and runs it by a [`JobRunner`],
+//! which shows progress on standard error and stops the job cleanly on Ctrl-C, SIGTERM and SIGHUP.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -116,7 +116,14 @@ pub struct RunArgs {
     pub clock_behind: Duration,
 
     /// Number of processes; each is started with the same flags, except for -p
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = process_count, help_heading = "Running")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = process_count,
+        help_heading = "Running"
+    )]
     pub processes: usize,
 
     /// Number of this process, from 0

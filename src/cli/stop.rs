@@ -1,10 +1,11 @@
 //! Stops a command cleanly on Ctrl-C, SIGTERM and SIGHUP, with a limit on the wait for work that has not begun.
 //!
-//! * The first signal asks the command to stop. A repeat within [`REPEAT_INTERVAL`] is the same request: service managers signal a
-//!   whole group, and wrappers pass signals on. A later one ends the process at once, with exit code 1 and one line.
+//! * The first signal asks the command to stop. A repeat within [`REPEAT_INTERVAL`] is the same request: service
+//!   managers signal a whole group, and wrappers pass signals on. A later one ends the process at once, with exit code
+//!   1 and one line.
 //! * A command that has not begun its work, because it waits for a broker or for the reader of a FIFO, has nothing to
-//!   finish: it ends [`STARTUP_GRACE`] after the request. One of several processes that ends by itself would fail the others,
-//!   so it gets [`CLUSTER_STARTUP_GRACE`].
+//!   finish: it ends [`STARTUP_GRACE`] after the request. One of several processes that ends by itself would fail the
+//!   others, so it gets [`CLUSTER_STARTUP_GRACE`].
 //! * SIGHUP is left alone if the process was started with it ignored, as by `nohup`.
 //!
 //! Invariant: exit codes 130 and 143 mean that everything the command had begun was finished.

@@ -11,10 +11,11 @@
 //! WATCHED_AT            HTTP address of the job that uses the state, for users; may be out of date
 //! ```
 //!
-//! An incarnation starts in these steps: [`StateDir::open`] takes the lock; [`StateDir::begin_incarnation`] takes the next number,
-//! so that every older incarnation fails its check for being current; the sinks are fenced and report what they have
-//! published; [`StateDir::survey`] reads the directory and makes everything it has read survive a loss of power;
-//! [`decide`] decides; and [`StateDir::claim`] writes the decision, unless a later incarnation has begun meanwhile.
+//! An incarnation starts in these steps: [`StateDir::open`] takes the lock; [`StateDir::begin_incarnation`] takes the
+//! next number, so that every older incarnation fails its check for being current; the sinks are fenced and report what
+//! they have published; [`StateDir::scan_and_sync`] reads the directory and makes everything it has read survive a loss
+//! of power; [`decide`] decides; and [`StateDir::claim`] writes the decision, unless a later incarnation has begun
+//! meanwhile.
 //!
 //! The number is taken before anything is read, and not only with the claim. Otherwise an older incarnation that is
 //! still running could publish an epoch, or remove files that a newer snapshot of its own had made superfluous, after
@@ -298,8 +299,8 @@ impl StateDir {
         self.look_at(true, true)
     }
 
-    /// Like [`StateDir::survey`], but for inspection: nothing is synced or copied. Without `journals` those are left
-    /// out.
+    /// Like [`StateDir::scan_and_sync`], but for inspection: nothing is synced or copied. Without `journals` those are
+    /// left out.
     ///
     /// # Errors
     /// Fails if a disk operation fails. Damaged files are part of the result.

@@ -214,7 +214,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Builds the manifest of an epoch, and updates `kept` with the segments that it names.
+    /// Builds the manifest of an epoch, and updates `live_segments` with the segments that it names.
     fn assemble(&self, epoch: Epoch, parts: Vec<SnapshotAck>, live_segments: &mut LiveSegments) -> Manifest {
         let mut sources = BTreeMap::<String, (Vec<PartitionProgress>, EventTime, Vec<(u32, EventTime)>)>::new();
         let mut steps = BTreeMap::<String, EventTime>::new();

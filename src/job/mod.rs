@@ -103,11 +103,12 @@ impl RunReport {
 /// A query and the settings it runs with.
 ///
 /// ```
-/// use tidegate::{Job, Window, source::memory::Records, stream::Observer};
+/// use tidegate::{Job, Window, source::memory::MemorySource, stream::Observer};
 /// use std::time::Duration;
 ///
 /// # fn main() -> tidegate::Result<()> {
-/// let clicks = Records::new(vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]], |click: &(String, i64)| click.1);
+/// let clicks = vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]];
+/// let clicks = MemorySource::new(clicks, |click: &(String, i64)| click.1);
 /// let report = Job::new("clicks").workers(2).run(move |flow| {
 ///     flow.read("clicks", &clicks)
 ///         .key_by(|click| click.0.clone())

@@ -238,8 +238,8 @@ impl MonitorHandle {
         self.server.as_ref().map(Server::address)
     }
 
-    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each `quiet`
-    /// time without output.
+    /// Starts the server, if there is an endpoint, and in process 0 the thread that logs the cause after each
+    /// `report_after` time without output.
     pub(crate) fn start(watch: &Arc<JobMonitor>, http: Option<&Endpoint>, report_after: Duration) -> Result<Self> {
         let mut watching = MonitorHandle { over: Arc::default(), thread: None, server: None };
         if let Some(endpoint) = http {

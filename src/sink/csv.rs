@@ -1,10 +1,10 @@
 //! CSV files as sinks: a header with the row type's field names, then one line per row.
 //!
 //! * [`Sink`] is the sink; its `Encoder` turns rows into lines without any I/O.
-//! * `LineSerializer`, a serde serializer for one row of plain values, writes a row's fields. Its bytes are those that the `csv`
-//!   crate writes with its defaults: a field is quoted if it contains a comma, a quote or a line break, or if it is
-//!   empty and alone on its line. It exists for speed: on rows of seven fields it takes about half the time of the
-//!   crate, not counting the formatting of event times.
+//! * `LineSerializer`, a serde serializer for one row of plain values, writes a row's fields. Its bytes are those
+//!   that the `csv` crate writes with its defaults: a field is quoted if it contains a comma, a quote or a line break,
+//!   or if it is empty and alone on its line. It exists for speed: on rows of seven fields it takes about half the time
+//!   of the crate, not counting the formatting of event times.
 //!
 //! Invariants: row types that are no table are refused before the file is touched; the header is written even if no row
 //! is; every line has the header's columns in its order, or the epoch fails and none of it is written. Lines end in

@@ -1,7 +1,7 @@
 //! Files that rows are appended to, epoch by epoch, in any format.
 //!
 //! * Without a state, the file is replaced when the job starts. Nothing records how far it is published; it is synced
-//!   at the end, or at every publication if [`SinkContext::synced`] is set.
+//!   at the end, or at every publication if [`SinkContext::sync_on_publish`] is set.
 //! * With a state, a [commit file](Commit) beside it records how far it is **published**: readers that need each epoch
 //!   exactly once read it up to there. Rows after that were written by an incarnation that ended before it could
 //!   publish them.
@@ -91,7 +91,8 @@ struct StatefulFile {
     held: LockedFile,
     state: StateId,
     sink: String,
-    /// Newest commit when [`SinkWriter::shown`] was called: `None` before that, `Some(None)` if there was no commit.
+    /// Newest commit when [`SinkWriter::published`] was called: `None` before that, `Some(None)` if there was no
+    /// commit.
     found: Option<Option<Commit>>,
     incarnation: Option<Incarnation>,
     /// `true` if anything was written since the last commit.
@@ -261,7 +262,7 @@ impl StatefulFile {
         Ok(())
     }
 
-    /// Returns the commit that [`SinkWriter::shown`] found; fails if there is another one by now.
+    /// Returns the commit that [`SinkWriter::published`] found; fails if there is another one by now.
     fn check_unchanged(&self, file: &AppendFile, incarnation: &Incarnation) -> Result<Option<Commit>> {
         // After this, no earlier incarnation can swap in a commit.
         self.held.commits.remove_temporaries(incarnation.incarnation)?;

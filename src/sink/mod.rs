@@ -3,9 +3,9 @@
 //! * A [`Sink`] is a value made before a job runs; in each incarnation a [`SinkWriter`] of a shard of it is opened.
 //! * An epoch is **published** when others can read its rows. A writer publishes an epoch whole, or not at all.
 //!
-//! The calls of a writer: opening it locks or fences the target and changes nothing that readers see; [`SinkWriter::published`]
-//! returns what the target has published; [`SinkWriter::begin`] starts the incarnation; then epochs are written in order
-//! and published, one or several at a time; [`SinkWriter::finish`] ends the job.
+//! The calls of a writer: opening it locks or fences the target and changes nothing that readers see;
+//! [`SinkWriter::published`] returns what the target has published; [`SinkWriter::begin`] starts the incarnation; then
+//! epochs are written in order and published, one or several at a time; [`SinkWriter::finish`] ends the job.
 //!
 //! Invariants: epochs are written in order, each once; the rows of an epoch are consolidated and sorted; what was
 //! published is known from the sink itself, never from the job's own state, and the number of an epoch is published in
@@ -128,8 +128,8 @@ pub trait SinkWriter<D: Record>: Send {
     /// Fails if the target cannot be written to.
     fn begin(&mut self, life: &Incarnation) -> Result<()>;
 
-    /// Writes an epoch, to be published by the next call of [`SinkWriter::publish`]. `rows` are sorted and consolidated; a
-    /// difference is never zero, and at least 1 for events.
+    /// Writes an epoch, to be published by the next call of [`SinkWriter::publish`]. `rows` are sorted and
+    /// consolidated; a difference is never zero, and at least 1 for events.
     ///
     /// # Errors
     /// Fails if the target fails; the epoch is then never published.
@@ -150,7 +150,8 @@ pub trait SinkWriter<D: Record>: Send {
     /// Fails if the target fails.
     fn finish(&mut self) -> Result<()>;
 
-    /// `true` if what was published outlives the job and [`SinkWriter::published`] returns it; a state then relies on it.
+    /// `true` if what was published outlives the job and [`SinkWriter::published`] returns it; a state then relies on
+    /// it.
     fn remembers(&self) -> bool {
         self.is_blocking()
     }

@@ -27,7 +27,7 @@ use crate::source::file::{self, RecordFormat, Untimed};
 use fields::RowFields;
 use rows::{QuoteFault, Splitter};
 
-/// A CSV file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
+/// A CSV file to read records from: `Source::new(path).event_time(|t: &T| t.at_ms)`.
 pub type Source<T = Untimed> = file::FileSource<Csv, T>;
 
 /// The format of CSV files.

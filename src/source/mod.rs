@@ -1,8 +1,8 @@
 //! Sources: the trait that connectors implement, and the bookkeeping of a worker's partitions.
 //!
 //! * A [`Source`] is a value made before a job runs; each worker opens a [`Reader`] of it.
-//! * A reader takes the records of its partitions in offset order and hands them to its [`PartitionTracker`], which rejects
-//!   unusable ones, follows the partitions' watermarks and collects what the current epoch commits.
+//! * A reader takes the records of its partitions in offset order and hands them to its [`PartitionTracker`], which
+//!   rejects unusable ones, follows the partitions' watermarks and collects what the current epoch commits.
 //! * [`Rejected`] describes a record that cannot be used.
 //!
 //! Invariants: the epochs of a job take contiguous, successive pieces of every partition; a record's place (source,
@@ -204,9 +204,9 @@ pub struct RestoredPartition {
 
 /// Reads one worker's share of a source.
 ///
-/// Polled epochs never go back. `close_epoch` is called for each epoch, in order: first after the last poll with that epoch
-/// and before any poll with a later one, then again for as long as it returns `None`. A reader that continues a state
-/// gets `resume` if there is a snapshot, then `replay` for the journal's epochs after it, then `poll`.
+/// Polled epochs never go back. `close_epoch` is called for each epoch, in order: first after the last poll with that
+/// epoch and before any poll with a later one, then again for as long as it returns `None`. A reader that continues a
+/// state gets `resume` if there is a snapshot, then `replay` for the journal's epochs after it, then `poll`.
 pub trait Reader<D: Record> {
     /// Restores this worker's partitions to their positions in a snapshot, and reads nothing. Called at most once,
     /// before `replay` and `poll`, with the positions of all partitions of the source at `epoch`, whichever worker read
@@ -450,8 +450,8 @@ pub struct PartitionTracker<D> {
     partitions: Vec<TrackedPartition>,
     first_epoch: Option<Epoch>,
     all_found: bool,
-    /// Records taken since the last [`PartitionTracker::finish_poll`], and their bytes in `held`: the shared counters are raised
-    /// once a poll.
+    /// Records taken since the last [`PartitionTracker::finish_poll`], and their bytes in `held`: the shared counters
+    /// are raised once a poll.
     taken: u64,
     held: usize,
     stream: Rc<WatermarkView>,
@@ -550,7 +550,8 @@ impl<D: Record> PartitionTracker<D> {
         self.all_found = true;
     }
 
-    /// Starts to track a partition that was found in `epoch`, from offset `start` on, to `until` if its end is fixed.
+    /// Starts to track a partition that was found in `epoch`, from offset `start` on, to `end_offset` if its end is
+    /// fixed.
     pub fn track(&mut self, epoch: Epoch, id: u32, start: u64, until: Option<u64>) -> PartitionHandle {
         // Partitions of a stream's first epoch have no activation watermark: nothing can have closed before.
         let first = *self.first_epoch.get_or_insert(epoch);

@@ -11,7 +11,7 @@ use crate::record::Record;
 use crate::source::file::chunks::ScanState;
 use crate::source::file::{self, RecordFormat, Untimed};
 
-/// An NDJSON file to read records from: `Input::new(path).event_time(|t: &T| t.at_ms)`.
+/// An NDJSON file to read records from: `Source::new(path).event_time(|t: &T| t.at_ms)`.
 pub type Source<T = Untimed> = file::FileSource<Ndjson, T>;
 
 /// The format of NDJSON files.

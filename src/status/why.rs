@@ -8,7 +8,8 @@
 //! snapshot that is not on disk; a step whose watermark has not reached the window's end.
 //!
 //! Unpublished results come before a partition's watermark in two cases: without a window, as they are the next
-//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW_MS`] is a cause by itself.
+//! results; and with one, if reading waits for the sinks. Nothing that lasts less than [`SLOW_MS`] is a cause by
+//! itself.
 
 use std::fmt;
 use std::time::Duration;

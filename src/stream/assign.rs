@@ -2,8 +2,8 @@
 //! whether a record is late, finds its pane or position, extracts what the step needs, and sends that to the worker
 //! of the key.
 //!
-//! * A [`RecordRouter`] defines *late* for the step, and the routing of records: [`PaneRouter`] for windows that are fixed on
-//!   the line of event time, [`TimeRouter`] for steps that are driven by the records' own times.
+//! * A [`RecordRouter`] defines *late* for the step, and the routing of records: [`PaneRouter`] for windows that are
+//!   fixed on the line of event time, [`TimeRouter`] for steps that are driven by the records' own times.
 //! * Lateness is decided by the greater of the watermark of the record's own partition just before it and the
 //!   partition's activation watermark. Records of a partition whose activation watermark is unresolved wait here
 //!   until their epoch is complete. Records that are late only by the activation watermark are counted separately.

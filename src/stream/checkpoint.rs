@@ -1,11 +1,11 @@
 //! Checkpointed operators: where events become durable state.
 //!
 //! * A **checkpointed operator** is a step whose rows snapshots keep. At the snapshot epoch c it passes the changes
-//!   of its rows since the last snapshot to a [`SegmentBuilder`], which builds a segment of them. When a job resumes from a
-//!   snapshot, [`load`] reads the rows of all segments and sends them through the same exchange as live data, at
+//!   of its rows since the last snapshot to a [`SegmentBuilder`], which builds a segment of them. When a job resumes
+//!   from a snapshot, [`load`] reads the rows of all segments and sends them through the same exchange as live data, at
 //!   epoch c.
-//! * A [`SnapshotAck`] is the contribution of one writer (a source, a checkpointed operator or a sink, on one worker) to the
-//!   manifest of c.
+//! * A [`SnapshotAck`] is the contribution of one writer (a source, a checkpointed operator or a sink, on one worker)
+//!   to the manifest of c.
 //! * The **parts stream** carries these contributions to worker 0. From its construction on, every writer holds a
 //!   capability of it at the next possible c, and downgrades it when its contribution is durable; a writer with
 //!   nothing to contribute only downgrades. So when the frontier of the stream passes c, the manifest of c is

@@ -192,16 +192,16 @@ impl<'f, K: Record, V: Record> Collection<'f, (K, V)> {
     /// that of all the key's values; for keys with many values, aggregate in steps.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (seller, offer, price, event time): the cheapest offer that each seller has now.
     /// let offers = vec![("s".to_string(), 'a', 30, 1), ("s".to_string(), 'b', 20, 2), ("s".to_string(), 'b', 40, 3)];
-    /// let source = Records::new(vec![offers], |offer: &(String, char, i64, i64)| offer.3);
+    /// let source = MemorySource::new(vec![offers], |offer: &(String, char, i64, i64)| offer.3);
     /// let cheapest = Captured::new();
     /// let output = cheapest.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     flow.read("offers", &source)
     ///         .key_by(|(seller, offer, ..)| (seller.clone(), *offer))
     ///         .last_by_key_with("offers", |(.., price, _)| Some(price))

@@ -52,19 +52,21 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// up.
     ///
     /// ```
-    /// use tidegate::source::memory::Records;
-    /// use tidegate::testing::{Captured, Run, Script};
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun, Script};
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (currency, rate, event time), and sales of an amount.
-    /// let rates = Records::new(vec![vec![("USD", 90, 0), ("USD", 95, 70)]].into_iter().map(own).collect(), |rate| rate.2);
-    /// let sales = Records::new(vec![vec![("USD", 2, 80), ("EUR", 5, 81), ("USD", 4, 82)]].into_iter().map(own).collect(), |sale| sale.2);
+    /// let rates = vec![vec![("USD", 90, 0), ("USD", 95, 70)]].into_iter().map(own).collect();
+    /// let rates = MemorySource::new(rates, |rate| rate.2);
+    /// let sales = vec![vec![("USD", 2, 80), ("EUR", 5, 81), ("USD", 4, 82)]].into_iter().map(own).collect();
+    /// let sales = MemorySource::new(sales, |sale| sale.2);
     /// let prices = Captured::new();
     /// let output = prices.clone();
     /// // The second sale in USD comes in the epoch in which the second rate comes, and sees it.
     /// let of_rates = Script::new().epoch(|e| e.take(0, 1)).epoch(|e| e.take(0, 1).end(0));
     /// let of_sales = Script::new().epoch(|e| e.take(0, 2)).epoch(|e| e.take(0, 1).end(0));
-    /// Run::new().script("rates", of_rates).script("sales", of_sales).run(move |flow| {
+    /// TestRun::new().script("rates", of_rates).script("sales", of_sales).run(move |flow| {
     ///     let rates = flow.read("rates", &rates).key_by(|rate| rate.0.clone());
     ///     let rates = rates.last_by_key_with("rates", |(_, rate, _)| Some(rate));
     ///     flow.read("sales", &sales)

@@ -1,6 +1,7 @@
 //! Assignment of event times to windows and panes.
 //!
-//! * [`WindowAssigner`]: the windows of a step, identified by their ends: no two windows of a step end at the same time.
+//! * [`WindowAssigner`]: the windows of a step, identified by their ends: no two windows of a step end at the same
+//!   time.
 //! * A **pane** ([`Pane`]) is a range of windows, from the first to the last that a record counts in. Records of one
 //!   pane are aggregated once, however many windows it belongs to; a window's result is the sum of the panes whose
 //!   ranges include it. So a sliding window costs what its panes cost, whatever the overlap.

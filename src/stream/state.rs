@@ -220,17 +220,17 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tidegate::source::memory::Records;
-    /// use tidegate::testing::{Captured, Run};
+    /// use tidegate::source::memory::MemorySource;
+    /// use tidegate::testing::{Captured, TestRun};
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (door, open?, event time in ms): which doors stay open for longer than a minute?
     /// let doors = vec![("front", true, 0), ("back", true, 10_000), ("back", false, 30_000), ("front", false, 90_000)];
     /// let doors = doors.into_iter().map(|(door, open, at)| (door.to_string(), open, at)).collect();
-    /// let source = Records::new(vec![doors], |door: &(String, bool, i64)| door.2);
+    /// let source = MemorySource::new(vec![doors], |door: &(String, bool, i64)| door.2);
     /// let alarms = Captured::<(String, i64)>::new();
     /// let output = alarms.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let doors = flow.read("doors", &source).key_by(|door| door.0.clone());
     ///     let watched = doors.keyed_state::<(), (String, i64)>(
     ///         "open doors",

@@ -104,17 +104,17 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// once for each key: the old row is retracted and the new one is inserted.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// // (account, owner, event time): the owner of an account may change, and news may come late.
     /// let owners = [("a1", "Ann", 10), ("b2", "Bob", 20), ("a1", "Cid", 40), ("a1", "Dot", 30)];
     /// let owners = owners.map(|(account, owner, at)| (account.to_string(), owner.to_string(), at));
-    /// let source = Records::new(vec![owners.to_vec()], |owner: &(String, String, i64)| owner.2);
+    /// let source = MemorySource::new(vec![owners.to_vec()], |owner: &(String, String, i64)| owner.2);
     /// let (now, accounts) = (Captured::new(), Captured::new());
     /// let (owners, held) = (now.clone(), accounts.clone());
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let table = flow.read("owners", &source).key_by(|(account, ..)| account.clone()).last_by_key("owner now");
     ///     // A collection like any other: here it is counted how many accounts each owner has.
     ///     table.clone().map(|(_account, (_, owner, _))| owner).count().write("held", &held);
@@ -136,15 +136,15 @@ impl<'f, K: Record, D: Record> Keyed<'f, K, D> {
     /// occur once and are deleted therefore grows without bound, by one key and stamp each.
     ///
     /// ```
-    /// use tidegate::testing::{Captured, Run};
-    /// use tidegate::source::memory::Records;
+    /// use tidegate::testing::{Captured, TestRun};
+    /// use tidegate::source::memory::MemorySource;
     ///
     /// # fn main() -> tidegate::Result<()> {
     /// let prices = vec![("tea".to_string(), Some(3), 10), ("tea".to_string(), None, 30), ("tea".to_string(), Some(4), 20)];
-    /// let source = Records::new(vec![prices], |price: &(String, Option<i64>, i64)| price.2);
+    /// let source = MemorySource::new(vec![prices], |price: &(String, Option<i64>, i64)| price.2);
     /// let now = Captured::<(String, i64)>::new();
     /// let output = now.clone();
-    /// Run::new().run(move |flow| {
+    /// TestRun::new().run(move |flow| {
     ///     let prices = flow.read("prices", &source).key_by(|price| price.0.clone());
     ///     prices.last_by_key_with("prices", |(_, price, _)| price).write("prices", &output);
     /// })?;

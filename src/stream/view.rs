@@ -35,11 +35,12 @@ impl<'f, D: Record> Collection<'f, D> {
     /// Process 0 holds all rows of a view in memory. If nobody has asked for the job's views, a view costs nothing.
     ///
     /// ```
-    /// use tidegate::{Job, Window, source::memory::Records, view::Update};
+    /// use tidegate::{Job, Window, source::memory::MemorySource, view::ViewUpdate};
     /// use std::time::Duration;
     ///
     /// # fn main() -> tidegate::Result<()> {
-    /// let clicks = Records::new(vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]], |click: &(String, i64)| click.1);
+    /// let clicks = vec![vec![("a".to_string(), 10), ("b".to_string(), 20)]];
+    /// let clicks = MemorySource::new(clicks, |click: &(String, i64)| click.1);
     /// let job = Job::new("clicks");
     /// let views = job.views();
     /// job.run(move |flow| {

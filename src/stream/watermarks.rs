@@ -1,7 +1,7 @@
 //! Watermark updates: how they travel through the flow, and how those of two streams are combined.
 //!
-//! * [`WatermarkStream`]: the watermark updates of a stream, with a name that identifies the stream. Streams with equal names
-//!   have equal updates, epoch by epoch.
+//! * [`WatermarkStream`]: the watermark updates of a stream, with a name that identifies the stream. Streams with
+//!   equal names have equal updates, epoch by epoch.
 //! * [`WatermarkStream::combine`] combines the updates of two streams: see [`CombinedClock`].
 //! * [`concat`] merges their events. The lateness of an event of epoch e is decided by at least the combined
 //!   watermark at the epoch before e. For a stream that was never idle this changes nothing. A stream that becomes

@@ -1,9 +1,9 @@
 //! The second operator of a step that groups by key and event time, on the worker of the key: it applies each epoch's
 //! records to the step's state and emits the results.
 //!
-//! A [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key alone
-//! ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the epochs'
-//! contents: an epoch's records, then its seal, then its watermark.
+//! A [`OperatorState`] is the state of a step on one worker: rows by window and key ([`super::arrange`]), or by key
+//! alone ([`super::keyed`]). The operator here calls it in the one order that makes its results a function of the
+//! epochs' contents: an epoch's records, then its seal, then its watermark.
 //!
 //! Invariants:
 //! * Epochs are applied in order, each when it is complete. Records of the *oldest incomplete* epoch are applied as
@@ -423,8 +423,8 @@ impl<F: OperatorState> WindowOperator<F> {
     }
 
     /// Completes the next epoch if all of its input has arrived, and returns its results except the closed rows,
-    /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until the
-    /// segment of the previous one is durable.
+    /// which [`WindowOperator::next_piece`] returns. `None` if there is no such epoch, or if its seal has to wait until
+    /// the segment of the previous one is durable.
     fn next(&mut self, incomplete: impl Fn(u64) -> bool) -> Option<EpochResults<F>> {
         let epoch_input = self.pending.first_entry().filter(|epoch_input| !incomplete(*epoch_input.key()))?;
         let sealed = self.step.seals.contains(*epoch_input.key());
@@ -519,7 +519,7 @@ impl<F: OperatorState> WindowOperator<F> {
 
 /// Builds the second operator of a step.
 ///
-/// `records` are the records that are on time, in parcels for the workers of their keys; `marks` is the stream's
+/// `records` are the records that are on time, in batches for the workers of their keys; `marks` is the stream's
 /// watermark, which is the same on every worker.
 fn build_operator<'f, F: OperatorState>(
     flow: &Flow<'f>,

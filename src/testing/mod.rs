@@ -1,26 +1,26 @@
 //! Running flows in memory, for users' own tests and for ours.
 //!
-//! * [`TestRun`] runs a query on any number of workers: paced by seeded random numbers, by a [`Script`] of what each epoch
-//!   takes, or by the journal of another run.
+//! * [`TestRun`] runs a query on any number of workers: paced by seeded random numbers, by a [`Script`] of what each
+//!   epoch takes, or by the journal of another run.
 //! * [`Captured`] is a sink whose rows can be read afterwards, by epoch.
 //! * An [`RunOutcome`] has the run's report, and its journal, which replays the run.
 //! * [`CrashingDisk`] is an in-memory disk that crashes at any operation, and loses what a real disk may lose.
 //! * [`SlowSync`] delays the journal's syncs, and checks that nothing is published before it is synced.
 //!
 //! ```
-//! use tidegate::testing::{Captured, Run, Script};
-//! use tidegate::{Window, source::memory::Records};
+//! use tidegate::testing::{Captured, TestRun, Script};
+//! use tidegate::{Window, source::memory::MemorySource};
 //! use std::time::Duration;
 //!
 //! # fn main() -> tidegate::Result<()> {
 //! // Two partitions of (key, event time); the first epoch takes two records of partition 0 and finds partition 1.
-//! let input = Records::new(vec![vec![("a", 100), ("a", 900), ("a", 2_500)], vec![("b", 1_000)]]
+//! let input = MemorySource::new(vec![vec![("a", 100), ("a", 900), ("a", 2_500)], vec![("b", 1_000)]]
 //!     .into_iter().map(|p| p.into_iter().map(|(k, t)| (k.to_string(), t)).collect()).collect(), |r: &(String, i64)| r.1)
 //!     .out_of_order(Duration::ZERO);
 //! let script = Script::new().epoch(|e| e.take(0, 2).find(1)).epoch(|e| e.take(0, 1)).epoch(|e| e.take(1, 1).end(0).end(1));
 //! let counts = Captured::new();
 //! let output = counts.clone();
-//! Run::new().workers(2).script("input", script).run(move |flow| {
+//! TestRun::new().workers(2).script("input", script).run(move |flow| {
 //!     flow.read("input", &input)
 //!         .key_by(|r| r.0.clone())
 //!         .window(Window::tumbling(Duration::from_secs(1)))
@@ -284,12 +284,12 @@ impl Script {
 /// Delays the syncs of a run's journal, and tracks which epochs are synced. Clones share their state.
 ///
 /// ```
-/// use tidegate::testing::{Run, SlowSync};
-/// use tidegate::{source::memory::Records, stream::Observer};
+/// use tidegate::testing::{TestRun, SlowSync};
+/// use tidegate::{source::memory::MemorySource, stream::Observer};
 ///
 /// # fn main() -> tidegate::Result<()> {
-/// let (input, sync) = (Records::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
-/// Run::new().slow_sync(&sync).run(move |flow| {
+/// let (input, sync) = (MemorySource::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
+/// TestRun::new().slow_sync(&sync).run(move |flow| {
 ///     let sync = sync.clone();
 ///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_shown(epoch)));
 /// })?;

@@ -8,9 +8,9 @@
 //! * The **activation watermark** (in the code: floor) of a partition that is found, or wakes from idle, in an epoch:
 //!   the stream's watermark at the epoch before. Records below it are late even where the partition's own watermark is
 //!   lower: windows up to there may have closed.
-//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it back,
-//!   as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the combined
-//!   watermark at the epoch before.
+//! * [`CombinedClock`]: the watermark of two streams as one. A stream that is [idle](Activity::Idle) does not hold it
+//!   back, as an idle partition does not hold a stream back; when the stream wakes, its activation watermark is the
+//!   combined watermark at the epoch before.
 //!
 //! Invariants:
 //! * The greater of an active partition's watermark and activation watermark is never below the stream's watermark of

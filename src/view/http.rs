@@ -1,8 +1,8 @@
 //! HTTP: serves requests about a running job; answers may be streams of server-sent events.
 //!
-//! It knows nothing of jobs: a request ([`HttpRequest`]) is passed to a function that returns the answer ([`HttpReply`]). The
-//! server is in [`server`]; [`client`] sends a request from another process. Without the cargo feature `http` there is
-//! no server, and starting one fails with an error that says so.
+//! It knows nothing of jobs: a request ([`HttpRequest`]) is passed to a function that returns the answer
+//! ([`HttpReply`]). The server is in [`server`]; [`client`] sends a request from another process. Without the cargo
+//! feature `http` there is no server, and starting one fails with an error that says so.
 //!
 //! Invariant: **clients never harm the job**. Everything that a client can hold has a limit, listed in [`limits`]: a
 //! client that reads slowly, sends half a request or opens connections without end costs the job no file descriptors or
@@ -42,6 +42,9 @@ use crate::error::{Error, Result};
 
 pub(crate) use client::{encoded, get};
 pub(crate) use limits::PIECE;
+#[cfg(not(feature = "http"))]
+pub(crate) use server::AbsentServer as Server;
+#[cfg(feature = "http")]
 pub(crate) use server::Server;
 
 /// A request: a path, its parameters, and whether events are accepted.

@@ -2,8 +2,8 @@
 //!
 //! * A row's **key** is its first column, or what the query's function returns; here it is bytes: the compact JSON of
 //!   the value.
-//! * A request names a key by a **text**: for a string the string itself, for anything else its compact JSON. [`RequestedKeys`]
-//!   has the JSON of each key that a text may name, so `5` finds both the number and the string.
+//! * A request names a key by a **text**: for a string the string itself, for anything else its compact JSON.
+//!   [`RequestedKeys`] has the JSON of each key that a text may name, so `5` finds both the number and the string.
 //!
 //! Invariants: equal values have equal bytes, so equal keys are one key; rows are kept by a hash of the bytes, and a
 //! lookup compares the bytes too.

@@ -331,11 +331,12 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// Waits for the next update, at most for `most`. Returns `None` if there is none, not even [`ViewUpdate::Progress`].
+    /// Waits for the next update, at most for `most`. Returns `None` if there is none, not even
+    /// [`ViewUpdate::Progress`].
     ///
-    /// The first update is [`ViewUpdate::State`]. Then [`ViewUpdate::Changes`] follow, epoch by epoch; their sum always equals
-    /// the rows that [`Views::get`] answers with for that epoch. [`ViewUpdate::Progress`] is returned when the time is up,
-    /// and so tells how far an unchanged view has come. After [`ViewUpdate::End`] only `End` is returned.
+    /// The first update is [`ViewUpdate::State`]. Then [`ViewUpdate::Changes`] follow, epoch by epoch; their sum always
+    /// equals the rows that [`Views::get`] answers with for that epoch. [`ViewUpdate::Progress`] is returned when the
+    /// time is up, and so tells how far an unchanged view has come. After [`ViewUpdate::End`] only `End` is returned.
     pub fn wait(&mut self, most: Duration) -> Option<ViewUpdate> {
         self.0.wait(most)
     }

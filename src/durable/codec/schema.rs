@@ -1,8 +1,8 @@
 //! The schema of a type: enough to decode and display its values without the type.
 //!
 //! The `postcard` format does not describe itself. So segments carry the [`Schema`] of their rows, with which a tool
-//! decodes them to [`Value`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe that
-//! records its requests; enums are probed repeatedly until every variant has been seen at every position.
+//! decodes them to [`DynamicValue`]s. It is found as [shapes](super::shape) are, by deserialising the type from a probe
+//! that records its requests; enums are probed repeatedly until every variant has been seen at every position.
 //!
 //! A recursive type is followed a few levels deep and ends in [`Schema::Cut`]; values that are nested deeper cannot be
 //! displayed, which is reported as an error. An unknown part stays [`Schema::Unknown`]: it is never guessed.

@@ -1,6 +1,7 @@
 //! The journal: the durable log that commits the input of each epoch.
 //!
-//! * A [`PartitionProgress`] is the progress of one partition in one epoch: offset, watermark and flags after the epoch's records.
+//! * A [`PartitionProgress`] is the progress of one partition in one epoch: offset, watermark and flags after the
+//!   epoch's records.
 //! * A [`ContentCheck`] in it verifies later that the partition still has the same content.
 //! * A [`Frame`] is all the input that one worker committed to one epoch. A worker without input appends nothing,
 //!   except for the first epoch of an incarnation, for which every worker appends a frame.
@@ -76,8 +77,8 @@ pub struct JournaledRecord {
     pub payload: Option<Vec<u8>>,
 }
 
-/// A checksum of content at offset `at`, before a bound's `next_offset`: of bytes of a file, or of a record of a topic. A
-/// partition with other content there is not the one that was read.
+/// A checksum of content at offset `at`, before a bound's `next_offset`: of bytes of a file, or of a record of a topic.
+/// A partition with other content there is not the one that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContentCheck {
     /// The offset.

@@ -2,8 +2,8 @@
 //!
 //! * **Group commit**: the thread takes all queued frames, appends them in one write, syncs, and then tells each worker
 //!   up to which epoch its frames are durable. Frames queued meanwhile wait for the next round.
-//! * When a file has reached [`JournalConfig::file_limit`], the next round begins a new one. Its header records the length of the
-//!   old file, which is all synced by then.
+//! * When a file has reached [`JournalConfig::file_limit`], the next round begins a new one. Its header records the
+//!   length of the old file, which is all synced by then.
 //! * **Truncating** the journal removes whole files, oldest first, and never the one that is being written.
 //!
 //! Invariants: a worker's frames are written in the order of its epochs; an epoch is reported as synced only when its

@@ -201,7 +201,7 @@ impl SegmentReader {
         Err(self.refuse(block, format!("{} bytes are behind its last row", bytes.len())))
     }
 
-    /// Reads, verifies and decompresses a block into `raw`; returns its number of rows.
+    /// Reads, verifies and decompresses a block into `buffer`; returns its number of rows.
     fn load(&mut self, block: usize) -> Result<u32> {
         let BlockInfo { stored_length, raw_length, rows, checksum, .. } = self.blocks[block];
         self.stored.resize(stored_length as usize, 0);

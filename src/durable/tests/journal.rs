@@ -211,7 +211,7 @@ fn in_many_files(state: &StateDir, claim: &Claim, epochs: std::ops::RangeInclusi
 }
 
 fn numbers(state: &StateDir) -> Vec<(u64, u64)> {
-    // `survey` would copy files that are being removed meanwhile.
+    // `scan_and_sync` would copy files that are being removed meanwhile.
     let seen = state.scan(true).unwrap();
     seen.journals.keys().map(|id| (id.incarnation, id.number)).collect()
 }

@@ -1,9 +1,9 @@
 //! Accepts the connections of other processes, and refuses those of strangers.
 //!
-//! All callers are served concurrently, none for longer than the handshake timeout, and at most [`MAX_PENDING`] at a time:
-//! when one more connects, the oldest caller without a valid greeting is refused to make room. So a stranger who knows
-//! the port, and sends nothing, garbage or single bytes, delays nobody. The first refusal is logged, further ones are
-//! counted.
+//! All callers are served concurrently, none for longer than the handshake timeout, and at most [`MAX_PENDING`] at a
+//! time: when one more connects, the oldest caller without a valid greeting is refused to make room. So a stranger who
+//! knows the port, and sends nothing, garbage or single bytes, delays nobody. The first refusal is logged, further ones
+//! are counted.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,14 +1,14 @@
 //! A connection of the dataflow.
 //!
-//! timely ends a process by panics when a connection breaks. A [`DataConnection`] reports the loss of the other process first,
-//! and then never returns: the thread that sends or receives through it sleeps until the process ends. So nothing is
-//! printed but the one line of the job's own failure, and no worker continues with a part of the data.
+//! timely ends a process by panics when a connection breaks. A [`DataConnection`] reports the loss of the other process
+//! first, and then never returns: the thread that sends or receives through it sleeps until the process ends. So
+//! nothing is printed but the one line of the job's own failure, and no worker continues with a part of the data.
 //!
 //! A panic of timely on a thread that reads or writes here still fails the job: see [`adopt`].
 //!
-//! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`HEARTBEAT`], a heartbeat,
-//! which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So the loss of
-//! an idle connection is noticed, too, and a connection that closes without [`END`] is lost.
+//! Bytes are sent in frames: [`DATA`], the length as 4 bytes, and that many bytes of timely's; [`HEARTBEAT`], a
+//! heartbeat, which a thread beside the dataflow sends when nothing else is being sent; and [`END`], the last one. So
+//! the loss of an idle connection is noticed, too, and a connection that closes without [`END`] is lost.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};

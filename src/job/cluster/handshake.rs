@@ -7,9 +7,9 @@
 //! | proof | dialer | acceptor | HMAC over greeting and challenge 32 |
 //! | verdict | acceptor | dialer | accepted 1, HMAC over the same, for the other end 32 |
 //!
-//! A connection to process 0 continues with its [`JoinRequest`], which a [`JoinReply`] answers. Both ends bound the whole
-//! handshake by [`HANDSHAKE_TIMEOUT`], counted while they run. Without a secret the same bytes are sent, and prove only that
-//! both ends are there.
+//! A connection to process 0 continues with its [`JoinRequest`], which a [`JoinReply`] answers. Both ends bound the
+//! whole handshake by [`HANDSHAKE_TIMEOUT`], counted while they run. Without a secret the same bytes are sent, and
+//! prove only that both ends are there.
 //!
 //! A peer of another version learns this one's version from the first bytes of any answer; versions 2 and 3, which have
 //! no challenge, are answered in their own format.

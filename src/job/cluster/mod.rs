@@ -7,9 +7,10 @@
 //!   the configurations, starts the incarnation of the state alone, and tells all processes to start, or why not.
 //! * [`connect`](Gathered::connect): then every two processes connect, for the dataflow. A number drawn by process 0
 //!   keeps out processes of an earlier attempt.
-//! * [`side::ControlChannel`]: the connections to process 0 stay open beside the dataflow: they report failures, detect dead
-//!   processes, and agree on the end of the job.
-//! * [`link::DataConnection`]: a connection of the dataflow, which notices that the other end is gone before the dataflow does.
+//! * [`control_channel::ControlChannel`]: the connections to process 0 stay open beside the dataflow: they report
+//!   failures, detect dead processes, and agree on the end of the job.
+//! * [`data_connection::DataConnection`]: a connection of the dataflow, which notices that the other end is gone
+//!   before the dataflow does.
 //! * [`heartbeat`]: heartbeats on all of these connections, and silence, measured by the time in which this process
 //!   ran.
 //!

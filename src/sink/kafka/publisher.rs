@@ -3,7 +3,7 @@
 //! Invariants: a message counts as delivered only after the broker has acknowledged it to the idempotent producer, from
 //! all in-sync replicas; the first failure is kept, and every later call returns it. Of the producers with one
 //! transactional id only the one that was opened last can send or commit. After an error that passes (see
-//! [`Error::passes`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
+//! [`Error::is_transient`]) the outcome of the transaction is unknown, until a new producer of the same id decides it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -142,7 +142,7 @@ impl Publisher {
             Some(id) => {
                 let needed = [NEEDED, &[("transactional.id", id)]].concat();
                 let mut config = topic_config.configure(&[DEFAULTS, DEFAULTS_OF_TRANSACTIONS].concat(), &needed)?;
-                // Its lines report doubt: see `reports`.
+                // Its lines report doubt: see `events`.
                 config.set("debug", "broker").set_log_level(RDKafkaLogLevel::Debug);
                 (config, ProducerEvents::tracking_offsets())
             }

@@ -1,8 +1,8 @@
 //! Decodes the fields of a row by position.
 //!
-//! A [`RowFields`] is decoded into a struct by visiting its columns in the order of the struct's fields, without comparing
-//! names. Only common cases are decoded here; in all others, and in any doubt, decoding fails with [`Unsure`], and the
-//! caller lets the `csv` crate decide.
+//! A [`RowFields`] is decoded into a struct by visiting its columns in the order of the struct's fields, without
+//! comparing names. Only common cases are decoded here; in all others, and in any doubt, decoding fails with
+//! [`NotByPosition`], and the caller lets the `csv` crate decide.
 //!
 //! Invariant: whatever is decoded here, the `csv` crate decodes to the same.
 

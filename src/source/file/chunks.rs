@@ -1,8 +1,10 @@
 //! Splits a file into chunks of whole records, deals them out to workers, and carries the watermark along.
 //!
 //! * A [`Chunk`] is dealt to one worker, in the epoch in which the worker asked.
-//! * Its [`ChunkSummary`] is the result of parsing it: the greatest watermark of its own records, and its number of lines.
-//! * A [`ChunkStart`] is the watermark and line number just before a chunk: the summaries of all chunks before it combined.
+//! * Its [`ChunkSummary`] is the result of parsing it: the greatest watermark of its own records, and its number of
+//!   lines.
+//! * A [`ChunkStart`] is the watermark and line number just before a chunk: the summaries of all chunks before it
+//!   combined.
 //!
 //! Invariants: chunks are dealt in order of position, and epochs of successive chunks never go back; an epoch that the
 //! owner has closed gets no more chunks; the carry of a chunk is set once, when all chunks before it have been summed
@@ -194,7 +196,7 @@ pub struct FileEpochEnd {
     pub ended: bool,
     /// `true` if the file is idle.
     pub idle: bool,
-    /// Fingerprint of the file before `next`; `None` if nothing was read.
+    /// Fingerprint of the file before `next_offset`; `None` if nothing was read.
     pub check: Option<ContentCheck>,
     /// Position where reading began; `Some` in the first committed epoch only.
     pub start_offset: Option<u64>,
@@ -465,8 +467,8 @@ impl<F: RecordFormat> SharedFile<F> {
         Ok(())
     }
 
-    /// Deals the next chunk of an epoch that is replayed from the journal; [`NextChunk::Nothing`] once all of it has been
-    /// dealt.
+    /// Deals the next chunk of an epoch that is replayed from the journal; [`NextChunk::Nothing`] once all of it has
+    /// been dealt.
     ///
     /// # Errors
     /// Fails as [`SharedFile::deal`] does, and if the file is not the one that the journal was written from.

@@ -88,8 +88,8 @@ pub trait RecordFormat: Send + Sync + 'static {
 #[derive(Debug)]
 pub enum Untimed {}
 
-/// A file to read records from. [`event_time`](FileSource::event_time) sets the record type and its event time, which makes
-/// it a [`Source`].
+/// A file to read records from. [`event_time`](FileSource::event_time) sets the record type and its event time, which
+/// makes it a [`Source`].
 ///
 /// The same value may be used for several runs, one after the other: each reads the file from its beginning.
 pub struct FileSource<F: RecordFormat, T = Untimed> {

@@ -1,9 +1,9 @@
 //! Workers that read a file in parallel, in any interleaving, read what one thread with a naive reader reads.
 //!
-//! A [`FileCase`] is a file's bytes and what a naive reader finds in them. It is read by simulated workers in random turns,
-//! and by threads; then another number of workers replays the committed epochs of that reading. Blocks of a few bytes
-//! make many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name the
-//! seed, which repeats the run.
+//! A [`FileCase`] is a file's bytes and what a naive reader finds in them. It is read by simulated workers in random
+//! turns, and by threads; then another number of workers replays the committed epochs of that reading. Blocks of a few
+//! bytes make many chunks of small files, and some workers are made slow, so that others hold chunks. Assertions name
+//! the seed, which repeats the run.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;

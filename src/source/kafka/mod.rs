@@ -55,12 +55,12 @@ pub enum StartOffset {
 /// # #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 /// # struct Transaction { at_ms: i64 }
 /// use std::time::Duration;
-/// use tidegate::source::kafka::{Start, Topic};
+/// use tidegate::source::kafka::{Source, StartOffset};
 ///
-/// let transactions = Topic::json("localhost:9092", "transaction")
+/// let transactions = Source::json("localhost:9092", "transaction")
 ///     .event_time(|transaction: &Transaction| transaction.at_ms)
 ///     .out_of_order(Duration::from_secs(2))
-///     .from(Start::Latest)
+///     .from(StartOffset::Latest)
 ///     .config("security.protocol", "ssl");
 /// ```
 pub struct Source<T> {

@@ -22,7 +22,7 @@ struct PartitionProbe {
     check: Option<ContentCheck>,
 }
 
-/// Describes the data that has arrived since: see [`crate::source::Source::grown_since`].
+/// Describes the data that has arrived since: see [`crate::source::Source::has_new_data`].
 pub(super) fn grown_since(
     topic_config: &TopicConfig,
     job: &str,

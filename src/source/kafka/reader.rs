@@ -1,7 +1,7 @@
 //! Reads one worker's partitions of a topic.
 //!
-//! * A [`FetchedPartition`] is one partition with a queue of its own, which the client library fills up to a limit. A paused
-//!   partition is simply not taken from: none of its records is lost or fetched twice.
+//! * A [`FetchedPartition`] is one partition with a queue of its own, which the client library fills up to a limit. A
+//!   paused partition is simply not taken from: none of its records is lost or fetched twice.
 //! * A record that was taken from a queue but belongs to a later epoch of the journal is **held** in its feed.
 //! * A topic is **verified** by its id, and by the last record that was taken of each partition: its timestamp and
 //!   value (see `identity`). One that was deleted and created again under the same name has another id, and another

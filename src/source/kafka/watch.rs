@@ -37,8 +37,8 @@ pub(super) enum TopicEvent {
     Gone,
     /// The topic was missing for a moment, and exists again.
     Back,
-    /// The topic was asked for since [`TopicWatch::confirm`], and the records to be compared are unchanged. All that the
-    /// client library logged of the topic is ready to be served.
+    /// The topic was asked for since [`TopicWatch::confirm`], and the records to be compared are unchanged. All that
+    /// the client library logged of the topic is ready to be served.
     Confirmed,
     /// The topic has other records than were taken.
     Other(Error),
@@ -53,7 +53,7 @@ pub(super) struct TopicWatch {
 }
 
 impl TopicWatch {
-    /// Starts a watch for partitions that are not in `known`; only those that are `mine` are reported.
+    /// Starts a watch for partitions that are not in `known`; only those that `mine` accepts are reported.
     pub(super) fn start(
         consumer: Arc<BaseConsumer<ConsumerEvents>>,
         (topic_config, job): (&TopicConfig, &str),

@@ -3,7 +3,7 @@
 //! * A **row** is `((pane, key), epoch, Counted)`: the value is in the difference, so that the arrangement's own
 //!   consolidation does the aggregating. Keys are pane-major, and panes are ordered by their last window, so closing
 //!   scans a prefix. For windows that do not overlap, a pane is a window; the row of a window that is covered by
-//!   several panes is their sum ([`super::slot`]).
+//!   several panes is their sum ([`super::panes`]).
 //! * The **memtable** has one hash map for each open pane: the changes since the last seal.
 //! * A **seal** sorts the maps into one batch of the trace: the consolidated updates of (last seal, this one].
 //!

@@ -1,7 +1,7 @@
 //! Connections: their sockets, their states and their time limits.
 //!
-//! * A [`ConnectionTracker`] tracks the state of a connection: it waits for a request, receives a header, or answers a request; and
-//!   the time since which its client has not read what waits for it.
+//! * A [`ConnectionTracker`] tracks the state of a connection: it waits for a request, receives a header, or answers
+//!   a request; and the time since which its client has not read what waits for it.
 //! * A [`Socket`] moves bytes, and updates the pulse.
 //! * [`Connections`] are all open connections. When a new one exceeds their limit, the most expendable one is closed.
 //!
