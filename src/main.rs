@@ -39,8 +39,11 @@ mod velocity_alerts;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// The main function of a query.
+type QueryMain = fn() -> ExitCode;
+
 /// The queries that come along, by name.
-const QUERIES: [(&str, fn() -> ExitCode); 8] = [
+const QUERIES: [(&str, QueryMain); 8] = [
     ("account_sessions", account_sessions::main),
     ("account_totals", account_totals::main),
     ("balances", balances::main),
@@ -120,7 +123,7 @@ fn main() -> ExitCode {
 }
 
 /// The query of this name.
-fn query(name: &OsStr) -> Option<(&'static str, fn() -> ExitCode)> {
+fn query(name: &OsStr) -> Option<(&'static str, QueryMain)> {
     QUERIES.into_iter().find(|(known, _)| name == *known)
 }
 

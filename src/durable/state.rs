@@ -61,7 +61,7 @@ use crate::time::{Epoch, EventTime};
 
 const IDENTITY: Envelope = Envelope { magic: *b"TGSTATE", version: 1, name: "identity of the state" };
 const INCARNATION_RECORD: Envelope = Envelope { magic: *b"TGALIFE", version: 1, name: "record of a life" };
-/// Version 1 differs only in the contents of a `StepPrint`.
+/// Version 1 differs only in the contents of a `StepFingerprint`.
 const CLAIM: Envelope = Envelope { magic: *b"TGCLAIM", version: 2, name: "claim" };
 
 /// The file with the job's HTTP address.

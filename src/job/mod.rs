@@ -705,7 +705,7 @@ impl Job {
     fn report_complete(self, query: Query, last: Manifest) -> Result<RunReport> {
         let durable = DurableContext::ended(self.all_workers(), last)?;
         self.build_plan(BuildMode::AskNewData, Arc::default(), self.shard(None), Some(durable), move |flow| {
-            query(flow)
+            query(flow);
         })?;
         Ok(RunReport::without_work(Ending::WasComplete))
     }

@@ -320,11 +320,11 @@ impl StallDetector {
         if self.since.elapsed() < self.report_after {
             return None;
         }
-        let report_after = self.since.elapsed().as_secs();
+        let quiet_s = self.since.elapsed().as_secs();
         self.report_after = self.report_after.saturating_mul(BACKOFF);
         let why = why(&watch.status(), None);
         let first = why.holds.first().map_or(String::new(), |hold| format!(". {hold}"));
-        Some(format!("nothing was shown for {report_after} s; {}{first}", why.summary))
+        Some(format!("nothing was shown for {quiet_s} s; {}{first}", why.summary))
     }
 }
 

@@ -48,7 +48,7 @@ pub fn time_of<D, E: Into<EventTime>>(event_time: impl Fn(&D) -> E + Send + Sync
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source",
     label = "not a `Source`",
-    note = "sources are values such as `csv::Source`, `ndjson::Source`, `kafka::Source` and `source::memory::Records`",
+    note = "sources are values such as `csv::Source`, `ndjson::Source`, `kafka::Source` and `source::memory::MemorySource`",
     note = "an input without `.event_time(|record: &YourRecord| …)` is not a source yet: nothing says what its records are"
 )]
 pub trait Source: Send + Sync + 'static {

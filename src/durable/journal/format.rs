@@ -6,7 +6,7 @@
 //! header  as in `envelope`: state, file, workers of the incarnation, length and last epoch of the previous file
 //! frame   marker 4 | length 4 | checksum 4 | synced 8 | body: worker and Frame, in postcard; none in a closing frame
 //! ```
-//! Records that are kept by value follow in the body: a list of (index of the `Bound` in the frame, its values), in
+//! Records that are kept by value follow in the body: a list of (index of the `PartitionProgress` in the frame, its values), in
 //! postcard.
 //!
 //! `synced` is the length of this file that was known to be durable when the frame was written. It tells a torn tail,

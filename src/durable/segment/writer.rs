@@ -28,7 +28,7 @@ pub struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Creates the file of a segment, with rows encoded by `coding`.
+    /// Creates the file of a segment, with rows encoded by `encoding`.
     ///
     /// # Errors
     /// Fails if the file cannot be created, or if a file of that name exists.

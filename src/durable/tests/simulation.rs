@@ -222,7 +222,7 @@ impl World {
         let at = positions(start.iter().chain(bound_then));
         manifest.sources[0].progress = at.iter().map(|(partition, next)| bound(*partition, *next)).collect();
         let published = self.shown.filter(|_| self.fence == life.claim.incarnation);
-        manifest.sinks = vec![SinkState { name: "out".into(), published: published, on_change: false }];
+        manifest.sinks = vec![SinkState { name: "out".into(), published, on_change: false }];
         let current = life.state.still_current(life.claim.incarnation);
         manifest.write(&**life.state.disk(), &life.state.manifests(), &current)?;
         self.saw("wrote a manifest");

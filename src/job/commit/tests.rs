@@ -382,9 +382,6 @@ fn a_manifest_has_what_its_parts_say_of_sources_and_sinks() {
     let ids = crate::durable::manifest::list(&**driven.dir.disk(), &driven.dir.manifests()).unwrap();
     let manifest = driven.dir.manifest(ids[0]).unwrap();
     let progress = vec![bound(0), bound(1)];
-    assert_eq!(
-        manifest.sources,
-        [SourceState { name: "s".into(), progress: progress, watermark, activation_watermarks: activation_watermarks }]
-    );
+    assert_eq!(manifest.sources, [SourceState { name: "s".into(), progress, watermark, activation_watermarks }]);
     assert_eq!(manifest.sinks, [sink]);
 }
