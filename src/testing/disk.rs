@@ -30,7 +30,7 @@
 //!     let disk = CrashingDisk::new();
 //!     disk.put(path, b"old");
 //!     written(&disk).unwrap();
-//!     disk.acts()
+//!     disk.operations()
 //! };
 //! for (act, seed) in (0..acts).flat_map(|act| (0..20).map(move |seed| (act, seed))) {
 //!     let disk = CrashingDisk::new();

@@ -291,7 +291,7 @@ impl Script {
 /// let (input, sync) = (MemorySource::new(vec![vec![1i64, 2, 3]], |at| *at), SlowSync::new(20));
 /// TestRun::new().slow_sync(&sync).run(move |flow| {
 ///     let sync = sync.clone();
-///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_shown(epoch)));
+///     flow.read("input", &input).write("output", &Observer::new(move |epoch, _rows| sync.check_published(epoch)));
 /// })?;
 /// # Ok(()) }
 /// ```
